@@ -1,0 +1,33 @@
+"""The errors that end a command, and the exit codes they map to.
+
+Exit codes: 0 done; 1 anything unforeseen; 2 the user's input was wrong (`UserError`); 3 the plan
+does not fit; 75 interrupted but saved (`Interrupted`; the value is BSD's EX_TEMPFAIL, on which
+schedulers restart).
+"""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_USER_ERROR = 2
+EXIT_DOES_NOT_FIT = 3
+EXIT_INTERRUPTED = 75
+
+
+class UserError(Exception):
+    """The input was wrong. The message is one line: what, where, and what to write instead."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop and its state was saved. The message names the step."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A suggestion for a misspelt `name`: the closest of `valid`, or all of them if none is close.
+
+    Returns a clause to append to an error message, such as `did you mean 'lr'?`.
+    """
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"valid: {', '.join(valid)}" if valid else "none is valid here"

@@ -1,0 +1,34 @@
+"""Types that every floor of the house shares. Imports nothing of ours."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import numpy as np
+
+Array = jax.Array
+Params = Mapping[str, Any]
+Batch = Mapping[str, Array | np.ndarray]
+
+
+@flax.struct.dataclass
+class Features:
+    """What every backbone returns, so that every head fits every backbone.
+
+    grid: `[batch, height, width, dim]`, the last token or feature map (after the final norm).
+    pooled: `[batch, dim]`, one vector an image; None where the backbone was built without pooling.
+    stages: maps of decreasing resolution, each `[batch, h, w, dim_i]`; a plain ViT has one.
+    """
+
+    grid: Array | None
+    pooled: Array | None
+    stages: tuple[Array, ...] = ()
+
+
+class ArraySpec(NamedTuple):
+    """Shape (batch axis left out), dtype and meaning of one array of a batch."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    meaning: str = ""
