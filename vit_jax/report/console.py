@@ -1,0 +1,251 @@
+"""Progress on the console: one live line on a terminal, plain lines in a log file."""
+
+import collections
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TextIO
+
+_BAR_WIDTH_MAX = 28  # columns; wider bars say nothing more
+_BAR_WIDTH_MIN = 8
+_REDRAW_SECONDS = 0.05  # a terminal is not redrawn more often
+_RECENT_INTERVALS = 20  # reports that the recent step time is taken from
+
+_CLEAR_TO_END = "\x1b[K"
+_STYLES = {"bar": "36", "bold": "1", "dim": "2", "plain": ""}
+
+
+class _Field(NamedTuple):
+    """One piece of the live line; `rank` orders what is given up when the line is too long."""
+
+    text: str
+    style: str
+    rank: int
+
+
+class Progress:
+    """Shows how far training is, when it will end, and the numbers that matter meanwhile.
+
+    On a terminal one line is redrawn in place, cut to the terminal's width; elsewhere each
+    `update` prints a line. Colour follows NO_COLOR and TERM=dumb. A stream that breaks (a closed
+    pipe) ends the display, never the run.
+
+    Args:
+      total_steps: the last step of the run.
+      start_step: the step the run starts or resumes from.
+      stream: where to print; standard error if None.
+      clock: seconds, as `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._total_steps = total_steps
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._started = clock()
+        self._remaining_time = RemainingTime(total_steps)
+        self._step = start_step
+        self._metrics: dict[str, float] = {}
+        self._note = ""
+        self._drawn_at = -float("inf")
+        self._is_live = _is_terminal(self._stream)
+        self._is_drawn = False
+        self._is_broken = False
+        self._has_color = self._is_live and not os.environ.get("NO_COLOR")
+        self._glyphs = _glyphs(self._stream)
+
+    def update(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
+        """Reports that `step` is done; `metrics` under their names in the metrics log.
+
+        Shown are `train/loss`, `train/lr`, `train/images_per_sec` and
+        `train/input_wait_fraction`, as far as present. On a terminal a number stays until a newer
+        one replaces it.
+        """
+        now = self._clock()
+        self._remaining_time.report(step, now)
+        self._step, self._note = step, " ".join(note.split())
+        self._metrics.update(metrics)
+        if not self._is_live:
+            self._write(_log_line(self._where(), metrics, self._note) + "\n")
+        elif now - self._drawn_at >= _REDRAW_SECONDS or step >= self._total_steps:
+            self._drawn_at = now
+            self._draw()
+
+    def message(self, text: str) -> None:
+        """Prints `text` as lines of their own, above the live line if there is one."""
+        if self._is_drawn:
+            # One write, so that the terminal never shows a state in between.
+            self._write(f"\r{_CLEAR_TO_END}{text}\n{self._live_line()}")
+        else:
+            self._write(f"{text}\n")
+
+    def close(self) -> None:
+        """Leaves the live line as it is last known and moves below it; may be called twice."""
+        if self._is_drawn:
+            self._write(f"\r{self._live_line()}{_CLEAR_TO_END}\n")
+            self._is_drawn = False
+        self._is_live = False
+
+    def _draw(self) -> None:
+        # Overwriting and then clearing the rest, rather than the reverse, does not flicker.
+        self._write(f"\r{self._live_line()}{_CLEAR_TO_END}")
+        self._is_drawn = not self._is_broken
+
+    def _write(self, text: str) -> None:
+        if self._is_broken:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except UnicodeEncodeError:
+            self._stream.write(text.encode("ascii", "replace").decode())
+        except (OSError, ValueError):  # ValueError: the file was closed
+            self._is_broken, self._is_drawn = True, False
+
+    def _where(self) -> list[str]:
+        """Step, percent (100 only at the end) and time left, or taken once all is done."""
+        percent = 100 * self._step // max(self._total_steps, 1)
+        seconds = self._remaining_time.seconds()
+        if self._step >= self._total_steps:
+            when = f"took {format_duration(self._clock() - self._started)}"
+        else:
+            when = "ETA --" if seconds is None else f"ETA {format_duration(seconds)}"
+        return [f"{self._step}/{self._total_steps}", f"{percent}%", when]
+
+    def _live_line(self) -> str:
+        step, percent, eta = self._where()
+        names = ("loss", "lr", "rate", "wait")
+        ranks = {"loss": 1, "lr": 2, "rate": 3, "wait": 4}
+        numbers = _numbers(self._metrics)
+        fields = [
+            _Field(step, "bold", 0),
+            _Field(percent, "plain", 0),
+            _Field(eta, "plain", 1),
+            *(_Field(numbers[n], "plain", ranks[n]) for n in names if n in numbers),
+            _Field(self._note, "dim", 5),
+        ]
+        fields = [field for field in fields if field.text]
+        # The last column stays empty: writing there makes some terminals wrap.
+        columns = _columns(self._stream) - 1
+        while _length(fields) > columns and len(fields) > 1:
+            fields.remove(max(fields, key=lambda field: field.rank))
+        bar = self._bar(columns - _length(fields) - 2)
+        texts = [self._styled(field.text[:columns], field.style) for field in fields]
+        return bar + "  ".join(texts)
+
+    def _bar(self, columns: int) -> str:
+        width = min(columns, _BAR_WIDTH_MAX)
+        if width < _BAR_WIDTH_MIN:
+            return ""
+        done, rest = self._glyphs
+        filled = width * self._step // max(self._total_steps, 1)
+        filled = max(0, min(width, filled))
+        bar = self._styled(done * filled, "bar") + self._styled(rest * (width - filled), "dim")
+        return bar + "  "
+
+    def _styled(self, text: str, style: str) -> str:
+        code = _STYLES[style]
+        return f"\x1b[{code}m{text}\x1b[0m" if self._has_color and code and text else text
+
+
+class RemainingTime:
+    """Estimates the time to the last step from the times at which steps were reported.
+
+    Seconds a step are the larger of the median over recent reports, which pauses for evaluation
+    and saving do not move and a slow-down does, and the mean since the first report, which counts
+    the pauses that recur. The time before the first report, mostly compilation, counts for nothing.
+    """
+
+    def __init__(self, total_steps: int):
+        self._total_steps = total_steps
+        self._first: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
+        self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT_INTERVALS)
+
+    def report(self, step: int, now: float) -> None:
+        """`step` was done at `now` (seconds). A step reported again changes nothing."""
+        if self._first is None or self._last is None:
+            self._first = self._last = (step, now)
+            return
+        last_step, last_time = self._last
+        if step > last_step:
+            self._recent.append((now - last_time) / (step - last_step))
+            self._last = (step, now)
+
+    def seconds(self) -> float | None:
+        """Seconds left after the last report, or None while there is nothing to tell them from."""
+        if self._last is None:
+            return None
+        (first_step, first_time), (step, now) = self._first, self._last
+        if not self._recent:
+            return None
+        mean = (now - first_time) / (step - first_step)
+        return (self._total_steps - step) * max(statistics.median(self._recent), mean)
+
+
+def format_duration(seconds: float) -> str:
+    """`seconds` in at most two units: `42s`, `1m 05s`, `2h 10m`, `3d 04h`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    for size, unit, part_size, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "m")):
+        if seconds >= size:
+            return f"{seconds // size}{unit} {seconds % size // part_size:02d}{part}"
+    return f"{seconds // 60}m {seconds % 60:02d}s"
+
+
+def _numbers(metrics: Mapping[str, float]) -> dict[str, str]:
+    """The numbers the console shows, formatted, by short name."""
+    formats = {
+        "loss": ("train/loss", lambda value: f"loss {value:.4g}"),
+        "lr": ("train/lr", lambda value: f"lr {value:.3g}"),
+        "rate": ("train/images_per_sec", lambda value: f"{value:,.0f} images/s"),
+        "wait": ("train/input_wait_fraction", lambda value: f"input wait {value:.0%}"),
+    }
+    return {
+        short: show(metrics[name]) for short, (name, show) in formats.items() if name in metrics
+    }
+
+
+def _log_line(where: list[str], metrics: Mapping[str, float], note: str) -> str:
+    step, percent, eta = where
+    pieces = [f"step {step} ({percent})", eta, *_numbers(metrics).values(), note]
+    return "  ".join(piece for piece in pieces if piece)
+
+
+def _length(fields: list[_Field]) -> int:
+    return sum(len(field.text) for field in fields) + 2 * (len(fields) - 1)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty() and os.environ.get("TERM") != "dumb"
+    except (AttributeError, ValueError):
+        return False
+
+
+def _columns(stream: TextIO) -> int:
+    """Width of the terminal behind `stream`, now: a window may be resized during the run."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        columns = 0
+    return columns or shutil.get_terminal_size().columns
+
+
+def _glyphs(stream: TextIO) -> tuple[str, str]:
+    """What the bar is drawn with, done and to do, within the stream's encoding."""
+    glyphs = ("━", "─")
+    try:
+        "".join(glyphs).encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return ("#", "-")
+    return glyphs
