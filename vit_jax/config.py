@@ -1,0 +1,498 @@
+"""The configuration: every key with its default, its unit, and what may change on resume.
+
+A config file is Python: `get_config(arg)` starts from `default_config()`, sets keys and returns it.
+`load` reads the file, applies `--config.key=value` overrides and validates; what comes out is
+locked and complete, so that no later code needs a default of its own.
+
+Durations (`total`, `log.every`, `optim.schedule.warmup`, ...) are an int (steps) or a string with
+a unit: `"90 epochs"`, `"10_000 steps"`, `"1_000_000 examples"`, `"5 percent"` (of `total`).
+
+Sections marked open (`model`, `task`, `optim.args`, `data.args`) take keys that their owner checks:
+the fields of the model or task that `name` selects, the arguments of the optimizer or source.
+"""
+
+import ast
+import difflib
+import importlib.util
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UserError, nearest
+from vit_jax.optim.spec import DEFAULTS as OPTIM_DEFAULTS
+
+VERSION = 1
+"""Version of `config.json`; `MIGRATIONS[v]` turns a stored config of version v into v + 1."""
+
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {}
+
+FREE, WARNED, FIXED = "free", "warned", "fixed"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One config key.
+
+    default: the value if no config sets it; its type is the key's type.
+    on_resume: what a changed value does to a workdir that has a checkpoint: "free" is silent,
+      "warned" resumes and says what changed, "fixed" refuses.
+    kind: "plain"; "duration" (int or string with a unit); "open" (a section checked by its owner).
+    exceptions: for open sections, keys whose `on_resume` differs from the section's.
+    """
+
+    default: Any
+    on_resume: str
+    doc: str
+    kind: str = "plain"
+    exceptions: Mapping[str, str] = types.MappingProxyType({})
+
+
+def _duration(default: int | str, on_resume: str, doc: str) -> Key:
+    return Key(default, on_resume, doc, kind="duration")
+
+
+def _open(default: dict, on_resume: str, doc: str, **exceptions: str) -> Key:
+    return Key(default, on_resume, doc, kind="open", exceptions=exceptions)
+
+
+_OPTIM_KINDS = {"args": "open", "warmup": "duration", "cooldown": "duration"}
+
+
+def _optim_schema(defaults: Mapping[str, Any]) -> dict:
+    """`optim`'s keys, whose table and documentation live with the optimizers."""
+    return {
+        name: _optim_schema(value)
+        if isinstance(value, Mapping) and name != "args"
+        else Key(
+            value,
+            FIXED if name == "name" and defaults is OPTIM_DEFAULTS else WARNED,
+            "see vit_jax/optim/spec.py",
+            kind=_OPTIM_KINDS.get(name, "plain"),
+        )
+        for name, value in defaults.items()
+    }
+
+
+SCHEMA: dict[str, Any] = {
+    "seed": Key(0, FIXED, "root of every random key and of the order of the data"),
+    "total": _duration("90 epochs", WARNED, "length of training"),
+    "batch_size": Key(1024, FIXED, "examples a step, over all devices and processes"),
+    "accum_steps": Key(1, WARNED, "micro-batches whose gradients are averaged into one step"),
+    "max_skipped_steps": Key(
+        0, FREE, "non-finite steps in a row that are skipped before the run stops"
+    ),
+    "ema_decay": Key(0.0, WARNED, "decay of the exponential moving average of parameters; 0 = off"),
+    "precision": Key(
+        "default", WARNED, "matmul precision of float32 products: default, high or highest"
+    ),
+    "model": _open(
+        {"name": "vit_s16"},
+        FIXED,
+        "`name` and any field of that model",
+        remat=FREE,
+        attention=FREE,
+        dtype=WARNED,
+        dropout=WARNED,
+        attention_dropout=WARNED,
+        drop_path=WARNED,
+        patch_drop=WARNED,
+    ),
+    "task": _open({"name": "classification"}, WARNED, "`name` and the task's fields", name=FIXED),
+    "data": {
+        "source": Key("tfds", FIXED, "tfds, folder, npz, fake or package.module:Class"),
+        "name": Key("imagenet2012", FIXED, "dataset name (tfds), folder or file"),
+        "dir": Key("", FREE, "where prepared TFDS datasets are; empty = TFDS's own default"),
+        "split": Key("train", FIXED, "training split, such as train[:99%]"),
+        "pp": Key("", WARNED, "training preprocessing, ops joined by |"),
+        "eval_pp": Key("", FREE, "evaluation preprocessing"),
+        "args": _open({}, FIXED, "arguments of the source"),
+        "on_bad_image": Key("fail", WARNED, "unreadable training image: fail or skip (replaced)"),
+        "threads": Key(0, FREE, "decoding threads; 0 = one a core"),
+        "prefetch": Key(2, FREE, "batches kept ready on the host and on the device"),
+    },
+    "eval": {
+        "every": _duration("10 percent", FREE, "between evaluations; one more follows the last"),
+        "batch_size": Key(0, FREE, "examples a step; 0 = batch_size"),
+        "sets": _open(
+            {"val": {"split": "validation"}},
+            FREE,
+            "name -> {split, and source, name, dir, pp or args where they differ from data's}",
+        ),
+    },
+    "optim": _optim_schema(OPTIM_DEFAULTS),
+    "mesh": {
+        "data": Key(-1, FREE, "devices over which only the batch is split; -1 = the rest"),
+        "fsdp": Key(1, FREE, "devices over which batch, parameters and optimizer are split"),
+        "tensor": Key(1, FREE, "devices over which heads and MLP are split"),
+    },
+    "checkpoint": {
+        "every": _duration("10 percent", FREE, "between saves; one more follows the last step"),
+        "keep_last": Key(2, FREE, "newest checkpoints kept"),
+        "keep_best": Key(
+            "", FREE, "metric whose best checkpoint is kept too, such as val/accuracy"
+        ),
+    },
+    "log": {
+        "every": _duration("1 percent", FREE, "between rows of metrics"),
+        "tensorboard": Key(True, FREE, "write TensorBoard events beside metrics.jsonl"),
+    },
+    "compilation_cache": Key(
+        "~/.cache/vit_jax/xla", FREE, "folder of compiled programs; empty = no cache"
+    ),
+}
+
+EVAL_SET_KEYS = ("split", "source", "name", "dir", "pp", "args")
+
+
+def default_config() -> ConfigDict:
+    """A config with every key at its default, locked against unknown keys."""
+    config = ConfigDict(_defaults(SCHEMA), type_safe=False, convert_dict=True)
+    config.lock()
+    for path, key in _walk(SCHEMA):
+        if key.kind == "open":
+            section = _get(config, path)
+            section.unlock()
+    return config
+
+
+def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+    """The config that `FILE.py[:arguments]` and `--config.key=value` overrides describe.
+
+    Raises:
+      UserError: the file or its `get_config` is missing, an argument or key is unknown, or a value
+        has the wrong type.
+    """
+    path, _, arg = spec.partition(":") if not Path(spec).exists() else (spec, "", "")
+    config = _import_file(path).get_config(arg)
+    for dotted, text in (overrides or {}).items():
+        set_key(config, dotted, _parse_value(text))
+    return validate(config)
+
+
+def _import_file(path: str) -> types.ModuleType:
+    if not Path(path).is_file():
+        siblings = [str(p) for p in Path(path).parent.glob("*.py")]
+        raise UserError(f"config {path!r}: no such file; {nearest(path, siblings)}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"config {path}:{error.lineno}: {error.msg}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config {path!r} defines no get_config(arg)")
+    return module
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
+    """The arguments behind a config file's colon: `variant=S/16,runlocal` → a namespace.
+
+    Values take the type of their default; a lone name sets a boolean; a lone value that is no
+    name goes to the first key. (The convention of big_vision's config files.)
+    """
+    values = dict(defaults)
+    for position, item in enumerate(filter(None, (arg or "").split(","))):
+        name, equals, text = item.partition("=")
+        if not equals:
+            if isinstance(defaults.get(name), bool):
+                text = "True"
+            elif position == 0 and name not in defaults and defaults:
+                name, text = next(iter(defaults)), item
+        if name not in defaults:
+            raise UserError(f"config argument {name!r} is unknown; {nearest(name, defaults)}")
+        default = defaults[name]
+        value = text if isinstance(default, str) else _parse_value(text)
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if default is not None and type(value) is not type(default):
+            raise UserError(
+                f"config argument {name}={text!r} must be of type {type(default).__name__}"
+            )
+        values[name] = value
+    return types.SimpleNamespace(**values)
+
+
+def set_key(config: ConfigDict, dotted: str, value: Any) -> None:
+    """Sets `config.a.b.c`; a key outside the schema is a `UserError` that suggests a near one."""
+    *parents, last = dotted.split(".")
+    section = config
+    for depth, name in enumerate(parents):
+        child = section[name] if name in section else None
+        if not isinstance(child, ConfigDict):
+            if child is None and not section.is_locked:
+                child = section[name] = ConfigDict(type_safe=False)
+            else:
+                _unknown(config, ".".join(parents[: depth + 1]))
+        section = child
+    if last not in section and section.is_locked:
+        _unknown(config, dotted)
+    if isinstance(section.get(last), ConfigDict):
+        raise UserError(f"config.{dotted} is a section; set one of its keys: {_names(section)}")
+    section[last] = value
+
+
+def _unknown(config: ConfigDict, dotted: str) -> None:
+    known = [path for path, _ in flatten(config.to_dict())]
+    close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.7)
+    by_leaf = [path for path in known if path.split(".")[-1] == dotted.split(".")[-1]]
+    if close or by_leaf:
+        raise UserError(f"config.{dotted} is unknown; did you mean config.{(close or by_leaf)[0]}?")
+    raise UserError(f"config.{dotted} is unknown; sections and keys: {_names(config)}")
+
+
+def _names(section: ConfigDict) -> str:
+    return ", ".join(sorted(section))
+
+
+def _parse_value(text: str) -> Any:
+    """A Python literal where the text is one, else the text; `true` and `false` are booleans."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+    """`config` as a complete, locked copy.
+
+    Raises:
+      UserError: an unknown or missing key, a wrong type, or values that cannot go together.
+    """
+    given = config.to_dict()
+    _check_section(given, SCHEMA, "")
+    _check_values(given)
+    result = ConfigDict(given, type_safe=False)
+    result.lock()
+    return result
+
+
+def _check_section(given: dict, schema: Mapping[str, Any], prefix: str) -> None:
+    for name in given:
+        if name not in schema:
+            raise UserError(f"config.{prefix}{name} is unknown; {nearest(name, schema)}")
+    for name, entry in schema.items():
+        dotted = prefix + name
+        if name not in given:
+            raise UserError(f"config.{dotted} is missing; start from vit_jax.config.default_config")
+        if isinstance(entry, dict):
+            if not isinstance(given[name], dict):
+                raise UserError(f"config.{dotted} must be a section with keys {sorted(entry)}")
+            _check_section(given[name], entry, dotted + ".")
+        else:
+            given[name] = _checked(given[name], entry, dotted)
+
+
+def _checked(value: Any, key: Key, dotted: str) -> Any:
+    expected = type(key.default)
+    if key.kind == "duration":
+        parse_duration(value, dotted)
+        return value
+    if key.kind == "open":
+        if not isinstance(value, dict):
+            raise UserError(f"config.{dotted} must be a section, got {value!r}")
+        return value
+    if key.default is None:
+        return value
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if expected in (list, tuple) and isinstance(value, list | tuple):
+        return value
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise UserError(
+            f"config.{dotted} must be of type {expected.__name__}, got {value!r}"
+            f" ({type(value).__name__})"
+        )
+    return value
+
+
+def _check_values(given: dict) -> None:
+    """Combinations that no single key's type can rule out."""
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise UserError(message)
+
+    require(given["batch_size"] > 0, f"config.batch_size={given['batch_size']} must be positive")
+    require(given["accum_steps"] > 0, f"config.accum_steps={given['accum_steps']} must be positive")
+    require(
+        given["batch_size"] % given["accum_steps"] == 0,
+        f"config.batch_size={given['batch_size']} is not divisible by"
+        f" config.accum_steps={given['accum_steps']}",
+    )
+    require(0 <= given["ema_decay"] < 1, f"config.ema_decay={given['ema_decay']}: write 0 to 0.9999")
+    require(
+        given["precision"] in ("default", "high", "highest"),
+        f"config.precision={given['precision']!r}: write default, high or highest",
+    )
+    require(
+        given["data"]["on_bad_image"] in ("fail", "skip"),
+        f"config.data.on_bad_image={given['data']['on_bad_image']!r}: write fail or skip",
+    )
+    require(given["checkpoint"]["keep_last"] >= 1, "config.checkpoint.keep_last must be at least 1")
+    for section in ("model", "task"):
+        require("name" in given[section], f"config.{section}.name is missing")
+    for axis, size in given["mesh"].items():
+        require(size == -1 or size >= 1, f"config.mesh.{axis}={size}: write -1 or a positive number")
+    for name, entry in given["eval"]["sets"].items():
+        for key in entry:
+            require(
+                key in EVAL_SET_KEYS,
+                f"config.eval.sets.{name}.{key} is unknown; {nearest(key, EVAL_SET_KEYS)}",
+            )
+
+
+_DURATION = re.compile(r"^\s*([\d_]*\.?[\d_]+(?:e\d+)?)\s*([a-z%]*)\s*$")
+_UNITS = {
+    "": "steps", "step": "steps", "steps": "steps", "ep": "epochs", "epoch": "epochs",
+    "epochs": "epochs", "example": "examples", "examples": "examples", "%": "percent",
+    "percent": "percent",
+}  # fmt: skip
+
+
+def parse_duration(value: int | str, name: str = "duration") -> tuple[float, str]:
+    """`"90 epochs"` → `(90.0, "epochs")`; a plain int counts steps.
+
+    Raises:
+      UserError: no number, or an unknown unit.
+    """
+    match = _DURATION.match(str(value)) if isinstance(value, int | str) else None
+    if isinstance(value, bool) or not match or match[2] not in _UNITS:
+        raise UserError(
+            f"config.{name}={value!r} is no duration; write steps as a number, or a string such as"
+            " '90 epochs', '1000 examples', '5 percent'"
+        )
+    return float(match[1].replace("_", "")), _UNITS[match[2]]
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Turns durations into whole steps: rounded to the nearest, at least 1 unless zero.
+
+    Called with an int or string. `total` is the length of training in steps.
+    """
+
+    total: int
+    batch_size: int
+    num_examples: int
+
+    def __call__(self, value: int | str, name: str = "duration") -> int:
+        amount, unit = parse_duration(value, name)
+        steps = {
+            "steps": amount,
+            "epochs": amount * self.num_examples / self.batch_size,
+            "examples": amount / self.batch_size,
+            "percent": amount / 100 * self.total,
+        }[unit]
+        return max(1, round(steps)) if amount else 0
+
+
+def durations(config: ConfigDict, num_examples: int) -> Duration:
+    """The run's clock: `config.total` against a training split of `num_examples`."""
+    _, unit = parse_duration(config.total, "total")
+    if unit == "percent":
+        raise UserError(f"config.total={config.total!r} cannot be a percentage of itself")
+    total = Duration(0, config.batch_size, num_examples)(config.total, "total")
+    return Duration(total, config.batch_size, num_examples)
+
+
+def changes(old: Mapping, new: Mapping) -> dict[str, list[str]]:
+    """What differs between a workdir's stored config and today's, by what it means on resume.
+
+    Returns {"free": [...], "warned": [...], "fixed": [...]} of lines `key: old → new`.
+    """
+    before, after = dict(flatten(old)), dict(flatten(new))
+    found: dict[str, list[str]] = {FREE: [], WARNED: [], FIXED: []}
+    for path in sorted(before.keys() | after.keys()):
+        was, now = before.get(path), after.get(path)
+        if was != now:
+            found[_on_resume(path)].append(f"{path}: {was!r} → {now!r}")
+    return found
+
+
+def _on_resume(dotted: str) -> str:
+    entry, names = SCHEMA, dotted.split(".")
+    for position, name in enumerate(names):
+        entry = entry.get(name, FIXED) if isinstance(entry, dict) else entry
+        if isinstance(entry, Key):
+            rest = names[position + 1 :]
+            return entry.exceptions.get(rest[0], entry.on_resume) if rest else entry.on_resume
+    return FIXED
+
+
+def migrate(stored: dict, version: int) -> dict:
+    """A stored config of an older version, brought to today's schema.
+
+    Keys that were added since then take their defaults.
+
+    Raises:
+      UserError: the workdir was written by a newer version of this package.
+    """
+    if version > VERSION:
+        raise UserError(
+            f"the workdir's config has version {version}, this package reads up to {VERSION};"
+            " update the package"
+        )
+    for step in range(version, VERSION):
+        stored = MIGRATIONS[step](stored)
+    config = default_config()
+    for path, value in flatten(stored, SCHEMA):
+        set_key(config, path, value)
+    return validate(config).to_dict()
+
+
+def flatten(
+    section: Mapping, schema: Mapping | None = None, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Leaves of a nested mapping as (dotted path, value).
+
+    With a schema, a section that it declares open is one leaf. Tuples read as lists, as in JSON.
+    """
+    for name, value in section.items():
+        entry = schema.get(name) if schema is not None else None
+        is_open = isinstance(entry, Key) and entry.kind == "open"
+        if isinstance(value, Mapping) and not is_open:
+            deeper = entry if isinstance(entry, dict) else None
+            yield from flatten(value, deeper, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _jsonlike(value)
+
+
+def _jsonlike(value: Any) -> Any:
+    return [_jsonlike(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def describe() -> str:
+    """Every key with its default and meaning, for `train --help`."""
+    lines = []
+    for path, key in _walk(SCHEMA):
+        lines.append(f"  {'.'.join(path)}={key.default!r}")
+        lines.append(f"      {key.doc} [on resume: {key.on_resume}]")
+    return "\n".join(lines)
+
+
+def _walk(schema: Mapping, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Key]]:
+    for name, entry in schema.items():
+        if isinstance(entry, Key):
+            yield (*prefix, name), entry
+        else:
+            yield from _walk(entry, (*prefix, name))
+
+
+def _defaults(schema: Mapping) -> dict:
+    return {
+        name: entry.default if isinstance(entry, Key) else _defaults(entry)
+        for name, entry in schema.items()
+    }
+
+
+def _get(config: ConfigDict, path: tuple[str, ...]) -> Any:
+    for name in path:
+        config = config[name]
+    return config

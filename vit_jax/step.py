@@ -1,0 +1,230 @@
+"""The training state and the compiled steps over it.
+
+Every random number is a function of (seed, purpose, step): `random_key` is the only source of
+keys, so a resumed run, or one on another mesh, draws what the undisturbed run would have drawn.
+"""
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import optim, sharding
+from vit_jax.optim.averaging import ema_update
+from vit_jax.tasks import TaskProtocol
+from vit_jax.types import Array, Batch, Params
+
+
+class Purpose(enum.IntEnum):
+    """What a random key is for. The numbers are part of every result: never renumber."""
+
+    INIT = 0
+    PERTURB = 1
+    DROPOUT = 2
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that a step changes.
+
+    step: int32, updates tried so far; also selects the batch, the keys and the learning rate.
+    seed: uint32, root of the random keys.
+    params, opt_state: as the model and the optimizer made them.
+    ema: moving average of `params`, or None where `config.ema_decay` is 0.
+    bad_steps: int32, steps in a row whose loss or gradient was not finite.
+    """
+
+    step: Array
+    seed: Array
+    params: Params
+    opt_state: Any
+    ema: Params | None
+    bad_steps: Array
+
+
+def random_key(seed: Array, purpose: Purpose, step: Array | int = 0) -> Array:
+    """The key for one purpose at one step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+
+
+def init_state(
+    task: TaskProtocol,
+    optimizer: optim.Optimizer,
+    *,
+    seed: int,
+    ema: bool,
+    mesh: Mesh,
+) -> tuple[Callable[[], State], State]:
+    """How to make the first state, and its abstract form with shardings.
+
+    Returns (`make`, `abstract`). `make()` is compiled with the shardings as outputs, so that a
+    model larger than one device's memory never exists on a single one.
+    """
+
+    def make() -> State:
+        params = nn.unbox(task.init(random_key(jnp.uint32(seed), Purpose.INIT)))
+        return State(
+            step=jnp.int32(0),
+            seed=jnp.uint32(seed),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, params) if ema else None,
+            bad_steps=jnp.int32(0),
+        )
+
+    with sharding.activate(mesh):
+        boxed = abstract_params(task)
+        shapes = jax.eval_shape(make)
+        shardings = state_shardings(shapes, boxed, mesh)
+        abstract = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            shapes,
+            shardings,
+        )
+    compiled = jax.jit(make, out_shardings=shardings)
+
+    def make_on_mesh() -> State:
+        with sharding.activate(mesh):
+            return compiled()
+
+    return make_on_mesh, abstract
+
+
+def abstract_params(task: TaskProtocol) -> Params:
+    """Shapes of the parameters, boxed with their logical axes; nothing is computed."""
+    return jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def state_shardings(shapes: State, boxed: Params, mesh: Mesh) -> State:
+    """Where each array of the state lives: copies of parameters beside their parameters."""
+    params = sharding.param_shardings(boxed, mesh)
+    everywhere = sharding.replicated(mesh)
+    return State(
+        step=everywhere,
+        seed=everywhere,
+        params=params,
+        opt_state=sharding.shardings_like(shapes.opt_state, shapes.params, params, mesh),
+        ema=params if shapes.ema is not None else None,
+        bad_steps=everywhere,
+    )
+
+
+def make_train_step(
+    task: TaskProtocol,
+    optimizer: optim.Optimizer,
+    abstract: State,
+    mesh: Mesh,
+    *,
+    accum_steps: int = 1,
+    ema_decay: float = 0.0,
+    max_skipped_steps: int = 0,
+) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
+    """The jitted step `(state, batch) → (state, metrics)`; the state's buffers are reused.
+
+    A step whose loss or gradient is not finite changes nothing but the counters. After more than
+    `max_skipped_steps` of them in a row every later update is held back too, so that the state
+    stays the last good one until the loop notices.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        batch = task.perturb(batch, random_key(state.seed, Purpose.PERTURB, state.step))
+        key = random_key(state.seed, Purpose.DROPOUT, state.step)
+        loss, grads = _loss_and_grads(task, state.params, batch, key, accum_steps, mesh)
+        # Without this the partitioner may leave gradients whole on every device.
+        grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
+        params = optax.apply_updates(state.params, updates)
+        ema = None
+        if state.ema is not None:
+            ema = ema_update(state.ema, params, state.step, ema_decay)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        accepted = finite & (state.bad_steps <= max_skipped_steps)
+        changed = (params, opt_state, ema)
+        unchanged = (state.params, state.opt_state, state.ema)
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old), changed, unchanged
+        )
+        metrics = {
+            "loss": loss,
+            "lr": optimizer.lr(state.step),
+            "grad_norm": grad_norm,
+            "bad_steps": jnp.where(accepted, 0, state.bad_steps + 1),
+        }
+        new_state = State(
+            step=state.step + 1,
+            seed=state.seed,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            bad_steps=metrics["bad_steps"],
+        )
+        return new_state, metrics
+
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _loss_and_grads(
+    task: TaskProtocol, params: Params, batch: Batch, key: Array, accum_steps: int, mesh: Mesh
+) -> tuple[Array, Params]:
+    """Mean loss over the batch and its gradient, one micro-batch at a time.
+
+    Micro-batch i holds rows i, i + accum_steps, ...: every device keeps its own rows, where
+    consecutive blocks would move them. Each has a dropout key of its own.
+    """
+
+    def total(params: Params, part: Batch, key: Array) -> tuple[Array, Array]:
+        return task.objective(params, part, key)
+
+    value_and_grad = jax.value_and_grad(total, has_aux=True)
+    if accum_steps == 1:
+        (loss, count), grads = value_and_grad(params, batch, key)
+    else:
+        where = NamedSharding(mesh, P(None, sharding.BATCH_AXES))
+
+        def split(array: Array) -> Array:
+            parts = array.reshape(-1, accum_steps, *array.shape[1:]).swapaxes(0, 1)
+            return jax.lax.with_sharding_constraint(parts, where)
+
+        def add(sums: Any, micro: tuple[Batch, Array]) -> tuple[Any, None]:
+            part, index = micro
+            return jax.tree.map(
+                jnp.add, sums, value_and_grad(params, part, jax.random.fold_in(key, index))
+            ), None
+
+        zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
+        parts = jax.tree.map(split, batch)
+        ((loss, count), grads), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accum_steps)))
+    return loss / count, jax.tree.map(lambda g: g / count, grads)
+
+
+def make_eval_step(
+    task: TaskProtocol, abstract: State, mesh: Mesh
+) -> Callable[[Params, Batch, Mapping[str, Array]], dict[str, Array]]:
+    """The jitted `(params, batch, sums) → sums`, adding a batch's statistics to the running ones."""
+    params = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+
+    def eval_step(params: Params, batch: Batch, sums: Mapping[str, Array]) -> dict[str, Array]:
+        return jax.tree.map(jnp.add, dict(sums), task.eval_sums(params, batch))
+
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(
+        eval_step,
+        in_shardings=(params, sharding.batch_sharding(mesh), everywhere),
+        out_shardings=everywhere,
+        donate_argnums=2,
+    )

@@ -1,0 +1,93 @@
+"""Tasks: what a backbone is trained to do.
+
+A task is one module here (or outside, named `package.module:Class`) whose class `Task` follows
+`TaskProtocol`. It owns the meaning of the batch, the head, on-device perturbation, the loss, the
+metrics and what the report shows; the loop, the step and the evaluation know nothing of it.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import flax.linen as nn
+import numpy as np
+
+from vit_jax.errors import UserError, nearest
+from vit_jax.types import Array, ArraySpec, Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """What a task must know about the data before it can build its head.
+
+    spec: the pipeline's arrays, name → shape and dtype of one example.
+    num_classes: classes of the labels. class_names: their names, if the source has them.
+    """
+
+    spec: Mapping[str, ArraySpec]
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+
+
+class TaskProtocol(Protocol):
+    """The contract between a task and the step, the evaluation and the report."""
+
+    model: nn.Module
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters, boxed with their logical axis names."""
+
+    def perturb(self, batch: Batch, key: Array) -> Batch:
+        """Training only, on the device, over the global batch: mixing, erasing."""
+
+    def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """(sum of losses, number of terms) of a training micro-batch, float32 scalars."""
+
+    def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Additive statistics of a batch; rows whose `mask` is 0 count for nothing."""
+
+    def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Final scalars from statistics added up over a whole split."""
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Per-example outputs that `sections` and the `predict` command show."""
+
+    def sections(self, examples: Mapping[str, np.ndarray]) -> list:
+        """Report sections from the examples of a split and their predictions, joined by name."""
+
+    headline: str
+    """The metric that names a run's quality, such as `accuracy`."""
+
+
+def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> TaskProtocol:
+    """The task that `config.task` describes, around the backbone of `config.model`.
+
+    Raises:
+      UserError: unknown task, task field, model or model field; data that does not fit the task.
+    """
+    fields = dict(task)
+    name = fields.pop("name")
+    task_class = _find(name)
+    known = {field.name for field in dataclasses.fields(task_class) if field.init}
+    for field in fields:
+        if field not in known - {"model", "info"}:
+            raise UserError(
+                f"config.task.{field} is no field of task {name!r};"
+                f" {nearest(field, known - {'model', 'info'})}"
+            )
+    return task_class.create(model, info, **fields)
+
+
+def _find(name: str) -> type:
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"config.task.name={name!r}: {error}") from error
+    tasks = [module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"]
+    if name not in tasks:
+        raise UserError(f"config.task.name={name!r} is unknown; {nearest(name, tasks)}")
+    return importlib.import_module(f"{__name__}.{name}").Task

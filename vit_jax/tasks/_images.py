@@ -1,0 +1,72 @@
+"""What tasks do to images on the device: normalising, and mixing whole examples."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError
+from vit_jax.types import Array
+
+
+def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    """uint8 images → float32 `(x - mean) / std`, mean and std in 0..255, one or one a channel.
+
+    Float images pass unchanged: a pipeline that sends floats has set the range itself.
+    """
+    if images.dtype != jnp.uint8:
+        return images
+    return (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def mixup(key: Array, alpha: float, *arrays: Array) -> tuple[Array, ...]:
+    """Convex mixes of each example with its neighbour in the batch (Zhang et al. 2018, eq. 1).
+
+    One coefficient a batch, from Beta(alpha, alpha) reflected to at least 0.5, so that an example
+    stays mostly itself. The partner is the previous row of the global batch, cyclically: a roll
+    moves one row between devices where a random pairing would gather the batch.
+    """
+    coefficient = jax.random.beta(key, alpha, alpha)
+    return mix(jnp.maximum(coefficient, 1 - coefficient), *arrays)
+
+
+def mix(coefficient: Array, *arrays: Array) -> tuple[Array, ...]:
+    """`a·x + (1 - a)·roll(x)` for every array."""
+    return tuple(coefficient * x + (1 - coefficient) * jnp.roll(x, 1, axis=0) for x in arrays)
+
+
+def cutmix(key: Array, alpha: float, images: Array, labels: Array) -> tuple[Array, Array]:
+    """Pastes one box of the neighbour's image; labels mix by area (Yun et al. 2019, section 3.1).
+
+    One box a batch; its area share is 1 - Beta(alpha, alpha) before clipping at the border.
+    """
+    height, width = images.shape[1:3]
+    key_area, key_y, key_x = jax.random.split(key, 3)
+    side = jnp.sqrt(1 - jax.random.beta(key_area, alpha, alpha))
+    inside_y = _interval(key_y, side, height)
+    inside_x = _interval(key_x, side, width)
+    box = inside_y[:, None] & inside_x[None, :]
+    mixed = jnp.where(box[None, :, :, None], jnp.roll(images, 1, axis=0), images)
+    share = box.mean(dtype=jnp.float32)
+    return mixed, (1 - share) * labels + share * jnp.roll(labels, 1, axis=0)
+
+
+def _interval(key: Array, share: Array, size: int) -> Array:
+    """Mask of `size` cells: those within `share·size / 2` of a uniform centre."""
+    centre = jax.random.uniform(key, maxval=size)
+    cells = jnp.arange(size) + 0.5
+    return jnp.abs(cells - centre) < share * size / 2
+
+
+def check_geometry(model: nn.Module, shape: tuple[int, ...], crop_to_patches: bool) -> None:
+    """Raises a `UserError` where patches do not tile `shape` `(h, w, c)` and nobody allowed it."""
+    backbone = getattr(model, "backbone", model)
+    patch = getattr(backbone, "patch_size", None)
+    if patch is None or crop_to_patches:
+        return
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    if shape[0] % height or shape[1] % width:
+        raise UserError(
+            f"config.model.patch_size={patch} does not divide the image of {shape[0]}×{shape[1]}"
+            " pixels; change config.data.pp's size, or drop the excess with"
+            " --config.task.crop_to_patches=true"
+        )

@@ -1,0 +1,214 @@
+"""Image classification: one label, or several, for each image.
+
+The plug-in that other tasks copy: fields are the keys of `config.task`, methods are
+`TaskProtocol`'s.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vit_jax import models
+from vit_jax.errors import UserError
+from vit_jax.report import Section, figures
+from vit_jax.tasks import DataInfo
+from vit_jax.tasks._images import check_geometry, cutmix, mixup, normalise
+from vit_jax.types import Array, Batch, Params
+
+LOSSES = {
+    "softmax": optax.softmax_cross_entropy,
+    "sigmoid": lambda logits, labels: optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1),
+}
+HARDEST = 24
+"""Mistakes that the report shows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Classification with softmax or sigmoid cross-entropy.
+
+    loss: "softmax", or "sigmoid" (each class on its own, summed over classes).
+    label_smoothing: share of the target that is spread evenly over all classes.
+    mixup, cutmix: Beta parameter of each, 0 = off. With both, a fair coin picks one a batch.
+    mean, std: of uint8 images, in 0..255, one value or one a channel; the defaults give [-1, 1].
+    crop_to_patches: accept images whose last rows and columns fill no patch and are dropped.
+    """
+
+    model: nn.Module
+    info: DataInfo
+    loss: str = "softmax"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mean: tuple[float, ...] = (127.5,)
+    std: tuple[float, ...] = (127.5,)
+    crop_to_patches: bool = False
+
+    headline = "accuracy"
+
+    @classmethod
+    def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> "Task":
+        """The task around the backbone of `config.model`.
+
+        Raises:
+          UserError: a field has no such value, or the data has no images or labels of this kind.
+        """
+        backbone = models.build(**{"num_classes": info.num_classes, **model})
+        task = cls(backbone, info, **fields)
+        if task.loss not in LOSSES:
+            raise UserError(f"config.task.loss={task.loss!r}: write {' or '.join(LOSSES)}")
+        task._check_data()
+        return task
+
+    def _check_data(self) -> None:
+        wanted = {
+            "image": "uint8 or float32 [height, width, channels]",
+            "label": f"int32 [] or float32 [{self.info.num_classes}]",
+        }
+        image, label = (self.info.spec.get(name) for name in wanted)
+        image_fits = image is not None and len(image.shape) == 3
+        label_fits = label is not None and label.shape in ((), (self.info.num_classes,))
+        if not (image_fits and label_fits):
+            given = {name: f"{s.dtype} {list(s.shape)}" for name, s in self.info.spec.items()}
+            raise UserError(
+                f"the data does not fit task classification: it wants {wanted}, the pipeline"
+                f" (config.data) gives {given}"
+            )
+        check_geometry(self.model, image.shape, self.crop_to_patches)
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters, boxed with their logical axis names."""
+        images = jnp.zeros((1, *self.info.spec["image"].shape), jnp.float32)
+        return self.model.init(key, images)["params"]
+
+    def perturb(self, batch: Batch, key: Array) -> Batch:
+        """Normalised images and soft labels of the training batch, mixed where asked."""
+        images = normalise(batch["image"], self.mean, self.std)
+        labels = self._soft_labels(batch["label"])
+        key_coin, key_mix = jax.random.split(key)
+        if self.mixup and self.cutmix:
+            images, labels = jax.lax.cond(
+                jax.random.bernoulli(key_coin),
+                lambda: mixup(key_mix, self.mixup, images, labels),
+                lambda: cutmix(key_mix, self.cutmix, images, labels),
+            )
+        elif self.mixup:
+            images, labels = mixup(key_mix, self.mixup, images, labels)
+        elif self.cutmix:
+            images, labels = cutmix(key_mix, self.cutmix, images, labels)
+        return {"image": images, "label": labels}
+
+    def _soft_labels(self, labels: Array) -> Array:
+        dense = self._dense_labels(labels)
+        return optax.smooth_labels(dense, self.label_smoothing) if self.label_smoothing else dense
+
+    def _dense_labels(self, labels: Array) -> Array:
+        """int32 `[b]` → one-hot `[b, classes]`; multi-hot rows pass."""
+        if labels.ndim == 1:
+            return jax.nn.one_hot(labels, self.info.num_classes)
+        return labels.astype(jnp.float32)
+
+    def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """(sum of the examples' losses, their number) of a perturbed micro-batch."""
+        logits = self.model.apply(
+            {"params": params}, batch["image"], train=True, rngs={"dropout": key}
+        )
+        losses = LOSSES[self.loss](logits, batch["label"])
+        return losses.sum(), jnp.float32(losses.size)
+
+    def logits(self, params: Params, batch: Batch) -> Array:
+        """Inference logits `[b, classes]` of a batch as it comes from the pipeline."""
+        images = normalise(batch["image"], self.mean, self.std)
+        return self.model.apply({"params": params}, images)
+
+    def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Sums over the real rows: loss, examples, top-1 and top-5 hits and those scored for them.
+
+        A multi-hot row is a hit where the top class is among its labels; a row without any label
+        is left out of the accuracy (as ImageNet-ReaL is scored: Beyer et al. 2020, section 3).
+        """
+        logits = self.logits(params, batch)
+        labels = self._dense_labels(batch["label"])
+        real = batch["mask"] > 0
+        scored = real & (labels.max(-1) > 0)
+        top = jax.lax.top_k(logits, min(5, self.info.num_classes))[1]
+        hits = jnp.take_along_axis(labels, top, axis=-1) > 0
+        losses = LOSSES[self.loss](logits, labels)
+
+        def count(rows: Array) -> Array:
+            return rows.sum(dtype=jnp.int32)
+
+        return {
+            "examples": count(real),
+            "scored": count(scored),
+            "top1": count(scored & hits[:, 0]),
+            "top5": count(scored & hits.any(-1)),
+            "loss": jnp.where(real, losses, 0).sum(),
+        }
+
+    def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """`accuracy` (top-1), `top5_accuracy`, mean `loss` and `num_examples` of a split."""
+        examples, scored = int(sums["examples"]), int(sums["scored"])
+        return {
+            "accuracy": int(sums["top1"]) / max(1, scored),
+            "top5_accuracy": int(sums["top5"]) / max(1, scored),
+            "loss": float(sums["loss"]) / max(1, examples),
+            "num_examples": examples,
+        }
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """`probability` `[b, classes]` of each image: softmax or sigmoid, as it was trained."""
+        logits = self.logits(params, batch)
+        squash = jax.nn.softmax if self.loss == "softmax" else jax.nn.sigmoid
+        return {"probability": squash(logits)}
+
+    def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
+        """Confusion matrix (up to 100 classes) and the hardest mistakes."""
+        labels, probability = examples["label"], examples["probability"]
+        if labels.ndim > 1:
+            return []
+        predicted = probability.argmax(-1)
+        names = self._names()
+        sections = []
+        if len(names) <= 100:
+            matrix = np.zeros((len(names), len(names)), np.int64)
+            np.add.at(matrix, (labels, predicted), 1)
+            sections.append(
+                Section(
+                    "Confusion matrix",
+                    "Rows are the true classes, columns what the model said.",
+                    figures.confusion_matrix(matrix, names),
+                )
+            )
+        sections.append(self._hardest(examples["image"], labels, predicted, probability))
+        return sections
+
+    def _hardest(
+        self, images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, probability: np.ndarray
+    ) -> Section:
+        """The mistakes in which the true class got the least probability."""
+        names = self._names()
+        true_probability = np.take_along_axis(probability, labels[:, None], axis=-1)[:, 0]
+        wrong = np.flatnonzero(predicted != labels)
+        hardest = wrong[np.argsort(true_probability[wrong], kind="stable")][:HARDEST]
+        if not len(hardest):
+            return Section("The hardest mistakes", f"None in {len(labels)} images.")
+        captions = [
+            f"{names[labels[i]]} read as {names[predicted[i]]} ({probability[i].max():.0%})"
+            for i in hardest
+        ]
+        return Section(
+            "The hardest mistakes",
+            f"{len(wrong)} of {len(labels)} images are misread; these got the least probability"
+            " for their true class.",
+            figures.image_grid(images[hardest], captions),
+        )
+
+    def _names(self) -> tuple[str, ...]:
+        return self.info.class_names or tuple(map(str, range(self.info.num_classes)))
