@@ -1,0 +1,28 @@
+"""Optimizers: update rules, schedules, decay and freeze masks, parameter averaging.
+
+    optimizer = optim.build(config.optim, params, duration=duration)
+    state = optimizer.init(params)
+    updates, state = optimizer.update(grads, state, params, step)
+    params = optax.apply_updates(params, updates)
+
+`optim.DEFAULTS` lists every key of `config.optim` with its meaning. The learning rate takes one
+path: `schedules.build` makes the function that both `Optimizer.update` and `Optimizer.lr` (what is
+logged) call.
+"""
+
+from vit_jax.optim.averaging import ema_update
+from vit_jax.optim.groups import Group
+from vit_jax.optim.optimizer import Optimizer, build, clip_by_global_norm, follow_params
+from vit_jax.optim.rule import Rule
+from vit_jax.optim.spec import DEFAULTS
+
+__all__ = [
+    "DEFAULTS",
+    "Group",
+    "Optimizer",
+    "Rule",
+    "build",
+    "clip_by_global_norm",
+    "ema_update",
+    "follow_params",
+]

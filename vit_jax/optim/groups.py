@@ -1,0 +1,160 @@
+"""What each parameter is told apart by: decay, learning-rate multiplier, schedule, frozen or not.
+
+Parameters are named by their path in the tree, joined with "/". A pattern must match the whole
+name; where several patterns are listed the first that matches wins; a pattern that decides nothing
+is a mistake and raises.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from vit_jax.errors import UserError
+from vit_jax.types import Params
+
+
+class Group(NamedTuple):
+    """How the optimizer treats one parameter; `Optimizer.describe` gives a table of these."""
+
+    path: str
+    shape: tuple[int, ...]
+    decay: float  # multiple of config.optim.weight_decay, 0 where the mask leaves it out
+    lr_mult: float | tuple[float, ...]  # a tuple has one entry a layer, along the first axis
+    schedule: int | None  # index in config.optim.group_schedules; None is the main schedule
+    frozen: bool
+
+
+class Layer(NamedTuple):
+    """Where a parameter of a repeated block lives: in block `index`, or in all `depth` stacked."""
+
+    index: int | None
+    depth: int
+
+
+def name_of(path: Sequence[Any]) -> str:
+    """The name of a leaf from its key path, as `jax.tree_util` gives it: "head/kernel"."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def group_parameters(spec: Mapping[str, Any], params: Params) -> dict[str, Group]:
+    """The group of every parameter by name, in the tree's order. `params` needs only shapes."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shapes = {name_of(path): tuple(leaf.shape) for path, leaf in leaves}
+    decayed = _decayed(spec, shapes)
+    decay_mults = _first_values(spec["decay_mults"], shapes, "decay_mults", default=1.0)
+    lr_mults = _first_values(spec["lr_mults"], shapes, "lr_mults", default=1.0)
+    schedules = [[pattern, i] for i, (pattern, _) in enumerate(spec["group_schedules"])]
+    schedule_of = _first_values(schedules, shapes, "group_schedules", default=None)
+    freeze = [[pattern, True] for pattern in spec["freeze"]]
+    frozen = _first_values(freeze, shapes, "freeze", default=False)
+    layer_mults = _layer_multipliers(spec, shapes)
+    return {
+        path: Group(
+            path=path,
+            shape=shape,
+            decay=decay_mults[path] if path in decayed else 0.0,
+            lr_mult=_times(layer_mults[path], lr_mults[path]),
+            schedule=schedule_of[path],
+            frozen=frozen[path],
+        )
+        for path, shape in shapes.items()
+    }
+
+
+def layers_of(shapes: Mapping[str, tuple[int, ...]], blocks: str) -> dict[str, Layer]:
+    """The layer of every parameter that `blocks` matches (see `blocks` in the config)."""
+    pattern = compile_pattern(blocks, "blocks")
+    matches = {path: pattern.fullmatch(path) for path in shapes}
+    matches = {path: match for path, match in matches.items() if match}
+    numbered = {path: match.group(1) for path, match in matches.items()}
+    depth = 1 + max((int(n) for n in numbered.values() if n is not None), default=-1)
+    return {
+        path: Layer(None, shapes[path][0]) if number is None else Layer(int(number), depth)
+        for path, number in numbered.items()
+    }
+
+
+def compile_pattern(pattern: Any, key: str) -> re.Pattern[str]:
+    """The compiled pattern of `config.optim.KEY`, or an error that names the key."""
+    if not isinstance(pattern, str):
+        raise UserError(f"config.optim.{key}: a regular expression is needed, got {pattern!r}")
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"config.optim.{key}: {pattern!r} is not a regular expression ({error})"
+        ) from error
+
+
+def _decayed(spec: Mapping[str, Any], paths: Iterable[str]) -> set[str]:
+    mask = compile_pattern(spec["decay_mask"], "decay_mask")
+    decayed = {path for path in paths if mask.fullmatch(path)}
+    if spec["weight_decay"] and not decayed:
+        raise _matches_nothing(spec["decay_mask"], "decay_mask", paths)
+    return decayed
+
+
+def _first_values(
+    rules: Sequence[Sequence[Any]], paths: Iterable[str], key: str, *, default: Any
+) -> dict[str, Any]:
+    """For each path the value of the first rule `[pattern, value]` that matches it whole."""
+    compiled = [compile_pattern(pattern, key) for pattern, _ in rules]
+    values, used = {}, set()
+    for path in paths:
+        first = next((i for i, pattern in enumerate(compiled) if pattern.fullmatch(path)), None)
+        values[path] = default if first is None else rules[first][1]
+        used.add(first)
+    for i, (pattern, _) in enumerate(rules):
+        if i not in used:
+            if any(compiled[i].fullmatch(path) for path in paths):
+                raise UserError(
+                    f"config.optim.{key}: {pattern!r} is never reached, the patterns before it "
+                    "match all that it does; put it first"
+                )
+            raise _matches_nothing(pattern, key, paths)
+    return values
+
+
+def _matches_nothing(pattern: str, key: str, paths: Iterable[str]) -> UserError:
+    shown = sorted(paths)[:3]
+    return UserError(
+        f"config.optim.{key}: {pattern!r} matches no whole parameter name; "
+        f"names look like {', '.join(shown)}"
+    )
+
+
+def _layer_multipliers(
+    spec: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, float | tuple[float, ...]]:
+    """rate^(depth + 1 - layer): the stem is layer 0, the blocks 1 to depth, the rest depth + 1."""
+    rate = spec["layer_decay"]
+    if rate == 1:
+        return dict.fromkeys(shapes, 1.0)
+    layers = layers_of(shapes, spec["blocks"])
+    depths = {layer.depth for layer in layers.values()}
+    if len(depths) != 1:
+        found = f"blocks of depths {sorted(depths)}" if depths else "no blocks"
+        raise UserError(
+            f"config.optim.layer_decay: {found} found by config.optim.blocks; it needs one stack "
+            "of blocks; use lr_mults instead"
+        )
+    depth = depths.pop()
+    stem = compile_pattern(spec["stem"], "stem")
+
+    def multiplier(path: str) -> float | tuple[float, ...]:
+        if path not in layers:
+            return rate ** (depth + 1) if stem.fullmatch(path) else 1.0
+        index = layers[path].index
+        if index is None:
+            return tuple(rate ** (depth - i) for i in range(depth))
+        return rate ** (depth - index)
+
+    return {path: multiplier(path) for path in shapes}
+
+
+def _times(multiplier: float | tuple[float, ...], factor: float) -> float | tuple[float, ...]:
+    if isinstance(multiplier, tuple):
+        return tuple(m * factor for m in multiplier)
+    return multiplier * factor

@@ -1,0 +1,225 @@
+"""The optimizer: from `config.optim` and the parameters' shapes to a pure `init` and `update`.
+
+The order of one update, for every rule:
+
+    gradient → clip by global norm → the rule's direction u → weight decay → learning rate → minus
+
+with lr·schedule(step), the multipliers and the decay of each parameter's group. Frozen parameters
+are taken out before the first stage, so they have neither state nor a part in the norm.
+
+The state is `{name of the rule: its state}`: clipping, decay, schedules and multipliers keep none,
+so they can be changed between two halves of a run and the checkpoint still restores by name.
+Subtrees of the state that mirror the parameters carry the parameters' names; `follow_params`
+finds them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax.errors import UserError
+from vit_jax.optim import groups, schedules, spec
+from vit_jax.optim.rule import Rule, load_rule, state_name
+from vit_jax.types import Params
+
+State = dict[str, Any]
+
+
+def build(
+    config: Mapping[str, Any],
+    params: Params,
+    *,
+    duration: schedules.Duration,
+    total_steps: int | None = None,
+) -> "Optimizer":
+    """The optimizer of `config.optim` for parameters like `params` (only shapes are read).
+
+    params: nested dict of arrays or `ShapeDtypeStruct`, without boxes.
+    duration: turns a duration in any unit into steps; its `total` is the run's length where
+        `total_steps` is not given.
+    """
+    resolved = spec.resolve(config)
+    total = duration.total if total_steps is None else total_steps
+
+    def schedule(keys: Mapping[str, Any], where: str) -> schedules.Schedule:
+        return schedules.build(
+            keys,
+            total_steps=total,
+            duration=duration,
+            where=f"config.optim.{where}",
+            defaults=spec.DEFAULTS["schedule"],
+        )
+
+    rule = load_rule(resolved["name"], resolved["args"], blocks=resolved["blocks"])
+    if rule.after_decay and resolved["decay_coupling"] != "lr":
+        raise UserError(
+            f"config.optim.decay_coupling: {resolved['name']} rescales the sum of direction and "
+            "decay, so both are multiplied by the learning rate; write 'lr'"
+        )
+    return Optimizer(
+        name=state_name(resolved["name"]),
+        rule=rule,
+        base_lr=resolved["lr"],
+        weight_decay=resolved["weight_decay"],
+        decay_times_lr=resolved["decay_coupling"] == "lr",
+        clip_norm=resolved["clip_norm"],
+        schedule=schedule(resolved["schedule"], "schedule"),
+        group_schedules=tuple(
+            schedule(keys, f"group_schedules[{i}]")
+            for i, (_, keys) in enumerate(resolved["group_schedules"])
+        ),
+        table=groups.group_parameters(resolved, params),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Pure functions over parameters and state; everything here may be traced. See `build`."""
+
+    name: str
+    rule: Rule
+    base_lr: float
+    weight_decay: float
+    decay_times_lr: bool
+    clip_norm: float
+    schedule: schedules.Schedule
+    group_schedules: tuple[schedules.Schedule, ...]
+    table: Mapping[str, groups.Group]
+
+    def init(self, params: Params) -> State:
+        """The state before the first update; safe to donate, it shares no buffer with `params`."""
+        whole = self._whole_step(step=0)
+        return {self.name: whole.init(self._trainable(params))}
+
+    def update(
+        self, grads: Params, state: State, params: Params, step: schedules.Step
+    ) -> tuple[Params, State]:
+        """Updates to *add* to `params`, and the new state.
+
+        step: number of updates made before this one, so the first uses schedule(0).
+        """
+        grads = self._trainable(grads)
+        if self.clip_norm:
+            grads = clip_by_global_norm(grads, self.clip_norm)
+        whole = self._whole_step(step)
+        updates, rule_state = whole.update(grads, state[self.name], self._trainable(params))
+        return self._with_frozen(updates, params, jnp.zeros_like), {self.name: rule_state}
+
+    def lr(self, step: schedules.Step) -> jax.Array:
+        """The learning rate that `update` applies at `step`, before multipliers; float32 scalar."""
+        return self.base_lr * self.schedule(step)
+
+    def evaluation_params(self, params: Params, state: State) -> Params:
+        """The parameters to evaluate and publish: `params`, but for rules that average them."""
+        if self.rule.evaluation_params is None:
+            return params
+        averaged = self.rule.evaluation_params(state[self.name], self._trainable(params))
+        return self._with_frozen(averaged, params, lambda param: param)
+
+    def describe(self) -> list[groups.Group]:
+        """One row a parameter: name, shape, decay, multiplier, schedule, frozen."""
+        return list(self.table.values())
+
+    def _whole_step(self, step: schedules.Step) -> optax.GradientTransformation:
+        """The rule with everything after it, as one transformation, for the update at `step`."""
+
+        def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
+            direction, state = self.rule.direction.update(grads, state, params)
+            return self._descend(direction, params, step), state
+
+        whole = optax.GradientTransformation(self.rule.direction.init, update)
+        return self.rule.around(whole, self.lr(step)) if self.rule.around else whole
+
+    def _descend(self, direction: Params, params: Params, step: schedules.Step) -> Params:
+        """From direction to update: weight decay, multipliers, learning rate, minus."""
+        rates = {i: schedule(step) for i, schedule in enumerate(self.group_schedules)}
+        rates[None] = self.schedule(step)
+
+        def times_lr(path: tuple, u: jax.Array) -> jax.Array:
+            return self.base_lr * _along_layers(self._group(path).lr_mult, u.ndim) * u
+
+        def minus_scheduled(path: tuple, u: jax.Array) -> jax.Array:
+            return -rates[self._group(path).schedule] * u
+
+        if self.decay_times_lr:
+            direction = self._with_decay(direction, params)
+            if self.rule.after_decay:
+                direction, _ = self.rule.after_decay.update(direction, optax.EmptyState(), params)
+        change = jax.tree_util.tree_map_with_path(times_lr, direction)
+        if not self.decay_times_lr:
+            change = self._with_decay(change, params)
+        return jax.tree_util.tree_map_with_path(minus_scheduled, change)
+
+    def _with_decay(self, updates: Params, params: Params) -> Params:
+        def add(path: tuple, u: jax.Array, w: jax.Array) -> jax.Array:
+            decay = self.weight_decay * self._group(path).decay
+            return u + decay * w if decay else u
+
+        return jax.tree_util.tree_map_with_path(add, updates, params)
+
+    def _group(self, path: tuple) -> groups.Group:
+        return self.table[groups.name_of(path)]
+
+    def _trainable(self, tree: Params) -> Params:
+        """`tree` without the frozen parameters' entries."""
+        named = {groups.name_of(path): leaf for path, leaf in _leaves_with_path(tree)}
+        if named.keys() != self.table.keys():
+            odd = sorted(named.keys() ^ self.table.keys())
+            raise ValueError(f"not the parameters this optimizer was built for; differing: {odd}")
+        return flax.traverse_util.unflatten_dict(
+            {n: leaf for n, leaf in named.items() if not self.table[n].frozen}, sep="/"
+        )
+
+    def _with_frozen(
+        self, trainable: Params, params: Params, frozen: Callable[[jax.Array], jax.Array]
+    ) -> Params:
+        """A tree like `params`: the entry of `trainable`, or `frozen(parameter)`."""
+        named = {groups.name_of(path): leaf for path, leaf in _leaves_with_path(trainable)}
+
+        def entry(path: tuple, param: jax.Array) -> jax.Array:
+            name = groups.name_of(path)
+            return named[name] if name in named else frozen(param)
+
+        return jax.tree_util.tree_map_with_path(entry, params)
+
+
+def clip_by_global_norm(grads: Params, max_norm: float) -> Params:
+    """`grads · min(1, max_norm / norm)`, with no epsilon: below the limit nothing is changed."""
+    scale = jnp.minimum(1.0, max_norm / optax.global_norm(grads))
+    return jax.tree.map(lambda g: g * scale, grads)
+
+
+def follow_params(state: Any, params: Params, per_param: Mapping[str, Any], otherwise: Any) -> Any:
+    """A tree like `state` with, for each leaf that mirrors a parameter, that parameter's entry.
+
+    A leaf mirrors the parameter whose name ends the leaf's own path, if it has the same shape;
+    everything else (counts, factored moments) gets `otherwise`. With shardings as entries this is
+    how optimizer state is placed: momentum like its parameter, the rest replicated.
+
+    state, params: trees of arrays or `ShapeDtypeStruct`.
+    per_param: entry by parameter name, such as "head/kernel".
+    """
+    shapes = {groups.name_of(path): leaf.shape for path, leaf in _leaves_with_path(params)}
+
+    def entry(path: tuple, leaf: Any) -> Any:
+        tails = (groups.name_of(path[i:]) for i in range(len(path)))
+        name = next((tail for tail in tails if tail in shapes), None)
+        return per_param[name] if name and shapes[name] == leaf.shape else otherwise
+
+    return jax.tree_util.tree_map_with_path(entry, state)
+
+
+def _along_layers(multiplier: float | tuple[float, ...], ndim: int) -> float | jax.Array:
+    """A multiplier that broadcasts over a parameter: one number, or one a layer of a stack."""
+    if not isinstance(multiplier, tuple):
+        return multiplier
+    return jnp.asarray(multiplier, jnp.float32).reshape((-1,) + (1,) * (ndim - 1))
+
+
+def _leaves_with_path(tree: Any) -> list[tuple[tuple, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)

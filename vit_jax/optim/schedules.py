@@ -1,0 +1,138 @@
+"""Learning-rate schedules: pure functions from a 0-based step to a multiplier of the base rate.
+
+Every schedule is a curve times a linear warm-up from 0 times a linear cool-down to 0:
+
+    multiplier(s) = curve(s) · min(1, s / warmup) · clip((total - s) / cooldown, 0, 1)
+
+The curve's own progress, p = clip((s - warmup) / (total - warmup), 0, 1), starts when the warm-up
+ends. This is the composition of big_vision's schedules; the curves without cool-down are also those
+of the Vision Transformer paper (Dosovitskiy et al., 2021, table 3: cosine for ImageNet, linear for
+the larger sets), and rsqrt with cool-down that of Zhai et al., 2022 ("Scaling Vision Transformers",
+section 3.5).
+
+A new curve is a function `curve(step, start, total, *, keys...)`, named in the config as
+`package.module:function`. The keys it takes are the keys the config may set for it.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError, nearest
+from vit_jax.optim.plugins import load_function
+
+Step = int | jax.Array
+Schedule = Callable[[Step], jax.Array]
+Duration = Callable[[int | str], int]
+
+# Keys that hold a length of time, in any unit the config knows; all others are plain numbers.
+_DURATIONS = ("warmup", "cooldown", "timescale", "boundaries")
+
+
+def cosine(step: jax.Array, start: int, total: int, *, end: float = 0.0) -> jax.Array:
+    """Half a cosine from 1 to `end` (Loshchilov & Hutter, 2017, "SGDR", without restarts)."""
+    return end + (1.0 - end) * 0.5 * (1.0 + jnp.cos(math.pi * _progress(step, start, total)))
+
+
+def linear(step: jax.Array, start: int, total: int, *, end: float = 0.0) -> jax.Array:
+    """A straight line from 1 to `end`."""
+    return end + (1.0 - end) * (1.0 - _progress(step, start, total))
+
+
+def rsqrt(step: jax.Array, start: int, total: int, *, timescale: int = 10_000) -> jax.Array:
+    """Reciprocal square root, 1 / sqrt(1 + s / timescale): has no end, pair it with a cool-down."""
+    del total
+    return jax.lax.rsqrt(1.0 + _float(jnp.maximum(step - start, 0)) / timescale)
+
+
+def constant(step: jax.Array, start: int, total: int) -> jax.Array:
+    """1 throughout; with a cool-down this is "warm-up, stable, decay"."""
+    del start, total
+    return jnp.ones_like(step, jnp.float32)
+
+
+def stair(
+    step: jax.Array, start: int, total: int, *, boundaries: Sequence[int], factors: Sequence[float]
+) -> jax.Array:
+    """1 before the first boundary, `factors[i]` from step `boundaries[i]` on (absolute steps)."""
+    del start, total
+    if not boundaries or len(boundaries) != len(factors):
+        raise UserError(
+            f"config.optim.schedule: stair needs as many factors as boundaries, at least one; got "
+            f"{len(factors)} factors for {len(boundaries)} boundaries"
+        )
+    if list(boundaries) != sorted(boundaries):
+        raise UserError(f"config.optim.schedule.boundaries must ascend, got {list(boundaries)}")
+    stage = jnp.searchsorted(jnp.asarray(boundaries, jnp.int32), step, side="right")
+    return jnp.asarray([1.0, *factors], jnp.float32)[stage]
+
+
+_CURVES = {curve.__name__: curve for curve in (cosine, linear, rsqrt, constant, stair)}
+
+
+def build(
+    spec: Mapping[str, Any],
+    *,
+    total_steps: int,
+    duration: Duration,
+    where: str = "config.optim.schedule",
+    defaults: Mapping[str, Any],
+) -> Schedule:
+    """The schedule that `spec` describes, for a run of `total_steps`.
+
+    `spec` holds every key of `defaults`; a key that differs from its default although the named
+    curve does not read it is a mistake, and so is a warm-up longer than the run. `duration` turns
+    times in any unit into steps. The result takes Python integers and traced int32 alike, up to
+    2^31 - 1 steps: differences are taken in integers, so no float32 step count is ever formed.
+    """
+    curve = load_function(spec["name"], _CURVES, where=f"{where}.name", kind="schedule")
+    own = _keywords(curve)
+    for key, value in spec.items():
+        if key not in {"name", "warmup", "cooldown", *own} and value != defaults.get(key):
+            raise UserError(
+                f"{where}.{key}: the {spec['name']} schedule does not read it; {nearest(key, own)}"
+            )
+    steps = {k: _in_steps(v, duration) if k in _DURATIONS else v for k, v in spec.items()}
+    warmup, cooldown = steps["warmup"], steps["cooldown"]
+    for key in ("warmup", "cooldown"):
+        if not 0 <= steps[key] <= total_steps:
+            raise UserError(
+                f"{where}.{key}: {spec[key]!r} is {steps[key]} steps, more than this run's "
+                f"{total_steps} or negative; write less"
+            )
+    arguments = {key: steps[key] for key in own if key in steps}
+
+    def schedule(step: Step) -> jax.Array:
+        step = jnp.asarray(step, jnp.int32)
+        multiplier = curve(step, warmup, total_steps, **arguments)
+        if warmup:
+            multiplier *= jnp.minimum(1.0, _float(step) / warmup)
+        if cooldown:
+            multiplier *= jnp.clip(_float(total_steps - step) / cooldown, 0.0, 1.0)
+        return multiplier
+
+    jax.eval_shape(schedule, 0)  # a curve refuses its keys here, not inside the first train step
+    return schedule
+
+
+def _progress(step: jax.Array, start: int, total: int) -> jax.Array:
+    return jnp.clip(_float(step - start) / max(total - start, 1), 0.0, 1.0)
+
+
+def _float(step: jax.Array) -> jax.Array:
+    return step.astype(jnp.float32)
+
+
+def _keywords(curve: Callable) -> set[str]:
+    parameters = inspect.signature(curve).parameters.values()
+    return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _in_steps(value: Any, duration: Duration) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [duration(item) for item in value]
+    return duration(value)
