@@ -1,0 +1,13 @@
+"""Images on their way from storage to a batch in host memory.
+
+    source (random access) -> sampling (which example, which seed) -> pipeline (decode, augment)
+
+A training batch is a pure function of (seed, step): never of the number of processes, threads,
+restarts, or of how the rows of the batch are spread over a mesh. Importing this package does not
+import TensorFlow; only sources that read TFDS and non-empty preprocessing strings do.
+"""
+
+from vit_jax.data.pipeline import Batches, element_spec, eval_batches, train_batches
+from vit_jax.data.sources import Source, open_source
+
+__all__ = ["Batches", "Source", "element_spec", "eval_batches", "open_source", "train_batches"]

@@ -1,0 +1,124 @@
+"""Runs a function of the step number ahead of the caller, on threads, keeping the order."""
+
+import collections
+import logging
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from vit_jax.errors import UserError
+
+_COMPLAIN_AFTER_S = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class Workers(NamedTuple):
+    """How much is done at once, and for how long silence is borne."""
+
+    num_threads: int
+    prefetch: int
+    """Batches made ahead; 0 makes each in the caller's thread, when it is asked for."""
+    timeout_s: float
+
+
+class OrderedPrefetcher:
+    """Iterates over `load(step)` for the given steps, some of them computed ahead.
+
+    Threads are daemons, because a read that never returns must not keep a finished process alive.
+    An error raised by `load` is raised at its own place in the order.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Any],
+        steps: Iterator[int],
+        workers: Workers,
+        name: str,
+    ):
+        self._load = load
+        self._steps = steps
+        self._depth = workers.prefetch
+        self._timeout_s = workers.timeout_s
+        self._name = name
+        self._ahead: collections.deque[tuple[int, Future]] = collections.deque()
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        num_threads = min(workers.num_threads, workers.prefetch)
+        self._threads = [
+            threading.Thread(target=_work, args=(self._tasks, load), daemon=True, name="vit-data")
+            for _ in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+        # The threads hold the queue, not this object, so that dropping it stops them too.
+        self._stop = weakref.finalize(self, _stop_threads, self._tasks, num_threads)
+
+    def __iter__(self) -> "OrderedPrefetcher":
+        return self
+
+    def __next__(self) -> Any:
+        if not self._stop.alive:
+            raise StopIteration
+        if not self._threads:
+            return self._load(next(self._steps))
+        self._submit()
+        if not self._ahead:
+            raise StopIteration
+        step, future = self._ahead.popleft()
+        result = self._wait(step, future)
+        self._submit()
+        return result
+
+    def close(self) -> None:
+        """Stops the threads; those in the middle of a read are given a second to come back."""
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+        self._stop()
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+
+    def _submit(self) -> None:
+        while len(self._ahead) < self._depth:
+            step = next(self._steps, None)
+            if step is None:
+                return
+            future: Future = Future()
+            self._ahead.append((step, future))
+            self._tasks.put((step, future))
+
+    def _wait(self, step: int, future: Future) -> Any:
+        started = time.monotonic()
+        while True:
+            waited = time.monotonic() - started
+            try:
+                return future.result(timeout=min(_COMPLAIN_AFTER_S, self._timeout_s - waited))
+            except TimeoutError:
+                if future.done():  # Raised by `load` itself, not by the wait.
+                    raise
+            waited = time.monotonic() - started
+            if waited >= self._timeout_s:
+                raise UserError(
+                    f"{self._name} delivered nothing for {waited:.0f} s (batch {step}): "
+                    "is its storage reachable?"
+                )
+            logger.warning("waiting for %s (batch %d) since %.0f s", self._name, step, waited)
+
+
+def _work(tasks: queue.SimpleQueue, load: Callable[[int], Any]) -> None:
+    while (task := tasks.get()) is not None:
+        step, future = task
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(load(step))
+            except BaseException as error:  # Handed to the thread that waits for this step.
+                future.set_exception(error)
+
+
+def _stop_threads(tasks: queue.SimpleQueue, num_threads: int) -> None:
+    for _ in range(num_threads):
+        tasks.put(None)

@@ -1,0 +1,110 @@
+"""Sources: where records come from. One file a source, each with a class named `Source`.
+
+A source is random access: any batch of record numbers can be fetched in one call, in any order,
+from several threads. `open_source` finds the file by its name, so a new source is a new file here,
+or a class anywhere else that a config names as `package.module:ClassName`.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from vit_jax.errors import UserError, nearest
+
+Records = dict[str, np.ndarray]
+
+# Keys that every spec may carry although only some sources read them. Left unset they are ignored.
+_OPTIONAL_KEYS = ("name", "dir", "split", "num_examples", "num_classes", "image_size")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to `len(source)` records, numbered from 0 in an order that never changes."""
+
+    num_classes: int
+    class_names: tuple[str, ...] | None
+    fingerprint: str
+    """Identifies the contents (name, split, count): equal fingerprints, equal records."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: np.ndarray) -> Records:
+        """The records `indices` (int64 [k]), as arrays whose leading axis is k.
+
+        Decoded images are uint8 `[k, h, w, c]`; encoded ones are object arrays `[k]` of bytes, to
+        be decoded by the preprocessing string. Labels are int32. Called from several threads.
+        """
+        ...
+
+    def describe(self, index: int) -> str:
+        """Names a record in an error message, by its file where it has one."""
+        ...
+
+
+def open_source(spec: Mapping[str, Any]) -> Source:
+    """Opens the source that `spec` describes.
+
+    Args:
+        spec: `source` is the name of a module in this package or `package.module:ClassName`; every
+            other key is an argument of that class. Empty values (0, "", None) mean "not given".
+
+    Raises:
+        UserError: unknown source, a key that the source does not read, or what the source itself
+            finds wrong (a missing folder, an unknown split, no examples).
+    """
+    source = spec.get("source")
+    if not source or not isinstance(source, str):
+        raise UserError(f"data.source is not set; {nearest('', _own_sources())}")
+    source_class = _source_class(source)
+    accepted = inspect.signature(source_class).parameters
+    arguments = {}
+    for key, value in spec.items():
+        unset = value is None or (isinstance(value, str | int) and not value)
+        if key == "source":
+            continue
+        if key not in accepted:
+            if unset and key in _OPTIONAL_KEYS:
+                continue
+            raise UserError(
+                f"source {source!r} does not read the key {key!r} (set to {value!r}); "
+                f"{nearest(key, accepted)}"
+            )
+        if not unset:
+            arguments[key] = value
+    for key, parameter in accepted.items():
+        if parameter.default is parameter.empty and key not in arguments:
+            raise UserError(f"source {source!r} needs the key {key!r}")
+    opened = source_class(**arguments)
+    if len(opened) == 0:
+        raise UserError(f"{opened.fingerprint} has no examples")
+    return opened
+
+
+def _own_sources() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"]
+
+
+def _source_class(source: str) -> type:
+    """The class behind a source's name, ours or the user's."""
+    module_name, _, class_name = source.partition(":")
+    if not class_name:
+        if source not in _own_sources():
+            raise UserError(
+                f"unknown data.source {source!r}; {nearest(source, _own_sources())} "
+                "(code of your own is named package.module:ClassName)"
+            )
+        module_name, class_name = f"{__name__}.{source}", "Source"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"data.source {source!r} needs the module {error.name!r}: {error}"
+        ) from error
+    if not hasattr(module, class_name):
+        suggestion = nearest(class_name, dir(module))
+        raise UserError(f"module {module_name!r} has no class {class_name!r}; {suggestion}")
+    return getattr(module, class_name)

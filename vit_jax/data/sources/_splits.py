@@ -1,0 +1,40 @@
+"""Split strings as TFDS writes them, for the sources that TFDS does not read."""
+
+import re
+
+from vit_jax.errors import UserError
+
+_SPLIT = re.compile(r"(?P<name>[\w.-]*)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+
+def parse_split(split: str) -> tuple[str, str | None, str | None]:
+    """Takes `train[10%:90%]` apart into its name and the two bounds (None where left out)."""
+    match = _SPLIT.fullmatch(split.strip())
+    if not match:
+        raise UserError(
+            f"split {split!r} is not understood: write a name, or a part of one such as "
+            "'train[:90%]' or 'train[1150:]'"
+        )
+    return match["name"], match["start"], match["stop"]
+
+
+def split_range(split: str, num_examples: int) -> range:
+    """The record numbers that `split`'s brackets select from `num_examples` records.
+
+    Percentages round to the nearest whole record, as TFDS does, so that `[:90%]` and `[90%:]` share
+    none and leave none out. Negative bounds count from the end.
+    """
+    _, start, stop = parse_split(split)
+    first = 0 if start is None else _bound(start, num_examples)
+    last = num_examples if stop is None else _bound(stop, num_examples)
+    if first >= last:
+        raise UserError(f"split {split!r} selects none of {num_examples} examples")
+    return range(first, last)
+
+
+def _bound(text: str, num_examples: int) -> int:
+    percent = text.endswith("%")
+    bound = round(int(text[:-1]) * num_examples / 100) if percent else int(text)
+    if bound < 0:
+        bound += num_examples
+    return min(max(bound, 0), num_examples)

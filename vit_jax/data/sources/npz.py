@@ -1,0 +1,73 @@
+"""Decoded images in one NumPy file: `image` uint8 [n, h, w, c] and `label` integer [n].
+
+The smallest source there is, without TensorFlow: for data that fits in memory, and for tests. An
+optional string array `class_names` [num_classes] names the classes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from vit_jax.data.sources import Records
+from vit_jax.data.sources._splits import parse_split, split_range
+from vit_jax.errors import UserError
+
+
+class Source:
+    """`name` is the file, or a folder that holds one `SPLIT.npz` a split."""
+
+    def __init__(self, name: str, split: str = "train", num_classes: int = 0):
+        path = Path(name)
+        if path.is_dir():
+            path = path / f"{parse_split(split)[0]}.npz"
+        images, labels, names = _read(path)
+        selected = split_range(split, len(images))
+        self._path = path
+        self._first = selected.start
+        self._images = images[selected.start : selected.stop]
+        self._labels = labels[selected.start : selected.stop].astype(np.int32)
+        self.class_names = tuple(str(name) for name in names) if names is not None else None
+        # Counted over the whole file, so that a part of it has the classes of the whole.
+        found = max(int(labels.max()) + 1, len(self.class_names or ()))
+        if num_classes and num_classes < found:
+            raise UserError(f"{path} has {found} classes, more than num_classes={num_classes}")
+        self.num_classes = num_classes or found
+        self.fingerprint = f"npz:{path.name}:{split}:{len(self._images)}"
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def fetch(self, indices: np.ndarray) -> Records:
+        return {"image": self._images[indices], "label": self._labels[indices]}
+
+    def describe(self, index: int) -> str:
+        return f"record {self._first + int(index)} of {self._path}"
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """`image`, `label` and `class_names` of a file, checked. Never unpickles."""
+    if not path.is_file():
+        raise UserError(f"no such .npz file: {path}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = {"image", "label"} - set(arrays)
+            if missing:
+                raise UserError(
+                    f"{path} has no array {sorted(missing)[0]!r}; it has {', '.join(arrays)}"
+                )
+            images, labels = arrays["image"], arrays["label"]
+            names = arrays.get("class_names")
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is not a readable .npz file: {error}") from error
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise UserError(
+            f"{path}: 'image' must be uint8 [n, h, w, c], not {images.dtype} {list(images.shape)}"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"{path}: 'label' must be integer [{len(images)}], "
+            f"not {labels.dtype} {list(labels.shape)}"
+        )
+    if len(labels) == 0 or labels.min() < 0:
+        raise UserError(f"{path}: needs at least one example, and labels from 0 on")
+    return images, labels, names
