@@ -1,0 +1,35 @@
+"""Vision models as Flax Linen modules, built by name.
+
+    model = models.build("vit_b16", num_classes=1000)
+    params = model.init(key, images)["params"]
+    logits = model.apply({"params": params}, images)
+
+Images are normalised floats `[batch, height, width, channels]`. Every backbone returns
+`vit_jax.types.Features`, so that every head fits every backbone. `train=True` switches on dropout,
+drop path and patch dropout, which draw from the "dropout" key of `rngs`.
+
+Every parameter carries logical axis names (`nn.LogicallyPartitioned`), which `vit_jax.sharding`
+maps to the mesh: embed, heads, head_dim, mlp, layers (stacked blocks), classes, patch_h, patch_w,
+channels; conv_h, conv_w, conv_in, conv_out (convolutional networks); token_mixing (Mixer); vocab
+(text). Activations are constrained as batch, tokens, embed, heads, head_dim, mlp.
+
+A new model is one new file here with a table `VARIANTS`.
+"""
+
+from vit_jax.models._cost import flops, param_count
+from vit_jax.models._heads import Classifier
+from vit_jax.models._registry import Variant, build, find, names, variants
+from vit_jax.models._transformer import stack_blocks, unstack_blocks
+
+__all__ = [
+    "Classifier",
+    "Variant",
+    "build",
+    "find",
+    "flops",
+    "names",
+    "param_count",
+    "stack_blocks",
+    "unstack_blocks",
+    "variants",
+]

@@ -1,0 +1,313 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, "An image is worth 16x16 words").
+
+The parameters of `VisionTransformer`, in the order they are used; L is depth, H heads, D head_dim,
+P = rows * columns of the patch grid:
+
+    patch_embed/kernel           [patch_h, patch_w, channels, width]
+    patch_embed/bias             [width]
+    pos_embed                    [1, P, width], or [1, 1 + P, width], the class token's row first
+                                 (position="learned"; the row is there with class_token_position)
+    cls                          [1, 1, width]            (class token)
+    registers                    [1, num_registers, width]
+    blocks/                      every leaf with a leading axis L; with scan=False blocks_0/,
+                                 blocks_1/, ... without it (see stack_blocks, unstack_blocks)
+      norm1/{scale,bias}         [width]                  (rmsnorm has no bias)
+      attn/{query,key,value}/kernel  [width, H, D]
+      attn/{query,key,value}/bias    [H, D]
+      attn/{query_norm,key_norm}/{scale,bias}  [D]        (qk_norm)
+      attn/rope/frequencies      [2, H, D / 2]            (position="rope_mixed"; row, column)
+      attn/out/kernel            [H, D, width]
+      attn/out/bias              [width]
+      scale1, scale2             [width]                  (layer_scale; scale1 alone if parallel)
+      norm2/{scale,bias}         [width]                  (absent if parallel)
+      mlp/dense1/{kernel,bias}   [width, mlp_dim], [mlp_dim]
+      mlp/gate/{kernel,bias}     as dense1                (mlp="swiglu")
+      mlp/dense2/{kernel,bias}   [mlp_dim, width], [width]
+    norm/{scale,bias}            [width]                  (the encoder's last)
+    map_head/                    pooling="map"
+      probe                      [1, 1, width]
+      attn/, norm/, mlp/         as in a block
+
+In a `Classifier` this tree is `backbone`, and beside it is `head/{kernel,bias}` with, where
+`representation_size` is set, `head/pre_logits/{kernel,bias}`.
+
+Tokens are ordered: class token, registers, patches row by row.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from vit_jax.errors import UserError
+from vit_jax.models._heads import MapHead
+from vit_jax.models._layers import (
+    PatchEmbed,
+    check_choice,
+    check_rate,
+    cut_patches,
+    make_norm,
+    pair,
+)
+from vit_jax.models._positions import (
+    POSITIONS,
+    check_position,
+    grid_coordinates,
+    rope_angles,
+    sincos_2d,
+)
+from vit_jax.models._registry import Variant
+from vit_jax.models._transformer import BlockSpec, StackSpec, run_blocks
+from vit_jax.types import Array, Features
+
+POOLINGS = ("token", "mean", "map", "none")
+
+
+class VisionTransformer(nn.Module):
+    """A ViT backbone. Images of any size and shape; pixels that fill no patch are dropped.
+
+    Attributes:
+      patch_size: side of a patch in pixels, or (height, width).
+      width, depth, num_heads: of the encoder; `mlp_dim` None is four times the width. Depth 0
+        leaves out the encoder with its positions and last norm.
+      pooling: "token" takes the class token, "mean" averages the patches, "map" attends to them
+        with a learned probe, "none" pools nothing.
+      class_token: None puts one in front where pooling needs it.
+      class_token_position: the learned table has a row for the class token, as in the ViT paper;
+        False is the convention of big_vision, DeiT III and timm's `no_embed_class`.
+      position: "learned", "sincos2d" (fixed; MoCo v3), "none", or rotary: "rope" (axial),
+        "rope_dinov3" (centred and scaled to the image), "rope_mixed" (learned directions).
+      num_registers: extra tokens that nothing reads (Darcet et al. 2024).
+      layer_scale: initial scale of every residual branch, or None for no scale.
+      qk_norm, parallel: the choices of ViT-22B (Dehghani et al. 2023).
+      norm: "layernorm" or "rmsnorm". mlp: "gelu" or "swiglu".
+      patch_drop: share of patches left out of every training image (Liu et al. 2022); the features
+        then have no grid. drop_path: stochastic depth of the last block, growing from 0 linearly.
+      dropout: after the embedding, attention and both layers of the MLP. attention_dropout: of
+        attention weights.
+      scan: blocks are one loop over stacked parameters. remat: "none", "full" or the name of a
+        checkpoint policy: what the backward pass computes again instead of keeping.
+      attention: "auto", "xla", "cudnn" or "splash"; the numbers are the same.
+      dtype: of computation. residual_dtype: of the stream between blocks; None means `dtype`.
+        Parameters are float32 either way.
+    """
+
+    patch_size: int | Sequence[int]
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int | None = None
+    pooling: str = "token"
+    class_token: bool | None = None
+    class_token_position: bool = True
+    position: str = "learned"
+    num_registers: int = 0
+    layer_scale: float | None = None
+    qk_norm: bool = False
+    parallel: bool = False
+    norm: str = "layernorm"
+    mlp: str = "gelu"
+    patch_drop: float = 0.0
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    scan: bool = True
+    remat: str = "none"
+    attention: str = "auto"
+    dtype: DTypeLike = "float32"
+    residual_dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("pooling", self.pooling, POOLINGS)
+        check_choice("position", self.position, POSITIONS)
+        check_rate("patch_drop", self.patch_drop)
+        check_position(self.position, self.width, self.block_spec().head_dim)
+        self.stack_spec()
+        if self.pooling == "token" and self.class_token is False:
+            raise UserError("pooling='token' needs the class token; write pooling='mean' or 'map'")
+        if self.pooling == "none" and self.patch_drop:
+            raise UserError("pooling='none' keeps the patch grid; write patch_drop=0")
+        if self.depth == 0 and self.position != "none":
+            raise UserError("depth=0 leaves the encoder out; write position='none' too")
+        super().__post_init__()
+
+    @nn.nowrap
+    def block_spec(self) -> BlockSpec:
+        """What the encoder's blocks, and the attention pooling, are made of."""
+        rope = {"rope": "fixed", "rope_dinov3": "fixed", "rope_mixed": "mixed"}
+        return BlockSpec.create(
+            width=self.width,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            norm=self.norm,
+            mlp=self.mlp,
+            qk_norm=self.qk_norm,
+            parallel=self.parallel,
+            layer_scale=self.layer_scale,
+            rope=rope.get(self.position),
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            attention=self.attention,
+            dtype=jnp.dtype(self.dtype),
+            residual_dtype=jnp.dtype(self.residual_dtype or self.dtype),
+        )
+
+    @nn.nowrap
+    def stack_spec(self) -> StackSpec:
+        """How the encoder's blocks are stacked."""
+        return StackSpec(self.depth, self.drop_path, self.scan, self.remat)
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> Features:
+        """images: float `[batch, height, width, channels]`."""
+        x, coordinates, grid = self._embed_patches(self._stem(images))
+        dropping = train and self.patch_drop > 0.0
+        if dropping:
+            x, coordinates = self._drop_patches(x, coordinates)
+        x = self._prepend_tokens(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        rope = self._rope(coordinates, jnp.asarray(grid, jnp.float32))
+        if self.depth:
+            spec = self.block_spec()
+            x = run_blocks(x, spec, self.stack_spec(), train=train, rope=rope)
+            x = make_norm(self.norm, name="norm", dtype=spec.dtype)(x)
+        patches = x[:, self._num_prefix_tokens() :]
+        pooled = self._pool(x, patches, train)
+        if dropping:
+            return Features(grid=None, pooled=pooled)
+        tokens = patches.reshape(len(images), *grid, self.width)
+        return Features(grid=tokens, pooled=pooled, stages=(tokens,))
+
+    @nn.nowrap
+    def _stem(self, images: Array) -> Array:
+        """What comes before the patches; hybrids put a convolutional network here."""
+        return images
+
+    @nn.nowrap
+    def _has_class_token(self) -> bool:
+        return self.pooling == "token" if self.class_token is None else self.class_token
+
+    @nn.nowrap
+    def _num_prefix_tokens(self) -> int:
+        return int(self._has_class_token()) + self.num_registers
+
+    @nn.nowrap
+    def _embed_patches(self, images: Array) -> tuple[Array, Array, tuple[int, int]]:
+        """Patches with positions added `[batch, tokens, width]`, coordinates, and the grid's shape."""
+        patch = pair(self.patch_size)
+        patches = cut_patches(images, patch)
+        batch, rows, columns, _ = patches.shape
+        spec = self.block_spec()
+        embed = PatchEmbed(patch, images.shape[-1], self.width, spec.dtype, name="patch_embed")
+        x = embed(patches).reshape(batch, rows * columns, self.width).astype(spec.residual_dtype)
+        coordinates = grid_coordinates(rows, columns)
+        if self.position == "sincos2d":
+            x = x + sincos_2d(coordinates, self.width).astype(x.dtype)
+        elif self.position == "learned":
+            table = self._position_table(rows * columns)
+            x = x + table[:, -rows * columns :].astype(x.dtype)
+        return x, coordinates, (rows, columns)
+
+    @nn.nowrap
+    def _position_table(self, num_patches: int) -> Array:
+        """The learned table; its shape is that of the images the model was initialised with."""
+        rows = num_patches + int(self._has_class_token() and self.class_token_position)
+        if self.has_variable("params", "pos_embed"):
+            held = nn.meta.unbox(self.get_variable("params", "pos_embed")).shape[1]
+            if held != rows:
+                raise UserError(
+                    f"the position table holds {held} tokens but these images make {rows}; resize "
+                    "the table (vit_jax.checkpoints.load does) or feed images of the table's size"
+                )
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(stddev=0.02), (None, "tokens", "embed")
+        )
+        return self.param("pos_embed", init, (1, rows, self.width), jnp.float32)
+
+    @nn.nowrap
+    def _drop_patches(self, x: Array, coordinates: Array) -> tuple[Array, Array]:
+        """A random share of every image's patches, with their coordinates `[batch, kept, 2]`."""
+        batch, tokens, _ = x.shape
+        kept = max(1, round(tokens * (1.0 - self.patch_drop)))
+        noise = jax.random.uniform(self.make_rng("dropout"), (batch, tokens))
+        _, index = jax.lax.top_k(noise, kept)
+        return jnp.take_along_axis(x, index[:, :, None], axis=1), coordinates[index]
+
+    @nn.nowrap
+    def _prepend_tokens(self, x: Array) -> Array:
+        """Puts the class token and the registers in front of the patches."""
+        parts = [x]
+        if self.num_registers:
+            init = nn.initializers.normal(stddev=0.02)
+            parts.insert(0, self._token("registers", init, self.num_registers))
+        if self._has_class_token():
+            cls = self._token("cls", nn.initializers.zeros, 1)
+            if self.position == "learned" and self.class_token_position:
+                table = nn.meta.unbox(self.get_variable("params", "pos_embed"))
+                cls = cls + table[:, :1]
+            parts.insert(0, cls)
+        parts = [jnp.broadcast_to(p.astype(x.dtype), (len(x), *p.shape[1:])) for p in parts]
+        return jnp.concatenate(parts, axis=1)
+
+    @nn.nowrap
+    def _token(self, name: str, init: Any, count: int) -> Array:
+        init = nn.with_logical_partitioning(init, (None, None, "embed"))
+        return self.param(name, init, (1, count, self.width), jnp.float32)
+
+    @nn.nowrap
+    def _rope(self, coordinates: Array, grid: Array) -> Array | None:
+        """What the blocks' rotary embeddings read, with tokens in front left unturned."""
+        if not self.position.startswith("rope"):
+            return None
+        turns = coordinates
+        if self.position != "rope_mixed":
+            kind = "dinov3" if self.position == "rope_dinov3" else "axial"
+            head_dim = self.width // self.num_heads
+            turns = rope_angles(kind, coordinates, grid, head_dim)
+        tokens_axis = coordinates.ndim - 2
+        widths = [(0, 0)] * turns.ndim
+        widths[tokens_axis] = (self._num_prefix_tokens(), 0)
+        return jnp.pad(turns, widths)
+
+    @nn.nowrap
+    def _pool(self, tokens: Array, patches: Array, train: bool) -> Array | None:
+        if self.pooling == "token":
+            return tokens[:, 0]
+        if self.pooling == "mean":
+            return jnp.mean(patches, axis=1, dtype=jnp.float32)
+        if self.pooling == "map":
+            return MapHead(self.block_spec(), train, name="map_head")(patches)[:, 0]
+        return None
+
+
+def _size(width: int, depth: int, num_heads: int, mlp_dim: int) -> dict[str, int]:
+    return {"width": width, "depth": depth, "num_heads": num_heads, "mlp_dim": mlp_dim}
+
+
+# Ti to L, H: Dosovitskiy et al. 2021 and Steiner et al. 2022; so400m: Alabdulmohsin et al. 2023;
+# g, G: Zhai et al. 2022; e: Chen et al. 2023 (PaLI); mu, m and the opt forms: big_vision.
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "mu": _size(32, 1, 2, 128),
+    "ti": _size(192, 12, 3, 768),
+    "s": _size(384, 12, 6, 1536),
+    "m": _size(512, 12, 8, 2048),
+    "b": _size(768, 12, 12, 3072),
+    "l": _size(1024, 24, 16, 4096),
+    "so400m": _size(1152, 27, 16, 4304),
+    "h": _size(1280, 32, 16, 5120),
+    "g": _size(1408, 40, 16, 6144),
+    "gopt": _size(1536, 40, 16, 6144),
+    "G": _size(1664, 48, 16, 8192),
+    "Gopt": _size(1536, 48, 16, 8192),
+    "e": _size(1792, 56, 16, 15360),
+}
+PATCH_SIZES = (8, 14, 16, 28, 30, 32)
+
+VARIANTS: dict[str, Variant] = {
+    f"vit_{name}{patch}": Variant(VisionTransformer, {**size, "patch_size": patch})
+    for name, size in SIZES.items()
+    for patch in PATCH_SIZES
+} | {"vit": Variant(VisionTransformer, {})}
