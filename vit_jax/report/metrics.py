@@ -51,12 +51,20 @@ class MetricsWriter:
       workdir: directory of the run, local or on an object store; made if absent.
       resume_step: the step the run continues from; 0 for a fresh run.
       is_writer: False on processes other than the first, whose writer then does nothing.
+      tensorboard: whether to write events too.
 
     Raises:
       UserError: the directory or the log cannot be written.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, resume_step: int, is_writer: bool = True):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        resume_step: int,
+        is_writer: bool = True,
+        tensorboard: bool = True,
+    ):
         self._log: _AppendedLog | _PartedLog | None = None
         if not is_writer:
             return
@@ -66,7 +74,7 @@ class MetricsWriter:
             open_log = _PartedLog if cannot_append(workdir) else _AppendedLog
             self._log, rows = open_log.resume(workdir, resume_step)
         self._workdir = workdir
-        self._events = _Events(workdir / EVENTS_NAME, resume_step)
+        self._events = _Events(workdir / EVENTS_NAME, resume_step) if tensorboard else None
         self._names_at: dict[int, set[str]] = {}
         for row in rows:
             self._names_at.setdefault(row["step"], set()).update(row)
@@ -85,7 +93,8 @@ class MetricsWriter:
         known.update(new)
         with _explained(self._workdir):
             self._log.append({"step": step, **new})
-            self._events.append(step, new)
+            if self._events is not None:
+                self._events.append(step, new)
 
     def flush(self) -> None:
         """Makes all rows so far durable; called when a checkpoint is saved."""
@@ -93,7 +102,8 @@ class MetricsWriter:
             return
         with _explained(self._workdir):
             self._log.flush()
-            self._events.flush()
+            if self._events is not None:
+                self._events.flush()
 
     def close(self) -> None:
         """Flushes and lets go of the files; may be called twice."""
@@ -102,7 +112,8 @@ class MetricsWriter:
         self.flush()
         with _explained(self._workdir):
             self._log.close()
-            self._events.close()
+            if self._events is not None:
+                self._events.close()
         self._log = None
 
 

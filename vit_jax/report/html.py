@@ -1,0 +1,301 @@
+"""The report of a run: one self-contained HTML file, made from what is on disk alone.
+
+Whatever is missing is left out, so that a run cut short, or one still going, has a report too.
+
+Read are `config.json` (`config`, the nested configuration; beside it whatever else describes the
+run, such as `commit` and `versions`), the metrics log and the saved sections. Some metrics have a
+place of their own:
+
+- `model/num_params`: parameters of the model.
+- `time/total`: seconds the whole run took; `time/compile`, `time/step`, `time/input`, `time/eval`,
+  `time/save` and the like: its parts, added up since the start. The last value counts.
+- `train/images_per_sec`: its median is the headline.
+"""
+
+import base64
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from vit_jax.errors import UserError
+from vit_jax.report import curves
+from vit_jax.report.console import format_duration
+from vit_jax.report.metrics import read_metrics, write_atomically
+from vit_jax.report.sections import FOLDER, StoredSection, read_sections
+
+REPORT_NAME = "report.html"
+CURVES_NAME = "curves.png"
+
+Row = Mapping[str, int | float]
+
+_NOT_FACTS = ("config", "version")
+
+
+def write_report(workdir: epath.PathLike) -> epath.Path:
+    """Writes `WORKDIR/report.html` and `WORKDIR/report/curves.png`; returns the former's path.
+
+    Raises:
+      UserError: there is no such directory, or a file in it cannot be read or written.
+    """
+    workdir = epath.Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"workdir {workdir}: no such directory; name one that a run has written to")
+    rows = read_metrics(workdir)
+    page = render(
+        name=workdir.name,
+        stored=_read_json(workdir / "config.json"),
+        rows=rows,
+        sections=read_sections(workdir),
+        is_done=(workdir / "DONE").exists(),
+    )
+    path = workdir / REPORT_NAME
+    try:
+        _save_curves(workdir / FOLDER, rows)
+        write_atomically(path, page.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the report ({error.strerror or error})") from error
+    return path
+
+
+def render(
+    name: str,
+    stored: Mapping[str, Any],
+    rows: Sequence[Row],
+    sections: Sequence[StoredSection],
+    is_done: bool,
+) -> str:
+    """The page, from the parts that `write_report` reads.
+
+    Args:
+      name: of the run. stored: content of `config.json`. rows: of the metrics log.
+      sections: in order. is_done: whether the run reached its last step.
+    """
+    import jinja2
+
+    config = stored.get("config", {})
+    last = _last_values(rows)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vit_jax.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = _data_uri
+    charts = [_drawn(chart) for chart in curves.charts(rows)]
+    return environment.get_template("template.html").render(
+        name=name,
+        title=_title(config) or name,
+        status=_status(rows, is_done),
+        tiles=_tiles(config, rows, last),
+        main_charts=[chart for chart in charts if chart["is_main"]],
+        more_charts=[chart for chart in charts if not chart["is_main"]],
+        scores=_scores(rows),
+        sections=sections,
+        timing=_timing(last),
+        config=_config_groups(config),
+        facts=_facts(stored),
+    )
+
+
+def headline_metric(names: Sequence[str]) -> str | None:
+    """The one metric that tells how good the model is.
+
+    Accuracy before other scores, and the averaged parameters before the raw ones, for the average
+    is what one would deploy. Which is better plays no part: choosing by the test score would
+    flatter.
+    """
+    scores = [
+        name
+        for name in names
+        if name.startswith("eval/") and not curves.is_count(name) and not name.endswith("loss")
+    ]
+    plain = [name for name in scores if curves.kind(name) == "accuracy"] or scores
+    averaged = [name for name in plain if curves.is_averaged(name)]
+    return next(iter(averaged or plain), None)
+
+
+def _read_json(path: epath.Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); restore it or remove it") from error
+
+
+def _save_curves(folder: epath.Path, rows: Sequence[Row]) -> None:
+    from vit_jax.report import figures
+
+    figure = figures.learning_curves(rows)
+    if figure is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / CURVES_NAME, figures.png(figure))
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _last_values(rows: Sequence[Row]) -> dict[str, tuple[int, float]]:
+    """Metric → (step, value) of its last row."""
+    return {name: (row["step"], row[name]) for row in rows for name in row if name != "step"}
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    model = config.get("model", {}).get("name", "")
+    data = config.get("data", {})
+    dataset = str(data.get("name") or data.get("source") or "").rstrip("/").rpartition("/")[2]
+    return " on ".join(part for part in (model, dataset) if part)
+
+
+def _status(rows: Sequence[Row], is_done: bool) -> dict[str, str]:
+    if is_done:
+        return {"kind": "done", "text": "finished"}
+    if rows:
+        return {"kind": "partial", "text": f"up to step {rows[-1]['step']:,}"}
+    return {"kind": "partial", "text": "nothing logged yet"}
+
+
+def _tiles(
+    config: Mapping[str, Any], rows: Sequence[Row], last: Mapping[str, tuple[int, float]]
+) -> list[dict[str, str]]:
+    """The headline numbers: label, value, and a note under it."""
+    tiles = []
+
+    def add(label: str, value: str, note: str = "") -> None:
+        tiles.append({"label": label, "value": value, "note": note})
+
+    score = headline_metric(list(last))
+    if score is not None:
+        value = curves.format_value(last[score][1], curves.is_share(score))
+        add(curves.readable(score), value, _out_of(score, last))
+    if "model/num_params" in last:
+        add("parameters", curves.compact(last["model/num_params"][1]))
+    if rows:
+        batch_size = config.get("batch_size")
+        note = f"of {batch_size:,} images" if isinstance(batch_size, int) else ""
+        add("steps", f"{rows[-1]['step']:,}", note)
+    if "time/total" in last:
+        add("time", format_duration(last["time/total"][1]))
+    rates = [row["train/images_per_sec"] for row in rows if "train/images_per_sec" in row]
+    if rates:
+        add("images per second", curves.format_value(round(statistics.median(rates))), "median")
+    return tiles
+
+
+def _out_of(score: str, last: Mapping[str, tuple[int, float]]) -> str:
+    """How many examples the score was taken on, as logged beside it."""
+    folder = score.rpartition("/")[0]
+    count = last.get(f"{folder}/num_examples")
+    if count is None:
+        return ""
+    value = last[score][1]
+    if curves.kind(score) == "accuracy" and 0 <= value <= 1:
+        return f"{round(value * count[1]):,} of {count[1]:,}"
+    return f"{count[1]:,} examples"
+
+
+def _drawn(chart: curves.Chart) -> dict[str, Any]:
+    return {
+        "title": chart.title,
+        "svg": curves.svg(chart),
+        "is_main": chart.is_main,
+        "legend": [
+            {"label": series.label, "last": curves.format_value(series.last, series.is_share)}
+            for series in chart.series
+        ]
+        if chart.needs_legend
+        else [],
+    }
+
+
+def _scores(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The final value of every evaluated metric, and its best with the step it was reached at."""
+    scores = []
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval/"))
+    for name in sorted(names):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        share = curves.is_share(name)
+        score = {
+            "name": name,
+            "final": curves.format_value(points[-1][1], share),
+            "best": "",
+            "step": "",
+        }
+        if not curves.is_count(name):
+            better = min if name.endswith("loss") else max
+            step, value = better(points, key=lambda point: point[1])
+            score |= {"best": curves.format_value(value, share), "step": f"{step:,}"}
+        scores.append(score)
+    return scores
+
+
+def _timing(last: Mapping[str, tuple[int, float]]) -> dict[str, Any] | None:
+    """The parts of the run's time, largest first, with what no part accounts for at the end."""
+    parts = {
+        name.removeprefix("time/"): value
+        for name, (_, value) in last.items()
+        if name.startswith("time/") and name != "time/total" and value > 0
+    }
+    if not parts:
+        return None
+    known = sum(parts.values())
+    total = max(last.get("time/total", (0, known))[1], known)
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    if total - known > 0.005 * total:
+        ordered.append(("other", total - known))
+    return {
+        "total": format_duration(total),
+        "parts": [
+            {
+                "name": name.replace("_", " "),
+                "percent": 100 * seconds / total,
+                "text": f"{format_duration(seconds)} · {seconds / total:.0%}",
+            }
+            for name, seconds in ordered
+        ],
+    }
+
+
+def _config_groups(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The configuration as groups of (dotted key, value): plain keys first, then each section."""
+    plain = [(key, _shown(value)) for key, value in config.items() if not _is_section(value)]
+    groups = [("", plain)] if plain else []
+    for key, value in config.items():
+        if _is_section(value):
+            groups.append((key, list(_flat(value, key))))
+    return groups
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value)
+
+
+def _flat(section: Mapping[str, Any], prefix: str):
+    for key, value in section.items():
+        dotted = f"{prefix}.{key}"
+        if _is_section(value):
+            yield from _flat(value, dotted)
+        else:
+            yield dotted, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _facts(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What else `config.json` says of the run: commit, versions, devices."""
+    facts: list[tuple[str, str]] = []
+    for key, value in stored.items():
+        if key in _NOT_FACTS or value in (None, "", {}, []):
+            continue
+        if isinstance(value, Mapping):
+            facts += [(name.rpartition(".")[2], text) for name, text in _flat(value, key)]
+        else:
+            facts.append((key.replace("_", " "), _shown(value)))
+    return facts
