@@ -17,14 +17,13 @@ import importlib.util
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError, nearest
-from vit_jax.optim.spec import DEFAULTS as OPTIM_DEFAULTS
 
 VERSION = 1
 """Version of `config.json`; `MIGRATIONS[v]` turns a stored config of version v into v + 1."""
@@ -49,7 +48,7 @@ class Key:
     on_resume: str
     doc: str
     kind: str = "plain"
-    exceptions: Mapping[str, str] = types.MappingProxyType({})
+    exceptions: Mapping[str, str] = field(default_factory=dict)
 
 
 def _duration(default: int | str, on_resume: str, doc: str) -> Key:
@@ -60,22 +59,40 @@ def _open(default: dict, on_resume: str, doc: str, **exceptions: str) -> Key:
     return Key(default, on_resume, doc, kind="open", exceptions=exceptions)
 
 
-_OPTIM_KINDS = {"args": "open", "warmup": "duration", "cooldown": "duration"}
+_SCHEDULE = {
+    "name": Key("cosine", WARNED, "cosine, linear, rsqrt, constant, stair or package.module:name"),
+    "warmup": _duration(0, WARNED, "linear ramp from 0 at the start"),
+    "cooldown": _duration(0, WARNED, "linear ramp to 0 at the end"),
+    "end": Key(0.0, WARNED, "multiplier at the end of cosine and linear"),
+    "timescale": _duration(10_000, WARNED, "over which rsqrt falls to 1/sqrt(2)"),
+    "boundaries": Key([], WARNED, "stair: durations since the start"),
+    "factors": Key([], WARNED, "stair: multiplier from each boundary on"),
+}
 
-
-def _optim_schema(defaults: Mapping[str, Any]) -> dict:
-    """`optim`'s keys, whose table and documentation live with the optimizers."""
-    return {
-        name: _optim_schema(value)
-        if isinstance(value, Mapping) and name != "args"
-        else Key(
-            value,
-            FIXED if name == "name" and defaults is OPTIM_DEFAULTS else WARNED,
-            "see vit_jax/optim/spec.py",
-            kind=_OPTIM_KINDS.get(name, "plain"),
-        )
-        for name, value in defaults.items()
-    }
+_OPTIM = {
+    "name": Key(
+        "adamw",
+        FIXED,
+        "a file of optim/rules (adamw, sgd, adafactor, lamb, muon, ...), what optax calls"
+        " scale_by_NAME (lion, radam, ...), or package.module:function",
+    ),
+    "args": _open({}, WARNED, "the rule's own arguments, such as b2 or mu_dtype"),
+    "lr": Key(1e-3, WARNED, "base learning rate: what the schedule multiplies"),
+    "weight_decay": Key(0.0, WARNED, "strength of decoupled weight decay"),
+    # "lr": w -= lr·schedule·(u + decay·w), as in optax and PyTorch. "schedule": big_vision's and
+    # Loshchilov & Hutter's (2019) w -= schedule·(lr·u + decay·w), where a decay of 1e-4 at lr 1e-3
+    # is what "lr" calls 0.1.
+    "decay_coupling": Key("lr", WARNED, "what scales the decay besides the schedule: lr, schedule"),
+    "decay_mask": Key(".*/kernel", WARNED, "regex for the whole name of parameters that decay"),
+    "decay_mults": Key([], WARNED, "[[regex, multiple of weight_decay], ...]; first match wins"),
+    "clip_norm": Key(0.0, WARNED, "largest global norm of the gradient; 0 = off"),
+    "schedule": _SCHEDULE,
+    "group_schedules": Key([], WARNED, "[[regex, schedule], ...] for parameters with another one"),
+    "lr_mults": Key([], WARNED, "[[regex, multiplier of lr], ...]; first match wins"),
+    "freeze": Key([], WARNED, "[regex, ...]: parameters that keep their value"),
+    # Clark et al. (2020, ELECTRA), Bao et al. (2022, BEiT): 0.65 to 0.75 for fine-tuning.
+    "layer_decay": Key(1.0, WARNED, "each block's rate is this times the next one's; 1 = off"),
+}
 
 
 SCHEMA: dict[str, Any] = {
@@ -124,7 +141,7 @@ SCHEMA: dict[str, Any] = {
             "name -> {split, and source, name, dir, pp or args where they differ from data's}",
         ),
     },
-    "optim": _optim_schema(OPTIM_DEFAULTS),
+    "optim": _OPTIM,
     "mesh": {
         "data": Key(-1, FREE, "devices over which only the batch is split; -1 = the rest"),
         "fsdp": Key(1, FREE, "devices over which batch, parameters and optimizer are split"),
@@ -222,7 +239,7 @@ def set_key(config: ConfigDict, dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     section = config
     for depth, name in enumerate(parents):
-        child = section[name] if name in section else None
+        child = section.get(name)
         if not isinstance(child, ConfigDict):
             if child is None and not section.is_locked:
                 child = section[name] = ConfigDict(type_safe=False)
@@ -239,7 +256,7 @@ def set_key(config: ConfigDict, dotted: str, value: Any) -> None:
 def _unknown(config: ConfigDict, dotted: str) -> None:
     known = [path for path, _ in flatten(config.to_dict())]
     close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.7)
-    by_leaf = [path for path in known if path.split(".")[-1] == dotted.split(".")[-1]]
+    by_leaf = [path for path in known if path.split(".")[-1] == dotted.rsplit(".", maxsplit=1)[-1]]
     if close or by_leaf:
         raise UserError(f"config.{dotted} is unknown; did you mean config.{(close or by_leaf)[0]}?")
     raise UserError(f"config.{dotted} is unknown; sections and keys: {_names(config)}")
@@ -326,7 +343,7 @@ def _check_values(given: dict) -> None:
         f"config.batch_size={given['batch_size']} is not divisible by"
         f" config.accum_steps={given['accum_steps']}",
     )
-    require(0 <= given["ema_decay"] < 1, f"config.ema_decay={given['ema_decay']}: write 0 to 0.9999")
+    require(0 <= given["ema_decay"] < 1, f"config.ema_decay={given['ema_decay']}: write 0 to 1")
     require(
         given["precision"] in ("default", "high", "highest"),
         f"config.precision={given['precision']!r}: write default, high or highest",
@@ -339,7 +356,7 @@ def _check_values(given: dict) -> None:
     for section in ("model", "task"):
         require("name" in given[section], f"config.{section}.name is missing")
     for axis, size in given["mesh"].items():
-        require(size == -1 or size >= 1, f"config.mesh.{axis}={size}: write -1 or a positive number")
+        require(size == -1 or size >= 1, f"config.mesh.{axis}={size}: write -1 or a count")
     for name, entry in given["eval"]["sets"].items():
         for key in entry:
             require(

@@ -31,3 +31,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"valid: {', '.join(valid)}" if valid else "none is valid here"
+
+
+class Diverged(Exception):
+    """Too many steps in a row were not finite. The message is one line, the state is saved."""

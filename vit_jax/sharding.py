@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.errors import UserError
-from vit_jax.types import Array, Batch
+from vit_jax.types import Array, ArraySpec, Batch
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -142,6 +142,17 @@ def shardings_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
 
 def _names(path: Any) -> tuple[str, ...]:
     return tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
+def abstract_batch(
+    spec: Mapping[str, ArraySpec], mesh: Mesh, batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and placing of a global batch of examples of the given `spec`."""
+    where = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *array.shape), array.dtype, sharding=where)
+        for name, array in spec.items()
+    }
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

@@ -80,7 +80,7 @@ def init_state(
         )
 
     with sharding.activate(mesh):
-        boxed = abstract_params(task)
+        boxed = _boxed_params(task)
         shapes = jax.eval_shape(make)
         shardings = state_shardings(shapes, boxed, mesh)
         abstract = jax.tree.map(
@@ -98,7 +98,11 @@ def init_state(
 
 
 def abstract_params(task: TaskProtocol) -> Params:
-    """Shapes of the parameters, boxed with their logical axes; nothing is computed."""
+    """Shapes of the parameters; nothing is computed."""
+    return nn.unbox(_boxed_params(task))
+
+
+def _boxed_params(task: TaskProtocol) -> Params:
     return jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
@@ -137,7 +141,9 @@ def make_train_step(
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         batch = task.perturb(batch, random_key(state.seed, Purpose.PERTURB, state.step))
         key = random_key(state.seed, Purpose.DROPOUT, state.step)
-        loss, grads = _loss_and_grads(task, state.params, batch, key, accum_steps, mesh)
+        loss, grads = _loss_and_grads(
+            task, state.params, batch, key, accum_steps=accum_steps, mesh=mesh
+        )
         # Without this the partitioner may leave gradients whole on every device.
         grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         grad_norm = optax.global_norm(grads)
@@ -179,7 +185,7 @@ def make_train_step(
 
 
 def _loss_and_grads(
-    task: TaskProtocol, params: Params, batch: Batch, key: Array, accum_steps: int, mesh: Mesh
+    task: TaskProtocol, params: Params, batch: Batch, key: Array, *, accum_steps: int, mesh: Mesh
 ) -> tuple[Array, Params]:
     """Mean loss over the batch and its gradient, one micro-batch at a time.
 
@@ -215,7 +221,7 @@ def _loss_and_grads(
 def make_eval_step(
     task: TaskProtocol, abstract: State, mesh: Mesh
 ) -> Callable[[Params, Batch, Mapping[str, Array]], dict[str, Array]]:
-    """The jitted `(params, batch, sums) → sums`, adding a batch's statistics to the running ones."""
+    """The jitted `(params, batch, sums) → sums`, adding a batch's statistics."""
     params = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
 
     def eval_step(params: Params, batch: Batch, sums: Mapping[str, Array]) -> dict[str, Array]:

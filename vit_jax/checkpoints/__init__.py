@@ -1,0 +1,1 @@
+"""Checkpoints: our own (Orbax, `store`) and other codebases' files."""

@@ -1,0 +1,293 @@
+"""Our own checkpoints: Orbax below, named arrays and checksums above.
+
+A state is saved as a flat dictionary, `{"params.backbone.norm.scale": array, ...}`: restored by
+name, so that a run whose optimizer gained or lost a stage resumes with what the two have in common.
+A checksum of every array is stored beside it and verified on restore, because a flipped byte in an
+array file is otherwise restored without a word.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from vit_jax.errors import UserError
+from vit_jax.types import Array
+
+VERSION = 1
+"""Version of the layout of a checkpoint, stored in it."""
+
+MAX_DAMAGED = 2
+"""Newest checkpoints that may be passed over; more is no accident, and the run should not go on."""
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedError(Exception):
+    """A checkpoint whose files are missing, cut short or changed. Names what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A restored state and what was noticed on the way.
+
+    tree: like the abstract tree that was asked for; leaves absent from the checkpoint are None.
+    missing: names of those leaves. ignored: names in the checkpoint that nothing asked for.
+    damaged: lines about newer checkpoints that were passed over.
+    """
+
+    step: int
+    tree: Any
+    metadata: Mapping[str, Any]
+    missing: tuple[str, ...]
+    ignored: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
+
+
+class Store:
+    """The checkpoints of one run, `DIRECTORY/STEP/`, saved in the background.
+
+    Keeps the newest `keep_last` and, where saves come with metrics, the best by `keep_best`.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, keep_last: int = 2, keep_best: str = ""):
+        self.directory = epath.Path(directory)
+        policies = [preservation_policy.LatestN(keep_last)]
+        if keep_best:
+            policies.append(preservation_policy.BestN(get_metric_fn=lambda m: m[keep_best], n=1))
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        self._manager: ocp.CheckpointManager | None = None
+
+    def steps(self) -> list[int]:
+        """Steps with a finished checkpoint, ascending."""
+        if not self.directory.exists():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        metadata: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts saving; returns when the arrays have left the device and may be reused.
+
+        Raises:
+          UserError: the files of this save, or of the one before it, could not be written.
+        """
+        arrays = flatten(tree)
+        manifest = {
+            "version": VERSION,
+            "step": step,
+            "arrays": _describe(arrays),
+            "metadata": dict(metadata),
+        }
+        try:
+            if self._manager is None:
+                self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(arrays), manifest=ocp.args.JsonSave(manifest)
+                ),
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+            )
+        except (OSError, ValueError) as error:
+            raise self._cannot_save(error) from error
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk.
+
+        Raises:
+          UserError: it could not be written; the checkpoint before it is whole.
+        """
+        if self._manager is not None:
+            try:
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
+            except (OSError, ValueError) as error:
+                raise self._cannot_save(error) from error
+
+    def _cannot_save(self, error: Exception) -> UserError:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        last = f"the last good one is step {self.steps()[-1]}" if self.steps() else "none is saved"
+        return UserError(f"cannot save a checkpoint in {self.directory}: {lines[0][:300]}; {last}")
+
+    def close(self) -> None:
+        """Waits for the last save and stops the background threads."""
+        if self._manager is not None:
+            self._manager.close()
+
+    def restore_newest(self, abstract: Any) -> Restored | None:
+        """The newest whole checkpoint, or None where there is no checkpoint at all.
+
+        Damaged newer ones are renamed `STEP.damaged`, so that their steps can be saved again.
+
+        Raises:
+          UserError: all checkpoints are damaged, or more than `MAX_DAMAGED` of the newest.
+        """
+        damaged: dict[int, str] = {}
+        steps = self.steps()
+        for step in reversed(steps):
+            if len(damaged) > MAX_DAMAGED:
+                break
+            try:
+                restored = self.restore(step, abstract)
+            except DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            return dataclasses.replace(restored, damaged=self._set_aside(damaged))
+        if damaged:
+            lines = "; ".join(damaged.values())
+            scope = "all" if len(damaged) == len(steps) else f"the newest {len(damaged)}"
+            raise UserError(
+                f"{scope} checkpoints in {self.directory} are damaged: {lines}. Nothing was"
+                " changed; restore the files, or start in another workdir"
+            )
+        return None
+
+    def _set_aside(self, damaged: Mapping[int, str]) -> tuple[str, ...]:
+        lines = []
+        for step, reason in damaged.items():
+            path = self.directory / str(step)
+            if jax.process_index() == 0:
+                path.rename(self._free_name(f"{step}.damaged"))
+            lines.append(f"{reason}; renamed {path.name}.damaged")
+        if damaged and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints renamed")
+        return tuple(lines)
+
+    def _free_name(self, name: str) -> epath.Path:
+        taken = {path.name for path in self.directory.iterdir()}
+        names = (name, *(f"{name}.{number}" for number in range(1, len(taken) + 1)))
+        return self.directory / next(name for name in names if name not in taken)
+
+    def restore(self, step: int, abstract: Any) -> Restored:
+        """The checkpoint of `step`, onto the shardings of `abstract`.
+
+        abstract: a tree of `jax.ShapeDtypeStruct` with shardings. Leaves whose name or shape the
+        checkpoint does not have come back as None.
+
+        Raises:
+          DamagedError: a file is missing, cut short or changed.
+          UserError: the checkpoint was written by a newer version of this package.
+        """
+        path = self.directory / str(step)
+        try:
+            manifest = json.loads((path / "manifest" / "metadata").read_text())
+            saved = manifest["arrays"]
+            version = manifest["version"]
+        except PermissionError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedError(f"{path}/manifest: {error}") from error
+        if version > VERSION:
+            raise UserError(f"{path} has version {version}, this package reads up to {VERSION}")
+        asked = flatten(abstract)
+        common = {
+            name: leaf
+            for name, leaf in asked.items()
+            if name in saved and tuple(saved[name]["shape"]) == leaf.shape
+        }
+        arrays = _read(path, common)
+        _verify(path, arrays, saved)
+        return Restored(
+            step=step,
+            tree=_unflatten_like(abstract, arrays),
+            metadata=manifest["metadata"],
+            missing=tuple(sorted(asked.keys() - common.keys())),
+            ignored=tuple(sorted(saved.keys() - common.keys())),
+        )
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Leaves by dotted name: fields and keys, never positions that a change could shift."""
+    state = flax.serialization.to_state_dict(tree)
+    flat = flax.traverse_util.flatten_dict(state, sep=".")
+    return {name: leaf for name, leaf in flat.items() if leaf is not None}
+
+
+def _unflatten_like(tree: Any, arrays: Mapping[str, Any]) -> Any:
+    state = flax.serialization.to_state_dict(tree)
+    flat = flax.traverse_util.flatten_dict(state, keep_empty_nodes=True)
+    empty = flax.traverse_util.empty_node
+    filled = {
+        path: value if value is empty else arrays.get(".".join(path))
+        for path, value in flat.items()
+    }
+    return flax.serialization.from_state_dict(tree, flax.traverse_util.unflatten_dict(filled))
+
+
+def _read(path: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+    if not abstract:
+        return {}
+    args = ocp.args.PyTreeRestore(
+        item=dict(abstract),
+        restore_args=ocp.checkpoint_utils.construct_restore_args(dict(abstract)),
+        partial_restore=True,
+    )
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path / "state", args=args)
+    except PermissionError:
+        raise
+    except Exception as error:  # Broken files surface as any kind of error from the readers below.
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DamagedError(f"{path}: {line[:300]}") from error
+
+
+def _verify(path: epath.Path, arrays: Mapping[str, Array], saved: Mapping[str, Any]) -> None:
+    found = _checksums({name: arrays[name] for name in arrays})
+    changed = [name for name, value in found.items() if value != saved[name]["checksum"]]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise DamagedError(f"{path}/state: the bytes of {changed[0]}{more} have changed")
+
+
+def _describe(arrays: Mapping[str, Array]) -> dict[str, dict]:
+    sums = _checksums(arrays)
+    return {
+        name: {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": sums[name]}
+        for name, x in arrays.items()
+    }
+
+
+def _checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
+    sums = jax.device_get({name: checksum(x) for name, x in arrays.items()})
+    return {name: int(np.asarray(value)) for name, value in sums.items()}
+
+
+@jax.jit
+def checksum(x: Array) -> Array:
+    """uint32: the sum, modulo 2^32, of each element's bits times an odd weight of its position.
+
+    Integer sums do not depend on their order, so the value is the same on any mesh and is computed
+    where the shards are. An odd weight is invertible, so no change of a single element is missed;
+    of other changes, about one in 2^32 is.
+    """
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+    bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, width)
+    position = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        position = position * jnp.uint32(size) + along
+    mixed = (position ^ (position >> 15)) * jnp.uint32(0x2C1B3C6D)
+    weight = ((mixed ^ (mixed >> 12)) * jnp.uint32(0x297A2D39)) | jnp.uint32(1)
+    return jnp.sum(bits.astype(jnp.uint32) * weight, dtype=jnp.uint32)

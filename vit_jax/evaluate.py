@@ -1,0 +1,156 @@
+"""Exact metrics over whole splits: the same number for any batch size, mesh and process count."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vit_jax import data, sharding, step
+from vit_jax.errors import UserError
+from vit_jax.tasks import TaskProtocol
+from vit_jax.types import Batch, Params
+
+CACHE_BYTES = 256 << 20
+"""Splits smaller than this stay decoded in host memory between evaluations."""
+
+
+class Abandoned(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
+@dataclasses.dataclass
+class Split:
+    """One entry of `config.eval.sets`: a source, how it is preprocessed, and its decoded cache."""
+
+    name: str
+    source: data.Source
+    pp: str
+    cached: list[dict[str, np.ndarray]] | None = None
+
+
+class Evaluator:
+    """Evaluates parameters on every configured split.
+
+    task: whose `eval_sums` and `metrics` are used. abstract: the state's shapes and shardings.
+    """
+
+    def __init__(self, config: ConfigDict, task: TaskProtocol, abstract: step.State, mesh: Mesh):
+        ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+        wanted = config.eval.batch_size or config.batch_size
+        self.batch_size = -(-wanted // ways) * ways
+        self.splits = [open_split(config, name) for name in config.eval.sets]
+        self._task = task
+        self._mesh = mesh
+        self._threads = input_threads(config)
+        self._rows = sharding.local_rows(mesh, self.batch_size)
+        self._eval_step = step.make_eval_step(task, abstract, mesh)
+
+    def run(
+        self, params: Params, *, suffix: str = "", should_stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
+        """`{"NAME/metric": value}` over all splits, NAME being the split's and `suffix`.
+
+        Raises:
+          Abandoned: `should_stop` said so between two batches.
+        """
+        results = {}
+        for split in self.splits:
+            sums = self._sums(split, params, should_stop)
+            for metric, value in self._task.metrics(sums).items():
+                results[f"{split.name}{suffix}/{metric}"] = value
+        return results
+
+    def _sums(
+        self, split: Split, params: Params, should_stop: Callable[[], bool]
+    ) -> Mapping[str, np.ndarray]:
+        sums = None
+        with sharding.activate(self._mesh):
+            for batch in self._batches(split):
+                if should_stop():
+                    raise Abandoned
+                placed = sharding.place(batch, self._rows, self._mesh, self.batch_size)
+                if sums is None:
+                    sums = self._zeros(params, placed)
+                sums = self._eval_step(params, placed, sums)
+        if sums is None:
+            raise UserError(f"config.eval.sets.{split.name} has no examples")
+        return jax.device_get(sums)
+
+    def _zeros(self, params: Params, batch: Batch) -> dict[str, Any]:
+        shapes = jax.eval_shape(self._task.eval_sums, params, batch)
+        zeros = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+        return jax.device_put(zeros, sharding.replicated(self._mesh))
+
+    def _batches(self, split: Split) -> Iterator[dict[str, np.ndarray]]:
+        if split.cached is not None:
+            yield from split.cached
+            return
+        kept: list[dict[str, np.ndarray]] | None = []
+        size = 0
+        with data.eval_batches(
+            split.source,
+            batch_size=self.batch_size,
+            rows=self._rows,
+            pp=split.pp,
+            num_threads=self._threads,
+        ) as batches:
+            for batch in batches:
+                size += sum(array.nbytes for array in batch.values())
+                kept = None if kept is None or size > CACHE_BYTES else [*kept, batch]
+                yield batch
+        split.cached = kept
+
+    def examples(self, split: Split, params: Params, limit: int) -> dict[str, np.ndarray]:
+        """The first `limit` examples of a split, as the pipeline gives them, with predictions.
+
+        Every process gets all of them.
+        """
+        predict = jax.jit(
+            lambda params, batch: (batch, self._task.predict(params, batch)),
+            out_shardings=sharding.replicated(self._mesh),
+        )
+        parts: list[dict[str, np.ndarray]] = []
+        with sharding.activate(self._mesh):
+            for number, batch in enumerate(self._batches(split)):
+                if number * self.batch_size >= limit:
+                    break
+                placed = sharding.place(batch, self._rows, self._mesh, self.batch_size)
+                inputs, outputs = jax.device_get(predict(params, placed))
+                parts.append({**inputs, **outputs})
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        real = joined.pop("mask") > 0
+        return {name: array[real][:limit] for name, array in joined.items()}
+
+
+def open_split(config: ConfigDict, name: str) -> Split:
+    """The split that `config.eval.sets.NAME` describes; what it leaves out is `config.data`'s."""
+    entry = dict(config.eval.sets[name])
+    spec = {
+        key: entry.get(key, config.data[key]) for key in ("source", "name", "dir", "split", "args")
+    }
+    return Split(name, open_source(spec), entry.get("pp", config.data.eval_pp))
+
+
+def open_source(spec: Mapping[str, Any]) -> data.Source:
+    """The source that a section with the keys source, name, dir, split and args describes."""
+    own = {key: spec[key] for key in ("source", "name", "dir", "split")}
+    return data.open_source({**own, **dict(spec["args"])})
+
+
+def input_threads(config: ConfigDict) -> int:
+    """Decoding threads of this process: `config.data.threads`, or one for each core."""
+    return config.data.threads or len(os.sched_getaffinity(0))
+
+
+def headline(task: TaskProtocol, results: Mapping[str, float]) -> tuple[str, float] | None:
+    """The metric that names a run's quality: of the averaged parameters where there are some."""
+    names = [name for name in results if name.endswith(f"/{task.headline}")]
+    averaged = [name for name in names if name.split("/")[-2].endswith("_ema")]
+    chosen = (averaged or names)[:1]
+    return (chosen[0], results[chosen[0]]) if chosen else None

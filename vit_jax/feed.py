@@ -1,0 +1,71 @@
+"""Keeps batches on the devices ahead of the step that wants them."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from vit_jax.data import Batches
+from vit_jax.types import Array, Batch
+
+_POLL_SECONDS = 0.1
+
+
+class DeviceFeed:
+    """Reads and places batches on a thread of its own, `depth` of them ahead.
+
+    batches: local rows in host memory. place: puts a batch on the devices.
+    `waited` adds up the seconds for which `next_batch` had none ready.
+    """
+
+    def __init__(self, batches: Batches, place: Callable[[Batch], dict[str, Array]], depth: int):
+        self.waited = 0.0
+        self._batches = batches
+        self._place = place
+        self._ready: queue.Queue = queue.Queue(maxsize=max(1, depth))
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="vit-feed", daemon=True)
+        self._thread.start()
+
+    def next_batch(self) -> dict[str, Array]:
+        """The next batch, on the devices; an error of the pipeline is raised here."""
+        started = time.monotonic()
+        batch = self._ready.get()
+        self.waited += time.monotonic() - started
+        if isinstance(batch, BaseException):
+            raise batch
+        return batch
+
+    @property
+    def num_bad_images(self) -> int:
+        """Unreadable images that others have stood in for so far."""
+        return self._batches.num_bad_images
+
+    def close(self) -> None:
+        """Stops the thread and the pipeline behind it."""
+        self._closing.set()
+        self._thread.join(timeout=5.0)
+        self._batches.close()
+
+    def __enter__(self) -> "DeviceFeed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _fill(self) -> None:
+        try:
+            for batch in self._batches:
+                if not self._put(self._place(batch)):
+                    return
+        except BaseException as error:  # Handed to the thread that waits for this batch.
+            self._put(error)
+
+    def _put(self, item: dict[str, Array] | BaseException) -> bool:
+        while not self._closing.is_set():
+            try:
+                self._ready.put(item, timeout=_POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False

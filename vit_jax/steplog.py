@@ -1,0 +1,150 @@
+"""What a run says while it trains: rows of metrics, the console, where the time went."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+from etils import epath
+
+from vit_jax.errors import Diverged
+from vit_jax.report import MetricsWriter, Progress
+from vit_jax.types import Array
+
+
+class Stopwatch:
+    """Seconds spent in named parts of a run; parts do not nest."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(part, time.monotonic() - started)
+
+    def add(self, part: str, seconds: float) -> None:
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+
+class StepLog:
+    """Rows of the training steps, each written while the next step runs.
+
+    Reading a step's metrics waits until the device has finished it. A row is therefore held back
+    until the following step has been handed to the device, which then never runs dry.
+
+    Only process 0 logs (`is_writer`); in the others every call returns at once.
+
+    start_step: the step that the run resumes after; later rows of an earlier attempt are dropped.
+    total, every: the run's steps, and the steps between rows; the first and last have one too.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        start_step: int,
+        total: int,
+        every: int,
+        batch_size: int,
+        max_skipped_steps: int,
+        tensorboard: bool,
+        is_writer: bool,
+    ):
+        self._total = total
+        self._every = max(1, every)
+        self._batch_size = batch_size
+        self._max_skipped_steps = max_skipped_steps
+        self._writer = MetricsWriter(
+            workdir, resume_step=start_step, is_writer=is_writer, tensorboard=tensorboard
+        )
+        self._progress = Progress(total, start_step) if is_writer else None
+        self._at = start_step
+        self._held: tuple[int, Mapping[str, Array], float] | None = None
+        self._last: tuple[int, float, float] | None = None  # step, when it was done, input wait
+        self._paused = 0.0
+
+    def step(self, at: int, metrics: Mapping[str, Array], waited: float) -> None:
+        """Step number `at` has been handed to the device; `waited`: input seconds so far.
+
+        Raises:
+          Diverged: an earlier step was the last straw.
+        """
+        self.flush()
+        self._at = at
+        if at == 1 or at % self._every == 0 or at == self._total:
+            self._held = (at, metrics, waited)
+
+    def flush(self) -> None:
+        """Writes the row that is held back, once its step is done.
+
+        Raises:
+          Diverged: more than `max_skipped_steps` steps in a row were not finite.
+        """
+        if self._held is None:
+            return
+        (at, metrics, waited), self._held = self._held, None
+        values = jax.device_get(metrics)
+        now = time.monotonic()
+        self.check(at, int(values["bad_steps"]))
+        row = {f"train/{name}": float(value) for name, value in values.items()}
+        if self._last is not None:
+            steps = at - self._last[0]
+            seconds = max(now - self._last[1] - self._paused, 1e-9)
+            row["train/images_per_sec"] = steps * self._batch_size / seconds
+            row["train/input_wait_fraction"] = min(1.0, (waited - self._last[2]) / seconds)
+        self._last, self._paused = (at, now, waited), 0.0
+        self.write(at, row)
+        if self._progress:
+            self._progress.update(at, row)
+
+    def check(self, at: int, bad_steps: int) -> None:
+        """Raises `Diverged` where step `at` ends too long a row of non-finite steps."""
+        if bad_steps > self._max_skipped_steps:
+            raise Diverged(
+                f"loss or gradient was not finite at step {at - bad_steps + 1}"
+                f" ({bad_steps} in a row by step {at}); the state was left as it was before"
+            )
+
+    @contextlib.contextmanager
+    def paused(self, note: str = "") -> Iterator[None]:
+        """Time that is no training time, such as evaluation; `note` is shown meanwhile."""
+        started = time.monotonic()
+        if self._progress and note:
+            self._progress.update(self._at, {}, note)
+        yield
+        self._paused += time.monotonic() - started
+
+    def write(self, at: int, row: Mapping[str, float]) -> None:
+        """A row of plain scalars that belongs to step `at`."""
+        self._writer.write(at, row)
+
+    def bad_images(self, number: int) -> None:
+        """Tells of unreadable training images that others have stood in for."""
+        if number:
+            self.write(self._at, {"data/bad_images": number})
+            self.message(f"warning: {number} unreadable training images were replaced by others")
+
+    def message(self, text: str) -> None:
+        """A line for people."""
+        if self._progress:
+            self._progress.message(text)
+
+    def sync(self) -> None:
+        """Makes all rows so far durable."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Lets go of the console and the files."""
+        if self._progress:
+            self._progress.close()
+        self._writer.close()
+
+    def __enter__(self) -> "StepLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

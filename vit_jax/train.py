@@ -1,0 +1,324 @@
+"""Training, read top to bottom.
+
+config → source → batch → task(model) → step → checkpoint → report
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vit_jax import data, evaluate, optim, report, sharding, step, summary, tasks
+from vit_jax.checkpoints.store import Restored, Store
+from vit_jax.config import Duration, durations
+from vit_jax.errors import Diverged, Interrupted, UserError
+from vit_jax.evaluate import Abandoned, Evaluator
+from vit_jax.feed import DeviceFeed
+from vit_jax.report import read_metrics
+from vit_jax.runtime import StopSignal
+from vit_jax.steplog import StepLog, Stopwatch
+from vit_jax.types import Array, Batch
+from vit_jax.workdir import Workdir
+
+TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
+
+
+def train(config: ConfigDict, workdir_path: str) -> dict[str, float]:
+    """Trains, or resumes what is in the workdir, to `config.total`; returns the last evaluation.
+
+    Raises:
+      UserError: the config, the data or the workdir is wrong.
+      Interrupted: a signal arrived; the state has been saved.
+      Diverged: loss or gradient was not finite too often in a row; the last checkpoint is good.
+    """
+    times = Stopwatch()
+    with times("setup"):
+        workdir = Workdir.open(workdir_path)
+        store = Store(
+            workdir.checkpoints,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+        )
+        changed = workdir.check_resume(config) if store.steps() else []
+        run = Run.build(config)
+        evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
+        state, restored = restore_or_init(run, store)
+    if jax.process_index() == 0:
+        workdir.mark_done(False)
+        workdir.write_config(config)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(run.open_log(workdir, restored.step if restored else 0))
+        stack.callback(store.close)
+        stop = stack.enter_context(StopSignal())
+        for line in opening_lines(run, restored, changed):
+            log.message(line)
+        trainer = Trainer(run, evaluator, store, log, times, stop, workdir, state)
+        try:
+            trainer.train_from(restored)
+        except Diverged as error:
+            raise Diverged(f"{error}; {advice(store)}") from None
+        with times("report"):
+            summary.write_sections(workdir.path, evaluator, run.task, trainer.state)
+        times.add("train", trainer.seconds())
+        log.write(run.duration.total, {f"time/{k}": v for k, v in times.seconds.items()})
+    if jax.process_index() == 0:
+        report.write_report(workdir.path)
+        workdir.mark_done(True, f"step {run.duration.total}\n")
+    return trainer.results
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts of a run that do not change from step to step."""
+
+    config: ConfigDict
+    mesh: Mesh
+    source: data.Source
+    task: tasks.TaskProtocol
+    optimizer: optim.Optimizer
+    duration: Duration
+    make_state: Callable[[], step.State]
+    abstract: step.State
+
+    @classmethod
+    def build(cls, config: ConfigDict) -> "Run":
+        """Everything that can be wrong with a config is found here, before anything is computed.
+
+        Raises:
+          UserError: what does not fit, and what to write instead.
+        """
+        mesh = sharding.make_mesh(config.mesh)
+        sharding.check_batch_size(mesh, config.batch_size, config.accum_steps)
+        source = evaluate.open_source(config.data)
+        spec = data.element_spec(source, config.data.pp)
+        info = tasks.DataInfo(spec, source.num_classes, source.class_names)
+        task = tasks.build(config.task, config.model, info)
+        duration = durations(config, len(source))
+        optimizer = optim.build(config.optim, step.abstract_params(task), duration=duration)
+        make_state, abstract = step.init_state(
+            task, optimizer, seed=config.seed, ema=config.ema_decay > 0, mesh=mesh
+        )
+        return cls(config, mesh, source, task, optimizer, duration, make_state, abstract)
+
+    def compile_step(self) -> TrainStep:
+        """The training step for exactly this run's state and batch, so it never compiles again."""
+        config = self.config
+        jitted = step.make_train_step(
+            self.task,
+            self.optimizer,
+            self.abstract,
+            self.mesh,
+            accum_steps=config.accum_steps,
+            ema_decay=config.ema_decay,
+            max_skipped_steps=config.max_skipped_steps,
+        )
+        batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
+        with sharding.activate(self.mesh):
+            return jitted.lower(self.abstract, batch).compile()
+
+    def open_feed(self, start_step: int) -> DeviceFeed:
+        """This process's rows of the training batches from `start_step` on, on the devices."""
+        config = self.config
+        rows = sharding.local_rows(self.mesh, config.batch_size)
+        batches = data.train_batches(
+            self.source,
+            batch_size=config.batch_size,
+            rows=rows,
+            seed=config.seed,
+            start_step=start_step,
+            pp=config.data.pp,
+            on_bad_image=config.data.on_bad_image,
+            num_threads=evaluate.input_threads(config),
+            prefetch=config.data.prefetch,
+        )
+
+        def place(batch: Batch) -> dict[str, Array]:
+            return sharding.place(batch, rows, self.mesh, config.batch_size)
+
+        return DeviceFeed(batches, place, config.data.prefetch)
+
+    def open_log(self, workdir: Workdir, start_step: int) -> StepLog:
+        """The run's rows and console; silent in all processes but the first."""
+        return StepLog(
+            workdir.path,
+            start_step=start_step,
+            total=self.duration.total,
+            every=self.duration(self.config.log.every, "log.every"),
+            batch_size=self.config.batch_size,
+            max_skipped_steps=self.config.max_skipped_steps,
+            tensorboard=self.config.log.tensorboard,
+            is_writer=jax.process_index() == 0,
+        )
+
+
+@dataclasses.dataclass
+class Trainer:
+    """Runs the steps of a `Run` and does what is due between them."""
+
+    run: Run
+    evaluator: Evaluator
+    store: Store
+    log: StepLog
+    times: Stopwatch
+    stop: StopSignal
+    workdir: Workdir
+    state: step.State
+    results: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds_before: float = 0.0
+    began: float = dataclasses.field(default_factory=time.monotonic)
+
+    def train_from(self, restored: Restored | None) -> None:
+        """All steps after the restored one, to the end of the run."""
+        config, duration = self.run.config, self.run.duration
+        evaluate_every = duration(config.eval.every, "eval.every")
+        save_every = duration(config.checkpoint.every, "checkpoint.every")
+        keep_best = config.checkpoint.keep_best
+        start, total = restored.step if restored else 0, duration.total
+        self.results, best = earlier_evaluations(self.workdir, keep_best)
+        if restored:
+            self.seconds_before = restored.metadata["seconds"]
+            if restored.metadata["owes_evaluation"]:
+                self.evaluate(start)
+        if start == total:
+            return
+
+        with self.times("compile"):
+            train_step = self.run.compile_step()
+        with self.run.open_feed(start) as feed:
+            self.began = time.monotonic()
+            for at in range(start + 1, total + 1):
+                with jax.transfer_guard("disallow"):
+                    self.state, metrics = train_step(self.state, feed.next_batch())
+                self.log.step(at, metrics, feed.waited)
+
+                stopping = self.stop.agreed(at)
+                evaluating = is_due(at, evaluate_every, total)
+                found = self.evaluate(at) if evaluating and not stopping else None
+                stopping = stopping or (evaluating and found is None)
+                improved = bool(keep_best and found and found[keep_best] > best)
+                best = found[keep_best] if improved else best
+                if stopping or improved or is_due(at, save_every, total):
+                    self.save(at, found, owes_evaluation=evaluating and found is None)
+                if stopping:
+                    self.store.wait()
+                    raise Interrupted(
+                        f"{self.stop.name or 'a signal'}: saved step {at} of {total} in"
+                        f" {self.workdir.path}; the same command goes on from there"
+                    )
+            self.log.bad_images(feed.num_bad_images)
+            self.times.add("input wait", feed.waited)
+        self.store.wait()
+
+    def evaluate(self, at: int) -> dict[str, float] | None:
+        """Metrics of the current state on every split; None where a signal cut it short.
+
+        With an average of the parameters, `NAME_ema/...` are its metrics.
+        """
+        self.log.flush()
+        # Only a process that is alone may leave early: the others would wait for it.
+        should_stop = self.stop.asked if jax.process_count() == 1 else lambda: False
+        with self.times("eval"), self.log.paused("evaluating"):
+            try:
+                found = self.evaluator.run(self.state.params, should_stop=should_stop)
+                if self.state.ema is not None:
+                    found |= self.evaluator.run(
+                        self.state.ema, suffix="_ema", should_stop=should_stop
+                    )
+            except Abandoned:
+                return None
+        self.log.write(at, {f"eval/{name}": value for name, value in found.items()})
+        headline = evaluate.headline(self.run.task, found)
+        if headline:
+            self.log.message(f"step {at}: {headline[0]} {headline[1]:.4f}")
+        self.results = found
+        return found
+
+    def save(self, at: int, metrics: dict[str, float] | None, *, owes_evaluation: bool) -> None:
+        """Starts a checkpoint of the current state, which must be a good one."""
+        self.log.flush()
+        self.log.check(at, int(jax.device_get(self.state.bad_steps)))
+        with self.times("save"), self.log.paused():
+            self.log.sync()
+            metadata = {"seconds": self.seconds(), "owes_evaluation": owes_evaluation}
+            self.store.save(at, self.state, metadata, metrics)
+
+    def seconds(self) -> float:
+        """Time since the first step, those of interrupted runs included."""
+        return self.seconds_before + time.monotonic() - self.began
+
+
+def restore_or_init(run: Run, store: Store) -> tuple[step.State, Restored | None]:
+    """The newest whole checkpoint, or the first state where there is none.
+
+    What the checkpoint lacks because the config has changed (a new optimizer stage, an average
+    that was off) starts fresh.
+
+    Raises:
+      UserError: checkpoints are damaged beyond going back, or lack parameters of the model.
+    """
+    restored = store.restore_newest(run.abstract)
+    if restored is None:
+        return run.make_state(), None
+    lacking = [name for name in restored.missing if name.startswith("params.")]
+    if lacking:
+        raise UserError(
+            f"{store.directory}/{restored.step} lacks parameters of the model, such as {lacking[0]}"
+        )
+    state = restored.tree
+    if restored.missing:
+        fresh = run.make_state()
+        if state.ema is None or any(name.startswith("ema.") for name in restored.missing):
+            fresh = fresh.replace(ema=fresh.ema and jax.tree.map(jnp.copy, state.params))
+        state = jax.tree.map(
+            lambda old, new: new if old is None else old, state, fresh, is_leaf=lambda x: x is None
+        )
+    return state, restored
+
+
+def earlier_evaluations(workdir: Workdir, keep_best: str) -> tuple[dict[str, float], float]:
+    """The last evaluation in the run's log, and the best value of the metric that decides."""
+    results: dict[str, float] = {}
+    best = -math.inf
+    for row in read_metrics(workdir.path):
+        found = {name[5:]: value for name, value in row.items() if name.startswith("eval/")}
+        results = found or results
+        best = max(best, found.get(keep_best, best))
+    return results, best
+
+
+def advice(store: Store) -> str:
+    """What to do about a run that diverged."""
+    last = f"the last checkpoint is step {store.steps()[-1]}" if store.steps() else "no checkpoint"
+    return (
+        f"{last} in {store.directory}. Try a lower optim.lr, a longer optim.schedule.warmup,"
+        " optim.clip_norm=1, or tolerate single ones with --config.max_skipped_steps=5"
+    )
+
+
+def is_due(at: int, every: int, total: int) -> bool:
+    """Whether something that happens every so many steps (0: only at the end) happens now."""
+    return at == total or (every > 0 and at % every == 0)
+
+
+def opening_lines(run: Run, restored: Restored | None, changed: list[str]) -> Iterator[str]:
+    """What a person should know before the first step."""
+    params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract.params))
+    mesh = " × ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1)
+    yield (
+        f"{run.config.model.name}: {params:,} parameters, {len(run.source):,} training examples,"
+        f" {run.duration.total:,} steps of {run.config.batch_size} on {run.mesh.size}"
+        f" {run.mesh.devices.flat[0].platform} device(s){', ' + mesh if mesh else ''}"
+    )
+    if restored:
+        yield from (f"warning: damaged checkpoint: {line}" for line in restored.damaged)
+        yield from (f"warning: changed since the checkpoint: {line}" for line in changed)
+        fresh = [name for name in restored.missing if not name.startswith("ema.")]
+        if fresh:
+            yield f"warning: not in the checkpoint, started fresh: {len(fresh)} arrays ({fresh[0]})"
+        yield f"resuming after step {restored.step}"

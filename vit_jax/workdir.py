@@ -1,0 +1,151 @@
+"""What a run leaves on disk besides checkpoints and metrics, and what a later run may change.
+
+config.json   the resolved config, the command, versions of packages and of this code
+DONE          exists once the last step is finished
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from vit_jax import config as config_lib
+from vit_jax.errors import UserError
+from vit_jax.report.metrics import write_atomically
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu",
+            "tensorflow", "tensorflow-datasets")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """A run's directory, local or on an object store."""
+
+    path: epath.Path
+
+    @classmethod
+    def open(cls, path: str) -> "Workdir":
+        """The directory, made if need be.
+
+        Raises:
+          UserError: it cannot be made or written to.
+        """
+        workdir = cls(epath.Path(path).expanduser())
+        probe = workdir.path / ".writable"
+        try:
+            workdir.path.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"--workdir={path}: cannot write there ({error})") from error
+        return workdir
+
+    @classmethod
+    def existing(cls, path: str) -> "Workdir":
+        """The directory of a run that has been started.
+
+        Raises:
+          UserError: there is no config.json.
+        """
+        workdir = cls(epath.Path(path).expanduser())
+        if not workdir._config_file.exists():
+            raise UserError(f"--workdir={path} holds no run (no config.json); train there first")
+        return workdir
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def _config_file(self) -> epath.Path:
+        return self.path / "config.json"
+
+    @property
+    def _done_file(self) -> epath.Path:
+        return self.path / "DONE"
+
+    def is_done(self) -> bool:
+        """Whether the run's last step has been finished."""
+        return self._done_file.exists()
+
+    def mark_done(self, is_done: bool, text: str = "") -> None:
+        """Writes `DONE`, or takes it away when training goes on."""
+        if is_done:
+            write_atomically(self._done_file, text.encode())
+        else:
+            self._done_file.unlink(missing_ok=True)
+
+    def read_config(self) -> ConfigDict:
+        """The config of the run, brought to today's schema.
+
+        Raises:
+          UserError: the file is broken, or of a newer version than this package.
+        """
+        try:
+            stored = json.loads(self._config_file.read_text())
+            values, version = stored["config"], stored["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._config_file} cannot be read: {error!r}") from error
+        return config_lib.validate(ConfigDict(config_lib.migrate(values, version)))
+
+    def write_config(self, config: ConfigDict) -> None:
+        """Records the config that is about to run, with what would be needed to run it again."""
+        record = {
+            "version": config_lib.VERSION,
+            "config": config.to_dict(),
+            "command": sys.argv,
+            "commit": _commit(),
+            "packages": _package_versions(),
+        }
+        text = json.dumps(record, indent=2, default=str) + "\n"
+        write_atomically(self._config_file, text.encode())
+
+    def check_resume(self, config: ConfigDict) -> list[str]:
+        """Lines about warned keys that differ from the run that is resumed.
+
+        Raises:
+          UserError: a key that is fixed for a run with checkpoints differs.
+        """
+        if not self._config_file.exists():
+            return []
+        found = config_lib.changes(self.read_config().to_dict(), config.to_dict())
+        if found[config_lib.FIXED]:
+            raise UserError(
+                f"{self.path} has checkpoints of another run; these keys cannot change on resume:"
+                f" {'; '.join(found[config_lib.FIXED])}. Restore them, or use another --workdir"
+            )
+        return found[config_lib.WARNED]
+
+
+def _package_versions() -> Mapping[str, str]:
+    versions = {"python": sys.version.split()[0]}
+    for package in ("vit-jax", *PACKAGES):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _commit() -> str | None:
+    """The commit of this code, with `+` where the tree has changes; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
