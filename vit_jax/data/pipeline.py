@@ -4,15 +4,15 @@ Every process asks for the rows of the global batch that its devices hold. What 
 on the step, the row's number and the seed, so the processes agree without talking.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
+import sys
+import weakref
 from typing import Protocol
 
 import numpy as np
 
 from vit_jax.data import sampling
-from vit_jax.data.prefetch import OrderedPrefetcher, Workers
-from vit_jax.data.reading import RawBatch, RecordReader
+from vit_jax.data.prefetch import OrderedPrefetcher, Workers, default_threads
+from vit_jax.data.reading import Feed, RawBatch, RecordReader, mask_padding, sample_record
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError, nearest
 from vit_jax.types import ArraySpec
@@ -36,6 +36,8 @@ class Batches:
     def __init__(self, stream: Stream, reader: RecordReader):
         self._stream = stream
         self._reader = reader
+        # Threads do not hold this object, so that dropping it, or leaving Python, stops them.
+        self._close = weakref.finalize(self, stream.close)
 
     def __iter__(self) -> "Batches":
         return self
@@ -50,7 +52,7 @@ class Batches:
         self.close()
 
     def close(self) -> None:
-        self._stream.close()
+        self._close()
 
     @property
     def bad_images(self) -> tuple[str, ...]:
@@ -73,7 +75,7 @@ def train_batches(
     repeats: int = 1,
     blocks: sampling.BlockShuffle | None = None,
     on_bad_image: str = "fail",
-    num_threads: int = 4,
+    num_threads: int = 0,
     prefetch: int = 2,
     timeout_s: float = 600.0,
 ) -> Batches:
@@ -90,7 +92,7 @@ def train_batches(
         repeats: how often an example appears in its batch (repeated augmentation).
         blocks: shuffle by blocks, for object stores; None permutes single records.
         on_bad_image: `fail`, or `skip` to put another image in the place of a bad one.
-        num_threads: threads that read, and as many that decode.
+        num_threads: threads that read, and as many that decode; 0 for one a core.
         prefetch: batches made ahead; 0 makes each when it is asked for.
         timeout_s: how long a source may be silent before that is an error.
 
@@ -104,6 +106,7 @@ def train_batches(
         raise UserError(
             f"on_bad_image={on_bad_image!r}; {nearest(on_bad_image, BAD_IMAGE_CHOICES)}"
         )
+    workers = Workers(num_threads or default_threads(), prefetch, timeout_s)
     reader = RecordReader(source, seed=seed, skip_bad=on_bad_image == "skip")
 
     def load(step: int) -> RawBatch:
@@ -114,8 +117,8 @@ def train_batches(
         seeds = sampling.augment_seeds(seed, positions)
         return RawBatch(records, indices, positions, seeds, mask=None)
 
-    steps = itertools.count(start_step)
-    return _batches(reader, load, steps, pp, Workers(num_threads, prefetch, timeout_s))
+    feed = Feed(load, range(start_step, sys.maxsize), len(rows))
+    return _batches(reader, feed, pp, workers)
 
 
 def eval_batches(
@@ -124,7 +127,7 @@ def eval_batches(
     batch_size: int,
     rows: np.ndarray,
     pp: str = "",
-    num_threads: int = 4,
+    num_threads: int = 0,
     prefetch: int = 2,
     timeout_s: float = 600.0,
 ) -> Batches:
@@ -135,6 +138,7 @@ def eval_batches(
     score over fewer images is not the same score.
     """
     rows = _checked_rows(rows, batch_size)
+    workers = Workers(num_threads or default_threads(), prefetch, timeout_s)
     reader = RecordReader(source)
 
     def load(step: int) -> RawBatch:
@@ -145,8 +149,8 @@ def eval_batches(
         seeds = sampling.augment_seeds(0, positions)
         return RawBatch(records, indices, positions, seeds, mask.astype(np.float32))
 
-    steps = iter(range(num_eval_batches(source, batch_size)))
-    return _batches(reader, load, steps, pp, Workers(num_threads, prefetch, timeout_s))
+    feed = Feed(load, range(num_eval_batches(source, batch_size)), len(rows))
+    return _batches(reader, feed, pp, workers)
 
 
 def num_eval_batches(source: Source, batch_size: int) -> int:
@@ -157,46 +161,29 @@ def num_eval_batches(source: Source, batch_size: int) -> int:
 def element_spec(source: Source, pp: str = "") -> dict[str, ArraySpec]:
     """Shape (batch axis left out) and dtype of every array of a training batch.
 
-    Fetches one record; with a preprocessing string its graph is traced but not run.
+    Fetches one record and, with a preprocessing string, takes it through the graph.
     """
-    records = source.fetch(np.zeros(1, np.int64))
     if pp:
         from vit_jax.data.graph import output_spec
 
-        return output_spec(records, pp)
-    return {key: ArraySpec(x.shape[1:], x.dtype) for key, x in _numeric(records).items()}
+        return output_spec(source, pp)
+    records = _numeric(sample_record(source))
+    return {key: ArraySpec(x.shape[1:], x.dtype) for key, x in records.items()}
 
 
-def _batches(
-    reader: RecordReader,
-    load: Callable[[int], RawBatch],
-    steps: Iterator[int],
-    pp: str,
-    workers: Workers,
-) -> Batches:
+def _batches(reader: RecordReader, feed: Feed, pp: str, workers: Workers) -> Batches:
     """Puts the way from raw records to finished batches behind one iterator."""
     if pp:
         from vit_jax.data.graph import PreprocessedStream
 
-        stream = PreprocessedStream(reader, load, steps, pp, workers)
-        return Batches(stream, reader)
+        return Batches(PreprocessedStream(reader, feed, pp, workers), reader)
 
     def finished(step: int) -> NumpyBatch:
-        raw = load(step)
+        raw = feed.load(step)
         return mask_padding(_numeric(raw.records), raw.mask)
 
-    return Batches(OrderedPrefetcher(finished, steps, workers, reader.source.fingerprint), reader)
-
-
-def mask_padding(batch: NumpyBatch, mask: np.ndarray | None) -> NumpyBatch:
-    """Zeroes the rows that are padding and adds `mask`; nothing where there is no mask."""
-    if mask is None:
-        return batch
-    if not mask.all():
-        batch = {key: x.copy() for key, x in batch.items()}
-        for x in batch.values():
-            x[mask == 0] = 0
-    return batch | {"mask": mask}
+    name = reader.source.fingerprint
+    return Batches(OrderedPrefetcher(finished, iter(feed.steps), workers, name), reader)
 
 
 def _numeric(records: NumpyBatch) -> NumpyBatch:

@@ -2,17 +2,19 @@
 
 import collections
 import logging
+import os
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any, NamedTuple
 
 from vit_jax.errors import UserError
 
-_COMPLAIN_AFTER_S = 30.0
+_COMPLAIN_EVERY_S = 30.0
+_LOOK_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,12 @@ class Workers(NamedTuple):
     prefetch: int
     """Batches made ahead; 0 makes each in the caller's thread, when it is asked for."""
     timeout_s: float
+
+
+def default_threads() -> int:
+    """One a core that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Absent on macOS.
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class OrderedPrefetcher:
@@ -68,8 +76,7 @@ class OrderedPrefetcher:
         self._submit()
         if not self._ahead:
             raise StopIteration
-        step, future = self._ahead.popleft()
-        result = self._wait(step, future)
+        result = self._wait(*self._ahead.popleft())
         self._submit()
         return result
 
@@ -92,21 +99,27 @@ class OrderedPrefetcher:
             self._tasks.put((step, future))
 
     def _wait(self, step: int, future: Future) -> Any:
+        """The batch of `step`, once it is there. Looks up now and then to complain or to stop."""
         started = time.monotonic()
-        while True:
-            waited = time.monotonic() - started
-            try:
-                return future.result(timeout=min(_COMPLAIN_AFTER_S, self._timeout_s - waited))
-            except TimeoutError:
-                if future.done():  # Raised by `load` itself, not by the wait.
-                    raise
-            waited = time.monotonic() - started
-            if waited >= self._timeout_s:
+        complain_after_s = _COMPLAIN_EVERY_S
+        while self._stop.alive:
+            patience_s = self._timeout_s - (time.monotonic() - started)
+            done, _ = wait([future], timeout=max(0.0, min(_LOOK_EVERY_S, patience_s)))
+            if done:
+                try:
+                    return future.result()
+                except CancelledError:
+                    break
+            waited_s = time.monotonic() - started
+            if waited_s >= self._timeout_s:
                 raise UserError(
-                    f"{self._name} delivered nothing for {waited:.0f} s (batch {step}): "
+                    f"{self._name} delivered nothing for {waited_s:.0f} s (batch {step}): "
                     "is its storage reachable?"
                 )
-            logger.warning("waiting for %s (batch %d) since %.0f s", self._name, step, waited)
+            if waited_s >= complain_after_s:
+                logger.warning("waiting for %s since %.0f s (batch %d)", self._name, waited_s, step)
+                complain_after_s += _COMPLAIN_EVERY_S
+        raise StopIteration
 
 
 def _work(tasks: queue.SimpleQueue, load: Callable[[int], Any]) -> None:

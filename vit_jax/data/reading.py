@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,16 @@ class RawBatch(NamedTuple):
     """Augmentation keys, int32 [k, 2]."""
     mask: np.ndarray | None
     """Evaluation only: float32 [k], 0 for padding."""
+
+
+class Feed(NamedTuple):
+    """What to load, and in which order."""
+
+    load: Callable[[int], RawBatch]
+    """Reads the batch of a step. Called from several threads."""
+    steps: range
+    num_rows: int
+    """Rows of each batch that this process holds."""
 
 
 class RecordReader:
@@ -105,3 +116,26 @@ class RecordReader:
             used.append(current)
         records = {key: np.concatenate([one[key] for one in singles]) for key in singles[0]}
         return records, np.array(used, np.int64)
+
+
+def sample_record(source: Source) -> Records:
+    """A batch of one readable record, to learn the fields, shapes and dtypes of a source."""
+    for index in range(min(_MAX_ATTEMPTS, len(source))):
+        try:
+            return source.fetch(np.array([index]))
+        except UserError:
+            raise
+        except Exception as error:
+            last = f"{source.describe(index)}: {type(error).__name__}: {error}"
+    raise UserError(f"none of the first images can be read, the last tried is {last}")
+
+
+def mask_padding(batch: Records, mask: np.ndarray | None) -> Records:
+    """Zeroes the rows that are padding and adds `mask`; nothing where there is no mask."""
+    if mask is None:
+        return batch
+    if not mask.all():
+        batch = {key: x.copy() for key, x in batch.items()}
+        for x in batch.values():
+            x[mask == 0] = 0
+    return batch | {"mask": mask}

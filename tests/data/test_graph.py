@@ -1,0 +1,211 @@
+"""Preprocessed batches: as pure as plain ones; bad images are named or replaced."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import element_spec, eval_batches, train_batches
+from vit_jax.errors import UserError
+
+NUM_EXAMPLES = 23
+BATCH_SIZE = 8
+PP = "decode_jpeg_and_inception_crop(16)|flip_lr|random_affine(rotate=10, shift=0.1)"
+EVAL_PP = "decode|resize_small(20)|central_crop(16)"
+
+
+def encode(pixels, kind="JPEG"):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def images():
+    """JPEG and PNG files of varied size."""
+    random = np.random.default_rng(0)
+    files = []
+    for number in range(NUM_EXAMPLES):
+        height, width = random.integers(24, 60, 2)
+        coarse = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        pixels = np.asarray(Image.fromarray(coarse).resize((width, height)))
+        files.append(encode(pixels, "PNG" if number % 5 == 0 else "JPEG"))
+    return files
+
+
+class Files:
+    """Encoded images in memory."""
+
+    num_classes = NUM_EXAMPLES
+    class_names = None
+    fingerprint = "files"
+
+    def __init__(self, files):
+        self._files = np.empty(len(files), object)
+        self._files[:] = files
+
+    def __len__(self):
+        return len(self._files)
+
+    def fetch(self, indices):
+        names = np.array([f"{index}.jpg".encode() for index in indices], object)
+        return {"image": self._files[indices], "label": indices.astype(np.int64), "name": names}
+
+    def describe(self, index):
+        return f"{index}.jpg"
+
+
+def take(batches, count=None):
+    with batches:
+        return list(itertools.islice(batches, count))
+
+
+def train(source, rows=None, **options):
+    rows = np.arange(BATCH_SIZE) if rows is None else rows
+    options = {"seed": 3, "pp": PP} | options
+    return train_batches(source, batch_size=BATCH_SIZE, rows=rows, **options)
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+@pytest.fixture(scope="module")
+def reference(images):
+    return take(train(Files(images)), 9)
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_global_batch_does_not_depend_on_processes(images, reference, num_processes):
+    parts = [
+        take(train(Files(images), rows), 9)
+        for rows in np.split(np.arange(BATCH_SIZE), num_processes)
+    ]
+    joined = [
+        {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, reference)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"start_step": 4},
+        {"start_step": 4, "num_threads": 1, "prefetch": 0},
+        {"start_step": 4, "num_threads": 5, "prefetch": 4},
+    ],
+)
+def test_restart_threads_and_prefetching_change_nothing(images, reference, options):
+    assert_same(take(train(Files(images), **options), 5), reference[4:])
+
+
+def test_augmentation_differs_between_epochs_and_seeds(images):
+    source = Files(images[:1])
+    crops = [batch["image"] for batch in take(train(source), 2)]
+    crops = np.concatenate(crops).reshape(2 * BATCH_SIZE, -1)
+    assert len(np.unique(crops, axis=0)) == 2 * BATCH_SIZE
+    (other,) = take(train(source, seed=4), 1)
+    assert not np.array_equal(other["image"].reshape(BATCH_SIZE, -1), crops[:BATCH_SIZE])
+
+
+def test_element_spec_is_what_batches_hold(images):
+    source = Files(images)
+    for pp in (PP, EVAL_PP, "decode|resize(12)|value_range(-1,1)|onehot(23, key='label')"):
+        spec = element_spec(source, pp)
+        (batch,) = take(train(source, pp=pp), 1)
+        assert spec.keys() == batch.keys() == {"image", "label"}
+        for key, x in batch.items():
+            assert spec[key].shape == x.shape[1:]
+            assert spec[key].dtype == x.dtype
+
+
+@pytest.mark.parametrize(("batch_size", "num_processes"), [(8, 1), (8, 2), (5, 1), (40, 4)])
+def test_evaluation_is_exact(images, batch_size, num_processes):
+    source = Files(images)
+    expected = take(eval_batches(source, batch_size=23, rows=np.arange(23), pp=EVAL_PP))[0]
+    seen, counts = {}, set()
+    for rows in np.split(np.arange(batch_size), num_processes):
+        batches = take(eval_batches(source, batch_size=batch_size, rows=rows, pp=EVAL_PP))
+        counts.add(len(batches))
+        for batch in batches:
+            real = batch["mask"] == 1
+            seen |= dict(zip(batch["label"][real].tolist(), batch["image"][real], strict=True))
+            assert not batch["image"][~real].any()
+    assert counts == {-(-NUM_EXAMPLES // batch_size)}
+    assert sorted(seen) == list(range(NUM_EXAMPLES))
+    for label, image in seen.items():
+        np.testing.assert_array_equal(image, expected["image"][label])
+
+
+def broken(images):
+    """A truncated JPEG, one that is text, and one of no bytes."""
+    files = list(images)
+    files[1] = files[1][: len(files[1]) // 2]
+    files[7] = b"<html>not found</html>"
+    files[11] = b""
+    return Files(files)
+
+
+@pytest.mark.parametrize("number", [1, 7, 11])
+def test_bad_image_fails_with_its_name(images, number):
+    files = list(images)
+    files[number] = broken(images)._files[number]
+    with train(Files(files), pp="decode|resize(8)") as batches:  # noqa: SIM117
+        with pytest.raises(UserError, match=rf"bad image {number}\.jpg: \w.*skip"):
+            take(batches, 4)
+
+
+def test_bad_images_are_replaced_in_place_purely(images, reference):
+    skipping = train(broken(images), on_bad_image="skip")
+    whole = take(skipping, 9)
+    for with_bad, without in zip(whole, reference, strict=True):
+        bad = np.isin(without["label"], [7, 11])
+        assert not np.isin(with_bad["label"], [7, 11]).any()
+        same = ~bad & (without["label"] != 1)  # A crop may miss the part that 1 lacks.
+        np.testing.assert_array_equal(with_bad["label"][same], without["label"][same])
+        np.testing.assert_array_equal(with_bad["image"][same], without["image"][same])
+    assert skipping.num_bad_images >= 6
+    assert any(line.startswith("7.jpg: ") for line in skipping.bad_images)
+    half = take(train(broken(images), np.arange(4, 8), on_bad_image="skip"), 9)
+    for part, batch in zip(half, whole, strict=True):
+        np.testing.assert_array_equal(part["image"], batch["image"][4:])
+    assert_same(take(train(broken(images), start_step=5, on_bad_image="skip"), 4), whole[5:])
+
+
+def test_bad_image_in_evaluation_is_an_error(images):
+    batches = eval_batches(broken(images), batch_size=8, rows=np.arange(8), pp=EVAL_PP)
+    with batches, pytest.raises(UserError, match=r"1\.jpg"):
+        take(batches)
+
+
+def test_preprocessing_that_fits_no_image_is_said_to_be_at_fault(images):
+    batches = train(Files(images), pp="decode|central_crop(500)", on_bad_image="skip")
+    with batches, pytest.raises(UserError, match="fails on every image of a batch, such as"):
+        take(batches, 1)
+    with pytest.raises(UserError, match="fails on every image"):
+        element_spec(Files(images), "decode|central_crop(500)")
+
+
+def test_images_of_different_sizes_need_a_resize(images):
+    with train(Files(images), pp="decode", on_bad_image="skip") as batches:  # noqa: SIM117
+        with pytest.raises(UserError, match="do not form a batch; end it with a resize"):
+            take(batches, 1)
+
+
+def test_a_first_record_that_is_bad_does_not_matter(images):
+    files = [b"", *images]
+    assert element_spec(Files(files), EVAL_PP)["image"].shape == (16, 16, 3)
+    assert len(take(train(Files(files), on_bad_image="skip"), 5)) == 5
+
+
+def test_tensorflow_sees_no_accelerator():
+    from vit_jax.data.host_tensorflow import tf
+
+    assert {device.device_type for device in tf.config.get_visible_devices()} == {"CPU"}

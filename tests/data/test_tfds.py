@@ -1,0 +1,125 @@
+"""TFDS at random access, and the digits that we ship as a TFDS builder."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from vit_jax.data import element_spec, eval_batches, open_source
+from vit_jax.errors import UserError
+
+NUM_TRAIN = 1437
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    from vit_jax.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("tfds")
+    prepare("digits", str(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    return np.round(data.images * (255 / 16)).astype(np.uint8)[..., None], data.target
+
+
+def open_digits(data_dir, split="train"):
+    return open_source({"source": "tfds", "name": "digits", "dir": data_dir, "split": split})
+
+
+@pytest.mark.parametrize(
+    ("split", "rows"),
+    [
+        ("train", range(NUM_TRAIN)),
+        ("test", range(NUM_TRAIN, 1797)),
+        ("train[:80%]", range(1150)),
+        ("train[1150:]", range(1150, NUM_TRAIN)),
+    ],
+)
+def test_digits_are_those_of_scikit_learn_in_writer_order(data_dir, digits, split, rows):
+    images, labels = digits
+    source = open_digits(data_dir, split)
+    assert len(source) == len(rows)
+    assert source.num_classes == 10
+    assert source.class_names == tuple("0123456789")
+    assert split in source.fingerprint
+    seen = list(eval_batches(source, batch_size=400, rows=np.arange(400), pp="decode(1)"))
+    real = np.concatenate([batch["mask"] for batch in seen]) == 1
+    np.testing.assert_array_equal(
+        np.concatenate([batch["image"] for batch in seen])[real], images[rows.start : rows.stop]
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([batch["label"] for batch in seen])[real], labels[rows.start : rows.stop]
+    )
+    assert seen[0].keys() == {"image", "label", "mask"}
+
+
+def test_records_are_fetched_in_the_order_asked_for(data_dir):
+    records = open_digits(data_dir).fetch(np.array([7, 3, 7]))
+    assert records["id"].tolist() == [b"7", b"3", b"7"]
+    assert records["label"].dtype == np.int32
+    assert records["image"].dtype == object
+    assert records["image"][0].startswith(b"\x89PNG")
+
+
+def test_encoded_images_need_decoding(data_dir):
+    source = open_digits(data_dir)
+    with pytest.raises(UserError, match="begin the preprocessing with 'decode'"):
+        element_spec(source)
+    with pytest.raises(UserError, match=r"'flip_lr\(\)'.*put 'decode' before"):
+        element_spec(source, "flip_lr()")
+
+
+def test_preparing_twice_keeps_the_first(data_dir):
+    from pathlib import Path
+
+    from vit_jax.data.prepare import prepare
+
+    def state():
+        return {path: path.stat().st_mtime_ns for path in Path(data_dir).rglob("*")}
+
+    before = state()
+    folder = prepare("digits", data_dir)
+    assert state() == before
+    assert Path(folder).is_dir()
+
+
+def test_interrupted_preparation_leaves_no_dataset(tmp_path, monkeypatch):
+    from vit_jax.data.builders.digits import Digits
+    from vit_jax.data.prepare import prepare
+
+    def break_off(self, images, labels, rows):
+        yield 0, {"image": images[0], "label": 0, "id": "0"}
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Digits, "_generate_examples", break_off)
+        with pytest.raises(OSError, match="no space left"):
+            prepare("digits", str(tmp_path))
+    with pytest.raises(UserError, match="not prepared"):
+        open_digits(str(tmp_path))
+    prepare("digits", str(tmp_path))
+    assert len(open_digits(str(tmp_path))) == NUM_TRAIN
+
+
+def test_missing_dataset_says_how_to_prepare_it(tmp_path):
+    with pytest.raises(UserError, match=r"python -m vit_jax prepare digits --data_dir=\S+"):
+        open_digits(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "digts"}, "did you mean 'digits'"),
+        ({"name": "digits:9.9.9"}, "cannot be loaded at version 9.9.9"),
+        ({"split": "trian"}, "did you mean 'train'"),
+        ({"split": "train[a]"}, "has no split"),
+        ({"num_examples": 5}, "does not read the key 'num_examples'"),
+    ],
+)
+def test_spec_errors(data_dir, changes, message):
+    spec = {"source": "tfds", "name": "digits", "dir": data_dir, "split": "train"}
+    with pytest.raises(UserError, match=message):
+        open_source(spec | changes)

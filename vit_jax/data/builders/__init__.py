@@ -1,0 +1,1 @@
+"""TFDS dataset builders that this package ships: one module a dataset, named as the dataset."""

@@ -1,0 +1,49 @@
+"""Handwritten digits that ship inside scikit-learn: 1,797 real 8x8 images, no network needed.
+
+They are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak, 1998),
+43 writers, in the order in which they were collected. The splits keep that order, so that the
+writers of the test split do not appear in training.
+"""
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+NUM_TRAIN = 1437
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """`image` (8, 8, 1) uint8, `label` 0 to 9, `id` the row in scikit-learn's arrays."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            homepage="https://archive.ics.uci.edu/dataset/80",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                    "id": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            # Keeps the writers together, also in parts of a split such as train[1150:].
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        # Pixels are counts of ink from 0 to 16.
+        images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+        return {
+            "train": self._generate_examples(images, digits.target, range(NUM_TRAIN)),
+            "test": self._generate_examples(images, digits.target, range(NUM_TRAIN, len(images))),
+        }
+
+    def _generate_examples(self, images: np.ndarray, labels: np.ndarray, rows: range):
+        for row in rows:
+            yield row, {"image": images[row], "label": int(labels[row]), "id": str(row)}

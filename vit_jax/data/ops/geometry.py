@@ -1,0 +1,175 @@
+"""Resizing, cropping, flipping and small affine distortions.
+
+Sizes are one integer for a square, or (height, width). Pixels keep their dtype: what a float
+computation yields for uint8 images is truncated, as the published pipelines do.
+"""
+
+import math
+
+from vit_jax.data.host_tensorflow import tf
+from vit_jax.data.ops import image_op, random_image_op
+
+Size = int | tuple[int, int]
+
+
+@image_op
+def resize(
+    image: tf.Tensor, size: Size, method: str = "bilinear", antialias: bool = False
+) -> tf.Tensor:
+    """Resizes to exactly `size`, changing the aspect ratio if it must.
+
+    Without `antialias` bilinear and bicubic read the nearest source pixels only, so a strong
+    reduction aliases; published big_vision models were trained and evaluated so.
+    """
+    resized = tf.image.resize(image, _pair(size), method=method, antialias=antialias)
+    return tf.cast(resized, image.dtype)
+
+
+@image_op
+def resize_small(
+    image: tf.Tensor, smaller_size: int, method: str = "area", antialias: bool = False
+) -> tf.Tensor:
+    """Resizes so that the shorter side is `smaller_size`, keeping the aspect ratio."""
+    return _scaled(image, smaller_size, tf.minimum, method, antialias)
+
+
+@image_op
+def resize_long(
+    image: tf.Tensor, longer_size: int, method: str = "area", antialias: bool = False
+) -> tf.Tensor:
+    """Resizes so that the longer side is `longer_size`, keeping the aspect ratio."""
+    return _scaled(image, longer_size, tf.maximum, method, antialias)
+
+
+@image_op
+def central_crop(image: tf.Tensor, crop_size: Size | None = None) -> tf.Tensor:
+    """The middle of the image; without a size, the largest square that fits."""
+    height, width = tf.unstack(tf.shape(image)[:2])
+    if crop_size is None:
+        crop_height = crop_width = tf.minimum(height, width)
+    else:
+        crop_height, crop_width = _pair(crop_size)
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return tf.image.crop_to_bounding_box(image, top, left, crop_height, crop_width)
+
+
+@random_image_op
+def random_crop(image: tf.Tensor, seed: tf.Tensor, crop_size: Size, padding: int = 0) -> tf.Tensor:
+    """A window of `crop_size` anywhere in the image, after `padding` zero pixels on every side."""
+    if padding:
+        image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]])
+    return tf.image.stateless_random_crop(image, (*_pair(crop_size), image.shape[-1]), seed)
+
+
+@random_image_op
+def inception_crop(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    size: Size | None = None,
+    area_min: float = 5,
+    area_max: float = 100,
+    *,
+    ratio_min: float = 0.75,
+    ratio_max: float = 1.33,
+    method: str = "bilinear",
+    antialias: bool = False,
+) -> tf.Tensor:
+    """A window of random area (percent of the image) and aspect ratio, resized to `size`.
+
+    From "Going Deeper with Convolutions" (Szegedy et al., 2015), section 6; also known as random
+    resized crop.
+    """
+    window = crop_window(tf.shape(image), seed, (area_min, area_max), (ratio_min, ratio_max))
+    crop = crop_to(image, window)
+    return crop if size is None else resize(crop, size, method, antialias)
+
+
+def crop_window(
+    shape: tf.Tensor,
+    seed: tf.Tensor,
+    area_percent: tuple[float, float],
+    ratios: tuple[float, float],
+) -> tf.Tensor:
+    """A random window of an image of `shape`: int32 (top, left, height, width)."""
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        tf.zeros([0, 0, 4], tf.float32),
+        seed,
+        min_object_covered=0,
+        aspect_ratio_range=ratios,
+        area_range=[percent / 100 for percent in area_percent],
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([begin[:2], size[:2]], 0)
+
+
+def crop_to(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+    """The part of `image` that a window of `crop_window` shows."""
+    crop = tf.slice(image, tf.concat([window[:2], [0]], 0), tf.concat([window[2:], [-1]], 0))
+    return tf.ensure_shape(crop, [None, None, image.shape[-1]])
+
+
+@random_image_op
+def flip_lr(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Mirrors every second image, left to right."""
+    return tf.image.stateless_random_flip_left_right(image, seed)
+
+
+@random_image_op
+def random_affine(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    rotate: float = 0.0,
+    shift: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    fill: float = 0.0,
+) -> tf.Tensor:
+    """A small random distortion about the image's centre, for small images that crops would ruin.
+
+    Args:
+        image: uint8 or float `[h, w, c]`.
+        seed: int32 `[2]`.
+        rotate: largest angle, degrees, either way.
+        shift: largest move along each axis, as a fraction of the side.
+        scale: largest relative magnification and, as likely, reduction (0.1: 1/1.1 to 1.1).
+        shear: largest horizontal shear angle, degrees, either way.
+        fill: value of what comes in from outside the image.
+    """
+    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
+    draws = tf.random.stateless_uniform([5], seed, -1.0, 1.0)
+    bounds = [math.radians(rotate), math.radians(shear), math.log1p(scale), shift, shift]
+    angle, slant, log_scale, shift_x, shift_y = tf.unstack(draws * tf.constant(bounds, tf.float32))
+    shrink = tf.exp(-log_scale)
+    cos, sin, tan = tf.cos(angle) * shrink, tf.sin(angle) * shrink, tf.tan(slant)
+    # Where an output pixel (x, y), seen from the centre, is read from: shear, then turn and scale.
+    a0, a1 = cos, cos * tan - sin
+    b0, b1 = sin, sin * tan + cos
+    x, y = (width - 1) / 2, (height - 1) / 2
+    out_x, out_y = x + shift_x * width, y + shift_y * height
+    transform = [a0, a1, x - a0 * out_x - a1 * out_y, b0, b1, y - b0 * out_x - b1 * out_y, 0.0, 0.0]
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(image, tf.float32)[None],
+        transforms=tf.stack(transform)[None],
+        output_shape=tf.shape(image)[:2],
+        fill_value=fill,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )[0]
+    moved = tf.round(moved) if image.dtype.is_integer else moved
+    return tf.ensure_shape(tf.cast(moved, image.dtype), image.shape)
+
+
+def _scaled(image: tf.Tensor, size: int, side, method: str, antialias: bool) -> tf.Tensor:
+    """Resizes so that `side` (`tf.minimum` or `tf.maximum`) of the two sides becomes `size`."""
+    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
+    ratio = size / side(height, width)
+    new_size = tf.cast(tf.round(tf.stack([height, width]) * ratio), tf.int32)
+    resized = tf.image.resize(image, new_size, method=method, antialias=antialias)
+    return tf.cast(resized, image.dtype)
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

@@ -1,0 +1,55 @@
+"""Ops on the whole record: labels to vectors, and which fields go on."""
+
+from vit_jax.data.host_tensorflow import tf
+from vit_jax.data.ops import record_op
+from vit_jax.errors import UserError, nearest
+
+Record = dict[str, tf.Tensor]
+
+
+@record_op
+def onehot(
+    record: Record,
+    depth: int,
+    key: str = "labels",
+    key_result: str | None = None,
+    multi: bool = True,
+    *,
+    on: float = 1.0,
+    off: float = 0.0,
+) -> Record:
+    """Label numbers to float32 vectors of length `depth`: `on` at the labels, `off` elsewhere.
+
+    Several labels give one vector with all of them on, or one row each with `multi=False`. A number
+    out of range gives `off` throughout.
+    """
+    vectors = tf.one_hot(_field(record, key), depth, on, off)
+    if multi and vectors.shape.ndims == 2:
+        vectors = tf.reduce_max(vectors, axis=0)
+    return record | {key_result or key: vectors}
+
+
+@record_op
+def keep(record: Record, *keys: str) -> Record:
+    """Drops every field but these."""
+    return {key: _field(record, key) for key in keys}
+
+
+@record_op
+def drop(record: Record, *keys: str) -> Record:
+    """Drops these fields."""
+    for key in keys:
+        _field(record, key)
+    return {key: x for key, x in record.items() if key not in keys}
+
+
+@record_op
+def copy(record: Record, inkey: str, outkey: str) -> Record:
+    """The same field under a second name."""
+    return record | {outkey: _field(record, inkey)}
+
+
+def _field(record: Record, key: str) -> tf.Tensor:
+    if key not in record:
+        raise UserError(f"records have no field {key!r}; {nearest(key, record)}")
+    return record[key]

@@ -1,0 +1,149 @@
+"""Preprocessing strings, as big_vision writes them: `"decode|resize(256)|central_crop(224)"`.
+
+Ops are joined by `|` and take literal arguments. An image op works on the field `image` unless
+`key=`, or `inkey=` and `outkey=`, say otherwise. Strings are parsed, never evaluated.
+"""
+
+import ast
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vit_jax.data.ops import Op, find_op
+from vit_jax.errors import UserError, nearest
+
+Record = dict[str, Any]
+
+
+class Step(NamedTuple):
+    """One op of a preprocessing string with its arguments."""
+
+    text: str
+    op: Op
+    arguments: inspect.BoundArguments
+    inkey: str
+    outkey: str
+
+
+def parse(pp: str) -> list[Step]:
+    """The steps of a preprocessing string.
+
+    Raises:
+        UserError: it is no such string, or names an op or an argument that does not exist, or an
+            argument has the wrong type.
+    """
+    try:
+        expression = ast.parse(pp.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise UserError(
+            f"preprocessing {pp!r} is not understood: join ops by '|', as in 'decode|resize(224)'"
+        ) from error
+    return [_step(node) for node in _operands(expression)]
+
+
+def build(pp: str) -> Callable[[Record, Any], Record]:
+    """The function `(record, seed) -> record` that a preprocessing string stands for.
+
+    `seed` is int32 `[2]`; each random op of the string gets a key split from it.
+    """
+    from vit_jax.data.host_tensorflow import tf
+
+    steps = parse(pp)
+    num_random = sum(step.op.kind == "random_image" for step in steps)
+
+    def preprocess(record: Record, seed: tf.Tensor) -> Record:
+        seeds = iter(tf.unstack(tf.random.split(seed, num_random)) if num_random else ())
+        for step in steps:
+            try:
+                record = _apply(step, record, seeds)
+            except UserError as error:
+                raise UserError(f"preprocessing op {step.text!r}: {error}") from error
+            except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(f"preprocessing op {step.text!r} does not fit: {reason}") from error
+        return record
+
+    return preprocess
+
+
+def _apply(step: Step, record: Record, seeds: typing.Iterator) -> Record:
+    args, kwargs = step.arguments.args, step.arguments.kwargs
+    if step.op.kind == "record":
+        return step.op.function(record, *args, **kwargs)
+    if step.inkey not in record:
+        raise UserError(f"records have no field {step.inkey!r}; {nearest(step.inkey, record)}")
+    image = record[step.inkey]
+    if image.dtype.name == "string" and not step.op.name.startswith("decode"):
+        raise UserError("the image is still encoded; put 'decode' before this op")
+    if step.op.kind == "random_image":
+        image = step.op.function(image, next(seeds), *args, **kwargs)
+    else:
+        image = step.op.function(image, *args, **kwargs)
+    return record | {step.outkey: image}
+
+
+def _operands(node: ast.expr) -> list[ast.expr]:
+    """`a | b | c`, which Python reads as `(a | b) | c`, as a list."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_operands(node.left), *_operands(node.right)]
+    return [node]
+
+
+def _step(node: ast.expr) -> Step:
+    text = ast.unparse(node)
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name):
+        raise UserError(f"preprocessing op {text!r} is not understood: write name(arguments)")
+    op = find_op(call.func.id)
+    try:
+        args = [ast.literal_eval(argument) for argument in call.args]
+        kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"preprocessing op {text!r}: arguments must be plain values") from error
+    inkey = outkey = "image"
+    if op.kind != "record":
+        key = kwargs.pop("key", "image")
+        inkey, outkey = kwargs.pop("inkey", key), kwargs.pop("outkey", key)
+    return Step(text, op, _bind(op, text, args, kwargs), inkey, outkey)
+
+
+def _bind(op: Op, text: str, args: list, kwargs: dict[str, Any]) -> inspect.BoundArguments:
+    """Matches the arguments to the op's, checking names and types."""
+    signature = inspect.signature(op.function)
+    parameters = list(signature.parameters.values())[op.num_leading :]
+    names = [parameter.name for parameter in parameters]
+    for name in kwargs:
+        if name not in names:
+            raise UserError(
+                f"preprocessing op {text!r} has no argument {name!r}; {nearest(name, names)}"
+            )
+    try:
+        bound = signature.replace(parameters=parameters).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UserError(f"preprocessing op {text!r}: {error}") from error
+    for name, value in bound.arguments.items():
+        parameter = signature.parameters[name]
+        values = value if parameter.kind is parameter.VAR_POSITIONAL else (value,)
+        for one in values:
+            if not _fits(one, parameter.annotation):
+                wanted = getattr(parameter.annotation, "__name__", str(parameter.annotation))
+                raise UserError(f"preprocessing op {text!r}: {name} must be {wanted}, not {one!r}")
+    return bound
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a literal is of an annotated type. Lists pass for tuples, integers for floats."""
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        hints = typing.get_args(hint)
+        if not isinstance(value, list | tuple):
+            return False
+        if hints[-1] is Ellipsis:
+            hints = (hints[0],) * len(value)
+        return len(value) == len(hints) and all(map(_fits, value, hints))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)

@@ -1,0 +1,94 @@
+"""TensorFlow Datasets prepared as `array_record`, read at random. Images stay encoded."""
+
+import numpy as np
+
+from vit_jax.data import prepare
+from vit_jax.data.sources import Records
+from vit_jax.errors import UserError, nearest
+
+
+class Source:
+    """`name` as TFDS spells it (with `/config` and `:version`), `split` such as `train[:99%]`.
+
+    Of the features, those come along that stack into arrays: images, class labels, numbers and
+    tensors of fixed shape, and texts.
+    """
+
+    def __init__(self, name: str, dir: str = "", split: str = "train"):
+        builder = prepare.find_builder(name, dir)
+        if not prepare.is_prepared(builder):
+            where = f" --data_dir={dir}" if dir else ""
+            raise UserError(
+                f"dataset {name!r} is not prepared in {builder.data_path}; "
+                f"run: python -m vit_jax prepare {name}{where}"
+            )
+        self._name = f"{builder.info.full_name} {split}"
+        self._features = _stackable(builder.info.features)
+        self._reader = _open_split(builder, split, self._features)
+        label = dict(builder.info.features.items()).get("label")
+        self.num_classes = getattr(label, "num_classes", 0) or 0
+        names = getattr(label, "names", None)
+        self.class_names = tuple(names) if names else None
+        self.fingerprint = f"tfds:{self._name}:{len(self._reader)}".replace(" ", ":")
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def fetch(self, indices: np.ndarray) -> Records:
+        examples = self._reader.__getitems__(np.asarray(indices).tolist())
+        return {
+            key: _stack([example[key] for example in examples], dtype)
+            for key, dtype in self._features.items()
+        }
+
+    def describe(self, index: int) -> str:
+        return f"record {int(index)} of TFDS {self._name}"
+
+
+def _stackable(features) -> dict[str, type]:
+    """The features that become arrays, with the dtype of the array."""
+    import tensorflow_datasets as tfds
+
+    kept = {}
+    for key, feature in features.items():
+        if isinstance(feature, tfds.features.Image | tfds.features.Text):
+            kept[key] = object
+        elif isinstance(feature, tfds.features.ClassLabel):
+            kept[key] = np.int32
+        elif isinstance(feature, tfds.features.Tensor) and None not in feature.shape:
+            kept[key] = feature.np_dtype
+    return kept
+
+
+def _open_split(builder, split: str, features: dict[str, type]):
+    """TFDS's random-access reader of a split, which leaves images as they are stored."""
+    import tensorflow_datasets as tfds
+
+    decoders = {
+        key: tfds.decode.SkipDecoding()
+        for key in features
+        if isinstance(builder.info.features[key], tfds.features.Image)
+    }
+    try:
+        return builder.as_data_source(split=split, decoders=decoders)
+    except NotImplementedError as error:
+        raise UserError(
+            f"dataset {builder.info.full_name!r} is stored as "
+            f"{builder.info.file_format.value}, which cannot be read at random; prepare it as "
+            f"{prepare.FILE_FORMAT} in another folder: "
+            f"python -m vit_jax prepare {builder.name} --data_dir=DIR"
+        ) from error
+    except (ValueError, KeyError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        suggestion = nearest(split.partition("[")[0], builder.info.splits)
+        raise UserError(
+            f"dataset {builder.info.full_name!r} has no split {split!r}; {suggestion} ({reason})"
+        ) from error
+
+
+def _stack(values: list, dtype: type) -> np.ndarray:
+    if dtype is object:
+        stacked = np.empty(len(values), object)
+        stacked[:] = values
+        return stacked
+    return np.asarray(values, dtype)
