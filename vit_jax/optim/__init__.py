@@ -12,7 +12,7 @@ logged) call.
 
 from vit_jax.optim.averaging import ema_update
 from vit_jax.optim.groups import Group
-from vit_jax.optim.optimizer import Optimizer, build, clip_by_global_norm, follow_params
+from vit_jax.optim.optimizer import Optimizer, build, clip_by_global_norm
 from vit_jax.optim.rule import Rule
 from vit_jax.optim.spec import DEFAULTS
 
@@ -24,5 +24,4 @@ __all__ = [
     "build",
     "clip_by_global_norm",
     "ema_update",
-    "follow_params",
 ]

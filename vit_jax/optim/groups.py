@@ -76,6 +76,12 @@ def layers_of(shapes: Mapping[str, tuple[int, ...]], blocks: str) -> dict[str, L
     }
 
 
+def is_stacked(name: str, blocks: str) -> bool:
+    """Whether the parameter's first axis is the layer, by the config's pattern `blocks`."""
+    match = re.fullmatch(blocks, name)
+    return match is not None and match.group(1) is None
+
+
 def compile_pattern(pattern: Any, key: str) -> re.Pattern[str]:
     """The compiled pattern of `config.optim.KEY`, or an error that names the key."""
     if not isinstance(pattern, str):

@@ -9,8 +9,8 @@ are taken out before the first stage, so they have neither state nor a part in t
 
 The state is `{name of the rule: its state}`: clipping, decay, schedules and multipliers keep none,
 so they can be changed between two halves of a run and the checkpoint still restores by name.
-Subtrees of the state that mirror the parameters carry the parameters' names; `follow_params`
-finds them.
+Where a part of the state mirrors the parameters (moments, averages), the path of each leaf ends in
+its parameter's path and the shapes agree: that is how its sharding is found.
 """
 
 import dataclasses
@@ -190,28 +190,8 @@ class Optimizer:
 
 def clip_by_global_norm(grads: Params, max_norm: float) -> Params:
     """`grads · min(1, max_norm / norm)`, with no epsilon: below the limit nothing is changed."""
-    scale = jnp.minimum(1.0, max_norm / optax.global_norm(grads))
+    scale = jnp.minimum(1.0, max_norm / optax.tree.norm(grads))
     return jax.tree.map(lambda g: g * scale, grads)
-
-
-def follow_params(state: Any, params: Params, per_param: Mapping[str, Any], otherwise: Any) -> Any:
-    """A tree like `state` with, for each leaf that mirrors a parameter, that parameter's entry.
-
-    A leaf mirrors the parameter whose name ends the leaf's own path, if it has the same shape;
-    everything else (counts, factored moments) gets `otherwise`. With shardings as entries this is
-    how optimizer state is placed: momentum like its parameter, the rest replicated.
-
-    state, params: trees of arrays or `ShapeDtypeStruct`.
-    per_param: entry by parameter name, such as "head/kernel".
-    """
-    shapes = {groups.name_of(path): leaf.shape for path, leaf in _leaves_with_path(params)}
-
-    def entry(path: tuple, leaf: Any) -> Any:
-        tails = (groups.name_of(path[i:]) for i in range(len(path)))
-        name = next((tail for tail in tails if tail in shapes), None)
-        return per_param[name] if name and shapes[name] == leaf.shape else otherwise
-
-    return jax.tree_util.tree_map_with_path(entry, state)
 
 
 def _along_layers(multiplier: float | tuple[float, ...], ndim: int) -> float | jax.Array:

@@ -52,12 +52,12 @@ DEFAULTS: dict[str, Any] = {
     # Layer-wise learning-rate decay: each block's rate is this times the next one's (Clark et al.,
     # 2020, "ELECTRA"; Bao et al., 2022, "BEiT": 0.65 to 0.75 for fine-tuning). 1 is off.
     "layer_decay": 1.0,
-    # Names of the parameters of the repeated blocks. The group is the block's number; where it is
-    # missing the blocks are stacked along the first axis.
-    "blocks": r"(?:.*/)?(?:encoderblock|MixerBlock)(?:_(\d+))?/.*",
+    # Names of the parameters of the repeated blocks, for layer_decay, muon and lamb. The group is
+    # the block's number; where it is missing the blocks are stacked along the first axis.
+    "blocks": r"(?:.*/)?blocks(?:_(\d+))?/.*",
     # Names of the parameters before the first block, the lowest layer of layer_decay; what is
     # neither here nor in a block comes after the last one.
-    "stem": r"(?:.*/)?(?:embedding/.*|stem/.*|pos_embedding|cls|registers?|Embed_0/.*)",
+    "stem": r"(?:.*/)?(?:(?:patch_embed|token_embed|stem)/.*|pos_embed|cls|registers)",
 }
 
 
@@ -91,13 +91,9 @@ def _merge(defaults: Mapping[str, Any], given: Any, where: str) -> dict[str, Any
         if key not in defaults:
             raise UserError(f"{where}.{key}: unknown key; {nearest(str(key), defaults)}")
     merged = {**defaults, **given}
-    if isinstance(merged.get("schedule"), Mapping):
-        merged["schedule"] = _merge_schedule(merged["schedule"], where)
+    if "schedule" in defaults:
+        merged["schedule"] = _merge(defaults["schedule"], merged["schedule"], f"{where}.schedule")
     return merged
-
-
-def _merge_schedule(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return _merge(DEFAULTS["schedule"], given, f"{where}.schedule")
 
 
 def _pairs(spec: Mapping[str, Any], key: str) -> list[list[Any]]:

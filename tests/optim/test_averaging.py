@@ -1,0 +1,27 @@
+"""Exponential moving average of parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.optim import ema_update
+
+
+def test_warm_up_and_long_run():
+    """By hand: from 0 towards 1, decays 1/10, 2/11, 3/12, ... up to the limit 0.5."""
+    ema, expected = {"w": jnp.zeros(3)}, 0.0
+    for step in range(20):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay)
+        ema = jax.jit(ema_update, static_argnums=3)(ema, {"w": jnp.ones(3)}, step, 0.5)
+    np.testing.assert_allclose(ema["w"], expected, rtol=1e-6)
+
+
+def test_equal_parameters_stay_bit_for_bit():
+    params = {"w": jnp.linspace(-1e-3, 3.0, 101)}
+    assert np.array_equal(ema_update(params, params, 7, 0.9999)["w"], params["w"])
+
+
+def test_average_keeps_its_own_dtype():
+    ema = ema_update({"w": jnp.zeros(2)}, {"w": jnp.ones(2, jnp.bfloat16)}, 0, 0.9)
+    assert ema["w"].dtype == jnp.float32

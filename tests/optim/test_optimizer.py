@@ -1,0 +1,353 @@
+"""The composition: order of operations, groups, state and errors."""
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_jax import optim
+from vit_jax.errors import UserError
+
+RULES = [
+    "adamw",
+    "nadamw",
+    "sgd",
+    "adafactor",
+    "lamb",
+    "lion",
+    "muon",
+    "schedule_free_adamw",
+    "adopt",
+]
+
+# Those that look at more than one element, or at names.
+STRUCTURED = ["adafactor", "lamb", "muon", "schedule_free_adamw"]
+
+
+def gradients(params, seed=1):
+    draw = np.random.default_rng(seed).standard_normal
+    return jax.tree.map(lambda p: jnp.asarray(draw(p.shape), jnp.float32), params)
+
+
+def run(optimizer, params, steps=3):
+    """Parameters and state after a few updates with fixed gradients."""
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for step in range(steps):
+        updates, state = update(gradients(params, step), state, params, step)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def one_update(optimizer, params, step=0):
+    updates, _ = jax.jit(optimizer.update)(gradients(params), optimizer.init(params), params, step)
+    return updates
+
+
+def assert_trees_close(ours, theirs, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), ours, theirs)
+
+
+def flat(tree):
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def test_equals_optax_adamw(make, params):
+    lr = optax.warmup_cosine_decay_schedule(0.0, 0.01, warmup_steps=2, decay_steps=20)
+    kernels = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    theirs = optax.adamw(lr, b2=0.95, weight_decay=0.1, mask=kernels)
+    state, expected = theirs.init(params), params
+    for step in range(4):
+        updates, state = theirs.update(gradients(params, step), state, expected)
+        expected = optax.apply_updates(expected, updates)
+    ours = make(
+        params,
+        lr=0.01,
+        weight_decay=0.1,
+        args={"b2": 0.95},
+        schedule={"name": "cosine", "warmup": 2},
+    )
+    assert_trees_close(run(ours, params, 4)[0], expected, rtol=0, atol=1e-6)
+
+
+def test_the_two_couplings_agree_where_decay_is_divided_by_lr(make, params):
+    schedule = {"name": "cosine", "warmup": 2}
+    pytorch = make(params, lr=0.01, weight_decay=0.1, schedule=schedule)
+    big_vision = make(
+        params, lr=0.01, weight_decay=0.001, schedule=schedule, decay_coupling="schedule"
+    )
+    assert_trees_close(run(pytorch, params)[0], run(big_vision, params)[0], rtol=0, atol=1e-6)
+
+
+def test_default_mask_decays_kernels_alone(make, params):
+    rows = make(params, weight_decay=0.1).describe()
+    assert [row.path for row in rows] == sorted(flat(params))
+    assert {row.path for row in rows if row.decay} == {
+        "backbone/patch_embed/kernel",
+        "backbone/blocks/attn/query/kernel",
+        "backbone/blocks/attn/out/kernel",
+        "backbone/blocks/mlp/dense1/kernel",
+        "head/kernel",
+    }
+
+
+def test_only_decay_moves_a_parameter_without_gradient(make, params):
+    optimizer = make(params, lr=0.5, weight_decay=0.1, name="sgd", decay_mults=[["head/.*", 3.0]])
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates = flat(optimizer.update(zeros, optimizer.init(params), params, 0)[0])
+    for name, update in updates.items():
+        factor = 0.0 if not name.endswith("kernel") else 3.0 if name == "head/kernel" else 1.0
+        np.testing.assert_allclose(update, -0.5 * 0.1 * factor * flat(params)[name], rtol=1e-6)
+
+
+def test_lr_mults_first_match_wins(make, params):
+    mults = [["head/bias", 0.0], ["head/.*", 10.0], [".*/cls", 0.5]]
+    plain = flat(one_update(make(params), params))
+    scaled = flat(one_update(make(params, lr_mults=mults), params))
+    expected = {"head/bias": 0.0, "head/kernel": 10.0, "backbone/cls": 0.5}
+    for name in plain:
+        np.testing.assert_allclose(
+            scaled[name], expected.get(name, 1.0) * plain[name], rtol=1e-6, err_msg=name
+        )
+
+
+def test_group_schedules(make, params):
+    groups = [["head/.*", {"name": "constant"}], [".*/cls", {"name": "constant", "warmup": 10}]]
+    optimizer = make(params, schedule={"name": "constant", "warmup": 4}, group_schedules=groups)
+    late = flat(one_update(optimizer, params, step=15))
+    early = flat(one_update(optimizer, params, step=1))
+    expected = {"head/kernel": 1.0, "head/bias": 1.0, "backbone/cls": 0.1}
+    for name in late:
+        np.testing.assert_allclose(
+            early[name], expected.get(name, 0.25) * late[name], rtol=1e-5, err_msg=name
+        )
+    assert float(optimizer.lr(1)) == pytest.approx(0.25e-3)
+
+
+@pytest.mark.parametrize("name", ["adamw", *STRUCTURED])
+def test_frozen_parameters_stay_and_keep_no_state(make, params, name):
+    optimizer = make(
+        params, name=name, freeze=["backbone/(patch_embed|pos_embed).*"], weight_decay=0.1
+    )
+    after, state = run(optimizer, params)
+    before, after = flat(params), flat(after)
+    frozen = {row.path for row in optimizer.describe() if row.frozen}
+    assert frozen == {name for name in before if "patch_embed" in name or "pos_embed" in name}
+    for path in before:
+        assert np.array_equal(before[path], after[path]) == (path in frozen), path
+    names = flat(flax.serialization.to_state_dict(state))
+    assert not any("patch_embed" in name or "pos_embed" in name for name in names)
+
+
+def test_frozen_gradients_do_not_count_in_the_norm(make, params):
+    optimizer = make(params, name="sgd", clip_norm=1.0, lr=1.0, freeze=["head/.*"])
+    grads = gradients(params)
+    huge = {**grads, "head": jax.tree.map(lambda g: 1e6 * g, grads["head"])}
+    updates = [optimizer.update(g, optimizer.init(params), params, 0)[0] for g in (grads, huge)]
+    assert_trees_close(*updates, rtol=0)
+    assert float(optax.tree.norm(updates[0])) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_clipping_leaves_small_gradients_alone(params):
+    grads = gradients(params)
+    norm = float(optax.tree.norm(grads))
+    assert_trees_close(optim.clip_by_global_norm(grads, 1.01 * norm), grads, rtol=0)
+    zeros = jax.tree.map(jnp.zeros_like, grads)
+    assert_trees_close(optim.clip_by_global_norm(zeros, 1.0), zeros, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["adamw", *STRUCTURED])
+def test_stacked_blocks_train_like_separate_ones(make, params, unstack, name):
+    """Layer decay, Muon's matrices and LAMB's norms see through the layer axis.
+
+    The gradients are a function of the parameters that treats the blocks alike.
+    """
+
+    def train(params):
+        keys = {"name": name, "layer_decay": 0.75, "weight_decay": 0.1, "lr": 0.02}
+        optimizer = make(params, clip_norm=1.0, **keys)
+        state, update = optimizer.init(params), jax.jit(optimizer.update)
+        for step in range(3):
+            grads = jax.tree.map(lambda p: jnp.sin(3 * p), params)
+            updates, state = update(grads, state, params, step)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    assert_trees_close(unstack(train(params)), train(unstack(params)), rtol=0, atol=2e-6)
+
+
+def test_layer_decay_table(make, params, unstack):
+    rows = {row.path: row.lr_mult for row in make(unstack(params), layer_decay=0.5).describe()}
+    stem = ("patch_embed/kernel", "patch_embed/bias", "pos_embed", "cls")
+    assert {rows[f"backbone/{name}"] for name in stem} == {0.5**4}
+    assert [rows[f"backbone/blocks_{i}/norm1/scale"] for i in range(3)] == [0.5**3, 0.5**2, 0.5]
+    assert {rows["backbone/norm/scale"], rows["head/kernel"], rows["head/bias"]} == {1.0}
+    stacked = {row.path: row.lr_mult for row in make(params, layer_decay=0.5).describe()}
+    assert stacked["backbone/blocks/norm1/scale"] == (0.125, 0.25, 0.5)
+
+
+STATE_PARTS = {
+    "adamw": {"adamw/count", "adamw/mu", "adamw/nu"},
+    "nadamw": {"nadamw/count", "nadamw/mu", "nadamw/nu"},
+    "sgd": {"sgd/mu"},
+    "lion": {"lion/count", "lion/mu"},
+    "lamb": {"lamb/count", "lamb/mu", "lamb/nu"},
+    "adafactor": {
+        "adafactor/second_moment/count",
+        "adafactor/second_moment/v_row",
+        "adafactor/second_moment/v_col",
+        "adafactor/second_moment/v",
+        "adafactor/mu",
+    },
+    "muon": {
+        "muon/matrices/count",
+        "muon/matrices/mu",
+        "muon/matrices/ns_coeffs",
+        "muon/others/count",
+        "muon/others/mu",
+        "muon/others/nu",
+    },
+    "schedule_free_adamw": {
+        "schedule_free_adamw/b1",
+        "schedule_free_adamw/weight_sum",
+        "schedule_free_adamw/step_count",
+        "schedule_free_adamw/max_lr",
+        "schedule_free_adamw/base_optimizer_state/count",
+        "schedule_free_adamw/base_optimizer_state/nu",
+        "schedule_free_adamw/z",
+    },
+}
+
+
+@pytest.mark.parametrize("name", STATE_PARTS)
+def test_state_names_are_those_of_old_checkpoints(make, params, name):
+    """A changed name here is a broken resume: write a migration before changing the table."""
+
+    def names(**keys):
+        state = make(params, name=name, **keys).init(params)
+        return set(flat(flax.serialization.to_state_dict(state)))
+
+    plain, paths = names(), flat(params)
+    owner = {leaf: [path for path in paths if leaf.endswith(f"/{path}")] for leaf in plain}
+    parts = {leaf.removesuffix(f"/{path[0]}") if path else leaf for leaf, path in owner.items()}
+    assert parts == STATE_PARTS[name]
+    assert plain == names(
+        clip_norm=1.0,
+        weight_decay=0.1,
+        decay_mults=[["head/.*", 0.5]],
+        lr_mults=[["head/.*", 2.0]],
+        layer_decay=0.9,
+        schedule={"name": "cosine", "warmup": 3, "cooldown": 2},
+        group_schedules=[["head/.*", {"name": "linear"}]],
+    )
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_state_that_mirrors_parameters_ends_in_their_names(make, params, name):
+    """How shardings are found: a leaf of a parameter's shape lies under the parameter's path."""
+    state = make(params, name=name).init(params)
+    shapes = {path: leaf.shape for path, leaf in flat(params).items()}
+    for path, leaf in flat(flax.serialization.to_state_dict(state)).items():
+        if leaf.ndim >= 2:
+            assert any(path.endswith(f"/{p}") for p in shapes), path
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_descends_in_one_compiled_donated_update(make, name):
+    target = {"blocks": {"kernel": jnp.linspace(-1, 1, 24).reshape(2, 3, 4)}, "bias": jnp.ones(4)}
+    params = jax.tree.map(jnp.zeros_like, target)
+    optimizer = make(params, 200, name=name, lr=0.05, schedule={"name": "constant", "warmup": 5})
+
+    def loss(params):
+        return optax.tree.norm(optax.tree.sub(params, target)) ** 2
+
+    traces = []
+
+    def train_step(params, state, step):
+        traces.append(step)
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params, step)
+        return optax.apply_updates(params, updates), state
+
+    before = float(loss(params))
+    train_step = jax.jit(train_step, donate_argnums=(0, 1))
+    state = jax.jit(optimizer.init)(params)
+    for step in range(200):
+        params, state = train_step(params, state, jnp.int32(step))
+    assert float(loss(optimizer.evaluation_params(params, state))) < 0.1 * before
+    assert len(traces) == 1
+
+
+def test_logged_rate_is_the_applied_rate(make, params):
+    schedule = {"name": "rsqrt", "warmup": 3, "cooldown": 5, "timescale": 4}
+    optimizer = make(params, name="sgd", args={"momentum": 0.0}, lr=0.3, schedule=schedule)
+    state, ones = optimizer.init(params), jax.tree.map(jnp.ones_like, params)
+    for step in range(21):
+        updates, _ = optimizer.update(ones, state, params, step)
+        assert {float(u.min()) for u in jax.tree.leaves(updates)} == {-float(optimizer.lr(step))}
+
+
+def test_updates_keep_the_structure_and_dtypes_of_params(make, params):
+    abstract = jax.eval_shape(lambda: params)
+    for name in RULES:
+        optimizer = make(abstract, name=name, freeze=["head/.*"])
+        state = jax.eval_shape(optimizer.init, params)
+        updates, new_state = jax.eval_shape(optimizer.update, params, state, params, 0)
+        described = [
+            jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+            for tree in (updates, abstract, new_state, state)
+        ]
+        assert described[0] == described[1], name
+        assert described[2] == described[3], name
+
+
+def test_other_parameters_than_built_for(make, params):
+    optimizer = make(params)
+    with pytest.raises(ValueError, match="head/bias"):
+        optimizer.init({**params, "head": {"kernel": params["head"]["kernel"]}})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"wd": 0.1}, "config.optim.wd: unknown key"),
+        ({"weight_decy": 0.1}, "did you mean 'weight_decay'"),
+        ({"schedule": {"warmup_steps": 3}}, "schedule.warmup_steps: unknown key; did you mean"),
+        ({"schedule": "cosine"}, "config.optim.schedule: a mapping"),
+        ({"name": "adamww"}, "unknown optimizer 'adamww'; did you mean 'adamw'"),
+        ({"name": "no.such:rule"}, "package.module:function"),
+        ({"args": {"beta2": 0.9}}, "args.beta2: adamw does not take it"),
+        ({"args": {"mu_dtype": "float17"}}, "adamw refuses"),
+        ({"name": "lamb", "decay_coupling": "schedule"}, "write 'lr'"),
+        ({"decay_coupling": "rate"}, "decay_coupling: unknown 'rate'"),
+        ({"weight_decay": 0.1, "decay_mask": "kernel"}, "decay_mask: 'kernel' matches no whole"),
+        ({"lr_mults": [["heads/.*", 2.0]]}, "lr_mults: 'heads/.*' matches no whole"),
+        ({"lr_mults": [[".*", 2.0], ["head/.*", 3.0]]}, "'head/.*' is never reached"),
+        ({"lr_mults": [["head/.*"]]}, r"entries are \[regex, value\]"),
+        ({"freeze": ["(head"]}, "freeze: '\\(head' is not a regular expression"),
+        ({"freeze": [3]}, "a regular expression is needed, got 3"),
+        ({"group_schedules": [["x", {"name": "cosine"}]]}, "group_schedules: 'x' matches no"),
+        ({"group_schedules": [["head/.*", {"nam": "cosine"}]]}, r"group_schedules\[0\].nam"),
+        ({"layer_decay": 0.0}, "not in"),
+        ({"layer_decay": 0.5, "blocks": r"layers_(\d+)/.*"}, "no blocks found"),
+        ({"lr": -1.0}, "config.optim.lr: must not be negative"),
+        ({"lr": float("nan")}, "config.optim.lr: must not be negative"),
+    ],
+)
+def test_mistakes_are_named(make, params, keys, message):
+    with pytest.raises(UserError, match=message):
+        make(params, **keys)
+
+
+def test_config_dicts_are_mappings(params):
+    from ml_collections import ConfigDict, FrozenConfigDict
+
+    from vit_jax.config import Duration
+
+    duration = Duration(total=20, batch_size=10, num_examples=100)
+    config = ConfigDict({"lr_mults": [["head/.*", 2.0]], "schedule": {"warmup": "10%"}})
+    for kind in (config, FrozenConfigDict(config)):
+        optimizer = optim.build(kind, params, duration=duration)
+        assert float(optimizer.lr(1)) == pytest.approx(0.5e-3, rel=0.01)

@@ -1,0 +1,125 @@
+"""Muon (Jordan, 2024): orthogonalised momentum for the blocks' matrices, Adam for the rest."""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import optax
+import optax.contrib
+from optax.contrib import MuonDimensionNumbers
+
+from vit_jax.errors import UserError
+from vit_jax.optim.groups import is_stacked, name_of
+from vit_jax.optim.rules.adamw import adamw
+
+# Attention kernels that map the embedding to heads, [embed, heads, head_dim]: one axis in, the
+# rest out. In all other kernels the last axis is the output and the rest the input.
+_SPLIT_OUTPUT = re.compile(r".*/(?:query|key|value)/kernel")
+
+
+class MuonState(NamedTuple):
+    """matrices: optax's state for the blocks' matrices; others: Adam's, for everything else."""
+
+    matrices: Any
+    others: Any
+
+
+def muon(
+    *,
+    beta: float = 0.95,
+    nesterov: bool = True,
+    ns_steps: int = 5,
+    consistent_rms: float | None = 0.2,
+    mu_dtype: str = "float32",
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.999,
+    adam_eps: float = 1e-8,
+    blocks: str,
+) -> optax.GradientTransformation:
+    """Muon for every kernel inside the blocks, read as the matrix it is; Adam for all else.
+
+    A kernel split into heads is one matrix, [embed, heads·head_dim] or [heads·head_dim, embed]; a
+    kernel stacked along layers is one matrix a layer. Embeddings, heads, norms and biases go to
+    Adam, as Muon's author advises.
+
+    ns_steps: Newton-Schulz iterations.
+    consistent_rms: root mean square of each matrix's step, as though of full rank: 0.2 is AdamW's,
+        so that one learning rate and decay serve both groups and AdamW's values carry over (Liu et
+        al., 2025, arXiv:2502.16982, section 2.2). None scales by sqrt(max(1, out / in)) instead.
+    """
+    orthogonal = optax.contrib.scale_by_muon(
+        beta=beta,
+        nesterov=nesterov,
+        ns_steps=ns_steps,
+        mu_dtype=mu_dtype,
+        weight_dimension_numbers=lambda tree: _dimension_numbers(tree, blocks),
+    )
+    adam = adamw(adam_b1, adam_b2, adam_eps)
+
+    def init(params: optax.Params) -> MuonState:
+        matrices, others = _split(params, blocks)
+        if not matrices:
+            raise UserError(
+                "config.optim.name: muon finds no kernel inside config.optim.blocks; write a "
+                "pattern that matches the blocks' parameters, or another optimizer"
+            )
+        return MuonState(orthogonal.init(matrices), adam.init(others))
+
+    def update(
+        grads: optax.Updates, state: MuonState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, MuonState]:
+        del params
+        matrices, others = _split(grads, blocks)
+        matrices, muon_state = orthogonal.update(matrices, state.matrices)
+        numbers = _dimension_numbers(matrices, blocks)
+        matrices = jax.tree.map(lambda u, n: _scale(u, n, consistent_rms), matrices, numbers)
+        others, adam_state = adam.update(others, state.others)
+        return _merge(matrices, others), MuonState(muon_state, adam_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _dimension_numbers(kernels: optax.Params, blocks: str) -> optax.Params:
+    """Which axes of each kernel are input and output; a layer axis is neither."""
+
+    def numbers(path: tuple, kernel: jax.Array) -> MuonDimensionNumbers:
+        name = name_of(path)
+        axes = tuple(range(is_stacked(name, blocks), kernel.ndim))
+        inputs = axes[:1] if _SPLIT_OUTPUT.fullmatch(name) else axes[:-1]
+        return MuonDimensionNumbers(inputs, axes[len(inputs) :])
+
+    return jax.tree_util.tree_map_with_path(numbers, kernels)
+
+
+def _scale(
+    update: jax.Array, numbers: MuonDimensionNumbers, consistent_rms: float | None
+) -> jax.Array:
+    """An orthogonal step, brought to a size that does not depend on the matrix's shape."""
+    fan_in = math.prod(update.shape[axis] for axis in numbers.reduction_axis)
+    fan_out = math.prod(update.shape[axis] for axis in numbers.output_axis)
+    if consistent_rms is None:
+        return math.sqrt(max(1.0, fan_out / fan_in)) * update
+    return consistent_rms * math.sqrt(max(fan_in, fan_out)) * update
+
+
+def _split(tree: optax.Params, blocks: str) -> tuple[optax.Params, optax.Params]:
+    """The blocks' matrices, and everything else, each a nested dict with the tree's names."""
+    parts: tuple[dict, dict] = ({}, {})
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = name_of(path)
+        is_kernel = re.fullmatch(blocks, name) and name.endswith("/kernel")
+        is_matrix = is_kernel and leaf.ndim - is_stacked(name, blocks) >= 2
+        parts[0 if is_matrix else 1][name] = leaf
+    matrices, others = (flax.traverse_util.unflatten_dict(part, sep="/") for part in parts)
+    return matrices, others
+
+
+def _merge(matrices: optax.Params, others: optax.Params) -> optax.Params:
+    named = {
+        name_of(path): leaf
+        for tree in (matrices, others)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return flax.traverse_util.unflatten_dict(named, sep="/")
