@@ -71,11 +71,12 @@ class Progress:
         """
         now = self._clock()
         self._remaining_time.report(step, now)
+        is_news = note != self._note or step >= self._total_steps
         self._step, self._note = step, " ".join(note.split())
         self._metrics.update(metrics)
         if not self._is_live:
             self._write(_log_line(self._where(), metrics, self._note) + "\n")
-        elif now - self._drawn_at >= _REDRAW_SECONDS or step >= self._total_steps:
+        elif is_news or now - self._drawn_at >= _REDRAW_SECONDS:
             self._drawn_at = now
             self._draw()
 
@@ -123,14 +124,14 @@ class Progress:
     def _live_line(self) -> str:
         step, percent, eta = self._where()
         names = ("loss", "lr", "rate", "wait")
-        ranks = {"loss": 1, "lr": 2, "rate": 3, "wait": 4}
+        ranks = {"loss": 3, "lr": 4, "rate": 5, "wait": 6}
         numbers = _numbers(self._metrics)
         fields = [
             _Field(step, "bold", 0),
-            _Field(percent, "plain", 0),
+            _Field(percent, "plain", 2),
             _Field(eta, "plain", 1),
             *(_Field(numbers[n], "plain", ranks[n]) for n in names if n in numbers),
-            _Field(self._note, "dim", 5),
+            _Field(self._note, "dim", 7),
         ]
         fields = [field for field in fields if field.text]
         # The last column stays empty: writing there makes some terminals wrap.

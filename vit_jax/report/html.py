@@ -7,13 +7,14 @@ run, such as `commit` and `versions`), the metrics log and the saved sections. S
 place of their own:
 
 - `model/num_params`: parameters of the model.
-- `time/total`: seconds the whole run took; `time/compile`, `time/step`, `time/input`, `time/eval`,
-  `time/save` and the like: its parts, added up since the start. The last value counts.
+- `time/train`: seconds since the first step, in which `time/input wait`, `time/eval` and
+  `time/save` lie; beside it `time/setup`, `time/compile`, `time/report`. Last values count.
 - `train/images_per_sec`: its median is the headline.
 """
 
 import base64
 import json
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,10 +33,15 @@ CURVES_NAME = "curves.png"
 Row = Mapping[str, int | float]
 
 _NOT_FACTS = ("config", "version")
+_WITHIN_TRAIN = ("input wait", "eval", "save")
 
 
-def write_report(workdir: epath.PathLike) -> epath.Path:
+def write_report(workdir: epath.PathLike, *, is_done: bool | None = None) -> epath.Path:
     """Writes `WORKDIR/report.html` and `WORKDIR/report/curves.png`; returns the former's path.
+
+    Args:
+      workdir: directory of the run.
+      is_done: whether the run reached its last step; None asks the file `DONE`.
 
     Raises:
       UserError: there is no such directory, or a file in it cannot be read or written.
@@ -49,7 +55,7 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
         stored=_read_json(workdir / "config.json"),
         rows=rows,
         sections=read_sections(workdir),
-        is_done=(workdir / "DONE").exists(),
+        is_done=(workdir / "DONE").exists() if is_done is None else is_done,
     )
     path = workdir / REPORT_NAME
     try:
@@ -179,8 +185,8 @@ def _tiles(
         batch_size = config.get("batch_size")
         note = f"of {batch_size:,} images" if isinstance(batch_size, int) else ""
         add("steps", f"{rows[-1]['step']:,}", note)
-    if "time/total" in last:
-        add("time", format_duration(last["time/total"][1]))
+    if "time/train" in last:
+        add("time", format_duration(last["time/train"][1]), "of training")
     rates = [row["train/images_per_sec"] for row in rows if "train/images_per_sec" in row]
     if rates:
         add("images per second", curves.format_value(round(statistics.median(rates))), "median")
@@ -235,19 +241,18 @@ def _scores(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def _timing(last: Mapping[str, tuple[int, float]]) -> dict[str, Any] | None:
-    """The parts of the run's time, largest first, with what no part accounts for at the end."""
+    """The parts of the run's time, largest first; they add up to the whole."""
     parts = {
         name.removeprefix("time/"): value
         for name, (_, value) in last.items()
-        if name.startswith("time/") and name != "time/total" and value > 0
+        if name.startswith("time/") and value > 0
     }
-    if not parts:
+    if "train" in parts:
+        within = sum(parts.get(name, 0.0) for name in _WITHIN_TRAIN)
+        parts["steps"] = max(0.0, parts.pop("train") - within)
+    total = sum(parts.values())
+    if not total:
         return None
-    known = sum(parts.values())
-    total = max(last.get("time/total", (0, known))[1], known)
-    ordered = sorted(parts.items(), key=lambda part: -part[1])
-    if total - known > 0.005 * total:
-        ordered.append(("other", total - known))
     return {
         "total": format_duration(total),
         "parts": [
@@ -256,7 +261,7 @@ def _timing(last: Mapping[str, tuple[int, float]]) -> dict[str, Any] | None:
                 "percent": 100 * seconds / total,
                 "text": f"{format_duration(seconds)} · {seconds / total:.0%}",
             }
-            for name, seconds in ordered
+            for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
         ],
     }
 
@@ -294,8 +299,20 @@ def _facts(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key, value in stored.items():
         if key in _NOT_FACTS or value in (None, "", {}, []):
             continue
-        if isinstance(value, Mapping):
+        if key == "command":
+            facts.append((key, _command(value)))
+        elif isinstance(value, Mapping):
             facts += [(name.rpartition(".")[2], text) for name, text in _flat(value, key)]
         else:
             facts.append((key.replace("_", " "), _shown(value)))
     return facts
+
+
+def _command(arguments: Sequence[str] | str) -> str:
+    """The command line, as one would type it."""
+    if isinstance(arguments, str):
+        return arguments
+    program, *rest = arguments
+    if program.endswith("__main__.py"):
+        return shlex.join(["python", "-m", "vit_jax", *rest])
+    return shlex.join(arguments)

@@ -23,6 +23,7 @@ import operator
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -229,7 +230,9 @@ class _PartedLog:
 class _Events:
     """TensorBoard events through tensorboardX, which needs no TensorFlow.
 
-    On an object store the event file grows in a local scratch directory and is copied at `flush`.
+    Events are written at once, by this thread: tensorboardX's own writer queues them, and its
+    `flush` does not wait for the queue. On an object store the event file grows in a local scratch
+    directory and is copied at `flush`.
     """
 
     def __init__(self, directory: epath.Path, resume_step: int):
@@ -239,33 +242,43 @@ class _Events:
         self._writer = None
 
     def append(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
         if self._writer is None:
             self._writer = self._open()
-        for name, value in scalars.items():
-            if math.isfinite(value):  # tensorboardX prints a warning for each that is not
-                self._writer.add_scalar(name, value, step)
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
+        self._write(step, summary=Summary(value=values))
 
     def _open(self):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
         local = os.fspath(self._directory)
         if cannot_append(self._directory):
             local = self._scratch = tempfile.mkdtemp(prefix="vit_jax_events_")
-        # TensorBoard then hides what an earlier process logged past the checkpoint.
+        os.makedirs(local, exist_ok=True)
         is_continued = self._directory.exists() and any(self._directory.iterdir())
-        purge_step = self._resume_step + 1 if is_continued else None
         # The name holds seconds; the suffix keeps a quick restart from overwriting the file.
         suffix = f".from{self._resume_step}"
-        return SummaryWriter(local, purge_step=purge_step, filename_suffix=suffix)
+        self._writer = EventsWriter(os.path.join(local, "events"), suffix)
+        if is_continued:
+            # TensorBoard then hides what an earlier process logged past the checkpoint.
+            start = SessionLog(status=SessionLog.START)
+            self._write(self._resume_step + 1, session_log=start)
+        return self._writer
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._writer.flush()
 
     def flush(self) -> None:
-        if self._writer is None:
+        if self._writer is None or self._scratch is None:
             return
-        self._writer.flush()
-        if self._scratch is not None:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            for path in epath.Path(self._scratch).iterdir():
-                path.copy(self._directory / path.name, overwrite=True)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for path in epath.Path(self._scratch).iterdir():
+            path.copy(self._directory / path.name, overwrite=True)
 
     def close(self) -> None:
         if self._writer is None:
