@@ -6,6 +6,7 @@ touched and no display is needed. Text and lines use the inks named here alone, 
 """
 
 import contextlib
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -34,8 +35,10 @@ Image = np.ndarray
 
 def png(figure: Figure) -> bytes:
     """`figure` as a PNG file."""
-    import io
-
+    if figure.get_layout_engine() is not None:
+        # Each drawing moves the layout a little; settled once, a figure and its twin agree.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor=figure.get_facecolor())
     return buffer.getvalue()

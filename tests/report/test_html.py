@@ -1,0 +1,293 @@
+"""The report: one file, whatever of the run is there."""
+
+import html.parser
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.errors import UserError
+from vit_jax.report import MetricsWriter, Section, figures, save_sections, write_report
+from vit_jax.report.html import headline_metric
+from vit_jax.report.sections import read_sections
+
+VOID = {"meta", "link", "img", "source", "br", "hr", "input", "line", "circle", "path"}
+
+CONFIG = {
+    "version": 1,
+    "config": {
+        "seed": 0,
+        "batch_size": 128,
+        "model": {"name": "vit_digits", "patch_size": 2},
+        "data": {"source": "tfds", "name": "digits", "args": {}},
+        "optim": {"schedule": {"warmup": "5 percent"}},
+    },
+    "command": ["/somewhere/vit_jax/__main__.py", "train", "--config=configs/digits.py"],
+    "commit": "0123abcd",
+    "packages": {"jax": "0.10.2"},
+}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags nest, and collects texts and addresses."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.open_tags, self.texts, self.addresses, self.scripts = [], [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open_tags == []
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "href", "srcset", "data", "action", "poster"):
+                self.addresses.append(value)
+        if tag not in VOID:
+            self.open_tags.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open_tags.pop() == tag
+
+    def handle_data(self, data):
+        if self.open_tags and self.open_tags[-1] in ("script", "style"):
+            self.scripts.append(data)
+        elif data.strip():
+            self.texts.append(data.strip())
+
+    @property
+    def text(self):
+        return "\n".join(self.texts)
+
+
+def log_a_run(workdir, steps=range(10, 101, 10)):
+    writer = MetricsWriter(workdir, resume_step=0, tensorboard=False)
+    for step in steps:
+        writer.write(
+            step,
+            {
+                "train/loss": 200 / step,
+                "train/lr": 1e-3,
+                "train/images_per_sec": 5000.0 + step,
+                "train/grad_norm": 1.0,
+            },
+        )
+        if step % 50 == 0:
+            for name, accuracy in (("test", step / 110), ("test_ema", step / 105)):
+                writer.write(
+                    step,
+                    {
+                        f"eval/{name}/accuracy": accuracy,
+                        f"eval/{name}/loss": 1 / step,
+                        f"eval/{name}/num_examples": 360,
+                    },
+                )
+    writer.write(0, {"model/num_params": 1_234_567})
+    times = {"train": 180.0, "eval": 20.0, "save": 5.0, "input wait": 5.0, "compile": 20.0}
+    writer.write(max(steps), {f"time/{name}": value for name, value in times.items()})
+    writer.close()
+
+
+def a_figure():
+    return figures.confusion_matrix(np.array([[5, 1], [0, 4]]), ["cat", "dog"])
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    path = tmp_path / "digits_run"
+    log_a_run(path)
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "DONE").write_text("step 100\n")
+    save_sections(
+        path,
+        [
+            Section("Confusion matrix", "Rows are true.\n\nColumns are predicted.", a_figure()),
+            Section("Classes", table=[["class", "recall"], ["<cat>", 0.98765]]),
+        ],
+    )
+    return path
+
+
+def page_of(workdir, **options):
+    return Page(write_report(workdir, **options).read_text())
+
+
+def test_the_report_has_everything_a_reader_looks_for(workdir):
+    page = page_of(workdir)
+    for expected in (
+        "vit_digits on digits",
+        "finished",
+        "95.2 %",  # the averaged parameters' last accuracy
+        "test accuracy, averaged parameters",
+        "343 of 360",
+        "1.23M",
+        "5,055",  # the median of images per second
+        "3m 00s",
+        "Loss",
+        "Accuracy",
+        "Learning rate",
+        "Images per second",
+        "Grad norm",
+        "Confusion matrix",
+        "Columns are predicted.",
+        "<cat>",
+        "0.9877",
+        "2m 30s · 75%",  # steps: training without evaluation, saving and waiting
+        "optim.schedule.warmup",
+        "5 percent",
+        "0123abcd",
+        "python -m vit_jax train --config=configs/digits.py",
+    ):
+        assert expected in page.text, expected
+
+
+def test_the_report_is_self_contained(workdir):
+    path = write_report(workdir)
+    source = path.read_text()
+    page = Page(source)
+    assert page.addresses
+    assert all(address.startswith("data:") for address in page.addresses)
+    source = re.sub(r'"data:image/png;base64,[^"]*"', '""', source)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script src|fetch\(", source)
+    assert "default-src 'none'" in source
+
+
+def test_charts_are_drawings_with_their_data(workdir):
+    source = write_report(workdir).read_text()
+    drawings = re.findall(r'data-chart="([^"]*)"', source)
+    charts = [json.loads(drawing.replace("&quot;", '"')) for drawing in drawings]
+    assert len(charts) == 5
+    loss, accuracy = charts[:2]
+    assert [line["label"] for line in loss["series"]] == [
+        "train loss",
+        "test loss",
+        "test loss, averaged parameters",
+    ]
+    assert loss["series"][0]["points"][0][1:] == [10, "20"]
+    assert accuracy["series"][1]["points"][-1][1:] == [100, "95.2 %"]
+
+
+def test_pictures_lie_beside_the_report(workdir):
+    write_report(workdir)
+    for name in ("curves.png", "confusion_matrix.png", "confusion_matrix.dark.png"):
+        with Image.open(workdir / "report" / name) as picture:
+            assert picture.width > 300
+
+
+@pytest.mark.parametrize(
+    "missing", ["config.json", "metrics.jsonl", "report/sections.json", "DONE", "everything"]
+)
+def test_missing_parts_are_left_out(workdir, missing):
+    for name in ("config.json", "metrics.jsonl", "report/sections.json", "DONE"):
+        if missing in (name, "everything"):
+            (workdir / name).unlink()
+    page = page_of(workdir)
+    assert ("vit_digits on digits" in page.text) == (missing not in ("config.json", "everything"))
+    assert ("Learning curves" in page.text) == (missing not in ("metrics.jsonl", "everything"))
+    assert "digits_run" in page.text
+
+
+def test_a_missing_picture_costs_that_picture_alone(workdir):
+    (workdir / "report" / "confusion_matrix.png").unlink()
+    assert "Columns are predicted." in page_of(workdir).text
+
+
+def test_an_unfinished_run_says_how_far_it_came(workdir):
+    (workdir / "DONE").unlink()
+    assert "up to step 100" in page_of(workdir).text
+    assert "finished" in page_of(workdir, is_done=True).text
+
+
+def test_a_run_cut_after_one_row_has_a_report(tmp_path):
+    log_a_run(tmp_path, steps=[50])
+    page = page_of(tmp_path)
+    assert "up to step 50" in page.text
+    assert "test accuracy, averaged parameters" in page.text
+
+
+def test_values_that_are_not_finite_are_left_out_of_curves(tmp_path):
+    writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
+    for step, loss in ((1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)):
+        writer.write(step, {"train/loss": loss, "eval/test/loss": math.nan})
+    writer.close()
+    source = write_report(tmp_path).read_text()
+    assert "NaN" in Page(source).text
+    assert not re.search(r'd="[^"]*(nan|inf)', source)
+
+
+def test_names_cannot_break_the_page(tmp_path):
+    workdir = tmp_path / "<script>alert(1)<&'"
+    workdir.mkdir()
+    hostile = '"><script>alert(2)</script>'
+    writer = MetricsWriter(workdir, resume_step=0, tensorboard=False)
+    writer.write(1, {f"eval/{hostile}/accuracy": 0.5})
+    writer.close()
+    (workdir / "config.json").write_text(json.dumps({"config": {"model": {"name": hostile}}}))
+    save_sections(workdir, [Section(hostile, hostile, a_figure(), [[hostile], [hostile]])])
+    page = page_of(workdir)
+    assert len(page.scripts) == 2  # the style and our own script
+    assert not any("alert" in script for script in page.scripts)
+
+
+def test_without_a_workdir_the_user_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no such directory"):
+        write_report(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "report/sections.json"])
+def test_a_broken_file_is_named(workdir, name):
+    (workdir / name).write_text("{")
+    with pytest.raises(UserError, match=name):
+        write_report(workdir)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train/loss"], None),
+        (["eval/val/loss", "eval/val/num_examples"], None),
+        (["eval/val/accuracy", "eval/val/loss"], "eval/val/accuracy"),
+        (["eval/val/top5_accuracy", "eval/val/accuracy"], "eval/val/accuracy"),
+        (["eval/val/accuracy", "eval/val_ema/accuracy"], "eval/val_ema/accuracy"),
+        (["eval/val/mean_iou", "eval/val/loss"], "eval/val/mean_iou"),
+        (["eval/a/accuracy", "eval/b/accuracy"], "eval/a/accuracy"),
+    ],
+)
+def test_the_headline_prefers_accuracy_of_averaged_parameters(names, expected):
+    assert headline_metric(names) == expected
+
+
+def test_saving_a_section_again_replaces_it_in_place(tmp_path):
+    save_sections(tmp_path, [Section("One", "old"), Section("Two", "two")])
+    save_sections(tmp_path, [Section("Three", "three"), Section("One", "new")])
+    stored = [(section.title, section.text) for section in read_sections(tmp_path)]
+    assert stored == [("One", "new"), ("Two", "two"), ("Three", "three")]
+
+
+def test_a_section_takes_figures_pil_images_and_bytes(tmp_path):
+    small = Image.new("RGB", (8, 6), "red")
+    small.save(tmp_path / "red.png")
+    save_sections(
+        tmp_path,
+        [
+            Section("Figure", image=a_figure()),
+            Section("Small image", image=small),
+            Section("Bytes", image=(tmp_path / "red.png").read_bytes()),
+        ],
+    )
+    figure, image, raw = read_sections(tmp_path)
+    assert figure.dark_image is not None
+    assert figure.dark_image != figure.image
+    assert (image.is_pixel_art, image.width) == (True, 240)
+    assert image.image == raw.image
+    assert image.dark_image is None
+
+
+def test_titles_of_the_same_words_keep_their_own_pictures(tmp_path):
+    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    save_sections(tmp_path, [Section("Maps: a/b", image=red), Section("maps a b!", image=blue)])
+    first, second = read_sections(tmp_path)
+    assert first.image != second.image
