@@ -53,6 +53,11 @@ class _Run:
         """What ended the reading of records, to be raised after the batches before it."""
         self.outputs: Iterator = iter(())
 
+    def end(self) -> None:
+        """Stops reading, and lets go of the graph, whose generator in turn holds this object."""
+        self.raw_batches.close()
+        self.outputs = iter(())
+
 
 class PreprocessedStream:
     """Iterates over the batches of a feed, preprocessed.
@@ -86,10 +91,12 @@ class PreprocessedStream:
 
     def close(self) -> None:
         self._closed = True
-        if self._run:
-            self._run.raw_batches.close()
+        run = self._run
+        if run:
+            run.raw_batches.close()
         self._batches.close()
-        self._run = None
+        if run:
+            run.end()
 
     def _build_dataset(self, sample: Records) -> tf.data.Dataset:
         """Fetched batches, taken apart, preprocessed, put together again in the same order."""
@@ -124,7 +131,7 @@ class PreprocessedStream:
     def _start(self, step: int) -> None:
         """(Re)starts the graph so that the batch of `step` comes next."""
         if self._run:
-            self._run.raw_batches.close()
+            self._run.end()
         steps = iter(range(step, self._feed.steps.stop))
         name = self._reader.source.fingerprint
         self._run = _Run(step, OrderedPrefetcher(self._feed.load, steps, self._workers, name))

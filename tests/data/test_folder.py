@@ -1,0 +1,146 @@
+"""Folders of image files: layouts, class numbers, parts of a split, and what is wrong with them."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import eval_batches, open_source, train_batches
+from vit_jax.errors import UserError
+
+
+def write(path, value=128):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 9), (value, value, value)).save(path)
+
+
+def open_folder(root, split="train"):
+    return open_source({"source": "folder", "name": str(root), "split": split, "dir": ""})
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """One folder a class, no splits; the pixel value tells the class."""
+    for number in range(20):
+        write(tmp_path / "cat" / f"{number}.jpg", 50)
+        write(tmp_path / "dog" / f"{number}.PNG", 150)
+    return tmp_path
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """ImageNet's layout; the splits do not have the same classes."""
+    for number in range(3):
+        write(tmp_path / "train" / "n01440764" / f"n01440764_{number}.JPEG")
+        write(tmp_path / "train" / "n02102040" / f"n02102040_{number}.JPEG")
+    write(tmp_path / "val" / "n02102040" / "ILSVRC2012_val_1.JPEG")
+    write(tmp_path / "val" / "n03000684" / "ILSVRC2012_val_2.jpeg")
+    return tmp_path
+
+
+def test_images_come_with_their_class(flat):
+    source = open_folder(flat)
+    assert len(source) == 40
+    assert source.class_names == ("cat", "dog")
+    assert source.num_classes == 2
+    (batch,) = eval_batches(source, batch_size=40, rows=np.arange(40), pp="decode|resize(4)")
+    brightness = batch["image"].mean((1, 2, 3))
+    np.testing.assert_allclose(brightness, np.where(batch["label"] == 0, 50, 150), atol=2)
+
+
+def test_parts_divide_the_images_and_have_all_classes(flat):
+    names = {}
+    for split in ("train[:75%]", "train[75%:]"):
+        source = open_folder(flat, split)
+        names[split] = {source.describe(index) for index in range(len(source))}
+        assert set(source.fetch(np.arange(len(source)))["label"]) == {0, 1}
+        assert source.num_classes == 2
+    assert [len(part) for part in names.values()] == [30, 10]
+    assert not set.intersection(*names.values())
+
+
+def test_the_order_does_not_depend_on_the_file_system(flat, tmp_path_factory):
+    source = open_folder(flat)
+    copy = tmp_path_factory.mktemp("copy")
+    for index in np.random.default_rng(0).permutation(len(source)):
+        path = source.describe(index)
+        target = copy / path.split("/")[-2]
+        target.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    again = open_folder(copy)
+    tails = [
+        ["/".join(one.describe(index).split("/")[-2:]) for index in range(len(one))]
+        for one in (source, again)
+    ]
+    assert tails[0] == tails[1]
+
+
+def test_classes_are_numbered_over_all_splits(imagenet):
+    train, validation = open_folder(imagenet), open_folder(imagenet, "validation")
+    assert train.class_names == validation.class_names
+    assert train.class_names == ("n01440764", "n02102040", "n03000684")
+    assert sorted(train.fetch(np.arange(6))["label"]) == [0, 0, 0, 1, 1, 1]
+    assert sorted(validation.fetch(np.arange(2))["label"]) == [1, 2]
+    assert len(open_folder(imagenet, "val")) == 2
+
+
+def test_hidden_files_are_passed_over(flat):
+    (flat / "cat" / ".DS_Store").write_text("x")
+    (flat / "cat" / "Thumbs.db").write_text("x")
+    (flat / ".cache").mkdir()
+    assert len(open_folder(flat)) == 40
+
+
+def test_missing_root(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        open_folder(tmp_path / "nowhere")
+
+
+def test_empty_class_folder_is_named(flat):
+    (flat / "horse").mkdir()
+    with pytest.raises(UserError, match="horse has no images"):
+        open_folder(flat)
+
+
+def test_file_that_is_no_image_is_named(flat):
+    (flat / "dog" / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"notes\.txt is not an image file"):
+        open_folder(flat)
+
+
+def test_folder_inside_a_class_is_named(flat):
+    (flat / "dog" / "puppies.jpg").mkdir()
+    with pytest.raises(UserError, match=r"puppies\.jpg is not an image file"):
+        open_folder(flat)
+
+
+def test_images_without_class_folders(tmp_path):
+    write(tmp_path / "one.jpg")
+    with pytest.raises(UserError, match=r"no class folders: .*CLASS/photo\.jpg"):
+        open_folder(tmp_path)
+
+
+def test_split_without_a_folder(imagenet):
+    with pytest.raises(UserError, match="it has train, val"):
+        open_folder(imagenet, "test")
+
+
+def test_split_of_a_folder_without_splits(flat):
+    with pytest.raises(UserError, match=r"'train\[90%:\]' for validation"):
+        open_folder(flat, "validation")
+
+
+def test_unreadable_and_vanished_files_are_named(flat):
+    source = open_folder(flat)
+    (flat / "cat" / "3.jpg").write_text("not an image")
+    (flat / "dog" / "4.PNG").unlink()
+    options = {"batch_size": 40, "rows": np.arange(40), "seed": 0, "pp": "decode|resize(4)"}
+    with train_batches(source, **options) as batches:  # noqa: SIM117
+        with pytest.raises(UserError, match=r"bad image \S+(cat/3\.jpg|dog/4\.PNG): \w"):
+            next(batches)
+    with train_batches(source, **options, on_bad_image="skip") as batches:
+        assert next(batches)["image"].shape == (40, 4, 4, 3)
+        reasons = "\n".join(batches.bad_images)
+    assert "cat/3.jpg: " in reasons
+    assert "dog/4.PNG: FileNotFoundError" in reasons

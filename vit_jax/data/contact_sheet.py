@@ -1,0 +1,96 @@
+"""A picture of what the model sees: images of a batch in a grid, each with its class name."""
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_MIN_TILE = 112
+_GAP = 8
+_BACKGROUND = (255, 255, 255)
+_INK = (40, 40, 40)
+
+
+def contact_sheet(
+    batches: Iterable[dict[str, np.ndarray]],
+    class_names: Sequence[str] | None,
+    path: str | PathLike,
+    *,
+    num_images: int = 64,
+    columns: int = 8,
+) -> int:
+    """Draws the first images of `batches` and writes them as PNG.
+
+    Args:
+        batches: `image` uint8 or float `[b, h, w, 1 or 3]`; `label` integers `[b]` or vectors
+            `[b, classes]`; rows whose `mask` is 0 are left out. No more is taken than needed.
+        class_names: names for the labels; None shows the numbers.
+        path: the file to write.
+        num_images: how many to draw; fewer if the batches end before.
+        columns: images in a row.
+
+    Returns:
+        The number of images drawn.
+    """
+    images, captions = _collect(batches, class_names, num_images)
+    if not images:
+        raise ValueError("no images to draw")
+    font = ImageFont.load_default(size=13)
+    height, width = images[0].shape[:2]
+    # Whole multiples keep the pixels of tiny images square and sharp.
+    zoom = max(1, -(-_MIN_TILE // max(height, width)))
+    tile_width, tile_height = width * zoom, height * zoom
+    step_x, step_y = tile_width + _GAP, tile_height + font.size + 2 * _GAP
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * step_x + _GAP, rows * step_y + _GAP), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for number, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
+        x = _GAP + number % columns * step_x
+        y = _GAP + number // columns * step_y
+        tile = Image.fromarray(pixels).resize((tile_width, tile_height), Image.Resampling.NEAREST)
+        sheet.paste(tile, (x, y))
+        draw.text((x, y + tile_height + 3), _fit(caption, font, tile_width), _INK, font)
+    sheet.save(path, "PNG")
+    return len(images)
+
+
+def _collect(
+    batches: Iterable[dict[str, np.ndarray]], class_names: Sequence[str] | None, num_images: int
+) -> tuple[list[np.ndarray], list[str]]:
+    """RGB pixels and captions of the first real rows."""
+    images, captions = [], []
+    for batch in batches:
+        mask = batch.get("mask", np.ones(len(batch["image"])))
+        for row in np.flatnonzero(mask)[: num_images - len(images)]:
+            images.append(_rgb(batch["image"][row]))
+            captions.append(_caption(batch.get("label"), row, class_names))
+        if len(images) == num_images:
+            break
+    return images, captions
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 `[h, w, 3]`; float images are stretched so that their extremes are black and white."""
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        image = ((image - low) * (255 / max(high - low, 1e-6))).round().astype(np.uint8)
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def _caption(labels: np.ndarray | None, row: int, class_names: Sequence[str] | None) -> str:
+    if labels is None:
+        return ""
+    label = labels[row]
+    numbers = np.flatnonzero(label > 0.1) if label.ndim else [label]
+    return ", ".join(class_names[n] if class_names else str(n) for n in numbers)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """`text` cut to `width` pixels, with an ellipsis where something is missing."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
