@@ -248,7 +248,7 @@ def attention_heads(
     image: Image,
     heads: np.ndarray,
     summaries: Mapping[str, Image],
-    title: str = "",
+    title: str = "attention of each head",
 ) -> Figure:
     """One image through a whole model: what every head of every layer attends to.
 
@@ -256,7 +256,7 @@ def attention_heads(
       image: the input.
       heads: `[layers, heads, h, w]`, each map on its own scale.
       summaries: pictures shown beside the image, such as {"rollout": overlay}.
-      title: a line above.
+      title: above the maps.
     """
     layers, count, height, width = heads.shape
     aspect = height / width
@@ -281,11 +281,9 @@ def attention_heads(
     axes.set_yticks(np.arange(layers) * pitch_y + (height - 1) / 2, range(1, layers + 1))
     axes.set_xticks(np.arange(count) * pitch_x + (width - 1) / 2, range(1, count + 1))
     axes.set_ylabel("layer", color=MUTED, fontsize=9)
-    axes.set_title("attention of each head", color=INK, fontsize=9, fontweight="bold")
+    axes.set_title(title, color=INK, fontsize=9, fontweight="bold")
     axes.set_xlabel("head", color=MUTED, fontsize=9)
     _quiet_axes(axes)
-    if title:
-        figure.suptitle(title, color=INK, fontsize=11, fontweight="bold")
     return figure
 
 

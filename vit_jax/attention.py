@@ -1,0 +1,253 @@
+"""Where a model looks: attention weights of every layer and head, and what they add up to.
+
+    maps = attention_maps(model, params, images)
+    overlay(picture, rollout(maps)[0]).save("rollout.png")
+
+Works for every pooling: with a class token, attention is the class token's; with attention pooling
+the last word is the probe's; otherwise it is the mean over all patches. Images need not be square.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vit_jax.errors import UserError
+from vit_jax.report import Section, figures
+from vit_jax.types import Array, Params
+
+_OVERLAY_SIDE = 224  # pixels; smaller pictures are enlarged to about this
+_HEAT = "inferno"
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionMaps:
+    """Attention weights of a batch of images; each row over keys sums to one.
+
+    layers: float32 `[layers, batch, heads, queries, keys]`. Queries and keys are the tokens:
+      `num_prefix` that stand for no patch (class token first, then registers), then the patches
+      row by row.
+    pooled: `[batch, heads, patches]`, the probe's weights under attention pooling, else None.
+    grid: (rows, columns) of patches.
+    num_prefix: tokens before the patches.
+    reads_class_token: whether the model's output is the class token's.
+    """
+
+    layers: np.ndarray
+    pooled: np.ndarray | None
+    grid: tuple[int, int]
+    num_prefix: int
+    reads_class_token: bool
+
+
+def attention_maps(model: nn.Module, params: Params, images: Array | np.ndarray) -> AttentionMaps:
+    """Runs `images` through `model` and keeps the attention weights.
+
+    They are large (layers · heads · tokens² numbers an image): pass a few images at a time.
+
+    Args:
+      model: from `vit_jax.models.build`, with or without a head.
+      params: its parameters.
+      images: `[batch, height, width, channels]`, as the model takes them.
+
+    Raises:
+      UserError: the model has no self-attention.
+    """
+    backbone, params = _backbone(model, params)
+
+    @jax.jit
+    def apply(params: Params, images: Array) -> tuple[Any, Mapping[str, Any]]:
+        return backbone.apply({"params": params}, images, mutable=["intermediates"])
+
+    features, state = apply(params, images)
+    layers, pooled = _sown(jax.device_get(state.get("intermediates", {})))
+    if layers is None or features.grid is None:
+        raise UserError(
+            f"{type(backbone).__name__} has no self-attention over a grid of patches to show; "
+            "attention maps need a Vision Transformer"
+        )
+    rows, columns = features.grid.shape[1:3]
+    return AttentionMaps(
+        layers=layers,
+        pooled=pooled,
+        grid=(rows, columns),
+        num_prefix=layers.shape[-1] - rows * columns,
+        reads_class_token=getattr(backbone, "pooling", None) == "token",
+    )
+
+
+def head_maps(maps: AttentionMaps) -> np.ndarray:
+    """What every head attends to, `[layers, batch, heads, rows, columns]`.
+
+    The class token's weights, or the mean over patches where the model reads no class token. The
+    share that goes to class and register tokens is left out, so that maps sum to at most one.
+    """
+    to_patches = maps.layers[..., maps.num_prefix :]
+    if maps.reads_class_token:
+        weights = to_patches[..., 0, :]
+    else:
+        weights = to_patches[..., maps.num_prefix :, :].mean(axis=-2)
+    return weights.reshape(*weights.shape[:-1], *maps.grid)
+
+
+def last_layer_map(maps: AttentionMaps) -> np.ndarray:
+    """The attention that the output is made from, mean of heads: `[batch, rows, columns]`.
+
+    That of the pooling probe if there is one, else the last layer's. Each map sums to one.
+    """
+    if maps.pooled is not None:
+        weights = maps.pooled.mean(axis=1).reshape(-1, *maps.grid)
+    else:
+        weights = head_maps(maps)[-1].mean(axis=1)
+    return _normalised(weights)
+
+
+def rollout(maps: AttentionMaps) -> np.ndarray:
+    """Attention followed through all layers down to the patches: `[batch, rows, columns]`.
+
+    Attention rollout (Abnar and Zuidema 2020, "Quantifying attention flow in transformers", section
+    3): each layer passes on half of what it attends to, mean of heads, and half of what was there,
+    which stands for the residual connection. Each map sums to one.
+    """
+    batch, tokens = maps.layers.shape[1], maps.layers.shape[-1]
+    # Followed from the output back, only one row an image is carried through the layers.
+    row = np.zeros((batch, tokens), np.float32)
+    if maps.pooled is not None:
+        row[:, maps.num_prefix :] = maps.pooled.mean(axis=1)
+    elif maps.reads_class_token:
+        row[:, 0] = 1.0
+    else:
+        row[:, maps.num_prefix :] = 1.0 / (tokens - maps.num_prefix)
+    for weights in maps.layers[::-1]:
+        row = 0.5 * row + 0.5 * np.einsum("bq,bqk->bk", row, weights.mean(axis=1))
+    return _normalised(row[:, maps.num_prefix :].reshape(batch, *maps.grid))
+
+
+def overlay(picture: np.ndarray | Image.Image, heat: np.ndarray) -> Image.Image:
+    """`picture` in grey under `heat`, which is stretched over it smoothly.
+
+    Args:
+      picture: `[h, w, 3 or 1]`, uint8 or floats, or a PIL image. Small ones are enlarged.
+      heat: `[rows, columns]`, not negative, on any scale.
+    """
+    image = Image.fromarray(figures.displayable(np.asarray(picture)))
+    scale = max(1, round(_OVERLAY_SIDE / max(image.size)))
+    size = (image.width * scale, image.height * scale)
+    grey = np.asarray(image.resize(size, Image.Resampling.NEAREST).convert("L"), np.float32) / 255
+    heat = np.asarray(heat, np.float32) / max(float(np.max(heat)), 1e-12)
+    smooth = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR))
+    smooth = smooth.clip(0, 1)
+    color = matplotlib.colormaps[_HEAT](smooth)[..., :3]
+    weight = 0.4 + 0.35 * smooth[..., None]
+    mixed = (1 - weight) * grey[..., None] + weight * color
+    return Image.fromarray(np.round(255 * mixed).astype(np.uint8))
+
+
+def figure(picture: np.ndarray | Image.Image, maps: AttentionMaps, index: int = 0) -> Figure:
+    """One image through the whole model: all heads of all layers, the output's map, the rollout.
+
+    Args:
+      picture: the image as people see it; `index`: its place in the batch of `maps`.
+    """
+    summaries = {
+        _output_name(maps): overlay(picture, last_layer_map(maps)[index]),
+        "rollout": overlay(picture, rollout(maps)[index]),
+    }
+    title = "attention of each head"
+    title += "" if maps.reads_class_token else ", mean of patches"
+    picture = np.asarray(picture)
+    return figures.attention_heads(picture, head_maps(maps)[:, index], summaries, title)
+
+
+def panel(
+    pictures: Sequence[np.ndarray], maps: AttentionMaps, captions: Sequence[str] | None = None
+) -> Figure:
+    """Several images, one a column, over their output's map and their rollout."""
+    kinds = {_output_name(maps): last_layer_map(maps), "rollout": rollout(maps)}
+    overlays = {
+        kind: [overlay(*pair) for pair in zip(pictures, heats, strict=True)]
+        for kind, heats in kinds.items()
+    }
+    return figures.attention_panel(pictures, overlays, captions)
+
+
+def sections(
+    model: nn.Module,
+    params: Params,
+    images: Array | np.ndarray,
+    pictures: Sequence[np.ndarray],
+    captions: Sequence[str] | None = None,
+) -> list[Section]:
+    """What the report shows of a model's inside; models without attention have less of it.
+
+    Args:
+      model, params: as for `attention_maps`.
+      images: up to eight, as the model takes them; `pictures` and `captions` are the same as
+        people see them.
+    """
+    found = []
+    try:
+        maps = attention_maps(model, params, images)
+    except UserError:
+        maps = None
+    if maps is not None:
+        text = (
+            "Above, the images; below, the attention that the output is made from, and attention"
+            " followed through all layers (rollout, Abnar and Zuidema 2020)."
+        )
+        found.append(Section("Where the model looks", text, panel(pictures, maps, captions)))
+        text = "The first of these images, and what every head of every layer attends to in it."
+        found.append(Section("Attention of every head", text, figure(pictures[0], maps)))
+    _, tree = _backbone(model, params)
+    tree = nn.meta.unbox(tree)
+    if "patch_embed" in tree:
+        text = (
+            "Principal components of the filters that turn a patch into a token, the one that"
+            " explains most first."
+        )
+        kernel = jax.device_get(tree["patch_embed"]["kernel"])
+        found.append(Section("What a patch is made of", text, figures.patch_filters(kernel)))
+    if "pos_embed" in tree and maps is not None:
+        text = (
+            "Cosine similarity of the learned position of each patch with those of all others;"
+            " in a trained model neighbours are alike, and so are rows and columns."
+        )
+        rows, columns = maps.grid
+        table = jax.device_get(tree["pos_embed"])[0, -rows * columns :]
+        similarity = figures.position_similarity(table.reshape(rows, columns, -1))
+        found.append(Section("What positions are like", text, similarity))
+    return found
+
+
+def _backbone(model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
+    """The part of `model` that returns `Features`, and its parameters."""
+    backbone = getattr(model, "backbone", None)
+    return (model, params) if backbone is None else (backbone, params["backbone"])
+
+
+def _sown(intermediates: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(weights of all layers, weights of the pooling probe) among what a backbone sowed."""
+    pooled = None
+    if "map_head" in intermediates:
+        pooled = intermediates["map_head"]["attn"]["attention"][0][:, :, 0]
+    if "blocks" in intermediates:  # scanned: layers are stacked already
+        return intermediates["blocks"]["attn"]["attention"][0], pooled
+    names = [name for name in intermediates if name.startswith("blocks_")]
+    names.sort(key=lambda name: int(name.removeprefix("blocks_")))
+    weights = [intermediates[name]["attn"]["attention"][0] for name in names]
+    return (np.stack(weights) if weights else None), pooled
+
+
+def _normalised(weights: np.ndarray) -> np.ndarray:
+    """`[batch, rows, columns]` scaled so that each map sums to one."""
+    return weights / np.maximum(weights.sum(axis=(1, 2), keepdims=True), 1e-12)
+
+
+def _output_name(maps: AttentionMaps) -> str:
+    return "last layer" if maps.pooled is None else "pooling"
