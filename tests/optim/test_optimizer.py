@@ -280,6 +280,25 @@ def test_every_rule_descends_in_one_compiled_donated_update(make, name):
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("name", ["adamw", *STRUCTURED])
+def test_sharded_over_devices(make, params, name):
+    """Parameters and mirrored state split over a mesh: the same update, and the split is kept."""
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def split(array):
+        divisible = [i for i, size in enumerate(array.shape) if size % 4 == 0]
+        spec = [("fsdp" if i in divisible[-1:] else None) for i in range(array.ndim)]
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    optimizer = make(params, name=name, clip_norm=1.0, weight_decay=0.1, layer_decay=0.9)
+    expected = one_update(optimizer, params)
+    placed = jax.device_put(params, jax.tree.map(split, params))
+    state = optimizer.init(params)
+    state = jax.device_put(state, jax.tree.map(split, state))
+    updates, _ = jax.jit(optimizer.update)(gradients(params), state, placed, 0)
+    assert_trees_close(updates, expected, rtol=0, atol=1e-7)
+
+
 def test_logged_rate_is_the_applied_rate(make, params):
     schedule = {"name": "rsqrt", "warmup": 3, "cooldown": 5, "timescale": 4}
     optimizer = make(params, name="sgd", args={"momentum": 0.0}, lr=0.3, schedule=schedule)
@@ -330,6 +349,10 @@ def test_other_parameters_than_built_for(make, params):
         ({"freeze": [3]}, "a regular expression is needed, got 3"),
         ({"group_schedules": [["x", {"name": "cosine"}]]}, "group_schedules: 'x' matches no"),
         ({"group_schedules": [["head/.*", {"nam": "cosine"}]]}, r"group_schedules\[0\].nam"),
+        ({"freeze": "head/.*"}, "config.optim.freeze: a list is needed"),
+        ({"lr": "0.1"}, "config.optim.lr: a number is needed"),
+        ({"lr_mults": [["head/.*", "2"]]}, "lr_mults: a number is needed for 'head/"),
+        ({"schedule": {"warmup": [3]}}, "schedule.warmup: a number is needed"),
         ({"layer_decay": 0.0}, "not in"),
         ({"layer_decay": 0.5, "blocks": r"layers_(\d+)/.*"}, "no blocks found"),
         ({"lr": -1.0}, "config.optim.lr: must not be negative"),

@@ -22,10 +22,8 @@ BIG_VISION = {
 
 def make(spec, total=60):
     duration = Duration(total=total, batch_size=128, num_examples=1280)
-    defaults = DEFAULTS["schedule"]
-    return schedules.build(
-        {**defaults, **spec}, total_steps=total, duration=duration, defaults=defaults
-    )
+    spec = {**DEFAULTS["schedule"], **spec}
+    return schedules.build(spec, total_steps=total, duration=duration)
 
 
 @pytest.mark.parametrize("case", BIG_VISION)

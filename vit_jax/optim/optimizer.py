@@ -52,7 +52,6 @@ def build(
             total_steps=total,
             duration=duration,
             where=f"config.optim.{where}",
-            defaults=spec.DEFAULTS["schedule"],
         )
 
     rule = load_rule(resolved["name"], resolved["args"], blocks=resolved["blocks"])
@@ -77,7 +76,7 @@ def build(
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Optimizer:
     """Pure functions over parameters and state; everything here may be traced. See `build`."""
 

@@ -24,13 +24,11 @@ import jax.numpy as jnp
 
 from vit_jax.errors import UserError, nearest
 from vit_jax.optim.plugins import load_function
+from vit_jax.optim.spec import DEFAULTS, DURATIONS
 
 Step = int | jax.Array
 Schedule = Callable[[Step], jax.Array]
 Duration = Callable[[int | str], int]
-
-# Keys that hold a length of time, in any unit the config knows; all others are plain numbers.
-_DURATIONS = ("warmup", "cooldown", "timescale", "boundaries")
 
 
 def cosine(step: jax.Array, start: int, total: int, *, end: float = 0.0) -> jax.Array:
@@ -80,11 +78,10 @@ def build(
     total_steps: int,
     duration: Duration,
     where: str = "config.optim.schedule",
-    defaults: Mapping[str, Any],
 ) -> Schedule:
     """The schedule that `spec` describes, for a run of `total_steps`.
 
-    `spec` holds every key of `defaults`; a key that differs from its default although the named
+    `spec` holds every key of the default schedule; a key that differs although the named
     curve does not read it is a mistake, and so is a warm-up longer than the run. `duration` turns
     times in any unit into steps. The result takes Python integers and traced int32 alike, up to
     2^31 - 1 steps: differences are taken in integers, so no float32 step count is ever formed.
@@ -92,17 +89,19 @@ def build(
     curve = load_function(spec["name"], _CURVES, where=f"{where}.name", kind="schedule")
     own = _keywords(curve)
     for key, value in spec.items():
-        if key not in {"name", "warmup", "cooldown", *own} and value != defaults.get(key):
+        if key not in {"name", "warmup", "cooldown", *own} and value != DEFAULTS["schedule"].get(
+            key
+        ):
             raise UserError(
                 f"{where}.{key}: the {spec['name']} schedule does not read it; {nearest(key, own)}"
             )
-    steps = {k: _in_steps(v, duration) if k in _DURATIONS else v for k, v in spec.items()}
+    steps = {k: _in_steps(v, duration) if k in DURATIONS else v for k, v in spec.items()}
     warmup, cooldown = steps["warmup"], steps["cooldown"]
     for key in ("warmup", "cooldown"):
         if not 0 <= steps[key] <= total_steps:
             raise UserError(
-                f"{where}.{key}: {spec[key]!r} is {steps[key]} steps, more than this run's "
-                f"{total_steps} or negative; write less"
+                f"{where}.{key}: {spec[key]!r} is {steps[key]} steps; write a duration from "
+                f"0 to the {total_steps} steps of this run"
             )
     arguments = {key: steps[key] for key in own if key in steps}
 

@@ -61,6 +61,10 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+# Keys of a schedule that hold a length of time, in any unit the config knows.
+DURATIONS = ("warmup", "cooldown", "timescale", "boundaries")
+
+
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """`config` over `DEFAULTS`, in plain dicts and lists; unknown keys, impossible values raise."""
     spec = _merge(DEFAULTS, _plain(config), "config.optim")
@@ -68,8 +72,13 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         [pattern, _merge(DEFAULTS["schedule"], schedule, f"config.optim.group_schedules[{i}]")]
         for i, (pattern, schedule) in enumerate(_pairs(spec, "group_schedules"))
     ]
-    spec["lr_mults"] = _pairs(spec, "lr_mults")
-    spec["decay_mults"] = _pairs(spec, "decay_mults")
+    for key in ("lr_mults", "decay_mults"):
+        spec[key] = _pairs(spec, key)
+        for pattern, multiplier in spec[key]:
+            if isinstance(multiplier, bool) or not isinstance(multiplier, int | float):
+                raise UserError(
+                    f"config.optim.{key}: a number is needed for {pattern!r}, got {multiplier!r}"
+                )
     for key in ("lr", "weight_decay", "clip_norm"):
         if not spec[key] >= 0:
             raise UserError(f"config.optim.{key}: must not be negative, got {spec[key]}")
@@ -90,10 +99,22 @@ def _merge(defaults: Mapping[str, Any], given: Any, where: str) -> dict[str, Any
     for key in given:
         if key not in defaults:
             raise UserError(f"{where}.{key}: unknown key; {nearest(str(key), defaults)}")
+    for key, value in given.items():
+        _check_type(value, key, defaults[key], f"{where}.{key}")
     merged = {**defaults, **given}
     if "schedule" in defaults:
         merged["schedule"] = _merge(defaults["schedule"], merged["schedule"], f"{where}.schedule")
     return merged
+
+
+def _check_type(value: Any, key: str, default: Any, where: str) -> None:
+    """Raises unless `value` is of the kind of `default`; lengths of time may be strings too."""
+    kind = next(kind for kind in (Mapping, list, str, (int, float)) if isinstance(default, kind))
+    words = {Mapping: "a mapping", list: "a list", str: "a string", (int, float): "a number"}
+    if key in DURATIONS and isinstance(value, str):
+        return
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{where}: {words[kind]} is needed, got {value!r}")
 
 
 def _pairs(spec: Mapping[str, Any], key: str) -> list[list[Any]]:
