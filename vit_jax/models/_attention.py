@@ -68,7 +68,10 @@ class Attention(nn.Module):
         key = self._project("key", keys)
         value = self._project("value", keys)
         if self.qk_norm:
-            over_head = partial(make_norm, self.norm, dtype=self.dtype, axis="head_dim")
+            # No bias: softmax would not see the key's, and ViT-22B has none.
+            over_head = partial(
+                make_norm, self.norm, dtype=self.dtype, axis="head_dim", use_bias=False
+            )
             query = over_head(name="query_norm")(query)
             key = over_head(name="key_norm")(key)
         if rope is not None:

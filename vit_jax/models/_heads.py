@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models._layers import Linear, make_norm
+from vit_jax.models._layers import Linear, lift, make_norm
 from vit_jax.models._transformer import BlockSpec
 from vit_jax.types import Array, Features
 
@@ -31,7 +31,7 @@ class MapHead(nn.Module):
         probe = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, num_probes, width))
         ids = None
         if segments is not None:
-            wanted = jnp.broadcast_to(jnp.arange(1, num_probes + 1), (batch, num_probes))
+            wanted = jnp.broadcast_to(jnp.arange(1, num_probes + 1)[None], (batch, num_probes))
             ids = (wanted, segments)
         x = self.spec.make_attention(train=self.train, name="attn")(probe, tokens, segment_ids=ids)
         y = make_norm(self.spec.norm, name="norm", dtype=self.spec.dtype)(x)
@@ -68,7 +68,7 @@ class ClassHead(nn.Module):
         )
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.num_classes), jnp.float32)
         bias = self.param("bias", bias_init, (self.num_classes,), jnp.float32)
-        return x @ kernel + bias
+        return x @ kernel + lift(bias, x.ndim)
 
 
 class Classifier(nn.Module):

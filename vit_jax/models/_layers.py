@@ -45,6 +45,11 @@ def flattened(init: Initializer, num_in: int) -> Initializer:
     return init_flat
 
 
+def lift(x: Array, ndim: int) -> Array:
+    """`x` with leading axes of size 1 up to `ndim`, spelling out what broadcasting would guess."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
 class Linear(nn.Module):
     """An affine map from the last `num_in` axes of its input to `features` new last axes.
 
@@ -74,20 +79,27 @@ class Linear(nn.Module):
         y = jax.lax.dot_general(
             x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ()))
         )
-        return y + bias.astype(self.dtype)
+        return y + lift(bias.astype(self.dtype), y.ndim)
 
 
 NORMS = ("layernorm", "rmsnorm")
 
 
-def make_norm(kind: str, *, name: str, dtype: DTypeLike, axis: str = "embed") -> nn.Module:
+def make_norm(
+    kind: str, *, name: str, dtype: DTypeLike, axis: str = "embed", use_bias: bool = True
+) -> nn.Module:
     """A norm over the last axis, statistics in float32. `axis` is the scale's logical name."""
     ones = nn.with_logical_partitioning(nn.initializers.ones, (axis,))
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
     if kind == "rmsnorm":
         return nn.RMSNorm(epsilon=NORM_EPSILON, dtype=dtype, scale_init=ones, name=name)
     return nn.LayerNorm(
-        epsilon=NORM_EPSILON, dtype=dtype, scale_init=ones, bias_init=zeros, name=name
+        epsilon=NORM_EPSILON,
+        dtype=dtype,
+        use_bias=use_bias,
+        scale_init=ones,
+        bias_init=zeros,
+        name=name,
     )
 
 
@@ -141,7 +153,7 @@ def layer_scale(module: nn.Module, name: str, x: Array, init: float) -> Array:
     """Multiplies channels by a learned scale `name` of `module` (Touvron et al. 2021, CaiT)."""
     scale_init = nn.with_logical_partitioning(nn.initializers.constant(init), ("embed",))
     scale = module.param(name, scale_init, (x.shape[-1],), jnp.float32)
-    return x * scale.astype(x.dtype)
+    return x * lift(scale.astype(x.dtype), x.ndim)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -190,4 +202,4 @@ class PatchEmbed(nn.Module):
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
         bias = self.param("bias", bias_init, (self.width,), jnp.float32)
         matrix = kernel.reshape(-1, self.width).astype(self.dtype)
-        return patches.astype(self.dtype) @ matrix + bias.astype(self.dtype)
+        return patches.astype(self.dtype) @ matrix + lift(bias.astype(self.dtype), patches.ndim)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
+from vit_jax.models._layers import lift
 from vit_jax.types import Array
 
 POSITIONS = ("learned", "sincos2d", "rope", "rope_dinov3", "rope_mixed", "none")
@@ -32,7 +33,7 @@ def sincos_2d(coordinates: Array, width: int, max_wavelength: float = 10_000.0) 
     Frequencies run geometrically from 1 to 1 / max_wavelength, both included.
     """
     exponents = jnp.linspace(0.0, 1.0, width // 4)
-    frequencies = max_wavelength**-exponents
+    frequencies = lift(max_wavelength**-exponents, coordinates.ndim)
     row, column = jnp.split(coordinates, 2, axis=-1)
     parts = [f(place * frequencies) for place in (column, row) for f in (jnp.sin, jnp.cos)]
     return jnp.concatenate(parts, axis=-1)
@@ -50,9 +51,12 @@ def rope_angles(kind: str, coordinates: Array, grid: Array, head_dim: int) -> Ar
     """
     pairs = head_dim // 4
     if kind == "dinov3":
+        grid = lift(grid, coordinates.ndim)
         coordinates = (2.0 * (coordinates + 0.5) / grid - 1.0) * (2 * math.pi)
     frequencies = ROPE_BASE ** -(jnp.arange(pairs) / pairs)
-    angles = coordinates[..., None] * frequencies  # [..., tokens, 2, pairs]
+    angles = coordinates[..., None] * lift(
+        frequencies, coordinates.ndim + 1
+    )  # [..., tokens, 2, pairs]
     return angles.reshape(*coordinates.shape[:-1], 1, 2 * pairs)
 
 
@@ -82,6 +86,7 @@ class MixedFrequencies(nn.Module):
         turn = jax.random.uniform(key, (heads, 1), maxval=2 * math.pi)
         # Two orthogonal directions a head, as rows and columns are in the axial form.
         direction = jnp.concatenate([turn, turn + math.pi / 2], axis=-1)[:, :, None]
+        magnitude = lift(magnitude, direction.ndim)
         row = (magnitude * jnp.sin(direction)).reshape(heads, half)
         column = (magnitude * jnp.cos(direction)).reshape(heads, half)
         return jnp.stack([row, column]).astype(dtype)
@@ -92,6 +97,7 @@ def rotate(x: Array, angles: Array) -> Array:
 
     x: `[batch, tokens, heads, head_dim]`. angles: `[(batch,) tokens, heads or 1, head_dim / 2]`.
     """
+    angles = lift(angles, x.ndim)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

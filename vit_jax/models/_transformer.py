@@ -171,34 +171,46 @@ def run_blocks(
     The calling module gets the parameters `blocks` (stacked, leading axis "layers") or, without
     scan, `blocks_0`, `blocks_1`, ...
     """
-    block = Block
+    x = nn.with_logical_constraint(x.astype(spec.residual_dtype), ("batch", "tokens", "embed"))
+    return scan_or_unroll(Block, (spec, train), x, stack, (rope, segment_ids), train=train)
+
+
+def scan_or_unroll(
+    block: type[nn.Module],
+    fields: tuple[Any, ...],
+    x: Array,
+    stack: StackSpec,
+    shared: tuple[Any, ...] = (),
+    *,
+    train: bool,
+) -> Array:
+    """Runs `block(*fields)(x, drop_rate, *shared)`, which returns (x, None), for every layer."""
     if stack.remat != "none":
         # Inside a scan XLA cannot merge the recomputation with the forward pass anyway.
         policy = REMAT_POLICIES[stack.remat]
-        block = nn.remat(Block, policy=policy, prevent_cse=not stack.scan)
+        block = nn.remat(block, policy=policy, prevent_cse=not stack.scan)
     rates = None
     if train and stack.drop_path:
         rates = stack.drop_path * jnp.arange(stack.depth) / max(stack.depth - 1, 1)
-    x = nn.with_logical_constraint(x.astype(spec.residual_dtype), ("batch", "tokens", "embed"))
     if not stack.scan:
         for i in range(stack.depth):
             rate = None if rates is None else rates[i]
-            x, _ = block(spec, train, name=f"blocks_{i}")(x, rate, rope, segment_ids)
+            x, _ = block(*fields, name=f"blocks_{i}")(x, rate, *shared)
         return x
     scanned = nn.scan(
         block,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        in_axes=(0, *(nn.broadcast for _ in shared)),
         length=stack.depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, _ = scanned(spec, train, name="blocks")(x, rates, rope, segment_ids)
+    x, _ = scanned(*fields, name="blocks")(x, rates, *shared)
     return x
 
 
 def unstack_blocks(params: Params) -> dict[str, Any]:
-    """Parameters of a scanned model → of the same one with scan=False: `blocks` → `blocks_0`, ..."""
+    """Parameters of a scanned model as without scan: `blocks` → `blocks_0`, `blocks_1`, ..."""
     out: dict[str, Any] = {}
     for key, value in params.items():
         if key == "blocks":

@@ -14,7 +14,7 @@ P = rows * columns of the patch grid:
       norm1/{scale,bias}         [width]                  (rmsnorm has no bias)
       attn/{query,key,value}/kernel  [width, H, D]
       attn/{query,key,value}/bias    [H, D]
-      attn/{query_norm,key_norm}/{scale,bias}  [D]        (qk_norm)
+      attn/{query_norm,key_norm}/scale   [D]              (qk_norm)
       attn/rope/frequencies      [2, H, D / 2]            (position="rope_mixed"; row, column)
       attn/out/kernel            [H, D, width]
       attn/out/bias              [width]
@@ -49,6 +49,7 @@ from vit_jax.models._layers import (
     check_choice,
     check_rate,
     cut_patches,
+    lift,
     make_norm,
     pair,
 )
@@ -163,23 +164,24 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Features:
         """images: float `[batch, height, width, channels]`."""
-        x, coordinates, grid = self._embed_patches(self._stem(images))
+        maps = self._stem(images)
+        patches = cut_patches(maps, pair(self.patch_size))
+        batch, rows, columns, _ = patches.shape
+        x = self._project(patches.reshape(batch, rows * columns, -1), maps.shape[-1])
+        coordinates = grid_coordinates(rows, columns)
+        x, class_position = self._add_positions(x, coordinates)
         dropping = train and self.patch_drop > 0.0
         if dropping:
             x, coordinates = self._drop_patches(x, coordinates)
-        x = self._prepend_tokens(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        rope = self._rope(coordinates, jnp.asarray(grid, jnp.float32))
-        if self.depth:
-            spec = self.block_spec()
-            x = run_blocks(x, spec, self.stack_spec(), train=train, rope=rope)
-            x = make_norm(self.norm, name="norm", dtype=spec.dtype)(x)
-        patches = x[:, self._num_prefix_tokens() :]
-        pooled = self._pool(x, patches, train)
+        x = self._prepend_tokens(x, class_position)
+        rope = self._rope(coordinates, jnp.asarray((rows, columns), jnp.float32))
+        x = self._encode(x, train, rope=rope)
+        tokens = x[:, self._num_prefix_tokens() :]
+        pooled = self._pool(x, tokens, train)
         if dropping:
             return Features(grid=None, pooled=pooled)
-        tokens = patches.reshape(len(images), *grid, self.width)
-        return Features(grid=tokens, pooled=pooled, stages=(tokens,))
+        grid = tokens.reshape(batch, rows, columns, self.width)
+        return Features(grid=grid, pooled=pooled, stages=(grid,))
 
     @nn.nowrap
     def _stem(self, images: Array) -> Array:
@@ -195,21 +197,23 @@ class VisionTransformer(nn.Module):
         return int(self._has_class_token()) + self.num_registers
 
     @nn.nowrap
-    def _embed_patches(self, images: Array) -> tuple[Array, Array, tuple[int, int]]:
-        """Patches with positions added `[batch, tokens, width]`, coordinates, and the grid's shape."""
-        patch = pair(self.patch_size)
-        patches = cut_patches(images, patch)
-        batch, rows, columns, _ = patches.shape
-        spec = self.block_spec()
-        embed = PatchEmbed(patch, images.shape[-1], self.width, spec.dtype, name="patch_embed")
-        x = embed(patches).reshape(batch, rows * columns, self.width).astype(spec.residual_dtype)
-        coordinates = grid_coordinates(rows, columns)
+    def _project(self, patches: Array, channels: int) -> Array:
+        """Flattened patches `[batch, tokens, ph * pw * channels]` to `[batch, tokens, width]`."""
+        spec, patch = self.block_spec(), pair(self.patch_size)
+        embed = PatchEmbed(patch, channels, self.width, spec.dtype, name="patch_embed")
+        return embed(patches).astype(spec.residual_dtype)
+
+    @nn.nowrap
+    def _add_positions(self, x: Array, coordinates: Array) -> tuple[Array, Array | None]:
+        """Patches `[batch, tokens, width]` with absolute positions, and the class token's own."""
         if self.position == "sincos2d":
-            x = x + sincos_2d(coordinates, self.width).astype(x.dtype)
-        elif self.position == "learned":
-            table = self._position_table(rows * columns)
-            x = x + table[:, -rows * columns :].astype(x.dtype)
-        return x, coordinates, (rows, columns)
+            return x + lift(sincos_2d(coordinates, self.width).astype(x.dtype), x.ndim), None
+        if self.position != "learned":
+            return x, None
+        num_patches = x.shape[1]
+        table = self._position_table(num_patches)
+        x = x + table[:, -num_patches:].astype(x.dtype)
+        return x, table[:, :1] if table.shape[1] > num_patches else None
 
     @nn.nowrap
     def _position_table(self, num_patches: int) -> Array:
@@ -237,20 +241,18 @@ class VisionTransformer(nn.Module):
         return jnp.take_along_axis(x, index[:, :, None], axis=1), coordinates[index]
 
     @nn.nowrap
-    def _prepend_tokens(self, x: Array) -> Array:
-        """Puts the class token and the registers in front of the patches."""
-        parts = [x]
-        if self.num_registers:
-            init = nn.initializers.normal(stddev=0.02)
-            parts.insert(0, self._token("registers", init, self.num_registers))
+    def _prepend_tokens(self, x: Array, class_position: Array | None) -> Array:
+        """Puts the class token (with its position) and the registers in front of the patches."""
+        parts = []
         if self._has_class_token():
             cls = self._token("cls", nn.initializers.zeros, 1)
-            if self.position == "learned" and self.class_token_position:
-                table = nn.meta.unbox(self.get_variable("params", "pos_embed"))
-                cls = cls + table[:, :1]
-            parts.insert(0, cls)
-        parts = [jnp.broadcast_to(p.astype(x.dtype), (len(x), *p.shape[1:])) for p in parts]
-        return jnp.concatenate(parts, axis=1)
+            parts.append(cls if class_position is None else cls + class_position)
+        if self.num_registers:
+            init = nn.initializers.normal(stddev=0.02)
+            parts.append(self._token("registers", init, self.num_registers))
+        batch = len(x)
+        parts = [jnp.broadcast_to(p.astype(x.dtype), (batch, *p.shape[1:])) for p in parts]
+        return jnp.concatenate([*parts, x], axis=1)
 
     @nn.nowrap
     def _token(self, name: str, init: Any, count: int) -> Array:
@@ -271,6 +273,16 @@ class VisionTransformer(nn.Module):
         widths = [(0, 0)] * turns.ndim
         widths[tokens_axis] = (self._num_prefix_tokens(), 0)
         return jnp.pad(turns, widths)
+
+    @nn.nowrap
+    def _encode(self, x: Array, train: bool, **where: Any) -> Array:
+        """Dropout, the blocks (`where` goes to `run_blocks`) and the last norm."""
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        if not self.depth:
+            return x
+        spec = self.block_spec()
+        x = run_blocks(x, spec, self.stack_spec(), train=train, **where)
+        return make_norm(self.norm, name="norm", dtype=spec.dtype)(x)
 
     @nn.nowrap
     def _pool(self, tokens: Array, patches: Array, train: bool) -> Array | None:

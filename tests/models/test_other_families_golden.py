@@ -1,0 +1,58 @@
+"""Mixers and hybrids against numbers recorded from google-research/vision_transformer."""
+
+import golden_trees
+import jax
+import numpy as np
+import pytest
+from golden_trees import GOLDEN
+
+from vit_jax import models
+
+HYBRIDS = sorted(path.stem for path in (GOLDEN / "vision_transformer").glob("hybrid_*.json"))
+MIXERS = sorted(path.stem for path in (GOLDEN / "vision_transformer").glob("mixer_*.json"))
+
+
+def assert_logits(model, params, config, io):
+    if config["num_classes"]:
+        params = {"backbone": params, "head": golden_trees.head(config["flat"])}
+    out = jax.jit(model.apply)({"params": params}, io["images"])
+    actual = out if config["num_classes"] else out.pooled
+    expected = io["logits"]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max() + 1e-6)
+
+
+@pytest.mark.parametrize("case", HYBRIDS)
+def test_hybrid_outputs(case):
+    stored, flat, io = golden_trees.load("vision_transformer", case, ".")
+    config = stored["config"]
+    model = models.build(
+        "r50_b16",
+        num_classes=stored["num_classes"],
+        patch_size=config["patches"]["size"],
+        width=config["hidden_size"],
+        depth=config["transformer"]["num_layers"],
+        num_heads=config["transformer"]["num_heads"],
+        mlp_dim=config["transformer"]["mlp_dim"],
+        stages=config["resnet"]["num_layers"],
+        width_factor=config["resnet"]["width_factor"],
+        scan=False,
+    )
+    params = golden_trees.vit(flat) | {"stem": golden_trees.resnet_stem(flat)}
+    assert_logits(model, params, stored | {"flat": flat}, io)
+
+
+@pytest.mark.parametrize("case", MIXERS)
+def test_mixer_outputs(case):
+    stored, flat, io = golden_trees.load("vision_transformer", case, ".")
+    config = stored["config"]
+    model = models.build(
+        "mixer_b16",
+        num_classes=stored["num_classes"],
+        patch_size=config["patches"]["size"],
+        width=config["hidden_dim"],
+        depth=config["num_blocks"],
+        tokens_mlp_dim=config["tokens_mlp_dim"],
+        channels_mlp_dim=config["channels_mlp_dim"],
+    )
+    params = models.stack_blocks(golden_trees.mixer(flat))
+    assert_logits(model, params, stored | {"flat": flat}, io)

@@ -1,0 +1,337 @@
+"""The options of the ViT: each does what it says, and none changes what it should not."""
+
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_trees import random_params
+
+from vit_jax import models
+from vit_jax.errors import UserError
+from vit_jax.models._positions import grid_coordinates, rope_angles, rotate, sincos_2d
+
+TINY = {"patch_size": 4, "width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48}
+IMAGES = np.random.default_rng(0).normal(size=(2, 12, 16, 3)).astype(np.float32)
+
+
+def tiny(num_classes=3, **fields):
+    return models.build("vit", num_classes=num_classes, **{**TINY, **fields})
+
+
+def init(model, images=IMAGES):
+    return random_params(model, images)
+
+
+def apply(model, params, images=IMAGES, **kwargs):
+    return jax.jit(lambda p, x: model.apply({"params": p}, x, **kwargs))(params, images)
+
+
+OPTIONS = {
+    "plain": {},
+    "mean": {"pooling": "mean"},
+    "map": {"pooling": "map"},
+    "sincos2d": {"position": "sincos2d"},
+    "rope": {"position": "rope", "num_registers": 2},
+    "rope_dinov3": {"position": "rope_dinov3", "qk_norm": True, "norm": "rmsnorm"},
+    "rope_mixed": {"position": "rope_mixed"},
+    "no_class_position": {"class_token_position": False},
+    "class_token_beside_mean": {"pooling": "mean", "class_token": True},
+    "swiglu": {"mlp": "swiglu", "layer_scale": 0.1},
+    "parallel": {"parallel": True, "qk_norm": True, "layer_scale": 0.1},
+    "representation": {"representation_size": 8},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_gradient_reaches_every_parameter(option):
+    model = tiny(**OPTIONS[option])
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(model.apply({"params": p}, IMAGES) ** 2)))(
+        init(model)
+    )
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        name = jax.tree_util.keystr(path)
+        if "['key']['bias']" in name:
+            continue  # softmax does not see a constant added to all keys
+        layers = grad if "blocks" in name else grad[None]
+        assert jnp.all(jnp.abs(layers).reshape(len(layers), -1).max(axis=1) > 1e-6), name
+
+
+@pytest.mark.parametrize("option", ["rope_mixed", "map", "parallel"])
+def test_unscanned_blocks_compute_the_same(option):
+    model, unscanned = tiny(**OPTIONS[option]), tiny(scan=False, **OPTIONS[option])
+    params = init(model)
+    unstacked = models.unstack_blocks(params)
+    np.testing.assert_allclose(
+        apply(unscanned, unstacked), apply(model, params), rtol=1e-4, atol=1e-5
+    )
+    jax.tree.map(np.testing.assert_array_equal, models.stack_blocks(unstacked), params)
+    assert jax.tree.map(jnp.shape, init(unscanned)) == jax.tree.map(jnp.shape, unstacked)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_remat_changes_nothing(scan):
+    params = init(tiny(scan=scan))
+
+    def grads(remat):
+        model = tiny(scan=scan, remat=remat, dropout=0.1, drop_path=0.1)
+        rngs = {"dropout": jax.random.key(3)}
+
+        def loss(params):
+            return jnp.sum(model.apply({"params": params}, IMAGES, train=True, rngs=rngs) ** 2)
+
+        return jax.jit(jax.grad(loss))(params)
+
+    expected = grads("none")
+    for remat in ("full", "dots_with_no_batch_dims_saveable"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            grads(remat),
+            expected,
+        )
+
+
+@pytest.mark.parametrize("pooling", ["token", "map"])
+def test_splash_attention_gives_the_same_logits_and_gradients(pooling):
+    params = init(tiny(pooling=pooling))
+
+    def run(attention):
+        model = tiny(pooling=pooling, attention=attention)
+        return jax.jit(
+            jax.value_and_grad(lambda p: jnp.sum(model.apply({"params": p}, IMAGES) ** 2))
+        )(params)
+
+    (value, grads), (expected, expected_grads) = run("splash"), run("xla")
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), grads, expected_grads
+    )
+
+
+def test_splash_attention_on_a_mesh():
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    params, images = init(tiny()), np.concatenate([IMAGES, IMAGES])
+    expected = apply(tiny(attention="xla"), params, images)
+    with jax.set_mesh(mesh), nn.logical_axis_rules([("batch", "data"), ("heads", "tensor")]):
+        actual = apply(tiny(attention="splash"), params, images)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_attention_weights_are_sown_only_when_asked_for(scan):
+    model = tiny(pooling="map", scan=scan, attention="splash")
+    params = init(model)
+    logits, seen = apply(model, params, mutable=["intermediates"])
+    backbone = seen["intermediates"]["backbone"]
+    probe = backbone["map_head"]["attn"]["attention"][0]
+    assert probe.shape == (2, 2, 1, 12)
+    if scan:
+        weights = backbone["blocks"]["attn"]["attention"][0]
+        assert weights.shape == (2, 2, 2, 12, 12)
+    else:
+        weights = backbone["blocks_1"]["attn"]["attention"][0]
+        assert weights.shape == (2, 2, 12, 12)
+    np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(logits, apply(model, params), rtol=1e-4, atol=1e-5)
+    assert "intermediates" not in jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+
+
+def test_half_precision_keeps_parameters_and_logits_in_float32():
+    model = tiny(dtype="bfloat16", pooling="map", position="rope_mixed", num_registers=1)
+    params = init(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    logits = apply(model, params)
+    assert logits.dtype == jnp.float32
+    expected = apply(tiny(pooling="map", position="rope_mixed", num_registers=1), params)
+    scale = jnp.abs(expected).max()
+    np.testing.assert_allclose(logits, expected, atol=0.05 * scale)
+    assert jnp.abs(logits - expected).max() > 0
+    wide = tiny(dtype="bfloat16", residual_dtype="float32", pooling="map", position="none")
+    narrow = tiny(dtype="bfloat16", pooling="map", position="none")
+    params = init(wide)
+    assert jnp.abs(apply(wide, params) - apply(narrow, params)).max() > 0
+
+
+def test_features_of_every_pooling():
+    for pooling in ("token", "mean", "map", "none"):
+        model = tiny(num_classes=0, pooling=pooling, num_registers=2)
+        features = apply(model, init(model))
+        assert features.grid.shape == (2, 3, 4, 32)
+        assert features.stages[0].shape == features.grid.shape
+        assert (features.pooled is None) == (pooling == "none")
+        if pooling == "mean":
+            np.testing.assert_allclose(
+                features.pooled, features.grid.mean(axis=(1, 2)), rtol=1e-5, atol=1e-6
+            )
+
+
+def test_head_starts_at_zero_and_its_bias_where_told():
+    model = tiny(head_bias_init=-10.0, representation_size=5)
+    params = nn.meta.unbox(model.init(jax.random.key(0), IMAGES)["params"])
+    np.testing.assert_array_equal(apply(model, params), np.full((2, 3), -10.0))
+    assert params["head"]["kernel"].shape == (5, 3)
+
+
+def test_pixels_that_fill_no_patch_are_dropped():
+    model = tiny()
+    params = init(model)
+    padded = np.pad(IMAGES, ((0, 0), (0, 3), (0, 1), (0, 0)), constant_values=7.0)
+    np.testing.assert_array_equal(apply(model, params, padded), apply(model, params))
+
+
+def test_every_parameter_names_its_logical_axes():
+    model = tiny(pooling="map", mlp="swiglu", layer_scale=0.1, qk_norm=True, num_registers=2)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
+    boxes = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    for box in boxes:
+        assert isinstance(box, nn.LogicallyPartitioned)
+        assert len(box.names) == box.value.ndim
+    stacked = boxed["backbone"]["blocks"]["attn"]["query"]["kernel"]
+    assert stacked.names == ("layers", "embed", "heads", "head_dim")
+
+
+def test_training_noise_follows_its_key():
+    model = tiny(dropout=0.1, attention_dropout=0.1, drop_path=0.2, patch_drop=0.25)
+    params = init(model)
+
+    @jax.jit
+    def run(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return model.apply({"params": params}, IMAGES, train=True, rngs=rngs)
+
+    np.testing.assert_array_equal(run(0), run(0))
+    assert jnp.abs(run(0) - run(1)).max() > 1e-3
+    assert apply(model, params).shape == (2, 3)  # needs no key
+
+
+def test_drop_path_zeroes_whole_examples_and_spares_the_first_block():
+    images = np.repeat(IMAGES[:1], 64, axis=0)
+    model = tiny(num_classes=0, depth=1, drop_path=0.5)
+    params = init(model)
+    out = apply(model, params, images, train=True, rngs={"dropout": jax.random.key(0)}).pooled
+    np.testing.assert_allclose(out, apply(model, params, images).pooled, rtol=1e-5, atol=1e-6)
+    model = tiny(num_classes=0, depth=2, drop_path=0.5)
+    params = init(model)
+    out = apply(model, params, images, train=True, rngs={"dropout": jax.random.key(0)}).pooled
+    distinct = np.unique(np.round(np.asarray(out[:, 0]), 4))
+    assert len(distinct) == 4  # attention kept or not, MLP kept or not
+
+
+def test_patch_drop_shortens_the_training_sequence():
+    model = tiny(num_classes=0, patch_drop=0.5, pooling="mean")
+    params = init(model)
+    features, seen = apply(
+        model,
+        params,
+        train=True,
+        rngs={"dropout": jax.random.key(0)},
+        mutable=["intermediates"],
+    )
+    assert features.grid is None
+    assert seen["intermediates"]["blocks"]["attn"]["attention"][0].shape[-1] == 6
+
+
+def test_class_token_has_a_position_or_not():
+    with_row = init(tiny())["backbone"]["pos_embed"]
+    without = init(tiny(class_token_position=False))["backbone"]["pos_embed"]
+    assert (with_row.shape[1], without.shape[1]) == (13, 12)
+
+
+def test_sincos_by_definition():
+    rows, columns, width = 3, 5, 16
+    table = sincos_2d(grid_coordinates(rows, columns), width)
+    frequencies = 1e-4 ** (np.arange(4) / 3)
+    for row in range(rows):
+        for column in range(columns):
+            x, y = column * frequencies, row * frequencies
+            expected = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)])
+            np.testing.assert_allclose(table[row * columns + column], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["axial", "dinov3"])
+def test_rotary_products_depend_on_the_offset_alone(kind):
+    grid = np.array([6.0, 5.0], np.float32)
+    coordinates = grid_coordinates(6, 5)
+    query, key = np.random.default_rng(1).normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
+    angles = rope_angles(kind, coordinates, grid, 16)
+    turned = [rotate(jnp.broadcast_to(x, (1, 30, 1, 16)), angles)[0, :, 0] for x in (query, key)]
+    products = np.asarray(turned[0] @ turned[1].T)
+    by_place = products.reshape(6, 5, 6, 5)
+    np.testing.assert_allclose(by_place[1, 1, 3, 2], by_place[2, 3, 4, 4], rtol=1e-4, atol=1e-5)
+    assert abs(by_place[1, 1, 3, 2] - by_place[1, 1, 2, 3]) > 1e-3
+    lengths = [np.linalg.norm(x, axis=-1) for x in turned]
+    np.testing.assert_allclose(lengths[0], np.linalg.norm(query), rtol=1e-5)
+
+
+def test_dinov3_angles_span_one_turn_each_way():
+    angles = rope_angles("dinov3", grid_coordinates(4, 2), np.array([4.0, 2.0]), 8)
+    np.testing.assert_allclose(
+        angles[:, 0, 0] / (2 * np.pi), np.repeat([-0.75, -0.25, 0.25, 0.75], 2), rtol=1e-5
+    )
+    np.testing.assert_allclose(angles[:, 0, 2] / (2 * np.pi), np.tile([-0.5, 0.5], 4), rtol=1e-5)
+
+
+def test_another_image_size_is_refused_where_positions_are_learned_only():
+    params = init(tiny())
+    with pytest.raises(UserError, match="position table holds 13 tokens but these images make 10"):
+        tiny().apply({"params": params}, IMAGES[:, :, :12])
+    rotary = tiny(position="rope")
+    assert apply(rotary, init(rotary), IMAGES[:, :, :12]).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("vit_b17", {}, "did you mean 'vit_b1"),
+        ("resnet", {}, "not known"),
+        ("vit_b16", {"pathc_size": 8}, "did you mean 'patch_size'"),
+        ("vit_b16", {"pooling": "cls"}, "pooling='cls'"),
+        ("vit_b16", {"pooling": "token", "class_token": False}, "needs the class token"),
+        ("vit_b16", {"num_heads": 5}, "divisor of 768"),
+        ("vit_b16", {"attention": "flash"}, "attention='flash'"),
+        ("vit_b16", {"attention": "splash", "attention_dropout": 0.1}, "cannot drop"),
+        ("vit_b16", {"remat": "dots"}, "remat='dots'"),
+        ("vit_b16", {"drop_path": 1.0}, "drop_path=1.0"),
+        ("vit_b16", {"representation_size": 8}, "num_classes"),
+        ("vit", {"width": 32}, "needs depth, num_heads, patch_size"),
+        ("no.such:Model", {}, "cannot be imported"),
+        ("vit_jax.models:build", {}, "not a flax.linen.Module"),
+    ],
+)
+def test_mistakes_are_named(name, fields, message):
+    with pytest.raises(UserError, match=message):
+        models.build(name, **fields)
+
+
+def test_images_smaller_than_a_patch_are_refused():
+    with pytest.raises(UserError, match="smaller than one patch"):
+        tiny(patch_size=32).init(jax.random.key(0), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("ViT-B/16", "vit_b16"),
+        ("B/16", "vit_b16"),
+        ("vit-ti16", "vit_ti16"),
+        ("So400m/14", "vit_so400m14"),
+        ("ViT-G/14", "vit_G14"),
+        ("ViT-g/14", "vit_g14"),
+        ("G-opt/16", "vit_Gopt16"),
+    ],
+)
+def test_names_as_people_write_them(spelling, name):
+    assert models.find(spelling) == name
+
+
+def test_a_module_of_ones_own_is_named_by_its_path():
+    model = models.build("vit_jax.models.vit:VisionTransformer", num_classes=3, **TINY)
+    assert apply(model, init(model)).shape == (2, 3)
+
+
+def test_importing_models_loads_no_tensorflow():
+    code = "import sys, vit_jax.models; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,50 @@
+"""Hybrids: a ResNet's feature map, cut into patches, for a Vision Transformer.
+
+The parameters are those of `VisionTransformer` (see `vit.py`) and, below `stem`, of a `ResNetStem`
+(see `resnet.py`). Patch sizes count cells of the feature map; the number in a name is the stride
+from pixels to tokens (Dosovitskiy et al. 2021; Steiner et al. 2022).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vit_jax.models._registry import Variant
+from vit_jax.models.resnet import ResNetStem, check_width_factor
+from vit_jax.models.vit import SIZES, VisionTransformer
+from vit_jax.types import Array
+
+
+class Hybrid(VisionTransformer):
+    """A ViT over a ResNet's feature map. Its other fields are those of `VisionTransformer`.
+
+    Attributes:
+      stages: units of each ResNet stage; () leaves the root convolution and pooling alone.
+      width_factor: multiplies the ResNet's channels.
+    """
+
+    stages: Sequence[int] = ()
+    width_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_width_factor(self.width_factor)
+        super().__post_init__()
+
+    @nn.nowrap
+    def _stem(self, images: Array) -> Array:
+        dtype = jnp.dtype(self.dtype)
+        return ResNetStem(tuple(self.stages), self.width_factor, dtype, name="stem")(images)
+
+
+def _variant(size: str, patch: int, stages: tuple[int, ...]) -> Variant:
+    return Variant(Hybrid, {**SIZES[size], "patch_size": patch, "stages": stages})
+
+
+VARIANTS = {
+    "r_ti16": _variant("ti", 8, ()),
+    "r26_s32": _variant("s", 1, (2, 2, 2, 2)),
+    "r26_b32": _variant("b", 1, (2, 2, 2, 2)),
+    "r50_b16": _variant("b", 1, (3, 4, 9)),
+    "r50_l32": _variant("l", 1, (3, 4, 6, 3)),
+}

@@ -1,0 +1,157 @@
+"""MLP-Mixer (Tolstikhin et al. 2021): MLPs that mix tokens, then channels, and no attention.
+
+patch_embed/{kernel,bias}    [patch_h, patch_w, channels, width], [width]
+blocks/                      leading axis depth; blocks_0/, ... with scan=False
+  norm1, norm2/{scale,bias}  [width]
+  token_mixing/dense1/{kernel,bias}  [tokens, tokens_mlp_dim], ...
+  token_mixing/dense2/{kernel,bias}  [tokens_mlp_dim, tokens], ...
+  channel_mixing/dense1, dense2      as a ViT's mlp
+norm/{scale,bias}            [width]
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from vit_jax.models._layers import (
+    Linear,
+    Mlp,
+    PatchEmbed,
+    check_rate,
+    cut_patches,
+    drop_path,
+    make_norm,
+    pair,
+)
+from vit_jax.models._registry import Variant
+from vit_jax.models._transformer import StackSpec, scan_or_unroll
+from vit_jax.types import Array, Features
+
+
+class TokenMixing(nn.Module):
+    """An MLP along the tokens of `[batch, tokens, width]`, the same for every channel."""
+
+    mlp_dim: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        tiny_normal = nn.initializers.normal(stddev=1e-6)
+        tokens = x.shape[1]
+        x = jnp.swapaxes(x, 1, 2)
+        into, out = ("tokens", "token_mixing"), ("token_mixing", "tokens")
+        dense1 = Linear(
+            (self.mlp_dim,), into, dtype=self.dtype, bias_init=tiny_normal, name="dense1"
+        )
+        dense2 = Linear((tokens,), out, dtype=self.dtype, bias_init=tiny_normal, name="dense2")
+        return jnp.swapaxes(dense2(nn.gelu(dense1(x), approximate=True)), 1, 2)
+
+
+class MixerBlock(nn.Module):
+    """x += token_mixing(norm1(x)); x += channel_mixing(norm2(x))."""
+
+    tokens_mlp_dim: int
+    channels_mlp_dim: int
+    dropout: float
+    dtype: DTypeLike
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Array, drop_rate: Array | None) -> tuple[Array, None]:
+        norm1 = make_norm("layernorm", name="norm1", dtype=self.dtype)
+        mixed = TokenMixing(self.tokens_mlp_dim, self.dtype, name="token_mixing")(norm1(x))
+        x = self._add(x, mixed, drop_rate)
+        norm2 = make_norm("layernorm", name="norm2", dtype=self.dtype)
+        mlp = Mlp(
+            self.channels_mlp_dim,
+            "gelu",
+            self.dropout,
+            self.train,
+            self.dtype,
+            name="channel_mixing",
+        )
+        return self._add(x, mlp(norm2(x)), drop_rate), None
+
+    @nn.nowrap
+    def _add(self, x: Array, branch: Array, drop_rate: Array | None) -> Array:
+        branch = nn.Dropout(self.dropout, deterministic=not self.train)(branch)
+        if drop_rate is not None:
+            branch = drop_path(branch, drop_rate, self.make_rng("dropout"))
+        return nn.with_logical_constraint(x + branch, ("batch", "tokens", "embed"))
+
+
+class Mixer(nn.Module):
+    """An MLP-Mixer backbone; works at the image size it was initialised with.
+
+    Attributes:
+      patch_size: side of a patch, or (height, width). Images are padded to whole patches, evenly on
+        both sides (a SAME convolution), unlike a ViT's, which are cropped.
+      tokens_mlp_dim, channels_mlp_dim: hidden widths of the two kinds of mixing.
+      drop_path, dropout, scan, remat, dtype: as in `VisionTransformer`.
+    """
+
+    patch_size: int | Sequence[int]
+    width: int
+    depth: int
+    tokens_mlp_dim: int
+    channels_mlp_dim: int
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    scan: bool = True
+    remat: str = "none"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_rate("dropout", self.dropout)
+        self.stack_spec()
+        super().__post_init__()
+
+    @nn.nowrap
+    def stack_spec(self) -> StackSpec:
+        """How the blocks are stacked."""
+        return StackSpec(self.depth, self.drop_path, self.scan, self.remat)
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> Features:
+        """images: float `[batch, height, width, channels]`."""
+        dtype, patch = jnp.dtype(self.dtype), pair(self.patch_size)
+        patches = cut_patches(_pad_to_patches(images, patch), patch)
+        batch, rows, columns, _ = patches.shape
+        embed = PatchEmbed(patch, images.shape[-1], self.width, dtype, name="patch_embed")
+        x = embed(patches.reshape(batch, rows * columns, -1))
+        dims = (self.tokens_mlp_dim, self.channels_mlp_dim)
+        x = scan_or_unroll(
+            MixerBlock, (*dims, self.dropout, dtype, train), x, self.stack_spec(), train=train
+        )
+        x = make_norm("layernorm", name="norm", dtype=dtype)(x)
+        grid = x.reshape(batch, rows, columns, self.width)
+        pooled = jnp.mean(x, axis=1, dtype=jnp.float32)
+        return Features(grid=grid, pooled=pooled, stages=(grid,))
+
+
+def _pad_to_patches(images: Array, patch: tuple[int, int]) -> Array:
+    sides = images.shape[1:3]
+    padding = jax.lax.padtype_to_pads(sides, patch, patch, "SAME")
+    return jnp.pad(images, [(0, 0), *padding, (0, 0)])
+
+
+def _variant(patch: int, width: int, depth: int, tokens_mlp_dim: int) -> Variant:
+    fields = {"patch_size": patch, "width": width, "depth": depth}
+    mlps = {"tokens_mlp_dim": tokens_mlp_dim, "channels_mlp_dim": 4 * width}
+    return Variant(Mixer, fields | mlps)
+
+
+# Table 1 of the paper.
+VARIANTS = {
+    "mixer_s32": _variant(32, 512, 8, 256),
+    "mixer_s16": _variant(16, 512, 8, 256),
+    "mixer_s8": _variant(8, 512, 8, 256),
+    "mixer_b32": _variant(32, 768, 12, 384),
+    "mixer_b16": _variant(16, 768, 12, 384),
+    "mixer_l32": _variant(32, 1024, 24, 512),
+    "mixer_l16": _variant(16, 1024, 24, 512),
+    "mixer_h14": _variant(14, 1280, 32, 640),
+}
