@@ -215,8 +215,8 @@ def sections(
         found.append(Section("What a patch is made of", text, figures.patch_filters(kernel)))
     if "pos_embed" in tree and maps is not None:
         text = (
-            "Cosine similarity of the learned position of each patch with those of all others;"
-            " in a trained model neighbours are alike, and so are rows and columns."
+            "Cosine similarity of the learned position of each patch with those of all others."
+            " With enough training neighbours become alike, and so do rows and columns."
         )
         rows, columns = maps.grid
         table = jax.device_get(tree["pos_embed"])[0, -rows * columns :]

@@ -107,32 +107,46 @@ def test_attention_panel_has_a_row_for_each_kind(rng):
     rendered(figure)
 
 
+def cells_of(figure, axes_index, grid, size):
+    """The maps of a mosaic, `[rows, columns, h, w]`, cut at the gaps."""
+    axes = figure.axes[axes_index]
+    mosaic = np.ma.filled(axes.images[0].get_array(), np.nan)
+    is_gap = np.isnan(mosaic)
+    rows = np.split(mosaic, np.flatnonzero(is_gap.all(axis=1)))
+    maps = []
+    for row in rows:
+        columns = np.split(row, np.flatnonzero(is_gap.all(axis=0)), axis=1)
+        maps += [m[~np.isnan(m)] for m in columns if (~np.isnan(m)).any()]
+    assert (len(axes.get_yticks()), len(axes.get_xticks())) == grid
+    repeats = round((maps[0].size / np.prod(size)) ** 0.5)
+    whole = [m.reshape(size[0] * repeats, size[1] * repeats) for m in maps]
+    return np.stack([m[::repeats, ::repeats] for m in whole]).reshape(*grid, *size)
+
+
 def test_attention_heads_scales_each_map_to_its_own_largest(rng):
     heads = rng.random((3, 2, 2, 4)) * np.array([1.0, 1e-3])[:, None, None]
     figure = figures.attention_heads(np.zeros((4, 8), np.uint8), heads, {}, title="cat.jpg")
-    (_, mosaic) = pictures(figure)
-    assert mosaic.shape == (3 * 3 - 1, 2 * 5 - 1)
-    np.testing.assert_allclose(mosaic[:2, :4], heads[0, 0] / heads[0, 0].max())
-    np.testing.assert_allclose(mosaic[6:8, 5:9], heads[2, 1] / heads[2, 1].max())
-    assert np.isnan(np.ma.filled(mosaic, np.nan)[2]).all()
+    shown = cells_of(figure, 1, (3, 2), (2, 4))
+    np.testing.assert_allclose(shown, heads / heads.max(axis=(2, 3), keepdims=True), rtol=1e-6)
+    assert {"cat.jpg", "layer", "head", "image"} <= set(texts(figure))
     rendered(figure)
 
 
 def test_position_similarity_is_the_cosine(rng):
     pos_embed = rng.normal(size=(2, 3, 16))
     figure = figures.position_similarity(pos_embed)
-    mosaic = np.ma.filled(pictures(figure)[0], np.nan)
     flat = pos_embed.reshape(6, 16)
     unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
-    np.testing.assert_allclose(mosaic[:2, :3], (unit @ unit[0]).reshape(2, 3), rtol=1e-6)
-    np.testing.assert_allclose(mosaic[3:5, 8:11], (unit @ unit[5]).reshape(2, 3), rtol=1e-6)
+    expected = (unit @ unit.T).reshape(2, 3, 2, 3)
+    np.testing.assert_allclose(cells_of(figure, 0, (2, 3), (2, 3)), expected, atol=1e-6)
     rendered(figure)
 
 
 def test_position_similarity_thins_large_grids(rng):
-    figure = figures.position_similarity(rng.normal(size=(24, 24, 8)), max_side=6)
-    (mosaic,) = pictures(figure)[:1]
-    assert mosaic.shape == (6 * 27 - 3, 6 * 27 - 3)
+    figure = figures.position_similarity(rng.normal(size=(24, 30, 8)), max_side=6)
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert len(figure.axes[0].get_yticks()) == 6
+    assert (len(labels), labels[0], labels[-1]) == (6, "1", "30")
 
 
 def test_patch_filters_are_the_principal_components(rng):

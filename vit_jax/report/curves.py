@@ -63,11 +63,14 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
     names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
     evaluated = [n for n in names if n.startswith("eval/") and not is_count(n)]
     losses = [n for n in ("train/loss", *evaluated) if n in names and n.endswith("loss")]
-    accuracies = [n for n in evaluated if "accuracy" in n]
+    accuracies = [n for n in evaluated if kind(n) == "accuracy"]
     wanted = [("Loss", losses, True, "auto"), ("Accuracy", accuracies, True, "auto")]
     kinds = dict.fromkeys(kind(n) for n in evaluated if n not in losses + accuracies)
     for other in kinds:
-        wanted.append((sentence(other), [n for n in evaluated if kind(n) == other], True, "auto"))
+        # Beside the accuracy others, such as that of the best five, are details.
+        is_main = not (accuracies and "accuracy" in other)
+        members = [n for n in evaluated if kind(n) == other]
+        wanted.append((sentence(other), members, is_main, "auto"))
     wanted.append(("Learning rate", ["train/lr"], True, "linear"))
     wanted.append(("Images per second", ["train/images_per_sec"], True, "zero"))
     for name in names:

@@ -9,12 +9,14 @@ import contextlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import matplotlib.text
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from vit_jax.report import curves
 
@@ -26,6 +28,7 @@ DPI = 160
 _PAGE_WIDTH = 10.4  # inches; the width of the report
 _RIGHT_CELLS = LinearSegmentedColormap.from_list("right", ["#dbe7fe", "#2463eb"])
 _WRONG_CELLS = LinearSegmentedColormap.from_list("wrong", ["#fde6cf", "#d9480f"])
+_MOSAIC_SIDE = 40  # pixels that a map has at least
 _MAX_NAMED_CLASSES = 60
 _MAX_NUMBERED_CLASSES = 25
 
@@ -260,7 +263,7 @@ def attention_heads(
     """
     layers, count, height, width = heads.shape
     aspect = height / width
-    cell = float(np.clip(7.0 / count, 0.3, 1.0))
+    cell = float(np.clip(7.0 / count, 0.3, 1.4))
     mosaic_width, mosaic_height = count * cell, layers * cell * aspect
     side = 1.9
     figure = _figure(
@@ -276,10 +279,10 @@ def attention_heads(
         _show(axes, np.asarray(picture))
         axes.set_title(name, color=INK, fontsize=9, fontweight="bold")
     axes = right.add_subplot()
-    axes.imshow(_mosaic(heads), cmap="magma", interpolation="nearest", vmin=0, vmax=1)
-    pitch_y, pitch_x = height + _gap(height), width + _gap(width)
-    axes.set_yticks(np.arange(layers) * pitch_y + (height - 1) / 2, range(1, layers + 1))
-    axes.set_xticks(np.arange(count) * pitch_x + (width - 1) / 2, range(1, count + 1))
+    own_scale = heads / np.maximum(heads.max(axis=(2, 3), keepdims=True), 1e-12)
+    _mosaic(axes, own_scale, cmap="magma", vmin=0, vmax=1)
+    axes.set_yticklabels(range(1, layers + 1))
+    axes.set_xticklabels(range(1, count + 1))
     axes.set_ylabel("layer", color=MUTED, fontsize=9)
     axes.set_title(title, color=INK, fontsize=9, fontweight="bold")
     axes.set_xlabel("head", color=MUTED, fontsize=9)
@@ -303,14 +306,9 @@ def position_similarity(pos_embed: np.ndarray, max_side: int = 8) -> Figure:
     side = 5.2
     figure = _figure(side + 0.9, side * len(rows) * height / (len(columns) * width) + 0.3)
     axes = figure.add_subplot()
-    mosaic = _mosaic(maps, own_scale=False)
-    drawn = axes.imshow(mosaic, cmap="viridis", interpolation="nearest", vmin=-1, vmax=1)
-    axes.set_yticks(
-        np.arange(len(rows)) * (height + _gap(height)) + (height - 1) / 2, [r + 1 for r in rows]
-    )
-    axes.set_xticks(
-        np.arange(len(columns)) * (width + _gap(width)) + (width - 1) / 2, [c + 1 for c in columns]
-    )
+    drawn = _mosaic(axes, maps, cmap="viridis", vmin=-1, vmax=1)
+    axes.set_yticklabels(rows + 1)
+    axes.set_xticklabels(columns + 1)
     axes.set_xlabel("patch column", color=MUTED, fontsize=9)
     axes.set_ylabel("patch row", color=MUTED, fontsize=9)
     _quiet_axes(axes)
@@ -390,23 +388,22 @@ def _quiet_axes(axes: Axes) -> None:
     axes.patch.set_visible(False)
 
 
-def _mosaic(maps: np.ndarray, own_scale: bool = True) -> np.ndarray:
-    """`[rows, columns, h, w]` maps side by side with gaps of NaN, which show the paper.
+def _mosaic(axes: Axes, maps: np.ndarray, **style: Any) -> AxesImage:
+    """Draws `[rows, columns, h, w]` maps side by side; what is between them shows the paper.
 
-    own_scale: each map divided by its largest value.
+    style: of `imshow`. Ticks are left at the middle of each row and column.
     """
-    rows, _, height, width = maps.shape
-    if own_scale:
-        maps = maps / np.maximum(maps.max(axis=(2, 3), keepdims=True), 1e-12)
-    gap_y, gap_x = _gap(height), _gap(width)
-    padded = np.pad(maps, ((0, 0), (0, 0), (0, gap_y), (0, gap_x)), constant_values=np.nan)
-    joined = padded.transpose(0, 2, 1, 3).reshape(rows * (height + gap_y), -1)
-    return joined[: joined.shape[0] - gap_y, : joined.shape[1] - gap_x]
-
-
-def _gap(size: int) -> int:
-    """Cells between neighbouring maps of `size` cells."""
-    return max(1, size // 8)
+    # Cells are repeated, so that the gap between maps of few cells is less than a cell.
+    repeats = math.ceil(_MOSAIC_SIDE / max(maps.shape[2:]))
+    maps = maps.repeat(repeats, axis=2).repeat(repeats, axis=3)
+    rows, columns, height, width = maps.shape
+    gap = max(2, max(height, width) // 10)
+    padding = ((0, 0), (0, 0), (0, gap), (0, gap))
+    padded = np.pad(maps.astype(np.float32), padding, constant_values=np.nan)
+    joined = padded.transpose(0, 2, 1, 3).reshape(rows * (height + gap), -1)
+    axes.set_yticks(np.arange(rows) * (height + gap) + (height - 1) / 2)
+    axes.set_xticks(np.arange(columns) * (width + gap) + (width - 1) / 2)
+    return axes.imshow(joined[:-gap, :-gap], interpolation="nearest", **style)
 
 
 def _is_opaque(color) -> bool:
