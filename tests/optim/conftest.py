@@ -93,7 +93,7 @@ def unstack() -> Callable[[dict], dict]:
         stacked = backbone.pop("blocks")
         depth = len(jax.tree.leaves(stacked)[0])
         for i in range(depth):
-            backbone[f"blocks_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+            backbone[f"blocks_{i}"] = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], stacked)
         return {**tree, "backbone": backbone}
 
     return split

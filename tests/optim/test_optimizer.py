@@ -1,5 +1,6 @@
 """The composition: order of operations, groups, state and errors."""
 
+import flax.linen as nn
 import flax.serialization
 import flax.traverse_util
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import optim
+from vit_jax import models, optim
 from vit_jax.errors import UserError
 
 RULES = [
@@ -29,22 +30,26 @@ STRUCTURED = ["adafactor", "lamb", "muon", "schedule_free_adamw"]
 
 def gradients(params, seed=1):
     draw = np.random.default_rng(seed).standard_normal
-    return jax.tree.map(lambda p: jnp.asarray(draw(p.shape), jnp.float32), params)
+    return jax.tree.map(lambda p: draw(p.shape).astype(np.float32), params)
 
 
 def run(optimizer, params, steps=3):
     """Parameters and state after a few updates with fixed gradients."""
-    state = optimizer.init(params)
-    update = jax.jit(optimizer.update)
+
+    @jax.jit
+    def apply(grads, state, params, step):
+        updates, state = optimizer.update(grads, state, params, step)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.jit(optimizer.init)(params)
     for step in range(steps):
-        updates, state = update(gradients(params, step), state, params, step)
-        params = optax.apply_updates(params, updates)
+        params, state = apply(gradients(params, step), state, params, step)
     return params, state
 
 
 def one_update(optimizer, params, step=0):
-    updates, _ = jax.jit(optimizer.update)(gradients(params), optimizer.init(params), params, step)
-    return updates
+    state = jax.jit(optimizer.init)(params)
+    return jax.jit(optimizer.update)(gradients(params), state, params, step)[0]
 
 
 def assert_trees_close(ours, theirs, **tolerance):
@@ -59,9 +64,9 @@ def test_equals_optax_adamw(make, params):
     lr = optax.warmup_cosine_decay_schedule(0.0, 0.01, warmup_steps=2, decay_steps=20)
     kernels = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
     theirs = optax.adamw(lr, b2=0.95, weight_decay=0.1, mask=kernels)
-    state, expected = theirs.init(params), params
+    state, expected, update = theirs.init(params), params, jax.jit(theirs.update)
     for step in range(4):
-        updates, state = theirs.update(gradients(params, step), state, expected)
+        updates, state = update(gradients(params, step), state, expected)
         expected = optax.apply_updates(expected, updates)
     ours = make(
         params,
@@ -146,7 +151,8 @@ def test_frozen_gradients_do_not_count_in_the_norm(make, params):
     optimizer = make(params, name="sgd", clip_norm=1.0, lr=1.0, freeze=["head/.*"])
     grads = gradients(params)
     huge = {**grads, "head": jax.tree.map(lambda g: 1e6 * g, grads["head"])}
-    updates = [optimizer.update(g, optimizer.init(params), params, 0)[0] for g in (grads, huge)]
+    update, state = jax.jit(optimizer.update), optimizer.init(params)
+    updates = [update(g, state, params, 0)[0] for g in (grads, huge)]
     assert_trees_close(*updates, rtol=0)
     assert float(optax.tree.norm(updates[0])) == pytest.approx(1.0, rel=1e-5)
 
@@ -169,11 +175,16 @@ def test_stacked_blocks_train_like_separate_ones(make, params, unstack, name):
     def train(params):
         keys = {"name": name, "layer_decay": 0.75, "weight_decay": 0.1, "lr": 0.02}
         optimizer = make(params, clip_norm=1.0, **keys)
-        state, update = optimizer.init(params), jax.jit(optimizer.update)
-        for step in range(3):
+
+        @jax.jit
+        def update(params, state, step):
             grads = jax.tree.map(lambda p: jnp.sin(3 * p), params)
-            updates, state = update(grads, state, params, step)
-            params = optax.apply_updates(params, updates)
+            updates, state = optimizer.update(grads, state, params, step)
+            return optax.apply_updates(params, updates), state
+
+        state = jax.jit(optimizer.init)(params)
+        for step in range(3):
+            params, state = update(params, state, step)
         return params
 
     assert_trees_close(unstack(train(params)), train(unstack(params)), rtol=0, atol=2e-6)
@@ -293,7 +304,7 @@ def test_sharded_over_devices(make, params, name):
     optimizer = make(params, name=name, clip_norm=1.0, weight_decay=0.1, layer_decay=0.9)
     expected = one_update(optimizer, params)
     placed = jax.device_put(params, jax.tree.map(split, params))
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
     state = jax.device_put(state, jax.tree.map(split, state))
     updates, _ = jax.jit(optimizer.update)(gradients(params), state, placed, 0)
     assert_trees_close(updates, expected, rtol=0, atol=1e-7)
@@ -374,3 +385,37 @@ def test_config_dicts_are_mappings(params):
     for kind in (config, FrozenConfigDict(config)):
         optimizer = optim.build(kind, params, duration=duration)
         assert float(optimizer.lr(1)) == pytest.approx(0.5e-3, rel=0.01)
+
+
+def test_defaults_know_the_names_of_our_models(make):
+    """Decay mask, blocks and stem are patterns over names that the models choose."""
+    model = models.build(
+        "vit_s16",
+        num_classes=10,
+        num_registers=2,
+        layer_scale=1e-5,
+        pooling="map",
+        class_token=True,
+    )
+    images = jnp.zeros((1, 32, 32, 3))
+    params = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), images)["params"]))
+    rows = make(params, weight_decay=0.1, layer_decay=0.75).describe()
+    stem = {row.path for row in rows if row.lr_mult == 0.75**13}
+    layers = {row.path for row in rows if isinstance(row.lr_mult, tuple)}
+    top = {row.path for row in rows if row.lr_mult == 1.0}
+    assert stem == {
+        f"backbone/{name}"
+        for name in ("patch_embed/kernel", "patch_embed/bias", "pos_embed", "cls", "registers")
+    }
+    assert layers == {row.path for row in rows if "/blocks/" in row.path}
+    assert top == {row.path for row in rows if "norm/" in row.path or "head/" in row.path} - layers
+    undecayed = {row.path.rpartition("/")[2] for row in rows if not row.decay}
+    assert undecayed == {
+        *("bias", "scale", "scale1", "scale2"),
+        *("pos_embed", "cls", "registers", "probe"),
+    }
+    names = flat(jax.eval_shape(make(params, name="muon").init, params)["muon"].matrices.mu)
+    assert {name.removeprefix("backbone/blocks/") for name in names} == {
+        *(f"attn/{part}/kernel" for part in ("query", "key", "value", "out")),
+        *(f"mlp/{part}/kernel" for part in ("dense1", "dense2")),
+    }
