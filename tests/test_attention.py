@@ -1,5 +1,6 @@
 """Attention maps against recorded weights, and rollout against its definition."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def build(**fields):
     return model, params, images
 
 
+@functools.cache
 def maps_of(**fields):
     return attention.attention_maps(*build(**fields))
 

@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -95,9 +96,9 @@ def a_figure():
     return figures.confusion_matrix(np.array([[5, 1], [0, 4]]), ["cat", "dog"])
 
 
-@pytest.fixture
-def workdir(tmp_path):
-    path = tmp_path / "digits_run"
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("finished") / "digits_run"
     log_a_run(path)
     (path / "config.json").write_text(json.dumps(CONFIG))
     (path / "DONE").write_text("step 100\n")
@@ -109,6 +110,12 @@ def workdir(tmp_path):
         ],
     )
     return path
+
+
+@pytest.fixture
+def workdir(finished_run, tmp_path):
+    """A finished run that the test may take apart."""
+    return shutil.copytree(finished_run, tmp_path / finished_run.name)
 
 
 def page_of(workdir, **options):
