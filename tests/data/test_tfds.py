@@ -104,6 +104,51 @@ def test_interrupted_preparation_leaves_no_dataset(tmp_path, monkeypatch):
     assert len(open_digits(str(tmp_path))) == NUM_TRAIN
 
 
+@pytest.fixture(scope="module")
+def tfrecord_dir(tmp_path_factory):
+    """The digits in TFDS's older format, as most people's ImageNet is."""
+    from vit_jax.data.prepare import find_builder
+
+    folder = str(tmp_path_factory.mktemp("tfrecord"))
+    builder = find_builder("digits", folder, file_format="tfrecord")
+    builder.download_and_prepare(file_format="tfrecord")
+    return folder
+
+
+@pytest.mark.parametrize("split", ["train", "test[:100]", "train[700:]+test[5:20]"])
+def test_tfrecord_holds_the_same_records(data_dir, tfrecord_dir, split):
+    expected, ours = open_digits(data_dir, split), open_digits(tfrecord_dir, split)
+    assert len(ours) == len(expected)
+    indices = np.random.default_rng(0).permutation(len(ours))
+    ours, expected = ours.fetch(indices), expected.fetch(indices)
+    for key in expected:
+        np.testing.assert_array_equal(ours[key], expected[key])
+
+
+def test_cut_off_tfrecord_file_is_named(tfrecord_dir, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(tfrecord_dir, folder)
+    (path,) = folder.rglob("digits-test.tfrecord*")
+    path.write_bytes(path.read_bytes()[:-100])
+    source = open_digits(str(folder), "test")
+    with pytest.raises(UserError, match=r"digits-test\S+ is cut off or damaged after 359"):
+        source.fetch(np.array([0]))
+    with pytest.raises(UserError, match="cut off"):
+        element_spec(source, "decode(1)")
+
+
+def test_tfrecord_on_an_object_store_is_refused():
+    from types import SimpleNamespace
+
+    from vit_jax.data.tfrecord import TfrecordReader
+
+    shard = SimpleNamespace(filename="gs://bucket/x.tfrecord", skip=0, take=1, examples_in_shard=1)
+    with pytest.raises(UserError, match="local disks only"):
+        TfrecordReader([shard], parse=bytes)
+
+
 def test_missing_dataset_says_how_to_prepare_it(tmp_path):
     with pytest.raises(UserError, match=r"python -m vit_jax prepare digits --data_dir=\S+"):
         open_digits(str(tmp_path))

@@ -1,9 +1,15 @@
-"""TensorFlow Datasets prepared as `array_record`, read at random. Images stay encoded."""
+"""TensorFlow Datasets, prepared as `array_record` or TFRecord, read at random.
+
+Images stay encoded. The order of the records is the one in which they were written.
+"""
+
+import functools
 
 import numpy as np
 
 from vit_jax.data import prepare
 from vit_jax.data.sources import Records
+from vit_jax.data.tfrecord import TfrecordReader
 from vit_jax.errors import UserError, nearest
 
 
@@ -70,12 +76,14 @@ def _open_split(builder, split: str, features: dict[str, type]):
         if isinstance(builder.info.features[key], tfds.features.Image)
     }
     try:
-        return builder.as_data_source(split=split, decoders=decoders)
+        if builder.info.file_format is not tfds.core.file_adapters.FileFormat.TFRECORD:
+            return builder.as_data_source(split=split, decoders=decoders)
+        parse = functools.partial(builder.info.features.deserialize_example_np, decoders=decoders)
+        return TfrecordReader(builder.info.splits[split].file_instructions, parse)
     except NotImplementedError as error:
         raise UserError(
-            f"dataset {builder.info.full_name!r} is stored as "
-            f"{builder.info.file_format.value}, which cannot be read at random; prepare it as "
-            f"{prepare.FILE_FORMAT} in another folder: "
+            f"dataset {builder.info.full_name!r} is stored as {builder.info.file_format.value}, "
+            "which cannot be read at random; prepare it in another folder: "
             f"python -m vit_jax prepare {builder.name} --data_dir=DIR"
         ) from error
     except (ValueError, KeyError, AssertionError) as error:
