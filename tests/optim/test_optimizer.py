@@ -41,14 +41,14 @@ def run(optimizer, params, steps=3):
         updates, state = optimizer.update(grads, state, params, step)
         return optax.apply_updates(params, updates), state
 
-    state = jax.jit(optimizer.init)(params)
+    state = optimizer.init(params)
     for step in range(steps):
         params, state = apply(gradients(params, step), state, params, step)
     return params, state
 
 
 def one_update(optimizer, params, step=0):
-    state = jax.jit(optimizer.init)(params)
+    state = optimizer.init(params)
     return jax.jit(optimizer.update)(gradients(params), state, params, step)[0]
 
 
@@ -182,7 +182,7 @@ def test_stacked_blocks_train_like_separate_ones(make, params, unstack, name):
             updates, state = optimizer.update(grads, state, params, step)
             return optax.apply_updates(params, updates), state
 
-        state = jax.jit(optimizer.init)(params)
+        state = optimizer.init(params)
         for step in range(3):
             params, state = update(params, state, step)
         return params
@@ -291,7 +291,7 @@ def test_every_rule_descends_in_one_compiled_donated_update(make, name):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("name", ["adamw", *STRUCTURED])
+@pytest.mark.parametrize("name", ["adafactor", "lamb", "muon"])
 def test_sharded_over_devices(make, params, name):
     """Parameters and mirrored state split over a mesh: the same update, and the split is kept."""
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
