@@ -1,7 +1,9 @@
 """Preprocessed batches: as pure as plain ones; bad images are named or replaced."""
 
+import gc
 import io
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -203,6 +205,56 @@ def test_a_first_record_that_is_bad_does_not_matter(images):
     files = [b"", *images]
     assert element_spec(Files(files), EVAL_PP)["image"].shape == (16, 16, 3)
     assert len(take(train(Files(files), on_bad_image="skip"), 5)) == 5
+
+
+def test_closing_stops_the_threads(images):
+    def data_threads():
+        return {thread for thread in threading.enumerate() if thread.name == "vit-data"}
+
+    before = data_threads()
+    batches = train(Files(images), num_threads=3, prefetch=3)
+    next(batches)
+    assert data_threads() > before
+    batches.close()
+    assert data_threads() == before
+    with pytest.raises(StopIteration):
+        next(batches)
+    dropped = train(Files(images))
+    next(dropped)
+    del dropped
+    gc.collect()
+    assert data_threads() == before
+
+
+def test_a_dead_source_is_named(images):
+    released = threading.Event()
+
+    class Dying(Files):
+        def fetch(self, indices):
+            if len(indices) > 1:
+                released.wait()
+            return super().fetch(indices)
+
+    batches = train(Dying(images), timeout_s=0.05)
+    with pytest.raises(UserError, match="files delivered nothing for"):
+        next(batches)
+    released.set()
+    batches.close()
+
+
+def test_an_error_of_the_source_comes_after_the_batches_before_it(images):
+    class Failing(Files):
+        def fetch(self, indices):
+            if 20 in indices:
+                raise UserError("the disk is gone")
+            return super().fetch(indices)
+
+    source = Failing(images)
+    batches = eval_batches(source, batch_size=8, rows=np.arange(8), pp=EVAL_PP, prefetch=3)
+    with batches:
+        assert [next(batches)["label"][0] for _ in range(2)] == [0, 8]
+        with pytest.raises(UserError, match="the disk is gone"):
+            next(batches)
 
 
 def test_tensorflow_sees_no_accelerator():
