@@ -195,6 +195,64 @@ class TestRandomAffine:
             assert np.abs(tilts).max() < 0.02
 
 
+def test_random_crop_can_mirror_the_border():
+    image = np.arange(100, dtype=np.uint8).reshape(10, 10, 1) + 1
+    crops = np.stack(draw("random_crop(10, padding=3, padding_mode='reflect')", image, 20))
+    assert crops.min() > 0
+
+
+class TestColor:
+    def test_jitter_changes_each_property_within_its_bounds(self):
+        flat = np.full((12, 12, 3), 100, np.uint8)
+        means = [x.mean() for x in draw("color_jitter(brightness=0.3)", flat, 60)]
+        assert 69 <= min(means) < 75
+        assert 125 < max(means) <= 131
+        image = ARRAYS["small"]
+        greys = [x.std() / image.std() for x in draw("color_jitter(contrast=0.4)", image, 60)]
+        assert 0.55 < min(greys) < 0.7
+        spread = np.ptp(image.astype(int), axis=-1).mean()
+        spreads = [
+            np.ptp(x.astype(int), axis=-1).mean() / spread
+            for x in draw("color_jitter(saturation=0.5)", image, 60)
+        ]
+        assert 0.45 < min(spreads) < 0.65
+
+    def test_jitter_without_strength_changes_nothing(self):
+        (ours,) = draw("color_jitter", ARRAYS["small"], 1)
+        np.testing.assert_array_equal(ours, ARRAYS["small"])
+
+    def test_jitter_applies_its_changes_in_any_order(self):
+        # Brightness then saturation clips differently from the other way round.
+        image = np.array([[[250, 200, 10]]], np.uint8)
+        ours = draw("color_jitter(0.5, 0.5, 0.5)", image, 200)
+        assert len(np.unique(np.stack(ours), axis=0)) > 150
+
+    def test_three_augment_does_one_of_three(self):
+        image = ARRAYS["small"]
+        solarized = np.where(image < 128, image, 255 - image)
+        kinds = {"grey": 0, "solarized": 0, "blurred": 0}
+        for ours in draw("three_augment", image, 90):
+            if (np.ptp(ours, axis=-1) == 0).all():
+                kinds["grey"] += 1
+            elif np.array_equal(ours, solarized):
+                kinds["solarized"] += 1
+            else:
+                kinds["blurred"] += 1
+                assert abs(ours.mean() - image.mean()) < 1
+        assert all(15 <= count <= 45 for count in kinds.values())
+
+    def test_blur_is_a_gaussian(self):
+        from vit_jax.data.host_tensorflow import tf
+        from vit_jax.data.ops.color import gaussian_blur
+
+        image = np.zeros((21, 21, 1), np.uint8)
+        image[10, 10] = 255
+        ours = gaussian_blur(tf.constant(image), tf.constant(1.5)).numpy()[..., 0]
+        y, x = np.mgrid[-10:11, -10:11]
+        expected = 255 * np.exp(-(x**2 + y**2) / (2 * 1.5**2)) / (2 * np.pi * 1.5**2)
+        np.testing.assert_allclose(ours, expected, atol=0.6)
+
+
 def test_each_random_op_has_a_key_of_its_own():
     # With one key for both, the second flip would always undo the first.
     image = ARRAYS["small"]

@@ -105,9 +105,10 @@ def test_corrected_variant_differs_where_it_says():
     assert abs(flat.mean() - (0.9 * grey.mean() + 0.1 * image.mean())) < 1.5
 
 
-def test_float_images_are_refused():
+@pytest.mark.parametrize("op", ["randaug(2, 10)", "three_augment", "color_jitter(0.3)"])
+def test_float_images_are_refused(op):
     with pytest.raises(UserError, match="needs uint8 images, not float32: put it before"):
-        draw("value_range|randaug(2, 10)", ARRAYS["img"], 1)
+        draw(f"value_range|{op}", ARRAYS["img"], 1)
 
 
 def test_grey_images_pass():

@@ -96,7 +96,7 @@ def test_interrupted_preparation_leaves_no_dataset(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Digits, "_generate_examples", break_off)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(UserError, match="could not be prepared: no space left"):
             prepare("digits", str(tmp_path))
     with pytest.raises(UserError, match="not prepared"):
         open_digits(str(tmp_path))

@@ -45,6 +45,8 @@ def prepare(name: str, data_dir: str = "") -> str:
     Atomic: TFDS writes to a temporary folder and renames it at the end, so an interrupted
     preparation leaves nothing that could be taken for a dataset. Does nothing if it is there.
     """
+    import tensorflow_datasets as tfds
+
     builder = find_builder(name, data_dir, file_format=FILE_FORMAT)
     if not is_prepared(builder):
         try:
@@ -52,6 +54,8 @@ def prepare(name: str, data_dir: str = "") -> str:
         except AssertionError as error:
             # How TFDS says that files must be fetched by hand, with where to put them.
             raise UserError(" ".join(str(error).split())) from error
+        except (OSError, tfds.download.DownloadError) as error:
+            raise UserError(f"dataset {name!r} could not be prepared: {error}") from error
     return str(builder.data_path)
 
 

@@ -14,6 +14,11 @@ from vit_jax.data.host_tensorflow import tf
 FILL = 128
 
 
+def require_uint8(image: tf.Tensor) -> None:
+    if image.dtype != tf.uint8:
+        raise ValueError(f"needs uint8 images, not {image.dtype.name}: put it before value_range")
+
+
 def blend(start: tf.Tensor, image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     """From `start` (factor 0) to `image` (1) and beyond, clipped to 0..255."""
     start, image = tf.cast(start, tf.float32), tf.cast(image, tf.float32)

@@ -54,10 +54,19 @@ def central_crop(image: tf.Tensor, crop_size: Size | None = None) -> tf.Tensor:
 
 
 @random_image_op
-def random_crop(image: tf.Tensor, seed: tf.Tensor, crop_size: Size, padding: int = 0) -> tf.Tensor:
-    """A window of `crop_size` anywhere in the image, after `padding` zero pixels on every side."""
+def random_crop(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    crop_size: Size,
+    padding: int = 0,
+    padding_mode: str = "constant",
+) -> tf.Tensor:
+    """A window of `crop_size` anywhere in the image, after `padding` pixels on every side.
+
+    `padding_mode` is that of `tf.pad`: `constant` (zeros), `reflect` or `symmetric`.
+    """
     if padding:
-        image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]])
+        image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]], padding_mode)
     return tf.image.stateless_random_crop(image, (*_pair(crop_size), image.shape[-1]), seed)
 
 

@@ -28,8 +28,7 @@ def randaug(
     image's size. `corrected` leaves the image alone in the one case, and uses its mean grey in the
     other.
     """
-    if image.dtype != tf.uint8:
-        raise ValueError(f"needs uint8 images, not {image.dtype.name}: put it before value_range")
+    augment.require_uint8(image)
     choices = list(_choices(magnitude, corrected).values())
     for layer_seed in tf.unstack(tf.random.split(seed, num_layers)):
         draw_seed, sign_seed, place_seed = tf.unstack(tf.random.split(layer_seed, 3))
