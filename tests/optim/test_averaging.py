@@ -8,13 +8,14 @@ from vit_jax.optim import ema_update
 
 
 def test_warm_up_and_long_run():
-    """By hand: from 0 towards 1, decays 1/10, 2/11, 3/12, ... up to the limit 0.5."""
+    """Decays 1/10, 2/11, 3/12, ... up to the limit, here 0.32, and from then on that."""
     ema, expected = {"w": jnp.zeros(3)}, 0.0
-    for step in range(20):
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay)
-        ema = jax.jit(ema_update, static_argnums=3)(ema, {"w": jnp.ones(3)}, step, 0.5)
-    np.testing.assert_allclose(ema["w"], expected, rtol=1e-6)
+    update = jax.jit(ema_update, static_argnums=3)
+    for step, decay in enumerate([1 / 10, 2 / 11, 3 / 12, 4 / 13, 0.32, 0.32]):
+        target = 1.0 + step
+        expected = decay * expected + (1 - decay) * target
+        ema = update(ema, {"w": jnp.full(3, target)}, step, 0.32)
+        np.testing.assert_allclose(ema["w"], expected, rtol=1e-6)
 
 
 def test_equal_parameters_stay_bit_for_bit():

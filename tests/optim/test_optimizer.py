@@ -256,6 +256,16 @@ def test_state_names_are_those_of_old_checkpoints(make, params, name):
     )
 
 
+@pytest.mark.parametrize("name", STATE_PARTS)
+def test_state_survives_a_checkpoint(make, params, name):
+    optimizer = make(params, name=name)
+    state = jax.tree.map(lambda leaf: np.full(leaf.shape, 3, leaf.dtype), optimizer.init(params))
+    stored = flax.serialization.to_state_dict(state)
+    restored = flax.serialization.from_state_dict(optimizer.init(params), stored)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert_trees_close(restored, state, rtol=0)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_state_that_mirrors_parameters_ends_in_their_names(make, params, name):
     """How shardings are found: a leaf of a parameter's shape lies under the parameter's path."""
@@ -357,6 +367,7 @@ def test_other_parameters_than_built_for(make, params):
         ({"lr_mults": [[".*", 2.0], ["head/.*", 3.0]]}, "'head/.*' is never reached"),
         ({"lr_mults": [["head/.*"]]}, r"entries are \[regex, value\]"),
         ({"freeze": ["(head"]}, "freeze: '\\(head' is not a regular expression"),
+        ({"freeze": [".*"]}, "every parameter is frozen"),
         ({"freeze": [3]}, "a regular expression is needed, got 3"),
         ({"group_schedules": [["x", {"name": "cosine"}]]}, "group_schedules: 'x' matches no"),
         ({"group_schedules": [["head/.*", {"nam": "cosine"}]]}, r"group_schedules\[0\].nam"),

@@ -9,6 +9,7 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 from vit_jax.errors import UserError
+from vit_jax.optim.rules.adafactor import adafactor
 from vit_jax.optim.rules.adamw import adamw
 from vit_jax.optim.rules.muon import muon
 from vit_jax.optim.rules.sgd import sgd
@@ -142,6 +143,22 @@ def test_schedule_free_is_optax_schedule_free(make, two_blocks):
     assert_same(ours, expected)
     averaged = optax.contrib.schedule_free_eval_params(their_state, expected)
     assert_same(optimizer.evaluation_params(ours, our_state), averaged)
+
+
+def test_adafactor_caps_the_second_moments_decay(two_blocks):
+    """A second moment that forgets all but the newest gradient leaves its sign."""
+    rule = adafactor(beta2_cap=0.0, min_dim_size_to_factor=100, momentum=0.0)
+    for step, direction in enumerate(directions(rule, two_blocks)):
+        grads = jax.tree.map(lambda p, s=step: np.sin((s + 1) * p), two_blocks)
+        assert_same(direction, jax.tree.map(np.sign, grads))
+
+
+def test_adafactor_clips_each_parameters_update(two_blocks):
+    plain, clipped = (
+        directions(adafactor(clipping_threshold=limit, momentum=0.0), two_blocks, steps=1)[0]
+        for limit in (0.0, 0.25)
+    )
+    assert_same(clipped, jax.tree.map(lambda u: u / max(1, np.sqrt(np.mean(u**2)) / 0.25), plain))
 
 
 def test_rule_named_by_its_import_path(make, two_blocks, monkeypatch):

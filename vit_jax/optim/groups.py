@@ -38,10 +38,14 @@ def name_of(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by name, in the tree's order."""
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def group_parameters(spec: Mapping[str, Any], params: Params) -> dict[str, Group]:
     """The group of every parameter by name, in the tree's order. `params` needs only shapes."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    shapes = {name_of(path): tuple(leaf.shape) for path, leaf in leaves}
+    shapes = {path: tuple(leaf.shape) for path, leaf in named_leaves(params).items()}
     decayed = _decayed(spec, shapes)
     decay_mults = _first_values(spec["decay_mults"], shapes, "decay_mults", default=1.0)
     lr_mults = _first_values(spec["lr_mults"], shapes, "lr_mults", default=1.0)
@@ -49,6 +53,8 @@ def group_parameters(spec: Mapping[str, Any], params: Params) -> dict[str, Group
     schedule_of = _first_values(schedules, shapes, "group_schedules", default=None)
     freeze = [[pattern, True] for pattern in spec["freeze"]]
     frozen = _first_values(freeze, shapes, "freeze", default=False)
+    if all(frozen.values()):
+        raise UserError("config.optim.freeze: every parameter is frozen; leave one to train")
     layer_mults = _layer_multipliers(spec, shapes)
     return {
         path: Group(

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def decayed(moment: jax.Array, decay: float) -> jax.Array:
@@ -11,5 +12,5 @@ def decayed(moment: jax.Array, decay: float) -> jax.Array:
     number, which rounds the number; compiled, the product itself is not rounded. Written out, the
     result no longer depends on what a compiler fuses. With float32 moments nothing is rounded.
     """
-    rounded = jnp.asarray(decay, moment.dtype).astype(jnp.float32)
+    rounded = np.asarray(decay, moment.dtype).astype(np.float32)
     return rounded * moment.astype(jnp.float32)

@@ -47,12 +47,8 @@ def build(
     total = duration.total if total_steps is None else total_steps
 
     def schedule(keys: Mapping[str, Any], where: str) -> schedules.Schedule:
-        return schedules.build(
-            keys,
-            total_steps=total,
-            duration=duration,
-            where=f"config.optim.{where}",
-        )
+        where = f"config.optim.{where}"
+        return schedules.build(keys, total_steps=total, duration=duration, where=where)
 
     rule = load_rule(resolved["name"], resolved["args"], blocks=resolved["blocks"])
     if rule.after_decay and resolved["decay_coupling"] != "lr":
@@ -166,19 +162,19 @@ class Optimizer:
 
     def _trainable(self, tree: Params) -> Params:
         """`tree` without the frozen parameters' entries."""
-        named = {groups.name_of(path): leaf for path, leaf in _leaves_with_path(tree)}
+        named = groups.named_leaves(tree)
         if named.keys() != self.table.keys():
             odd = sorted(named.keys() ^ self.table.keys())
             raise ValueError(f"not the parameters this optimizer was built for; differing: {odd}")
         return flax.traverse_util.unflatten_dict(
-            {n: leaf for n, leaf in named.items() if not self.table[n].frozen}, sep="/"
+            {name: leaf for name, leaf in named.items() if not self.table[name].frozen}, sep="/"
         )
 
     def _with_frozen(
         self, trainable: Params, params: Params, frozen: Callable[[jax.Array], jax.Array]
     ) -> Params:
         """A tree like `params`: the entry of `trainable`, or `frozen(parameter)`."""
-        named = {groups.name_of(path): leaf for path, leaf in _leaves_with_path(trainable)}
+        named = groups.named_leaves(trainable)
 
         def entry(path: tuple, param: jax.Array) -> jax.Array:
             name = groups.name_of(path)
@@ -198,7 +194,3 @@ def _along_layers(multiplier: float | tuple[float, ...], ndim: int) -> float | j
     if not isinstance(multiplier, tuple):
         return multiplier
     return jnp.asarray(multiplier, jnp.float32).reshape((-1,) + (1,) * (ndim - 1))
-
-
-def _leaves_with_path(tree: Any) -> list[tuple[tuple, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)

@@ -11,7 +11,7 @@ import optax.contrib
 from optax.contrib import MuonDimensionNumbers
 
 from vit_jax.errors import UserError
-from vit_jax.optim.groups import is_stacked, name_of
+from vit_jax.optim.groups import is_stacked, name_of, named_leaves
 from vit_jax.optim.rules.adamw import adamw
 
 # Attention kernels that map the embedding to heads, [embed, heads, head_dim]: one axis in, the
@@ -107,8 +107,7 @@ def _scale(
 def _split(tree: optax.Params, blocks: str) -> tuple[optax.Params, optax.Params]:
     """The blocks' matrices, and everything else, each a nested dict with the tree's names."""
     parts: tuple[dict, dict] = ({}, {})
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = name_of(path)
+    for name, leaf in named_leaves(tree).items():
         is_kernel = re.fullmatch(blocks, name) and name.endswith("/kernel")
         is_matrix = is_kernel and leaf.ndim - is_stacked(name, blocks) >= 2
         parts[0 if is_matrix else 1][name] = leaf
@@ -117,9 +116,5 @@ def _split(tree: optax.Params, blocks: str) -> tuple[optax.Params, optax.Params]
 
 
 def _merge(matrices: optax.Params, others: optax.Params) -> optax.Params:
-    named = {
-        name_of(path): leaf
-        for tree in (matrices, others)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    named = named_leaves(matrices) | named_leaves(others)
     return flax.traverse_util.unflatten_dict(named, sep="/")
