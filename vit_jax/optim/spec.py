@@ -57,7 +57,7 @@ DEFAULTS: dict[str, Any] = {
     "blocks": r"(?:.*/)?blocks(?:_(\d+))?/.*",
     # Names of the parameters before the first block, the lowest layer of layer_decay; what is
     # neither here nor in a block comes after the last one.
-    "stem": r"(?:.*/)?(?:(?:patch_embed|token_embed|stem)/.*|pos_embed|cls|registers)",
+    "stem": r"(?:.*/)?(?:(?:patch_embed|stem)/.*|token_embed|pos_embed|cls|registers)",
 }
 
 
