@@ -185,7 +185,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
         has the wrong type.
     """
     path, _, arg = spec.partition(":") if not Path(spec).exists() else (spec, "", "")
-    config = _import_file(path).get_config(arg)
+    config = _call_get_config(_import_file(path), path, arg)
     for dotted, text in (overrides or {}).items():
         set_key(config, dotted, _parse_value(text))
     return validate(config)
@@ -204,6 +204,20 @@ def _import_file(path: str) -> types.ModuleType:
     if not hasattr(module, "get_config"):
         raise UserError(f"config {path!r} defines no get_config(arg)")
     return module
+
+
+def _call_get_config(module: types.ModuleType, path: str, arg: str) -> ConfigDict:
+    try:
+        return module.get_config(arg)
+    except (AttributeError, KeyError) as error:
+        # A locked ConfigDict names the key, and then prints itself over thirty lines.
+        match = re.search(r'Key \\*"(\w+)\\*" does not exist', str(error))
+        if match is None:
+            raise
+        names = {part for dotted, _ in flatten(_defaults(SCHEMA)) for part in dotted.split(".")}
+        raise UserError(
+            f"config {path!r} sets the unknown key {match[1]!r}; {nearest(match[1], names)}"
+        ) from error
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
@@ -238,13 +252,13 @@ def set_key(config: ConfigDict, dotted: str, value: Any) -> None:
     """Sets `config.a.b.c`; a key outside the schema is a `UserError` that suggests a near one."""
     *parents, last = dotted.split(".")
     section = config
-    for depth, name in enumerate(parents):
+    for name in parents:
         child = section.get(name)
         if not isinstance(child, ConfigDict):
             if child is None and not section.is_locked:
                 child = section[name] = ConfigDict(type_safe=False)
             else:
-                _unknown(config, ".".join(parents[: depth + 1]))
+                _unknown(config, dotted)
         section = child
     if last not in section and section.is_locked:
         _unknown(config, dotted)
@@ -458,10 +472,14 @@ def migrate(stored: dict, version: int) -> dict:
         )
     for step in range(version, VERSION):
         stored = MIGRATIONS[step](stored)
-    config = default_config()
+    config = _defaults(SCHEMA)
     for path, value in flatten(stored, SCHEMA):
-        set_key(config, path, value)
-    return validate(config).to_dict()
+        *parents, last = path.split(".")
+        section = config
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return validate(ConfigDict(config, type_safe=False)).to_dict()
 
 
 def flatten(

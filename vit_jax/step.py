@@ -146,7 +146,7 @@ def make_train_step(
         )
         # Without this the partitioner may leave gradients whole on every device.
         grads = jax.lax.with_sharding_constraint(grads, shardings.params)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
         params = optax.apply_updates(state.params, updates)
         ema = None

@@ -13,21 +13,36 @@ from vit_jax.types import Array
 
 
 class Stopwatch:
-    """Seconds spent in named parts of a run; parts do not nest."""
+    """Seconds spent in named parts of a run, over all its attempts. Parts may nest."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._running: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        started = time.monotonic()
+        self._running[part] = time.monotonic()
         try:
             yield
         finally:
-            self.add(part, time.monotonic() - started)
+            self.add(part, time.monotonic() - self._running.pop(part))
 
     def add(self, part: str, seconds: float) -> None:
+        """Books `seconds` under a part."""
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def add_all(self, seconds: Mapping[str, float]) -> None:
+        """Books what an earlier attempt at the same run had spent."""
+        for part, value in seconds.items():
+            self.add(part, value)
+
+    def so_far(self) -> dict[str, float]:
+        """All parts, those that are still running included."""
+        now = time.monotonic()
+        total = dict(self.seconds)
+        for part, started in self._running.items():
+            total[part] = total.get(part, 0.0) + now - started
+        return total
 
 
 class StepLog:

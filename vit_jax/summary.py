@@ -3,13 +3,17 @@
 import jax
 from etils import epath
 
-from vit_jax import step
+from vit_jax import attention, sharding, step
 from vit_jax.evaluate import Evaluator
 from vit_jax.report import save_sections
 from vit_jax.tasks import TaskProtocol
+from vit_jax.types import Params
 
 MAX_EXAMPLES = 10_000
-"""Examples of the first split that the pictures are drawn from."""
+"""Examples of the first split that the task's pictures are drawn from."""
+
+LOOKED_INTO = 8
+"""Examples whose attention is shown."""
 
 
 def write_sections(
@@ -21,5 +25,17 @@ def write_sections(
     """
     params = state.params if state.ema is None else state.ema
     examples = evaluator.examples(evaluator.splits[0], params, MAX_EXAMPLES)
+    whole = _on_host(params)
     if jax.process_index() == 0:
-        save_sections(workdir, task.sections(examples))
+        few = {name: array[:LOOKED_INTO] for name, array in examples.items()}
+        inside = attention.sections(
+            task.model, whole, jax.device_get(task.inputs(few)), few["image"], task.captions(few)
+        )
+        save_sections(workdir, [*task.sections(examples), *inside])
+
+
+def _on_host(params: Params) -> Params:
+    """All parameters as NumPy arrays, wherever their shards are."""
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
+    return jax.device_get(gather(params))

@@ -6,7 +6,6 @@ config → source → batch → task(model) → step → checkpoint → report
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -58,6 +57,7 @@ def train(config: ConfigDict, workdir_path: str) -> dict[str, float]:
         stop = stack.enter_context(StopSignal())
         for line in opening_lines(run, restored, changed):
             log.message(line)
+        log.write(run.duration.total, {"model/num_params": run.num_params()})
         trainer = Trainer(run, evaluator, store, log, times, stop, workdir, state)
         try:
             trainer.train_from(restored)
@@ -65,10 +65,9 @@ def train(config: ConfigDict, workdir_path: str) -> dict[str, float]:
             raise Diverged(f"{error}; {advice(store)}") from None
         with times("report"):
             summary.write_sections(workdir.path, evaluator, run.task, trainer.state)
-        times.add("train", trainer.seconds())
         log.write(run.duration.total, {f"time/{k}": v for k, v in times.seconds.items()})
     if jax.process_index() == 0:
-        report.write_report(workdir.path)
+        report.write_report(workdir.path, is_done=True)
         workdir.mark_done(True, f"step {run.duration.total}\n")
     return trainer.results
 
@@ -105,6 +104,10 @@ class Run:
             task, optimizer, seed=config.seed, ema=config.ema_decay > 0, mesh=mesh
         )
         return cls(config, mesh, source, task, optimizer, duration, make_state, abstract)
+
+    def num_params(self) -> int:
+        """Parameters of backbone and head."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.params))
 
     def compile_step(self) -> TrainStep:
         """The training step for exactly this run's state and batch, so it never compiles again."""
@@ -170,8 +173,6 @@ class Trainer:
     workdir: Workdir
     state: step.State
     results: dict[str, float] = dataclasses.field(default_factory=dict)
-    seconds_before: float = 0.0
-    began: float = dataclasses.field(default_factory=time.monotonic)
 
     def train_from(self, restored: Restored | None) -> None:
         """All steps after the restored one, to the end of the run."""
@@ -182,7 +183,7 @@ class Trainer:
         start, total = restored.step if restored else 0, duration.total
         self.results, best = earlier_evaluations(self.workdir, keep_best)
         if restored:
-            self.seconds_before = restored.metadata["seconds"]
+            self.times.add_all(restored.metadata["seconds"])
             if restored.metadata["owes_evaluation"]:
                 self.evaluate(start)
         if start == total:
@@ -190,8 +191,7 @@ class Trainer:
 
         with self.times("compile"):
             train_step = self.run.compile_step()
-        with self.run.open_feed(start) as feed:
-            self.began = time.monotonic()
+        with self.run.open_feed(start) as feed, self.times("train"):
             for at in range(start + 1, total + 1):
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = train_step(self.state, feed.next_batch())
@@ -213,7 +213,7 @@ class Trainer:
                     )
             self.log.bad_images(feed.num_bad_images)
             self.times.add("input wait", feed.waited)
-        self.store.wait()
+            self.store.wait()
 
     def evaluate(self, at: int) -> dict[str, float] | None:
         """Metrics of the current state on every split; None where a signal cut it short.
@@ -245,12 +245,8 @@ class Trainer:
         self.log.check(at, int(jax.device_get(self.state.bad_steps)))
         with self.times("save"), self.log.paused():
             self.log.sync()
-            metadata = {"seconds": self.seconds(), "owes_evaluation": owes_evaluation}
+            metadata = {"seconds": self.times.so_far(), "owes_evaluation": owes_evaluation}
             self.store.save(at, self.state, metadata, metrics)
-
-    def seconds(self) -> float:
-        """Time since the first step, those of interrupted runs included."""
-        return self.seconds_before + time.monotonic() - self.began
 
 
 def restore_or_init(run: Run, store: Store) -> tuple[step.State, Restored | None]:
@@ -294,6 +290,7 @@ def earlier_evaluations(workdir: Workdir, keep_best: str) -> tuple[dict[str, flo
 
 def advice(store: Store) -> str:
     """What to do about a run that diverged."""
+    store.wait()
     last = f"the last checkpoint is step {store.steps()[-1]}" if store.steps() else "no checkpoint"
     return (
         f"{last} in {store.directory}. Try a lower optim.lr, a longer optim.schedule.warmup,"
@@ -308,10 +305,9 @@ def is_due(at: int, every: int, total: int) -> bool:
 
 def opening_lines(run: Run, restored: Restored | None, changed: list[str]) -> Iterator[str]:
     """What a person should know before the first step."""
-    params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract.params))
     mesh = " × ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1)
     yield (
-        f"{run.config.model.name}: {params:,} parameters, {len(run.source):,} training examples,"
+        f"{run.config.model.name}: {run.num_params():,} parameters, {len(run.source):,} training examples,"
         f" {run.duration.total:,} steps of {run.config.batch_size} on {run.mesh.size}"
         f" {run.mesh.devices.flat[0].platform} device(s){', ' + mesh if mesh else ''}"
     )

@@ -270,11 +270,16 @@ def _describe(arrays: Mapping[str, Array]) -> dict[str, dict]:
 
 
 def _checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
-    sums = jax.device_get({name: checksum(x) for name, x in arrays.items()})
+    sums = jax.device_get(_all_checksums(dict(arrays)))
     return {name: int(np.asarray(value)) for name, value in sums.items()}
 
 
 @jax.jit
+def _all_checksums(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    # One program: programs of their own would each wait for all devices in turn.
+    return {name: checksum(x) for name, x in arrays.items()}
+
+
 def checksum(x: Array) -> Array:
     """uint32: the sum, modulo 2^32, of each element's bits times an odd weight of its position.
 

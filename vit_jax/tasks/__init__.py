@@ -45,6 +45,9 @@ class TaskProtocol(Protocol):
     def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
         """(sum of losses, number of terms) of a training micro-batch, float32 scalars."""
 
+    def inputs(self, batch: Batch) -> Array:
+        """The images of a batch from the pipeline, as the model takes them."""
+
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Additive statistics of a batch; rows whose `mask` is 0 count for nothing."""
 
@@ -53,6 +56,9 @@ class TaskProtocol(Protocol):
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Per-example outputs that `sections` and the `predict` command show."""
+
+    def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """One line for each example, from what `predict` said of it."""
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list:
         """Report sections from the examples of a split and their predictions, joined by name."""

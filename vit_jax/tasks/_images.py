@@ -15,7 +15,8 @@ def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
     """
     if images.dtype != jnp.uint8:
         return images
-    return (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (mean, std))
+    return (images.astype(jnp.float32) - mean) / std
 
 
 def mixup(key: Array, alpha: float, *arrays: Array) -> tuple[Array, ...]:

@@ -16,7 +16,7 @@ import optax
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.report import Section, figures
+from vit_jax.report import Section
 from vit_jax.tasks import DataInfo
 from vit_jax.tasks._images import check_geometry, cutmix, mixup, normalise
 from vit_jax.types import Array, Batch, Params
@@ -89,7 +89,7 @@ class Task:
 
     def perturb(self, batch: Batch, key: Array) -> Batch:
         """Normalised images and soft labels of the training batch, mixed where asked."""
-        images = normalise(batch["image"], self.mean, self.std)
+        images = self.inputs(batch)
         labels = self._soft_labels(batch["label"])
         key_coin, key_mix = jax.random.split(key)
         if self.mixup and self.cutmix:
@@ -122,10 +122,13 @@ class Task:
         losses = LOSSES[self.loss](logits, batch["label"])
         return losses.sum(), jnp.float32(losses.size)
 
+    def inputs(self, batch: Batch) -> Array:
+        """The images of a batch from the pipeline, as the model takes them."""
+        return normalise(jnp.asarray(batch["image"]), self.mean, self.std)
+
     def logits(self, params: Params, batch: Batch) -> Array:
         """Inference logits `[b, classes]` of a batch as it comes from the pipeline."""
-        images = normalise(batch["image"], self.mean, self.std)
-        return self.model.apply({"params": params}, images)
+        return self.model.apply({"params": params}, self.inputs(batch))
 
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Sums over the real rows: loss, examples, top-1 and top-5 hits and those scored for them.
@@ -162,6 +165,11 @@ class Task:
             "num_examples": examples,
         }
 
+    def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """One line for each predicted example: the class, with its probability."""
+        probability, names = examples["probability"], self._names()
+        return [f"{names[row.argmax()]} {row.max():.0%}" for row in probability]
+
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
         """`probability` `[b, classes]` of each image: softmax or sigmoid, as it was trained."""
         logits = self.logits(params, batch)
@@ -170,6 +178,8 @@ class Task:
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
         """Confusion matrix (up to 100 classes) and the hardest mistakes."""
+        from vit_jax.report import figures  # matplotlib, which training can do without
+
         labels, probability = examples["label"], examples["probability"]
         if labels.ndim > 1:
             return []
@@ -186,29 +196,12 @@ class Task:
                     figures.confusion_matrix(matrix, names),
                 )
             )
-        sections.append(self._hardest(examples["image"], labels, predicted, probability))
-        return sections
-
-    def _hardest(
-        self, images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, probability: np.ndarray
-    ) -> Section:
-        """The mistakes in which the true class got the least probability."""
-        names = self._names()
-        true_probability = np.take_along_axis(probability, labels[:, None], axis=-1)[:, 0]
-        wrong = np.flatnonzero(predicted != labels)
-        hardest = wrong[np.argsort(true_probability[wrong], kind="stable")][:HARDEST]
-        if not len(hardest):
-            return Section("The hardest mistakes", f"None in {len(labels)} images.")
-        captions = [
-            f"{names[labels[i]]} read as {names[predicted[i]]} ({probability[i].max():.0%})"
-            for i in hardest
-        ]
-        return Section(
-            "The hardest mistakes",
-            f"{len(wrong)} of {len(labels)} images are misread; these got the least probability"
-            " for their true class.",
-            figures.image_grid(images[hardest], captions),
-        )
+        wrong = int((predicted != labels).sum())
+        text = f"{wrong} of {len(labels)} images are misread."
+        if wrong:
+            text += " Shown are those whose true class got the least probability."
+        hardest = figures.hardest_mistakes(examples["image"], labels, probability, names, HARDEST)
+        return [*sections, Section("The hardest mistakes", text, hardest)]
 
     def _names(self) -> tuple[str, ...]:
         return self.info.class_names or tuple(map(str, range(self.info.num_classes)))

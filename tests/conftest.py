@@ -1,0 +1,64 @@
+"""Eight virtual CPU devices, exact float32 products, no network: set before JAX is imported."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("VIT_JAX_TEST_PLATFORM", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+# Eight devices on two cores: programs that wait for one another must not overlap.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["NO_GCE_CHECK"] = "true"  # TFDS and TensorFlow look for a cloud otherwise.
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from vit_jax import config as config_lib
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+TINY = Path(__file__).parent / "tiny.py"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """One cache for all tests and the processes they start: the same programs recur."""
+    path = tmp_path_factory.mktemp("xla")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(path)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_npz(tmp_path_factory):
+    """300 real digits, 8×8 uint8, as a file for the `npz` source."""
+    digits = load_digits()
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    images = np.round(digits.images[:300] * (255 / 16)).astype(np.uint8)[..., None]
+    np.savez(path, image=images, label=digits.target[:300])
+    return path
+
+
+@pytest.fixture
+def tiny_config(digits_npz):
+    """`tiny_config(key=value, ...)` → a fresh, validated config of a run that takes seconds.
+
+    Dots in keys are written as double underscores: `mesh__fsdp=2`.
+    """
+
+    def make(**keys):
+        config = config_lib.load(f"{TINY}:{digits_npz}")
+        config.unlock()
+        for key, value in keys.items():
+            config_lib.set_key(config, key.replace("__", "."), value)
+        return config_lib.validate(config)
+
+    return make
