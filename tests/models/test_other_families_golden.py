@@ -56,3 +56,26 @@ def test_mixer_outputs(case):
     )
     params = models.stack_blocks(golden_trees.mixer(flat))
     assert_logits(model, params, stored | {"flat": flat}, io)
+
+
+def test_text_transformer_outputs():
+    stored, flat, io = golden_trees.load("vision_transformer", "lit_texttransformer", ".")
+    config = stored["config"]["text"]
+    model = models.build(
+        "text",
+        num_classes=stored["config"]["out_dim"][1],
+        width=config["width"],
+        depth=config["num_layers"],
+        num_heads=config["num_heads"],
+        mlp_dim=config["mlp_dim"],
+        vocab_size=config["vocab_size"],
+        scan=False,
+    )
+    backbone = golden_trees.encoder(flat, "txt/Encoder_0") | {
+        "token_embed": flat["txt/Embed_0/embedding"],
+        "pos_embed": flat["txt/pos_embedding"],
+    }
+    params = {"backbone": backbone, "head": golden_trees.subtree(flat, "txt/head")}
+    logits = jax.jit(model.apply)({"params": params}, io["tokens"])
+    expected = io["out/txt/logits"]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max() + 1e-6)

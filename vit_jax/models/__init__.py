@@ -19,6 +19,7 @@ A new model is one new file here with a table `VARIANTS`.
 from vit_jax.models._cost import flops, param_count
 from vit_jax.models._heads import Classifier
 from vit_jax.models._registry import Variant, build, find, names, variants
+from vit_jax.models._resize import resize_grid, resize_patch_kernel
 from vit_jax.models._transformer import stack_blocks, unstack_blocks
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "flops",
     "names",
     "param_count",
+    "resize_grid",
+    "resize_patch_kernel",
     "stack_blocks",
     "unstack_blocks",
     "variants",

@@ -7,13 +7,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 from vit_jax.models._layers import pair
 
 
 def param_count(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) -> int:
     """Number of parameters of `model` initialised at `image_size` (side, or height and width)."""
-    leaves = jax.tree.leaves(_abstract_params(model, _images(image_size, channels)))
+    leaves = jax.tree.leaves(_abstract_params(model, _inputs(model, image_size, channels)))
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
@@ -24,23 +25,27 @@ def flops(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) 
     step costs about three times as much. XLA's own count is of no use: it takes the body of a loop
     once, and sees nothing of fused attention.
     """
-    images = _images(image_size, channels)
-    params = _abstract_params(model, images)
+    inputs = _inputs(model, image_size, channels)
+    params = _abstract_params(model, inputs)
 
-    def forward(params: Any, images: jax.Array) -> Any:
+    def forward(params: Any, inputs: Any) -> Any:
         # Asking for attention weights makes every implementation spell its products out.
-        return model.apply({"params": params}, images, mutable=["intermediates"])
+        return model.apply({"params": params}, inputs, mutable=["intermediates"])
 
-    return _count(jax.make_jaxpr(forward)(params, images).jaxpr)
+    return _count(jax.make_jaxpr(forward)(params, inputs).jaxpr)
 
 
-def _images(image_size: int | Sequence[int], channels: int) -> jax.ShapeDtypeStruct:
+def _inputs(model: nn.Module, image_size: int | Sequence[int], channels: int) -> Any:
+    """One image, or whatever else the backbone says it takes (text towers: tokens)."""
+    backbone = getattr(model, "backbone", model)
+    if hasattr(backbone, "example_input"):
+        return backbone.example_input(image_size, channels)
     return jax.ShapeDtypeStruct((1, *pair(image_size), channels), jnp.float32)
 
 
-def _abstract_params(model: nn.Module, images: jax.ShapeDtypeStruct) -> Any:
+def _abstract_params(model: nn.Module, inputs: Any) -> Any:
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    variables = jax.eval_shape(model.init, key, images)
+    variables = jax.eval_shape(model.init, key, inputs)
     return nn.meta.unbox(variables.get("params", {}))
 
 
@@ -54,7 +59,7 @@ def _count(jaxpr: Any) -> int:
             total += _conv_flops(eqn)
         else:
             times = eqn.params["length"] if name == "scan" else 1
-            total += times * sum(_count(inner) for inner in jax.core.jaxprs_in_params(eqn.params))
+            total += times * sum(_count(inner) for inner in jaxprs_in_params(eqn.params))
     return total
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError, nearest
+from vit_jax.models._resize import resize_patch_kernel
 from vit_jax.types import Array
 
 Initializer = Callable[..., Array]
@@ -180,13 +181,15 @@ def cut_patches(images: Array, patch: tuple[int, int]) -> Array:
 class PatchEmbed(nn.Module):
     """A convolution whose stride is its kernel, written as one matrix product of flattened patches.
 
-    The kernel keeps the convolution's layout, `[ph, pw, channels, width]`.
+    The kernel keeps the convolution's layout, `[ph, pw, channels, width]`. `kept_patch` is the size
+    of patch it is kept for, where that differs from the patches it meets.
     """
 
     patch: tuple[int, int]
     channels: int
     width: int
     dtype: DTypeLike
+    kept_patch: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, patches: Array) -> Array:
@@ -196,10 +199,11 @@ class PatchEmbed(nn.Module):
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(kernel_init, axes),
-            (*self.patch, self.channels, self.width),
+            (*(self.kept_patch or self.patch), self.channels, self.width),
             jnp.float32,
         )
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
         bias = self.param("bias", bias_init, (self.width,), jnp.float32)
+        kernel = resize_patch_kernel(kernel, self.patch)
         matrix = kernel.reshape(-1, self.width).astype(self.dtype)
         return patches.astype(self.dtype) @ matrix + lift(bias.astype(self.dtype), patches.ndim)

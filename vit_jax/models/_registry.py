@@ -23,12 +23,14 @@ class Variant:
     """A named model: the module and the fields that make it.
 
     module: a Linen class whose `__call__(images, *, train)` returns `Features`.
-    image_size: side, in pixels, at which it is listed.
+    input_size: side in pixels (for text, number of tokens) at which it is listed; None where the
+      fields do not make a whole model. num_classes: of the head it is listed with.
     """
 
     module: Callable[..., nn.Module]
     fields: Mapping[str, Any]
-    image_size: int = 224
+    input_size: int | None = 224
+    num_classes: int | None = 1000
 
 
 @functools.cache

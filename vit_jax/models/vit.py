@@ -169,7 +169,7 @@ class VisionTransformer(nn.Module):
         batch, rows, columns, _ = patches.shape
         x = self._project(patches.reshape(batch, rows * columns, -1), maps.shape[-1])
         coordinates = grid_coordinates(rows, columns)
-        x, class_position = self._add_positions(x, coordinates)
+        x, class_position = self._add_positions(x, coordinates, (rows, columns))
         dropping = train and self.patch_drop > 0.0
         if dropping:
             x, coordinates = self._drop_patches(x, coordinates)
@@ -204,13 +204,15 @@ class VisionTransformer(nn.Module):
         return embed(patches).astype(spec.residual_dtype)
 
     @nn.nowrap
-    def _add_positions(self, x: Array, coordinates: Array) -> tuple[Array, Array | None]:
+    def _add_positions(
+        self, x: Array, coordinates: Array, grid: Sequence[int]
+    ) -> tuple[Array, Array | None]:
         """Patches `[batch, tokens, width]` with absolute positions, and the class token's own."""
         if self.position == "sincos2d":
             return x + lift(sincos_2d(coordinates, self.width).astype(x.dtype), x.ndim), None
         if self.position != "learned":
             return x, None
-        num_patches = x.shape[1]
+        num_patches = grid[0] * grid[1]
         table = self._position_table(num_patches)
         x = x + table[:, -num_patches:].astype(x.dtype)
         return x, table[:, :1] if table.shape[1] > num_patches else None
@@ -260,18 +262,23 @@ class VisionTransformer(nn.Module):
         return self.param(name, init, (1, count, self.width), jnp.float32)
 
     @nn.nowrap
-    def _rope(self, coordinates: Array, grid: Array) -> Array | None:
-        """What the blocks' rotary embeddings read, with tokens in front left unturned."""
+    def _turns(self, coordinates: Array, grid: Array) -> Array | None:
+        """What the rotary embeddings of the patches read: angles, or for rope_mixed coordinates."""
         if not self.position.startswith("rope"):
             return None
-        turns = coordinates
-        if self.position != "rope_mixed":
-            kind = "dinov3" if self.position == "rope_dinov3" else "axial"
-            head_dim = self.width // self.num_heads
-            turns = rope_angles(kind, coordinates, grid, head_dim)
-        tokens_axis = coordinates.ndim - 2
+        if self.position == "rope_mixed":
+            return coordinates
+        kind = "dinov3" if self.position == "rope_dinov3" else "axial"
+        return rope_angles(kind, coordinates, grid, self.width // self.num_heads)
+
+    @nn.nowrap
+    def _rope(self, coordinates: Array, grid: Array) -> Array | None:
+        """`_turns` of all tokens; those in front of the patches are not turned."""
+        turns = self._turns(coordinates, grid)
+        if turns is None:
+            return None
         widths = [(0, 0)] * turns.ndim
-        widths[tokens_axis] = (self._num_prefix_tokens(), 0)
+        widths[coordinates.ndim - 2] = (self._num_prefix_tokens(), 0)
         return jnp.pad(turns, widths)
 
     @nn.nowrap
@@ -322,4 +329,4 @@ VARIANTS: dict[str, Variant] = {
     f"vit_{name}{patch}": Variant(VisionTransformer, {**size, "patch_size": patch})
     for name, size in SIZES.items()
     for patch in PATCH_SIZES
-} | {"vit": Variant(VisionTransformer, {})}
+} | {"vit": Variant(VisionTransformer, {}, input_size=None)}

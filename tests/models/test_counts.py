@@ -1,0 +1,211 @@
+"""The size of every named model, to the unit."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from golden_trees import GOLDEN
+
+from vit_jax import models
+from vit_jax.models.listing import rows
+
+# 1000 classes, as google-research/vision_transformer publishes them.
+PUBLISHED = {
+    "mixer_b16": 59_880_472,
+    "mixer_b32": 60_293_428,
+    "mixer_l16": 208_196_168,
+    "r26_b32": 101_383_976,
+    "r26_s32": 36_431_912,
+    "r50_b16": 98_659_112,
+    "r50_l32": 328_994_856,
+    "r_ti16": 6_337_704,
+}
+
+# google-research/vision_transformer's own table.
+PUBLISHED_VIT = {
+    "vit_ti16": 5_717_416,
+    "vit_s16": 22_050_664,
+    "vit_s32": 22_878_952,
+    "vit_b8": 86_576_872,
+    "vit_b16": 86_567_656,
+    "vit_b32": 88_224_232,
+    "vit_l16": 304_326_632,
+    "vit_l32": 306_535_400,
+    "vit_h14": 632_045_800,
+}
+PUBLISHED_MEAN = {
+    "vit_s16": 22_049_896,
+    "vit_s32": 22_878_184,
+    "vit_b16": 86_566_120,
+    "vit_b32": 88_222_696,
+}
+
+ROWS = json.loads((GOLDEN / "big_vision" / "vit_variants.json").read_text())["rows"]
+PLAIN_ROWS = {
+    row["variant"].replace("-", ""): row
+    for row in ROWS
+    if (row["pool_type"], row["posemb"], row["rep_size"]) == ("gap", "learn", False)
+}
+
+
+BIT_STAGES = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
+
+
+def bit_count(stages, factor):
+    """Convolutions without bias, two numbers a channel of every norm."""
+    channels = 64 * factor
+    total = 7 * 7 * 3 * channels
+    for i, units in enumerate(stages):
+        width = 64 * factor * 2**i
+        total += channels * 4 * width  # projection
+        for _ in range(units):
+            convolutions = channels * width + 9 * width * width + width * 4 * width
+            total += convolutions + 2 * (channels + width + width)
+            channels = 4 * width
+    return total + 2 * channels + 1000 * (channels + 1)
+
+
+MIXER_SIZES = {"s": (512, 8), "b": (768, 12), "l": (1024, 24), "h": (1280, 32)}
+
+
+def mixer_count(size, patch):
+    width, depth = MIXER_SIZES[size]
+    tokens, tokens_mlp = (224 // patch) ** 2, width // 2
+    token_mixing = 2 * tokens * tokens_mlp + tokens + tokens_mlp
+    channel_mixing = 8 * width * width + 5 * width
+    blocks = depth * (token_mixing + channel_mixing + 4 * width)
+    return 3 * patch**2 * width + width + blocks + 2 * width + 1000 * (width + 1)
+
+
+def expected_count(name):
+    """As published; else by arithmetic, for ViTs from big_vision's count at patch 16."""
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    family, _, rest = name.partition("_")
+    return BY_ARITHMETIC[family](rest)
+
+
+def bit_by_name(rest):
+    depth, _, factor = rest.removeprefix("r").partition("x")
+    return bit_count(BIT_STAGES[depth], int(factor))
+
+
+def vit_by_name(rest):
+    size = "so400m" if rest.startswith("so400m") else rest.rstrip("0123456789")
+    patch, row = int(rest[len(size) :]), size_row(size)
+    return vit_count(row, patch, 224 // patch) + 2 * row["width"]
+
+
+def flexivit_by_name(rest):
+    row = size_row(rest)
+    return vit_count(row, patch=32, grid=7) + row["width"]
+
+
+def navit_by_name(rest):
+    row = size_row(rest.removesuffix("16"))
+    return vit_count(row, patch=16, grid=16) + map_head_count(row["width"], row["mlp_dim"])
+
+
+BY_ARITHMETIC = {
+    "bit": bit_by_name,
+    "mixer": lambda rest: mixer_count(rest[0], int(rest[1:])),
+    "vit": vit_by_name,
+    "flexivit": flexivit_by_name,
+    "navit": navit_by_name,
+    "text": lambda rest: text_count(size_row(rest)),
+}
+
+
+def size_row(size):
+    exact = PLAIN_ROWS.get(size)
+    return exact or next(row for name, row in PLAIN_ROWS.items() if name.lower() == size)
+
+
+def vit_count(row, patch, grid):
+    """Without a class token."""
+    kernel = 3 * row["width"] * (patch**2 - 16**2)
+    positions = row["width"] * (grid**2 - 14**2)
+    return row["num_params"] + kernel + positions
+
+
+def map_head_count(width, mlp_dim):
+    """Probe, attention, norm and MLP."""
+    attention, mlp = 4 * (width * width + width), 2 * width * mlp_dim + mlp_dim + width
+    return width + attention + 2 * width + mlp
+
+
+def text_count(row):
+    """64 tokens, no head: patches and their positions make way for the vocabulary and its own."""
+    width = row["width"]
+    image_side = 3 * width * 16**2 + width + 14**2 * width + 1000 * (width + 1)
+    return row["num_params"] - image_side + 32_000 * width + 64 * width
+
+
+NAMED = [name for name in models.names() if models.variants()[name].input_size]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_parameter_count(name):
+    variant = models.variants()[name]
+    model = models.build(name, num_classes=variant.num_classes)
+    assert models.param_count(model, variant.input_size) == expected_count(name)
+
+
+def test_arithmetic_meets_the_published_mixers():
+    assert mixer_count("b", 16) == PUBLISHED["mixer_b16"]
+    assert mixer_count("l", 16) == PUBLISHED["mixer_l16"]
+
+
+def test_counts_published_for_vits():
+    assert {name: expected_count(name) for name in PUBLISHED_VIT} == PUBLISHED_VIT
+    for name, count in PUBLISHED_MEAN.items():
+        model = models.build(name, num_classes=1000, pooling="mean")
+        assert models.param_count(model, 224) == count
+
+
+def test_flops_of_a_vit_are_its_matrix_products():
+    width, depth, mlp, tokens = 192, 12, 768, 197
+    block = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * mlp
+    multiply_adds = depth * block + 196 * 16**2 * 3 * width + width * 1000
+    for scan in (True, False):
+        model = models.build("vit_ti16", num_classes=1000, scan=scan)
+        assert models.flops(model, 224) == 2 * multiply_adds
+
+
+def test_flops_of_a_convolution():
+    model = models.build("bit_r50x1", stages=(1,))
+    root = 112**2 * 7**2 * 3 * 64
+    unit = 56**2 * (64 * 64 + 9 * 64 * 64 + 2 * 64 * 256)
+    assert models.flops(model, 224) == 2 * (root + unit)
+
+
+def test_listing_has_the_counts_and_costs():
+    (row,) = rows(["vit_b16"])
+    assert row[:2] == ("vit_b16", PUBLISHED_VIT["vit_b16"])
+    np.testing.assert_allclose(row.gflops, 35.1, atol=0.1)
+    assert row.input_size == 224
+    assert list(rows(["vit"])) == []
+
+
+def test_a_new_model_is_one_new_file(tmp_path, monkeypatch):
+    (tmp_path / "blur.py").write_text(
+        "import flax.linen as nn\n"
+        "from vit_jax.models import Variant\n"
+        "from vit_jax.types import Features\n"
+        "class Blur(nn.Module):\n"
+        "    size: int = 2\n"
+        "    def __call__(self, images, *, train=False):\n"
+        "        return Features(grid=images, pooled=images.mean((1, 2)))\n"
+        "VARIANTS = {'blur_4': Variant(Blur, {'size': 4})}\n"
+    )
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    models.variants.cache_clear()
+    try:
+        assert models.build("Blur/4").size == 4
+        shape = jax.eval_shape(
+            models.build("blur4", num_classes=7).init, jax.random.key(0), np.ones((1, 8, 8, 3))
+        )["params"]["head"]["kernel"].value.shape
+        assert shape == (3, 7)
+    finally:
+        models.variants.cache_clear()

@@ -1,0 +1,125 @@
+"""Text transformer: the text tower of image-text models (Zhai et al. 2022, LiT; 2023, SigLIP).
+
+    token_embed                  [vocab_size, width]
+    pos_embed                    [1, tokens, width]
+    blocks/, norm/, map_head/    as in `vit.py`
+
+There is no mask: every token, padding included, is seen by all, as these models were trained.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from vit_jax.errors import UserError
+from vit_jax.models._heads import MapHead
+from vit_jax.models._layers import check_choice, make_norm
+from vit_jax.models._registry import Variant
+from vit_jax.models._transformer import BlockSpec, StackSpec, run_blocks
+from vit_jax.models.vit import SIZES
+from vit_jax.types import Array, Features
+
+POOLINGS = ("last", "first", "mean", "map")
+
+
+class TextTransformer(nn.Module):
+    """A text backbone: token ids to one vector a text.
+
+    Attributes:
+      vocab_size: number of token ids.
+      pooling: "last" or "first" token, "mean" of all, or "map" (a learned probe).
+      width, depth, num_heads, mlp_dim, drop_path, dropout, scan, remat, attention, dtype,
+        residual_dtype: as in `VisionTransformer`.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int | None = None
+    vocab_size: int = 32_000
+    pooling: str = "last"
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    scan: bool = True
+    remat: str = "none"
+    attention: str = "auto"
+    dtype: DTypeLike = "float32"
+    residual_dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("pooling", self.pooling, POOLINGS)
+        self.block_spec()
+        self.stack_spec()
+        super().__post_init__()
+
+    @nn.nowrap
+    def block_spec(self) -> BlockSpec:
+        """What the encoder's blocks are made of."""
+        return BlockSpec.create(
+            width=self.width,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            dropout=self.dropout,
+            attention=self.attention,
+            dtype=jnp.dtype(self.dtype),
+            residual_dtype=jnp.dtype(self.residual_dtype or self.dtype),
+        )
+
+    @nn.nowrap
+    def stack_spec(self) -> StackSpec:
+        """How the encoder's blocks are stacked."""
+        return StackSpec(self.depth, self.drop_path, self.scan, self.remat)
+
+    @nn.nowrap
+    def example_input(self, length: int, channels: int) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one text of `length` tokens, which have no channels."""
+        del channels
+        return jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    @nn.compact
+    def __call__(self, tokens: Array, *, train: bool = False) -> Features:
+        """tokens: int32 `[batch, length]`, ids below `vocab_size`. The features have no grid."""
+        spec = self.block_spec()
+        x = self._embed(tokens).astype(spec.residual_dtype)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = run_blocks(x, spec, self.stack_spec(), train=train)
+        x = make_norm(spec.norm, name="norm", dtype=spec.dtype)(x)
+        return Features(grid=None, pooled=self._pool(x, train))
+
+    @nn.nowrap
+    def _embed(self, tokens: Array) -> Array:
+        """Token and position embeddings, float32 `[batch, length, width]`."""
+        init = nn.with_logical_partitioning(
+            nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0),
+            ("vocab", "embed"),
+        )
+        table = self.param("token_embed", init, (self.vocab_size, self.width), jnp.float32)
+        length = tokens.shape[1]
+        if self.has_variable("params", "pos_embed"):
+            held = nn.meta.unbox(self.get_variable("params", "pos_embed")).shape[1]
+            if held != length:
+                raise UserError(
+                    f"the position table holds {held} tokens but these texts have {length}; "
+                    f"pad or cut them to {held}"
+                )
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(stddev=self.width**-0.5), (None, "tokens", "embed")
+        )
+        positions = self.param("pos_embed", init, (1, length, self.width), jnp.float32)
+        return jnp.take(table, tokens, axis=0) + positions
+
+    @nn.nowrap
+    def _pool(self, x: Array, train: bool) -> Array:
+        if self.pooling == "map":
+            return MapHead(self.block_spec(), train, name="map_head")(x)[:, 0]
+        if self.pooling == "mean":
+            return jnp.mean(x, axis=1, dtype=jnp.float32)
+        return x[:, -1] if self.pooling == "last" else x[:, 0]
+
+
+# The sizes of the ViTs; listed at 64 tokens, SigLIP's length.
+VARIANTS = {"text": Variant(TextTransformer, {}, input_size=None)} | {
+    f"text_{size}": Variant(TextTransformer, SIZES[size], input_size=64, num_classes=None)
+    for size in ("ti", "s", "m", "b", "l", "so400m", "h", "g")
+}
