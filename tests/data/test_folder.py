@@ -85,6 +85,31 @@ def test_classes_are_numbered_over_all_splits(imagenet):
     assert len(open_folder(imagenet, "val")) == 2
 
 
+def test_a_set_of_the_size_and_oddities_of_imagenet(tmp_path):
+    """A thousand classes; among the JPEGs a CMYK one, a PNG with the wrong name, a broken one."""
+    for number in range(1000):
+        folder = tmp_path / "train" / f"n{number:08}"
+        folder.mkdir(parents=True)
+        size = (20 + number % 37, 16 + number % 23)
+        Image.new("RGB", size, (number % 256, 128, 0)).save(folder / f"{number}_0.JPEG")
+    Image.new("CMYK", (30, 20), (0, 0, 0, 255)).save(tmp_path / "train/n00000003/3_0.JPEG")
+    Image.new("RGB", (30, 20), (5, 5, 5)).save(tmp_path / "train/n00000005/5_0.JPEG", "PNG")
+    (tmp_path / "train/n00000007/7_0.JPEG").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    source = open_folder(tmp_path)
+    assert source.num_classes == len(source) == 1000
+    pp = "decode_jpeg_and_inception_crop(8)|flip_lr"
+    options = {"batch_size": 250, "rows": np.arange(250), "seed": 0, "pp": pp}
+    with train_batches(source, **options, on_bad_image="skip") as batches:
+        epoch = [next(batches) for _ in range(4)]
+        assert len(batches.bad_images) == 1
+        assert "n00000007/7_0.JPEG: " in batches.bad_images[0]
+    labels = np.concatenate([batch["label"] for batch in epoch])
+    assert len(set(labels)) == 999
+    images = np.concatenate([batch["image"] for batch in epoch])
+    assert images[labels == 3].max() < 10
+    np.testing.assert_array_equal(images[labels == 5], 5)
+
+
 def test_hidden_files_are_passed_over(flat):
     (flat / "cat" / ".DS_Store").write_text("x")
     (flat / "cat" / "Thumbs.db").write_text("x")

@@ -189,7 +189,7 @@ def test_bad_image_in_evaluation_is_an_error(images):
 
 def test_preprocessing_that_fits_no_image_is_said_to_be_at_fault(images):
     batches = train(Files(images), pp="decode|central_crop(500)", on_bad_image="skip")
-    with batches, pytest.raises(UserError, match="fails on every image of a batch, such as"):
+    with batches, pytest.raises(UserError, match="images in a row cannot be used, the last is"):
         take(batches, 1)
     with pytest.raises(UserError, match="fails on every image"):
         element_spec(Files(images), "decode|central_crop(500)")

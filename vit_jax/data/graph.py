@@ -28,10 +28,10 @@ def output_spec(source: Source, pp: str) -> dict[str, ArraySpec]:
     """What preprocessing makes of a source's records, found out with the first that works."""
     example = _example_function(sample_record(source), pp)
     for index in range(min(_MAX_SAMPLES, len(source))):
-        record = {key: tf.constant(x[0]) for key, x in source.fetch(np.array([index])).items()}
         try:
+            record = {key: tf.constant(x[0]) for key, x in source.fetch(np.array([index])).items()}
             outputs = example(record | {_SEED: tf.zeros([2], tf.int32)})
-        except tf.errors.OpError as error:
+        except (OSError, tf.errors.OpError) as error:
             failure = f"{source.describe(index)}: {_reason(error)}"
             continue
         return {
@@ -108,13 +108,14 @@ class PreprocessedStream:
         options = tf.data.Options()
         options.deterministic = True
         options.threading.private_threadpool_size = self._workers.num_threads
+        options.threading.max_intra_op_parallelism = 1  # One example a thread is enough.
         preprocess = tf.autograph.experimental.do_not_convert(self._example)
         return (
             tf.data.Dataset.from_generator(self._raw_batches, output_signature=signature)
             .unbatch()
             .map(preprocess, num_parallel_calls=self._workers.num_threads)
             .batch(self._feed.num_rows, drop_remainder=True)
-            .prefetch(self._workers.prefetch)
+            .prefetch(max(1, self._workers.prefetch))
             .with_options(options)
         )
 
@@ -172,12 +173,6 @@ class PreprocessedStream:
                 f"the images that preprocessing {self._pp!r} makes do not form a batch; end it "
                 f"with a resize or crop to a fixed size ({_reason(error)})"
             )
-        if len(reasons) == len(raw.seeds) > 1:
-            first = self._reader.source.describe(int(raw.indices[0]))
-            raise UserError(
-                f"preprocessing {self._pp!r} fails on every image of a batch, such as {first}: "
-                f"{reasons[0]}"
-            )
         for row, reason in reasons.items():
             self._reader.report_bad(int(raw.indices[row]), int(raw.positions[row]), reason)
 
@@ -219,7 +214,8 @@ def _graph_dtype(x: np.ndarray) -> tf.DType:
     return tf.string if x.dtype.kind in "OSU" else tf.as_dtype(x.dtype)
 
 
-def _reason(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the names of nodes around it."""
-    text = re.sub(r"{{.*?}}|\[\[.*?\]\]|\[Op:.*?\].*", "", error.message, flags=re.DOTALL)
+def _reason(error: Exception) -> str:
+    """An error's message, without the names of nodes that TensorFlow puts around it."""
+    message = getattr(error, "message", str(error))
+    text = re.sub(r"{{.*?}}|\[\[.*?\]\]|\[Op:.*?\].*", "", message, flags=re.DOTALL)
     return " ".join(text.split())
