@@ -34,19 +34,54 @@ def test_epoch_covers_every_example_once(seed, epoch, num_examples):
     assert np.array_equal(np.sort(order), np.arange(num_examples))
 
 
-@given(st.integers(1, 500), st.integers(1, 20), st.integers(1, 9))
-def test_block_shuffle_covers_every_example_once(num_examples, block_size, window):
-    blocks = sampling.BlockShuffle(block_size, window)
-    order = sampling.epoch_permutation(5, 2, num_examples, blocks)
-    assert np.array_equal(np.sort(order), np.arange(num_examples))
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 9), st.integers(1, 8))
+def test_block_order_covers_every_example_at_most_once(lengths, window, groups):
+    blocks = sampling.BlockShuffle(tuple(lengths), window, groups)
+    order = sampling.block_permutation(5, 2, blocks)
+    assert order.shape == (groups, sum(lengths) // groups)
+    assert len(np.unique(order)) == order.size
+    assert order.size == 0 or (order.min() >= 0 and order.max() < sum(lengths))
 
 
-def test_block_shuffle_reads_one_window_at_a_time():
-    blocks = sampling.BlockShuffle(block_size=16, window=4)
-    order = sampling.epoch_permutation(0, 0, 16 * 40, blocks)
-    for first in range(0, len(order), 64):
-        assert len(np.unique(order[first : first + 64] // 16)) == 4
-    assert not np.array_equal(order, sampling.epoch_permutation(0, 1, 16 * 40, blocks))
+def test_block_order_reads_a_window_at_a_time():
+    blocks = sampling.BlockShuffle((16,) * 48, window=2, groups=4)
+    order = sampling.block_permutation(0, 0, blocks)
+    assert sorted(order.ravel()) == list(range(16 * 48))
+    parts = [set(records // 16) for records in order]
+    assert sum(map(len, parts)) == 48  # No block is read for two groups.
+    # In any stretch of a window's length, a part touches three windows' blocks at most.
+    for records in order:
+        for first in range(len(records) - 32):
+            assert len(set(records[first : first + 32] // 16)) <= 6
+    assert not np.array_equal(order, sampling.block_permutation(0, 1, blocks))
+    neighbours = np.diff(order) == 1
+    assert neighbours.mean() < 0.1
+
+
+def test_rows_of_a_batch_keep_to_their_groups():
+    blocks = sampling.BlockShuffle((16,) * 48, window=2, groups=4)
+    order = sampling.block_permutation(7, 0, blocks)
+    seen = []
+    for step in range(48):
+        positions = sampling.train_positions(step, 16)
+        indices, epochs = sampling.example_in_blocks(positions, 16, 7, blocks)
+        assert (epochs == 0).all()
+        for group, four in enumerate(indices.reshape(4, 4)):
+            assert set(four) <= set(order[group])
+        some = np.array([3, 9, 14])
+        part, _ = sampling.example_in_blocks(positions[some], 16, 7, blocks)
+        assert np.array_equal(part, indices[some])
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(16 * 48))
+    _, epochs = sampling.example_in_blocks(sampling.train_positions(48, 16), 16, 7, blocks)
+    assert (epochs == 1).all()
+
+
+def test_groups_adapt_to_batches_that_they_do_not_divide():
+    blocks = sampling.BlockShuffle((5, 3), window=1, groups=8)
+    indices, epochs = sampling.example_in_blocks(np.arange(24), 12, 0, blocks)
+    assert np.bincount(indices).tolist() == [3] * 8
+    assert epochs.max() == 2
 
 
 @given(st.integers(0, 10**6), st.integers(1, 64), st.integers(1, 200), st.integers(0, 2**31))

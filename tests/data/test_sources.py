@@ -108,6 +108,13 @@ def test_code_from_elsewhere(monkeypatch):
     assert (source.name, source.colour) == ("n", "red")
 
 
+def test_code_from_elsewhere_that_is_no_source(monkeypatch):
+    monkeypatch.setattr("vit_jax.data.sources.Mine", Mine, raising=False)
+    monkeypatch.delattr(Mine, "describe")
+    with pytest.raises(UserError, match="Mine' lacks describe"):
+        open_source({"source": "vit_jax.data.sources:Mine", "name": "n"})
+
+
 @pytest.mark.parametrize(
     ("split", "expected"),
     [

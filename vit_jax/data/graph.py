@@ -20,6 +20,8 @@ from vit_jax.errors import UserError
 from vit_jax.types import ArraySpec
 
 _MAX_SAMPLES = 20
+# Batches fetched ahead, still encoded, where a batch may have to wait for a whole file.
+_BLOCK_READ_AHEAD = 16
 _SEED = "augment_seed"
 """Field that carries the key of an example through the graph."""
 
@@ -134,8 +136,12 @@ class PreprocessedStream:
         if self._run:
             self._run.end()
         steps = iter(range(step, self._feed.steps.stop))
-        name = self._reader.source.fingerprint
-        self._run = _Run(step, OrderedPrefetcher(self._feed.load, steps, self._workers, name))
+        source = self._reader.source
+        workers = self._workers
+        if getattr(source, "blocks", None):
+            workers = workers._replace(prefetch=max(workers.prefetch, _BLOCK_READ_AHEAD))
+        raw_batches = OrderedPrefetcher(self._feed.load, steps, workers, source.fingerprint)
+        self._run = _Run(step, raw_batches)
         self._run.outputs = iter(self._dataset)
 
     def _batch(self, step: int) -> dict[str, np.ndarray]:

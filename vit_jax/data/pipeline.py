@@ -73,7 +73,6 @@ def train_batches(
     start_step: int = 0,
     pp: str = "",
     repeats: int = 1,
-    blocks: sampling.BlockShuffle | None = None,
     on_bad_image: str = "fail",
     num_threads: int = 0,
     prefetch: int = 2,
@@ -90,7 +89,6 @@ def train_batches(
         pp: preprocessing, such as `"decode_jpeg_and_inception_crop(224)|flip_lr"`. Empty: records
             are used as they are, without TensorFlow.
         repeats: how often an example appears in its batch (repeated augmentation).
-        blocks: shuffle by blocks, for object stores; None permutes single records.
         on_bad_image: `fail`, or `skip` to put another image in the place of a bad one.
         num_threads: threads that read, and as many that decode; 0 for one a core.
         prefetch: batches made ahead; 0 makes each when it is asked for.
@@ -108,11 +106,16 @@ def train_batches(
         )
     workers = Workers(num_threads or default_threads(), prefetch, timeout_s)
     reader = RecordReader(source, seed=seed, skip_bad=on_bad_image == "skip")
+    blocks = getattr(source, "blocks", None)
 
     def load(step: int) -> RawBatch:
         positions = sampling.train_positions(step, batch_size)[rows]
         drawn_at = sampling.repeated_positions(positions, batch_size, repeats)
-        indices, _ = sampling.example_at(drawn_at, len(source), seed, blocks)
+        if blocks is None:
+            indices, _ = sampling.example_at(drawn_at, len(source), seed)
+        else:
+            distinct = batch_size // repeats
+            indices, _ = sampling.example_in_blocks(drawn_at, distinct, seed, blocks)
         records, indices = reader.read(indices, positions)
         seeds = sampling.augment_seeds(seed, positions)
         return RawBatch(records, indices, positions, seeds, mask=None)

@@ -7,6 +7,7 @@ and restarts.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,43 +16,65 @@ _UINT64 = (1 << 64) - 1
 
 
 class BlockShuffle(NamedTuple):
-    """Shuffling for stores where one read costs much more than one record (`gs://`, `s3://`).
+    """An order for stores where one read costs much more than one record (`gs://`, `s3://`).
 
-    Blocks of `block_size` consecutive records are permuted, then records are shuffled within each
-    `window` blocks. A reader that keeps one window in memory fetches every block once an epoch.
+    Records lie in consecutive blocks (files, say) that are read whole. An epoch permutes the blocks
+    and cuts the result into `groups` equal parts, one for each group of consecutive rows of the
+    global batch, so that the processes, which hold different rows, read different blocks. Within
+    its part a record moves inside a window of blocks: a reader that keeps a window of each part in
+    memory fetches every block about once an epoch.
     """
 
-    block_size: int = 256
-    window: int = 64
+    lengths: tuple[int, ...]
+    """Records in each block."""
+    window: int = 2
+    """Blocks within which the records of a part are shuffled."""
+    groups: int = 8
+
+    @property
+    def num_examples(self) -> int:
+        return sum(self.lengths)
 
 
-def epoch_permutation(
-    seed: int, epoch: int, num_examples: int, blocks: BlockShuffle | None = None
-) -> np.ndarray:
+def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The order of one epoch: int64 `[num_examples]`, each example once.
 
     Philox is counter-based, so that epochs are independent streams of one key; permuting the
     1,281,167 examples of ImageNet takes tens of milliseconds.
     """
-    random = np.random.Generator(np.random.Philox(key=[seed & _UINT64, epoch]))
-    if blocks is None:
-        return random.permutation(num_examples)
-    num_blocks = -(-num_examples // blocks.block_size)
-    starts = random.permutation(num_blocks) * blocks.block_size
-    within = np.arange(blocks.block_size)
-    windows = []
-    for first in range(0, num_blocks, blocks.window):
-        records = (starts[first : first + blocks.window, None] + within).ravel()
-        windows.append(random.permutation(records[records < num_examples]))
-    return np.concatenate(windows)
+    return _epoch_random(seed, epoch).permutation(num_examples)
+
+
+def block_permutation(seed: int, epoch: int, blocks: BlockShuffle) -> np.ndarray:
+    """The order of one epoch under `blocks`: int64 `[groups, num_examples // groups]`.
+
+    What does not divide by the number of groups is left out, other examples each epoch.
+    """
+    random = _epoch_random(seed, epoch)
+    starts = np.cumsum([0, *blocks.lengths])
+    drawn = random.permutation(len(blocks.lengths)).tolist()
+    order = np.concatenate([np.arange(starts[block], starts[block + 1]) for block in drawn])
+    part = len(order) // blocks.groups
+    order = order[: part * blocks.groups].reshape(blocks.groups, part)
+    width = blocks.window * max(blocks.lengths)
+    for group, records in enumerate(order):
+        # The windows of the groups end at different times, and so spread the reads.
+        for first in range(-(group * width // blocks.groups), part, width):
+            random.shuffle(records[max(first, 0) : first + width])
+    return order
+
+
+def _epoch_random(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed & _UINT64, epoch]))
 
 
 # The current epoch and the next: a batch may straddle both.
 @functools.lru_cache(maxsize=2)
-def _cached_permutation(
-    seed: int, epoch: int, num_examples: int, blocks: BlockShuffle | None
-) -> np.ndarray:
-    order = epoch_permutation(seed, epoch, num_examples, blocks)
+def _cached_order(seed: int, epoch: int, num_examples: int | BlockShuffle) -> np.ndarray:
+    if isinstance(num_examples, BlockShuffle):
+        order = block_permutation(seed, epoch, num_examples)
+    else:
+        order = epoch_permutation(seed, epoch, num_examples)
     order.setflags(write=False)
     return order
 
@@ -62,14 +85,32 @@ def train_positions(step: int, batch_size: int) -> np.ndarray:
 
 
 def example_at(
-    positions: np.ndarray, num_examples: int, seed: int, blocks: BlockShuffle | None = None
+    positions: np.ndarray, num_examples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The examples at `positions` and the epochs they belong to, both int64 `[k]`."""
     epochs, offsets = np.divmod(np.asarray(positions, np.int64), num_examples)
     indices = np.empty_like(offsets)
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch
-        indices[here] = _cached_permutation(seed, epoch, num_examples, blocks)[offsets[here]]
+        indices[here] = _cached_order(seed, epoch, num_examples)[offsets[here]]
+    return indices, epochs
+
+
+def example_in_blocks(
+    positions: np.ndarray, batch_size: int, seed: int, blocks: BlockShuffle
+) -> tuple[np.ndarray, np.ndarray]:
+    """`example_at` in the order of `blocks`, for a stream of batches of `batch_size` rows."""
+    # Every group needs as many rows, and examples to fill them with.
+    groups = math.gcd(blocks.groups, batch_size)
+    blocks = blocks._replace(groups=groups if groups <= blocks.num_examples else 1)
+    rows = batch_size // blocks.groups
+    steps, row = np.divmod(np.asarray(positions, np.int64), batch_size)
+    group, row = np.divmod(row, rows)
+    epochs, offsets = np.divmod(steps * rows + row, blocks.num_examples // blocks.groups)
+    indices = np.empty_like(offsets)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        indices[here] = _cached_order(seed, epoch, blocks)[group[here], offsets[here]]
     return indices, epochs
 
 

@@ -1,18 +1,23 @@
-"""Random access to TFDS datasets that were prepared as TFRecord, on a local disk.
+"""Random access to TFDS datasets that were prepared as TFRecord.
 
 A TFRecord file is a chain of (length, checksum, data, checksum), made to be read from the front.
-Walking the lengths once gives the place of every record; a file is walked when it is first touched,
-which reads one page a record, and the places are kept: eight bytes an example.
+Walking the lengths once gives the place of every record. On a local disk a file is walked when it
+is first touched, which reads one page a record, and the places are kept: eight bytes an example.
+From an object store files are fetched whole and the last few are kept in memory; `blocks` then says
+in which order they are best read.
 """
 
+import collections
 import mmap
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
+from vit_jax.data.sampling import BlockShuffle
 from vit_jax.errors import UserError
 
 _LENGTH = struct.Struct("<Q")
@@ -23,69 +28,133 @@ _AFTER = 4  # Checksum of the data.
 class TfrecordReader:
     """The examples of a TFDS split, by number, in the order in which they were written."""
 
-    def __init__(self, shards: Sequence[Any], parse: Callable[[bytes], dict]):
+    def __init__(
+        self,
+        shards: Sequence[Any],
+        parse: Callable[[bytes], dict],
+        *,
+        remote: bool,
+    ):
         """Opens nothing yet.
 
         Args:
             shards: TFDS's file instructions of the split: `filename`, `skip`, `take` and
                 `examples_in_shard`.
             parse: from the bytes of a record to its features.
+            remote: fetch files whole.
         """
-        for shard in shards:
-            if "://" in str(shard.filename):
-                raise UserError(
-                    f"{shard.filename}: TFRecord files are read at random on local disks only; "
-                    "copy the dataset there, or prepare it as array_record"
-                )
         self._shards = shards
         self._parse = parse
+        # Number of the first example after each shard.
         self._ends = np.cumsum([shard.take for shard in shards])
-        self._places: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
+        self.blocks = BlockShuffle(tuple(shard.take for shard in shards)) if remote else None
+        self._files = _RemoteFiles(shards, self.blocks) if remote else _LocalFiles(shards)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
-        return [self._parse(self._read(index)) for index in indices]
-
-    def _read(self, index: int) -> bytes:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        shard = self._shards[number]
-        within = index - (self._ends[number] - shard.take) + shard.skip
-        begin, end = self._shard_places(number)[within]
-        with open(shard.filename, "rb") as file:
-            file.seek(int(begin))
-            return file.read(int(end - begin))
-
-    def _shard_places(self, number: int) -> np.ndarray:
-        with self._lock:
-            places = self._places.get(number)
-        if places is None:
+        numbers = np.searchsorted(self._ends, indices, side="right").tolist()
+        files = self._files.open(set(numbers))
+        examples = []
+        for number, index in zip(numbers, indices, strict=True):
             shard = self._shards[number]
-            places = record_places(shard.filename)
-            if len(places) != shard.examples_in_shard:
-                raise UserError(
-                    f"{shard.filename} has {len(places)} records instead of the "
-                    f"{shard.examples_in_shard} that were prepared: fetch or prepare it again"
-                )
-            with self._lock:
-                self._places[number] = places
-        return places
+            within = index - (self._ends[number] - shard.take) + shard.skip
+            examples.append(self._parse(files[number](within)))
+        return examples
 
 
-def record_places(path: str) -> np.ndarray:
-    """Where the data of each record begins and ends: int64 `[n, 2]`."""
+class _LocalFiles:
+    """Reads single records; keeps only where they are."""
+
+    def __init__(self, shards: Sequence[Any]):
+        self._shards = shards
+        self._places: dict[int, np.ndarray] = {}
+
+    def open(self, numbers: Iterable[int]) -> dict[int, Callable[[int], bytes]]:
+        """For each shard a function from the record's number in it to its bytes."""
+        return {number: self._opened(number) for number in numbers}
+
+    def _opened(self, number: int) -> Callable[[int], bytes]:
+        path = self._shards[number].filename
+        places = self._places.get(number)
+        if places is None:  # Two threads may both walk a file; they find the same.
+            with (
+                open(path, "rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
+                places = self._places[number] = record_places(data, self._shards[number])
+
+        def read(record: int) -> bytes:
+            begin, end = places[record].tolist()
+            with open(path, "rb") as file:
+                file.seek(begin)
+                return file.read(end - begin)
+
+        return read
+
+
+class _RemoteFiles:
+    """Fetches whole files, several at once; keeps as many as the order of `blocks` needs."""
+
+    def __init__(self, shards: Sequence[Any], blocks: BlockShuffle):
+        self._shards = shards
+        self._capacity = blocks.groups * (blocks.window + 2)
+        self._lock = threading.Lock()
+        self._kept: collections.OrderedDict[int, Future] = collections.OrderedDict()
+
+    def open(self, numbers: Iterable[int]) -> dict[int, Callable[[int], bytes]]:
+        """As `_LocalFiles.open`; waits for all of them to be there."""
+        with self._lock:
+            futures = {number: self._wanted(number) for number in numbers}
+            while len(self._kept) > max(self._capacity, len(futures)):
+                self._kept.popitem(last=False)
+        return {number: future.result() for number, future in futures.items()}
+
+    def _wanted(self, number: int) -> Future:
+        future = self._kept.get(number)
+        if future is None or (future.done() and future.exception()):  # Failed before: try again.
+            future = self._kept[number] = Future()
+            # A daemon, so that a transfer that hangs does not keep a finished process alive.
+            threading.Thread(target=self._fetch, args=(number, future), daemon=True).start()
+        self._kept.move_to_end(number)
+        return future
+
+    def _fetch(self, number: int, future: Future) -> None:
+        from vit_jax.data.host_tensorflow import tf
+
+        shard = self._shards[number]
+        try:
+            with tf.io.gfile.GFile(shard.filename, "rb") as file:
+                data = file.read()
+            places = record_places(data, shard)
+        except tf.errors.OpError as error:
+            # No bad image, which could be passed over: the store or the network is at fault.
+            future.set_exception(UserError(f"cannot read {shard.filename}: {error.message}"))
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            future.set_result(lambda record: data[slice(*places[record])])
+
+
+def record_places(data: bytes | mmap.mmap, shard: Any) -> np.ndarray:
+    """Where the data of each record of a file begins and ends: int64 `[n, 2]`.
+
+    Raises:
+        UserError: the file is not whole.
+    """
     places = []
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = 0
-        while at + _BEFORE <= len(data):
-            begin = at + _BEFORE
-            end = begin + _LENGTH.unpack_from(data, at)[0]
-            at = end + _AFTER
-            if at > len(data):
-                break
-            places.append((begin, end))
-        if at != len(data):
-            raise UserError(f"{path} is cut off or damaged after {len(places)} records")
+    at = 0
+    while at + _BEFORE <= len(data):
+        begin = at + _BEFORE
+        end = begin + _LENGTH.unpack_from(data, at)[0]
+        at = end + _AFTER
+        if at > len(data):
+            break
+        places.append((begin, end))
+    if at != len(data) or len(places) != shard.examples_in_shard:
+        raise UserError(
+            f"{shard.filename} is damaged: {len(places)} of {shard.examples_in_shard} records are "
+            "whole; fetch or prepare it again"
+        )
     return np.array(places, np.int64).reshape(-1, 2)

@@ -21,9 +21,16 @@ Records = dict[str, np.ndarray]
 _OPTIONAL_KEYS = ("name", "dir", "split", "num_examples", "num_classes", "image_size")
 
 
+_ATTRIBUTES = ("num_classes", "class_names", "fingerprint", "__len__", "fetch", "describe")
+
+
 @runtime_checkable
 class Source(Protocol):
-    """Random access to `len(source)` records, numbered from 0 in an order that never changes."""
+    """Random access to `len(source)` records, numbered from 0 in an order that never changes.
+
+    A source that is only fast when it is read in long runs may also have an attribute `blocks`
+    (`sampling.BlockShuffle`): the training order then visits its records block by block.
+    """
 
     num_classes: int
     class_names: tuple[str, ...] | None
@@ -79,6 +86,9 @@ def open_source(spec: Mapping[str, Any]) -> Source:
         if parameter.default is parameter.empty and key not in arguments:
             raise UserError(f"source {source!r} needs the key {key!r}")
     opened = source_class(**arguments)
+    missing = [name for name in _ATTRIBUTES if not hasattr(opened, name)]
+    if missing:
+        raise UserError(f"source {source!r} lacks {', '.join(missing)}; see vit_jax.data.Source")
     if len(opened) == 0:
         raise UserError(f"{opened.fingerprint} has no examples")
     return opened

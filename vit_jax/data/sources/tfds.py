@@ -31,6 +31,7 @@ class Source:
         self._name = f"{builder.info.full_name} {split}"
         self._features = _stackable(builder.info.features)
         self._reader = _open_split(builder, split, self._features)
+        self.blocks = getattr(self._reader, "blocks", None)
         label = dict(builder.info.features.items()).get("label")
         self.num_classes = getattr(label, "num_classes", 0) or 0
         names = getattr(label, "names", None)
@@ -79,7 +80,8 @@ def _open_split(builder, split: str, features: dict[str, type]):
         if builder.info.file_format is not tfds.core.file_adapters.FileFormat.TFRECORD:
             return builder.as_data_source(split=split, decoders=decoders)
         parse = functools.partial(builder.info.features.deserialize_example_np, decoders=decoders)
-        return TfrecordReader(builder.info.splits[split].file_instructions, parse)
+        shards = builder.info.splits[split].file_instructions
+        return TfrecordReader(shards, parse, remote="://" in str(builder.data_path))
     except NotImplementedError as error:
         raise UserError(
             f"dataset {builder.info.full_name!r} is stored as {builder.info.file_format.value}, "
