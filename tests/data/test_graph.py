@@ -117,6 +117,13 @@ def test_augmentation_differs_between_epochs_and_seeds(images):
     assert not np.array_equal(other["image"].reshape(BATCH_SIZE, -1), crops[:BATCH_SIZE])
 
 
+def test_repeats_are_augmented_differently(images):
+    for batch in take(train(Files(images), repeats=2), 3):
+        one, other = np.split(batch["image"], 2)
+        np.testing.assert_array_equal(*np.split(batch["label"], 2))
+        assert all(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_element_spec_is_what_batches_hold(images):
     source = Files(images)
     for pp in (PP, EVAL_PP, "decode|resize(12)|value_range(-1,1)|onehot(23, key='label')"):

@@ -131,6 +131,25 @@ def test_inception_crop_covers_the_areas_and_ratios_it_should():
     assert 1.2 < max(ratios) < 1.37
 
 
+def test_random_draws_are_pinned():
+    # A change here changes the images of every training run ever recorded.
+    from vit_jax.data.host_tensorflow import tf
+    from vit_jax.data.ops.geometry import crop_window
+
+    windows = [
+        crop_window(tf.constant([375, 500, 3]), tf.constant(seed), (5, 100), (0.75, 1.33))
+        for seed in [(1, 2), (3, 4), (-5, 6)]
+    ]
+    assert np.stack(windows).tolist() == [
+        [56, 117, 289, 358],
+        [2, 126, 371, 331],
+        [18, 153, 279, 339],
+    ]
+    image = np.array([[[0], [1]]], np.uint8)
+    flips = [int(x[0, 0, 0]) for x in draw("flip_lr", image, 16)]
+    assert flips == [0, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1]
+
+
 def test_random_crop_pads_and_keeps_the_size():
     image = np.full((8, 8, 3), 255, np.uint8)
     crops = np.stack(draw("random_crop(8, padding=2)", image, 20))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from vit_jax.errors import UserError
 
 _COMPLAIN_EVERY_S = 30.0
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 0.2
 
 logger = logging.getLogger(__name__)
 
