@@ -1,0 +1,75 @@
+"""From a file of any known format to the parameters of a model."""
+
+import os
+from collections.abc import Sequence
+
+import flax.linen as nn
+from etils import epath
+
+from vit_jax.checkpoints import files, npz
+from vit_jax.checkpoints.merging import Merge, Options
+from vit_jax.checkpoints.report import MergeReport
+from vit_jax.checkpoints.target import Target, is_text
+from vit_jax.checkpoints.weights import Weights, backbone_of, to_params
+from vit_jax.errors import UserError
+from vit_jax.types import Params
+
+
+def load(
+    path: epath.PathLike,
+    model: nn.Module,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    **options: object,
+) -> Params:
+    """Parameters for `model.apply({"params": params}, images)` from a checkpoint of any format.
+
+    Args:
+      path: a file or directory, local or behind an address that fsspec knows. The format is
+        recognised by content: `.npz` of vision_transformer or big_vision, state dicts of timm and
+        Hugging Face transformers (`.safetensors`; `.bin` and `.pth` where torch is installed),
+        directories of Hugging Face, and our own workdirs and checkpoints.
+      model: from `vit_jax.models.build`.
+      image_size: side of the images in pixels, or (height, width), to which positions are resized;
+        None keeps the checkpoint's positions.
+      channels: of the images; None: as the checkpoint.
+      head: "auto" keeps the classifier where it fits and starts it at zero where it does not;
+        "keep" insists on keeping it; "zero" starts it anew.
+      interpolation: of positions, see `surgery.resize_positions`.
+      source_grid: (rows, columns) of the checkpoint's positions, where they make no square.
+      initialise, ignore: regular expressions of whole names: parameters to start anew, and arrays
+        of the file to leave out.
+      seed: of what is initialised at random.
+
+    Returns:
+      Nested dictionaries of float32 NumPy arrays.
+
+    Raises:
+      UserError: the file cannot be read, or something in it, or missing from it, stays unexplained.
+    """
+    return load_with_report(path, model, image_size=image_size, channels=channels, **options)[0]
+
+
+def load_with_report(
+    path: epath.PathLike,
+    model: nn.Module,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    **options: object,
+) -> tuple[Params, MergeReport]:
+    """`load`, with an account of what was loaded, resized, initialised and ignored."""
+    checked = Options(**options)
+    weights = read_weights(path, text=is_text(backbone_of(model)))
+    target = Target.create(model, weights, image_size, channels)
+    arrays, report = Merge(weights, target, checked, os.fspath(path)).run()
+    return to_params(arrays, model, stacked=target.stacked), report
+
+
+def read_weights(path: epath.PathLike, *, text: bool = False) -> Weights:
+    """A checkpoint's arrays under our names. `text`: of an image-text model, the text tower."""
+    arrays = files.read_arrays(path)
+    if npz.matches(arrays):
+        return npz.read(arrays, text=text)
+    raise UserError(f"{path}: arrays such as {min(arrays)!r} are of no format known here")

@@ -1,0 +1,150 @@
+"""Names of the arrays in `.npz` files of vision_transformer and big_vision.
+
+Their layouts are ours: convolutions `[h, w, in, out]`, dense `[in, out]`, attention
+`[width, heads, head_dim]`. Inside a block vision_transformer's published files number modules in
+order of use (LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3); Flax Linen and
+big_vision number them by type. Both are read; each is written where it is expected.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from vit_jax.checkpoints.weights import Renames, Weights, map_blocks
+
+PREFIXES = ("opt/target/", "params/img/", "params/", "img/")
+
+BY_USE = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
+BY_TYPE = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
+
+VT_POSITIONS = "Transformer/posembed_input/pos_embedding"
+BV_POSITIONS = "pos_embedding"
+
+
+def _mlp(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+    for number in (0, 1):
+        yield f"{theirs}/Dense_{number}", f"{ours}/dense{number + 1}"
+
+
+def _block(theirs: str, ours: str, modules: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    norm1, attention, norm2, mlp = modules
+    yield f"{theirs}/{norm1}", f"{ours}/norm1"
+    yield f"{theirs}/{attention}", f"{ours}/attn"
+    yield f"{theirs}/{norm2}", f"{ours}/norm2"
+    yield from _mlp(f"{theirs}/{mlp}", f"{ours}/mlp")
+
+
+def _stem() -> Iterator[tuple[str, str]]:
+    yield "conv_root", "backbone/stem/root/conv"
+    yield "gn_root", "backbone/stem/root/norm"
+    unit, ours = "block{k}/unit{j}", "backbone/stem/stage{k}/unit{j}"
+    yield f"{unit}/conv_proj", f"{ours}/conv_proj"
+    yield f"{unit}/gn_proj", f"{ours}/norm_proj"
+    for number in (1, 2, 3):
+        yield f"{unit}/conv{number}", f"{ours}/conv{number}"
+        yield f"{unit}/gn{number}", f"{ours}/norm{number}"
+
+
+def _vit(positions: str, *blocks: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    yield "embedding", "backbone/patch_embed"
+    yield "cls", "backbone/cls"
+    yield positions, "backbone/pos_embed"
+    for modules in blocks:
+        yield from _block("Transformer/encoderblock_{i}", "backbone/blocks_{i}", modules)
+    yield "Transformer/encoder_norm", "backbone/norm"
+    norm, attention, mlp = "LayerNorm_0", "MultiHeadDotProductAttention_0", "MlpBlock_0"
+    yield "MAPHead_0/probe", "backbone/map_head/probe"
+    yield f"MAPHead_0/{attention}", "backbone/map_head/attn"
+    yield f"MAPHead_0/{norm}", "backbone/map_head/norm"
+    yield from _mlp(f"MAPHead_0/{mlp}", "backbone/map_head/mlp")
+    yield "pre_logits", "head/pre_logits"
+    yield "head", "head"
+
+
+def _mixer() -> Iterator[tuple[str, str]]:
+    yield "stem", "backbone/patch_embed"
+    block, ours = "MixerBlock_{i}", "backbone/blocks_{i}"
+    yield f"{block}/LayerNorm_0", f"{ours}/norm1"
+    yield f"{block}/LayerNorm_1", f"{ours}/norm2"
+    for kind in ("token_mixing", "channel_mixing"):
+        yield from _mlp(f"{block}/{kind}", f"{ours}/{kind}")
+    yield "pre_head_layer_norm", "backbone/norm"
+    yield "head", "head"
+
+
+def _text() -> Iterator[tuple[str, str]]:
+    yield "Embed_0/embedding", "backbone/token_embed"
+    yield "pos_embedding", "backbone/pos_embed"
+    yield from _block("Encoder_0/encoderblock_{i}", "backbone/blocks_{i}", BY_TYPE)
+    yield "Encoder_0/encoder_norm", "backbone/norm"
+    yield "head", "head"
+
+
+VISION_TRANSFORMER = Renames([*_vit(VT_POSITIONS, BY_USE, BY_TYPE), *_stem()])
+BIG_VISION = Renames([*_vit(BV_POSITIONS, BY_TYPE, BY_USE), *_stem()])
+MIXER = Renames(_mixer())
+TEXT = Renames(_text())
+
+
+def matches(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether these names are of a JAX codebase's file."""
+    return any("/" in name for name in arrays)
+
+
+def read(arrays: Mapping[str, np.ndarray], *, text: bool = False) -> Weights:
+    """Arrays under our names.
+
+    text: take the text tower of an image-text model instead of the image tower.
+    """
+    mine, ignored = _tower(arrays, text)
+    mine = map_blocks(mine, "Transformer/encoderblock", lambda i: f"Transformer/encoderblock_{i}")
+    table, class_row, naming = _recognise(mine, text)
+    found: dict[str, np.ndarray] = {}
+    unknown = []
+    for name, array in mine.items():
+        ours = table.to_ours(name)
+        if ours is None:
+            unknown.append(name)
+        else:
+            found[ours] = _squeezed_norm(ours, array)
+    return Weights(found, naming, class_row, tuple(ignored), tuple(unknown))
+
+
+def _tower(arrays: Mapping[str, np.ndarray], text: bool) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of one model, without the prefix they share, and what was left aside."""
+    prefixes = ("params/txt/", "txt/") if text else PREFIXES
+    prefix = next((p for p in prefixes if any(n.startswith(p) for n in arrays)), "")
+    mine = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
+    others = [name for name in arrays if not name.startswith(prefix)]
+    reason = "outside the model's own arrays (another tower, optimizer state or counters)"
+    return mine, [f"{name}: {reason}" for name in others]
+
+
+def _recognise(arrays: Mapping[str, np.ndarray], text: bool) -> tuple[Renames, bool | None, str]:
+    """The table of names, whether the position table has a class token's row, and a description."""
+    if text:
+        return TEXT, False, "npz of a LiT text tower"
+    if any(name.startswith("MixerBlock_") for name in arrays):
+        return MIXER, None, "npz of a Mixer (vision_transformer naming)"
+    if BV_POSITIONS in arrays or any(name.startswith("MAPHead_0/") for name in arrays):
+        return BIG_VISION, None, "npz in big_vision naming"
+    by_use = any(re.search(r"/MlpBlock_3/", name) for name in arrays)
+    return VISION_TRANSFORMER, True, f"npz in {'published' if by_use else 'Linen'} naming"
+
+
+def _squeezed_norm(name: str, array: np.ndarray) -> np.ndarray:
+    """The oldest hybrids keep group norms as `[1, 1, 1, channels]`."""
+    is_norm = name.startswith("backbone/stem/") and name.endswith(("/scale", "/bias"))
+    return array.reshape(-1) if is_norm and array.shape[:-1] == (1, 1, 1) else array
+
+
+def write(arrays: Mapping[str, np.ndarray], naming: Renames, prefix: str = "") -> dict:
+    """The inverse of `read`: arrays under their names."""
+    out = {}
+    for name, array in arrays.items():
+        theirs = naming.to_theirs(name)
+        if theirs is None:
+            raise KeyError(name)
+        out[prefix + theirs] = array
+    return out

@@ -1,0 +1,140 @@
+"""Making a checkpoint's arrays fit another image size, pooling, patch size or channel count.
+
+Pure functions on NumPy arrays. A table of positions is `[1, tokens, width]`, row by row.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit_jax import models
+from vit_jax.errors import UserError, nearest
+
+Grid = tuple[int, int]
+
+INTERPOLATIONS = ("corners", "bilinear", "bicubic")
+
+
+def square_side(count: int) -> int | None:
+    """The side of a square of `count` cells, by exact integer arithmetic; None if there is none."""
+    side = math.isqrt(count)
+    return side if side * side == count and count else None
+
+
+def split_class_row(
+    table: np.ndarray,
+    *,
+    has_class_token: bool,
+    row_stored: bool | None = None,
+    num_patches: int | None = None,
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """The class token's row `[1, 1, width]` (or None) and the patches' rows of a table.
+
+    Args:
+      has_class_token: the checkpoint has a class token beside the table.
+      row_stored: whether that token has a row, where the format says so. Otherwise a square number
+        of tokens has none (196 is 14 * 14, never 195 and a class token), one more than a square
+        has one, and other numbers are compared with `num_patches`, that of the target.
+
+    Raises:
+      UserError: nothing tells.
+    """
+    tokens = table.shape[1]
+    if has_class_token and row_stored is None:
+        if square_side(tokens):
+            row_stored = False
+        elif square_side(tokens - 1):
+            row_stored = True
+        elif num_patches in (tokens, tokens - 1):
+            row_stored = num_patches == tokens - 1
+        else:
+            raise UserError(
+                f"a position table of {tokens} tokens fits no square grid, with or without a class "
+                "token; write source_grid=(rows, columns)"
+            )
+    if not has_class_token:
+        # A class token may have been added to its position and kept in the table's first row.
+        row_stored = square_side(tokens) is None and square_side(tokens - 1) is not None
+        row_stored = row_stored and num_patches != tokens
+    return (table[:, :1], table[:, 1:]) if row_stored else (None, table)
+
+
+def infer_grid(num_patches: int, target: Grid | None) -> Grid:
+    """(rows, columns) of a checkpoint's patches: those of the target, or a square.
+
+    Raises:
+      UserError: both would do and differ, or neither does.
+    """
+    side = square_side(num_patches)
+    same_count = target is not None and target[0] * target[1] == num_patches
+    if same_count and (side is None or target == (side, side)):
+        return target
+    if side is not None and not same_count:
+        return (side, side)
+    found = f"either {side}x{side} or {target[0]}x{target[1]}" if same_count else "no square grid"
+    raise UserError(
+        f"the checkpoint's {num_patches} positions make {found}; write source_grid=(rows, columns)"
+    )
+
+
+def resize_positions(
+    patches: np.ndarray, old: Grid, new: Grid, interpolation: str = "corners"
+) -> np.ndarray:
+    """A table of patch positions `[1, rows * columns, width]` for another grid.
+
+    interpolation:
+      "corners": bilinear with the corners of the two grids on top of one another and no
+        antialiasing, as vision_transformer and big_vision do it.
+      "bilinear", "bicubic": half-pixel centres, antialiased, as FlexiViT and timm do it.
+    """
+    if interpolation not in INTERPOLATIONS:
+        hint = nearest(interpolation, INTERPOLATIONS)
+        raise UserError(f"interpolation={interpolation!r} is not known; {hint}")
+    if old == new:
+        return patches
+    rows, columns = (_matrix(o, n, interpolation) for o, n in zip(old, new, strict=True))
+    table = patches.reshape(*old, -1).astype(np.float64)
+    table = np.einsum("ip,jq,pqd->ijd", rows, columns, table, optimize=True)
+    return table.reshape(1, new[0] * new[1], -1).astype(patches.dtype)
+
+
+def _matrix(old: int, new: int, interpolation: str) -> np.ndarray:
+    """Interpolation weights `[new, old]`."""
+    if interpolation == "corners":
+        places = np.linspace(0.0, old - 1.0, new) if new > 1 else np.zeros(1)
+        return np.maximum(0.0, 1.0 - np.abs(np.arange(old)[None] - places[:, None]))
+    scale = old / new
+    places = (np.arange(new) + 0.5) * scale - 0.5
+    distance = np.abs(np.arange(old)[None] - places[:, None]) / max(scale, 1.0)
+    weights = _cubic(distance) if interpolation == "bicubic" else np.maximum(0.0, 1.0 - distance)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic kernel with a = -0.5, the one that antialiased resizes use."""
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def resize_patches(kernel: np.ndarray, patch: Sequence[int]) -> np.ndarray:
+    """A patch kernel `[ph, pw, channels, width]` for another patch size, by pseudo-inverse."""
+    return np.asarray(models.resize_patch_kernel(kernel, patch))
+
+
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A patch kernel `[ph, pw, channels, width]` for images of another number of channels.
+
+    Channels are repeated in turn, sharing the weight, or added up in turn: an image whose channels
+    are all equal embeds as before, and one channel gets the sum of all.
+    """
+    held = kernel.shape[2]
+    if held == channels:
+        return kernel
+    if channels > held:
+        source = np.arange(channels) % held
+        share = np.bincount(source).astype(kernel.dtype)[source]
+        return kernel[:, :, source] / share[None, None, :, None]
+    parts = [kernel[:, :, first::channels].sum(axis=2) for first in range(channels)]
+    return np.stack(parts, axis=2)

@@ -1,0 +1,150 @@
+"""What a model wants: the names and shapes of its parameters at an image size."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.checkpoints import surgery
+from vit_jax.checkpoints.weights import Weights, backbone_of, canonical
+from vit_jax.errors import UserError
+
+DEFAULT_SIDE = 224
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A model and the shapes of its parameters under the names of `Weights`.
+
+    grid: (rows, columns) of the positions; None where the model has no table of them, or where the
+      checkpoint decides.
+    inputs: shapes of what the model is initialised with.
+    """
+
+    model: nn.Module
+    inputs: Any
+    shapes: Mapping[str, tuple[int, ...]]
+    grid: surgery.Grid | None
+    stacked: bool
+
+    @classmethod
+    def create(
+        cls,
+        model: nn.Module,
+        weights: Weights,
+        image_size: int | Sequence[int] | None,
+        channels: int | None,
+    ) -> "Target":
+        """The model at `image_size`, or at the size that keeps the checkpoint's tokens."""
+        backbone = backbone_of(model)
+        inputs = _inputs(backbone, weights, image_size, channels)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        abstract = nn.meta.unbox(jax.eval_shape(model.init, key, inputs)["params"])
+        # Zero strides: shapes that can be indexed and cost nothing.
+        empty = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract)
+        shapes = {name: x.shape for name, x in canonical(empty, model).items()}
+        grid = _grid(backbone, inputs) if "backbone/pos_embed" in shapes else None
+        table = weights.arrays.get("backbone/pos_embed")
+        if grid and image_size is None and table is not None and _grows(backbone):
+            shapes, grid = _keep_table(shapes, grid, weights, table), None
+        stacked = any("blocks" in path for path in flax.traverse_util.flatten_dict(abstract))
+        return cls(model, inputs, shapes, grid, stacked)
+
+    @property
+    def num_patches(self) -> int | None:
+        """Rows of the position table that belong to patches."""
+        table = self.shapes.get("backbone/pos_embed")
+        return None if table is None else table[1] - int(self.class_row)
+
+    @property
+    def class_row(self) -> bool:
+        """Whether the position table has a row for the class token."""
+        return "backbone/cls" in self.shapes and getattr(
+            backbone_of(self.model), "class_token_position", False
+        )
+
+    def initialise(self, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
+        """The values that training from scratch would give these parameters."""
+        wanted = frozenset(names)
+
+        @jax.jit
+        def some(key: jax.Array) -> dict[str, jax.Array]:
+            inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.inputs)
+            params = nn.meta.unbox(self.model.init(key, inputs)["params"])
+            # What is not returned is not computed.
+            return {n: x for n, x in canonical(params, self.model).items() if n in wanted}
+
+        values = some(jax.random.key(seed)) if wanted else {}
+        return {name: np.asarray(x) for name, x in values.items()}
+
+
+def _inputs(
+    backbone: nn.Module,
+    weights: Weights,
+    image_size: int | Sequence[int] | None,
+    channels: int | None,
+) -> Any:
+    arrays = weights.arrays
+    if is_text(backbone):
+        length = image_size or arrays.get("backbone/pos_embed", np.empty((1, 1, 1))).shape[1]
+        return backbone.example_input(length, 0)
+    kernels = ("backbone/patch_embed/kernel", "backbone/stem/root/conv/kernel")
+    kernels = [k for k in (*reversed(kernels), "backbone/root/conv/kernel") if k in arrays]
+    held = arrays[kernels[0]].shape[2] if kernels and arrays[kernels[0]].ndim == 4 else 3
+    mixing = arrays.get("backbone/blocks_0/token_mixing/dense1/kernel")
+    if image_size is None and mixing is not None and hasattr(backbone, "tokens_mlp_dim"):
+        height, width = _pair(backbone.patch_size)
+        image_size = (height, width * mixing.shape[0])
+    size, channels = _pair(image_size or DEFAULT_SIDE), channels or held
+    if hasattr(backbone, "example_input"):
+        return backbone.example_input(size, channels)
+    return jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def _grows(backbone: nn.Module) -> bool:
+    """Whether the position table follows the image size."""
+    return not hasattr(backbone, "table_grid") and not is_text(backbone)
+
+
+def is_text(backbone: nn.Module) -> bool:
+    """Whether a backbone reads tokens instead of images."""
+    return hasattr(backbone, "vocab_size")
+
+
+def _grid(backbone: nn.Module, inputs: Any) -> surgery.Grid | None:
+    if not _grows(backbone):
+        side = getattr(backbone, "table_grid", None)
+        return None if side is None else (side, side)
+    init = functools.partial(backbone.init_with_output, jax.random.key(0))
+    features: Any = jax.eval_shape(init, inputs)[0]
+    return features.grid.shape[1:3]
+
+
+def _keep_table(
+    shapes: Mapping[str, tuple[int, ...]],
+    grid: surgery.Grid,
+    weights: Weights,
+    table: np.ndarray,
+) -> Mapping[str, tuple[int, ...]]:
+    """`shapes` with as many positions as the checkpoint's patches."""
+    if table.ndim != 3:
+        raise UserError(f"the position table has shape {table.shape}, not [1, tokens, width]")
+    _, patches = surgery.split_class_row(
+        table,
+        has_class_token="backbone/cls" in weights.arrays,
+        row_stored=weights.class_row,
+    )
+    _, tokens, width = shapes["backbone/pos_embed"]
+    class_rows = tokens - grid[0] * grid[1]
+    return {**shapes, "backbone/pos_embed": (1, patches.shape[1] + class_rows, width)}

@@ -1,0 +1,116 @@
+"""The form in which every checkpoint passes between a file and a model."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import numpy as np
+
+from vit_jax import models
+from vit_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Arrays under our names, whatever file they came from.
+
+    arrays: float32 by path. The backbone's paths start with `backbone/`, the head's with `head/`;
+      blocks are numbered (`backbone/blocks_3/norm1/scale`), never stacked. Attention kernels of
+      formats that do not tell the number of heads are matrices.
+    format: the naming, in words, for messages.
+    class_row: whether the position table has a row for the class token; None where unknown.
+    ignored: names in the file that no model needs, with the reason.
+    unknown: names in the file that have no meaning here.
+    notes: how the file's own model differs from ours in what arrays do not show.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    format: str
+    class_row: bool | None = None
+    ignored: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Renames:
+    """A table of names in two worlds, read in either direction; the first match wins.
+
+    Each pair is (theirs, ours), paths up to any component; `{i}` stands for a number. What follows
+    is carried over. Reading, several of theirs may lead to one of ours; writing takes the first.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]):
+        pairs = list(pairs)
+        self._to_ours = [(_pattern(theirs), ours) for theirs, ours in pairs]
+        self._to_theirs = [(_pattern(ours), theirs) for theirs, ours in pairs]
+
+    def to_ours(self, name: str) -> str | None:
+        """Our name for theirs, or None."""
+        return _rename(name, self._to_ours)
+
+    def to_theirs(self, name: str) -> str | None:
+        """Their name for ours, or None."""
+        return _rename(name, self._to_theirs)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    body = re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(template))
+    return re.compile(rf"{body}(?P<rest>/.*)?")
+
+
+def _rename(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, template in table:
+        match = pattern.fullmatch(name)
+        if match:
+            groups = match.groupdict()
+            return template.format(**groups) + (groups["rest"] or "")
+    return None
+
+
+def from_params(params: Params, model: nn.Module) -> dict[str, np.ndarray]:
+    """A model's parameters as `Weights.arrays`."""
+    host = jax.tree.map(lambda x: np.asarray(x, np.float32), nn.meta.unbox(params))
+    return canonical(host, model)
+
+
+def canonical(tree: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """A nested tree of arrays, flat, blocks numbered, the backbone below `backbone/`."""
+    if not has_head(model):
+        tree = {"backbone": tree}
+    return flax.traverse_util.flatten_dict(models.unstack_blocks(tree), sep="/")
+
+
+def to_params(arrays: Mapping[str, np.ndarray], model: nn.Module, *, stacked: bool) -> Params:
+    """The inverse of `from_params`; `stacked`: the model scans over its blocks."""
+    tree = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
+    if stacked:
+        tree = models.stack_blocks(tree)
+    return tree if has_head(model) else tree["backbone"]
+
+
+def has_head(model: nn.Module) -> bool:
+    """Whether `model` is a backbone, in its field `backbone`, with a head of some task on it."""
+    return hasattr(model, "backbone")
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The backbone below a head, or the model itself."""
+    return model.backbone if has_head(model) else model
+
+
+def map_blocks(
+    arrays: Mapping[str, np.ndarray], prefix: str, rename: Callable[[int], str]
+) -> dict[str, np.ndarray]:
+    """Splits arrays below `prefix`, stacked along their first axis, into one a block."""
+    out: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if not name.startswith(prefix + "/"):
+            out[name] = array
+            continue
+        rest = name.removeprefix(prefix)
+        out.update({rename(i) + rest: layer for i, layer in enumerate(array)})
+    return out
