@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import element_spec, eval_batches, train_batches
+from vit_jax.data import element_spec, eval_batches, open_source, train_batches
 from vit_jax.errors import UserError
 
 NUM_EXAMPLES = 23
@@ -268,3 +268,13 @@ def test_tensorflow_sees_no_accelerator():
     from vit_jax.data.host_tensorflow import tf
 
     assert {device.device_type for device in tf.config.get_visible_devices()} == {"CPU"}
+
+
+def test_fake_photographs_are_of_imagenets_size():
+    spec = {"source": "fake", "num_examples": 200, "encoded": True}
+    source, again = open_source(spec), open_source(spec)
+    files = source.fetch(np.arange(200))["image"]
+    assert files.tolist() == again.fetch(np.arange(200))["image"].tolist()
+    assert 90_000 < np.mean([len(file) for file in files]) < 130_000
+    assert {Image.open(io.BytesIO(file)).size for file in files} >= {(500, 375), (375, 500)}
+    assert element_spec(source, PP)["image"].shape == (16, 16, 3)
