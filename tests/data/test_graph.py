@@ -135,6 +135,23 @@ def test_element_spec_is_what_batches_hold(images):
             assert spec[key].dtype == x.dtype
 
 
+def test_the_published_imagenet_string_works_as_written(images):
+    pp = (
+        "decode_jpeg_and_inception_crop(224)|flip_lr|randaug(2,10)|value_range(-1, 1)"
+        '|onehot(1000, key="label", key_result="labels")|keep("image", "labels")'
+    )
+    source = Files(images)
+    spec = element_spec(source, pp)
+    assert {key: (s.shape, s.dtype) for key, s in spec.items()} == {
+        "image": ((224, 224, 3), np.float32),
+        "labels": ((1000,), np.float32),
+    }
+    (batch,) = take(train(source, np.arange(4), pp=pp), 1)
+    assert batch["image"].min() >= -1
+    assert 0.5 < batch["image"].max() <= 1
+    np.testing.assert_array_equal(batch["labels"].sum(1), 1)
+
+
 @pytest.mark.parametrize(("batch_size", "num_processes"), [(8, 1), (8, 2), (5, 1), (40, 4)])
 def test_evaluation_is_exact(images, batch_size, num_processes):
     source = Files(images)

@@ -127,18 +127,23 @@ def test_tfrecord_holds_the_same_records(data_dir, tfrecord_dir, split):
         np.testing.assert_array_equal(ours[key], expected[key])
 
 
-def test_cut_off_tfrecord_file_is_named(tfrecord_dir, tmp_path):
+def test_damaged_tfrecord_file_is_named(tfrecord_dir, tmp_path):
     import shutil
 
     folder = tmp_path / "copy"
     shutil.copytree(tfrecord_dir, folder)
     (path,) = folder.rglob("digits-test.tfrecord*")
-    path.write_bytes(path.read_bytes()[:-100])
-    source = open_digits(str(folder), "test")
-    with pytest.raises(UserError, match=r"digits-test\S+ is damaged: 359 of 360"):
-        source.fetch(np.array([0]))
-    with pytest.raises(UserError, match="damaged"):
+    whole = path.read_bytes()
+    for rest, message in [(whole[:-100], "359 of 360"), (whole[:5], "0 of 360"), (b"", "0 of 360")]:
+        path.write_bytes(rest)
+        source = open_digits(str(folder), "test")
+        with pytest.raises(UserError, match=rf"digits-test\S+ is damaged: {message}"):
+            source.fetch(np.array([0]))
+    with pytest.raises(UserError, match="is damaged"):
         element_spec(source, "decode(1)")
+    path.unlink()
+    with pytest.raises(UserError, match=r"cannot read \S+digits-test"):
+        open_digits(str(folder), "test").fetch(np.array([0]))
 
 
 def test_files_fetched_whole_give_the_same_batches_on_any_processes(tfrecord_dir, monkeypatch):

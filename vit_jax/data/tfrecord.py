@@ -9,11 +9,12 @@ in which order they are best read.
 
 import collections
 import mmap
+import os
 import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -76,14 +77,15 @@ class _LocalFiles:
         return {number: self._opened(number) for number in numbers}
 
     def _opened(self, number: int) -> Callable[[int], bytes]:
-        path = self._shards[number].filename
+        shard = self._shards[number]
+        path = shard.filename
         places = self._places.get(number)
         if places is None:  # Two threads may both walk a file; they find the same.
-            with (
-                open(path, "rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            ):
-                places = self._places[number] = record_places(data, self._shards[number])
+            try:
+                with open(path, "rb") as file:
+                    places = self._places[number] = record_places(_mapped(file), shard)
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}") from error
 
         def read(record: int) -> bytes:
             begin, end = places[record].tolist()
@@ -92,6 +94,13 @@ class _LocalFiles:
                 return file.read(end - begin)
 
         return read
+
+
+def _mapped(file: BinaryIO) -> bytes | mmap.mmap:
+    """The contents of a file as memory, of which only what is touched is read."""
+    if not os.fstat(file.fileno()).st_size:  # Cannot be mapped.
+        return b""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class _RemoteFiles:
