@@ -1,5 +1,16 @@
 import pathlib
 import sys
 
+import jax
+import pytest
+
 # The trees of the reference files are shared by several test modules of this folder.
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    """These tests compile much and compute little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

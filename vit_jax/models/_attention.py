@@ -5,11 +5,13 @@ by 1/sqrt(head_dim). Only the explicit one can return the weights or drop some o
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
@@ -169,8 +171,8 @@ def _splash(query: Array, key: Array, value: Array, segment_ids: SegmentIds | No
     kernel = _splash_on_one_shard
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        tokens = nn.logical_to_mesh_axes(("batch", None, "heads", None))
-        ids = nn.logical_to_mesh_axes(("batch", None))
+        tokens = _dividing(("batch", None, "heads", None), query.shape, mesh)
+        ids = _dividing(("batch", None), query_ids.shape, mesh)
         kernel = jax.shard_map(
             kernel,
             mesh=mesh,
@@ -179,6 +181,21 @@ def _splash(query: Array, key: Array, value: Array, segment_ids: SegmentIds | No
             check_vma=False,
         )
     return kernel(query, key, value, query_ids, key_ids)[:, :num_queries]
+
+
+def _dividing(
+    names: Sequence[str | None], shape: Sequence[int], mesh: jax.sharding.AbstractMesh
+) -> P:
+    """The mesh axes of logical names, without those that do not divide their dimension."""
+
+    def ways(axes: str | tuple[str, ...]) -> int:
+        return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+
+    spec = nn.logical_to_mesh_axes(names)
+    split = (
+        axes if axes and n % ways(axes) == 0 else None for axes, n in zip(spec, shape, strict=True)
+    )
+    return P(*split)
 
 
 def _pad_tokens(x: Array, value: int) -> Array:
@@ -207,16 +224,22 @@ def _splash_on_one_shard(
         block_q_dq=block_q,
         block_kv_dq=block_kv,
     )
-    kernel = splash.make_splash_mha(
-        mask,
-        block_sizes=sizes,
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=jax.default_backend() != "tpu",
-    )
+
+    def run(interpret: bool, query: Array, key: Array, value: Array, *ids: Array) -> Array:
+        kernel = splash.make_splash_mha(
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+        return jax.vmap(kernel)(query, key, value, segment_ids=splash.SegmentIds(*ids))
+
+    # By the platform compiled for, not the one at hand: a CPU may be compiling for a TPU.
     heads_first = partial(jnp.swapaxes, axis1=1, axis2=2)
-    ids = splash.SegmentIds(q=query_ids, kv=key_ids)
-    y = jax.vmap(kernel)(heads_first(query), heads_first(key), heads_first(value), segment_ids=ids)
+    y = jax.lax.platform_dependent(
+        *map(heads_first, (query, key, value)),
+        query_ids,
+        key_ids,
+        tpu=partial(run, False),
+        default=partial(run, True),
+    )
     return heads_first(y).astype(value.dtype)
 
 

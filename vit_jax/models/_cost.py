@@ -46,7 +46,14 @@ def _inputs(model: nn.Module, image_size: int | Sequence[int], channels: int) ->
 def _abstract_params(model: nn.Module, inputs: Any) -> Any:
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     variables = jax.eval_shape(model.init, key, inputs)
-    return nn.meta.unbox(variables.get("params", {}))
+
+    def is_box(x: Any) -> bool:
+        return isinstance(x, nn.LogicallyPartitioned)
+
+    # nn.meta.unbox would also constrain their sharding, which shapes alone do not bear.
+    return jax.tree.map(
+        lambda x: x.value if is_box(x) else x, variables.get("params", {}), is_leaf=is_box
+    )
 
 
 def _count(jaxpr: Any) -> int:

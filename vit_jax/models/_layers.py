@@ -157,6 +157,14 @@ def layer_scale(module: nn.Module, name: str, x: Array, init: float) -> Array:
     return x * lift(scale.astype(x.dtype), x.ndim)
 
 
+def stored_shape(module: nn.Module, name: str) -> tuple[int, ...] | None:
+    """Shape of a parameter that the caller of `apply` handed in; None while initialising."""
+    if not module.has_variable("params", name):
+        return None
+    value = module.get_variable("params", name)
+    return (value.value if isinstance(value, nn.LogicallyPartitioned) else value).shape
+
+
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """`16` or `(16, 16)` as (height, width)."""
     height, width = (size, size) if isinstance(size, int) else size

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 from vit_jax.models._heads import MapHead
-from vit_jax.models._layers import check_choice, make_norm
+from vit_jax.models._layers import check_choice, make_norm, stored_shape
 from vit_jax.models._registry import Variant
 from vit_jax.models._transformer import BlockSpec, StackSpec, run_blocks
 from vit_jax.models.vit import SIZES
@@ -96,13 +96,12 @@ class TextTransformer(nn.Module):
         )
         table = self.param("token_embed", init, (self.vocab_size, self.width), jnp.float32)
         length = tokens.shape[1]
-        if self.has_variable("params", "pos_embed"):
-            held = nn.meta.unbox(self.get_variable("params", "pos_embed")).shape[1]
-            if held != length:
-                raise UserError(
-                    f"the position table holds {held} tokens but these texts have {length}; "
-                    f"pad or cut them to {held}"
-                )
+        held = stored_shape(self, "pos_embed")
+        if held is not None and held[1] != length:
+            raise UserError(
+                f"the position table holds {held[1]} tokens but these texts have {length}; "
+                f"pad or cut them to {held[1]}"
+            )
         init = nn.with_logical_partitioning(
             nn.initializers.normal(stddev=self.width**-0.5), (None, "tokens", "embed")
         )

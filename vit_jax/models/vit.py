@@ -52,6 +52,7 @@ from vit_jax.models._layers import (
     lift,
     make_norm,
     pair,
+    stored_shape,
 )
 from vit_jax.models._positions import (
     POSITIONS,
@@ -221,13 +222,12 @@ class VisionTransformer(nn.Module):
     def _position_table(self, num_patches: int) -> Array:
         """The learned table; its shape is that of the images the model was initialised with."""
         rows = num_patches + int(self._has_class_token() and self.class_token_position)
-        if self.has_variable("params", "pos_embed"):
-            held = nn.meta.unbox(self.get_variable("params", "pos_embed")).shape[1]
-            if held != rows:
-                raise UserError(
-                    f"the position table holds {held} tokens but these images make {rows}; resize "
-                    "the table (vit_jax.checkpoints.load does) or feed images of the table's size"
-                )
+        held = stored_shape(self, "pos_embed")
+        if held is not None and held[1] != rows:
+            raise UserError(
+                f"the position table holds {held[1]} tokens but these images make {rows}; resize "
+                "the table (vit_jax.checkpoints.load does) or feed images of the table's size"
+            )
         init = nn.with_logical_partitioning(
             nn.initializers.normal(stddev=0.02), (None, "tokens", "embed")
         )
