@@ -7,7 +7,21 @@ restarts, or of how the rows of the batch are spread over a mesh. Importing this
 import TensorFlow; only sources that read TFDS and non-empty preprocessing strings do.
 """
 
-from vit_jax.data.pipeline import Batches, element_spec, eval_batches, train_batches
+from vit_jax.data.pipeline import (
+    Batches,
+    element_spec,
+    eval_batches,
+    num_eval_batches,
+    train_batches,
+)
 from vit_jax.data.sources import Source, open_source
 
-__all__ = ["Batches", "Source", "element_spec", "eval_batches", "open_source", "train_batches"]
+__all__ = [
+    "Batches",
+    "Source",
+    "element_spec",
+    "eval_batches",
+    "num_eval_batches",
+    "open_source",
+    "train_batches",
+]
