@@ -154,8 +154,8 @@ def test_stored_config_gains_new_keys_with_their_defaults():
     del stored["max_skipped_steps"]
     stored["model"]["depth"] = 3
     migrated = config_lib.migrate(stored, config_lib.VERSION)
-    assert migrated["max_skipped_steps"] == 0
-    assert migrated["model"]["depth"] == 3
+    assert migrated.max_skipped_steps == 0
+    assert migrated.model.depth == 3
 
 
 def test_every_key_is_documented():

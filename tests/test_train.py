@@ -254,7 +254,7 @@ def test_best_checkpoint_is_kept(tiny_config, tmp_path):
 def test_finished_run_is_not_trained_again(undisturbed, capsys):
     config, workdir = undisturbed
     before = (workdir / "metrics.jsonl").read_bytes()
-    results = train(config, str(workdir))
+    results = train(config, str(workdir)).results
     assert results["val/num_examples"] == 30
     assert json.loads(before.splitlines()[0]) == json.loads(
         (workdir / "metrics.jsonl").read_bytes().splitlines()[0]

@@ -7,7 +7,7 @@ from vit_jax.config import default_config, parse_arg
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, npz="", steps=12)
+    arg = parse_arg(arg, npz="", steps=12, pictures=False)
     config = default_config()
     config.total = arg.steps
     config.batch_size = 16
@@ -35,5 +35,6 @@ def get_config(arg=None):
     config.checkpoint.every = 3
     config.log.every = 1
     config.log.tensorboard = False
+    config.log.pictures = arg.pictures
     config.compilation_cache = ""
     return config

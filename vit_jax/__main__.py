@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return _run(argv) or 0
+        _run(argv)
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return errors.EXIT_USER_ERROR
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(argv: list[str]) -> int | None:
+def _run(argv: list[str]) -> None:
     argv, overrides = split_overrides(argv)
     parser, commands = _parsers()
     if argv and not argv[0].startswith("-") and argv[0] not in commands:
@@ -56,15 +57,15 @@ def _run(argv: list[str]) -> int | None:
     arguments, unknown = parser.parse_known_args(argv)
     if arguments.command is None:
         parser.print_help()
-        return 0
+        return
     if unknown:
         flags = commands[arguments.command]._option_string_actions
         flag = unknown[0].split("=")[0]
         raise UserError(f"{arguments.command}: unknown argument {flag!r}; {nearest(flag, flags)}")
-    if overrides and not getattr(arguments, "config", None):
-        raise UserError(f"--config.{next(iter(overrides))} is set, but --config=FILE is missing")
+    if overrides and arguments.command not in ("evaluate", "train", "data", "bench"):
+        raise UserError(f"{arguments.command} takes no --config.{next(iter(overrides))}")
     arguments.overrides = overrides
-    return arguments.run(arguments)
+    arguments.run(arguments)
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -121,17 +122,29 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     report = command("report", _report, "rebuild the report of a run")
     report.add_argument("--workdir", metavar="DIR", required=True, help="a run, finished or not")
 
-    data = command(
-        "data", _data, "draw what the model sees: a sheet of training images", _OVERRIDES
-    )
+    predict = command("predict", _predict, "the classes of image files, and where the model looked")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    predict.add_argument("--workdir", metavar="DIR", required=True, help="a run that was trained")
+    predict.add_argument("--top", type=int, default=5, help="classes shown; default: %(default)s")
+    predict.add_argument("--attention", metavar="OUT.png", help="draw where the model looked")
+
+    data = command("data", _data, "a contact sheet of the images that the model sees", _OVERRIDES)
     data.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
     data.add_argument("--out", metavar="FILE", default="data.png", help="default: %(default)s")
     data.add_argument("--images", type=int, default=64, help="how many; default: %(default)s")
     data.add_argument("--step", type=int, default=0, help="from the batch of this step on")
 
+    models = command("models", _models, "list models with parameters and GFLOPs")
+    models.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+
     prepare = command("prepare", _prepare, "prepare a dataset for training")
     prepare.add_argument("name", help="digits, or any TFDS name")
     prepare.add_argument("--data_dir", metavar="DIR", default="", help="default: TFDS's own")
+
+    bench = command("bench", _bench, "measure this machine; prints JSON", _OVERRIDES)
+    bench.add_argument("what", choices=("step", "input", "start"), help="what to measure")
+    bench.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
+    bench.add_argument("--json", metavar="FILE", help="also write the result there")
     return parser, commands
 
 
@@ -148,45 +161,122 @@ def _cluster(arguments: argparse.Namespace):
     return Cluster(arguments.coordinator, arguments.num_processes, arguments.process_id)
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _load_config(arguments: argparse.Namespace):
     from vit_jax import config as config_lib
 
+    return config_lib.load(arguments.config, arguments.overrides)
+
+
+def _set_up(config, arguments: argparse.Namespace) -> None:
+    from vit_jax import runtime
+
+    cluster = _cluster(arguments) if hasattr(arguments, "coordinator") else runtime.Cluster()
+    runtime.setup(config.compilation_cache, config.precision, cluster)
+
+
+def _train(arguments: argparse.Namespace) -> None:
     if arguments.keys:
+        from vit_jax import config as config_lib
+
         print(config_lib.describe())
-        return 0
+        return
     for flag in ("config", "workdir"):
         if not getattr(arguments, flag):
             raise UserError(f"train: --{flag} is missing (see python -m vit_jax train --help)")
-    config = config_lib.load(arguments.config, arguments.overrides)
-    from vit_jax import runtime
-    from vit_jax.train import train
+    config = _load_config(arguments)
+    from vit_jax import train
 
-    runtime.setup(config.compilation_cache, config.precision, _cluster(arguments))
-    results = train(config, arguments.workdir)
+    _set_up(config, arguments)
+    outcome = train.train(config, arguments.workdir)
+    import jax
+
+    if jax.process_index() == 0:
+        print(outcome.describe())
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    from vit_jax import evaluate
+    from vit_jax.workdir import Workdir
+
+    workdir = Workdir.existing(arguments.workdir)
+    _set_up(workdir.read_config(arguments.overrides), arguments)
+    results = evaluate.evaluate_workdir(workdir, arguments.overrides, arguments.step)
     for name, value in results.items():
         print(f"{name:32} {value:.6g}")
-    print(f"report: {arguments.workdir}/report.html")
-    return 0
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
-
-
-def _report(arguments: argparse.Namespace) -> int:
+def _report(arguments: argparse.Namespace) -> None:
     from vit_jax.report import write_report
     from vit_jax.workdir import Workdir
 
     print(write_report(Workdir.existing(arguments.workdir).path))
-    return 0
 
 
-def _data(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+def _predict(arguments: argparse.Namespace) -> None:
+    from vit_jax import predict
+
+    predictor = predict.Predictor.from_workdir(arguments.workdir)
+    images = predictor.read(arguments.images)
+    outputs = predictor.predict(images)
+    for path, probability in zip(arguments.images, outputs["probability"], strict=True):
+        print(path)
+        for name, value in predict.top_classes(
+            probability, predictor.info.class_names, arguments.top
+        ):
+            print(f"  {value:7.2%}  {name}")
+    if arguments.attention:
+        captions = predictor.task.captions(outputs)
+        predictor.draw_attention(images, captions, arguments.attention)
+        print(f"attention: {arguments.attention}")
 
 
-def _prepare(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+def _data(arguments: argparse.Namespace) -> None:
+    config = _load_config(arguments)
+    from vit_jax.data.contact_sheet import contact_sheet
+    from vit_jax.run import host_batches, open_source
+
+    source = open_source(config.data)
+    with host_batches(config, source, start_step=arguments.step) as batches:
+        contact_sheet(batches, source.class_names, arguments.out, num_images=arguments.images)
+    print(arguments.out)
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from vit_jax.models import listing
+
+    print(f"{'name':20} {'parameters':>15} {'GFLOPs':>10} {'input':>6}")
+    for row in listing.rows(arguments.names or None):
+        print(f"{row.name:20} {row.params:>15,} {row.gflops:>10.2f} {row.input_size:>6}")
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from vit_jax.data.prepare import prepare
+
+    print(prepare(arguments.name, arguments.data_dir))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    config = _load_config(arguments)
+    from vit_jax import bench
+
+    _set_up(config, arguments)
+    measured = {
+        "step": lambda: bench.bench_step(config),
+        "input": lambda: bench.bench_input(config),
+        "start": lambda: bench.bench_start(arguments.config, arguments.overrides),
+    }[arguments.what]()
+    result = json.dumps({**measured, "machine": bench.describe_machine()}, indent=2)
+    print(result)
+    if arguments.json:
+        Path(arguments.json).write_text(result + "\n")
 
 
 if __name__ == "__main__":

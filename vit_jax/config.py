@@ -13,6 +13,7 @@ the fields of the model or task that `name` selects, the arguments of the optimi
 
 import ast
 import difflib
+import functools
 import importlib.util
 import re
 import types
@@ -92,6 +93,17 @@ _OPTIM = {
     "freeze": Key([], WARNED, "[regex, ...]: parameters that keep their value"),
     # Clark et al. (2020, ELECTRA), Bao et al. (2022, BEiT): 0.65 to 0.75 for fine-tuning.
     "layer_decay": Key(1.0, WARNED, "each block's rate is this times the next one's; 1 = off"),
+    "blocks": Key(
+        r"(?:.*/)?blocks(?:_(\d+))?/.*",
+        WARNED,
+        "regex of parameters in the repeated blocks; its group is the block's number, and where"
+        " that is missing the blocks are stacked along the first axis",
+    ),
+    "stem": Key(
+        r"(?:.*/)?(?:(?:patch_embed|stem)/.*|token_embed|pos_embed|cls|registers)",
+        WARNED,
+        "regex of parameters before the first block, the lowest layer of layer_decay",
+    ),
 }
 
 
@@ -157,6 +169,9 @@ SCHEMA: dict[str, Any] = {
     "log": {
         "every": _duration("1 percent", FREE, "between rows of metrics"),
         "tensorboard": Key(True, FREE, "write TensorBoard events beside metrics.jsonl"),
+        "pictures": Key(
+            True, FREE, "draw predictions and attention at the end; gathers all parameters"
+        ),
     },
     "compilation_cache": Key(
         "~/.cache/vit_jax/xla", FREE, "folder of compiled programs; empty = no cache"
@@ -168,12 +183,15 @@ EVAL_SET_KEYS = ("split", "source", "name", "dir", "pp", "args")
 
 def default_config() -> ConfigDict:
     """A config with every key at its default, locked against unknown keys."""
-    config = ConfigDict(_defaults(SCHEMA), type_safe=False, convert_dict=True)
+    return _lock(ConfigDict(_defaults(SCHEMA), type_safe=False))
+
+
+def _lock(config: ConfigDict) -> ConfigDict:
+    """Locks all sections but the open ones."""
     config.lock()
     for path, key in _walk(SCHEMA):
         if key.kind == "open":
-            section = _get(config, path)
-            section.unlock()
+            functools.reduce(getattr, path, config).unlock()
     return config
 
 
@@ -186,9 +204,14 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     """
     path, _, arg = spec.partition(":") if not Path(spec).exists() else (spec, "", "")
     config = _call_get_config(_import_file(path), path, arg)
-    for dotted, text in (overrides or {}).items():
-        set_key(config, dotted, _parse_value(text))
+    apply_overrides(config, overrides or {})
     return validate(config)
+
+
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Sets keys, by dotted path, to the values that the texts of a command line stand for."""
+    for dotted, text in overrides.items():
+        set_key(config, dotted, _parse_value(text))
 
 
 def _import_file(path: str) -> types.ModuleType:
@@ -457,7 +480,7 @@ def _on_resume(dotted: str) -> str:
     return FIXED
 
 
-def migrate(stored: dict, version: int) -> dict:
+def migrate(stored: dict, version: int) -> ConfigDict:
     """A stored config of an older version, brought to today's schema.
 
     Keys that were added since then take their defaults.
@@ -472,14 +495,14 @@ def migrate(stored: dict, version: int) -> dict:
         )
     for step in range(version, VERSION):
         stored = MIGRATIONS[step](stored)
-    config = _defaults(SCHEMA)
+    values = _defaults(SCHEMA)
     for path, value in flatten(stored, SCHEMA):
         *parents, last = path.split(".")
-        section = config
+        section = values
         for name in parents:
             section = section.setdefault(name, {})
         section[last] = value
-    return validate(ConfigDict(config, type_safe=False)).to_dict()
+    return _lock(ConfigDict(values, type_safe=False))
 
 
 def flatten(
@@ -527,7 +550,6 @@ def _defaults(schema: Mapping) -> dict:
     }
 
 
-def _get(config: ConfigDict, path: tuple[str, ...]) -> Any:
-    for name in path:
-        config = config[name]
-    return config
+def section_defaults(name: str) -> dict[str, Any]:
+    """The keys of a top-level section at their defaults."""
+    return _defaults(SCHEMA[name])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,9 +11,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import data, sharding, step
+from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
+from vit_jax.run import Run, open_source
 from vit_jax.tasks import TaskProtocol
 from vit_jax.types import Batch, Params
+from vit_jax.workdir import Workdir
 
 CACHE_BYTES = 256 << 20
 """Splits smaller than this stay decoded in host memory between evaluations."""
@@ -47,7 +49,7 @@ class Evaluator:
         self.splits = [open_split(config, name) for name in config.eval.sets]
         self._task = task
         self._mesh = mesh
-        self._threads = input_threads(config)
+        self._threads = config.data.threads
         self._rows = sharding.local_rows(mesh, self.batch_size)
         self._eval_step = step.make_eval_step(task, abstract, mesh)
 
@@ -128,6 +130,30 @@ class Evaluator:
         return {name: array[real][:limit] for name, array in joined.items()}
 
 
+def evaluate_workdir(
+    workdir: Workdir, overrides: Mapping[str, str], at: int | None = None
+) -> dict[str, float]:
+    """Metrics of a run's checkpoint (the newest, or that of step `at`) on its evaluation splits.
+
+    overrides: config keys to change, such as `eval.batch_size` or `data.dir`.
+
+    Raises:
+      UserError: no such checkpoint, or it is damaged.
+    """
+    config = workdir.read_config(overrides)
+    run = Run.build(config)
+    evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
+    store = Store(workdir.checkpoints)
+    at = store.newest() if at is None else at
+    if at not in store.steps():
+        raise UserError(f"{store.directory} has no step {at}; it has {store.steps()}")
+    state = store.restore(at, run.abstract).tree
+    found = evaluator.run(run.optimizer.evaluation_params(state.params, state.opt_state))
+    if state.ema is not None:
+        found |= evaluator.run(state.ema, suffix="_ema")
+    return found
+
+
 def open_split(config: ConfigDict, name: str) -> Split:
     """The split that `config.eval.sets.NAME` describes; what it leaves out is `config.data`'s."""
     entry = dict(config.eval.sets[name])
@@ -135,17 +161,6 @@ def open_split(config: ConfigDict, name: str) -> Split:
         key: entry.get(key, config.data[key]) for key in ("source", "name", "dir", "split", "args")
     }
     return Split(name, open_source(spec), entry.get("pp", config.data.eval_pp))
-
-
-def open_source(spec: Mapping[str, Any]) -> data.Source:
-    """The source that a section with the keys source, name, dir, split and args describes."""
-    own = {key: spec[key] for key in ("source", "name", "dir", "split")}
-    return data.open_source({**own, **dict(spec["args"])})
-
-
-def input_threads(config: ConfigDict) -> int:
-    """Decoding threads of this process: `config.data.threads`, or one for each core."""
-    return config.data.threads or len(os.sched_getaffinity(0))
 
 
 def headline(task: TaskProtocol, results: Mapping[str, float]) -> tuple[str, float] | None:

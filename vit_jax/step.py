@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax import optim, sharding
+from vit_jax import optim, sharding, tasks
 from vit_jax.optim.averaging import ema_update
 from vit_jax.tasks import TaskProtocol
 from vit_jax.types import Array, Batch, Params
@@ -80,7 +80,7 @@ def init_state(
         )
 
     with sharding.activate(mesh):
-        boxed = _boxed_params(task)
+        boxed = tasks.boxed_params(task)
         shapes = jax.eval_shape(make)
         shardings = state_shardings(shapes, boxed, mesh)
         abstract = jax.tree.map(
@@ -95,15 +95,6 @@ def init_state(
             return compiled()
 
     return make_on_mesh, abstract
-
-
-def abstract_params(task: TaskProtocol) -> Params:
-    """Shapes of the parameters; nothing is computed."""
-    return nn.unbox(_boxed_params(task))
-
-
-def _boxed_params(task: TaskProtocol) -> Params:
-    return jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def state_shardings(shapes: State, boxed: Params, mesh: Mesh) -> State:

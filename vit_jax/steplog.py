@@ -148,6 +148,10 @@ class StepLog:
         if self._progress:
             self._progress.message(text)
 
+    def mute(self) -> None:
+        """Keeps the rows and drops the console."""
+        self._progress = None
+
     def sync(self) -> None:
         """Makes all rows so far durable."""
         self._writer.flush()

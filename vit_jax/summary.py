@@ -3,7 +3,7 @@
 import jax
 from etils import epath
 
-from vit_jax import attention, sharding, step
+from vit_jax import attention, sharding
 from vit_jax.evaluate import Evaluator
 from vit_jax.report import save_sections
 from vit_jax.tasks import TaskProtocol
@@ -17,13 +17,12 @@ LOOKED_INTO = 8
 
 
 def write_sections(
-    workdir: epath.Path, evaluator: Evaluator, task: TaskProtocol, state: step.State
+    workdir: epath.Path, evaluator: Evaluator, task: TaskProtocol, params: Params
 ) -> None:
-    """Draws the report's pictures for the final state; process 0 writes them.
+    """Draws the report's pictures for the final parameters; process 0 writes them.
 
     Every process must call this, because predicting takes all devices.
     """
-    params = state.params if state.ema is None else state.ema
     examples = evaluator.examples(evaluator.splits[0], params, MAX_EXAMPLES)
     whole = _on_host(params)
     if jax.process_index() == 0:

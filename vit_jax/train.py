@@ -6,30 +6,45 @@ config → source → batch → task(model) → step → checkpoint → report
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vit_jax import data, evaluate, optim, report, sharding, step, summary, tasks
+from vit_jax import evaluate, report, step, summary
 from vit_jax.checkpoints.store import Restored, Store
-from vit_jax.config import Duration, durations
 from vit_jax.errors import Diverged, Interrupted, UserError
 from vit_jax.evaluate import Abandoned, Evaluator
-from vit_jax.feed import DeviceFeed
-from vit_jax.report import read_metrics
+from vit_jax.report import format_duration, read_metrics
+from vit_jax.run import Run
 from vit_jax.runtime import StopSignal
 from vit_jax.steplog import StepLog, Stopwatch
-from vit_jax.types import Array, Batch
+from vit_jax.types import Params
 from vit_jax.workdir import Workdir
 
-TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A finished run: the last evaluation, seconds by part over all attempts, the report's file."""
+
+    results: dict[str, float]
+    headline: tuple[str, float] | None
+    seconds: dict[str, float]
+    report: str
+
+    def describe(self) -> str:
+        """All metrics, then what a person wants to know in three lines."""
+        lines = [f"{name:32} {value:.6g}" for name, value in self.results.items()]
+        if self.headline:
+            lines.append(f"\n{self.headline[0]}: {self.headline[1]:.2%}")
+        lines.append(f"training took {format_duration(self.seconds.get('train', 0.0))}")
+        lines.append(f"report: {self.report}")
+        return "\n".join(lines)
 
 
-def train(config: ConfigDict, workdir_path: str) -> dict[str, float]:
-    """Trains, or resumes what is in the workdir, to `config.total`; returns the last evaluation.
+def train(config: ConfigDict, workdir_path: str) -> Outcome:
+    """Trains, or resumes what is in the workdir, to `config.total`.
 
     Raises:
       UserError: the config, the data or the workdir is wrong.
@@ -50,9 +65,9 @@ def train(config: ConfigDict, workdir_path: str) -> dict[str, float]:
         state, restored = restore_or_init(run, store)
     if jax.process_index() == 0:
         workdir.mark_done(False)
-        workdir.write_config(config)
+        workdir.write_config(config, run.task.info)
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(run.open_log(workdir, restored.step if restored else 0))
+        log = stack.enter_context(open_log(run, workdir, restored.step if restored else 0))
         stack.callback(store.close)
         stop = stack.enter_context(StopSignal())
         for line in opening_lines(run, restored, changed):
@@ -63,101 +78,21 @@ def train(config: ConfigDict, workdir_path: str) -> dict[str, float]:
             trainer.train_from(restored)
         except Diverged as error:
             raise Diverged(f"{error}; {advice(store)}") from None
-        with times("report"):
-            summary.write_sections(workdir.path, evaluator, run.task, trainer.state)
+        if config.log.pictures:
+            with times("report"):
+                summary.write_sections(
+                    workdir.path, evaluator, run.task, trainer.published_params()
+                )
         log.write(run.duration.total, {f"time/{k}": v for k, v in times.seconds.items()})
     if jax.process_index() == 0:
         report.write_report(workdir.path, is_done=True)
         workdir.mark_done(True, f"step {run.duration.total}\n")
-    return trainer.results
-
-
-@dataclasses.dataclass
-class Run:
-    """The parts of a run that do not change from step to step."""
-
-    config: ConfigDict
-    mesh: Mesh
-    source: data.Source
-    task: tasks.TaskProtocol
-    optimizer: optim.Optimizer
-    duration: Duration
-    make_state: Callable[[], step.State]
-    abstract: step.State
-
-    @classmethod
-    def build(cls, config: ConfigDict) -> "Run":
-        """Everything that can be wrong with a config is found here, before anything is computed.
-
-        Raises:
-          UserError: what does not fit, and what to write instead.
-        """
-        mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch_size(mesh, config.batch_size, config.accum_steps)
-        source = evaluate.open_source(config.data)
-        spec = data.element_spec(source, config.data.pp)
-        info = tasks.DataInfo(spec, source.num_classes, source.class_names)
-        task = tasks.build(config.task, config.model, info)
-        duration = durations(config, len(source))
-        optimizer = optim.build(config.optim, step.abstract_params(task), duration=duration)
-        make_state, abstract = step.init_state(
-            task, optimizer, seed=config.seed, ema=config.ema_decay > 0, mesh=mesh
-        )
-        return cls(config, mesh, source, task, optimizer, duration, make_state, abstract)
-
-    def num_params(self) -> int:
-        """Parameters of backbone and head."""
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.params))
-
-    def compile_step(self) -> TrainStep:
-        """The training step for exactly this run's state and batch, so it never compiles again."""
-        config = self.config
-        jitted = step.make_train_step(
-            self.task,
-            self.optimizer,
-            self.abstract,
-            self.mesh,
-            accum_steps=config.accum_steps,
-            ema_decay=config.ema_decay,
-            max_skipped_steps=config.max_skipped_steps,
-        )
-        batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
-        with sharding.activate(self.mesh):
-            return jitted.lower(self.abstract, batch).compile()
-
-    def open_feed(self, start_step: int) -> DeviceFeed:
-        """This process's rows of the training batches from `start_step` on, on the devices."""
-        config = self.config
-        rows = sharding.local_rows(self.mesh, config.batch_size)
-        batches = data.train_batches(
-            self.source,
-            batch_size=config.batch_size,
-            rows=rows,
-            seed=config.seed,
-            start_step=start_step,
-            pp=config.data.pp,
-            on_bad_image=config.data.on_bad_image,
-            num_threads=evaluate.input_threads(config),
-            prefetch=config.data.prefetch,
-        )
-
-        def place(batch: Batch) -> dict[str, Array]:
-            return sharding.place(batch, rows, self.mesh, config.batch_size)
-
-        return DeviceFeed(batches, place, config.data.prefetch)
-
-    def open_log(self, workdir: Workdir, start_step: int) -> StepLog:
-        """The run's rows and console; silent in all processes but the first."""
-        return StepLog(
-            workdir.path,
-            start_step=start_step,
-            total=self.duration.total,
-            every=self.duration(self.config.log.every, "log.every"),
-            batch_size=self.config.batch_size,
-            max_skipped_steps=self.config.max_skipped_steps,
-            tensorboard=self.config.log.tensorboard,
-            is_writer=jax.process_index() == 0,
-        )
+    return Outcome(
+        trainer.results,
+        evaluate.headline(run.task, trainer.results),
+        times.seconds,
+        str(workdir.path / "report.html"),
+    )
 
 
 @dataclasses.dataclass
@@ -225,7 +160,7 @@ class Trainer:
         should_stop = self.stop.asked if jax.process_count() == 1 else lambda: False
         with self.times("eval"), self.log.paused("evaluating"):
             try:
-                found = self.evaluator.run(self.state.params, should_stop=should_stop)
+                found = self.evaluator.run(self.params(), should_stop=should_stop)
                 if self.state.ema is not None:
                     found |= self.evaluator.run(
                         self.state.ema, suffix="_ema", should_stop=should_stop
@@ -239,6 +174,14 @@ class Trainer:
         self.results = found
         return found
 
+    def params(self) -> Params:
+        """The parameters to evaluate: those of the last step, as the optimizer wants them read."""
+        return self.run.optimizer.evaluation_params(self.state.params, self.state.opt_state)
+
+    def published_params(self) -> Params:
+        """What others should use: the average where there is one."""
+        return self.params() if self.state.ema is None else self.state.ema
+
     def save(self, at: int, metrics: dict[str, float] | None, *, owes_evaluation: bool) -> None:
         """Starts a checkpoint of the current state, which must be a good one."""
         self.log.flush()
@@ -247,6 +190,20 @@ class Trainer:
             self.log.sync()
             metadata = {"seconds": self.times.so_far(), "owes_evaluation": owes_evaluation}
             self.store.save(at, self.state, metadata, metrics)
+
+
+def open_log(run: Run, workdir: Workdir, start_step: int) -> StepLog:
+    """The run's rows and console; silent in all processes but the first."""
+    return StepLog(
+        workdir.path,
+        start_step=start_step,
+        total=run.duration.total,
+        every=run.duration(run.config.log.every, "log.every"),
+        batch_size=run.config.batch_size,
+        max_skipped_steps=run.config.max_skipped_steps,
+        tensorboard=run.config.log.tensorboard,
+        is_writer=jax.process_index() == 0,
+    )
 
 
 def restore_or_init(run: Run, store: Store) -> tuple[step.State, Restored | None]:
@@ -307,9 +264,9 @@ def opening_lines(run: Run, restored: Restored | None, changed: list[str]) -> It
     """What a person should know before the first step."""
     mesh = " × ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1)
     yield (
-        f"{run.config.model.name}: {run.num_params():,} parameters, {len(run.source):,} training examples,"
-        f" {run.duration.total:,} steps of {run.config.batch_size} on {run.mesh.size}"
-        f" {run.mesh.devices.flat[0].platform} device(s){', ' + mesh if mesh else ''}"
+        f"{run.config.model.name}: {run.num_params():,} parameters,"
+        f" {len(run.source):,} training examples, {run.duration.total:,} steps of"
+        f" {run.config.batch_size} on {run.mesh.size} {run.mesh.devices.flat[0].platform} device(s){', ' + mesh if mesh else ''}"
     )
     if restored:
         yield from (f"warning: damaged checkpoint: {line}" for line in restored.damaged)

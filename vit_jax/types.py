@@ -32,3 +32,15 @@ class ArraySpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     meaning: str = ""
+
+
+class DataInfo(NamedTuple):
+    """What a task must know about the data before it can build its head.
+
+    spec: the pipeline's arrays, name → shape and dtype of one example.
+    num_classes: classes of the labels. class_names: their names, if the source has them.
+    """
+
+    spec: Mapping[str, ArraySpec]
+    num_classes: int
+    class_names: tuple[str, ...] | None = None

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.report.metrics import write_atomically
+from vit_jax.types import ArraySpec, DataInfo
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu",
             "tensorflow", "tensorflow-datasets")  # fmt: skip
@@ -81,8 +83,8 @@ class Workdir:
         else:
             self._done_file.unlink(missing_ok=True)
 
-    def read_config(self) -> ConfigDict:
-        """The config of the run, brought to today's schema.
+    def read_config(self, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+        """The config of the run, brought to today's schema, with `overrides` applied.
 
         Raises:
           UserError: the file is broken, or of a newer version than this package.
@@ -92,13 +94,33 @@ class Workdir:
             values, version = stored["config"], stored["version"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self._config_file} cannot be read: {error!r}") from error
-        return config_lib.validate(ConfigDict(config_lib.migrate(values, version)))
+        config = config_lib.migrate(values, version)
+        config_lib.apply_overrides(config, overrides or {})
+        return config_lib.validate(config)
 
-    def write_config(self, config: ConfigDict) -> None:
+    def read_info(self) -> DataInfo:
+        """What the task of this run knows of its data, without the data."""
+        stored = json.loads(self._config_file.read_text())["data_info"]
+        spec = {
+            name: ArraySpec(tuple(entry["shape"]), np.dtype(entry["dtype"]))
+            for name, entry in stored["spec"].items()
+        }
+        names = stored["class_names"]
+        return DataInfo(spec, stored["num_classes"], tuple(names) if names else None)
+
+    def write_config(self, config: ConfigDict, info: DataInfo) -> None:
         """Records the config that is about to run, with what would be needed to run it again."""
         record = {
             "version": config_lib.VERSION,
             "config": config.to_dict(),
+            "data_info": {
+                "spec": {
+                    name: {"shape": spec.shape, "dtype": str(spec.dtype)}
+                    for name, spec in info.spec.items()
+                },
+                "num_classes": info.num_classes,
+                "class_names": info.class_names,
+            },
             "command": sys.argv,
             "commit": _commit(),
             "packages": _package_versions(),

@@ -34,7 +34,7 @@ MAX_DAMAGED = 2
 logger = logging.getLogger(__name__)
 
 
-class DamagedError(Exception):
+class DamagedError(UserError):
     """A checkpoint whose files are missing, cut short or changed. Names what is wrong."""
 
 
@@ -78,6 +78,17 @@ class Store:
         if not self.directory.exists():
             return []
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+
+    def newest(self) -> int:
+        """The newest step with a checkpoint.
+
+        Raises:
+          UserError: there is none.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.directory} holds no checkpoint; train first")
+        return steps[-1]
 
     def save(
         self,

@@ -5,7 +5,7 @@
     updates, state = optimizer.update(grads, state, params, step)
     params = optax.apply_updates(params, updates)
 
-`optim.DEFAULTS` lists every key of `config.optim` with its meaning. The learning rate takes one
+`vit_jax.config` lists every key of `config.optim` with its meaning. The learning rate takes one
 path: `schedules.build` makes the function that both `Optimizer.update` and `Optimizer.lr` (what is
 logged) call.
 """

@@ -12,23 +12,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from vit_jax.errors import UserError, nearest
-from vit_jax.types import Array, ArraySpec, Batch, Params
-
-
-@dataclasses.dataclass(frozen=True)
-class DataInfo:
-    """What a task must know about the data before it can build its head.
-
-    spec: the pipeline's arrays, name → shape and dtype of one example.
-    num_classes: classes of the labels. class_names: their names, if the source has them.
-    """
-
-    spec: Mapping[str, ArraySpec]
-    num_classes: int
-    class_names: tuple[str, ...] | None = None
+from vit_jax.types import Array, Batch, DataInfo, Params
 
 
 class TaskProtocol(Protocol):
@@ -84,6 +72,16 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
                 f" {nearest(field, known - {'model', 'info'})}"
             )
     return task_class.create(model, info, **fields)
+
+
+def abstract_params(task: TaskProtocol) -> Params:
+    """Shapes of the parameters; nothing is computed."""
+    return nn.unbox(boxed_params(task))
+
+
+def boxed_params(task: TaskProtocol) -> Params:
+    """Shapes of the parameters, in boxes with their logical axis names."""
+    return jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def _find(name: str) -> type:

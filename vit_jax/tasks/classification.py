@@ -17,9 +17,8 @@ import optax
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.report import Section
-from vit_jax.tasks import DataInfo
 from vit_jax.tasks._images import check_geometry, cutmix, mixup, normalise
-from vit_jax.types import Array, Batch, Params
+from vit_jax.types import Array, Batch, DataInfo, Params
 
 LOSSES = {
     "softmax": optax.softmax_cross_entropy,

@@ -1,0 +1,44 @@
+"""A small ViT on the handwritten digits that ship inside scikit-learn: 1,797 real 8×8 images.
+
+    python -m vit_jax train --config=configs/digits.py --workdir=runs/digits
+
+Trains on the first 1,437 digits, evaluates on the last 360, which other people wrote. To choose
+settings without looking at those, `:validate` trains on the first 1,150 and evaluates on the next
+287.
+"""
+
+from vit_jax.config import default_config, parse_arg
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, validate=False, runlocal=False)
+    config = default_config()
+    config.total = "120 epochs"
+    config.batch_size = 64
+    config.ema_decay = 0.998
+
+    config.model = {
+        "name": "vit",
+        "patch_size": 2,
+        "width": 96,
+        "depth": 6,
+        "num_heads": 4,
+        "mlp_dim": 384,
+        "pooling": "mean",
+        "position": "learned",
+        "drop_path": 0.1,
+    }
+    config.task = {"name": "classification", "mixup": 0.2, "label_smoothing": 0.1}
+
+    config.data.source = "tfds"
+    config.data.name = "digits"
+    config.data.split = "train[:1150]" if arg.validate else "train"
+    config.data.pp = "decode(1)|random_affine(rotate=15, shift=0.1, scale=0.15, shear=10)"
+    config.data.eval_pp = "decode(1)"
+    config.eval.sets = {"test": {"split": "train[1150:]" if arg.validate else "test"}}
+
+    config.optim.lr = 2e-3
+    config.optim.weight_decay = 0.05
+    config.optim.clip_norm = 1.0
+    config.optim.schedule.warmup = "5 percent"
+    return config

@@ -1,0 +1,108 @@
+"""Classes of image files, by a run that was trained here; and where it looked."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vit_jax import attention, tasks
+from vit_jax.checkpoints.store import Store
+from vit_jax.errors import UserError
+from vit_jax.tasks import TaskProtocol
+from vit_jax.types import DataInfo, Params
+from vit_jax.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A task with its trained parameters. Needs neither the dataset nor TensorFlow."""
+
+    task: TaskProtocol
+    params: Params
+    info: DataInfo
+
+    @classmethod
+    def from_workdir(cls, path: str) -> "Predictor":
+        """The newest checkpoint of a run; its averaged parameters where there are some.
+
+        Raises:
+          UserError: no run or no whole checkpoint there.
+        """
+        workdir = Workdir.existing(path)
+        config, info = workdir.read_config(), workdir.read_info()
+        task = tasks.build(config.task, config.model, info)
+        return cls(task, restore_params(workdir, task, ema=config.ema_decay > 0), info)
+
+    def read(self, paths: Sequence[str]) -> np.ndarray:
+        """Image files as uint8 `[n, height, width, channels]` of the size the run was trained at.
+
+        The shorter side is resized (antialiased, bilinear) and the centre cut out; an image of the
+        right size is used as it is.
+
+        Raises:
+          UserError: a file that is missing or no image.
+        """
+        height, width, channels = self.info.spec["image"].shape
+        return np.stack([_read_image(path, height, width, channels) for path in paths])
+
+    def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What the task says of uint8 images; for classification `probability` `[n, classes]`."""
+        return jax.device_get(jax.jit(self.task.predict)(self.params, {"image": images}))
+
+    def draw_attention(self, images: np.ndarray, captions: Sequence[str], out: str) -> None:
+        """Writes a PNG with the images and, below each, where the model looked.
+
+        Raises:
+          UserError: the model has no attention.
+        """
+        inputs = jax.device_get(self.task.inputs({"image": images}))
+        maps = attention.attention_maps(self.task.model, self.params, inputs)
+        figure = attention.panel(images, maps, captions)
+        figure.savefig(out, dpi=150)
+
+
+def restore_params(workdir: Workdir, task: TaskProtocol, *, ema: bool) -> Params:
+    """The parameters of a run's newest whole checkpoint, on the first device.
+
+    Raises:
+      UserError: there is no checkpoint, or it lacks some of the model's parameters.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    name = "ema" if ema else "params"
+    abstract = {name: tasks.abstract_params(task)}
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract
+    )
+    store = Store(workdir.checkpoints)
+    restored = store.restore(store.newest(), abstract)
+    if restored.missing:
+        raise UserError(f"{workdir.checkpoints}: no array {restored.missing[0]} in the checkpoint")
+    return restored.tree[name]
+
+
+def top_classes(
+    probability: np.ndarray, names: Sequence[str] | None, top_k: int
+) -> list[tuple[str, float]]:
+    """The `top_k` most probable classes of one image, most probable first."""
+    order = np.argsort(-probability, kind="stable")[:top_k]
+    return [(names[i] if names else str(i), float(probability[i])) for i in order]
+
+
+def _read_image(path: str, height: int, width: int, channels: int) -> np.ndarray:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such image file")
+    try:
+        with Image.open(path) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error})") from error
+    scale = max(height / image.height, width / image.width)
+    if scale != 1:
+        size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image).reshape(height, width, channels)

@@ -1,0 +1,106 @@
+"""From a config to the parts of a run: mesh, source, task, optimizer, and the compiled step."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vit_jax import data, optim, sharding, step, tasks
+from vit_jax.config import Duration, durations
+from vit_jax.feed import DeviceFeed
+from vit_jax.types import Array, Batch, DataInfo
+
+TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts of a run that do not change from step to step."""
+
+    config: ConfigDict
+    mesh: Mesh
+    source: data.Source
+    task: tasks.TaskProtocol
+    optimizer: optim.Optimizer
+    duration: Duration
+    make_state: Callable[[], step.State]
+    abstract: step.State
+
+    @classmethod
+    def build(cls, config: ConfigDict) -> "Run":
+        """Everything that can be wrong with a config is found here, before anything is computed.
+
+        Raises:
+          UserError: what does not fit, and what to write instead.
+        """
+        mesh = sharding.make_mesh(config.mesh)
+        sharding.check_batch_size(mesh, config.batch_size, config.accum_steps)
+        source = open_source(config.data)
+        spec = data.element_spec(source, config.data.pp)
+        info = DataInfo(spec, source.num_classes, source.class_names)
+        task = tasks.build(config.task, config.model, info)
+        duration = durations(config, len(source))
+        optimizer = optim.build(config.optim, tasks.abstract_params(task), duration=duration)
+        make_state, abstract = step.init_state(
+            task, optimizer, seed=config.seed, ema=config.ema_decay > 0, mesh=mesh
+        )
+        return cls(config, mesh, source, task, optimizer, duration, make_state, abstract)
+
+    def num_params(self) -> int:
+        """Parameters of backbone and head."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.params))
+
+    def compile_step(self) -> TrainStep:
+        """The training step for exactly this run's state and batch, so it never compiles again."""
+        config = self.config
+        jitted = step.make_train_step(
+            self.task,
+            self.optimizer,
+            self.abstract,
+            self.mesh,
+            accum_steps=config.accum_steps,
+            ema_decay=config.ema_decay,
+            max_skipped_steps=config.max_skipped_steps,
+        )
+        batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
+        with sharding.activate(self.mesh):
+            return jitted.lower(self.abstract, batch).compile()
+
+    def open_feed(self, start_step: int) -> DeviceFeed:
+        """This process's rows of the training batches from `start_step` on, on the devices."""
+        config = self.config
+        rows = sharding.local_rows(self.mesh, config.batch_size)
+        batches = host_batches(config, self.source, start_step=start_step, rows=rows)
+
+        def place(batch: Batch) -> dict[str, Array]:
+            return sharding.place(batch, rows, self.mesh, config.batch_size)
+
+        return DeviceFeed(batches, place, config.data.prefetch)
+
+
+def open_source(spec: Mapping[str, Any]) -> data.Source:
+    """The source that a section with the keys source, name, dir, split and args describes."""
+    own = {key: spec[key] for key in ("source", "name", "dir", "split")}
+    return data.open_source({**own, **dict(spec["args"])})
+
+
+def host_batches(
+    config: ConfigDict, source: data.Source, *, start_step: int, rows: np.ndarray | None = None
+) -> data.Batches:
+    """Training batches in host memory from `start_step` on: these rows of each, or all."""
+    return data.train_batches(
+        source,
+        batch_size=config.batch_size,
+        rows=np.arange(config.batch_size) if rows is None else rows,
+        seed=config.seed,
+        start_step=start_step,
+        pp=config.data.pp,
+        on_bad_image=config.data.on_bad_image,
+        num_threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
