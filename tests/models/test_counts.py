@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -155,6 +156,17 @@ def test_parameter_count(name):
 def test_arithmetic_meets_the_published_mixers():
     assert mixer_count("b", 16) == PUBLISHED["mixer_b16"]
     assert mixer_count("l", 16) == PUBLISHED["mixer_l16"]
+
+
+def test_counting_needs_no_devices_of_the_mesh():
+    """`plan` counts under the mesh of a machine that is not there."""
+    mesh = jax.sharding.AbstractMesh(
+        (4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    model = models.build("vit_ti16", num_classes=1000)
+    with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules([("embed", "fsdp")]):
+        assert models.param_count(model, 224) == PUBLISHED_VIT["vit_ti16"]
+        assert models.flops(model, 224) > 0
 
 
 def test_counts_published_for_vits():

@@ -90,8 +90,8 @@ def test_remat_changes_nothing(remat, scan):
     )
 
 
-@pytest.mark.parametrize("pooling", ["token", "map"])
-def test_splash_attention_gives_the_same_logits_and_gradients(pooling):
+def test_splash_attention_gives_the_same_logits_and_gradients():
+    pooling = "map"  # one query to many keys, beside the blocks' many to many
     params = init(tiny(pooling=pooling))
 
     def run(attention):
@@ -173,6 +173,9 @@ def test_head_starts_at_zero_and_its_bias_where_told():
     params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), IMAGES)["params"])
     np.testing.assert_array_equal(apply(model, params), np.full((2, 3), -10.0))
     assert params["head"]["kernel"].shape == (5, 3)
+    random = tiny(head_zero_init=False)
+    kernel = jax.jit(random.init)(jax.random.key(0), IMAGES)["params"]["head"]["kernel"]
+    assert jnp.abs(nn.meta.unbox(kernel)).min() > 0
 
 
 def test_pixels_that_fill_no_patch_are_dropped():
@@ -294,6 +297,8 @@ def test_another_image_size_is_refused_where_positions_are_learned_only():
         ("vit_b16", {"attention": "flash"}, "attention='flash'"),
         ("vit_b16", {"attention": "splash", "attention_dropout": 0.1}, "cannot drop"),
         ("vit_b16", {"remat": "dots"}, "remat='dots'"),
+        ("vit_b16", {"dtype": "bf16"}, "dtype='bf16' is not a floating-point type"),
+        ("vit_b16", {"residual_dtype": "int32"}, "residual_dtype='int32'"),
         ("vit_b16", {"drop_path": 1.0}, "drop_path=1.0"),
         ("vit_b16", {"representation_size": 8}, "num_classes"),
         ("vit", {"width": 32}, "needs depth, num_heads, patch_size"),
@@ -304,6 +309,11 @@ def test_another_image_size_is_refused_where_positions_are_learned_only():
 def test_mistakes_are_named(name, fields, message):
     with pytest.raises(UserError, match=message):
         models.build(name, **fields)
+
+
+def test_cudnn_is_refused_where_it_cannot_run():
+    with pytest.raises(UserError, match="needs an NVIDIA GPU"):
+        tiny(attention="cudnn").init(jax.random.key(0), IMAGES)
 
 
 def test_images_smaller_than_a_patch_are_refused():

@@ -125,6 +125,11 @@ def attend(
     if implementation == "auto":
         implementation = "cudnn" if _cudnn_runs(query) else "xla"
     if implementation == "cudnn":
+        if not _cudnn_runs(query):
+            raise UserError(
+                "attention='cudnn' needs an NVIDIA GPU, dtype bfloat16 or float16, and heads whose "
+                "width is a multiple of 8 up to 128; write attention='auto'"
+            )
         mask = None if segment_ids is None else _same_segment(segment_ids)
         return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
     if implementation == "splash":

@@ -33,6 +33,17 @@ def check_rate(what: str, value: float) -> None:
         raise UserError(f"{what}={value} is not a rate; write a number from 0 to below 1")
 
 
+def float_dtype(what: str, value: DTypeLike) -> jnp.dtype:
+    """`value`, a dtype or its name, as a floating-point dtype. Raises `UserError`."""
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"{what}={value!r} is not a floating-point type; write float32 or bfloat16")
+    return dtype
+
+
 def flattened(init: Initializer, num_in: int) -> Initializer:
     """`init` on a matrix, reshaped, so that fan-in and fan-out count whole groups of axes.
 

@@ -23,6 +23,7 @@ from vit_jax.models._layers import (
     check_rate,
     cut_patches,
     drop_path,
+    float_dtype,
     make_norm,
     pair,
 )
@@ -106,6 +107,7 @@ class Mixer(nn.Module):
 
     def __post_init__(self) -> None:
         check_rate("dropout", self.dropout)
+        float_dtype("dtype", self.dtype)
         self.stack_spec()
         super().__post_init__()
 

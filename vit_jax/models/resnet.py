@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
+from vit_jax.models._layers import float_dtype
 from vit_jax.models._registry import Variant
 from vit_jax.types import Array, Features
 
@@ -221,6 +222,7 @@ class BiT(nn.Module):
 
     def __post_init__(self) -> None:
         check_width_factor(self.width_factor)
+        float_dtype("dtype", self.dtype)
         super().__post_init__()
 
     @nn.compact

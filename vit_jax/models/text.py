@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 from vit_jax.models._heads import MapHead
-from vit_jax.models._layers import check_choice, make_norm, stored_shape
+from vit_jax.models._layers import check_choice, float_dtype, make_norm, stored_shape
 from vit_jax.models._registry import Variant
 from vit_jax.models._transformer import BlockSpec, StackSpec, run_blocks
 from vit_jax.models.vit import SIZES
@@ -62,8 +62,8 @@ class TextTransformer(nn.Module):
             mlp_dim=self.mlp_dim,
             dropout=self.dropout,
             attention=self.attention,
-            dtype=jnp.dtype(self.dtype),
-            residual_dtype=jnp.dtype(self.residual_dtype or self.dtype),
+            dtype=float_dtype("dtype", self.dtype),
+            residual_dtype=float_dtype("residual_dtype", self.residual_dtype or self.dtype),
         )
 
     @nn.nowrap

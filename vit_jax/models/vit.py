@@ -49,6 +49,7 @@ from vit_jax.models._layers import (
     check_choice,
     check_rate,
     cut_patches,
+    float_dtype,
     lift,
     make_norm,
     pair,
@@ -153,8 +154,8 @@ class VisionTransformer(nn.Module):
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
             attention=self.attention,
-            dtype=jnp.dtype(self.dtype),
-            residual_dtype=jnp.dtype(self.residual_dtype or self.dtype),
+            dtype=float_dtype("dtype", self.dtype),
+            residual_dtype=float_dtype("residual_dtype", self.residual_dtype or self.dtype),
         )
 
     @nn.nowrap
