@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Sets up everything on a machine with Python 3.11 to 3.13 and git, then runs a command.
+#
+#   ./run.sh [--config.KEY=VALUE ...]   train configs/digits.py on real images, evaluate, report
+#   ./run.sh test [PYTEST ARGUMENTS]    run the tests
+#   ./run.sh COMMAND ...                any other command of `python -m vit_jax`
+#
+# VIT_JAX_PYTHON names the interpreter, VIT_JAX_VENV the folder of the environment (.venv).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+venv=${VIT_JAX_VENV:-.venv}
+
+is_supported() {
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+}
+
+find_python() {
+  local candidate
+  for candidate in ${VIT_JAX_PYTHON:-python3 python3.12 python3.13 python3.11 python}; do
+    if is_supported "$candidate"; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or name it with VIT_JAX_PYTHON" >&2
+  exit 2
+}
+
+# Installs the package with the given extras, unless exactly that has been installed before.
+install() {
+  local extras=$1 stamp="$venv/.installed-$1" wanted
+  wanted=$(cat setup.cfg pyproject.toml constraints.txt | cksum)
+  if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+    return
+  fi
+  if [[ ! -x $venv/bin/python ]]; then
+    "$(find_python)" -m venv "$venv"
+  fi
+  echo "installing into $venv (once; some minutes on a first run)" >&2
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --constraint constraints.txt --editable ".${extras:+[$extras]}" >&2
+  echo "$wanted" >"$stamp"
+}
+
+case ${1:-} in
+  test)
+    shift
+    install test
+    exec "$venv/bin/python" -m pytest "$@"
+    ;;
+  -h | --help)
+    sed -n '2,8p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
+    ;;
+  '' | --config.*)
+    install ''
+    "$venv/bin/python" -m vit_jax prepare digits
+    exec "$venv/bin/python" -m vit_jax train --config=configs/digits.py --workdir=runs/digits "$@"
+    ;;
+  *)
+    install ''
+    exec "$venv/bin/python" -m vit_jax "$@"
+    ;;
+esac
