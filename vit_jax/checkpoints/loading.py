@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 from etils import epath
 
-from vit_jax.checkpoints import files, npz
+from vit_jax.checkpoints import files, hf, npz, own, timm
 from vit_jax.checkpoints.merging import Merge, Options
 from vit_jax.checkpoints.report import MergeReport
 from vit_jax.checkpoints.target import Target, is_text
@@ -21,7 +22,7 @@ def load(
     *,
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
-    **options: object,
+    **options: Any,
 ) -> Params:
     """Parameters for `model.apply({"params": params}, images)` from a checkpoint of any format.
 
@@ -57,19 +58,55 @@ def load_with_report(
     *,
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
-    **options: object,
+    **options: Any,
 ) -> tuple[Params, MergeReport]:
     """`load`, with an account of what was loaded, resized, initialised and ignored."""
-    checked = Options(**options)
     weights = read_weights(path, text=is_text(backbone_of(model)))
+    source = os.fspath(path)
+    return fit(weights, model, source, image_size=image_size, channels=channels, **options)
+
+
+def fit(
+    weights: Weights,
+    model: nn.Module,
+    source: str,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    **options: Any,
+) -> tuple[Params, MergeReport]:
+    """Parameters of `model` from arrays that were read before; see `load`."""
+    checked = Options(**options)
     target = Target.create(model, weights, image_size, channels)
-    arrays, report = Merge(weights, target, checked, os.fspath(path)).run()
+    arrays, report = Merge(weights, target, checked, source).run()
     return to_params(arrays, model, stacked=target.stacked), report
 
 
 def read_weights(path: epath.PathLike, *, text: bool = False) -> Weights:
     """A checkpoint's arrays under our names. `text`: of an image-text model, the text tower."""
+    if "://" not in os.fspath(path) or os.fspath(path).startswith(("gs://", "s3://")):
+        place = epath.Path(path).expanduser()
+        if not place.exists():
+            raise UserError(f"there is no checkpoint {os.fspath(path)}")
+        if place.is_dir():
+            return _read_directory(place)
+        path = place
     arrays = files.read_arrays(path)
     if npz.matches(arrays):
         return npz.read(arrays, text=text)
+    for state_dict in (timm, hf):
+        if state_dict.matches(arrays):
+            return state_dict.read(arrays)
     raise UserError(f"{path}: arrays such as {min(arrays)!r} are of no format known here")
+
+
+def _read_directory(path: epath.Path) -> Weights:
+    found = own.find(path)
+    if found:
+        return own.read(*found)
+    if hf.is_directory(path):
+        return hf.read_directory(path)
+    raise UserError(
+        f"{path} is a directory without a checkpoint: no steps of ours, and no config.json with"
+        " model.safetensors of Hugging Face"
+    )

@@ -93,7 +93,7 @@ class Merge:
         self.initialised.append(f"{name}: {origin}")
 
     def shape_attention(self) -> None:
-        """Splits channels into the model's heads where the file does not tell how many there are."""
+        """Splits channels into the model's heads where the file does not tell their number."""
         for name, array in self.arrays.items():
             shape = self.target.shapes.get(name)
             flat_ndim = 2 if name.endswith("/kernel") else 1
@@ -112,7 +112,7 @@ class Merge:
                 f"a model of width {found.shape[-1]}, but yours has {wanted[-1]}; build the size "
                 "that the checkpoint was trained with"
             )
-        depths = [_depth(names) for names in (self.arrays, self.target.shapes)]
+        depths = [count_blocks(names) for names in (self.arrays, self.target.shapes)]
         if depths[0] != depths[1]:
             raise self.error(
                 f"a model of depth {depths[0]}, but yours has {depths[1]}; write depth={depths[0]}"
@@ -157,16 +157,17 @@ class Merge:
     def _split(self, table: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         if table.ndim != 3 or table.shape[0] != 1:
             raise self.error(f"positions have shape {list(table.shape)}, not [1, tokens, width]")
-        given, count = self.options.source_grid, self.target.num_patches
-        try:
-            return surgery.split_class_row(
-                table,
-                has_class_token=CLS in self.arrays,
-                row_stored=self.weights.class_row if not given else None,
-                num_patches=given[0] * given[1] if given else count,
-            )
-        except UserError as error:
-            raise self.error(str(error)) from error
+        given = self.options.source_grid or self.weights.grid
+        if given and given[0] * given[1] in (table.shape[1], table.shape[1] - 1):
+            has_row = given[0] * given[1] < table.shape[1]
+            return (table[:, :1], table[:, 1:]) if has_row else (None, table)
+        return surgery.split_class_row(
+            table,
+            has_class_token=CLS in self.arrays,
+            row_stored=self.weights.class_row,
+            num_patches=self.target.num_patches,
+            assumed=self.target.class_row,
+        )
 
     def _fit_class_token(self, row: np.ndarray | None) -> np.ndarray | None:
         """Makes `cls` what the model wants; returns the row of the table that goes with it."""
@@ -185,16 +186,19 @@ class Merge:
             return None
         if row is not None and not self.target.class_row:
             self.arrays[CLS] = self.arrays[CLS] + row
+        if row is not None and np.any(row) and not self.target.class_row:
             self.resized[CLS] = "its position added to it"
-            return None
         return row
 
     def _expect_fixed_positions(self, patches: np.ndarray) -> None:
         """A table may stand in the file for positions that the model computes."""
+        if not np.any(patches):
+            self.ignored.append(f"{POSITIONS}: zeros, which are no positions")
+            return
         backbone = backbone_of(self.target.model)
         position = getattr(backbone, "position", "none")
         side = surgery.square_side(patches.shape[1])
-        grid = self.options.source_grid or (side and (side, side))
+        grid = self.options.source_grid or self.weights.grid or (side and (side, side))
         if position == "sincos2d" and grid and patches.shape[2] % 4 == 0:
             fixed = sincos_table(grid, patches.shape[2])
             if np.allclose(patches, fixed, atol=1e-5):
@@ -207,9 +211,11 @@ class Merge:
 
     def _resize_positions(self, patches: np.ndarray) -> np.ndarray:
         new, count = self.target.grid, self.target.num_patches
-        given = self.options.source_grid
+        given = self.options.source_grid or self.weights.grid
         if given and given[0] * given[1] != patches.shape[1]:
-            raise self.error(f"source_grid={given} is not {patches.shape[1]} positions")
+            raise self.error(
+                f"a source grid of {given[0]}x{given[1]} is not {patches.shape[1]} positions"
+            )
         if new is None:
             if patches.shape[1] != count:
                 raise self.error(f"{patches.shape[1]} positions, but the model has {count}")
@@ -327,7 +333,8 @@ def sincos_table(grid: surgery.Grid, width: int) -> np.ndarray:
     return np.asarray(sincos_2d(grid_coordinates(*grid), width))[None]
 
 
-def _depth(names: Iterable[str]) -> int:
+def count_blocks(names: Iterable[str]) -> int:
+    """Depth of the encoder whose parameters are named so."""
     numbers = {m[1] for n in names if (m := re.match(r"backbone/blocks_(\d+)/", n))}
     return len(numbers)
 

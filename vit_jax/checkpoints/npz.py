@@ -108,7 +108,13 @@ def read(arrays: Mapping[str, np.ndarray], *, text: bool = False) -> Weights:
             unknown.append(name)
         else:
             found[ours] = _squeezed_norm(ours, array)
-    return Weights(found, naming, class_row, tuple(ignored), tuple(unknown))
+    return Weights(
+        arrays=found,
+        format=naming,
+        class_row=class_row,
+        ignored=tuple(ignored),
+        unknown=tuple(unknown),
+    )
 
 
 def _tower(arrays: Mapping[str, np.ndarray], text: bool) -> tuple[dict[str, np.ndarray], list[str]]:

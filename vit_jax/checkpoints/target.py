@@ -52,7 +52,8 @@ class Target:
         grid = _grid(backbone, inputs) if "backbone/pos_embed" in shapes else None
         table = weights.arrays.get("backbone/pos_embed")
         if grid and image_size is None and table is not None and _grows(backbone):
-            shapes, grid = _keep_table(shapes, grid, weights, table), None
+            assumed = getattr(backbone, "class_token_position", False)
+            shapes, grid = _keep_table(shapes, grid, weights, table, assumed), None
         stacked = any("blocks" in path for path in flax.traverse_util.flatten_dict(abstract))
         return cls(model, inputs, shapes, grid, stacked)
 
@@ -65,9 +66,8 @@ class Target:
     @property
     def class_row(self) -> bool:
         """Whether the position table has a row for the class token."""
-        return "backbone/cls" in self.shapes and getattr(
-            backbone_of(self.model), "class_token_position", False
-        )
+        has_both = {"backbone/cls", "backbone/pos_embed"} <= self.shapes.keys()
+        return has_both and getattr(backbone_of(self.model), "class_token_position", False)
 
     def initialise(self, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
         """The values that training from scratch would give these parameters."""
@@ -136,6 +136,7 @@ def _keep_table(
     grid: surgery.Grid,
     weights: Weights,
     table: np.ndarray,
+    assumed: bool,
 ) -> Mapping[str, tuple[int, ...]]:
     """`shapes` with as many positions as the checkpoint's patches."""
     if table.ndim != 3:
@@ -144,6 +145,7 @@ def _keep_table(
         table,
         has_class_token="backbone/cls" in weights.arrays,
         row_stored=weights.class_row,
+        assumed=assumed,
     )
     _, tokens, width = shapes["backbone/pos_embed"]
     class_rows = tokens - grid[0] * grid[1]

@@ -14,7 +14,7 @@ from vit_jax import models
 from vit_jax.types import Params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
     """Arrays under our names, whatever file they came from.
 
@@ -23,6 +23,7 @@ class Weights:
       formats that do not tell the number of heads are matrices.
     format: the naming, in words, for messages.
     class_row: whether the position table has a row for the class token; None where unknown.
+    grid: (rows, columns) of the patches in that table; None where unknown.
     ignored: names in the file that no model needs, with the reason.
     unknown: names in the file that have no meaning here.
     notes: how the file's own model differs from ours in what arrays do not show.
@@ -31,6 +32,7 @@ class Weights:
     arrays: Mapping[str, np.ndarray]
     format: str
     class_row: bool | None = None
+    grid: tuple[int, int] | None = None
     ignored: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

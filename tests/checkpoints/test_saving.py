@@ -1,0 +1,173 @@
+"""Writing other codebases' files: what comes back is what went out, or the reason is given."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from models_to_save import MODELS, build
+
+from vit_jax import checkpoints
+from vit_jax.checkpoints import files, saving
+from vit_jax.errors import UserError
+
+ENDINGS = {"npz": ".npz", "big_vision": ".npz", "timm": ".safetensors", "hf": "", "orbax": ""}
+PAIRS = [(name, to) for name, row in MODELS.items() for to in [*row[3].split(), "orbax"]]
+
+# Here a class token's position moves into the class token, or a row for it is made: the function
+# is the same, the arrays are not.
+MOVES_A_ROW = {
+    ("token", "big_vision"),
+    ("rectangular", "big_vision"),
+    ("headless", "big_vision"),
+    ("odd_mlp", "big_vision"),
+    ("grey", "big_vision"),
+    ("representation", "big_vision"),
+    ("registers", "timm"),
+}
+
+
+@pytest.mark.parametrize(("name", "to"), PAIRS)
+def test_round_trip(tmp_path, name, to):
+    model, params, images = build(name)
+    path = tmp_path / f"c{ENDINGS[to]}"
+    size = images.shape[1:3]
+    checkpoints.save(params, model, path, to, image_size=size)
+    back, report = checkpoints.load_with_report(path, model, image_size=size)
+    assert not report.initialised
+    apply = jax.jit(model.apply)
+    before, after = (apply({"params": p}, images) for p in (params, back))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    if (name, to) not in MOVES_A_ROW:
+        jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_format_cannot_express_is_refused(tmp_path, name):
+    model, params, _ = build(name)
+    allowed = MODELS[name][3].split()
+    for to in checkpoints.FORMATS:
+        if to not in (*allowed, "orbax"):
+            path = tmp_path / f"{to}{ENDINGS[to]}"
+            with pytest.raises(UserError, match=f"{to} has no place for .*; write --to=.*orbax"):
+                checkpoints.save(params, model, path, to, image_size=12)
+            assert not path.exists()
+
+
+def test_published_names(tmp_path):
+    model, params, _ = build("token")
+    checkpoints.save(params, model, tmp_path / "c.npz", "npz")
+    with np.load(tmp_path / "c.npz") as stored:
+        names = set(stored.files)
+        assert stored["Transformer/posembed_input/pos_embedding"].shape == (1, 10, 16)
+    block = "Transformer/encoderblock_1"
+    assert {
+        "cls",
+        "embedding/kernel",
+        f"{block}/LayerNorm_0/scale",
+        f"{block}/MultiHeadDotProductAttention_1/query/kernel",
+        f"{block}/LayerNorm_2/bias",
+        f"{block}/MlpBlock_3/Dense_1/kernel",
+        "Transformer/encoder_norm/scale",
+        "head/kernel",
+    } <= names
+    assert len(names) == 2 * 16 + 2 + 1 + 1 + 2 + 2
+
+
+def test_big_vision_names(tmp_path):
+    model, params, _ = build("map")
+    text = checkpoints.save(params, model, tmp_path / "c.npz", "big_vision")
+    with np.load(tmp_path / "c.npz") as stored:
+        names = set(stored.files)
+    block = "params/Transformer/encoderblock_0"
+    assert {
+        "params/pos_embedding",
+        f"{block}/MultiHeadDotProductAttention_0/out/kernel",
+        f"{block}/LayerNorm_1/scale",
+        f"{block}/MlpBlock_0/Dense_0/kernel",
+        "params/MAPHead_0/probe",
+        "params/MAPHead_0/MlpBlock_0/Dense_1/bias",
+    } <= names
+    assert "pool_type='map'" in text
+
+
+def test_the_call_says_what_timm_would_get_wrong(tmp_path):
+    model, params, _ = build("mean")
+    text = checkpoints.save(params, model, tmp_path / "c.safetensors", "timm")
+    for argument in (
+        "act_layer='gelu_tanh'",
+        "global_pool='avg'",
+        "class_token=False",
+        "fc_norm=False",
+        "img_size=(12, 12)",
+    ):
+        assert argument in text
+    model, params, _ = build("representation")
+    assert "pre_logits" in checkpoints.save(params, model, tmp_path / "c.npz", "npz")
+
+
+def test_ratio_gives_the_mlp_dim_back():
+    from vit_jax.checkpoints.timm import _ratio
+
+    for width in (16, 192, 1152, 1408, 1664):
+        for mlp_dim in (37, 4304, 4 * width, 8192, 15360):
+            assert int(width * _ratio(mlp_dim, width)) == mlp_dim
+
+
+def test_image_sizes_that_cannot_be_are_refused(tmp_path):
+    model, params, _ = build("rectangular")
+    with pytest.raises(UserError, match=r"image_size=\(height, width\)"):
+        checkpoints.save(params, model, tmp_path / "c.safetensors", "timm")
+    with pytest.raises(UserError, match="makes 9 patches, the model has 6"):
+        checkpoints.save(params, model, tmp_path / "c.safetensors", "timm", image_size=12)
+    model, params, _ = build("no_positions")
+    with pytest.raises(UserError, match="written out as a table"):
+        checkpoints.save(params, model, tmp_path / "c.npz", "npz")
+
+
+def test_unknown_formats_and_wrong_endings(tmp_path):
+    model, params, _ = build("token")
+    with pytest.raises(UserError, match="did you mean 'timm'"):
+        checkpoints.save(params, model, tmp_path / "c", "tim")
+    with pytest.raises(UserError, match="ends in .npz"):
+        checkpoints.save(params, model, tmp_path / "c.safetensors", "npz")
+
+
+def test_directories_are_not_overwritten(tmp_path):
+    model, params, _ = build("token")
+    for to in ("hf", "orbax"):
+        checkpoints.save(params, model, tmp_path / to, to)
+        with pytest.raises(UserError, match="exists"):
+            checkpoints.save(params, model, tmp_path / to, to)
+
+
+@pytest.mark.parametrize("to", ["npz", "timm"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, to):
+    model, params, _ = build("token")
+    path = tmp_path / f"c{ENDINGS[to]}"
+    checkpoints.save(params, model, path, to)
+    before = path.read_bytes()
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoints.save(jax.tree.map(np.negative, params), model, path, to)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_failed_directory_leaves_nothing(tmp_path, monkeypatch):
+    model, params, _ = build("token")
+    monkeypatch.setattr(files, "safetensors_bytes", lambda arrays: "not bytes")
+    with pytest.raises(TypeError):
+        checkpoints.save(params, model, tmp_path / "hf", "hf")
+    assert not any(tmp_path.iterdir())
+
+
+def test_every_trait_has_a_format_or_none():
+    """A trait that formats list and no model has would be a misspelling."""
+    listed = set().union(*saving.EXPRESSES.values())
+    found = set().union(*(saving.traits(build(name)[0]) for name in MODELS))
+    assert listed - {"fixed positions", "a class token's position"} <= found

@@ -1,0 +1,170 @@
+"""State dicts of timm and transformers, against outputs of those packages (tests/interop)."""
+
+import json
+import shutil
+
+import golden_cases
+import jax
+import numpy as np
+import pytest
+from golden_cases import assert_close
+
+from vit_jax import checkpoints, models
+from vit_jax.checkpoints import files, surgery
+from vit_jax.errors import UserError
+
+INTEROP = golden_cases.GOLDEN / "interop"
+TIMM = sorted(path.stem for path in INTEROP.glob("timm_*.safetensors"))
+CONV = "vit.embeddings.patch_embeddings.projection.weight"
+
+
+def load_case(name):
+    config = json.loads((INTEROP / f"{name}.json").read_text())["fields"]
+    model = models.build("mixer_b16" if "tokens_mlp_dim" in config else "vit", **config)
+    return model, dict(np.load(INTEROP / f"{name}.io.npz"))
+
+
+def logits_of(model, params, images):
+    out = jax.jit(model.apply)({"params": params}, images)
+    return getattr(out, "pooled", out)
+
+
+@pytest.mark.parametrize("case", TIMM)
+def test_timm_logits_and_names(case, tmp_path):
+    """What timm computed is computed here, and what is written back is what timm wrote."""
+    model, io = load_case(case)
+    path = INTEROP / f"{case}.safetensors"
+    params, report = checkpoints.load_with_report(path, model)
+    assert_close(logits_of(model, params, io["images"]), io["logits"])
+    assert not report.initialised
+    assert not report.resized
+    assert any("gelu_tanh" in note for note in report.notes)
+    size = io["images"].shape[1:3]
+    checkpoints.save(params, model, tmp_path / "c.safetensors", "timm", image_size=size)
+    assert_same_arrays(tmp_path / "c.safetensors", path)
+
+
+def assert_same_arrays(path, other):
+    actual, expected = files.read_arrays(path), files.read_arrays(other)
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
+
+
+def test_there_is_a_case_of_every_kind():
+    assert len(TIMM) >= 7
+
+
+def test_transformers_classifier(tmp_path):
+    model, io = load_case("hf_classifier")
+    path = INTEROP / "hf_classifier"
+    params, report = checkpoints.load_with_report(path, model)
+    assert_close(logits_of(model, params, io["images"]), io["logits"])
+    assert not report.notes
+    checkpoints.save(params, model, tmp_path / "out", "hf", image_size=(8, 12))
+    assert_same_arrays(tmp_path / "out/model.safetensors", path / "model.safetensors")
+    ours, theirs = (json.loads((d / "config.json").read_text()) for d in (tmp_path / "out", path))
+    about_training = ("transformers_version", "dtype", "torch_dtype", "initializer_range",
+                      "encoder_stride", "pooler_act", "pooler_output_size", "id2label",
+                      "attention_probs_dropout_prob", "hidden_dropout_prob")  # fmt: skip
+    for config in (ours, theirs):
+        for key in about_training:
+            config.pop(key, None)
+    assert ours == theirs
+
+
+def test_transformers_shards_and_pooler():
+    """The pooler is the representation layer, which a backbone has no use for."""
+    model, io = load_case("hf_pooler")
+    params, report = checkpoints.load_with_report(INTEROP / "hf_pooler", model)
+    assert_close(logits_of(model, params, io["images"]), io["logits"])
+    assert sorted(line.split(":")[0] for line in report.ignored) == [
+        "head/pre_logits/bias",
+        "head/pre_logits/kernel",
+    ]
+
+
+def test_transformers_weights_without_their_config():
+    model, io = load_case("hf_classifier")
+    params = checkpoints.load(INTEROP / "hf_classifier" / "model.safetensors", model)
+    assert_close(logits_of(model, params, io["images"]), io["logits"])
+
+
+@pytest.fixture
+def hf_copy(tmp_path):
+    """A directory of transformers whose config can be changed: `hf_copy(key=value)` → its path."""
+
+    def make(**keys):
+        shutil.copytree(INTEROP / "hf_classifier", tmp_path / "hf")
+        config = json.loads((tmp_path / "hf/config.json").read_text())
+        (tmp_path / "hf/config.json").write_text(json.dumps(config | keys))
+        return tmp_path / "hf"
+
+    return make
+
+
+def test_transformers_heads_must_agree(hf_copy):
+    model, _ = load_case("hf_classifier")
+    with pytest.raises(UserError, match=r"attn/.* is \[16, 4, 4\] and should be \[16, 2, 8\]"):
+        checkpoints.load(hf_copy(num_attention_heads=4), model)
+
+
+def test_transformers_notes_what_differs(hf_copy):
+    model, _ = load_case("hf_classifier")
+    path = hf_copy(hidden_act="gelu", layer_norm_eps=1e-12)
+    _, report = checkpoints.load_with_report(path, model)
+    assert ["hidden_act" in report.notes[0], "layer_norm_eps" in report.notes[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"model_type": "swin"}, "only 'vit'"),
+        ({"num_attention_heads": 5}, "does not fit"),
+        ({"num_attention_heads": None}, "does not fit"),
+        ({"image_size": 0, "patch_size": 0}, "does not fit"),
+    ],
+)
+def test_transformers_configs_of_something_else(hf_copy, keys, words):
+    model, _ = load_case("hf_classifier")
+    with pytest.raises(UserError, match=words):
+        checkpoints.load(hf_copy(**keys), model)
+
+
+def test_transformers_positions_know_their_grid(hf_copy):
+    """2x3 patches resized to 3x2: as many, but not the same."""
+    model, _ = load_case("hf_classifier")
+    params, report = checkpoints.load_with_report(hf_copy(), model, image_size=(12, 8))
+    assert report.resized == ("backbone/pos_embed: 2x3 to 3x2, corners",)
+    table = files.read_arrays(INTEROP / "hf_classifier/model.safetensors")
+    table = table["vit.embeddings.position_embeddings"]
+    expected = surgery.resize_positions(table[:, 1:], (2, 3), (3, 2))
+    np.testing.assert_array_equal(params["backbone"]["pos_embed"][:, 1:], expected)
+
+
+def test_positions_as_timm_resamples_them():
+    stored = np.load(INTEROP / "timm_positions.npz")
+    for name in stored.files:
+        if name != "table":
+            mode, _, size = name.partition("/")
+            new = tuple(map(int, size.split("x")))
+            resized = surgery.resize_positions(stored["table"], (4, 6), new, mode)
+            np.testing.assert_allclose(resized, stored[name], atol=1e-5)
+
+
+def test_norm_after_pooling_is_refused(tmp_path):
+    state = files.read_arrays(INTEROP / "timm_mean.safetensors")
+    for leaf in ("weight", "bias"):
+        state[f"fc_norm.{leaf}"] = state.pop(f"norm.{leaf}")
+    files.write_safetensors(tmp_path / "c.safetensors", state)
+    with pytest.raises(UserError, match="norms after pooling"):
+        checkpoints.load(tmp_path / "c.safetensors", load_case("timm_mean")[0])
+
+
+def test_bias_of_query_norm_must_be_zero(tmp_path):
+    case = "timm_registers_scale_qk_norm"
+    state = files.read_arrays(INTEROP / f"{case}.safetensors")
+    state["blocks.1.attn.q_norm.bias"] = state["blocks.1.attn.q_norm.bias"] + 1
+    files.write_safetensors(tmp_path / "c.safetensors", state)
+    with pytest.raises(UserError, match="query_norm/bias, which the model has no place for"):
+        checkpoints.load(tmp_path / "c.safetensors", load_case(case)[0])

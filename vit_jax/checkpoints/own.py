@@ -1,0 +1,90 @@
+"""Our own checkpoints as a source and a target of conversions; `store` does the work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from vit_jax.checkpoints import files
+from vit_jax.checkpoints.store import DamagedError, Store
+from vit_jax.checkpoints.weights import Weights
+from vit_jax.errors import UserError
+from vit_jax.types import Params
+
+MANIFEST = "manifest/metadata"
+
+
+def find(path: epath.Path) -> tuple[epath.Path, int] | None:
+    """(directory of steps, step) of a workdir, its checkpoints or one of them; None if it is none.
+
+    Of several steps the newest is taken.
+    """
+    if path.name.isdigit() and (path / MANIFEST).exists():
+        return path.parent, int(path.name)
+    for directory in (path / "checkpoints", path):
+        steps = [s for s in Store(directory).steps() if (directory / str(s) / MANIFEST).exists()]
+        if steps:
+            return directory, steps[-1]
+    return None
+
+
+def read(directory: epath.Path, step: int) -> Weights:
+    """The parameters of a step: their moving average where the run kept one.
+
+    Raises:
+      UserError: the checkpoint is damaged or holds no parameters.
+    """
+    path = directory / str(step)
+    described = files.read_json(path / MANIFEST).get("arrays")
+    if not isinstance(described, dict):
+        raise UserError(f"{path / MANIFEST} does not describe a checkpoint")
+    averaged = any(name.startswith("ema.") for name in described)
+    prefix = "ema." if averaged else "params."
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    try:
+        abstract = {
+            name: jax.ShapeDtypeStruct(tuple(x["shape"]), np.dtype(x["dtype"]), sharding=place)
+            for name, x in described.items()
+            if name.startswith(prefix)
+        }
+        restored = Store(directory).restore(step, abstract)
+    except DamagedError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path / MANIFEST} is broken: {error!r}") from error
+    if not abstract:
+        raise UserError(f"{path} holds no parameters")
+    flat = {
+        name.removeprefix(prefix).replace(".", "/"): np.asarray(x, np.float32)
+        for name, x in restored.tree.items()
+    }
+    note = ("the moving average of the parameters (ema)",) if averaged else ()
+    return Weights(arrays=_numbered(flat), format=f"our checkpoint of step {step}", notes=note)
+
+
+def _numbered(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names of `Weights`: blocks numbered, a bare backbone below `backbone/`."""
+    bare = not any(name.startswith("backbone/") for name in flat)
+    out: dict[str, np.ndarray] = {}
+    for name, array in flat.items():
+        full = f"backbone/{name}" if bare else name
+        if full.startswith("backbone/blocks/"):
+            rest = full.removeprefix("backbone/blocks/")
+            out.update({f"backbone/blocks_{i}/{rest}": x for i, x in enumerate(array)})
+        else:
+            out[full] = array
+    return out
+
+
+def write(path: epath.PathLike, params: Params, metadata: Mapping[str, Any]) -> None:
+    """Writes parameters alone as step 0 of `path`. Raises `UserError` if there are steps there."""
+    directory = epath.Path(path)
+    if directory.exists():
+        raise UserError(f"{path} exists; remove it or write to another place")
+    directory.mkdir(parents=True)
+    store = Store(directory.resolve())
+    store.save(0, {"params": jax.tree.map(np.asarray, params)}, metadata)
+    store.wait()
+    store.close()

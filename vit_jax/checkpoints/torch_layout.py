@@ -1,0 +1,62 @@
+"""PyTorch's layouts of the arrays that every model here is made of.
+
+A dense weight is `[out, in]`, a convolution's `[out, in, h, w]`, attention keeps its heads within
+the channels, and a norm's scale is called weight.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vit_jax.checkpoints.weights import Renames
+
+
+def from_state(
+    state: Mapping[str, np.ndarray], names: Renames
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Arrays of a state dict under our names, and the names that the table does not know.
+
+    Attention kernels come as matrices: a state dict does not tell the number of heads.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    unknown = []
+    for name, array in state.items():
+        path = names.to_ours(name.replace(".", "/"))
+        if path is None:
+            unknown.append(name)
+            continue
+        module, _, leaf = path.rpartition("/")
+        if leaf == "weight":
+            path = f"{module}/{'scale' if array.ndim == 1 else 'kernel'}"
+            array = _kernel(array)
+        arrays[path] = array
+    return arrays, unknown
+
+
+def _kernel(weight: np.ndarray) -> np.ndarray:
+    return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+
+
+def to_state(arrays: Mapping[str, np.ndarray], names: Renames) -> dict[str, np.ndarray]:
+    """The inverse of `from_state`. Raises `KeyError` for an array without a name there."""
+    state = {}
+    for path, array in arrays.items():
+        module, _, leaf = path.rpartition("/")
+        if leaf in ("kernel", "scale"):
+            path, array = f"{module}/weight", _weight(module, array)
+        elif leaf == "bias":
+            array = array.reshape(-1)
+        theirs = names.to_theirs(path)
+        if theirs is None:
+            raise KeyError(path)
+        state[theirs.replace("/", ".")] = np.ascontiguousarray(array)
+    return state
+
+
+def _weight(module: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    if array.ndim == 3:
+        merged = (-1, array.shape[-1]) if module.endswith("/out") else (array.shape[0], -1)
+        return array.reshape(merged).T
+    return array.T

@@ -1,0 +1,77 @@
+"""`python -m vit_jax convert SRC DST --to=FORMAT`: checkpoints from any format to any other."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+from etils import epath
+
+from vit_jax import checkpoints, models
+from vit_jax.checkpoints import loading
+from vit_jax.checkpoints.guess import model_of
+from vit_jax.checkpoints.weights import Weights
+from vit_jax.errors import UserError
+from vit_jax.workdir import Workdir
+
+
+def run(
+    src: str,
+    dst: str,
+    to: str,
+    *,
+    model: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+    image_size: int | Sequence[int] | None = None,
+) -> str:
+    """Converts a checkpoint; returns what was done and the call that loads the result.
+
+    Args:
+      src, dst, to: as `checkpoints.load` and `checkpoints.save` take them.
+      model, fields: name and fields of the model, for what the file does not tell; a workdir of
+        ours tells all.
+      image_size: resizes the positions; None keeps them.
+
+    Raises:
+      UserError: the file cannot be read, the model cannot be told, or the format cannot express it.
+        Nothing is made up: a parameter that the file lacks is an error.
+    """
+    weights = loading.read_weights(src)
+    module = _model(src, weights, model, dict(fields or {}))
+    params, report = loading.fit(weights, module, src, image_size=image_size)
+    if report.initialised:
+        raise UserError(
+            f"{src} is not of this model: {report.initialised[0]}; write the fields of the model it"
+            " was trained as"
+        )
+    if len(report.ignored) > len(weights.ignored):
+        raise UserError(
+            f"{src} holds more than this model: {report.ignored[len(weights.ignored)]}; write the"
+            " fields of the model it was trained as"
+        )
+    written = checkpoints.save(params, module, dst, to, image_size=image_size)
+    return f"{report}\n{written}"
+
+
+def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
+    configured = _config_of(src)
+    if name is None and configured:
+        head = weights.arrays.get("head/bias")
+        classes = {} if head is None else {"num_classes": head.shape[0]}
+        return models.build(**{**classes, **configured, **fields})
+    return model_of(weights, name, **fields)
+
+
+def _config_of(src: str) -> dict[str, Any] | None:
+    """`config.model` of the run that a checkpoint lies in."""
+    if "://" in src and not os.fspath(src).startswith(("gs://", "s3://")):
+        return None
+    path = epath.Path(src).expanduser()
+    for folder in (path, path.parent, path.parent.parent):
+        if (
+            path.is_dir()
+            and (folder / "config.json").exists()
+            and (folder / "checkpoints").exists()
+        ):
+            return Workdir.existing(os.fspath(folder)).read_config().model.to_dict()
+    return None
