@@ -17,9 +17,14 @@ class Source:
     """`name` is the file, or a folder that holds one `SPLIT.npz` a split."""
 
     def __init__(self, name: str, split: str = "train", num_classes: int = 0):
-        path = Path(name)
+        path, part = Path(name), parse_split(split)[0]
         if path.is_dir():
-            path = path / f"{parse_split(split)[0]}.npz"
+            path = path / f"{part}.npz"
+        elif part != "train":
+            raise UserError(
+                f"{path} is one file, all of it split 'train'; write a part of that, such as"
+                f" 'train[90%:]', instead of {part!r}, or give a folder with {part}.npz"
+            )
         images, labels, names = _read(path)
         selected = split_range(split, len(images))
         self._path = path

@@ -1,0 +1,210 @@
+"""What a person types, and what comes back: output, files, exit codes, one-line errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.__main__ import main, split_overrides
+from vit_jax.errors import UserError
+
+TINY = Path(__file__).parent / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits_npz):
+    """A finished run with pictures, made by the command."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = f"--config={TINY}:npz={digits_npz},pictures"
+    assert main(["train", config, f"--workdir={workdir}", "--config.total=8"]) == 0
+    return workdir
+
+
+def fails(capsys, *argv):
+    """Runs a command that must end with exit code 2 and one line; returns the line."""
+    assert main(list(argv)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert lines[-1] == errors[0]
+    return errors[0]
+
+
+def test_train_ends_with_accuracy_time_and_report(trained, digits_npz, capsys):
+    config = f"--config={TINY}:npz={digits_npz},pictures"
+    assert main(["train", config, f"--workdir={trained}", "--config.total=8"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1] == f"report: {trained}/report.html"
+    assert lines[-2].startswith("training took ")
+    assert lines[-3].startswith("val_ema/accuracy: ")
+
+
+def test_report_shows_pictures_and_needs_nothing_else(trained, capsys):
+    before = (trained / "report.html").read_text()
+    for title in ("Confusion matrix", "The hardest mistakes", "Where the model looks"):
+        assert title in before
+    assert "https://" not in before.split("</head>")[0]
+    (trained / "report.html").unlink()
+    assert main(["report", f"--workdir={trained}"]) == 0
+    assert (trained / "report.html").stat().st_size > 50_000
+    assert list((trained / "report").glob("*.png"))
+
+
+def test_evaluate_repeats_the_logged_metrics(trained, tmp_path, capsys):
+    out = tmp_path / "metrics.json"
+    argv = ["evaluate", f"--workdir={trained}", f"--json={out}", "--config.eval.batch_size=7"]
+    assert main(argv) == 0
+    found = json.loads(out.read_text())
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    logged = {name[5:]: v for row in rows for name, v in row.items() if name.startswith("eval/")}
+    assert found["val/num_examples"] == 30
+    assert found["val/accuracy"] == logged["val/accuracy"]
+    assert found["val_ema/accuracy"] == logged["val_ema/accuracy"]
+
+
+def test_predict_prints_classes_and_draws_attention(trained, digits_npz, tmp_path, capsys):
+    image = np.load(digits_npz)["image"][0, :, :, 0]
+    Image.fromarray(image).resize((80, 100)).save(tmp_path / "digit.png")
+    out = tmp_path / "attention.png"
+    argv = ["predict", f"--workdir={trained}", "--top=3", f"--attention={out}"]
+    assert main([*argv, str(tmp_path / "digit.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(tmp_path / "digit.png")
+    shares = [float(line.split("%")[0]) for line in lines[1:4]]
+    assert shares == sorted(shares, reverse=True)
+    assert Image.open(out).size[0] > 100
+
+
+def test_data_draws_a_contact_sheet(digits_npz, tmp_path):
+    out = tmp_path / "sheet.png"
+    argv = ["data", f"--config={TINY}:{digits_npz}", f"--out={out}", "--images=20"]
+    assert main(argv) == 0
+    assert Image.open(out).size[0] > 500
+
+
+def test_models_lists_parameters(capsys):
+    assert main(["models", "vit_ti16"]) == 0
+    assert "5,717,416" in capsys.readouterr().out
+
+
+def test_bench_step_prints_json(digits_npz, tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    argv = ["bench", "step", f"--config={TINY}:{digits_npz}", f"--json={out}"]
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads(out.read_text())
+    assert {"images_per_sec", "compile_seconds", "loop_overhead", "machine"} <= found.keys()
+
+
+def test_bench_input_prints_json(digits_npz, capsys):
+    assert main(["bench", "input", f"--config={TINY}:{digits_npz}"]) == 0
+    assert json.loads(capsys.readouterr().out)["images_per_sec_per_core"] > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["train"], "--config is missing"),
+        (["train", "--config=c.py"], "--workdir is missing"),
+        (["train", "--confg=c.py"], "unknown argument '--confg'; did you mean '--config'?"),
+        (["train", "--config=absent.py", "--workdir=w"], "'absent.py': no such file"),
+        (["evaluate", "--workdir=/nowhere/at/all"], "holds no run"),
+        (["report", "--workdir=/nowhere/at/all"], "holds no run"),
+        (["predict", "--workdir=/nowhere/at/all", "x.png"], "holds no run"),
+        (["predict", "--workdir=w"], "required: IMAGE"),
+        (["models", "vit_b17"], "vit_b17"),
+        (["bench", "speed", "--config=c.py"], "invalid choice: 'speed'"),
+        (["models", "--config.seed=1"], "models takes no --config.seed"),
+        (["train", "--config=c.py", "--config.seed"], "--config.seed has no value"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, argv, message):
+    assert message in fails(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.name=vit_z16", "vit_z16"),
+        ("model.widht=3", "did you mean 'width'"),
+        ("task.name=regresion", "config.task.name='regresion' is unknown"),
+        ("task.mixop=1", "did you mean 'mixup'"),
+        ("task.loss=hinge", "write softmax or sigmoid"),
+        ("optim.name=adamm", "adamm"),
+        ("optim.schedule.name=cosin", "cosin"),
+        ("data.source=tdfs", "tdfs"),
+        ("batch_size=20", "not divisible by 16"),
+        ("mesh.tensor=3", "does not fit 8 devices"),
+        ("model.patch_size=3", "config.model.patch_size=3 does not divide the image of 8×8"),
+        ("optim.lr=fast", "config.optim.lr must be of type float"),
+        ("eval.sets.val.split=tset", "tset"),
+    ],
+)
+def test_bad_config_values_are_one_line(capsys, digits_npz, tmp_path, override, message):
+    argv = ["train", f"--config={TINY}:{digits_npz}", f"--workdir={tmp_path}"]
+    assert message in fails(capsys, *argv, f"--config.{override}")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_unwritable_workdir(capsys, digits_npz, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    argv = ["train", f"--config={TINY}:{digits_npz}", f"--workdir={blocked}/run"]
+    assert "cannot write there" in fails(capsys, *argv)
+
+
+def test_predict_names_what_is_no_image(capsys, trained, tmp_path):
+    (tmp_path / "notes.png").write_text("not a picture")
+    workdir = f"--workdir={trained}"
+    assert "no such image file" in fails(capsys, "predict", workdir, str(tmp_path / "no.png"))
+    assert "not a readable image" in fails(
+        capsys, "predict", workdir, str(tmp_path / "notes.png")
+    )
+
+
+def test_broken_config_json(capsys, trained, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json cannot be read" in fails(capsys, "evaluate", f"--workdir={tmp_path}")
+
+
+def test_help_of_every_command(capsys):
+    for command in ("", "train", "evaluate", "report", "predict", "data", "models", "prepare"):
+        with pytest.raises(SystemExit) as stop:
+            main([*command.split(), "--help"])
+        assert stop.value.code == 0
+        assert "usage: python -m vit_jax" in capsys.readouterr().out
+
+
+def test_keys_are_listed(capsys):
+    assert main(["train", "--keys"]) == 0
+    assert "optim.schedule.warmup=0" in capsys.readouterr().out
+
+
+def test_overrides_in_both_spellings():
+    rest, overrides = split_overrides(["--config=f", "--config.a.b=1", "--config.c", "2", "x"])
+    assert rest == ["--config=f", "x"]
+    assert overrides == {"a.b": "1", "c": "2"}
+    with pytest.raises(UserError, match="has no value"):
+        split_overrides(["--config.a", "--workdir=w"])
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from vit_jax.__main__ import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('jax', 'flax', 'numpy', 'tensorflow') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.stdout.strip().endswith("[]")
