@@ -129,7 +129,7 @@ def test_unknown_formats_and_wrong_endings(tmp_path):
     model, params, _ = build("token")
     with pytest.raises(UserError, match="did you mean 'timm'"):
         checkpoints.save(params, model, tmp_path / "c", "tim")
-    with pytest.raises(UserError, match="ends in .npz"):
+    with pytest.raises(UserError, match=r"ends in \.npz"):
         checkpoints.save(params, model, tmp_path / "c.safetensors", "npz")
 
 

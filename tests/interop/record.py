@@ -72,8 +72,8 @@ def record(name, fields, inputs, logits):
 def record_timm():
     ours = {"patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
     for name, (arguments, fields) in TIMM.items():
-        arguments = {**SIZE, **TANH, **arguments}
-        model = randomise(timm.create_model("vit_base_patch16_224", **arguments))
+        model = timm.create_model("vit_base_patch16_224", **{**SIZE, **TANH, **arguments})
+        model = randomise(model)
         save_file(model.state_dict(), GOLDEN / f"{name}.safetensors")
         record(name, {**ours, "num_classes": 3, **fields}, images(), model(images()))
     mixer = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_blocks": 2}

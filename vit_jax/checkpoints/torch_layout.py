@@ -26,10 +26,12 @@ def from_state(
             unknown.append(name)
             continue
         module, _, leaf = path.rpartition("/")
-        if leaf == "weight":
-            path = f"{module}/{'scale' if array.ndim == 1 else 'kernel'}"
-            array = _kernel(array)
-        arrays[path] = array
+        if leaf != "weight":
+            arrays[path] = array
+        elif array.ndim == 1:
+            arrays[f"{module}/scale"] = array
+        else:
+            arrays[f"{module}/kernel"] = _kernel(array)
     return arrays, unknown
 
 
@@ -42,15 +44,17 @@ def to_state(arrays: Mapping[str, np.ndarray], names: Renames) -> dict[str, np.n
     state = {}
     for path, array in arrays.items():
         module, _, leaf = path.rpartition("/")
-        if leaf in ("kernel", "scale"):
-            path, array = f"{module}/weight", _weight(module, array)
-        elif leaf == "bias":
-            array = array.reshape(-1)
-        theirs = names.to_theirs(path)
+        is_weight = leaf in ("kernel", "scale")
+        theirs = names.to_theirs(f"{module}/weight" if is_weight else path)
         if theirs is None:
             raise KeyError(path)
-        state[theirs.replace("/", ".")] = np.ascontiguousarray(array)
+        value = _weight(module, array) if is_weight else _flat_bias(leaf, array)
+        state[theirs.replace("/", ".")] = np.ascontiguousarray(value)
     return state
+
+
+def _flat_bias(leaf: str, array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1) if leaf == "bias" else array
 
 
 def _weight(module: str, array: np.ndarray) -> np.ndarray:
