@@ -2,14 +2,20 @@
 
 A state is saved as a flat dictionary, `{"params.backbone.norm.scale": array, ...}`: restored by
 name, so that a run whose optimizer gained or lost a stage resumes with what the two have in common.
-A checksum of every array is stored beside it and verified on restore, because a flipped byte in an
-array file is otherwise restored without a word.
+
+Two things are verified on restore, because Orbax alone restores flipped bytes without a word: a
+checksum of every array, computed where its shards are and saved with them; and, on file systems, a
+digest of every file, which names the file that has changed.
 """
 
 import dataclasses
 import json
 import logging
+import threading
+import time
+import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.serialization
@@ -23,10 +29,15 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vit_jax.errors import UserError
+from vit_jax.report.metrics import write_atomically
 from vit_jax.types import Array
 
 VERSION = 1
 """Version of the layout of a checkpoint, stored in it."""
+
+DIGESTS = "digests.json"
+
+_POLL_SECONDS = 0.02
 
 MAX_DAMAGED = 2
 """Newest checkpoints that may be passed over; more is no accident, and the run should not go on."""
@@ -66,6 +77,7 @@ class Store:
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_best:
             policies.append(preservation_policy.BestN(get_metric_fn=lambda m: m[keep_best], n=1))
+        self._sealing: threading.Thread | None = None
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             enable_async_checkpointing=True,
@@ -112,6 +124,7 @@ class Store:
         try:
             if self._manager is None:
                 self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+            self._finish()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -120,8 +133,19 @@ class Store:
                 metrics=dict(metrics) if metrics else None,
                 force=True,
             )
+            if jax.process_index() == 0:
+                path = self.directory / str(step)
+                self._sealing = threading.Thread(target=self._seal, args=(path,), daemon=True)
+                self._sealing.start()
         except (OSError, ValueError) as error:
             raise self._cannot_save(error) from error
+
+    def _seal(self, path: epath.Path) -> None:
+        """Writes the digests of a checkpoint once its files are in place."""
+        while self._manager.is_saving_in_progress():
+            time.sleep(_POLL_SECONDS)
+        if path.exists():  # A save that failed has left nothing, and raises when it is waited for.
+            _write_digests(path)
 
     def wait(self) -> None:
         """Returns when the last save is on disk.
@@ -131,10 +155,15 @@ class Store:
         """
         if self._manager is not None:
             try:
-                self._manager.wait_until_finished()
-                self._manager.check_for_errors()
+                self._finish()
             except (OSError, ValueError) as error:
                 raise self._cannot_save(error) from error
+
+    def _finish(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        if self._sealing is not None:
+            self._sealing.join()
 
     def _cannot_save(self, error: Exception) -> UserError:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -145,6 +174,8 @@ class Store:
         """Waits for the last save and stops the background threads."""
         if self._manager is not None:
             self._manager.close()
+            if self._sealing is not None:
+                self._sealing.join()
 
     def restore_newest(self, abstract: Any) -> Restored | None:
         """The newest whole checkpoint, or None where there is no checkpoint at all.
@@ -211,6 +242,7 @@ class Store:
             raise DamagedError(f"{path}/manifest: {error}") from error
         if version > VERSION:
             raise UserError(f"{path} has version {version}, this package reads up to {VERSION}")
+        _verify_digests(path)
         asked = flatten(abstract)
         common = {
             name: leaf
@@ -226,6 +258,50 @@ class Store:
             missing=tuple(sorted(asked.keys() - common.keys())),
             ignored=tuple(sorted(saved.keys() - common.keys())),
         )
+
+
+def _write_digests(path: epath.Path) -> None:
+    """Records size and CRC-32 of every file of a checkpoint.
+
+    Not on object stores: they keep digests of their own, and would have to be read back.
+    """
+    if "://" in str(path):
+        return
+    digests = {name: _digest(path / name) for name in _file_names(path)}
+    write_atomically(path / DIGESTS, json.dumps(digests).encode())
+
+
+def _verify_digests(path: epath.Path) -> None:
+    """Raises `DamagedError` for a file that is missing or not what was saved.
+
+    A process that was killed right after a save has left no digests; the arrays' own checksums
+    remain.
+    """
+    if not (path / DIGESTS).exists():
+        return
+    try:
+        digests = json.loads((path / DIGESTS).read_text())
+        for name, expected in digests.items():
+            if not (path / name).exists():
+                raise DamagedError(f"{path}/{name} is missing")
+            if _digest(path / name) != expected:
+                raise DamagedError(f"{path}/{name} is not what was saved")
+    except (ValueError, AttributeError) as error:
+        raise DamagedError(f"{path}/{DIGESTS}: {error}") from error
+
+
+def _file_names(path: epath.Path) -> list[str]:
+    files = (file for file in Path(path).rglob("*") if file.is_file())
+    return sorted(str(file.relative_to(path)) for file in files)
+
+
+def _digest(file: epath.Path) -> list[int]:
+    """[size in bytes, CRC-32], read in pieces."""
+    crc, size = 0, 0
+    with file.open("rb") as opened:
+        while piece := opened.read(1 << 22):
+            crc, size = zlib.crc32(piece, crc), size + len(piece)
+    return [size, crc]
 
 
 def flatten(tree: Any) -> dict[str, Any]:
