@@ -1,0 +1,177 @@
+"""The classification task: losses and mixing against recorded values, metrics against a count."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vit_jax import tasks
+from vit_jax.errors import UserError
+from vit_jax.tasks import _images
+from vit_jax.tasks.classification import LOSSES
+from vit_jax.types import ArraySpec, DataInfo
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "big_vision"
+TINY = {"name": "vit", "width": 8, "depth": 1, "num_heads": 1, "patch_size": 4}
+
+
+def info(num_classes=5, label=(), image=(8, 8, 1), dtype=np.uint8):
+    label_dtype = np.dtype(np.float32 if label else np.int32)
+    spec = {"image": ArraySpec(image, np.dtype(dtype)), "label": ArraySpec(label, label_dtype)}
+    return DataInfo(spec, num_classes)
+
+
+def task(data=None, **fields):
+    return tasks.build({"name": "classification", **fields}, TINY, data or info())
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("labels", ["onehot", "soft", "multihot"])
+def test_losses_and_their_gradients_are_the_recorded_ones(loss, labels):
+    golden = np.load(GOLDEN / "losses.npz")
+    logits, targets, name = golden["logits"], golden[labels], f"{loss}_xent/{labels}"
+    losses = LOSSES[loss](logits, targets)
+    gradient = jax.grad(lambda x: LOSSES[loss](x, targets).mean())(jnp.asarray(logits))
+    # The reference's stated tolerance: logits reach 75.
+    np.testing.assert_allclose(losses, golden[f"{name}/per_example"], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(losses.mean(), golden[f"{name}/mean"], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(gradient, golden[f"{name}/dlogits_of_mean"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_mixing_is_the_recorded_one(case):
+    golden = np.load(GOLDEN / "mixup.npz")
+    images, labels = golden[f"{case}/image"], golden[f"{case}/labels"]
+    mixed = _images.mix(golden[f"{case}/a"], images, labels)
+    np.testing.assert_allclose(mixed[0], golden[f"{case}/mixed_image"], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(mixed[1], golden[f"{case}/mixed_labels"], rtol=1e-6, atol=1e-6)
+
+
+def test_mixup_coefficient_is_a_reflected_beta():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
+    pair = jnp.concatenate([one, zero])
+    share = jax.vmap(lambda key: _images.mixup(key, 0.2, pair)[0][0, 0])(keys)
+    assert share.min() >= 0.5
+    assert share.max() <= 1.0
+    # E[max(b, 1 - b)] for b ~ Beta(0.2, 0.2), by numerical integration: 0.9004.
+    np.testing.assert_allclose(share.mean(), 0.9004, atol=0.01)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_cutmix_labels_follow_the_area(seed):
+    images = jnp.stack([jnp.zeros((12, 20, 1)), jnp.ones((12, 20, 1))])
+    labels = jnp.eye(2)
+    mixed, soft = _images.cutmix(jax.random.key(seed), 1.0, images, labels)
+    np.testing.assert_allclose(mixed[0].mean(), soft[0, 1], atol=1e-6)
+    np.testing.assert_allclose(soft.sum(-1), 1.0, atol=1e-6)
+
+
+def test_mixing_pairs_rows_of_the_whole_batch_on_any_mesh():
+    """big_vision pairs within a device's shard, so one row a device is never mixed there."""
+    from vit_jax import sharding
+
+    mesh = sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+    rows = np.arange(8, dtype=np.float32)[:, None]
+    placed = jax.device_put(rows, sharding.batch_sharding(mesh))
+    apart = jax.jit(lambda x: _images.mixup(jax.random.key(3), 0.5, x)[0])(placed)
+    together = _images.mixup(jax.random.key(3), 0.5, jnp.asarray(rows))[0]
+    np.testing.assert_allclose(apart, together, rtol=1e-6)
+    assert (np.asarray(apart) != rows).all()
+
+
+def test_perturb_smooths_and_normalises():
+    batch = {"image": np.full((2, 8, 8, 1), 255, np.uint8), "label": np.array([1, 4], np.int32)}
+    soft = task(label_smoothing=0.1).perturb(batch, jax.random.key(0))
+    np.testing.assert_allclose(soft["image"], 1.0)
+    np.testing.assert_allclose(soft["label"][0], [0.02, 0.92, 0.02, 0.02, 0.02], rtol=1e-6)
+
+
+def test_float_images_pass_as_the_pipeline_made_them():
+    images = np.full((1, 8, 8, 1), 0.25, np.float32)
+    np.testing.assert_array_equal(task().inputs({"image": images}), images)
+
+
+def test_normalising_by_channel():
+    found = _images.normalise(jnp.full((1, 2, 2, 3), 10, jnp.uint8), (10, 8, 6), (1, 2, 4))
+    np.testing.assert_allclose(found[0, 0, 0], [0, 1, 1])
+
+
+def sums_of(instance, logits, batch):
+    """`eval_sums` of a model that answers with given logits."""
+
+    class Constant:
+        def apply(self, _, images):
+            return jnp.asarray(logits)
+
+    import dataclasses
+
+    return dataclasses.replace(instance, model=Constant()).eval_sums({}, batch)
+
+
+LOGITS = np.array(
+    [[9, 1, 2, 3, 4, 5], [0, 9, 1, 2, 3, 4], [1, 2, 9, 3, 4, 5], [9, 8, 7, 6, 5, 4]], np.float32
+)
+
+
+def test_metrics_are_what_a_hand_counts():
+    batch = {
+        "image": np.zeros((4, 8, 8, 1), np.uint8),
+        # Right; wrong but among the five best; wrong and the worst; padding that would be right.
+        "label": np.array([0, 2, 0, 0], np.int32),
+        "mask": np.array([1, 1, 1, 0], np.float32),
+    }
+    instance = task(info(6))
+    found = instance.metrics(jax.device_get(sums_of(instance, LOGITS, batch)))
+    losses = -jax.nn.log_softmax(LOGITS)[np.arange(3), batch["label"][:3]]
+    assert found["num_examples"] == 3
+    assert found["accuracy"] == 1 / 3
+    assert found["top5_accuracy"] == 2 / 3
+    np.testing.assert_allclose(found["loss"], losses.mean(), rtol=1e-6)
+
+
+def test_rows_without_labels_count_for_the_loss_only():
+    labels = np.zeros((4, 6), np.float32)
+    labels[0, [0, 3]] = 1  # The top class is one of two.
+    labels[1, 5] = 1
+    batch = {
+        "image": np.zeros((4, 8, 8, 1), np.uint8),
+        "label": labels,
+        "mask": np.array([1, 1, 1, 0], np.float32),
+    }
+    instance = task(info(6, label=(6,)), loss="sigmoid")
+    found = instance.metrics(jax.device_get(sums_of(instance, LOGITS, batch)))
+    assert found["num_examples"] == 3
+    assert found["accuracy"] == 1 / 2
+
+
+def test_sections_and_captions():
+    instance = task(info(3))
+    probability = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7]], np.float32)
+    examples = {
+        "image": np.zeros((3, 8, 8, 1), np.uint8),
+        "label": np.array([0, 1, 2]),
+        "probability": probability,
+    }
+    assert instance.captions(examples) == ["0 80%", "0 60%", "2 70%"]
+    titles = {section.title: section.text for section in instance.sections(examples)}
+    assert titles["The hardest mistakes"].startswith("1 of 3 images are misread.")
+    assert "Confusion matrix" in titles
+
+
+def test_data_that_does_not_fit_is_shown_beside_what_is_wanted():
+    with pytest.raises(UserError, match=r"float32 \[3\].*config\.data.*float32 \[4\]"):
+        task(info(3, label=(4,)))
+    with pytest.raises(UserError, match="height, width, channels"):
+        task(info(3, image=(8, 8)))
+
+
+def test_patches_that_do_not_tile_must_be_allowed():
+    with pytest.raises(UserError, match="crop_to_patches"):
+        task(info(image=(9, 8, 1)))
+    assert task(info(image=(9, 8, 1)), crop_to_patches=True).crop_to_patches
