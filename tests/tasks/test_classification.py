@@ -58,8 +58,8 @@ def test_mixup_coefficient_is_a_reflected_beta():
     share = jax.vmap(lambda key: _images.mixup(key, 0.2, pair)[0][0, 0])(keys)
     assert share.min() >= 0.5
     assert share.max() <= 1.0
-    # E[max(b, 1 - b)] for b ~ Beta(0.2, 0.2), by numerical integration: 0.9004.
-    np.testing.assert_allclose(share.mean(), 0.9004, atol=0.01)
+    # E[max(b, 1 - b)] for b ~ Beta(0.2, 0.2), by numerical integration: 0.8988.
+    np.testing.assert_allclose(share.mean(), 0.8988, atol=0.01)
 
 
 @settings(max_examples=30, deadline=None)
