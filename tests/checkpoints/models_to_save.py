@@ -76,10 +76,16 @@ def build(name):
     model = models.build(kind, **fields)
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (2, *size, 1 if name == "grey" else 3)).astype(np.float32)
+    return model, random_params(model, images), images
+
+
+def random_params(model, images):
+    """Parameters of the right shapes, none of them zero."""
+    rng = np.random.default_rng(1)
     shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
 
     def draw(path, leaf):
         centre = float(path[-1].key == "scale")
         return (centre + 0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
-    return model, jax.tree.map_with_path(draw, shapes), images
+    return jax.tree.map_with_path(draw, shapes)

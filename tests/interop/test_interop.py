@@ -68,7 +68,7 @@ def test_no_call_is_offered_that_would_be_wrong(tmp_path, name):
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 def test_torch_files(tmp_path, wrapper):
     """`.bin` and `.pth`: the same arrays as `.safetensors`, and bfloat16 is read."""
-    model, params, images = build("token")
+    model, params, _ = build("token")
     text = checkpoints.save(params, model, tmp_path / "c.safetensors", "timm")
     state = run_call(text).state_dict()
     torch.save({wrapper: state} if wrapper else state, tmp_path / "c.pth")

@@ -58,7 +58,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     """A JSON object. Raises `UserError` for anything else."""
     try:
         value = json.loads(read_bytes(path)[:MAX_JSON])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")
@@ -171,7 +171,7 @@ def _read_safetensors(file: BinaryIO, size: int, path: epath.PathLike) -> Arrays
             name: (_SAFETENSORS_TYPES[e["dtype"]], tuple(map(int, e["shape"])), e["data_offsets"])
             for name, e in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a broken safetensors header: {error!r}") from error
     data = file.read()
     end = 0

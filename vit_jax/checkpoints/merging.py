@@ -9,7 +9,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.checkpoints import surgery
 from vit_jax.checkpoints.report import MergeReport
-from vit_jax.checkpoints.target import Target
+from vit_jax.checkpoints.target import Target, split_table
 from vit_jax.checkpoints.weights import Weights, backbone_of
 from vit_jax.errors import UserError, nearest
 from vit_jax.models._positions import grid_coordinates, sincos_2d
@@ -161,12 +161,12 @@ class Merge:
         if given and given[0] * given[1] in (table.shape[1], table.shape[1] - 1):
             has_row = given[0] * given[1] < table.shape[1]
             return (table[:, :1], table[:, 1:]) if has_row else (None, table)
-        return surgery.split_class_row(
+        return split_table(
+            self.weights,
             table,
-            has_class_token=CLS in self.arrays,
-            row_stored=self.weights.class_row,
+            class_token=CLS in self.target.shapes,
+            class_row=self.target.class_row,
             num_patches=self.target.num_patches,
-            assumed=self.target.class_row,
         )
 
     def _fit_class_token(self, row: np.ndarray | None) -> np.ndarray | None:

@@ -3,17 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
 
+from vit_jax import models
 from vit_jax.checkpoints import files
 from vit_jax.checkpoints.store import DamagedError, Store
-from vit_jax.checkpoints.weights import Weights
+from vit_jax.checkpoints.weights import Weights, backbone_of
 from vit_jax.errors import UserError
 from vit_jax.types import Params
 
 MANIFEST = "manifest/metadata"
+CLASS_ROW = "class_token_position"
 
 
 def find(path: epath.Path) -> tuple[epath.Path, int] | None:
@@ -37,7 +40,8 @@ def read(directory: epath.Path, step: int) -> Weights:
       UserError: the checkpoint is damaged or holds no parameters.
     """
     path = directory / str(step)
-    described = files.read_json(path / MANIFEST).get("arrays")
+    manifest = files.read_json(path / MANIFEST)
+    described = manifest.get("arrays")
     if not isinstance(described, dict):
         raise UserError(f"{path / MANIFEST} does not describe a checkpoint")
     averaged = any(name.startswith("ema.") for name in described)
@@ -61,7 +65,28 @@ def read(directory: epath.Path, step: int) -> Weights:
         for name, x in restored.tree.items()
     }
     note = ("the moving average of the parameters (ema)",) if averaged else ()
-    return Weights(arrays=_numbered(flat), format=f"our checkpoint of step {step}", notes=note)
+    return Weights(
+        arrays=_numbered(flat),
+        format=f"our checkpoint of step {step}",
+        class_row=_class_row(directory, manifest.get("metadata")),
+        ours=True,
+        notes=note,
+    )
+
+
+def _class_row(directory: epath.Path, metadata: Any) -> bool | None:
+    """Whether the position table has a row for the class token: as written, or as the run's config
+    says; None where nothing does."""
+    if isinstance(metadata, Mapping) and isinstance(metadata.get(CLASS_ROW), bool):
+        return metadata[CLASS_ROW]
+    config = directory.parent / "config.json"
+    if not config.exists():
+        return None
+    try:
+        model = models.build(**{"num_classes": 1, **files.read_json(config)["config"]["model"]})
+    except (UserError, KeyError, TypeError):
+        return None
+    return getattr(backbone_of(model), "class_token_position", None)
 
 
 def _numbered(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -78,12 +103,13 @@ def _numbered(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def write(path: epath.PathLike, params: Params, metadata: Mapping[str, Any]) -> None:
-    """Writes parameters alone as step 0 of `path`. Raises `UserError` if there are steps there."""
-    directory = epath.Path(path)
+def write(path: epath.PathLike, params: Params, model: nn.Module) -> None:
+    """Writes parameters alone as step 0 of `path`. Raises `UserError` if there is something."""
+    directory = epath.Path(path).expanduser()
     if directory.exists():
         raise UserError(f"{path} exists; remove it or write to another place")
     directory.mkdir(parents=True)
+    metadata = {CLASS_ROW: bool(getattr(backbone_of(model), "class_token_position", False))}
     store = Store(directory.resolve())
     store.save(0, {"params": jax.tree.map(np.asarray, params)}, metadata)
     store.wait()

@@ -71,7 +71,7 @@ def save(
     if not os.fspath(path).endswith(ending):
         raise UserError(f"{path}: a file for {to} has a name that ends in {ending}")
     if to == "orbax":
-        own.write(path, params, {"origin": "converted"})
+        own.write(path, params, model)
         return f"wrote {os.fspath(path)}: load with vit_jax.checkpoints.load(path, model)"
     backbone = backbone_of(model)
     _check_expressible(model, to)

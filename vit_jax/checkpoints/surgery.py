@@ -33,25 +33,23 @@ def split_class_row(
     """The class token's row `[1, 1, width]` (or None) and the patches' rows of a table.
 
     Args:
-      has_class_token: the checkpoint has a class token beside the table. Without one, a table that
-        is a row more than a square holds in that row a class token that its position was added to.
-      row_stored: whether the class token has a row, where the format says so. Otherwise a square
-        number of tokens has none (196 is 14 * 14, never 195 and a class token) and one more than a
-        square has one.
+      has_class_token: the checkpoint has one, whether beside the table or added to its position and
+        kept in the table.
+      row_stored: whether it has a row, where the format says so. Otherwise a square number of
+        tokens has none (196 is 14 * 14, never 195 and a class token) and one more than a square has
+        one.
       num_patches: of the target, which other numbers are compared with.
       assumed: what holds where nothing tells.
     """
     tokens = table.shape[1]
-    if row_stored is None or not has_class_token:
-        if square_side(tokens):
-            row_stored = False
-        elif square_side(tokens - 1):
-            row_stored = has_class_token or num_patches != tokens
-        elif has_class_token and num_patches in (tokens, tokens - 1):
+    if row_stored is None:
+        if square_side(tokens) or square_side(tokens - 1):
+            row_stored = square_side(tokens) is None
+        elif num_patches in (tokens, tokens - 1):
             row_stored = num_patches == tokens - 1
         else:
-            row_stored = has_class_token and assumed
-    return (table[:, :1], table[:, 1:]) if row_stored else (None, table)
+            row_stored = assumed
+    return (table[:, :1], table[:, 1:]) if has_class_token and row_stored else (None, table)
 
 
 def infer_grid(num_patches: int, target: Grid | None) -> Grid:

@@ -52,8 +52,8 @@ class Target:
         grid = _grid(backbone, inputs) if "backbone/pos_embed" in shapes else None
         table = weights.arrays.get("backbone/pos_embed")
         if grid and image_size is None and table is not None and _grows(backbone):
-            assumed = getattr(backbone, "class_token_position", False)
-            shapes, grid = _keep_table(shapes, grid, weights, table, assumed), None
+            class_row = "backbone/cls" in shapes and backbone.class_token_position
+            shapes, grid = _keep_table(shapes, grid, weights, table, class_row), None
         stacked = any("blocks" in path for path in flax.traverse_util.flatten_dict(abstract))
         return cls(model, inputs, shapes, grid, stacked)
 
@@ -131,21 +131,48 @@ def _grid(backbone: nn.Module, inputs: Any) -> surgery.Grid | None:
     return features.grid.shape[1:3]
 
 
+def split_table(
+    weights: Weights,
+    table: np.ndarray,
+    *,
+    class_token: bool,
+    class_row: bool,
+    num_patches: int | None,
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """A checkpoint's positions as the class token's row, or None, and the patches' rows.
+
+    class_token, class_row: whether the model has one, and a row for it. num_patches: of its table;
+      None where the checkpoint decides.
+    """
+    beside = "backbone/cls" in weights.arrays
+    if not beside and (weights.ours or not class_token):
+        return None, table
+    row_stored = weights.class_row
+    if row_stored is None and weights.ours:
+        alike = num_patches is None or table.shape[1] == num_patches + class_row
+        row_stored = class_row if alike else None
+    return surgery.split_class_row(
+        table,
+        has_class_token=True,
+        row_stored=row_stored if beside else None,
+        num_patches=num_patches,
+        assumed=class_row and beside,
+    )
+
+
 def _keep_table(
     shapes: Mapping[str, tuple[int, ...]],
     grid: surgery.Grid,
     weights: Weights,
     table: np.ndarray,
-    assumed: bool,
+    class_row: bool,
 ) -> Mapping[str, tuple[int, ...]]:
     """`shapes` with as many positions as the checkpoint's patches."""
     if table.ndim != 3:
         raise UserError(f"the position table has shape {table.shape}, not [1, tokens, width]")
-    _, patches = surgery.split_class_row(
-        table,
-        has_class_token="backbone/cls" in weights.arrays,
-        row_stored=weights.class_row,
-        assumed=assumed,
+    class_token = "backbone/cls" in shapes
+    _, patches = split_table(
+        weights, table, class_token=class_token, class_row=class_row, num_patches=None
     )
     _, tokens, width = shapes["backbone/pos_embed"]
     class_rows = tokens - grid[0] * grid[1]

@@ -24,6 +24,7 @@ class Weights:
     format: the naming, in words, for messages.
     class_row: whether the position table has a row for the class token; None where unknown.
     grid: (rows, columns) of the patches in that table; None where unknown.
+    ours: written by this package, so that a table as large as the model's is made like it.
     ignored: names in the file that no model needs, with the reason.
     unknown: names in the file that have no meaning here.
     notes: how the file's own model differs from ours in what arrays do not show.
@@ -33,6 +34,7 @@ class Weights:
     format: str
     class_row: bool | None = None
     grid: tuple[int, int] | None = None
+    ours: bool = False
     ignored: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -1,0 +1,239 @@
+"""Fitting a checkpoint to another model: what is kept, changed, started anew, or refused."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from models_to_save import build, random_params
+
+from vit_jax import checkpoints, models
+from vit_jax.checkpoints.merging import sincos_table
+from vit_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory):
+    """(model, parameters, images, their checkpoint)."""
+    model, params, images = build("token")
+    path = tmp_path_factory.mktemp("merging") / "token.npz"
+    checkpoints.save(params, model, path, "npz")
+    return model, params, images, path
+
+
+def variant(**fields):
+    base = {"patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
+    return models.build("vit", **{**base, "num_classes": 3, **fields})
+
+
+def names(lines):
+    return sorted(line.split(":")[0] for line in lines)
+
+
+HEAD = ["head/bias", "head/kernel"]
+
+
+def test_same_model_loads_every_array(token):
+    model, params, _, path = token
+    loaded, report = checkpoints.load_with_report(path, model)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert len(report.loaded) == 2 * 16 + 8
+    assert str(report) == f"{path}: npz in published naming, 40 arrays loaded as they are"
+
+
+def test_head_is_kept_where_it_fits_and_started_at_zero_where_not(token):
+    model, params, _, path = token
+    for head in ("auto", "keep"):
+        loaded = checkpoints.load(path, model, head=head)
+        np.testing.assert_array_equal(loaded["head"]["kernel"], params["head"]["kernel"])
+    five = variant(num_classes=5, head_bias_init=-10.0)
+    for target, head in ((five, "auto"), (five, "zero"), (variant(head_bias_init=-10.0), "zero")):
+        loaded, report = checkpoints.load_with_report(path, target, head=head)
+        assert not loaded["head"]["kernel"].any()
+        assert (loaded["head"]["bias"] == -10).all()
+        assert names(report.initialised) == names(report.ignored) == HEAD
+    with pytest.raises(UserError, match="it has 3 classes, the model 5"):
+        checkpoints.load(path, five, head="keep")
+    with pytest.raises(UserError, match="did you mean 'keep'"):
+        checkpoints.load(path, model, head="kept")
+
+
+def test_a_head_behind_another_layer_is_not_kept(tmp_path, token):
+    """As many classes, but trained on the representation layer's output."""
+    _, _, _, path = token
+    model, params, _ = build("representation")
+    checkpoints.save(params, model, tmp_path / "r.npz", "npz")
+    _, report = checkpoints.load_with_report(tmp_path / "r.npz", variant())
+    assert names(report.initialised) == HEAD
+    assert {"head/pre_logits/kernel", "head/kernel"} <= set(names(report.ignored))
+    loaded, report = checkpoints.load_with_report(path, variant(representation_size=16))
+    assert names(report.initialised) == [*HEAD, "head/pre_logits/bias", "head/pre_logits/kernel"]
+    assert loaded["head"]["pre_logits"]["kernel"].std() > 0
+
+
+def test_headless_files_and_bare_backbones(tmp_path, token):
+    _, params, _, path = token
+    backbone = variant(num_classes=None)
+    loaded, report = checkpoints.load_with_report(path, backbone)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params["backbone"])
+    assert names(report.ignored) == HEAD
+    checkpoints.save(loaded, backbone, tmp_path / "headless.npz", "npz")
+    _, report = checkpoints.load_with_report(tmp_path / "headless.npz", variant())
+    assert names(report.initialised) == HEAD
+
+
+def test_class_token_to_mean_and_back(tmp_path, token):
+    _, params, _, path = token
+    mean = variant(pooling="mean")
+    loaded, report = checkpoints.load_with_report(path, mean)
+    assert "cls" not in loaded["backbone"]
+    table = params["backbone"]["pos_embed"]
+    np.testing.assert_array_equal(loaded["backbone"]["pos_embed"], table[:, 1:])
+    assert names(report.ignored) == ["backbone/cls", "backbone/pos_embed row 0"]
+    checkpoints.save(loaded, mean, tmp_path / "mean.npz", "npz")
+    back, report = checkpoints.load_with_report(tmp_path / "mean.npz", variant())
+    assert not back["backbone"]["cls"].any()
+    assert not back["backbone"]["pos_embed"][:, 0].any()
+    np.testing.assert_array_equal(back["backbone"]["pos_embed"][:, 1:], table[:, 1:])
+    assert names(report.initialised) == ["backbone/cls"]
+
+
+def test_class_position_folds_into_the_token(token):
+    model, params, images, path = token
+    target = variant(class_token_position=False)
+    loaded = checkpoints.load(path, target)
+    logits = jax.jit(target.apply)({"params": loaded}, images)
+    np.testing.assert_array_equal(logits, jax.jit(model.apply)({"params": params}, images))
+
+
+@pytest.mark.parametrize("size", [(12, 20), (20, 12), (4, 8), 24])
+def test_square_to_any_grid_and_forward(token, size):
+    model, _, _, path = token
+    loaded, report = checkpoints.load_with_report(path, model, image_size=size)
+    height, width = (size, size) if isinstance(size, int) else size
+    assert loaded["backbone"]["pos_embed"].shape == (1, 1 + height * width // 16, 16)
+    assert names(report.resized) == ["backbone/pos_embed"]
+    images = np.zeros((1, height, width, 3), np.float32)
+    assert np.isfinite(model.apply({"params": loaded}, images)).all()
+
+
+def test_grids_of_other_shape_need_a_word(tmp_path):
+    model, params, _ = build("rectangular")  # 2 x 3 patches
+    checkpoints.save(params, model, tmp_path / "c.npz", "npz")
+    with pytest.raises(UserError, match="source_grid"):
+        checkpoints.load(tmp_path / "c.npz", model, image_size=16)
+    _, report = checkpoints.load_with_report(
+        tmp_path / "c.npz", model, image_size=16, source_grid=(2, 3)
+    )
+    assert report.resized == ("backbone/pos_embed: 2x3 to 4x4, corners",)
+    with pytest.raises(UserError, match="a source grid of 3x3 is not 6 positions"):
+        checkpoints.load(tmp_path / "c.npz", model, image_size=16, source_grid=(3, 3))
+
+
+def test_patches_and_channels_of_another_size(token):
+    _, _, _, path = token
+    target = variant(patch_size=6)
+    loaded, report = checkpoints.load_with_report(path, target, image_size=18, channels=1)
+    assert loaded["backbone"]["patch_embed"]["kernel"].shape == (6, 6, 1, 16)
+    assert report.resized == ("backbone/patch_embed/kernel: [4, 4, 3, 16] to [6, 6, 1, 16]",)
+
+
+def test_sincos_table_stands_for_computed_positions(tmp_path):
+    model, params, _ = build("sincos")
+    checkpoints.save(params, model, tmp_path / "c.npz", "npz", image_size=12)
+    flat = dict(np.load(tmp_path / "c.npz"))
+    table = flat["Transformer/posembed_input/pos_embedding"]
+    np.testing.assert_array_equal(table, sincos_table((3, 3), 16))
+    flat["Transformer/posembed_input/pos_embedding"] = table + 0.01
+    np.savez(tmp_path / "other.npz", **flat)
+    with pytest.raises(UserError, match="learned positions, but the model has position='sincos2d'"):
+        checkpoints.load(tmp_path / "other.npz", model)
+
+
+def test_anything_unexplained_names_its_keys(tmp_path, token):
+    model, _, _, path = token
+    flat = dict(np.load(path))
+    flat["Transformer/encoderblock_0/Extra_0/kernel"] = np.zeros(1, np.float32)
+    del flat["Transformer/encoder_norm/bias"]
+    flat["Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias"] = np.zeros(5, np.float32)
+    np.savez(tmp_path / "c.npz", **flat)
+    with pytest.raises(UserError) as error:
+        checkpoints.load(tmp_path / "c.npz", model)
+    for words in (
+        "holds Transformer/encoderblock_0/Extra_0/kernel, which the model has no place for",
+        "lacks backbone/norm/bias",
+        "backbone/blocks_1/mlp/dense1/bias is [5] and should be [24]",
+    ):
+        assert words in str(error.value)
+    flat["Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias"] = np.zeros(24, np.float32)
+    np.savez(tmp_path / "c.npz", **flat)
+    loaded, report = checkpoints.load_with_report(
+        tmp_path / "c.npz", model, ignore=[".*Extra_0.*"], initialise=["backbone/norm/.*"]
+    )
+    assert (loaded["backbone"]["norm"]["scale"] == 1).all()
+    assert names(report.initialised) == ["backbone/norm/bias", "backbone/norm/scale"]
+    assert "Transformer/encoderblock_0/Extra_0/kernel" in names(report.ignored)
+
+
+def test_partial_loads_start_the_rest_anew(token):
+    _, _, _, path = token
+    target = variant(layer_scale=0.125, num_registers=2)
+    with pytest.raises(UserError, match="lacks backbone/blocks_0/scale1"):
+        checkpoints.load(path, target)
+    loaded = checkpoints.load(path, target, initialise=[".*/scale[12]", "backbone/registers"])
+    assert (loaded["backbone"]["blocks"]["scale1"] == 0.125).all()
+    assert loaded["backbone"]["registers"].std() > 0
+    again = checkpoints.load(
+        path, target, initialise=[".*/scale[12]", "backbone/registers"], seed=1
+    )
+    assert not np.array_equal(loaded["backbone"]["registers"], again["backbone"]["registers"])
+
+
+def test_models_of_another_size_say_so(token):
+    _, _, _, path = token
+    with pytest.raises(UserError, match="width 16, but yours has 32"):
+        checkpoints.load(path, variant(width=32))
+    with pytest.raises(UserError, match="depth 2, but yours has 3; write depth=2"):
+        checkpoints.load(path, variant(depth=3))
+    with pytest.raises(UserError, match=r"attn/key/bias is \[2, 8\] and should be \[4, 4\]"):
+        checkpoints.load(path, variant(num_heads=4))
+
+
+def test_bad_patterns_are_the_users(token):
+    model, _, _, path = token
+    with pytest.raises(UserError, match="no regular expression"):
+        checkpoints.load(path, model, ignore=["("])
+
+
+class Segmenter(nn.Module):
+    """A task's own head on a backbone."""
+
+    backbone: nn.Module
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(7, name="decoder")(self.backbone(images).grid)
+
+
+def test_heads_of_other_tasks_start_as_their_model_makes_them(token):
+    _, params, _, path = token
+    loaded, report = checkpoints.load_with_report(path, Segmenter(variant(num_classes=None)))
+    assert loaded["decoder"]["kernel"].std() > 0
+    assert names(report.initialised) == ["decoder/bias", "decoder/kernel"]
+    np.testing.assert_array_equal(loaded["backbone"]["cls"], params["backbone"]["cls"])
+
+
+@pytest.mark.parametrize(
+    ("size", "pooling"), [((16, 24), "token"), ((8, 20), "mean"), ((8, 8), "token")]
+)
+def test_our_own_checkpoints_know_their_class_row(tmp_path, size, pooling):
+    """The number of tokens alone would mislead: 4 x 6 and a class token is 5 x 5."""
+    model = variant(pooling=pooling)
+    images = np.zeros((1, *size, 3), np.float32)
+    params = random_params(model, images)
+    checkpoints.save(params, model, tmp_path / "own", "orbax")
+    for image_size in (None, size):
+        loaded, report = checkpoints.load_with_report(
+            tmp_path / "own", model, image_size=image_size
+        )
+        jax.tree.map(np.testing.assert_array_equal, loaded, params)
+        assert not report.resized
