@@ -131,7 +131,25 @@ SCHEMA: dict[str, Any] = {
         drop_path=WARNED,
         patch_drop=WARNED,
     ),
-    "task": _open({"name": "classification"}, WARNED, "`name` and the task's fields", name=FIXED),
+    "task": _open(
+        {"name": "classification"},
+        WARNED,
+        "`name` and the task's fields; `lora` = {rank, targets} trains low-rank adapters"
+        " (optim.freeze, if empty, then freezes the backbone below them)",
+        name=FIXED,
+        lora=FIXED,
+    ),
+    "init": {
+        "checkpoint": Key(
+            "", FIXED, "file or workdir, of any format, that training starts from; empty = random"
+        ),
+        "head": Key("auto", FIXED, "its classifier: auto (kept where it fits), keep or zero"),
+        "interpolation": Key(
+            "corners", FIXED, "of its positions: corners (as published), bilinear or bicubic"
+        ),
+        "initialise": Key([], FIXED, "[regex, ...]: parameters that start anew"),
+        "ignore": Key([], FIXED, "[regex, ...]: arrays of the file that are left out"),
+    },
     "data": {
         "source": Key("tfds", FIXED, "tfds, folder, npz, fake or package.module:Class"),
         "name": Key("imagenet2012", FIXED, "dataset name (tfds), folder or file"),

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from vit_jax import attention, tasks
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
+from vit_jax.models import lora
 from vit_jax.tasks import TaskProtocol
 from vit_jax.types import DataInfo, Params
 from vit_jax.workdir import Workdir
@@ -59,7 +60,7 @@ class Predictor:
           UserError: the model has no attention.
         """
         inputs = jax.device_get(self.task.inputs({"image": images}))
-        maps = attention.attention_maps(self.task.model, self.params, inputs)
+        maps = attention.attention_maps(self.task.model, lora.merge(self.params), inputs)
         figure = attention.panel(images, maps, captions)
         figure.savefig(out, dpi=150)
 

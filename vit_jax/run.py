@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from vit_jax import data, optim, sharding, step, tasks
 from vit_jax.config import Duration, durations
 from vit_jax.feed import DeviceFeed
-from vit_jax.types import Array, Batch, DataInfo
+from vit_jax.models import lora
+from vit_jax.types import Array, Batch, DataInfo, Params
 
 TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
 
@@ -45,7 +46,8 @@ class Run:
         info = DataInfo(spec, source.num_classes, source.class_names)
         task = tasks.build(config.task, config.model, info)
         duration = durations(config, len(source))
-        optimizer = optim.build(config.optim, tasks.abstract_params(task), duration=duration)
+        params = tasks.abstract_params(task)
+        optimizer = optim.build(_optim_keys(config, params), params, duration=duration)
         make_state, abstract = step.init_state(
             task, optimizer, seed=config.seed, ema=config.ema_decay > 0, mesh=mesh
         )
@@ -81,6 +83,14 @@ class Run:
             return sharding.place(batch, rows, self.mesh, config.batch_size)
 
         return DeviceFeed(batches, place, config.data.prefetch)
+
+
+def _optim_keys(config: ConfigDict, params: Params) -> dict[str, Any]:
+    """`config.optim`, in which adapters freeze what they adapt unless it says what to freeze."""
+    keys = config.optim.to_dict()
+    if lora.KEY in params and not keys["freeze"]:
+        keys["freeze"] = [lora.FROZEN]
+    return keys
 
 
 def open_source(spec: Mapping[str, Any]) -> data.Source:

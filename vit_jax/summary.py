@@ -5,6 +5,7 @@ from etils import epath
 
 from vit_jax import attention, sharding
 from vit_jax.evaluate import Evaluator
+from vit_jax.models import lora
 from vit_jax.report import save_sections
 from vit_jax.tasks import TaskProtocol
 from vit_jax.types import Params
@@ -24,7 +25,7 @@ def write_sections(
     Every process must call this, because predicting takes all devices.
     """
     examples = evaluator.examples(evaluator.splits[0], params, MAX_EXAMPLES)
-    whole = _on_host(params)
+    whole = lora.merge(_on_host(params))
     if jax.process_index() == 0:
         few = {name: array[:LOOKED_INTO] for name, array in examples.items()}
         inside = attention.sections(

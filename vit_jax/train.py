@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vit_jax import evaluate, report, step, summary
+from vit_jax import evaluate, pretrained, report, step, summary
+from vit_jax.checkpoints import MergeReport
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.errors import Diverged, Interrupted, UserError
 from vit_jax.evaluate import Abandoned, Evaluator
@@ -62,7 +63,7 @@ def train(config: ConfigDict, workdir_path: str) -> Outcome:
         changed = workdir.check_resume(config) if store.steps() else []
         run = Run.build(config)
         evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
-        state, restored = restore_or_init(run, store)
+        state, restored, merged = restore_or_init(run, store)
     if jax.process_index() == 0:
         workdir.mark_done(False)
         workdir.write_config(config, run.task.info)
@@ -70,7 +71,7 @@ def train(config: ConfigDict, workdir_path: str) -> Outcome:
         log = stack.enter_context(open_log(run, workdir, restored.step if restored else 0))
         stack.callback(store.close)
         stop = stack.enter_context(StopSignal())
-        for line in opening_lines(run, restored, changed):
+        for line in opening_lines(run, restored, changed, merged):
             log.message(line)
         log.write(run.duration.total, {"model/num_params": run.num_params()})
         trainer = Trainer(run, evaluator, store, log, times, stop, workdir, state)
@@ -206,18 +207,23 @@ def open_log(run: Run, workdir: Workdir, start_step: int) -> StepLog:
     )
 
 
-def restore_or_init(run: Run, store: Store) -> tuple[step.State, Restored | None]:
+def restore_or_init(
+    run: Run, store: Store
+) -> tuple[step.State, Restored | None, MergeReport | None]:
     """The newest whole checkpoint, or the first state where there is none.
 
-    What the checkpoint lacks because the config has changed (a new optimizer stage, an average
-    that was off) starts fresh.
+    With the first state comes what was made of `config.init.checkpoint`, if it names one.
+
+    What the newest checkpoint lacks because the config has changed (a new optimizer stage, an
+    average that was off) starts fresh.
 
     Raises:
       UserError: checkpoints are damaged beyond going back, or lack parameters of the model.
     """
     restored = store.restore_newest(run.abstract)
     if restored is None:
-        return run.make_state(), None
+        state, merged = pretrained.first_state(run)
+        return state, None, merged
     lacking = [name for name in restored.missing if name.startswith("params.")]
     if lacking:
         raise UserError(
@@ -231,7 +237,7 @@ def restore_or_init(run: Run, store: Store) -> tuple[step.State, Restored | None
         state = jax.tree.map(
             lambda old, new: new if old is None else old, state, fresh, is_leaf=lambda x: x is None
         )
-    return state, restored
+    return state, restored, None
 
 
 def earlier_evaluations(workdir: Workdir, keep_best: str) -> tuple[dict[str, float], float]:
@@ -260,7 +266,9 @@ def is_due(at: int, every: int, total: int) -> bool:
     return at == total or (every > 0 and at % every == 0)
 
 
-def opening_lines(run: Run, restored: Restored | None, changed: list[str]) -> Iterator[str]:
+def opening_lines(
+    run: Run, restored: Restored | None, changed: list[str], merged: MergeReport | None
+) -> Iterator[str]:
     """What a person should know before the first step."""
     mesh = " × ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1)
     yield (
@@ -268,6 +276,8 @@ def opening_lines(run: Run, restored: Restored | None, changed: list[str]) -> It
         f" {len(run.source):,} training examples, {run.duration.total:,} steps of"
         f" {run.config.batch_size} on {run.mesh.size} {run.mesh.devices.flat[0].platform} device(s){', ' + mesh if mesh else ''}"
     )
+    if merged:
+        yield from str(merged).splitlines()
     if restored:
         yield from (f"warning: damaged checkpoint: {line}" for line in restored.damaged)
         yield from (f"warning: changed since the checkpoint: {line}" for line in changed)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from vit_jax.errors import UserError, nearest
+from vit_jax.tasks._adapters import Adapted
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 
@@ -62,16 +63,17 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
       UserError: unknown task, task field, model or model field; data that does not fit the task.
     """
     fields = dict(task)
-    name = fields.pop("name")
+    name, adapters = fields.pop("name"), fields.pop("lora", None)
     task_class = _find(name)
-    known = {field.name for field in dataclasses.fields(task_class) if field.init}
+    known = {field.name for field in dataclasses.fields(task_class) if field.init} | {"lora"}
     for field in fields:
         if field not in known - {"model", "info"}:
             raise UserError(
                 f"config.task.{field} is no field of task {name!r};"
                 f" {nearest(field, known - {'model', 'info'})}"
             )
-    return task_class.create(model, info, **fields)
+    built = task_class.create(model, info, **fields)
+    return Adapted.create(built, adapters) if adapters else built
 
 
 def abstract_params(task: TaskProtocol) -> Params:

@@ -1,0 +1,160 @@
+"""Runs that start from a checkpoint: the first state, freezing, layer-wise decay, adapters."""
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import checkpoints, pretrained, sharding, tasks
+from vit_jax.checkpoints.store import Store, flatten
+from vit_jax.config import set_key, validate
+from vit_jax.errors import UserError
+from vit_jax.run import Run
+from vit_jax.train import train
+
+
+@pytest.fixture
+def config_of(tiny_config):
+    """`tiny_config` whose keys may also be those of open sections, dots as double underscores."""
+
+    def make(**keys):
+        config = tiny_config()
+        config.unlock()
+        for key, value in keys.items():
+            set_key(config, key.replace("__", "."), value)
+        return validate(config)
+
+    return make
+
+
+def random_params(task, seed=0):
+    """Parameters of the task's model, none of them zero."""
+    random = np.random.default_rng(seed)
+    shapes = tasks.abstract_params(task)
+    return jax.tree.map(lambda x: random.normal(0, 0.1, x.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture
+def released(tiny_config, tmp_path):
+    """A checkpoint as others publish them: (path, its parameters under our names)."""
+    task = Run.build(tiny_config()).task
+    params = random_params(task)
+    path = tmp_path / "released.npz"
+    checkpoints.save(params, task.model, path, "npz")
+    return str(path), params
+
+
+def leaves(tree):
+    return {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
+
+
+def test_first_state_holds_the_checkpoint_on_any_mesh(released, config_of):
+    path, params = released
+    config = config_of(
+        init__checkpoint=path, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, optim__name="muon"
+    )
+    run = Run.build(config)
+    state, report = pretrained.first_state(run)
+    assert not report.initialised
+    for name, expected in leaves(params).items():
+        np.testing.assert_array_equal(leaves(state.params)[name], expected, err_msg=name)
+        np.testing.assert_array_equal(leaves(state.ema)[name], expected, err_msg=name)
+    placed = jax.tree.map(lambda leaf, like: leaf.sharding == like.sharding, state, run.abstract)
+    assert all(jax.tree.leaves(placed))
+
+
+def test_optimizer_starts_from_the_loaded_parameters(released, config_of):
+    """An optimizer that averages parameters must not average the random ones."""
+    path, params = released
+    run = Run.build(config_of(init__checkpoint=path, optim__name="schedule_free_adamw"))
+    state, _ = pretrained.first_state(run)
+    published = run.optimizer.evaluation_params(state.params, state.opt_state)
+    for name, expected in leaves(params).items():
+        np.testing.assert_allclose(leaves(published)[name], expected, atol=1e-7, err_msg=name)
+
+
+def test_head_is_kept_or_started_anew(released, config_of):
+    path, params = released
+    kept, _ = pretrained.first_state(Run.build(config_of(init__checkpoint=path)))
+    np.testing.assert_array_equal(kept.params["head"]["kernel"], params["head"]["kernel"])
+    zero, report = pretrained.first_state(
+        Run.build(config_of(init__checkpoint=path, init__head="zero"))
+    )
+    assert not np.any(zero.params["head"]["kernel"])
+    assert any("head/kernel" in line for line in report.ignored)
+
+
+def test_training_tells_what_was_loaded_and_resumes_without_the_file(
+    released, config_of, tmp_path, capsys
+):
+    path, _ = released
+    config = config_of(init__checkpoint=path, init__head="zero", total=3)
+    train(config, str(tmp_path / "run"))
+    shown = capsys.readouterr().err
+    assert "arrays loaded as they are" in shown
+    assert "head/kernel" in shown
+    (tmp_path / "released.npz").unlink()
+    longer = config_of(init__checkpoint=path, init__head="zero", total=4)
+    train(longer, str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"init\.checkpoint: "):
+        train(config_of(total=4), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"init__checkpoint": "/absent.npz"}, "config.init: .*/absent.npz"),
+        ({"init__head": "random"}, "config.init: head='random' is not known"),
+        ({"model__width": 32}, "config.init: .*width 16, but yours has 32"),
+    ],
+)
+def test_what_does_not_fit_says_so(released, config_of, keys, message):
+    run = Run.build(config_of(**{"init__checkpoint": released[0], **keys}))
+    with pytest.raises(UserError, match=message) as error:
+        pretrained.first_state(run)
+    assert "\n" not in str(error.value)
+
+
+def one_update(config):
+    """Parameters before and after one step of a run, by name."""
+    run = Run.build(config)
+    state, _ = pretrained.first_state(run)
+    before = leaves(jax.device_get(state.params))
+    with run.open_feed(0) as feed, sharding.activate(run.mesh):
+        state, _ = run.compile_step()(state, feed.next_batch())
+    return before, leaves(jax.device_get(state.params))
+
+
+CONSTANT = {"optim__schedule__name": "constant", "optim__schedule__warmup": 0}
+
+
+def test_frozen_backbone_keeps_what_was_loaded(released, config_of, tmp_path):
+    path, params = released
+    config = config_of(init__checkpoint=path, optim__freeze=["backbone/.*"], total=3)
+    train(config, str(tmp_path / "probe"))
+    abstract = Run.build(config).abstract
+    found = leaves(Store(tmp_path / "probe" / "checkpoints").restore_newest(abstract).tree.params)
+    for name, before in leaves(params).items():
+        assert np.array_equal(found[name], before) == name.startswith("backbone."), name
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_layer_decay_slows_the_lower_layers(released, config_of, scan):
+    """With plain SGD without momentum a step is lr · multiplier · gradient."""
+    keys = {
+        "init__checkpoint": released[0],
+        "optim__name": "sgd",
+        "optim__args__momentum": 0.0,
+        "optim__clip_norm": 0.0,
+        "optim__weight_decay": 0.0,
+        "model__scan": scan,
+        **CONSTANT,
+    }
+    before, plain = one_update(config_of(**keys))
+    _, decayed = one_update(config_of(**keys, optim__layer_decay=0.5))
+    blocks = {"blocks": [0.25, 0.5]} if scan else {"blocks_0": 0.25, "blocks_1": 0.5}
+    expected = {"patch_embed": 0.125, "cls": 0.125, "pos_embed": 0.125, "norm": 1.0, **blocks}
+    for name in before:
+        multiplier = expected[name.split(".")[1]] if name.startswith("backbone") else 1.0
+        multiplier = np.asarray(multiplier).reshape(-1, *[1] * (before[name].ndim - 1))
+        step = (decayed[name] - before[name], (plain[name] - before[name]) * multiplier)
+        np.testing.assert_allclose(*step, rtol=1e-3, atol=2e-7, err_msg=name)

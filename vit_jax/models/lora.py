@@ -1,0 +1,99 @@
+"""Low-rank adapters: fine-tuning by small changes to frozen kernels.
+
+Hu et al. 2021, "LoRA: low-rank adaptation of large language models", section 4.1. The model runs
+with W + down · up in place of the frozen kernel W. Beside the parameters of the model:
+
+    lora/PATH OF THE KERNEL/down    [inputs..., rank]     normal, variance 1 / inputs
+    lora/PATH OF THE KERNEL/up      [rank, outputs...]    zero: training starts from the model as is
+
+both with a leading axis of layers where the kernel has one. The paper's factor alpha / rank is 1:
+tuning alpha, it finds, is tuning the learning rate, which `optim.lr_mults` does by name. So nothing
+but the parameters is needed to merge the adapters into the kernels.
+"""
+
+import math
+import re
+import string
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError
+from vit_jax.types import Array, Params
+
+KEY = "lora"
+"""Where the factors are, beside the model's own parameters."""
+
+ATTENTION_AND_MLP = r"(?:.*/)?blocks(?:_\d+)?/(?:attn|mlp)/\w+/kernel"
+"""The kernels of a transformer's blocks, by whole name."""
+
+FROZEN = rf"(?!{KEY}/)(?:.*/)?backbone/.*"
+"""What is not trained beside the adapters: the backbone, but not the head."""
+
+
+def init(key: Array, params: Params, *, rank: int, targets: str) -> Params:
+    """The factors of every kernel whose whole name `targets` matches, boxed with their axis names.
+
+    params: boxed with their logical axis names; only shapes are read.
+
+    Raises:
+      UserError: no kernel matches, or the rank is no smaller than one of them.
+    """
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    kernels = {name: box for name, box in flat.items() if re.fullmatch(targets, name)}
+    if not kernels:
+        shown = [name for name in flat if name.endswith("/kernel")][:3]
+        raise UserError(
+            f"config.task.lora.targets: {targets!r} matches no whole name; kernels are called"
+            f" {', '.join(shown)}"
+        )
+    keys = jax.random.split(key, len(kernels))
+    factors = {
+        name: _factors(key, name, box, rank)
+        for key, (name, box) in zip(keys, kernels.items(), strict=True)
+    }
+    return flax.traverse_util.unflatten_dict(factors, sep="/")
+
+
+def merge(params: Params) -> Params:
+    """The model's own parameters, with adapters, if there are any, added into their kernels."""
+    flat = flax.traverse_util.flatten_dict(
+        {name: tree for name, tree in params.items() if name != KEY}, sep="/"
+    )
+    factors = flax.traverse_util.flatten_dict(params.get(KEY, {}), sep="/")
+    for name in {factor.rpartition("/")[0] for factor in factors}:
+        flat[name] = flat[name] + _product(
+            factors[f"{name}/down"], factors[f"{name}/up"], flat[name].ndim
+        )
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _factors(key: Array, name: str, box: nn.LogicallyPartitioned, rank: int) -> dict[str, Any]:
+    """The two factors of one kernel, whose inputs end, or outputs begin, at its axis `embed`."""
+    shape, names = box.value.shape, box.names
+    first = int(names[0] == "layers")
+    divide = first + 1 if names[first] == "embed" else len(names) - 1
+    inputs, outputs = shape[first:divide], shape[divide:]
+    if not 0 < rank < min(math.prod(inputs), math.prod(outputs)):
+        raise UserError(
+            f"config.task.lora.rank={rank}: {name} is {math.prod(inputs)}×{math.prod(outputs)}; "
+            "write a rank between 0 and the smaller of the two"
+        )
+    down = jax.random.normal(key, (*shape[:divide], rank)) * math.prod(inputs) ** -0.5
+    up = jnp.zeros((*shape[:first], rank, *outputs))
+    return {
+        "down": nn.LogicallyPartitioned(down, (*names[:divide], None)),
+        "up": nn.LogicallyPartitioned(up, (*names[:first], None, *names[divide:])),
+    }
+
+
+def _product(down: Array, up: Array, ndim: int) -> Array:
+    """`down · up` over the rank, the axes of layers (`ndim` tells if there is one) in step."""
+    num_layers = down.ndim + up.ndim - 2 - ndim
+    letters = string.ascii_lowercase[:ndim]
+    divide = down.ndim - 1
+    layers, inputs, outputs = letters[:num_layers], letters[num_layers:divide], letters[divide:]
+    return jnp.einsum(f"{layers}{inputs}z,{layers}z{outputs}->{letters}", down, up)

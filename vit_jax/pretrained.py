@@ -1,0 +1,77 @@
+"""The first state of a run that starts from a checkpoint: `config.init`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import checkpoints, sharding, step
+from vit_jax.checkpoints import MergeReport
+from vit_jax.errors import UserError
+from vit_jax.run import Run
+from vit_jax.types import Params
+
+
+def first_state(run: Run) -> tuple[step.State, MergeReport | None]:
+    """The state before the first step; with `config.init.checkpoint`, and what became of that.
+
+    Parameters that the checkpoint cannot hold, such as low-rank adapters, start as they would
+    without it. The optimizer's state and the moving average start from the loaded parameters.
+
+    Raises:
+      UserError: the checkpoint cannot be read, or does not fit the model.
+    """
+    state = run.make_state()
+    if not run.config.init.checkpoint:
+        return state, None
+    loaded, report = _load(run)
+    return _restart(run, state, loaded), report
+
+
+def _load(run: Run) -> tuple[Params, MergeReport]:
+    init, spec = run.config.init, run.task.info.spec
+    height, width, channels = spec["image"].shape
+    try:
+        return checkpoints.load_with_report(
+            init.checkpoint,
+            run.task.model,
+            image_size=(height, width),
+            channels=channels,
+            head=init.head,
+            interpolation=init.interpolation,
+            initialise=tuple(init.initialise),
+            ignore=tuple(init.ignore),
+            seed=run.config.seed,
+        )
+    except UserError as error:
+        raise UserError(f"config.init: {error}") from error
+
+
+def _restart(run: Run, state: step.State, loaded: Mapping[str, Any]) -> step.State:
+    """`state` with the loaded parameters, each placed as the run shards it."""
+    abstract = {name: run.abstract.params.get(name) for name in loaded}
+    shapes = [jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (abstract, loaded)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"config.init.checkpoint: task {run.config.task.name!r} trains other parameters than"
+            " those of its model, so it cannot start from a checkpoint"
+        )
+    params = {**state.params, **jax.tree.map(_place, loaded, abstract)}
+
+    def others(params: Params) -> tuple[Any, Params | None]:
+        average = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return run.optimizer.init(params), average
+
+    wanted = (run.abstract.opt_state, run.abstract.ema)
+    places = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    with sharding.activate(run.mesh):
+        opt_state, ema = jax.jit(others, out_shardings=places)(params)
+    return state.replace(params=params, opt_state=opt_state, ema=ema)
+
+
+def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Every process holds the whole array and gives its devices their parts."""
+    array = np.asarray(array, like.dtype)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
