@@ -13,20 +13,21 @@ from vit_jax.config import default_config, parse_arg
 def get_config(arg=None):
     arg = parse_arg(arg, validate=False, runlocal=False)
     config = default_config()
-    config.total = "120 epochs"
-    config.batch_size = 64
+    config.total = "200 epochs"
+    config.batch_size = 128
     config.ema_decay = 0.998
 
     config.model = {
         "name": "vit",
         "patch_size": 2,
-        "width": 96,
+        "width": 64,
         "depth": 6,
         "num_heads": 4,
-        "mlp_dim": 384,
+        "mlp_dim": 256,
         "pooling": "mean",
         "position": "learned",
         "drop_path": 0.1,
+        "scan": False,
     }
     config.task = {"name": "classification", "mixup": 0.2, "label_smoothing": 0.1}
 
@@ -37,7 +38,7 @@ def get_config(arg=None):
     config.data.eval_pp = "decode(1)"
     config.eval.sets = {"test": {"split": "train[1150:]" if arg.validate else "test"}}
 
-    config.optim.lr = 2e-3
+    config.optim.lr = 3e-3
     config.optim.weight_decay = 0.05
     config.optim.clip_norm = 1.0
     config.optim.schedule.warmup = "5 percent"

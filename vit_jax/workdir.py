@@ -121,7 +121,7 @@ class Workdir:
                 "num_classes": info.num_classes,
                 "class_names": info.class_names,
             },
-            "command": sys.argv,
+            "command": ["python", "-m", "vit_jax", *sys.argv[1:]],
             "commit": _commit(),
             "packages": _package_versions(),
         }
