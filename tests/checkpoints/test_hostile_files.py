@@ -164,6 +164,14 @@ def test_float64_beyond_float32(saved, tmp_path):
     refused(tmp_path / "c.npz", model, "not finite")
 
 
+def test_integers_are_no_weights(saved, tmp_path):
+    model, folder = saved
+    arrays = dict(np.load(folder / "c.npz"))
+    arrays["cls"] = np.ones(arrays["cls"].shape, np.int8)
+    np.savez(tmp_path / "c.npz", **arrays)
+    refused(tmp_path / "c.npz", model, "backbone/cls holds int8")
+
+
 def test_text_is_no_number(saved, tmp_path):
     model, folder = saved
     arrays = dict(np.load(folder / "c.npz"))

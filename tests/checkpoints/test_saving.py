@@ -35,10 +35,11 @@ def test_round_trip(tmp_path, name, to):
     checkpoints.save(params, model, path, to, image_size=size)
     back, report = checkpoints.load_with_report(path, model, image_size=size)
     assert not report.initialised
-    apply = jax.jit(model.apply)
-    before, after = (apply({"params": p}, images) for p in (params, back))
-    jax.tree.map(np.testing.assert_array_equal, after, before)
-    if (name, to) not in MOVES_A_ROW:
+    if (name, to) in MOVES_A_ROW:
+        apply = jax.jit(model.apply)
+        before, after = (apply({"params": p}, images) for p in (params, back))
+        jax.tree.map(np.testing.assert_array_equal, after, before)
+    else:
         jax.tree.map(np.testing.assert_array_equal, back, params)
 
 

@@ -298,6 +298,11 @@ class Merge:
             for name in common
             if self.arrays[name].shape != target[name]
         ]
+        wrong += [
+            f"{name} holds {self.arrays[name].dtype}, not floating-point numbers"
+            for name in common
+            if self.arrays[name].dtype != np.float32
+        ]
         self._refuse(extra, missing, wrong)
         made = {line.partition(":")[0] for line in self.initialised}
         loaded = [name for name in common if name not in self.resized and name not in made]
