@@ -18,8 +18,8 @@ FLOORS = [
     {"step"},
     {"run"},
     {"evaluate", "predict", "pretrained"},
-    {"summary"},
-    {"train", "bench"},
+    {"summary", "features"},
+    {"train", "bench", "fewshot"},
     {"__main__"},
 ]
 

@@ -4,7 +4,6 @@ import json
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -67,15 +66,22 @@ def test_merged_kernels_are_the_kernels_plus_the_products(scan):
     model = models.build(
         "vit", patch_size=4, width=16, depth=2, num_heads=2, num_classes=3, scan=scan
     )
-    boxed = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-    factors = nn.unbox(lora.init(jax.random.key(1), boxed, rank=3, targets=lora.ATTENTION_AND_MLP))
-    base = nn.unbox(boxed)
+    key, images = jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+    boxed = jax.eval_shape(model.init, key, images)["params"]
+    random = np.random.default_rng(0)
+
+    def noise(shapes):
+        return jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), shapes)
+
+    def start(key):
+        return nn.unbox(lora.init(key, boxed, rank=3, targets=lora.ATTENTION_AND_MLP))
+
+    base, factors = noise(nn.unbox(boxed)), jax.jit(start)(key)
     unchanged = flat(lora.merge({**base, "lora": factors}))
     for name, expected in flat(base).items():
         np.testing.assert_array_equal(unchanged[name], expected, err_msg=name)
 
-    random = np.random.default_rng(0)
-    factors = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), factors)
+    factors = noise(factors)
     merged, pairs = flat(lora.merge({**base, "lora": factors})), flat(factors)
     changed = {name.rpartition("/")[0] for name in pairs}
     assert len(changed) == 6 if scan else 12  # query, key, value, out, dense1, dense2
