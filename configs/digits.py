@@ -1,10 +1,11 @@
 """A small ViT on the handwritten digits that ship inside scikit-learn: 1,797 real 8×8 images.
 
+    python -m vit_jax prepare digits
     python -m vit_jax train --config=configs/digits.py --workdir=runs/digits
 
-Trains on the first 1,437 digits, evaluates on the last 360, which other people wrote. To choose
-settings without looking at those, `:validate` trains on the first 1,150 and evaluates on the next
-287.
+Trains on the first 1,437 digits and evaluates on the last 360, in the order of their writers. To
+choose settings without looking at those, `configs/digits.py:validate` trains on the first 1,150
+and evaluates on the next 287. `:runlocal` shows in seconds that everything works.
 """
 
 from vit_jax.config import default_config, parse_arg
@@ -13,7 +14,7 @@ from vit_jax.config import default_config, parse_arg
 def get_config(arg=None):
     arg = parse_arg(arg, validate=False, runlocal=False)
     config = default_config()
-    config.total = "200 epochs"
+    config.total = "2 epochs" if arg.runlocal else "200 epochs"
     config.batch_size = 128
     config.ema_decay = 0.998
 
@@ -27,7 +28,7 @@ def get_config(arg=None):
         "pooling": "mean",
         "position": "learned",
         "drop_path": 0.1,
-        "scan": False,
+        "scan": False,  # Six small layers run a quarter faster as straight code on a CPU.
     }
     config.task = {"name": "classification", "mixup": 0.2, "label_smoothing": 0.1}
 

@@ -97,7 +97,10 @@ def test_corrected_variant_differs_where_it_says():
         for name in published
         if not np.array_equal(run(published[name], image), run(corrected[name], image))
     }
-    assert different == {"Solarize", "Contrast"}
+    assert different == {"Solarize", "Contrast", "TranslateX", "TranslateY", "Cutout"}
+    moved = run(corrected["TranslateX"], image)  # By 100 pixels in 224, in proportion.
+    shift = round(100 / 224 * image.shape[1])
+    np.testing.assert_array_equal(moved[:, :-shift], image[:, shift:])
     np.testing.assert_array_equal(run(published["Solarize"], image), 255 - image)
     np.testing.assert_array_equal(run(corrected["Solarize"], image), image)
     grey = image.astype(np.float32) @ np.float32([0.2989, 0.587, 0.114])

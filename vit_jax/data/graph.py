@@ -221,7 +221,8 @@ def _graph_dtype(x: np.ndarray) -> tf.DType:
 
 
 def _reason(error: Exception) -> str:
-    """An error's message, without the names of nodes that TensorFlow puts around it."""
+    """An error's message, without the nodes and the stack that TensorFlow puts around it."""
     message = getattr(error, "message", str(error))
     text = re.sub(r"{{.*?}}|\[\[.*?\]\]|\[Op:.*?\].*", "", message, flags=re.DOTALL)
+    text = re.sub(r".*\(most recent call last\):(\s*File .*?, in \S+)*", "", text, flags=re.DOTALL)
     return " ".join(text.split())

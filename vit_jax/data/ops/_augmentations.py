@@ -163,7 +163,7 @@ def translate_y(image: tf.Tensor, pixels: float | tf.Tensor) -> tf.Tensor:
     return _warp(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels])
 
 
-def cutout(image: tf.Tensor, half_side: int, seed: tf.Tensor) -> tf.Tensor:
+def cutout(image: tf.Tensor, half_side: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Greys a square of side `2 * half_side` whose centre may be anywhere in the image."""
     shape = tf.shape(image)[:2]
     inside = []

@@ -22,11 +22,12 @@ def randaug(
 ) -> tf.Tensor:
     """Applies `num_layers` operations, each drawn from 16, all at strength `magnitude` (of 10).
 
-    The same operation may be drawn twice, and a drawn one is always applied. Two oddities are part
-    of what the published accuracies were reached with: Solarize's threshold wraps at 256, so that
-    strength 10 inverts the whole image; and Contrast moves away from a grey that depends on the
-    image's size. `corrected` leaves the image alone in the one case, and uses its mean grey in the
-    other.
+    The same operation may be drawn twice, and a drawn one is always applied. Three oddities are
+    part of what the published accuracies were reached with: Solarize's threshold wraps at 256, so
+    that strength 10 inverts the whole image; Contrast moves away from a grey that depends on the
+    image's size; and moves and holes are up to 100 and 80 pixels whatever the image's size, which
+    leaves little of a small one. `corrected` leaves the image alone in the first case, uses its
+    mean grey in the second, and scales with the side in the third (224 pixels being 1).
     """
     augment.require_uint8(image)
     choices = list(_choices(magnitude, corrected).values())
@@ -53,6 +54,11 @@ def _choices(magnitude: float, corrected: bool) -> dict[str, Choice]:
     enhance = level * 1.8 + 0.1
     threshold = int(level * 256) if corrected else int(level * 256) % 256
     contrast = augment.contrast if corrected else augment.contrast_by_size
+
+    def pixels(image: tf.Tensor, axis: int, length: float) -> tf.Tensor | float:
+        side = tf.cast(tf.shape(image)[axis], tf.float32)
+        return level * length * side / 224.0 if corrected else level * length
+
     return {
         "AutoContrast": lambda x, *_: augment.auto_contrast(x),
         "Equalize": lambda x, *_: augment.equalize(x),
@@ -66,8 +72,8 @@ def _choices(magnitude: float, corrected: bool) -> dict[str, Choice]:
         "Sharpness": lambda x, *_: augment.sharpness(x, enhance),
         "ShearX": lambda x, sign, _: augment.shear_x(x, sign * level * 0.3),
         "ShearY": lambda x, sign, _: augment.shear_y(x, sign * level * 0.3),
-        "TranslateX": lambda x, sign, _: augment.translate_x(x, sign * level * 100.0),
-        "TranslateY": lambda x, sign, _: augment.translate_y(x, sign * level * 100.0),
-        "Cutout": lambda x, _, seed: augment.cutout(x, int(level * 40), seed),
+        "TranslateX": lambda x, sign, _: augment.translate_x(x, sign * pixels(x, 1, 100.0)),
+        "TranslateY": lambda x, sign, _: augment.translate_y(x, sign * pixels(x, 0, 100.0)),
+        "Cutout": lambda x, _, seed: augment.cutout(x, tf.cast(pixels(x, 0, 40.0), tf.int32), seed),
         "SolarizeAdd": lambda x, *_: augment.solarize_add(x, int(level * 110)),
     }
