@@ -1,6 +1,7 @@
 """Broken and hostile files end in one clear line, and nothing of them is run or believed."""
 
 import io
+import itertools
 import json
 import shutil
 import struct
@@ -14,7 +15,8 @@ import pytest
 from models_to_save import build
 
 from vit_jax import checkpoints
-from vit_jax.checkpoints import files
+from vit_jax.checkpoints import files, hf, loading
+from vit_jax.checkpoints.guess import model_of
 from vit_jax.errors import UserError
 
 
@@ -288,3 +290,22 @@ def test_other_file_systems(saved):
     np.testing.assert_array_equal(params["backbone"]["cls"], np.load(folder / "c.npz")["cls"])
     refused("memory://absent.npz", model, "cannot read memory://absent.npz")
     refused("nosuchscheme://c.npz", model, "cannot read")
+
+
+@pytest.mark.parametrize("name", ["c.npz", "c.safetensors", "hf/model.safetensors"])
+def test_arrays_of_any_other_shape(saved, tmp_path, name):
+    """Every array in turn as something else: an error of the user's, or a resize that is told."""
+    model, folder = saved
+    arrays = files.read_arrays(folder / name)
+    path = tmp_path / name.rpartition("/")[2]
+    config = json.loads((folder / "hf/config.json").read_text()) if "hf" in name else None
+    shapes = itertools.cycle([(), (0,), (1, 0, 16), (1, 10, 8), (2, 2, 2, 2, 2)])
+    for key, shape in zip(sorted(arrays), shapes, strict=False):
+        changed = {**arrays, key: np.ones(shape, np.float32)}
+        try:
+            weights = hf.read(changed, config) if config else loading.recognise(changed, path)
+            model_of(weights, num_heads=2)
+            _, report = loading.fit(weights, model, str(path), image_size=12)
+        except UserError:
+            continue
+        assert report.resized or report.initialised

@@ -28,7 +28,12 @@ def model_of(weights: Weights, name: str | None = None, **fields: Any) -> nn.Mod
     arrays = weights.arrays
     if not name and PATCHES not in arrays:
         raise UserError(f"this {weights.format} names no patch embedding; write --model=NAME")
-    guess = _mixer(arrays) if f"{BLOCK}token_mixing/dense1/kernel" in arrays else _vit(weights)
+    try:
+        guess = _mixer(arrays) if f"{BLOCK}token_mixing/dense1/kernel" in arrays else _vit(weights)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"this {weights.format} lacks arrays or has them in other shapes ({error!r})"
+        ) from error
     if name:
         known = models.variants().get(models.find(name)) if ":" not in name else None
         settled = known.fields if known else {}

@@ -107,7 +107,7 @@ def read(
         try:
             arrays = _split_heads(arrays, int(config["num_attention_heads"]))
             grid = _grid(config)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{path}: {CONFIG} does not fit the weights: {error!r}") from error
         notes += _differences(config)
     return Weights(

@@ -1,10 +1,12 @@
 """From a file of any known format to the parameters of a model."""
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 from etils import epath
 
 from vit_jax.checkpoints import files, hf, npz, own, timm
@@ -77,6 +79,7 @@ def fit(
 ) -> tuple[Params, MergeReport]:
     """Parameters of `model` from arrays that were read before; see `load`."""
     checked = Options(**options)
+    weights = dataclasses.replace(weights, grid=checked.source_grid or weights.grid)
     target = Target.create(model, weights, image_size, channels)
     arrays, report = Merge(weights, target, checked, source).run()
     return to_params(arrays, model, stacked=target.stacked), report
@@ -91,7 +94,13 @@ def read_weights(path: epath.PathLike, *, text: bool = False) -> Weights:
         if place.is_dir():
             return _read_directory(place)
         path = place
-    arrays = files.read_arrays(path)
+    return recognise(files.read_arrays(path), path, text=text)
+
+
+def recognise(
+    arrays: Mapping[str, np.ndarray], path: epath.PathLike, *, text: bool = False
+) -> Weights:
+    """Arrays of a file under our names, by what theirs look like."""
     if npz.matches(arrays):
         return npz.read(arrays, text=text)
     for state_dict in (timm, hf):

@@ -107,7 +107,7 @@ class Merge:
         """A checkpoint of another size of model fails here, before a hundred names are listed."""
         name = "backbone/norm/scale"
         wanted, found = self.target.shapes.get(name), self.arrays.get(name)
-        if wanted and found is not None and found.shape != wanted:
+        if wanted and found is not None and found.ndim == 1 and found.shape != wanted:
             raise self.error(
                 f"a model of width {found.shape[-1]}, but yours has {wanted[-1]}; build the size "
                 "that the checkpoint was trained with"
@@ -157,10 +157,6 @@ class Merge:
     def _split(self, table: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         if table.ndim != 3 or table.shape[0] != 1:
             raise self.error(f"positions have shape {list(table.shape)}, not [1, tokens, width]")
-        given = self.options.source_grid or self.weights.grid
-        if given and given[0] * given[1] in (table.shape[1], table.shape[1] - 1):
-            has_row = given[0] * given[1] < table.shape[1]
-            return (table[:, :1], table[:, 1:]) if has_row else (None, table)
         return split_table(
             self.weights,
             table,
@@ -184,6 +180,8 @@ class Merge:
                 self.arrays[CLS] = row
                 self.resized[CLS] = "taken from the first row of the positions"
             return None
+        if row is not None and self.arrays[CLS].shape != row.shape:
+            raise self.error(f"{CLS} is {list(self.arrays[CLS].shape)}, not {list(row.shape)}")
         if row is not None and not self.target.class_row:
             self.arrays[CLS] = self.arrays[CLS] + row
         if row is not None and np.any(row) and not self.target.class_row:
@@ -198,7 +196,7 @@ class Merge:
         backbone = backbone_of(self.target.model)
         position = getattr(backbone, "position", "none")
         side = surgery.square_side(patches.shape[1])
-        grid = self.options.source_grid or self.weights.grid or (side and (side, side))
+        grid = self.weights.grid or (side and (side, side))
         if position == "sincos2d" and grid and patches.shape[2] % 4 == 0:
             fixed = sincos_table(grid, patches.shape[2])
             if np.allclose(patches, fixed, atol=1e-5):
@@ -211,7 +209,7 @@ class Merge:
 
     def _resize_positions(self, patches: np.ndarray) -> np.ndarray:
         new, count = self.target.grid, self.target.num_patches
-        given = self.options.source_grid or self.weights.grid
+        given = self.weights.grid
         if given and given[0] * given[1] != patches.shape[1]:
             raise self.error(
                 f"a source grid of {given[0]}x{given[1]} is not {patches.shape[1]} positions"
@@ -269,7 +267,7 @@ class Merge:
             return "the checkpoint has none"
         if (HIDDEN[0] in self.arrays) != (HIDDEN[0] in target):
             return "only one of the two has a representation layer before it"
-        classes = self.arrays[HEAD[1]].shape[0]
+        classes = self.arrays[HEAD[1]].size
         if classes != target[HEAD[1]][0]:
             return f"it has {classes} classes, the model {target[HEAD[1]][0]}"
         return ""

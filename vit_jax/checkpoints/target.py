@@ -144,6 +144,9 @@ def split_table(
     class_token, class_row: whether the model has one, and a row for it. num_patches: of its table;
       None where the checkpoint decides.
     """
+    if weights.grid and weights.grid[0] * weights.grid[1] in (table.shape[1], table.shape[1] - 1):
+        has_row = weights.grid[0] * weights.grid[1] < table.shape[1]
+        return (table[:, :1], table[:, 1:]) if has_row else (None, table)
     beside = "backbone/cls" in weights.arrays
     if not beside and (weights.ours or not class_token):
         return None, table

@@ -106,8 +106,10 @@ def _split_fused(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         parts = {"qkv": ("query", "key", "value"), "kv": ("key", "value"), "q": ("query",)}
         if kind not in parts:
             out[name] = array
-        elif array.shape[0] % len(parts[kind]):
-            raise UserError(f"{name} has {array.shape[0]} rows, not {len(parts[kind])} equal parts")
+        elif not array.ndim or len(array) % len(parts[kind]):
+            raise UserError(
+                f"{name} has shape {list(array.shape)}, not {len(parts[kind])} equal parts"
+            )
         else:
             pieces = np.split(array, len(parts[kind]))
             names = (f"{parent}.{part}.{leaf}" for part in parts[kind])

@@ -112,7 +112,7 @@ def map_blocks(
     """Splits arrays below `prefix`, stacked along their first axis, into one a block."""
     out: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        if not name.startswith(prefix + "/"):
+        if not name.startswith(prefix + "/") or not array.ndim:
             out[name] = array
             continue
         rest = name.removeprefix(prefix)
