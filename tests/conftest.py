@@ -29,7 +29,8 @@ TINY = Path(__file__).parent / "tiny.py"
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """One cache for all tests and the processes they start: the same programs recur."""
-    path = tmp_path_factory.mktemp("xla")
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "xla"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(path)
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

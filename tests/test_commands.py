@@ -79,6 +79,33 @@ def test_predict_prints_classes_and_draws_attention(trained, digits_npz, tmp_pat
     assert Image.open(out).size[0] > 100
 
 
+def test_convert_and_use_the_result(trained, digits_npz, tmp_path, capsys):
+    """Out as an official file, and in again: the same probabilities, metrics and features."""
+    npz = tmp_path / "model.npz"
+    assert main(["convert", str(trained), str(npz), "--to=npz"]) == 0
+    image = tmp_path / "digit.png"
+    Image.fromarray(np.load(digits_npz)["image"][0, :, :, 0]).save(image)
+    capsys.readouterr()
+    assert main(["predict", f"--workdir={trained}", str(image)]) == 0
+    by_run = capsys.readouterr().out
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"{digit}\n" for digit in range(10)))
+    argv = ["predict", f"--checkpoint={npz}", f"--labels={labels}", str(image)]
+    assert main(argv) == 0
+    assert capsys.readouterr().out == by_run
+
+    config = f"--config={TINY}:{digits_npz}"
+    assert main(["evaluate", config, f"--checkpoint={npz}"]) == 0
+    found = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert main(["evaluate", f"--workdir={trained}"]) == 0
+    logged = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert found["val/accuracy"] == logged["val_ema/accuracy"]
+
+    out = tmp_path / "features.npz"
+    assert main(["features", str(image), f"--workdir={trained}", f"--out={out}"]) == 0
+    assert np.load(out)["features"].shape == (1, 16)
+
+
 def test_data_draws_a_contact_sheet(digits_npz, tmp_path):
     out = tmp_path / "sheet.png"
     argv = ["data", f"--config={TINY}:{digits_npz}", f"--out={out}", "--images=20"]
@@ -117,6 +144,13 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["report", "--workdir=/nowhere/at/all"], "holds no run"),
         (["predict", "--workdir=/nowhere/at/all", "x.png"], "holds no run"),
         (["predict", "--workdir=w"], "required: IMAGE"),
+        (["predict", "x.png"], "give --workdir or --checkpoint"),
+        (["predict", "x.png", "--checkpoint=/no/file.npz"], "/no/file.npz"),
+        (["evaluate"], "give --workdir or --checkpoint"),
+        (["evaluate", "--checkpoint=x"], "--checkpoint needs --config=FILE"),
+        (["convert", "/no/file.npz", "y.npz", "--to=npz"], "/no/file.npz"),
+        (["convert", "x", "y", "--to=onnx"], "invalid choice: 'onnx'"),
+        (["features", "x.png", "--checkpoint=x"], "needs --model=NAME"),
         (["models", "vit_b17"], "vit_b17"),
         (["bench", "speed", "--config=c.py"], "invalid choice: 'speed'"),
         (["models", "--config.seed=1"], "models takes no --config.seed"),
@@ -162,9 +196,7 @@ def test_predict_names_what_is_no_image(capsys, trained, tmp_path):
     (tmp_path / "notes.png").write_text("not a picture")
     workdir = f"--workdir={trained}"
     assert "no such image file" in fails(capsys, "predict", workdir, str(tmp_path / "no.png"))
-    assert "not a readable image" in fails(
-        capsys, "predict", workdir, str(tmp_path / "notes.png")
-    )
+    assert "not a readable image" in fails(capsys, "predict", workdir, str(tmp_path / "notes.png"))
 
 
 def test_broken_config_json(capsys, trained, tmp_path):
@@ -186,11 +218,12 @@ def test_keys_are_listed(capsys):
 
 
 def test_overrides_in_both_spellings():
-    rest, overrides = split_overrides(["--config=f", "--config.a.b=1", "--config.c", "2", "x"])
+    argv = ["--config=f", "--config.a.b=1", "--config.c", "2", "x"]
+    rest, overrides = split_overrides(argv, "--config.")
     assert rest == ["--config=f", "x"]
     assert overrides == {"a.b": "1", "c": "2"}
     with pytest.raises(UserError, match="has no value"):
-        split_overrides(["--config.a", "--workdir=w"])
+        split_overrides(["--config.a", "--workdir=w"], "--config.")
 
 
 def test_help_loads_nothing_heavy():

@@ -92,7 +92,7 @@ def test_bad_files_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="defines no get_config"):
         load(str(tmp_path / "empty.py"))
     (tmp_path / "broken.py").write_text("def get_config(:\n")
-    with pytest.raises(UserError, match="broken.py:1"):
+    with pytest.raises(UserError, match=r"broken\.py:1"):
         load(str(tmp_path / "broken.py"))
     path = write_config(tmp_path / "typo.py", "config.optim.learnig_rate = 3")
     with pytest.raises(UserError, match="unknown key 'learnig_rate'"):
@@ -168,5 +168,5 @@ def test_every_key_is_documented():
 def test_config_without_a_section_says_so():
     config = default_config().to_dict()
     del config["optim"]
-    with pytest.raises(UserError, match="config.optim is missing"):
+    with pytest.raises(UserError, match=r"config\.optim is missing"):
         validate(ConfigDict(config))

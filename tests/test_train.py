@@ -46,7 +46,7 @@ def undisturbed(request, tmp_path_factory, digits_npz):
 
 
 def test_a_run_leaves_what_it_promises(undisturbed):
-    config, workdir = undisturbed
+    _, workdir = undisturbed
     record = json.loads((workdir / "config.json").read_text())
     assert record["config"]["batch_size"] == 16
     assert record["packages"]["jax"] == jax.__version__

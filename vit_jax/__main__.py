@@ -11,10 +11,15 @@ from collections.abc import Callable, Sequence
 from vit_jax import errors
 from vit_jax.errors import UserError, nearest
 
+_FORMATS = ("npz", "big_vision", "timm", "hf", "orbax")
 _CONFIG_HELP = "config file, with arguments after a colon: configs/digits.py:runlocal"
 _OVERRIDES = """\
 Any key of the config can be set with --config.KEY=VALUE, such as --config.optim.lr=0.003.
 `python -m vit_jax train --keys` lists them all."""
+
+
+CONFIG_COMMANDS = ("train", "evaluate", "data", "bench")
+MODEL_COMMANDS = ("predict", "convert", "features")
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    argv, overrides = split_overrides(argv)
+    argv, overrides = split_overrides(argv, "--config.")
+    argv, fields = split_overrides(argv, "--model.")
     parser, commands = _parsers()
     if argv and not argv[0].startswith("-") and argv[0] not in commands:
         raise UserError(f"unknown command {argv[0]!r}; {nearest(argv[0], commands)}")
@@ -62,26 +68,28 @@ def _run(argv: list[str]) -> None:
         flags = commands[arguments.command]._option_string_actions
         flag = unknown[0].split("=")[0]
         raise UserError(f"{arguments.command}: unknown argument {flag!r}; {nearest(flag, flags)}")
-    if overrides and arguments.command not in ("evaluate", "train", "data", "bench"):
+    if overrides and arguments.command not in CONFIG_COMMANDS:
         raise UserError(f"{arguments.command} takes no --config.{next(iter(overrides))}")
-    arguments.overrides = overrides
+    if fields and arguments.command not in MODEL_COMMANDS:
+        raise UserError(f"{arguments.command} takes no --model.{next(iter(fields))}")
+    arguments.overrides, arguments.fields = overrides, fields
     arguments.run(arguments)
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_overrides(argv: Sequence[str], prefix: str) -> tuple[list[str], dict[str, str]]:
     """Separates `--config.KEY=VALUE` (or `--config.KEY VALUE`) from the other arguments."""
     rest: list[str] = []
     overrides: dict[str, str] = {}
     items = iter(argv)
     for item in items:
-        if not item.startswith("--config."):
+        if not item.startswith(prefix):
             rest.append(item)
             continue
-        key, equals, value = item.removeprefix("--config.").partition("=")
+        key, equals, value = item.removeprefix(prefix).partition("=")
         if not equals:
             value = next(items, None)
             if value is None or value.startswith("--"):
-                raise UserError(f"--config.{key} has no value; write --config.{key}=VALUE")
+                raise UserError(f"{prefix}{key} has no value; write {prefix}{key}=VALUE")
         overrides[key] = value
     return rest, overrides
 
@@ -114,7 +122,9 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     evaluate = command(
         "evaluate", _evaluate, "exact metrics of a run's newest checkpoint", _OVERRIDES
     )
-    evaluate.add_argument("--workdir", metavar="DIR", required=True, help="a run that was trained")
+    evaluate.add_argument("--workdir", metavar="DIR", help="a run that was trained")
+    evaluate.add_argument("--config", metavar="FILE[:ARGS]", help="with --checkpoint: the run")
+    evaluate.add_argument("--checkpoint", metavar="PATH", help="a checkpoint of any format")
     evaluate.add_argument("--step", type=int, help="checkpoint to evaluate; default: the newest")
     evaluate.add_argument("--json", metavar="FILE", help="also write the metrics there")
     _add_cluster(evaluate)
@@ -124,7 +134,8 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
 
     predict = command("predict", _predict, "the classes of image files, and where the model looked")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    predict.add_argument("--workdir", metavar="DIR", required=True, help="a run that was trained")
+    _add_model_source(predict)
+    predict.add_argument("--labels", metavar="FILE", help="class names, one a line")
     predict.add_argument("--top", type=int, default=5, help="classes shown; default: %(default)s")
     predict.add_argument("--attention", metavar="OUT.png", help="draw where the model looked")
 
@@ -133,6 +144,24 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     data.add_argument("--out", metavar="FILE", default="data.png", help="default: %(default)s")
     data.add_argument("--images", type=int, default=64, help="how many; default: %(default)s")
     data.add_argument("--step", type=int, default=0, help="from the batch of this step on")
+
+    convert = command(
+        "convert",
+        _convert,
+        "checkpoints from any format to any other",
+        "SRC may be a workdir of ours, an .npz of vision_transformer or big_vision, a timm file\n"
+        "(.safetensors, .bin, .pth) or a transformers folder.",
+    )
+    convert.add_argument("src", metavar="SRC")
+    convert.add_argument("dst", metavar="DST")
+    convert.add_argument("--to", required=True, choices=_FORMATS, help="format of DST")
+    convert.add_argument("--model", metavar="NAME", help="where SRC does not tell its model")
+    convert.add_argument("--image-size", type=int, help="resize the positions for this size")
+
+    features = command("features", _features, "embeddings of image files, as a NumPy file")
+    features.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    _add_model_source(features)
+    features.add_argument("--out", metavar="FILE", default="features.npz")
 
     models = command("models", _models, "list models with parameters and GFLOPs")
     models.add_argument("names", nargs="*", metavar="NAME", help="default: all")
@@ -148,11 +177,25 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     return parser, commands
 
 
+def _add_model_source(parser: Parser) -> None:
+    parser.add_argument("--workdir", metavar="DIR", help="a run that was trained")
+    parser.add_argument("--checkpoint", metavar="PATH", help="or a checkpoint of any format,")
+    parser.add_argument("--model", metavar="NAME", help="its model, where it does not tell,")
+    parser.add_argument("--image-size", type=int, help="and the size that images are brought to")
+
+
 def _add_cluster(parser: Parser) -> None:
     group = parser.add_argument_group("several processes (found by itself on Cloud TPU and SLURM)")
     group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
     group.add_argument("--num-processes", type=int, default=0)
     group.add_argument("--process-id", type=int, default=-1)
+
+
+def _check_one_of(arguments: argparse.Namespace, *flags: str) -> None:
+    given = [flag for flag in flags if getattr(arguments, flag)]
+    if len(given) != 1:
+        names = " or ".join(f"--{flag}" for flag in flags)
+        raise UserError(f"{arguments.command}: give {names} (one of them)")
 
 
 def _cluster(arguments: argparse.Namespace):
@@ -198,12 +241,20 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
+    _check_one_of(arguments, "workdir", "checkpoint")
     from vit_jax import evaluate
     from vit_jax.workdir import Workdir
 
-    workdir = Workdir.existing(arguments.workdir)
-    _set_up(workdir.read_config(arguments.overrides), arguments)
-    results = evaluate.evaluate_workdir(workdir, arguments.overrides, arguments.step)
+    if arguments.checkpoint:
+        if not arguments.config:
+            raise UserError("evaluate: --checkpoint needs --config=FILE, which names the data")
+        config = _load_config(arguments)
+        _set_up(config, arguments)
+        results = evaluate.evaluate_checkpoint(config, arguments.checkpoint)
+    else:
+        workdir = Workdir.existing(arguments.workdir)
+        _set_up(workdir.read_config(arguments.overrides), arguments)
+        results = evaluate.evaluate_workdir(workdir, arguments.overrides, arguments.step)
     for name, value in results.items():
         print(f"{name:32} {value:.6g}")
     if arguments.json:
@@ -218,21 +269,69 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    predictor = _predictor(arguments)
     from vit_jax import predict
 
-    predictor = predict.Predictor.from_workdir(arguments.workdir)
     images = predictor.read(arguments.images)
     outputs = predictor.predict(images)
+    class_names = predictor.info.class_names
     for path, probability in zip(arguments.images, outputs["probability"], strict=True):
         print(path)
-        for name, value in predict.top_classes(
-            probability, predictor.info.class_names, arguments.top
-        ):
+        for name, value in predict.top_classes(probability, class_names, arguments.top):
             print(f"  {value:7.2%}  {name}")
     if arguments.attention:
         captions = predictor.task.captions(outputs)
         predictor.draw_attention(images, captions, arguments.attention)
         print(f"attention: {arguments.attention}")
+
+
+def _predictor(arguments: argparse.Namespace):
+    """The model that --workdir, or --checkpoint with --model, names."""
+    _check_one_of(arguments, "workdir", "checkpoint")
+    from vit_jax import config, predict
+
+    if arguments.workdir:
+        return predict.Predictor.from_workdir(arguments.workdir)
+    return predict.Predictor.from_checkpoint(
+        arguments.checkpoint,
+        model=arguments.model,
+        fields=config.parse_values(arguments.fields),
+        image_size=arguments.image_size,
+        labels=getattr(arguments, "labels", None),
+    )
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from vit_jax import config, convert
+
+    print(
+        convert.run(
+            arguments.src,
+            arguments.dst,
+            arguments.to,
+            model=arguments.model,
+            fields=config.parse_values(arguments.fields),
+            image_size=arguments.image_size,
+        )
+    )
+
+
+def _features(arguments: argparse.Namespace) -> None:
+    _check_one_of(arguments, "workdir", "checkpoint")
+    from vit_jax import config, features, predict
+
+    if arguments.workdir:
+        predictor = predict.Predictor.from_workdir(arguments.workdir)
+    elif not arguments.model:
+        raise UserError("features: --checkpoint needs --model=NAME")
+    else:
+        predictor = features.released(
+            arguments.model,
+            arguments.checkpoint,
+            image_size=arguments.image_size or 0,
+            **config.parse_values(arguments.fields),
+        )
+    print(features.run(arguments.images, arguments.out, predictor))
 
 
 def _data(arguments: argparse.Namespace) -> None:

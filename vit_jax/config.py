@@ -228,8 +228,13 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     """Sets keys, by dotted path, to the values that the texts of a command line stand for."""
-    for dotted, text in overrides.items():
-        set_key(config, dotted, _parse_value(text))
+    for dotted, value in parse_values(overrides).items():
+        set_key(config, dotted, value)
+
+
+def parse_values(texts: Mapping[str, str]) -> dict[str, Any]:
+    """What texts of a command line stand for: Python literals, else the texts themselves."""
+    return {key: _parse_value(text) for key, text in texts.items()}
 
 
 def _import_file(path: str) -> types.ModuleType:

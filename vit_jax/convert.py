@@ -1,5 +1,6 @@
 """`python -m vit_jax convert SRC DST --to=FORMAT`: checkpoints from any format to any other."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from vit_jax.checkpoints import loading
 from vit_jax.checkpoints.guess import model_of
 from vit_jax.checkpoints.weights import Weights
 from vit_jax.errors import UserError
+from vit_jax.types import Params
 from vit_jax.workdir import Workdir
 
 
@@ -51,6 +53,41 @@ def run(
         )
     written = checkpoints.save(params, module, dst, to, image_size=image_size)
     return f"{report}\n{written}"
+
+
+def open_model(
+    src: str,
+    *,
+    model: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+) -> tuple[nn.Module, Params, tuple[int, int]]:
+    """The model that a checkpoint is of, its parameters, and the image size (height, width).
+
+    image_size: None for the size that the checkpoint's positions are for.
+
+    Raises:
+      UserError: the file cannot be read, or its model or image size cannot be told.
+    """
+    weights = loading.read_weights(src)
+    module = _model(src, weights, model, dict(fields or {}))
+    size = (image_size, image_size) if image_size else _trained_size(src, weights, module)
+    params, _ = loading.fit(weights, module, src, image_size=size)
+    return module, params, size
+
+
+def _trained_size(src: str, weights: Weights, module: nn.Module) -> tuple[int, int]:
+    table = weights.arrays.get("backbone/pos_embed")
+    patch = getattr(getattr(module, "backbone", module), "patch_size", None)
+    if table is None or not isinstance(patch, int):
+        raise UserError(f"{src} does not tell its image size; write --image-size")
+    if weights.grid:
+        return weights.grid[0] * patch, weights.grid[1] * patch
+    tokens = table.shape[1]
+    side = math.isqrt(tokens)  # A class token's row makes one more than a square.
+    if side * side not in (tokens, tokens - 1):
+        raise UserError(f"{src} has {tokens} positions, no square; write --image-size")
+    return side * patch, side * patch
 
 
 def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vit_jax import data, sharding, step
+from vit_jax import checkpoints, data, sharding, step
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.run import Run, open_source
@@ -152,6 +152,21 @@ def evaluate_workdir(
     if state.ema is not None:
         found |= evaluator.run(state.ema, suffix="_ema")
     return found
+
+
+def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
+    """Metrics of a checkpoint of any format on the evaluation splits of a config.
+
+    Raises:
+      UserError: the checkpoint does not fit the config's model, or has no head of its own.
+    """
+    run = Run.build(config)
+    height, width, channels = run.task.info.spec["image"].shape
+    params = checkpoints.load(
+        path, run.task.model, image_size=(height, width), channels=channels, head="keep"
+    )
+    placed = jax.tree.map(sharding.place_whole, params, run.abstract.params)
+    return Evaluator(config, run.task, run.abstract, run.mesh).run(placed)
 
 
 def open_split(config: ConfigDict, name: str) -> Split:

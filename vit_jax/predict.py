@@ -1,19 +1,20 @@
 """Classes of image files, by a run that was trained here; and where it looked."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vit_jax import attention, tasks
+from vit_jax import attention, convert, tasks
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.models import lora
-from vit_jax.tasks import TaskProtocol
-from vit_jax.types import DataInfo, Params
+from vit_jax.tasks import TaskProtocol, classification
+from vit_jax.types import ArraySpec, DataInfo, Params
 from vit_jax.workdir import Workdir
 
 
@@ -36,6 +37,37 @@ class Predictor:
         config, info = workdir.read_config(), workdir.read_info()
         task = tasks.build(config.task, config.model, info)
         return cls(task, restore_params(workdir, task, ema=config.ema_decay > 0), info)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str,
+        *,
+        model: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        image_size: int | None = None,
+        labels: str | None = None,
+    ) -> "Predictor":
+        """A checkpoint of any format, as a classifier of images in [-1, 1].
+
+        model, fields: where the file does not tell its model. image_size: where not the size that
+        the checkpoint's positions are for. labels: a file with a class name a line.
+
+        Raises:
+          UserError: the file cannot be read, or its model cannot be told.
+        """
+        module, params, size = convert.open_model(
+            path, model=model, fields=fields, image_size=image_size
+        )
+        num_classes = getattr(module, "num_classes", None)
+        if not num_classes:
+            raise UserError(f"{path} has no classifier head; use the features command")
+        names = _read_labels(labels, num_classes) if labels else None
+        channels = params["backbone"]["patch_embed"]["kernel"].shape[2]
+        image = ArraySpec((*size, channels), np.dtype(np.uint8))
+        label = ArraySpec((), np.dtype(np.int32))
+        info = DataInfo({"image": image, "label": label}, num_classes, names)
+        return cls(classification.Task(module, info, crop_to_patches=True), params, info)
 
     def read(self, paths: Sequence[str]) -> np.ndarray:
         """Image files as uint8 `[n, height, width, channels]` of the size the run was trained at.
@@ -90,6 +122,16 @@ def top_classes(
     """The `top_k` most probable classes of one image, most probable first."""
     order = np.argsort(-probability, kind="stable")[:top_k]
     return [(names[i] if names else str(i), float(probability[i])) for i in order]
+
+
+def _read_labels(path: str, num_classes: int) -> tuple[str, ...]:
+    try:
+        names = tuple(Path(path).read_text().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--labels={path}: {error}") from error
+    if len(names) != num_classes:
+        raise UserError(f"--labels={path} has {len(names)} lines, the model {num_classes} classes")
+    return names
 
 
 def _read_image(path: str, height: int, width: int, channels: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vit_jax import checkpoints, sharding, step
 from vit_jax.checkpoints import MergeReport
@@ -58,7 +57,7 @@ def _restart(run: Run, state: step.State, loaded: Mapping[str, Any]) -> step.Sta
             f"config.init.checkpoint: task {run.config.task.name!r} trains other parameters than"
             " those of its model, so it cannot start from a checkpoint"
         )
-    params = {**state.params, **jax.tree.map(_place, loaded, abstract)}
+    params = {**state.params, **jax.tree.map(sharding.place_whole, loaded, abstract)}
 
     def others(params: Params) -> tuple[Any, Params | None]:
         average = None if state.ema is None else jax.tree.map(jnp.copy, params)
@@ -69,9 +68,3 @@ def _restart(run: Run, state: step.State, loaded: Mapping[str, Any]) -> step.Sta
     with sharding.activate(run.mesh):
         opt_state, ema = jax.jit(others, out_shardings=places)(params)
     return state.replace(params=params, opt_state=opt_state, ema=ema)
-
-
-def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    """Every process holds the whole array and gives its devices their parts."""
-    array = np.asarray(array, like.dtype)
-    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])

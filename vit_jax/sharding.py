@@ -177,3 +177,9 @@ def place(batch: Batch, rows: np.ndarray, mesh: Mesh, batch_size: int) -> dict[s
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, piece)
 
     return {name: put(array) for name, array in batch.items()}
+
+
+def place_whole(array: np.ndarray, like: jax.ShapeDtypeStruct) -> Array:
+    """An array that every process holds whole, as `like` shards it: each device takes its part."""
+    array = np.asarray(array, like.dtype)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])

@@ -270,11 +270,12 @@ def opening_lines(
     run: Run, restored: Restored | None, changed: list[str], merged: MergeReport | None
 ) -> Iterator[str]:
     """What a person should know before the first step."""
-    mesh = " × ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1)
+    axes = [f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1]
+    devices = f"{run.mesh.size} {run.mesh.devices.flat[0].platform} device(s)"
     yield (
         f"{run.config.model.name}: {run.num_params():,} parameters,"
         f" {len(run.source):,} training examples, {run.duration.total:,} steps of"
-        f" {run.config.batch_size} on {run.mesh.size} {run.mesh.devices.flat[0].platform} device(s){', ' + mesh if mesh else ''}"
+        f" {run.config.batch_size} on {', '.join([devices, *axes])}"
     )
     if merged:
         yield from str(merged).splitlines()

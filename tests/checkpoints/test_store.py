@@ -35,9 +35,7 @@ def tree(mesh, factor=1.0):
 
 
 def abstract(like):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +177,7 @@ def test_two_damaged_are_passed_over_three_are_not(copy, three_steps):
     store.close()
     for step in (4, 3, 2):
         (copy / str(step) / "manifest" / "metadata").unlink()
-    with pytest.raises(UserError, match="the newest 3 checkpoints .* Nothing was changed"):
+    with pytest.raises(UserError, match=r"the newest 3 checkpoints .* Nothing was changed"):
         Store(copy).restore_newest(wanted)
     assert sorted(path.name for path in copy.iterdir()) == ["1", "2", "3", "4"]
 
@@ -187,7 +185,7 @@ def test_two_damaged_are_passed_over_three_are_not(copy, three_steps):
 def test_all_damaged_says_so_and_stops(copy):
     for step in (1, 2, 3):
         truncate(copy / str(step) / "manifest" / "metadata")
-    with pytest.raises(UserError, match="all checkpoints .* are damaged"):
+    with pytest.raises(UserError, match=r"all checkpoints .* are damaged"):
         Store(copy).restore_newest(abstract(tree(mesh_of(8, 1))))
     assert sorted(path.name for path in copy.iterdir()) == ["1", "2", "3"]
 
