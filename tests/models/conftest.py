@@ -4,8 +4,10 @@ import sys
 import jax
 import pytest
 
-# The trees of the reference files are shared by several test modules of this folder.
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+# The trees of the reference files are shared by several test modules of this folder, and the
+# reader of sampled arrays by several folders.
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "golden")]
 
 
 @pytest.fixture(autouse=True)

@@ -21,13 +21,10 @@ def assert_logits(model, params, config, io):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max() + 1e-6)
 
 
-@pytest.mark.parametrize("case", HYBRIDS)
-def test_hybrid_outputs(case):
-    stored, flat, io = golden_trees.load("vision_transformer", case, ".")
-    config = stored["config"]
-    model = models.build(
+def build_hybrid(config, num_classes):
+    return models.build(
         "r50_b16",
-        num_classes=stored["num_classes"],
+        num_classes=num_classes,
         patch_size=config["patches"]["size"],
         width=config["hidden_size"],
         depth=config["transformer"]["num_layers"],
@@ -37,8 +34,26 @@ def test_hybrid_outputs(case):
         width_factor=config["resnet"]["width_factor"],
         scan=False,
     )
+
+
+@pytest.mark.parametrize("case", HYBRIDS)
+def test_hybrid_outputs(case):
+    stored, flat, io = golden_trees.load("vision_transformer", case, ".")
+    model = build_hybrid(stored["config"], stored["num_classes"])
     params = golden_trees.vit(flat) | {"stem": golden_trees.resnet_stem(flat)}
     assert_logits(model, params, stored | {"flat": flat}, io)
+
+
+def test_hybrid_with_resnet_stages():
+    """A checkpoint that the reference brought to another size and another head."""
+    stored, flat, io = golden_trees.load("vision_transformer", "load_hybrid_up", ".")
+    positions = "Transformer/posembed_input/pos_embedding"
+    flat[positions] = io[f"result/{positions}"]
+    flat |= {f"head/{name}": io[f"init/head/{name}"] for name in ("kernel", "bias")}
+    model = build_hybrid(stored["target_config"], stored["target_classes"])
+    params = golden_trees.vit(flat) | {"stem": golden_trees.resnet_stem(flat)}
+    assert {"stage1", "stage2"} <= params["stem"].keys()
+    assert_logits(model, params, {"num_classes": stored["target_classes"], "flat": flat}, io)
 
 
 @pytest.mark.parametrize("case", MIXERS)

@@ -1,6 +1,7 @@
 """Shared by the optimizer's tests: stored reference runs, and a small parameter tree."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import pytest
 
 from vit_jax import optim
 from vit_jax.config import Duration
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
+
+import sampled
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -29,8 +34,7 @@ def golden() -> Callable[..., tuple[dict, dict[str, np.ndarray]]]:
         facts = json.loads((folder / f"{case}.json").read_text())
         arrays = {}
         for part in parts or ("",):
-            with np.load(folder / f"{case}{part}.npz", allow_pickle=False) as file:
-                arrays |= dict(file)
+            arrays |= sampled.load(folder / f"{case}{part}.npz")
         return facts, arrays
 
     return load
@@ -38,11 +42,13 @@ def golden() -> Callable[..., tuple[dict, dict[str, np.ndarray]]]:
 
 @pytest.fixture
 def nest() -> Callable[..., dict]:
-    """The nested dict under a prefix of flat arrays: `nest(arrays, "init/")`."""
+    """The nested dict under a prefix of flat arrays: `nest(arrays, "init/")`. Samples stay."""
 
     def under(arrays: Mapping[str, np.ndarray], prefix: str = "") -> dict:
         flat = {
-            name.removeprefix(prefix): jnp.asarray(array)
+            name.removeprefix(prefix): (
+                array if isinstance(array, sampled.Sample) else jnp.asarray(array)
+            )
             for name, array in arrays.items()
             if name.startswith(prefix)
         }
