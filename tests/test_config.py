@@ -1,6 +1,8 @@
 """Unknown keys, wrong types and impossible values end with one line that names the key."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -163,6 +165,14 @@ def test_every_key_is_documented():
     for path, key in config_lib._walk(config_lib.SCHEMA):
         assert ".".join(path) in text
         assert key.doc
+
+
+def test_every_key_is_read_somewhere():
+    """No key that does nothing: each leaf's name stands in the code, outside the table of keys."""
+    package = Path(config_lib.__file__).parent
+    code = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "config.py")
+    for path, _ in config_lib._walk(config_lib.SCHEMA):
+        assert re.search(rf"\b{path[-1]}\b", code), ".".join(path)
 
 
 def test_config_without_a_section_says_so():

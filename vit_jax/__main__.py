@@ -185,7 +185,7 @@ def _add_model_source(parser: Parser) -> None:
 
 
 def _add_cluster(parser: Parser) -> None:
-    group = parser.add_argument_group("several processes (found by itself on Cloud TPU and SLURM)")
+    group = parser.add_argument_group("one run in several processes")
     group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
     group.add_argument("--num-processes", type=int, default=0)
     group.add_argument("--process-id", type=int, default=-1)

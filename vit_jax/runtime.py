@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Where the other processes of this run are; empty: alone, or found by JAX itself."""
+    """Where the other processes of this run are; empty: there are none."""
 
     coordinator: str = ""
     num_processes: int = 0
