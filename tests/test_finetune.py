@@ -83,20 +83,25 @@ def test_head_is_kept_or_started_anew(released, config_of):
     assert any("head/kernel" in line for line in report.ignored)
 
 
-def test_training_tells_what_was_loaded_and_resumes_without_the_file(
+def test_frozen_run_keeps_what_was_loaded_and_resumes_without_the_file(
     released, config_of, tmp_path, capsys
 ):
-    path, _ = released
-    config = config_of(init__checkpoint=path, init__head="zero", total=3)
-    train(config, str(tmp_path / "run"))
+    path, params = released
+    keys = {"init__checkpoint": path, "init__head": "zero", "optim__freeze": ["backbone/.*"]}
+    workdir = tmp_path / "probe"
+    train(config_of(**keys, total=3), str(workdir))
     shown = capsys.readouterr().err
     assert "arrays loaded as they are" in shown
-    assert "head/kernel" in shown
+    assert "initialised: head/kernel" in shown
     (tmp_path / "released.npz").unlink()
-    longer = config_of(init__checkpoint=path, init__head="zero", total=4)
-    train(longer, str(tmp_path / "run"))
+    longer = config_of(**keys, total=4)
+    train(longer, str(workdir))
+    restored = Store(workdir / "checkpoints").restore_newest(Run.build(longer).abstract)
+    found = leaves(restored.tree.params)
+    for name, before in leaves(params).items():
+        assert np.array_equal(found[name], before) == name.startswith("backbone."), name
     with pytest.raises(UserError, match=r"init\.checkpoint: "):
-        train(config_of(total=4), str(tmp_path / "run"))
+        train(config_of(total=4), str(workdir))
 
 
 @pytest.mark.parametrize(
@@ -112,16 +117,6 @@ def test_what_does_not_fit_says_so(released, config_of, keys, message):
     with pytest.raises(UserError, match=message) as error:
         pretrained.first_state(run)
     assert "\n" not in str(error.value)
-
-
-def test_frozen_backbone_keeps_what_was_loaded(released, config_of, tmp_path):
-    path, params = released
-    config = config_of(init__checkpoint=path, optim__freeze=["backbone/.*"], total=3)
-    train(config, str(tmp_path / "probe"))
-    abstract = Run.build(config).abstract
-    found = leaves(Store(tmp_path / "probe" / "checkpoints").restore_newest(abstract).tree.params)
-    for name, before in leaves(params).items():
-        assert np.array_equal(found[name], before) == name.startswith("backbone."), name
 
 
 @pytest.mark.parametrize("scan", [True, False])

@@ -14,6 +14,7 @@ but the parameters is needed to merge the adapters into the kernels.
 import math
 import re
 import string
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -60,15 +61,18 @@ def init(key: Array, params: Params, *, rank: int, targets: str) -> Params:
 
 def merge(params: Params) -> Params:
     """The model's own parameters, with adapters, if there are any, added into their kernels."""
-    flat = flax.traverse_util.flatten_dict(
-        {name: tree for name, tree in params.items() if name != KEY}, sep="/"
-    )
-    factors = flax.traverse_util.flatten_dict(params.get(KEY, {}), sep="/")
-    for name in {factor.rpartition("/")[0] for factor in factors}:
-        flat[name] = flat[name] + _product(
-            factors[f"{name}/down"], factors[f"{name}/up"], flat[name].ndim
-        )
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    return flax.traverse_util.unflatten_dict(merge_named(flat), sep="/")
+
+
+def merge_named(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """`merge` of arrays by whole name, as a checkpoint lists them."""
+    merged = {name: array for name, array in arrays.items() if not name.startswith(f"{KEY}/")}
+    for name, kernel in merged.items():
+        down, up = (arrays.get(f"{KEY}/{name}/{factor}") for factor in ("down", "up"))
+        if down is not None:
+            merged[name] = kernel + _product(down, up, kernel.ndim)
+    return merged
 
 
 def _factors(key: Array, name: str, box: nn.LogicallyPartitioned, rank: int) -> dict[str, Any]:
@@ -96,4 +100,7 @@ def _product(down: Array, up: Array, ndim: int) -> Array:
     letters = string.ascii_lowercase[:ndim]
     divide = down.ndim - 1
     layers, inputs, outputs = letters[:num_layers], letters[num_layers:divide], letters[divide:]
-    return jnp.einsum(f"{layers}{inputs}z,{layers}z{outputs}->{letters}", down, up)
+    # In full precision, so that training and every export see the same kernel.
+    return jnp.einsum(
+        f"{layers}{inputs}z,{layers}z{outputs}->{letters}", down, up, precision="highest"
+    )
