@@ -54,7 +54,7 @@ def test_digits_transfer_through_the_commands(root, data_dir, tmp_path, capsys):
         overrides = [f"--config.{key}" for key in (*keys, "optim.schedule.warmup=0")]
         assert main(["train", config, f"--workdir={workdir}", *overrides]) == 0
 
-    train("low", tmp_path / "low")
+    train("", tmp_path / "low")
     convert.run(str(tmp_path / "low"), str(tmp_path / "low.npz"), "npz")
     train(f"high,checkpoint={tmp_path}/low.npz", tmp_path / "high")
     shown = capsys.readouterr().err
