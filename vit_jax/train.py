@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vit_jax import evaluate, pretrained, report, step, summary
 from vit_jax.checkpoints import MergeReport
 from vit_jax.checkpoints.store import Restored, Store
-from vit_jax.errors import Diverged, Interrupted, UserError
+from vit_jax.errors import Diverged, Interrupted, UserError, nearest
 from vit_jax.evaluate import Abandoned, Evaluator
 from vit_jax.report import format_duration, read_metrics
 from vit_jax.run import Run
@@ -33,6 +33,13 @@ class Outcome:
     headline: tuple[str, float] | None
     seconds: dict[str, float]
     report: str
+
+    @classmethod
+    def of(
+        cls, workdir: Workdir, run: Run, results: dict[str, float], times: Stopwatch
+    ) -> "Outcome":
+        headline = evaluate.headline(run.task, results)
+        return cls(results, headline, times.seconds, str(workdir.path / "report.html"))
 
     def describe(self) -> str:
         """All metrics, then what a person wants to know in three lines."""
@@ -64,6 +71,10 @@ def train(config: ConfigDict, workdir_path: str) -> Outcome:
         run = Run.build(config)
         evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
         state, restored, merged = restore_or_init(run, store)
+    if workdir.is_done() and restored and restored.step == run.duration.total:
+        times.add_all(restored.metadata["seconds"])
+        results, _ = earlier_evaluations(workdir, config.checkpoint.keep_best)
+        return Outcome.of(workdir, run, results, times)
     if jax.process_index() == 0:
         workdir.mark_done(False)
         workdir.write_config(config, run.task.info)
@@ -73,27 +84,22 @@ def train(config: ConfigDict, workdir_path: str) -> Outcome:
         stop = stack.enter_context(StopSignal())
         for line in opening_lines(run, restored, changed, merged):
             log.message(line)
-        log.write(run.duration.total, {"model/num_params": run.num_params()})
         trainer = Trainer(run, evaluator, store, log, times, stop, workdir, state)
         try:
             trainer.train_from(restored)
         except Diverged as error:
             raise Diverged(f"{error}; {advice(store)}") from None
-        if config.log.pictures:
+        if config.log.pictures and evaluator.splits:
             with times("report"):
                 summary.write_sections(
                     workdir.path, evaluator, run.task, trainer.published_params()
                 )
+        log.write(run.duration.total, {"model/num_params": run.num_params()})
         log.write(run.duration.total, {f"time/{k}": v for k, v in times.seconds.items()})
     if jax.process_index() == 0:
         report.write_report(workdir.path, is_done=True)
         workdir.mark_done(True, f"step {run.duration.total}\n")
-    return Outcome(
-        trainer.results,
-        evaluate.headline(run.task, trainer.results),
-        times.seconds,
-        str(workdir.path / "report.html"),
-    )
+    return Outcome.of(workdir, run, trainer.results, times)
 
 
 @dataclasses.dataclass
@@ -137,7 +143,7 @@ class Trainer:
                 evaluating = is_due(at, evaluate_every, total)
                 found = self.evaluate(at) if evaluating and not stopping else None
                 stopping = stopping or (evaluating and found is None)
-                improved = bool(keep_best and found and found[keep_best] > best)
+                improved = bool(keep_best and found) and metric_of(found, keep_best) > best
                 best = found[keep_best] if improved else best
                 if stopping or improved or is_due(at, save_every, total):
                     self.save(at, found, owes_evaluation=evaluating and found is None)
@@ -259,6 +265,19 @@ def advice(store: Store) -> str:
         f"{last} in {store.directory}. Try a lower optim.lr, a longer optim.schedule.warmup,"
         " optim.clip_norm=1, or tolerate single ones with --config.max_skipped_steps=5"
     )
+
+
+def metric_of(found: dict[str, float], name: str) -> float:
+    """The metric that `checkpoint.keep_best` names.
+
+    Raises:
+      UserError: no evaluation gives it.
+    """
+    if name not in found:
+        raise UserError(
+            f"config.checkpoint.keep_best={name!r} is no metric; {nearest(name, found)}"
+        )
+    return found[name]
 
 
 def is_due(at: int, every: int, total: int) -> bool:
