@@ -106,6 +106,13 @@ def test_convert_and_use_the_result(trained, digits_npz, tmp_path, capsys):
     assert np.load(out)["features"].shape == (1, 16)
 
 
+def test_fewshot_of_a_run(trained, capsys):
+    assert main(["fewshot", f"--workdir={trained}"]) == 0
+    found = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert found
+    assert all(0 <= float(value) <= 1 for value in found.values())
+
+
 def test_data_draws_a_contact_sheet(digits_npz, tmp_path):
     out = tmp_path / "sheet.png"
     argv = ["data", f"--config={TINY}:{digits_npz}", f"--out={out}", "--images=20"]
@@ -150,6 +157,7 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["evaluate", "--checkpoint=x"], "--checkpoint needs --config=FILE"),
         (["convert", "/no/file.npz", "y.npz", "--to=npz"], "/no/file.npz"),
         (["convert", "x", "y", "--to=onnx"], "invalid choice: 'onnx'"),
+        (["fewshot"], "give --workdir or --config"),
         (["features", "x.png", "--checkpoint=x"], "needs --model=NAME"),
         (["models", "vit_b17"], "vit_b17"),
         (["bench", "speed", "--config=c.py"], "invalid choice: 'speed'"),

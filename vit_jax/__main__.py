@@ -18,7 +18,7 @@ Any key of the config can be set with --config.KEY=VALUE, such as --config.optim
 `python -m vit_jax train --keys` lists them all."""
 
 
-CONFIG_COMMANDS = ("train", "evaluate", "data", "bench")
+CONFIG_COMMANDS = ("train", "evaluate", "data", "bench", "fewshot")
 MODEL_COMMANDS = ("predict", "convert", "features")
 
 
@@ -113,6 +113,13 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         commands[name].set_defaults(run=run)
         return commands[name]
 
+    _add_run_commands(command)
+    _add_checkpoint_commands(command)
+    _add_tools(command)
+    return parser, commands
+
+
+def _add_run_commands(command: Callable[..., Parser]) -> None:
     train = command("train", _train, "train, or resume what is in the workdir", _OVERRIDES)
     train.add_argument("--config", metavar="FILE[:ARGS]", help=_CONFIG_HELP)
     train.add_argument("--workdir", metavar="DIR", help="where the run is kept; may be gs://...")
@@ -139,12 +146,8 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     predict.add_argument("--top", type=int, default=5, help="classes shown; default: %(default)s")
     predict.add_argument("--attention", metavar="OUT.png", help="draw where the model looked")
 
-    data = command("data", _data, "a contact sheet of the images that the model sees", _OVERRIDES)
-    data.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
-    data.add_argument("--out", metavar="FILE", default="data.png", help="default: %(default)s")
-    data.add_argument("--images", type=int, default=64, help="how many; default: %(default)s")
-    data.add_argument("--step", type=int, default=0, help="from the batch of this step on")
 
+def _add_checkpoint_commands(command: Callable[..., Parser]) -> None:
     convert = command(
         "convert",
         _convert,
@@ -163,6 +166,20 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     _add_model_source(features)
     features.add_argument("--out", metavar="FILE", default="features.npz")
 
+    fewshot = command(
+        "fewshot", _fewshot, "linear probe and neighbours on a run's frozen features", _OVERRIDES
+    )
+    fewshot.add_argument("--workdir", metavar="DIR", help="a run that was trained")
+    fewshot.add_argument("--config", metavar="FILE[:ARGS]", help="or a config with init.checkpoint")
+
+
+def _add_tools(command: Callable[..., Parser]) -> None:
+    data = command("data", _data, "a contact sheet of the images that the model sees", _OVERRIDES)
+    data.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
+    data.add_argument("--out", metavar="FILE", default="data.png", help="default: %(default)s")
+    data.add_argument("--images", type=int, default=64, help="how many; default: %(default)s")
+    data.add_argument("--step", type=int, default=0, help="from the batch of this step on")
+
     models = command("models", _models, "list models with parameters and GFLOPs")
     models.add_argument("names", nargs="*", metavar="NAME", help="default: all")
 
@@ -174,7 +191,6 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     bench.add_argument("what", choices=("step", "input", "start"), help="what to measure")
     bench.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
     bench.add_argument("--json", metavar="FILE", help="also write the result there")
-    return parser, commands
 
 
 def _add_model_source(parser: Parser) -> None:
@@ -332,6 +348,21 @@ def _features(arguments: argparse.Namespace) -> None:
             **config.parse_values(arguments.fields),
         )
     print(features.run(arguments.images, arguments.out, predictor))
+
+
+def _fewshot(arguments: argparse.Namespace) -> None:
+    _check_one_of(arguments, "workdir", "config")
+    from vit_jax import fewshot
+    from vit_jax.workdir import Workdir
+
+    if arguments.workdir:
+        overrides = {**arguments.overrides, "init.checkpoint": arguments.workdir}
+        config = Workdir.existing(arguments.workdir).read_config(overrides)
+    else:
+        config = _load_config(arguments)
+    _set_up(config, arguments)
+    for name, value in fewshot.run(config).items():
+        print(f"{name:32} {value:.6g}")
 
 
 def _data(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from vit_jax.checkpoints import files
 from vit_jax.checkpoints.store import DamagedError, Store
 from vit_jax.checkpoints.weights import Weights, backbone_of
 from vit_jax.errors import UserError
+from vit_jax.models import lora
 from vit_jax.types import Params
 
 MANIFEST = "manifest/metadata"
@@ -66,7 +67,7 @@ def read(directory: epath.Path, step: int) -> Weights:
     }
     note = ("the moving average of the parameters (ema)",) if averaged else ()
     return Weights(
-        arrays=_numbered(flat),
+        arrays=_numbered(lora.merge_named(flat)),
         format=f"our checkpoint of step {step}",
         class_row=_class_row(directory, manifest.get("metadata")),
         ours=True,
