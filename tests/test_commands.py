@@ -193,6 +193,14 @@ def test_bad_config_values_are_one_line(capsys, digits_npz, tmp_path, override, 
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_relative_workdir(digits_npz, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["train", f"--config={TINY}:npz={digits_npz}", "--workdir=runs/a", "--config.total=2"]
+    assert main(argv) == 0
+    assert (tmp_path / "runs/a/checkpoints/2").is_dir()
+    assert main(["evaluate", "--workdir=runs/a"]) == 0
+
+
 def test_unwritable_workdir(capsys, digits_npz, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the process's exit code (see `vit_jax.errors`)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs the stack of what it then raises; what is raised is explained in one line here.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         _run(argv)
         return 0

@@ -38,7 +38,7 @@ class Workdir:
         Raises:
           UserError: it cannot be made or written to.
         """
-        workdir = cls(epath.Path(path).expanduser())
+        workdir = cls(_absolute(path))
         probe = workdir.path / ".writable"
         try:
             workdir.path.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Workdir:
         Raises:
           UserError: there is no config.json.
         """
-        workdir = cls(epath.Path(path).expanduser())
+        workdir = cls(_absolute(path))
         if not workdir._config_file.exists():
             raise UserError(f"--workdir={path} holds no run (no config.json); train there first")
         return workdir
@@ -143,6 +143,11 @@ class Workdir:
                 f" {'; '.join(found[config_lib.FIXED])}. Restore them, or use another --workdir"
             )
         return found[config_lib.WARNED]
+
+
+def _absolute(path: str) -> epath.Path:
+    """Orbax takes no relative paths; addresses of object stores are absolute as they are."""
+    return epath.Path(path) if "://" in path else epath.Path(path).expanduser().resolve()
 
 
 def _package_versions() -> Mapping[str, str]:
