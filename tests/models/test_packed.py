@@ -61,7 +61,8 @@ def test_every_image_comes_out_as_if_alone(fields):
     params = random_params(model, packed)
     logits = jax.jit(model.apply)({"params": params}, packed)
     assert logits.shape == (3, 3, 3)
-    assert jnp.all(jnp.isfinite(logits))
+    assert np.all(np.isfinite(logits))
+    logits = np.asarray(logits)
     alone = models.build("flexivit_s", **{**FIELDS, **fields, "attention": "xla"})
     for image, (sequence, place) in zip(IMAGES[:3], homes, strict=False):
         expected = jax.jit(alone.apply)({"params": params}, image[None])[0]
@@ -74,8 +75,8 @@ def test_gradients_are_finite_with_padding_and_missing_images():
     params = random_params(model, packed)
     grads = jax.jit(jax.grad(lambda p: jnp.sum(model.apply({"params": p}, packed)[0, 0] ** 2)))
     leaves = jax.tree.leaves(grads(params))
-    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in leaves)
-    assert any(jnp.abs(leaf).max() > 0 for leaf in leaves)
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
+    assert any(np.any(leaf) for leaf in leaves)
 
 
 def test_token_map_is_refused():
