@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +103,11 @@ def unstack() -> Callable[[dict], dict]:
         return {**tree, "backbone": backbone}
 
     return split
+
+
+@pytest.fixture
+def compile_quickly() -> Iterator[None]:
+    """For tests that compile much and compute little. What rounds as compiled does without."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

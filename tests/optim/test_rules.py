@@ -14,6 +14,8 @@ from vit_jax.optim.rules.adamw import adamw
 from vit_jax.optim.rules.muon import muon
 from vit_jax.optim.rules.sgd import sgd
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 BLOCKS = r"blocks(?:_(\d+))?/.*"
 
 
@@ -31,7 +33,7 @@ def two_blocks():
         "head": {"kernel": (6, 3)},
     }
     return jax.tree.map(
-        lambda shape: jnp.asarray(draw(shape), jnp.float32),
+        lambda shape: np.asarray(draw(shape), np.float32),
         shapes,
         is_leaf=lambda node: isinstance(node, tuple),
     )
@@ -39,12 +41,31 @@ def two_blocks():
 
 def directions(rule, params, steps=3):
     """Directions of a few updates with gradients that vary, as one compiled run gives them."""
-    state, update, out = rule.init(params), jax.jit(rule.update), []
+    state, update, out = jax.jit(rule.init)(params), jax.jit(rule.update), []
     for step in range(steps):
-        grads = jax.tree.map(lambda p, s=step: jnp.sin((s + 1) * p), params)
+        grads = jax.tree.map(lambda p, s=step: np.sin((s + 1) * p), params)
         direction, state = update(grads, state, params)
         out.append(direction)
     return out
+
+
+def train_both(optimizer, theirs, start, steps):
+    """(parameters, state) of our optimizer and of optax's after the same gradients."""
+
+    @jax.jit
+    def update(ours, expected, grads, step):
+        updates, our_state = optimizer.update(grads, ours[1], ours[0], step)
+        their_updates, their_state = theirs.update(grads, expected[1], expected[0])
+        return (
+            (optax.apply_updates(ours[0], updates), our_state),
+            (optax.apply_updates(expected[0], their_updates), their_state),
+        )
+
+    ours, expected = jax.jit(lambda p: ((p, optimizer.init(p)), (p, theirs.init(p))))(start)
+    for step in range(steps):
+        grads = jax.tree.map(lambda p, s=step: np.sin((s + 1) * p), start)
+        ours, expected = update(ours, expected, grads, step)
+    return ours, expected
 
 
 def assert_same(ours, theirs, atol=1e-6):
@@ -85,7 +106,7 @@ def test_muon_is_optax_muon(two_blocks, consistent_rms):
     )
     expected = directions(theirs, two_blocks)
     ours = directions(muon(consistent_rms=consistent_rms, blocks=BLOCKS), two_blocks)
-    matrices = [jax.tree.map(jnp.negative, direction["blocks"]) for direction in expected]
+    matrices = [jax.tree.map(np.negative, direction["blocks"]) for direction in expected]
     assert_same([direction["blocks"] for direction in ours], matrices)
     heads = directions(optax.scale_by_adam(), two_blocks["head"])
     assert_same([direction["head"] for direction in ours], heads)
@@ -110,15 +131,7 @@ def test_lamb_is_optax_lamb_on_separate_layers(make, two_blocks):
     separate = {"blocks_0": layers[0], "blocks_1": layers[1], "head": two_blocks["head"]}
     theirs = optax.lamb(0.01, weight_decay=0.1)
     optimizer = make(separate, name="lamb", lr=0.01, weight_decay=0.1)
-    expected, their_state = separate, theirs.init(separate)
-    ours, our_state = separate, optimizer.init(separate)
-    their_update, our_update = jax.jit(theirs.update), jax.jit(optimizer.update)
-    for step in range(3):
-        grads = jax.tree.map(lambda p, s=step: np.sin((s + 1) * p), separate)
-        updates, their_state = their_update(grads, their_state, expected)
-        expected = optax.apply_updates(expected, updates)
-        updates, our_state = our_update(grads, our_state, ours, step)
-        ours = optax.apply_updates(ours, updates)
+    (ours, _), (expected, _) = train_both(optimizer, theirs, separate, steps=3)
     assert_same(ours, expected)
 
 
@@ -131,18 +144,10 @@ def test_schedule_free_is_optax_schedule_free(make, two_blocks):
         lr=0.02,
         weight_decay=0.1,
     )
-    expected, their_state = two_blocks, theirs.init(two_blocks)
-    ours, our_state = two_blocks, optimizer.init(two_blocks)
-    their_update, our_update = jax.jit(theirs.update), jax.jit(optimizer.update)
-    for step in range(4):
-        grads = jax.tree.map(lambda p, s=step: np.sin((s + 1) * p), two_blocks)
-        updates, their_state = their_update(grads, their_state, expected)
-        expected = optax.apply_updates(expected, updates)
-        updates, our_state = our_update(grads, our_state, ours, step)
-        ours = optax.apply_updates(ours, updates)
+    (ours, our_state), (expected, their_state) = train_both(optimizer, theirs, two_blocks, steps=4)
     assert_same(ours, expected)
-    averaged = optax.contrib.schedule_free_eval_params(their_state, expected)
-    assert_same(optimizer.evaluation_params(ours, our_state), averaged)
+    averaged = jax.jit(optax.contrib.schedule_free_eval_params)(their_state, expected)
+    assert_same(jax.jit(optimizer.evaluation_params)(ours, our_state), averaged)
 
 
 def test_adafactor_caps_the_second_moments_decay(two_blocks):

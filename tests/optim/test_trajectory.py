@@ -14,6 +14,8 @@ from vit_jax.models import Classifier
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.vit import VisionTransformer
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 # The references' parameter names, by what they are called here; applied in order.
 RENAMES = [
     (r"^MAPHead_0/LayerNorm_0", "backbone/map_head/norm"),
@@ -96,7 +98,8 @@ def test_thirty_steps_of_big_vision(golden, make, case):
         updates, state = optimizer.update(grads, state, params, step)
         return optax.apply_updates(params, updates), state, loss, optax.tree.norm(grads)
 
-    train_step, state = jax.jit(train_step, donate_argnums=(0, 1)), optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
+    train_step = jax.jit(train_step, donate_argnums=(0, 1))
     logged = []
     for step in range(facts["steps"]):
         index = step % facts["num_batches"]
@@ -175,7 +178,8 @@ def test_update_steps_of_vision_transformer(golden, make, case):
                 atol = 1e-4 * np.abs(sampled.values(expected[name])).max() + 1e-6
                 sampled.assert_close(value, expected[name], atol=atol, err_msg=name)
 
-    train_step, state, losses = jax.jit(train_step), optimizer.init(params), []
+    state, losses = jax.jit(optimizer.init)(params), []
+    train_step = jax.jit(train_step)
     for step in range(facts["steps"]):
         params, state, loss, grads = train_step(
             params, state, step, io["images"][step], io["labels"][step]
