@@ -107,7 +107,10 @@ def unstack() -> Callable[[dict], dict]:
 
 @pytest.fixture
 def compile_quickly() -> Iterator[None]:
-    """For tests that compile much and compute little. What rounds as compiled does without."""
+    """For tests that compile much and compute little.
+
+    `test_goldens` does without: its bfloat16 rounding is that of optimized programs.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
