@@ -1,7 +1,7 @@
 """What a process sets up before the first JAX computation, and how it is told to stop."""
 
+import ctypes
 import dataclasses
-import logging
 import os
 import signal
 import threading
@@ -10,7 +10,8 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-logger = logging.getLogger(__name__)
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Cluster:
 
 def setup(compilation_cache: str, precision: str, cluster: Cluster = Cluster()) -> None:
     """Joins the cluster, switches the compilation cache on and sets the matmul precision."""
+    _keep_freed_memory()
     if cluster.coordinator:
         if jax.config.jax_platforms == "cpu":
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -38,6 +40,25 @@ def setup(compilation_cache: str, precision: str, cluster: Cluster = Cluster()) 
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if precision != "default":
         jax.config.update("jax_default_matmul_precision", precision)
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep what a step frees, for the next one.
+
+    On CPUs XLA allocates a step's temporaries with malloc, from many threads. By default each
+    thread's arena gives them back to the kernel, which faults them in again, page by page, at the
+    next step: a quarter of the time of a small model's step.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # Another C library, another allocator.
+        return
+    for parameter, value in (
+        (_M_ARENA_MAX, 1),
+        (_M_MMAP_THRESHOLD, 1 << 30),
+        (_M_TRIM_THRESHOLD, (1 << 31) - 1),
+    ):
+        mallopt(parameter, value)
 
 
 class StopSignal:

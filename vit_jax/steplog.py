@@ -1,5 +1,6 @@
 """What a run says while it trains: rows of metrics, the console, where the time went."""
 
+import collections
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,9 @@ from etils import epath
 from vit_jax.errors import Diverged
 from vit_jax.report import MetricsWriter, Progress
 from vit_jax.types import Array
+
+MAX_IN_FLIGHT = 2
+"""Steps handed to the device that may be unfinished: one that runs, one that follows at once."""
 
 
 class Stopwatch:
@@ -78,6 +82,7 @@ class StepLog:
         )
         self._progress = Progress(total, start_step) if is_writer else None
         self._at = start_step
+        self._in_flight: collections.deque[Array] = collections.deque()
         self._held: tuple[int, Mapping[str, Array], float] | None = None
         self._last: tuple[int, float, float] | None = None  # step, when it was done, input wait
         self._paused = 0.0
@@ -90,6 +95,10 @@ class StepLog:
         """
         self.flush()
         self._at = at
+        # Without a bound the host would run ahead, and the batches of all those steps with it.
+        self._in_flight.append(metrics["loss"])
+        if len(self._in_flight) > MAX_IN_FLIGHT:
+            self._in_flight.popleft().block_until_ready()
         if at == 1 or at % self._every == 0 or at == self._total:
             self._held = (at, metrics, waited)
 
@@ -127,6 +136,8 @@ class StepLog:
     @contextlib.contextmanager
     def paused(self, note: str = "") -> Iterator[None]:
         """Time that is no training time, such as evaluation; `note` is shown meanwhile."""
+        while self._in_flight:
+            self._in_flight.popleft().block_until_ready()
         started = time.monotonic()
         if self._progress and note:
             self._progress.update(self._at, {}, note)

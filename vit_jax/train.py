@@ -165,7 +165,7 @@ class Trainer:
         self.log.flush()
         # Only a process that is alone may leave early: the others would wait for it.
         should_stop = self.stop.asked if jax.process_count() == 1 else lambda: False
-        with self.times("eval"), self.log.paused("evaluating"):
+        with self.log.paused("evaluating"), self.times("eval"):
             try:
                 found = self.evaluator.run(self.params(), should_stop=should_stop)
                 if self.state.ema is not None:
@@ -193,7 +193,7 @@ class Trainer:
         """Starts a checkpoint of the current state, which must be a good one."""
         self.log.flush()
         self.log.check(at, int(jax.device_get(self.state.bad_steps)))
-        with self.times("save"), self.log.paused():
+        with self.log.paused(), self.times("save"):
             self.log.sync()
             metadata = {"seconds": self.times.so_far(), "owes_evaluation": owes_evaluation}
             self.store.save(at, self.state, metadata, metrics)

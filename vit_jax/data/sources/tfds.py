@@ -12,6 +12,9 @@ from vit_jax.data.sources import Records
 from vit_jax.data.tfrecord import TfrecordReader
 from vit_jax.errors import UserError, nearest
 
+_KEPT_BYTES = 8 << 20
+"""Datasets up to this size stay in memory as they are stored: reading them costs more than that."""
+
 
 class Source:
     """`name` as TFDS spells it (with `/config` and `:version`), `split` such as `train[:99%]`.
@@ -37,11 +40,19 @@ class Source:
         names = getattr(label, "names", None)
         self.class_names = tuple(names) if names else None
         self.fingerprint = f"tfds:{self._name}:{len(self._reader)}".replace(" ", ":")
+        is_stream = isinstance(self._reader, TfrecordReader)
+        is_small = not is_stream and builder.info.dataset_size <= _KEPT_BYTES
+        self._kept = self._read(np.arange(len(self._reader))) if is_small else None
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def fetch(self, indices: np.ndarray) -> Records:
+        if self._kept is not None:
+            return {key: x[indices] for key, x in self._kept.items()}
+        return self._read(indices)
+
+    def _read(self, indices: np.ndarray) -> Records:
         examples = self._reader.__getitems__(np.asarray(indices).tolist())
         return {
             key: _stack([example[key] for example in examples], dtype)
