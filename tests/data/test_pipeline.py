@@ -237,6 +237,8 @@ def test_interrupt_while_waiting_ends_the_process():
 import os, signal, threading
 import numpy as np
 from vit_jax.data import open_source, train_batches
+# Where the tests run in the background of a shell, children inherit that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 source = open_source(dict(source="fake", image_size=8))
 stuck = threading.Event()
 def never(indices):

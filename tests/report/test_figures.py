@@ -1,6 +1,8 @@
 """Figures: what they show, read off the artists; that they render at all."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,7 +211,12 @@ def test_a_figure_for_a_dark_page_differs_only_in_its_inks():
 
 
 def test_nothing_global_is_touched():
-    import sys
-
-    figures.confusion_matrix(np.eye(2, dtype=int))
-    assert "matplotlib.pyplot" not in sys.modules
+    """In a process of its own: other tests, and libraries they load, may have imported pyplot."""
+    code = (
+        "import sys, numpy as np\n"
+        "from vit_jax.report import figures\n"
+        "figures.confusion_matrix(np.eye(2, dtype=int))\n"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
