@@ -10,7 +10,6 @@ digest of every file, which names the file that has changed.
 
 import dataclasses
 import json
-import logging
 import threading
 import time
 import zlib
@@ -41,8 +40,6 @@ _POLL_SECONDS = 0.02
 
 MAX_DAMAGED = 2
 """Newest checkpoints that may be passed over; more is no accident, and the run should not go on."""
-
-logger = logging.getLogger(__name__)
 
 
 class DamagedError(UserError):
