@@ -148,7 +148,7 @@ def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     first = run_to_end(tmp_path, digits_npz, "--config.total=4")
     assert first.returncode == 0, first.stderr
