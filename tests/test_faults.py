@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -145,27 +144,32 @@ def test_signals_save_say_so_and_exit_75(undisturbed, digits_npz, tmp_path, numb
 
 
 def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_path):
-    """A process may write no file larger than the limit, so a save fails half-way."""
+    """A process may write no file larger than the limit, so a save fails half-way.
+
+    One kernel of this model is more than four times the limit: no way of laying arrays out in
+    files lets a save pass.
+    """
+    wide = "--config.model.mlp_dim=4096"
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
-    first = run_to_end(tmp_path, digits_npz, "--config.total=4")
+    first = run_to_end(tmp_path, digits_npz, wide, "--config.total=4")
     assert first.returncode == 0, first.stderr
     before = {
         path.relative_to(tmp_path): path.read_bytes()
         for path in (tmp_path / "checkpoints/4").rglob("*")
         if path.is_file()
     }
-    failed = run_to_end(tmp_path, digits_npz, preexec_fn=limit)
+    failed = run_to_end(tmp_path, digits_npz, wide, preexec_fn=limit)
     assert failed.returncode == 2, failed.stderr
     last = failed.stderr.strip().splitlines()[-1]
     assert last.startswith("error: cannot save a checkpoint")
-    assert re.search(r"the last good one is step (4|6)", last)
+    assert "the last good one is step 4" in last
     for path, content in before.items():
         assert (tmp_path / path).read_bytes() == content
-    done = run_to_end(tmp_path, digits_npz)
+    done = run_to_end(tmp_path, digits_npz, wide)
     assert done.returncode == 0, done.stderr
 
 

@@ -5,7 +5,10 @@ Nothing heavy is imported until a command runs, so that `--help` answers at once
 
 import argparse
 import logging
+import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 
 from vit_jax import errors
@@ -16,7 +19,7 @@ _CONFIG_HELP = "config file, with arguments after a colon: configs/digits.py:run
 _OVERRIDES = """\
 Any key of the config can be set with --config.KEY=VALUE, such as --config.optim.lr=0.003.
 `python -m vit_jax train --keys` lists them all."""
-
+_LAST_WORDS_SECONDS = 2.0
 
 CONFIG_COMMANDS = ("train", "evaluate", "data", "bench", "fewshot")
 MODEL_COMMANDS = ("predict", "convert", "features")
@@ -33,26 +36,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the process's exit code (see `vit_jax.errors`)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # Orbax logs the stack of what it then raises; what is raised is explained in one line here.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _silence_echoes()
     try:
         _run(argv)
         return 0
-    except UserError as error:
+    except (UserError, errors.Diverged) as error:
         print(f"error: {error}", file=sys.stderr)
-        return errors.EXIT_USER_ERROR
+        return _leave(error.exit_code)
     except errors.Interrupted as notice:
         print(notice, file=sys.stderr)
-        return errors.EXIT_INTERRUPTED
-    except errors.Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return notice.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + 2
     except BrokenPipeError:
         sys.stderr.close()
-        return 1
+        return errors.FAILURE
+    except Exception:
+        if not _is_one_of_many():
+            raise
+        traceback.print_exc()
+        return _leave(errors.FAILURE)
+
+
+def _silence_echoes() -> None:
+    """Keeps libraries from showing stacks of an error that is then raised and told in one line.
+
+    A save that fails does so in dozens of Orbax's background tasks, whose event loop is gone by
+    the time the rest of them ends.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _is_one_of_many() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _leave(code: int) -> int:
+    """The exit code of a failed process; one of several processes ends here and now.
+
+    The others may be waiting for it in a collective operation, and it would wait for them at the
+    end of the interpreter: they learn of its end only when it is gone. What fails one process often
+    fails all: each gets a moment to say so before the first of them takes the others down.
+    """
+    if _is_one_of_many():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(_LAST_WORDS_SECONDS)
+        os._exit(code)
+    return code
 
 
 def _run(argv: list[str]) -> None:

@@ -8,17 +8,25 @@ schedulers restart).
 import difflib
 from collections.abc import Iterable
 
-EXIT_USER_ERROR = 2
-EXIT_DOES_NOT_FIT = 3
-EXIT_INTERRUPTED = 75
+FAILURE = 1
 
 
 class UserError(Exception):
     """The input was wrong. The message is one line: what, where, and what to write instead."""
 
+    exit_code = 2
+
 
 class Interrupted(Exception):
     """A signal asked the run to stop and its state was saved. The message names the step."""
+
+    exit_code = 75
+
+
+class Diverged(Exception):
+    """Too many steps in a row were not finite. The message is one line, the state is saved."""
+
+    exit_code = FAILURE
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -31,7 +39,3 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"valid: {', '.join(valid)}" if valid else "none is valid here"
-
-
-class Diverged(Exception):
-    """Too many steps in a row were not finite. The message is one line, the state is saved."""

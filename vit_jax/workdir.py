@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,7 +40,8 @@ class Workdir:
           UserError: it cannot be made or written to.
         """
         workdir = cls(_absolute(path))
-        probe = workdir.path / ".writable"
+        # Processes of one run open it at the same time: each with a probe of its own.
+        probe = workdir.path / f".writable-{uuid.uuid4().hex}"
         try:
             workdir.path.mkdir(parents=True, exist_ok=True)
             probe.write_text("")
