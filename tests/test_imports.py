@@ -10,7 +10,7 @@ PACKAGE = ROOT / "vit_jax"
 
 # Lowest first. A module may import from lower floors, and from its own room.
 FLOORS = [
-    {"version", "errors", "types", "chips"},
+    {"version", "errors", "types", "chips", "drawing"},
     {"config"},
     {"models", "optim", "data", "sharding", "report"},
     {"tasks", "checkpoints", "workdir", "steplog", "feed", "attention", "runtime"},

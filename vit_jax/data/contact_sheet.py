@@ -1,10 +1,15 @@
-"""A picture of what the model sees: images of a batch in a grid, each with its class name."""
+"""A picture of what the model sees: images of a batch in a grid, each with its class name.
+
+Boxes and segmentations are drawn on the images they belong to.
+"""
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from vit_jax import drawing
 
 _MIN_TILE = 112
 _GAP = 8
@@ -24,7 +29,8 @@ def contact_sheet(
 
     Args:
         batches: `image` uint8 or float `[b, h, w, 1 or 3]`; `label` integers `[b]` or vectors
-            `[b, classes]`; rows whose `mask` is 0 are left out. No more is taken than needed.
+            `[b, classes]`; `segmentation`, `boxes` and `box_label` where there are any; rows whose
+            `mask` is 0 are left out. No more is taken than needed.
         class_names: names for the labels; None shows the numbers.
         path: the file to write.
         num_images: how many to draw; fewer if the batches end before.
@@ -64,19 +70,29 @@ def _collect(
     for batch in batches:
         mask = batch.get("mask", np.ones(len(batch["image"])))
         for row in np.flatnonzero(mask)[: num_images - len(images)]:
-            images.append(_rgb(batch["image"][row]))
+            images.append(_picture(batch, row, class_names))
             captions.append(_caption(batch.get("label"), row, class_names))
         if len(images) == num_images:
             break
     return images, captions
 
 
-def _rgb(image: np.ndarray) -> np.ndarray:
-    """uint8 `[h, w, 3]`; float images are stretched so that their extremes are black and white."""
-    if image.dtype != np.uint8:
-        low, high = float(image.min()), float(image.max())
-        image = ((image - low) * (255 / max(high - low, 1e-6))).round().astype(np.uint8)
-    return np.broadcast_to(image, (*image.shape[:2], 3))
+def _picture(
+    batch: dict[str, np.ndarray], row: int, class_names: Sequence[str] | None
+) -> np.ndarray:
+    """One image as uint8 `[h, w, 3]`, with what is known of its pixels and objects drawn on it."""
+    picture = drawing.rgb(batch["image"][row])
+    if "segmentation" in batch:
+        picture = drawing.with_segmentation(picture, batch["segmentation"][row])
+    if "boxes" in batch:
+        real = batch["box_label"][row] >= 0
+        labels = batch["box_label"][row][real]
+        boxes = batch["boxes"][row][real]
+        if "content" in batch:
+            boxes = boxes * np.tile(batch["content"][row], 2)
+        names = [class_names[n] if class_names else str(n) for n in labels]
+        picture = drawing.with_boxes(picture, boxes, labels, names)
+    return picture
 
 
 def _caption(labels: np.ndarray | None, row: int, class_names: Sequence[str] | None) -> str:

@@ -51,7 +51,7 @@ def build(pp: str) -> Callable[[Record, Any], Record]:
     from vit_jax.data.host_tensorflow import tf
 
     steps = parse(pp)
-    num_random = sum(step.op.kind == "random_image" for step in steps)
+    num_random = sum(step.op.is_random for step in steps)
 
     def preprocess(record: Record, seed: tf.Tensor) -> Record:
         seeds = iter(tf.unstack(tf.random.split(seed, num_random)) if num_random else ())
@@ -72,6 +72,8 @@ def _apply(step: Step, record: Record, seeds: typing.Iterator) -> Record:
     args, kwargs = step.arguments.args, step.arguments.kwargs
     if step.op.kind == "record":
         return step.op.function(record, *args, **kwargs)
+    if step.op.kind == "random_record":
+        return step.op.function(record, next(seeds), *args, **kwargs)
     if step.inkey not in record:
         raise UserError(f"records have no field {step.inkey!r}; {nearest(step.inkey, record)}")
     image = record[step.inkey]
@@ -103,7 +105,7 @@ def _step(node: ast.expr) -> Step:
     except (ValueError, TypeError) as error:
         raise UserError(f"preprocessing op {text!r}: arguments must be plain values") from error
     inkey = outkey = "image"
-    if op.kind != "record":
+    if not op.kind.endswith("record"):
         key = kwargs.pop("key", "image")
         inkey, outkey = kwargs.pop("inkey", key), kwargs.pop("outkey", key)
     return Step(text, op, _bind(op, text, args, kwargs), inkey, outkey)

@@ -8,6 +8,7 @@ To add one, decorate a function in any file of this package:
     @image_op              def name(image, ...) -> image
     @random_image_op       def name(image, seed, ...) -> image
     @record_op             def name(record, ...) -> record
+    @random_record_op      def name(record, seed, ...) -> record
 
 Arguments after those are what a preprocessing string may pass; their annotations are checked.
 """
@@ -30,7 +31,12 @@ class Op(NamedTuple):
     @property
     def num_leading(self) -> int:
         """How many arguments come from the pipeline, before those of the string."""
-        return 2 if self.kind == "random_image" else 1
+        return 2 if self.is_random else 1
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it gets a key of its own."""
+        return self.kind.startswith("random_")
 
 
 _OPS: dict[str, Op] = {}
@@ -47,6 +53,7 @@ def _register(kind: str) -> Callable[[Callable], Callable]:
 image_op = _register("image")
 random_image_op = _register("random_image")
 record_op = _register("record")
+random_record_op = _register("random_record")
 
 
 def find_op(name: str) -> Op:

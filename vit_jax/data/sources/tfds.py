@@ -7,7 +7,7 @@ import functools
 
 import numpy as np
 
-from vit_jax.data import prepare
+from vit_jax.data import boxes, prepare
 from vit_jax.data.sources import Records
 from vit_jax.data.tfrecord import TfrecordReader
 from vit_jax.errors import UserError, nearest
@@ -20,10 +20,25 @@ class Source:
     """`name` as TFDS spells it (with `/config` and `:version`), `split` such as `train[:99%]`.
 
     Of the features, those come along that stack into arrays: images, class labels, numbers and
-    tensors of fixed shape, and texts.
+    tensors of fixed shape, texts, and objects with boxes (as `vit_jax.data.boxes` describes them).
+
+    classes_of: the feature whose classes are `num_classes`: "" takes `label`, else that of the
+      objects, else the first labelled image.
+    max_objects, on_bad_box: see `boxes.pack` and `boxes.check`.
     """
 
-    def __init__(self, name: str, dir: str = "", split: str = "train"):
+    def __init__(
+        self,
+        name: str,
+        dir: str = "",
+        split: str = "train",
+        *,
+        classes_of: str = "",
+        max_objects: int = 100,
+        on_bad_box: str = "fail",
+    ):
+        boxes.check_choice(on_bad_box)
+        self._max_objects, self._on_bad_box = max_objects, on_bad_box
         builder = prepare.find_builder(name, dir)
         if not prepare.is_prepared(builder):
             where = f" --data_dir={dir}" if dir else ""
@@ -35,7 +50,8 @@ class Source:
         self._features = _stackable(builder.info.features)
         self._reader = _open_split(builder, split, self._features)
         self.blocks = getattr(self._reader, "blocks", None)
-        label = dict(builder.info.features.items()).get("label")
+        self._objects = _objects_feature(builder.info.features)
+        label = _labels(builder.info.features, self._objects, classes_of, name)
         self.num_classes = getattr(label, "num_classes", 0) or 0
         names = getattr(label, "names", None)
         self.class_names = tuple(names) if names else None
@@ -54,10 +70,27 @@ class Source:
 
     def _read(self, indices: np.ndarray) -> Records:
         examples = self._reader.__getitems__(np.asarray(indices).tolist())
-        return {
+        records = {
             key: _stack([example[key] for example in examples], dtype)
             for key, dtype in self._features.items()
         }
+        if self._objects:
+            records |= self._pack_objects([one[self._objects] for one in examples], indices)
+        return records
+
+    def _pack_objects(self, examples: list[dict], indices: np.ndarray) -> Records:
+        def describe(row: int) -> str:
+            return self.describe(indices[row])
+
+        checked = [
+            boxes.check(
+                _objects(example),
+                on_bad_box=self._on_bad_box,
+                describe=functools.partial(describe, row),
+            )
+            for row, example in enumerate(examples)
+        ]
+        return boxes.pack(checked, self._max_objects, describe)
 
     def describe(self, index: int) -> str:
         return f"record {int(index)} of TFDS {self._name}"
@@ -76,6 +109,47 @@ def _stackable(features) -> dict[str, type]:
         elif isinstance(feature, tfds.features.Tensor) and None not in feature.shape:
             kept[key] = feature.np_dtype
     return kept
+
+
+def _objects_feature(features) -> str:
+    """Name of the first feature that is a list of boxes with labels; empty if there is none."""
+    import tensorflow_datasets as tfds
+
+    for key, feature in features.items():
+        inner = feature.feature if isinstance(feature, tfds.features.Sequence) else None
+        fields = dict(inner.items()) if hasattr(inner, "items") else {}
+        if isinstance(fields.get("bbox"), tfds.features.BBoxFeature):
+            return key
+    return ""
+
+
+def _objects(example: dict) -> boxes.Objects:
+    """Objects as TFDS's detection datasets describe them; some lack crowds and areas."""
+    count = len(example["bbox"])
+    return boxes.Objects(
+        np.asarray(example["bbox"], np.float32),
+        np.asarray(example["label"], np.int32),
+        np.asarray(example.get("is_crowd", np.zeros(count, bool))),
+        np.asarray(example.get("area", np.zeros(count)), np.float32),
+    )
+
+
+def _labels(features, objects: str, classes_of: str, name: str):
+    """The feature that knows the classes; None where none does.
+
+    Raises:
+      UserError: `classes_of` names no feature with classes.
+    """
+    candidates = {key: feature for key, feature in features.items() if key != objects}
+    candidates = {k: f for k, f in candidates.items() if getattr(f, "num_classes", None)}
+    if objects:
+        candidates[objects] = features[objects].feature["label"]
+    if classes_of and classes_of not in candidates:
+        raise UserError(
+            f"dataset {name!r} has no classes of {classes_of!r}; {nearest(classes_of, candidates)}"
+        )
+    preferred = [key for key in (classes_of, "label", objects) if key in candidates]
+    return candidates[(preferred or list(candidates))[0]] if candidates else None
 
 
 def _open_split(builder, split: str, features: dict[str, type]):

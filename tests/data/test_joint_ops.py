@@ -1,0 +1,130 @@
+"""Ops on image, segmentation and boxes together: what is marked stays on what it marks."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vit_jax.data import pp
+from vit_jax.data.host_tensorflow import tf
+from vit_jax.errors import UserError
+
+SIDE = 24
+
+
+def record(rectangle=(6, 3, 14, 19), height=SIDE, width=SIDE + 8):
+    """A bright rectangle, its mask and its box."""
+    y0, x0, y1, x1 = rectangle
+    image = np.zeros((height, width, 3), np.uint8)
+    image[y0:y1, x0:x1] = 250
+    mask = np.zeros((height, width, 1), np.uint8)
+    mask[y0:y1, x0:x1] = 2
+    box = np.array([y0, x0, y1, x1]) / np.tile((height, width), 2)
+    return {
+        "image": tf.constant(image),
+        "segmentation": tf.constant(mask),
+        "boxes": tf.constant([box, np.zeros(4)], tf.float32),
+        "box_label": tf.constant([2, -1]),
+        "box_crowd": tf.constant([False, False]),
+        "box_area": tf.constant([128.0, 0.0]),
+    }
+
+
+def run(text, fields=None, seed=0):
+    outputs = pp.build(text)(fields or record(), tf.constant([seed, 1], tf.int32))
+    return {key: x.numpy() for key, x in outputs.items()}
+
+
+def agree(outputs, tolerance):
+    """The box is the tightest around the mask, and the mask is where the image is bright."""
+    mask = outputs["segmentation"][..., 0] == 2
+    assert (outputs["box_label"] >= 0).sum() <= 1
+    bright = outputs["image"][..., 0] > 187
+    dark = outputs["image"][..., 0] < 63
+    assert not (mask & dark).any()
+    assert not (~mask & bright).any()
+    if outputs["box_label"][0] < 0:
+        return
+    rows, columns = np.nonzero(mask)
+    height, width = np.array(mask.shape) * outputs.get("content", np.ones(2))
+    y0, x0, y1, x1 = outputs["boxes"][0] * np.tile((height, width), 2)
+    tight = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+    np.testing.assert_allclose([y0, x0, y1, x1], tight, atol=tolerance)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6))
+def test_cropping_and_flipping_keep_what_belongs_together(seed):
+    outputs = run("joint_flip_lr|joint_crop((20, 40))", seed=seed)
+    assert outputs["image"].shape == (20, 40, 3)
+    agree(outputs, 1e-3)
+    assert (outputs["segmentation"][:, 32:] == 255).all()  # The image is 32 wide: padding.
+    assert (outputs["image"][:, 32:] == 128).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6))
+def test_scaling_keeps_what_belongs_together(seed):
+    outputs = run("joint_scale(0.7, 1.6)|joint_flip_lr", seed=seed)
+    height, width = outputs["image"].shape[:2]
+    assert round(0.7 * SIDE) <= height <= round(1.6 * SIDE)
+    assert abs(width / height - (SIDE + 8) / SIDE) < 0.1
+    agree(outputs, 1.0)
+
+
+@pytest.mark.parametrize("text", ["joint_resize((48, 80))", "joint_resize_small(48)"])
+def test_resizing(text):
+    outputs = run(text)
+    np.testing.assert_array_equal(outputs["boxes"], record()["boxes"])
+    agree(outputs, 1.0)
+
+
+def test_fitting_pads_and_says_how_much_is_image():
+    outputs = run("joint_fit((40, 16), fill=9)")
+    assert outputs["image"].shape == (40, 16, 3)
+    np.testing.assert_allclose(outputs["content"], [12 / 40, 1.0])
+    assert (outputs["image"][12:] == 9).all()
+    assert (outputs["segmentation"][12:] == 255).all()
+    np.testing.assert_array_equal(outputs["boxes"], record()["boxes"])
+    agree(outputs, 1.0)
+    with pytest.raises(UserError, match="put joint_fit behind this op"):
+        run("joint_fit(16)|joint_crop(8)")
+
+
+def test_both_sides_of_a_flip_occur():
+    flipped = [run("joint_flip_lr", seed=seed)["boxes"][0, 1] for seed in range(12)]
+    np.testing.assert_allclose(np.unique(np.round(flipped, 4)), [3 / 32, 1 - 19 / 32], atol=1e-4)
+
+
+def test_objects_that_are_hardly_seen_are_left_out():
+    fields = record((0, 0, 4, 32))  # A stripe at the top.
+    kept = [
+        run("joint_crop((10, 32), min_visible=0.6)", fields, s)["box_label"][0] for s in range(20)
+    ]
+    visible = [
+        (run("joint_crop((10, 32))", fields, s)["segmentation"] == 2).sum() / 128 for s in range(20)
+    ]
+    assert [label >= 0 for label in kept] == [share >= 0.6 for share in visible]
+    assert {-1, 2} == set(kept)
+
+
+def test_labels_are_shifted_and_mapped():
+    mask = tf.constant(np.array([0, 1, 2, 3, 255], np.uint8).reshape(1, 5, 1))
+    shifted = run("shift_labels(-1)", {"segmentation": mask})["segmentation"]
+    assert shifted.ravel().tolist() == [255, 0, 1, 2, 255]
+    mapped = run("map_labels(7, 255, 5)", {"segmentation": mask})["segmentation"]
+    assert mapped.ravel().tolist() == [7, 255, 5, 255, 255]
+
+
+def test_labels_out_of_range_and_masks_of_another_size_fail():
+    def fails(text, fields, match):
+        graph = tf.function(lambda seed: pp.build(text)(fields, seed), autograph=False)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=match):
+            graph(tf.zeros([2], tf.int32))
+
+    fails("check_segmentation(2)", record(), r"label\] \[2\] \[but only 2 classes")
+    assert run("check_segmentation(3)")
+    other = record() | {"segmentation": tf.zeros([4, 4, 1], tf.uint8)}
+    fails("joint_decode", other, r"segmentation is\] \[4 4\].*but the image\] \[24 32\]")
+    with pytest.raises(UserError, match="no field 'segmentation'; copy"):
+        run("check_segmentation(2)", {"image": record()["image"]})

@@ -1,0 +1,80 @@
+"""Boxes and segmentations on pictures: the same look in contact sheets, reports and predictions."""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+
+IGNORED = 255
+"""Value of a segmentation where nothing is labelled."""
+
+_OPACITY = 0.55
+_GOLDEN = 0.618034
+_MIN_SIDE = 192  # Pixels; smaller pictures are enlarged by whole multiples, so that texts fit.
+
+
+def class_colour(number: int) -> tuple[int, int, int]:
+    """RGB of a class; neighbours differ strongly, and a class always looks the same."""
+    hue, value = (number * _GOLDEN) % 1.0, (1.0, 0.8, 0.65)[number // 8 % 3]
+    return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.85, value))
+
+
+def rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 `[h, w, 3]`; float images are stretched so that their extremes are black and white."""
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        image = ((image - low) * (255 / max(high - low, 1e-6))).round().astype(np.uint8)
+    return np.array(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
+def enlarged(image: np.ndarray, min_side: int = _MIN_SIDE) -> np.ndarray:
+    """`image` repeated by a whole number of pixels, so that its longer side is `min_side`."""
+    zoom = max(1, -(-min_side // max(image.shape[:2])))
+    return image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def with_segmentation(
+    image: np.ndarray, segmentation: np.ndarray, *, background: int | None = 0
+) -> np.ndarray:
+    """uint8 `[h, w, 3]`: `image` tinted by the class of each pixel.
+
+    segmentation: integers `[h, w]` or `[h, w, 1]`. background: the class that stays clear; None for
+    none. Ignored pixels turn grey.
+    """
+    segmentation = segmentation.reshape(segmentation.shape[:2])
+    picture = rgb(image).astype(np.float32)
+    for number in np.unique(segmentation):
+        if number != background:
+            where = segmentation == number
+            ignored = number == IGNORED or number < 0
+            colour = (128, 128, 128) if ignored else class_colour(int(number))
+            picture[where] += _OPACITY * (np.array(colour, np.float32) - picture[where])
+    return picture.round().astype(np.uint8)
+
+
+def with_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    texts: Sequence[str],
+) -> np.ndarray:
+    """uint8 `[h, w, 3]`, enlarged if it is small: `image` with boxes, each with a text.
+
+    boxes: `[n, 4]` as (y0, x0, y1, x1) in 0..1 of the image. labels: decide the colours.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.fromarray(enlarged(rgb(image)))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12)
+    for box, label, text in zip(boxes, labels, texts, strict=True):
+        y0, x0, y1, x1 = np.clip(box, 0, 1) * np.tile((picture.height, picture.width), 2)
+        colour = class_colour(int(label))
+        corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
+        draw.rectangle(corners, outline=colour, width=2)
+        if text:
+            left, _, right, bottom = draw.textbbox((0, 0), text, font)
+            place = max(0, min(x0, picture.width - right - 4)), max(0, y0 - bottom - 3)
+            frame = (place[0], place[1], place[0] + right - left + 4, place[1] + bottom + 3)
+            draw.rectangle(frame, fill=colour)
+            draw.text((place[0] + 2, place[1] + 1), text, "white", font)
+    return np.asarray(picture)
