@@ -117,6 +117,16 @@ def test_shapes_and_sums_for_every_pooling(fields):
         np.testing.assert_allclose(result.sum(axis=(1, 2)), 1.0, atol=1e-6)
 
 
+def test_distances_by_hand():
+    layers = np.zeros((1, 1, 2, 7, 7), np.float32)  # a class token and a grid of 2 by 3
+    layers[0, 0, 0] = np.eye(7)  # every patch looks at itself
+    layers[0, 0, 1, :, 0] = 0.5  # half of the attention goes to the class token,
+    layers[0, 0, 1, :, 6] = 0.5  # half to the patch in the corner
+    maps = attention.AttentionMaps(layers, None, (2, 3), 1, True)
+    from_corner = [5**0.5, 2**0.5, 1, 2, 1, 0]
+    np.testing.assert_allclose(attention.distances(maps), [[0, np.mean(from_corner)]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("fields", POOLINGS)
 def test_rollout_is_the_product_of_all_layers(fields):
     maps = maps_of(**fields)
@@ -218,12 +228,13 @@ def test_sections_show_what_the_model_has():
     every = [
         "Where the model looks",
         "Attention of every head",
+        "How far every head looks",
         "What a patch is made of",
         "What positions are like",
     ]
     assert titles(num_classes=3) == every
-    assert titles(pooling="mean", position="sincos2d") == every[:3]
-    assert titles(depth=0, position="none", pooling="mean") == every[2:3]
+    assert titles(pooling="mean", position="sincos2d") == every[:4]
+    assert titles(depth=0, position="none", pooling="mean") == every[3:4]
 
 
 def test_boxed_parameters_are_accepted():

@@ -70,13 +70,19 @@ def test_predict_prints_classes_and_draws_attention(trained, digits_npz, tmp_pat
     image = np.load(digits_npz)["image"][0, :, :, 0]
     Image.fromarray(image).resize((80, 100)).save(tmp_path / "digit.png")
     out = tmp_path / "attention.png"
-    argv = ["predict", f"--workdir={trained}", "--top=3", f"--attention={out}"]
+    patches = tmp_path / "patches.png"
+    draw = [f"--attention={out}", f"--patches={patches}"]
+    argv = ["predict", f"--workdir={trained}", "--top=3", *draw]
     assert main([*argv, str(tmp_path / "digit.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(tmp_path / "digit.png")
     shares = [float(line.split("%")[0]) for line in lines[1:4]]
     assert shares == sorted(shares, reverse=True)
     assert Image.open(out).size[0] > 100
+    assert Image.open(patches).size[0] > 100
+    single = Image.open(out).size
+    assert main([*argv, *2 * [str(tmp_path / "digit.png")]]) == 0
+    assert Image.open(out).size != single  # several images: a panel
 
 
 def test_convert_and_use_the_result(trained, digits_npz, tmp_path, capsys):
@@ -213,6 +219,11 @@ def test_predict_names_what_is_no_image(capsys, trained, tmp_path):
     workdir = f"--workdir={trained}"
     assert "no such image file" in fails(capsys, "predict", workdir, str(tmp_path / "no.png"))
     assert "not a readable image" in fails(capsys, "predict", workdir, str(tmp_path / "notes.png"))
+    image = tmp_path / "digit.png"
+    Image.new("L", (8, 8)).save(image)
+    for flag in ("--attention", "--patches"):
+        argv = ["predict", workdir, str(image), f"{flag}={tmp_path}/absent/out.png"]
+        assert "cannot write" in fails(capsys, *argv)
 
 
 def test_broken_config_json(capsys, trained, tmp_path):

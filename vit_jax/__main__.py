@@ -186,7 +186,10 @@ def _add_run_commands(command: Callable[..., Parser]) -> None:
     _add_model_source(predict)
     predict.add_argument("--labels", metavar="FILE", help="class names, one a line")
     predict.add_argument("--top", type=int, default=5, help="classes shown; default: %(default)s")
-    predict.add_argument("--attention", metavar="OUT.png", help="draw where the model looked")
+    predict.add_argument(
+        "--attention", metavar="OUT.png", help="draw where the model looked; all heads of one image"
+    )
+    predict.add_argument("--patches", metavar="OUT.png", help="draw the first image in patches")
 
 
 def _add_checkpoint_commands(command: Callable[..., Parser]) -> None:
@@ -341,6 +344,9 @@ def _predict(arguments: argparse.Namespace) -> None:
         captions = predictor.task.captions(outputs)
         predictor.draw_attention(images, captions, arguments.attention)
         print(f"attention: {arguments.attention}")
+    if arguments.patches:
+        predictor.draw_patches(images[0], arguments.patches)
+        print(f"patches: {arguments.patches}")
 
 
 def _predictor(arguments: argparse.Namespace):

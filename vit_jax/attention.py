@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vit_jax.errors import UserError
-from vit_jax.report import Section, figures
+from vit_jax.report import Section, figures, inside
 from vit_jax.types import Array, Params
 
 _OVERLAY_SIDE = 224  # pixels; smaller pictures are enlarged to about this
@@ -129,6 +129,19 @@ def rollout(maps: AttentionMaps) -> np.ndarray:
     return _normalised(row[:, maps.num_prefix :].reshape(batch, *maps.grid))
 
 
+def distances(maps: AttentionMaps) -> np.ndarray:
+    """How far each head looks: `[layers, heads]`, in patches, mean of the batch.
+
+    The distance from a patch to the others, weighted by its attention to them, mean of all patches
+    (Dosovitskiy et al. 2021, figure 7 right). Attention to class and register tokens is left out.
+    """
+    rows, columns = np.indices(maps.grid).reshape(2, -1)
+    apart = np.hypot(rows[:, None] - rows, columns[:, None] - columns)
+    weights = maps.layers[..., maps.num_prefix :, maps.num_prefix :]
+    far = (weights * apart).sum(axis=-1) / np.maximum(weights.sum(axis=-1), 1e-12)
+    return far.mean(axis=(1, 3))
+
+
 def overlay(picture: np.ndarray | Image.Image, heat: np.ndarray) -> Image.Image:
     """`picture` in grey under `heat`, which is stretched over it smoothly.
 
@@ -162,7 +175,7 @@ def figure(picture: np.ndarray | Image.Image, maps: AttentionMaps, index: int = 
     title = "attention of each head"
     title += "" if maps.reads_class_token else ", mean of patches"
     picture = np.asarray(picture)
-    return figures.attention_heads(picture, head_maps(maps)[:, index], summaries, title)
+    return inside.attention_heads(picture, head_maps(maps)[:, index], summaries, title)
 
 
 def panel(
@@ -174,7 +187,7 @@ def panel(
         kind: [overlay(*pair) for pair in zip(pictures, heats, strict=True)]
         for kind, heats in kinds.items()
     }
-    return figures.attention_panel(pictures, overlays, captions)
+    return inside.attention_panel(pictures, overlays, captions)
 
 
 def sections(
@@ -204,6 +217,12 @@ def sections(
         found.append(Section("Where the model looks", text, panel(pictures, maps, captions)))
         text = "The first of these images, and what every head of every layer attends to in it."
         found.append(Section("Attention of every head", text, figure(pictures[0], maps)))
+        text = (
+            "Mean distance, in patches, from a patch to those that a head attends to. A convolution"
+            " of 3×3 patches reaches one patch further a layer; a head may look anywhere at once."
+        )
+        far = inside.attention_distances(distances(maps), maps.grid)
+        found.append(Section("How far every head looks", text, far))
     _, tree = _backbone(model, params)
     tree = nn.meta.unbox(tree)
     if "patch_embed" in tree:
@@ -212,7 +231,7 @@ def sections(
             " explains most first."
         )
         kernel = jax.device_get(tree["patch_embed"]["kernel"])
-        found.append(Section("What a patch is made of", text, figures.patch_filters(kernel)))
+        found.append(Section("What a patch is made of", text, inside.patch_filters(kernel)))
     if "pos_embed" in tree and maps is not None:
         text = (
             "Cosine similarity of the learned position of each patch with those of all others."
@@ -220,7 +239,7 @@ def sections(
         )
         rows, columns = maps.grid
         table = jax.device_get(tree["pos_embed"])[0, -rows * columns :]
-        similarity = figures.position_similarity(table.reshape(rows, columns, -1))
+        similarity = inside.position_similarity(table.reshape(rows, columns, -1))
         found.append(Section("What positions are like", text, similarity))
     return found
 

@@ -7,12 +7,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from vit_jax import attention, convert, tasks
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.models import lora
+from vit_jax.report import figures, inside
+from vit_jax.report.metrics import write_atomically
 from vit_jax.tasks import TaskProtocol, classification
 from vit_jax.types import ArraySpec, DataInfo, Params
 from vit_jax.workdir import Workdir
@@ -86,15 +90,39 @@ class Predictor:
         return jax.device_get(jax.jit(self.task.predict)(self.params, {"image": images}))
 
     def draw_attention(self, images: np.ndarray, captions: Sequence[str], out: str) -> None:
-        """Writes a PNG with the images and, below each, where the model looked.
+        """Writes a PNG of where the model looked.
+
+        Of one image: every head of every layer, what the output is made from, and the rollout. Of
+        several: the last two of each.
 
         Raises:
-          UserError: the model has no attention.
+          UserError: the model has no attention, or the file cannot be written.
         """
         inputs = jax.device_get(self.task.inputs({"image": images}))
         maps = attention.attention_maps(self.task.model, lora.merge(self.params), inputs)
-        figure = attention.panel(images, maps, captions)
-        figure.savefig(out, dpi=150)
+        if len(images) == 1:
+            _write_png(attention.figure(images[0], maps), out)
+        else:
+            _write_png(attention.panel(images, maps, captions), out)
+
+    def draw_patches(self, image: np.ndarray, out: str) -> None:
+        """Writes a PNG of one image, cut into the patches that the model reads.
+
+        Raises:
+          UserError: the model does not cut images into patches, or the file cannot be written.
+        """
+        backbone = self.params["backbone"]
+        if "patch_embed" not in backbone or "stem" in backbone:
+            name = type(self.task.model.backbone).__name__
+            raise UserError(f"a {name} does not cut images into patches; a ViT or a Mixer does")
+        _write_png(inside.image_in_patches(image, backbone["patch_embed"]["kernel"].shape[:2]), out)
+
+
+def _write_png(figure: Figure, out: str) -> None:
+    try:
+        write_atomically(epath.Path(out), figures.png(figure))
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}") from error
 
 
 def restore_params(workdir: Workdir, task: TaskProtocol, *, ema: bool) -> Params:

@@ -1,31 +1,14 @@
 """Figures: what they show, read off the artists; that they render at all."""
 
-import io
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from drawn import pictures, rendered, texts
 from matplotlib.colors import to_hex
-from PIL import Image
 
 from vit_jax.report import figures
-
-
-def rendered(figure):
-    """The figure's pixels, `[height, width, 3]`."""
-    return np.asarray(Image.open(io.BytesIO(figures.png(figure))).convert("RGB"))
-
-
-def texts(figure):
-    import matplotlib.text
-
-    found = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
-    return [text for text in found if text]
-
-
-def pictures(figure):
-    return [image.get_array() for axes in figure.axes for image in axes.images]
 
 
 @pytest.fixture
@@ -98,79 +81,6 @@ def test_hardest_mistakes_are_wrong_and_sorted_by_the_truth_s_probability():
     assert [int(picture[0, 0, 0]) for picture in pictures(figure)] == [12, 4, 8]
     right = np.eye(2)[labels]
     assert figures.hardest_mistakes(images, labels, right) is None
-
-
-def test_attention_panel_has_a_row_for_each_kind(rng):
-    images = list(rng.integers(0, 255, (3, 6, 9, 3), np.uint8))
-    overlays = {"last layer": images, "rollout": images}
-    figure = figures.attention_panel(images, overlays, ["a", "b", "c"])
-    assert len(figure.axes) == 9
-    assert {"image", "last layer", "rollout", "a", "b", "c"} <= set(texts(figure))
-    rendered(figure)
-
-
-def cells_of(figure, axes_index, grid, size):
-    """The maps of a mosaic, `[rows, columns, h, w]`, cut at the gaps."""
-    axes = figure.axes[axes_index]
-    mosaic = np.ma.filled(axes.images[0].get_array(), np.nan)
-    is_gap = np.isnan(mosaic)
-    rows = np.split(mosaic, np.flatnonzero(is_gap.all(axis=1)))
-    maps = []
-    for row in rows:
-        columns = np.split(row, np.flatnonzero(is_gap.all(axis=0)), axis=1)
-        maps += [m[~np.isnan(m)] for m in columns if (~np.isnan(m)).any()]
-    assert (len(axes.get_yticks()), len(axes.get_xticks())) == grid
-    repeats = round((maps[0].size / np.prod(size)) ** 0.5)
-    whole = [m.reshape(size[0] * repeats, size[1] * repeats) for m in maps]
-    return np.stack([m[::repeats, ::repeats] for m in whole]).reshape(*grid, *size)
-
-
-def test_attention_heads_scales_each_map_to_its_own_largest(rng):
-    heads = rng.random((3, 2, 2, 4)) * np.array([1.0, 1e-3])[:, None, None]
-    figure = figures.attention_heads(np.zeros((4, 8), np.uint8), heads, {}, title="cat.jpg")
-    shown = cells_of(figure, 1, (3, 2), (2, 4))
-    np.testing.assert_allclose(shown, heads / heads.max(axis=(2, 3), keepdims=True), rtol=1e-6)
-    assert {"cat.jpg", "layer", "head", "image"} <= set(texts(figure))
-    rendered(figure)
-
-
-def test_position_similarity_is_the_cosine(rng):
-    pos_embed = rng.normal(size=(2, 3, 16))
-    figure = figures.position_similarity(pos_embed)
-    flat = pos_embed.reshape(6, 16)
-    unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
-    expected = (unit @ unit.T).reshape(2, 3, 2, 3)
-    np.testing.assert_allclose(cells_of(figure, 0, (2, 3), (2, 3)), expected, atol=1e-6)
-    rendered(figure)
-
-
-def test_position_similarity_thins_large_grids(rng):
-    figure = figures.position_similarity(rng.normal(size=(24, 30, 8)), max_side=6)
-    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert len(figure.axes[0].get_yticks()) == 6
-    assert (len(labels), labels[0], labels[-1]) == (6, "1", "30")
-
-
-def test_patch_filters_are_the_principal_components(rng):
-    # Two orthogonal patterns with different spread, and nothing else.
-    one, two = np.zeros((4, 4, 1)), np.zeros((4, 4, 1))
-    one[0], two[2, :2], two[2, 2:] = 1.0, 1.0, -1.0
-    weights = rng.normal(size=(2, 50))
-    weights -= weights.mean(axis=1, keepdims=True)
-    weights[1] -= weights[0] * (weights[1] @ weights[0]) / (weights[0] @ weights[0])
-    kernel = 3 * one[..., None] * weights[0] + two[..., None] * weights[1]
-    figure = figures.patch_filters(kernel, count=2)
-    first, second = (np.asarray(picture)[..., 0] / 255 for picture in pictures(figure))
-    np.testing.assert_allclose(first, 0.5 + 0.5 * one[..., 0], atol=0.01)
-    largest = np.abs(second - 0.5)
-    np.testing.assert_allclose(largest, 0.5 * np.abs(two[..., 0]), atol=0.01)
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_patch_filters_of_any_channels_draw(rng, channels):
-    figure = figures.patch_filters(rng.normal(size=(2, 3, channels, 5)))
-    assert len(figure.axes) == 5
-    rendered(figure)
 
 
 @pytest.mark.parametrize(

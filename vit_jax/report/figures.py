@@ -1,4 +1,4 @@
-"""Figures: confusion matrix, image grids, attention, and what the first layer learned.
+"""Figures of results: learning curves, confusion matrix, image grids; `inside` has those of models.
 
 Every function returns a `matplotlib.figure.Figure` made without pyplot, so that nothing global is
 touched and no display is needed. Text and lines use the inks named here alone, which lets
@@ -9,14 +9,12 @@ import contextlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import matplotlib.text
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from vit_jax.report import curves
 
@@ -25,10 +23,9 @@ DARK = {INK: "#e9ecf1", MUTED: "#98a3b0", GRID: "#2b323c", PAPER: "#14181e"}
 SERIES = ("#2463eb", "#e8700a", "#0d9488", "#9333ea", "#db2777", "#64748b")
 
 DPI = 160
-_PAGE_WIDTH = 10.4  # inches; the width of the report
+PAGE_WIDTH = 10.4  # inches; the width of the report
 _RIGHT_CELLS = LinearSegmentedColormap.from_list("right", ["#dbe7fe", "#2463eb"])
 _WRONG_CELLS = LinearSegmentedColormap.from_list("wrong", ["#fde6cf", "#d9480f"])
-_MOSAIC_SIDE = 40  # pixels that a map has at least
 _MAX_NAMED_CLASSES = 60
 _MAX_NUMBERED_CLASSES = 25
 
@@ -76,7 +73,7 @@ def learning_curves(rows: Sequence[Mapping[str, float]]) -> Figure | None:
         return None
     columns = min(2, len(charts))
     lines = math.ceil(len(charts) / columns)
-    figure = _figure(5.2 * columns, 3.1 * lines)
+    figure = new_figure(5.2 * columns, 3.1 * lines)
     for index, chart in enumerate(charts):
         axes = figure.add_subplot(lines, columns, index + 1)
         for color, series in zip(SERIES * 9, chart.series, strict=False):
@@ -93,7 +90,7 @@ def learning_curves(rows: Sequence[Mapping[str, float]]) -> Figure | None:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
         if chart.needs_legend:
             axes.legend(frameon=False, fontsize=8, labelcolor=MUTED)
-        _quiet_axes(axes)
+        quiet_axes(axes)
     return figure
 
 
@@ -119,7 +116,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = Non
     colors[matrix == 0, 3] = 0.0  # empty cells show the paper
 
     side = float(np.clip(1.6 + 0.46 * count, 4.2, 9.0))
-    figure = _figure(side + 0.6, side)
+    figure = new_figure(side + 0.6, side)
     axes = figure.add_subplot()
     axes.imshow(colors, interpolation="nearest")
     if count <= _MAX_NUMBERED_CLASSES:
@@ -142,7 +139,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = Non
         axes.set_yticks(range(count), names)
     axes.set_xlabel("predicted", color=INK)
     axes.set_ylabel("true", color=INK)
-    _quiet_axes(axes)
+    quiet_axes(axes)
     return figure
 
 
@@ -160,16 +157,16 @@ def image_grid(
       columns: images a row; as many as their texts leave room for if None, eight at most.
     """
     longest = max((len(text) for text in (*(captions or ()), *(notes or ()))), default=0)
-    columns = columns or int(_PAGE_WIDTH / max(_PAGE_WIDTH / 8, 0.08 * longest + 0.15))
+    columns = columns or int(PAGE_WIDTH / max(PAGE_WIDTH / 8, 0.08 * longest + 0.15))
     columns = max(1, min(columns, len(images)))
     lines = math.ceil(len(images) / columns)
     aspect = float(np.mean([image.shape[0] / image.shape[1] for image in images]))
     text = (0.2 if captions else 0) + (0.2 if notes else 0) + 0.08
-    width = _PAGE_WIDTH / max(columns, 5)
-    figure = _figure(columns * width, lines * (width * aspect + text))
+    width = PAGE_WIDTH / max(columns, 5)
+    figure = new_figure(columns * width, lines * (width * aspect + text))
     for index, image in enumerate(images):
         axes = figure.add_subplot(lines, columns, index + 1)
-        _show(axes, image)
+        draw_image(axes, image)
         below = [texts[index] if texts else "" for texts in (captions, notes)]
         for line, (words, ink) in enumerate(zip(below, (INK, MUTED), strict=True)):
             if words:
@@ -219,132 +216,6 @@ def hardest_mistakes(
     )
 
 
-def attention_panel(
-    images: Sequence[Image],
-    overlays: Mapping[str, Sequence[Image]],
-    captions: Sequence[str] | None = None,
-) -> Figure:
-    """A column for each image: the image, and under it its overlays, a labelled row for each kind.
-
-    Args:
-      images: up to about eight.
-      overlays: kind, such as "rollout" → one picture an image.
-      captions: a line above each image.
-    """
-    kinds = {"image": images, **overlays}
-    columns = len(images)
-    aspect = images[0].shape[0] / images[0].shape[1]
-    width = (_PAGE_WIDTH - 0.4) / max(columns, 5)
-    figure = _figure(columns * width + 0.4, len(kinds) * width * aspect + 0.35)
-    for line, (kind, pictures) in enumerate(kinds.items()):
-        for column, picture in enumerate(pictures):
-            axes = figure.add_subplot(len(kinds), columns, line * columns + column + 1)
-            _show(axes, np.asarray(picture))
-            if column == 0:
-                axes.set_ylabel(kind, color=MUTED, fontsize=9)
-            if line == 0 and captions:
-                axes.set_title(captions[column], color=INK, fontsize=8.5, fontweight="bold")
-    return figure
-
-
-def attention_heads(
-    image: Image,
-    heads: np.ndarray,
-    summaries: Mapping[str, Image],
-    title: str = "attention of each head",
-) -> Figure:
-    """One image through a whole model: what every head of every layer attends to.
-
-    Args:
-      image: the input.
-      heads: `[layers, heads, h, w]`, each map on its own scale.
-      summaries: pictures shown beside the image, such as {"rollout": overlay}.
-      title: above the maps.
-    """
-    layers, count, height, width = heads.shape
-    aspect = height / width
-    cell = float(np.clip(7.0 / count, 0.3, 1.4))
-    mosaic_width, mosaic_height = count * cell, layers * cell * aspect
-    side = 1.9
-    figure = _figure(
-        mosaic_width + side + 0.7,
-        max(mosaic_height + 0.5, (1 + len(summaries)) * (side * aspect + 0.25)),
-    )
-    left, right = figure.subfigures(1, 2, width_ratios=[side, mosaic_width + 0.7])
-    for part in (left, right):
-        part.set_facecolor(PAPER)
-    pictures = {"image": image, **summaries}
-    for index, (name, picture) in enumerate(pictures.items()):
-        axes = left.add_subplot(len(pictures), 1, index + 1)
-        _show(axes, np.asarray(picture))
-        axes.set_title(name, color=INK, fontsize=9, fontweight="bold")
-    axes = right.add_subplot()
-    own_scale = heads / np.maximum(heads.max(axis=(2, 3), keepdims=True), 1e-12)
-    _mosaic(axes, own_scale, cmap="magma", vmin=0, vmax=1)
-    axes.set_yticklabels(range(1, layers + 1))
-    axes.set_xticklabels(range(1, count + 1))
-    axes.set_ylabel("layer", color=MUTED, fontsize=9)
-    axes.set_title(title, color=INK, fontsize=9, fontweight="bold")
-    axes.set_xlabel("head", color=MUTED, fontsize=9)
-    _quiet_axes(axes)
-    return figure
-
-
-def position_similarity(pos_embed: np.ndarray, max_side: int = 8) -> Figure:
-    """Cosine similarity of each position's embedding with all others (ViT paper, Fig. 7 centre).
-
-    Args:
-      pos_embed: `[h, w, dim]`, prefix tokens left out.
-      max_side: of larger grids, at most this many rows and columns are drawn, evenly spaced.
-    """
-    pos_embed = np.asarray(pos_embed, np.float32)
-    height, width, _ = pos_embed.shape
-    unit = pos_embed / np.maximum(np.linalg.norm(pos_embed, axis=-1, keepdims=True), 1e-12)
-    rows = np.unique(np.linspace(0, height - 1, min(height, max_side)).round().astype(int))
-    columns = np.unique(np.linspace(0, width - 1, min(width, max_side)).round().astype(int))
-    maps = np.einsum("rcd,hwd->rchw", unit[np.ix_(rows, columns)], unit)
-    side = 5.2
-    figure = _figure(side + 0.9, side * len(rows) * height / (len(columns) * width) + 0.3)
-    axes = figure.add_subplot()
-    drawn = _mosaic(axes, maps, cmap="viridis", vmin=-1, vmax=1)
-    axes.set_yticklabels(rows + 1)
-    axes.set_xticklabels(columns + 1)
-    axes.set_xlabel("patch column", color=MUTED, fontsize=9)
-    axes.set_ylabel("patch row", color=MUTED, fontsize=9)
-    _quiet_axes(axes)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02)
-    bar.set_label("cosine similarity", color=MUTED, fontsize=9)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=MUTED, labelsize=8, length=0)
-    return figure
-
-
-def patch_filters(kernel: np.ndarray, count: int = 28) -> Figure:
-    """Principal components of the patch embedding's filters (ViT paper, Fig. 7 left).
-
-    Args:
-      kernel: `[patch_h, patch_w, channels, width]`.
-      count: components to draw, the one that explains most first.
-    """
-    kernel = np.asarray(kernel, np.float32)
-    *patch, width = kernel.shape
-    filters = kernel.reshape(-1, width)
-    components, _, _ = np.linalg.svd(
-        filters - filters.mean(axis=1, keepdims=True), full_matrices=False
-    )
-    components = components[:, : min(count, components.shape[1])]
-    # The sign of a component is arbitrary: its largest entry is drawn bright.
-    largest = np.abs(components).argmax(axis=0)
-    components = components * np.sign(components[largest, np.arange(components.shape[1])])
-    pictures = [
-        (0.5 + 0.5 * component / max(np.abs(component).max(), 1e-12)).reshape(patch)
-        for component in components.T
-    ]
-    if patch[2] not in (1, 3):
-        pictures = [picture.mean(axis=-1) for picture in pictures]
-    return image_grid(pictures, columns=7)
-
-
 def displayable(image: Image) -> np.ndarray:
     """`image` as uint8 `[h, w, 3]`."""
     image = np.asarray(image)
@@ -359,14 +230,14 @@ def displayable(image: Image) -> np.ndarray:
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.04)
     return figure
 
 
-def _show(axes: Axes, image: Image) -> None:
+def draw_image(axes: Axes, image: Image) -> None:
     """Draws an image without axes: pixels stay sharp where there are few of them."""
     image = displayable(image)
     is_small = max(image.shape[:2]) < 128
@@ -377,7 +248,7 @@ def _show(axes: Axes, image: Image) -> None:
         spine.set(color=GRID, linewidth=0.8)
 
 
-def _quiet_axes(axes: Axes) -> None:
+def quiet_axes(axes: Axes) -> None:
     """No frame, small muted labels."""
     axes.tick_params(colors=MUTED, labelsize=8.5, length=0)
     for label in axes.findobj(matplotlib.text.Text):
@@ -386,24 +257,6 @@ def _quiet_axes(axes: Axes) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.patch.set_visible(False)
-
-
-def _mosaic(axes: Axes, maps: np.ndarray, **style: Any) -> AxesImage:
-    """Draws `[rows, columns, h, w]` maps side by side; what is between them shows the paper.
-
-    style: of `imshow`. Ticks are left at the middle of each row and column.
-    """
-    # Cells are repeated, so that the gap between maps of few cells is less than a cell.
-    repeats = math.ceil(_MOSAIC_SIDE / max(maps.shape[2:]))
-    maps = maps.repeat(repeats, axis=2).repeat(repeats, axis=3)
-    rows, columns, height, width = maps.shape
-    gap = max(2, max(height, width) // 10)
-    padding = ((0, 0), (0, 0), (0, gap), (0, gap))
-    padded = np.pad(maps.astype(np.float32), padding, constant_values=np.nan)
-    joined = padded.transpose(0, 2, 1, 3).reshape(rows * (height + gap), -1)
-    axes.set_yticks(np.arange(rows) * (height + gap) + (height - 1) / 2)
-    axes.set_xticks(np.arange(columns) * (width + gap) + (width - 1) / 2)
-    return axes.imshow(joined[:-gap, :-gap], interpolation="nearest", **style)
 
 
 def _is_opaque(color) -> bool:

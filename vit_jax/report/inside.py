@@ -1,0 +1,251 @@
+"""Figures of a model's inside: patches, attention, and what the first layer learned.
+
+Made as `figures` makes them, which also draws them as PNG and for dark pages.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.image import AxesImage
+
+from vit_jax.report.figures import (
+    GRID,
+    INK,
+    MUTED,
+    PAGE_WIDTH,
+    PAPER,
+    SERIES,
+    Image,
+    displayable,
+    draw_image,
+    image_grid,
+    new_figure,
+    quiet_axes,
+)
+
+_MOSAIC_SIDE = 40  # pixels that a map has at least
+
+
+def attention_panel(
+    images: Sequence[Image],
+    overlays: Mapping[str, Sequence[Image]],
+    captions: Sequence[str] | None = None,
+) -> Figure:
+    """A column for each image: the image, and under it its overlays, a labelled row for each kind.
+
+    Args:
+      images: up to about eight.
+      overlays: kind, such as "rollout" → one picture an image.
+      captions: a line above each image.
+    """
+    kinds = {"image": images, **overlays}
+    columns = len(images)
+    aspect = images[0].shape[0] / images[0].shape[1]
+    width = (PAGE_WIDTH - 0.4) / max(columns, 5)
+    figure = new_figure(columns * width + 0.4, len(kinds) * width * aspect + 0.35)
+    for line, (kind, pictures) in enumerate(kinds.items()):
+        for column, picture in enumerate(pictures):
+            axes = figure.add_subplot(len(kinds), columns, line * columns + column + 1)
+            draw_image(axes, np.asarray(picture))
+            if column == 0:
+                axes.set_ylabel(kind, color=MUTED, fontsize=9)
+            if line == 0 and captions:
+                axes.set_title(captions[column], color=INK, fontsize=8.5, fontweight="bold")
+    return figure
+
+
+def attention_heads(
+    image: Image,
+    heads: np.ndarray,
+    summaries: Mapping[str, Image],
+    title: str = "attention of each head",
+) -> Figure:
+    """One image through a whole model: what every head of every layer attends to.
+
+    Args:
+      image: the input.
+      heads: `[layers, heads, h, w]`, each map on its own scale.
+      summaries: pictures shown beside the image, such as {"rollout": overlay}.
+      title: above the maps.
+    """
+    layers, count, height, width = heads.shape
+    aspect = height / width
+    cell = float(np.clip(7.0 / count, 0.3, 1.4))
+    mosaic_width, mosaic_height = count * cell, layers * cell * aspect
+    side = 1.9
+    figure = new_figure(
+        mosaic_width + side + 0.7,
+        max(mosaic_height + 0.5, (1 + len(summaries)) * (side * aspect + 0.25)),
+    )
+    left, right = figure.subfigures(1, 2, width_ratios=[side, mosaic_width + 0.7])
+    for part in (left, right):
+        part.set_facecolor(PAPER)
+    pictures = {"image": image, **summaries}
+    for index, (name, picture) in enumerate(pictures.items()):
+        axes = left.add_subplot(len(pictures), 1, index + 1)
+        draw_image(axes, np.asarray(picture))
+        axes.set_title(name, color=INK, fontsize=9, fontweight="bold")
+    axes = right.add_subplot()
+    own_scale = heads / np.maximum(heads.max(axis=(2, 3), keepdims=True), 1e-12)
+    _mosaic(axes, own_scale, cmap="magma", vmin=0, vmax=1)
+    axes.set_yticklabels(range(1, layers + 1))
+    axes.set_xticklabels(range(1, count + 1))
+    axes.set_ylabel("layer", color=MUTED, fontsize=9)
+    axes.set_title(title, color=INK, fontsize=9, fontweight="bold")
+    axes.set_xlabel("head", color=MUTED, fontsize=9)
+    quiet_axes(axes)
+    return figure
+
+
+def attention_distances(distances: np.ndarray, grid: tuple[int, int]) -> Figure:
+    """How far each head looks, layer by layer (ViT paper, Fig. 7 right).
+
+    Args:
+      distances: `[layers, heads]`, in patches. grid: rows and columns of patches.
+    """
+    layers = np.arange(1, len(distances) + 1)
+    rows, columns = np.indices(grid).reshape(2, -1)
+    apart = np.hypot(rows[:, None] - rows, columns[:, None] - columns)
+    figure = new_figure(5.6, 3.1)
+    axes = figure.add_subplot()
+    for head in distances.T:
+        axes.plot(layers, head, "o", color=SERIES[0], ms=6, alpha=0.75, mec=PAPER, mew=0.6)
+    axes.axhline(apart.mean(), color=MUTED, ls=":", lw=1.2)
+    # One patch further a layer in each direction: the diagonal is the farthest.
+    reach = np.minimum(np.sqrt(2) * layers, apart.max())
+    axes.plot(layers, reach, color=SERIES[1], ls="--", lw=1.2)
+    names = ("a head, mean", "attention to all patches alike, mean", "3×3 convolutions, farthest")
+    handles = [axes.lines[0], axes.lines[-2], axes.lines[-1]]
+    axes.legend(handles, names, frameon=False, fontsize=8, labelcolor=MUTED, loc="lower right")
+    axes.grid(color=GRID, lw=0.8)
+    axes.set_xticks(layers[:: max(1, len(layers) // 12)])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("layer", color=MUTED, fontsize=9)
+    axes.set_ylabel("distance (patches)", color=MUTED, fontsize=9)
+    quiet_axes(axes)
+    return figure
+
+
+def image_in_patches(image: Image, patch: tuple[int, int], limit: int = 48) -> Figure:
+    """An image, cut into its patches, and the sequence that they become.
+
+    Args:
+      image: pixels beyond the last whole patch are left out of the cut.
+      patch: height and width of a patch, in pixels.
+      limit: patches of the sequence that are drawn.
+    """
+    pixels = displayable(image)
+    (high, wide), (rows, columns) = (
+        patch,
+        (pixels.shape[0] // patch[0], pixels.shape[1] // patch[1]),
+    )
+    cut = pixels[: rows * high, : columns * wide]
+    cut = cut.reshape(rows, high, columns, wide, 3).transpose(0, 2, 1, 3, 4)
+    few = rows * columns <= limit
+    aspect = pixels.shape[0] / pixels.shape[1]
+    per_line = min(rows * columns, limit, 16)
+    shown = min(rows * columns, limit)
+    lines = math.ceil(shown / per_line)
+    line = 7.6 / per_line * high / wide + 0.2
+    figure = new_figure(8.0, 3.6 * aspect + 0.3 + lines * line + 0.3)
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3.6 * aspect + 0.3, lines * line + 0.3])
+    whole, apart = top.subfigures(1, 2)
+    for part in (top, bottom, whole, apart):
+        part.set_facecolor(PAPER)
+    axes = whole.add_subplot()
+    draw_image(axes, pixels)
+    axes.set_title(f"image, {pixels.shape[0]}×{pixels.shape[1]} pixels", color=INK, fontsize=9)
+    _tiles(apart, cut.reshape(-1, high, wide, 3), (rows, columns), numbered=few)
+    apart.suptitle(f"{rows}×{columns} patches of {high}×{wide}", color=INK, fontsize=9)
+    _tiles(bottom, cut.reshape(-1, high, wide, 3)[:shown], (lines, per_line), numbered=True)
+    title = "the sequence" if few else f"the first {shown} of a sequence of {rows * columns}"
+    bottom.suptitle(title, color=INK, fontsize=9)
+    return figure
+
+
+def position_similarity(pos_embed: np.ndarray, max_side: int = 8) -> Figure:
+    """Cosine similarity of each position's embedding with all others (ViT paper, Fig. 7 centre).
+
+    Args:
+      pos_embed: `[h, w, dim]`, prefix tokens left out.
+      max_side: of larger grids, at most this many rows and columns are drawn, evenly spaced.
+    """
+    pos_embed = np.asarray(pos_embed, np.float32)
+    height, width, _ = pos_embed.shape
+    unit = pos_embed / np.maximum(np.linalg.norm(pos_embed, axis=-1, keepdims=True), 1e-12)
+    rows = np.unique(np.linspace(0, height - 1, min(height, max_side)).round().astype(int))
+    columns = np.unique(np.linspace(0, width - 1, min(width, max_side)).round().astype(int))
+    maps = np.einsum("rcd,hwd->rchw", unit[np.ix_(rows, columns)], unit)
+    side = 5.2
+    figure = new_figure(side + 0.9, side * len(rows) * height / (len(columns) * width) + 0.3)
+    axes = figure.add_subplot()
+    drawn = _mosaic(axes, maps, cmap="viridis", vmin=-1, vmax=1)
+    axes.set_yticklabels(rows + 1)
+    axes.set_xticklabels(columns + 1)
+    axes.set_xlabel("patch column", color=MUTED, fontsize=9)
+    axes.set_ylabel("patch row", color=MUTED, fontsize=9)
+    quiet_axes(axes)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02)
+    bar.set_label("cosine similarity", color=MUTED, fontsize=9)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=MUTED, labelsize=8, length=0)
+    return figure
+
+
+def patch_filters(kernel: np.ndarray, count: int = 28) -> Figure:
+    """Principal components of the patch embedding's filters (ViT paper, Fig. 7 left).
+
+    Args:
+      kernel: `[patch_h, patch_w, channels, width]`.
+      count: components to draw, the one that explains most first.
+    """
+    kernel = np.asarray(kernel, np.float32)
+    *patch, width = kernel.shape
+    filters = kernel.reshape(-1, width)
+    components, _, _ = np.linalg.svd(
+        filters - filters.mean(axis=1, keepdims=True), full_matrices=False
+    )
+    components = components[:, : min(count, components.shape[1])]
+    # The sign of a component is arbitrary: its largest entry is drawn bright.
+    largest = np.abs(components).argmax(axis=0)
+    components = components * np.sign(components[largest, np.arange(components.shape[1])])
+    pictures = [
+        (0.5 + 0.5 * component / max(np.abs(component).max(), 1e-12)).reshape(patch)
+        for component in components.T
+    ]
+    if patch[2] not in (1, 3):
+        pictures = [picture.mean(axis=-1) for picture in pictures]
+    return image_grid(pictures, columns=7)
+
+
+def _mosaic(axes: Axes, maps: np.ndarray, **style: Any) -> AxesImage:
+    """Draws `[rows, columns, h, w]` maps side by side; what is between them shows the paper.
+
+    style: of `imshow`. Ticks are left at the middle of each row and column.
+    """
+    # Cells are repeated, so that the gap between maps of few cells is less than a cell.
+    repeats = math.ceil(_MOSAIC_SIDE / max(maps.shape[2:]))
+    maps = maps.repeat(repeats, axis=2).repeat(repeats, axis=3)
+    rows, columns, height, width = maps.shape
+    gap = max(2, max(height, width) // 10)
+    padding = ((0, 0), (0, 0), (0, gap), (0, gap))
+    padded = np.pad(maps.astype(np.float32), padding, constant_values=np.nan)
+    joined = padded.transpose(0, 2, 1, 3).reshape(rows * (height + gap), -1)
+    axes.set_yticks(np.arange(rows) * (height + gap) + (height - 1) / 2)
+    axes.set_xticks(np.arange(columns) * (width + gap) + (width - 1) / 2)
+    return axes.imshow(joined[:-gap, :-gap], interpolation="nearest", **style)
+
+
+def _tiles(
+    part: FigureBase, patches: np.ndarray, shape: tuple[int, int], *, numbered: bool
+) -> None:
+    """Draws patches `[n, h, w, 3]` apart from one another in rows and columns, from 1 on."""
+    for index, patch in enumerate(patches):
+        axes = part.add_subplot(*shape, index + 1)
+        draw_image(axes, patch)
+        if numbered:
+            axes.set_title(str(index + 1), color=MUTED, fontsize=7, pad=2)
