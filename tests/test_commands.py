@@ -131,6 +131,21 @@ def test_models_lists_parameters(capsys):
     assert "5,717,416" in capsys.readouterr().out
 
 
+def test_models_lists_released_checkpoints(capsys):
+    assert main(["models", "--released"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:2] == ["r50_l32", "i21k"]
+    assert lines[1].split()[-1].startswith("R50_L_32-i21k-")
+    assert "not measured here" in lines[-4]
+    assert lines[-1] == "Licence: Apache-2.0, Google."
+    index = Path(__file__).parent / "golden" / "vision_transformer" / "augreg_index.csv"
+    argv = ["models", "--released", "S/32", f"--index={index}", "--dataset=cifar100", "--top=2"]
+    assert main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["vit_s32", "vit_s32"]
+    assert lines[4].startswith("to start from, the reference takes S_32-i21k-")
+
+
 def test_bench_step_prints_json(digits_npz, tmp_path, capsys):
     out = tmp_path / "bench.json"
     argv = ["bench", "step", f"--config={TINY}:{digits_npz}", f"--json={out}"]
@@ -166,6 +181,10 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["fewshot"], "give --workdir or --config"),
         (["features", "x.png", "--checkpoint=x"], "needs --model=NAME"),
         (["models", "vit_b17"], "vit_b17"),
+        (["models", "--dataset=cifar10"], "--dataset needs --released"),
+        (["models", "--released", "--dataset=cifar"], "no released checkpoint with dataset cifar"),
+        (["models", "--released", "--top=-1"], "--top=-1"),
+        (["models", "--released", "--index=/no/index.csv"], "/no/index.csv"),
         (["bench", "speed", "--config=c.py"], "invalid choice: 'speed'"),
         (["models", "--config.seed=1"], "models takes no --config.seed"),
         (["train", "--config=c.py", "--config.seed"], "--config.seed has no value"),

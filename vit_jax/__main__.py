@@ -225,8 +225,21 @@ def _add_tools(command: Callable[..., Parser]) -> None:
     data.add_argument("--images", type=int, default=64, help="how many; default: %(default)s")
     data.add_argument("--step", type=int, default=0, help="from the batch of this step on")
 
-    models = command("models", _models, "list models with parameters and GFLOPs")
+    models = command(
+        "models",
+        _models,
+        "list models with parameters and GFLOPs, or released checkpoints",
+        "--released lists one fine-tuned checkpoint of each model, with the accuracies that its\n"
+        "authors published; with --index, all that fit, best first.",
+    )
     models.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    released = models.add_argument_group("released checkpoints (AugReg, Steiner et al. 2022)")
+    released.add_argument("--released", action="store_true", help="list them instead")
+    released.add_argument("--index", metavar="FILE", help="their index.csv: a file or an address")
+    released.add_argument("--pretraining", metavar="NAME", help="i1k, i21k or i21k_30")
+    released.add_argument("--dataset", metavar="NAME", help="fine-tuned on it: imagenet2012, ...")
+    released.add_argument("--resolution", type=int, help="fine-tuned at it, in pixels")
+    released.add_argument("--top", type=int, help="how many; default: 10")
 
     prepare = command("prepare", _prepare, "prepare a dataset for training")
     prepare.add_argument("name", help="digits, or any TFDS name")
@@ -425,6 +438,15 @@ def _data(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
+    flags = ("index", "pretraining", "dataset", "resolution", "top")
+    given = {flag: getattr(arguments, flag) for flag in flags if getattr(arguments, flag)}
+    if arguments.released:
+        from vit_jax.checkpoints import released
+
+        print(released.describe(model=arguments.names, **given))
+        return
+    if given:
+        raise UserError(f"models: --{next(iter(given))} needs --released")
     from vit_jax.models import listing
 
     print(f"{'name':20} {'parameters':>15} {'GFLOPs':>10} {'input':>6}")
