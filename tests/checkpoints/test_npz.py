@@ -90,12 +90,63 @@ def test_text_tower_logits():
     assert_close(logits_of(model, params, io["tokens"]), io["out/txt/logits"])
 
 
+def bert(config, **fields):
+    """The text tower of the BERT case."""
+    sizes = config["config"]["bert_config"]
+    return models.build(
+        "bert_base",
+        num_classes=config["config"]["out_dim"][1],
+        width=sizes["hidden_size"],
+        depth=sizes["num_hidden_layers"],
+        num_heads=sizes["num_attention_heads"],
+        mlp_dim=sizes["intermediate_dim"],
+        vocab_size=sizes["vocab_size"],
+        **{"max_length": sizes["max_length"], **fields},
+    )
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_bert_tower_logits(scan):
+    config, path, io = load_case(VT, "lit_bert")
+    model = bert(config, scan=scan)
+    params, report = checkpoints.load_with_report(path, model)
+    assert (io["tokens"] == 0).any()  # padding, which must not count
+    assert_close(logits_of(model, params, io["tokens"]), io["out/txt/logits"])
+    assert [line.split(":")[0] for line in report.ignored] == ["img/ (40 arrays)", "t"]
+    assert not report.initialised
+
+
+def test_similarity_of_an_image_text_model():
+    """Both towers of one file, and its temperature: the reference's zero-shot scores."""
+    config, path, io = load_case(VT, "lit_bert")
+    towers = {
+        "images": golden_cases.vision_transformer_model(
+            config["config"]["image"], config["config"]["out_dim"][0]
+        ),
+        "tokens": bert(config),
+    }
+    vectors = {}
+    for name, model in towers.items():
+        z = logits_of(model, checkpoints.load(path, model), io[name])
+        vectors[name] = z / np.linalg.norm(z, axis=1, keepdims=True)
+    assert_close(vectors["images"], io["zimg"])
+    assert_close(vectors["tokens"], io["ztxt"])
+    scores = np.exp(np.load(path)["t"][0]) * (vectors["tokens"] @ vectors["images"].T)
+    assert_close(scores, io["similarity"])
+
+
+def test_bert_of_another_length_is_named():
+    config, path, _ = load_case(VT, "lit_bert")
+    with pytest.raises(UserError, match="16 positions, but the model has 512"):
+        checkpoints.load(path, bert(config, max_length=512))
+
+
 def test_image_tower_of_an_image_text_model():
     config, path, _ = load_case(VT, "lit_texttransformer")
     model = golden_cases.vision_transformer_model(config["config"]["image"], None)
     params, report = checkpoints.load_with_report(path, model)
     np.testing.assert_array_equal(params["cls"], np.load(path)["img/cls"])
-    assert all(line.startswith(("txt/", "t:")) for line in report.ignored)
+    assert all(line.startswith(("txt/ (", "t:")) for line in report.ignored)
 
 
 @pytest.fixture

@@ -42,6 +42,10 @@ PUBLISHED_MEAN = {
     "vit_b32": 88_222_696,
 }
 
+# The published LiT-B16B and LiT-L16L without their image towers, temperature and head.
+BERT_BASE = 195_280_897 - (PUBLISHED_VIT["vit_b16"] - 1000 * 769) - 1 - 768 * 769
+BERT_LARGE = 638_443_521 - (PUBLISHED_VIT["vit_l16"] - 1000 * 1025) - 1 - 1024 * 1025
+
 ROWS = json.loads((GOLDEN / "big_vision" / "vit_variants.json").read_text())["rows"]
 PLAIN_ROWS = {
     row["variant"].replace("-", ""): row
@@ -115,6 +119,7 @@ BY_ARITHMETIC = {
     "flexivit": flexivit_by_name,
     "navit": navit_by_name,
     "text": lambda rest: text_count(size_row(rest)),
+    "bert": {"base": BERT_BASE, "large": BERT_LARGE}.__getitem__,
 }
 
 

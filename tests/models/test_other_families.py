@@ -23,6 +23,7 @@ FAMILIES = {
     "bit": ("bit_r50x1", {"stages": (1, 2), "width_factor": 0.5}, IMAGES),
     "hybrid": ("r26_s32", {**TRANSFORMER, "stages": (1, 1), "width_factor": 0.5}, IMAGES),
     "text": ("text", {**TRANSFORMER, "vocab_size": 20}, TOKENS),
+    "bert": ("bert_base", {**TRANSFORMER, "vocab_size": 20, "max_length": 8}, TOKENS),
     "text_map": ("text", {**TRANSFORMER, "vocab_size": 20, "pooling": "map"}, TOKENS),
 }
 
@@ -58,7 +59,7 @@ def test_parameters_are_named_and_stay_in_float32(family):
     assert logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("family", ["mixer", "text"])
+@pytest.mark.parametrize("family", ["mixer", "text", "bert"])
 def test_unscanned_blocks_and_remat_compute_the_same(family):
     model, params, inputs = build(family)
     expected = jax.jit(model.apply)({"params": params}, inputs)
@@ -135,6 +136,9 @@ def test_mistakes_are_named():
         models.build("bit_r50x1", width_factor=0.3)
     with pytest.raises(UserError, match="pooling='token'"):
         models.build("text_b", pooling="token")
+    model, params, _ = build("bert")
+    with pytest.raises(UserError, match="9 tokens and max_length is 8"):
+        jax.eval_shape(model.apply, {"params": params}, np.zeros((1, 9), np.int32))
     model, params, _ = build("text")
     with pytest.raises(UserError, match="holds 6 tokens but these texts have 4"):
         jax.eval_shape(model.apply, {"params": params}, TOKENS[:, :4])

@@ -81,10 +81,26 @@ def _text() -> Iterator[tuple[str, str]]:
     yield "head", "head"
 
 
+def _bert() -> Iterator[tuple[str, str]]:
+    tables = {"token_ids": "token_embed", "position_ids": "pos_embed"}
+    for theirs, ours in {**tables, "segment_ids": "segment_embed"}.items():
+        yield f"BertEncoder_0/embedder/embedders_{theirs}/embedding", f"backbone/{ours}"
+    yield "BertEncoder_0/layer_norm", "backbone/embed_norm"
+    layer, ours = "BertEncoder_0/encoder_block/layer_sequence/layers_{i}", "backbone/blocks_{i}"
+    yield f"{layer}/attention_block/attention_layer", f"{ours}/attn"
+    yield f"{layer}/attention_block/dense_layer", f"{ours}/attn/out"
+    yield f"{layer}/attention_block/layer_norm", f"{ours}/norm1"
+    yield f"{layer}/mlp_block/mlp/dense_layer", f"{ours}/mlp/dense1"
+    yield f"{layer}/mlp_block/dense_layer", f"{ours}/mlp/dense2"
+    yield f"{layer}/mlp_block/layer_norm", f"{ours}/norm2"
+    yield "head", "head"
+
+
 VISION_TRANSFORMER = Renames([*_vit(VT_POSITIONS, BY_USE, BY_TYPE), *_stem()])
 BIG_VISION = Renames([*_vit(BV_POSITIONS, BY_TYPE, BY_USE), *_stem()])
 MIXER = Renames(_mixer())
 TEXT = Renames(_text())
+BERT = Renames(_bert())
 
 
 def matches(arrays: Mapping[str, np.ndarray]) -> bool:
@@ -107,7 +123,7 @@ def read(arrays: Mapping[str, np.ndarray], *, text: bool = False) -> Weights:
         if ours is None:
             unknown.append(name)
         else:
-            found[ours] = _squeezed_norm(ours, array)
+            found[ours] = _common_shape(ours, array)
     return Weights(
         arrays=found,
         format=naming,
@@ -122,13 +138,19 @@ def _tower(arrays: Mapping[str, np.ndarray], text: bool) -> tuple[dict[str, np.n
     prefixes = ("params/txt/", "txt/") if text else PREFIXES
     prefix = next((p for p in prefixes if any(n.startswith(p) for n in arrays)), "")
     mine = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
-    others = [name for name in arrays if not name.startswith(prefix)]
+    groups: dict[str, list[str]] = {}
+    for name in arrays:
+        if not name.startswith(prefix):
+            groups.setdefault(name.partition("/")[0], []).append(name)
     reason = "outside the model's own arrays (another tower, optimizer state or counters)"
-    return mine, [f"{name}: {reason}" for name in others]
+    others = [x[0] if len(x) == 1 else f"{g}/ ({len(x)} arrays)" for g, x in groups.items()]
+    return mine, [f"{other}: {reason}" for other in others]
 
 
 def _recognise(arrays: Mapping[str, np.ndarray], text: bool) -> tuple[Renames, bool | None, str]:
     """The table of names, whether the position table has a class token's row, and a description."""
+    if any(name.startswith("BertEncoder_0/") for name in arrays):
+        return BERT, False, "npz of a LiT text tower (BERT)"
     if text:
         return TEXT, False, "npz of a LiT text tower"
     if any(name.startswith("MixerBlock_") for name in arrays):
@@ -139,10 +161,12 @@ def _recognise(arrays: Mapping[str, np.ndarray], text: bool) -> tuple[Renames, b
     return VISION_TRANSFORMER, True, f"npz in {'published' if by_use else 'Linen'} naming"
 
 
-def _squeezed_norm(name: str, array: np.ndarray) -> np.ndarray:
-    """The oldest hybrids keep group norms as `[1, 1, 1, channels]`."""
+def _common_shape(name: str, array: np.ndarray) -> np.ndarray:
+    """The oldest hybrids keep group norms as `[1, 1, 1, channels]`, BERT positions as a matrix."""
     is_norm = name.startswith("backbone/stem/") and name.endswith(("/scale", "/bias"))
-    return array.reshape(-1) if is_norm and array.shape[:-1] == (1, 1, 1) else array
+    if is_norm and array.shape[:-1] == (1, 1, 1):
+        return array.reshape(-1)
+    return array[None] if name == "backbone/pos_embed" and array.ndim == 2 else array
 
 
 def write(arrays: Mapping[str, np.ndarray], naming: Renames, prefix: str = "") -> dict:

@@ -98,15 +98,21 @@ NORMS = ("layernorm", "rmsnorm")
 
 
 def make_norm(
-    kind: str, *, name: str, dtype: DTypeLike, axis: str = "embed", use_bias: bool = True
+    kind: str,
+    *,
+    name: str,
+    dtype: DTypeLike,
+    axis: str = "embed",
+    use_bias: bool = True,
+    epsilon: float = NORM_EPSILON,
 ) -> nn.Module:
     """A norm over the last axis, statistics in float32. `axis` is the scale's logical name."""
     ones = nn.with_logical_partitioning(nn.initializers.ones, (axis,))
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
     if kind == "rmsnorm":
-        return nn.RMSNorm(epsilon=NORM_EPSILON, dtype=dtype, scale_init=ones, name=name)
+        return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=ones, name=name)
     return nn.LayerNorm(
-        epsilon=NORM_EPSILON,
+        epsilon=epsilon,
         dtype=dtype,
         use_bias=use_bias,
         scale_init=ones,
