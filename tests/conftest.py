@@ -19,6 +19,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from vit_jax import config as config_lib
+from vit_jax import sharding
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -46,6 +47,18 @@ def digits_npz(tmp_path_factory):
     images = np.round(digits.images[:300] * (255 / 16)).astype(np.uint8)[..., None]
     np.savez(path, image=images, label=digits.target[:300])
     return path
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs on one of the devices, compiled in a hurry: for tests of what a step computes."""
+    make_mesh = sharding.make_mesh
+    monkeypatch.setattr(
+        sharding, "make_mesh", lambda sizes: make_mesh(sizes, devices=jax.devices()[:1])
+    )
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

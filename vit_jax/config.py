@@ -87,6 +87,12 @@ _OPTIM = {
     "decay_mask": Key(".*/kernel", WARNED, "regex for the whole name of parameters that decay"),
     "decay_mults": Key([], WARNED, "[[regex, multiple of weight_decay], ...]; first match wins"),
     "clip_norm": Key(0.0, WARNED, "largest global norm of the gradient; 0 = off"),
+    # Foret et al. (2021); Chen et al. (2022, arXiv:2106.01548) give 0.1 to 0.2 for ViTs.
+    "sam_rho": Key(
+        0.0,
+        WARNED,
+        "radius of sharpness-aware minimisation, at twice the cost of a step; 0 = off",
+    ),
     "schedule": _SCHEDULE,
     "group_schedules": Key([], WARNED, "[[regex, schedule], ...] for parameters with another one"),
     "lr_mults": Key([], WARNED, "[[regex, multiplier of lr], ...]; first match wins"),
@@ -157,6 +163,8 @@ SCHEMA: dict[str, Any] = {
         "split": Key("train", FIXED, "training split, such as train[:99%]"),
         "pp": Key("", WARNED, "training preprocessing, ops joined by |"),
         "eval_pp": Key("", FREE, "evaluation preprocessing"),
+        # Hoffer et al. (2020); DeiT and DeiT III have 3.
+        "repeats": Key(1, FIXED, "differently augmented copies of an example in its batch"),
         "args": _open({}, FIXED, "arguments of the source"),
         "on_bad_image": Key("fail", WARNED, "unreadable training image: fail or skip (replaced)"),
         "threads": Key(0, FREE, "decoding threads; 0 = one a core"),

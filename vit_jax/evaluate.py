@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import checkpoints, data, sharding, step
 from vit_jax.checkpoints.store import Store
+from vit_jax.config import validate
 from vit_jax.errors import UserError
 from vit_jax.run import Run, open_source
 from vit_jax.tasks import TaskProtocol
@@ -160,13 +161,20 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
     Raises:
       UserError: the checkpoint does not fit the config's model, or has no head of its own.
     """
-    run = Run.build(config)
+    run = Run.build(_without_teacher(config))
     height, width, channels = run.task.info.spec["image"].shape
     params = checkpoints.load(
         path, run.task.model, image_size=(height, width), channels=channels, head="keep"
     )
     placed = jax.tree.map(sharding.place_whole, params, run.abstract.params)
     return Evaluator(config, run.task, run.abstract, run.mesh).run(placed)
+
+
+def _without_teacher(config: ConfigDict) -> ConfigDict:
+    """`config` of a student alone: a teacher has no part in evaluation."""
+    plain = config.to_dict()
+    plain["task"].pop("distill", None)
+    return validate(ConfigDict(plain))
 
 
 def open_split(config: ConfigDict, name: str) -> Split:

@@ -1,4 +1,4 @@
-"""The first state of a run that starts from a checkpoint: `config.init`."""
+"""The first state of a run that starts from a checkpoint, `config.init`, or learns from one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from vit_jax import checkpoints, sharding, step
 from vit_jax.checkpoints import MergeReport
 from vit_jax.errors import UserError
 from vit_jax.run import Run
-from vit_jax.types import Params
+from vit_jax.types import TEACHER, Params
 
 
 def first_state(run: Run) -> tuple[step.State, MergeReport | None]:
@@ -22,11 +22,26 @@ def first_state(run: Run) -> tuple[step.State, MergeReport | None]:
     Raises:
       UserError: the checkpoint cannot be read, or does not fit the model.
     """
+    loaded, report = _load(run) if run.config.init.checkpoint else ({}, None)
+    teacher = getattr(run.task, "teacher", None)
+    if teacher:
+        loaded = {**loaded, TEACHER: _load_teacher(run, teacher)}
     state = run.make_state()
-    if not run.config.init.checkpoint:
-        return state, None
-    loaded, report = _load(run)
-    return _restart(run, state, loaded), report
+    return (_restart(run, state, loaded) if loaded else state), report
+
+
+def _load_teacher(run: Run, teacher: Any) -> Params:
+    height, width, channels = run.task.info.spec["image"].shape
+    try:
+        return checkpoints.load(
+            teacher.checkpoint,
+            teacher.network,
+            image_size=(height, width),
+            channels=channels,
+            head="keep",
+        )
+    except UserError as error:
+        raise UserError(f"config.task.distill: {error}") from error
 
 
 def _load(run: Run) -> tuple[Params, MergeReport]:

@@ -14,7 +14,7 @@ from vit_jax import data, optim, sharding, step, tasks
 from vit_jax.config import Duration, durations
 from vit_jax.feed import DeviceFeed
 from vit_jax.models import lora
-from vit_jax.types import Array, Batch, DataInfo, Params
+from vit_jax.types import TEACHER, Array, Batch, DataInfo, Params
 
 TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
 
@@ -55,7 +55,8 @@ class Run:
 
     def num_params(self) -> int:
         """Parameters of backbone and head."""
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.params))
+        own = {name: tree for name, tree in self.abstract.params.items() if name != TEACHER}
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
 
     def compile_step(self) -> TrainStep:
         """The training step for exactly this run's state and batch, so it never compiles again."""
@@ -86,10 +87,12 @@ class Run:
 
 
 def _optim_keys(config: ConfigDict, params: Params) -> dict[str, Any]:
-    """`config.optim`, in which adapters freeze what they adapt unless it says what to freeze."""
+    """`config.optim`, with a teacher frozen, and what adapters adapt unless it says otherwise."""
     keys = config.optim.to_dict()
     if lora.KEY in params and not keys["freeze"]:
         keys["freeze"] = [lora.FROZEN]
+    if TEACHER in params:
+        keys["freeze"] = [*keys["freeze"], f"{TEACHER}/.*"]
     return keys
 
 
@@ -110,6 +113,7 @@ def host_batches(
         seed=config.seed,
         start_step=start_step,
         pp=config.data.pp,
+        repeats=config.data.repeats,
         on_bad_image=config.data.on_bad_image,
         num_threads=config.data.threads,
         prefetch=config.data.prefetch,

@@ -132,11 +132,17 @@ def make_train_step(
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         batch = task.perturb(batch, random_key(state.seed, Purpose.PERTURB, state.step))
         key = random_key(state.seed, Purpose.DROPOUT, state.step)
-        loss, grads = _loss_and_grads(
-            task, state.params, batch, key, accum_steps=accum_steps, mesh=mesh
-        )
-        # Without this the partitioner may leave gradients whole on every device.
-        grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+
+        def loss_and_grads(params: Params) -> tuple[Array, Params]:
+            loss, grads = _loss_and_grads(
+                task, params, batch, key, accum_steps=accum_steps, mesh=mesh
+            )
+            # Without this the partitioner may leave gradients whole on every device.
+            return loss, jax.lax.with_sharding_constraint(grads, shardings.params)
+
+        loss, grads = loss_and_grads(state.params)
+        if optimizer.sam_rho:
+            _, grads = loss_and_grads(optimizer.sharpest(state.params, grads))
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
         params = optax.apply_updates(state.params, updates)

@@ -11,6 +11,9 @@ Array = jax.Array
 Params = Mapping[str, Any]
 Batch = Mapping[str, Array | np.ndarray]
 
+TEACHER = "teacher"
+"""Where, beside a model's own parameters, those of its teacher are while it is distilled."""
+
 
 @flax.struct.dataclass
 class Features:
@@ -19,11 +22,13 @@ class Features:
     grid: `[batch, height, width, dim]`, the last token or feature map (after the final norm).
     pooled: `[batch, dim]`, one vector an image; None where the backbone was built without pooling.
     stages: maps of decreasing resolution, each `[batch, h, w, dim_i]`; a plain ViT has one.
+    distill: `[batch, dim]`, what a head that imitates a teacher reads; None where that is `pooled`.
     """
 
     grid: Array | None
     pooled: Array | None
     stages: tuple[Array, ...] = ()
+    distill: Array | None = None
 
 
 class ArraySpec(NamedTuple):

@@ -217,6 +217,9 @@ def test_drop_path_zeroes_whole_examples_and_spares_the_first_block():
     params = init(model)
     out = apply(model, params, images, train=True, rngs={"dropout": jax.random.key(0)}).pooled
     np.testing.assert_allclose(out, apply(model, params, images).pooled, rtol=1e-5, atol=1e-6)
+    model = tiny(num_classes=0, depth=1, drop_path=0.5, constant_drop_path=True)
+    dropped = apply(model, params, images, train=True, rngs={"dropout": jax.random.key(0)}).pooled
+    assert len(np.unique(np.round(np.asarray(dropped[:, 0]), 4))) == 4
     model = tiny(num_classes=0, depth=2, drop_path=0.5)
     params = init(model)
     out = apply(model, params, images, train=True, rngs={"dropout": jax.random.key(0)}).pooled

@@ -9,6 +9,7 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 from vit_jax.errors import UserError
+from vit_jax.optim.groups import named_leaves
 from vit_jax.optim.rules.adafactor import adafactor
 from vit_jax.optim.rules.adamw import adamw
 from vit_jax.optim.rules.muon import muon
@@ -133,6 +134,24 @@ def test_lamb_is_optax_lamb_on_separate_layers(make, two_blocks):
     optimizer = make(separate, name="lamb", lr=0.01, weight_decay=0.1)
     (ours, _), (expected, _) = train_both(optimizer, theirs, separate, steps=3)
     assert_same(ours, expected)
+
+
+def test_lamb_may_leave_all_but_kernels_to_adam(make, params):
+    def update(name, **args):
+        optimizer = make(params, name=name, lr=0.1, args=args)
+
+        def first(params):
+            return optimizer.update(
+                jax.tree.map(jnp.sin, params), optimizer.init(params), params, 0
+            )
+
+        return named_leaves(jax.jit(first)(params)[0])
+
+    ours, lamb = update("lamb", only_kernels=True), update("lamb")
+    adam = update("adamw", eps=1e-6)
+    for name, leaf in ours.items():
+        same_as = lamb if name.endswith("/kernel") else adam
+        np.testing.assert_allclose(leaf, same_as[name], rtol=1e-6)
 
 
 def test_schedule_free_is_optax_schedule_free(make, two_blocks):

@@ -175,3 +175,86 @@ def test_patches_that_do_not_tile_must_be_allowed():
     with pytest.raises(UserError, match="crop_to_patches"):
         task(info(image=(9, 8, 1)))
     assert task(info(image=(9, 8, 1)), crop_to_patches=True).crop_to_patches
+
+
+def softmax_terms(logits):
+    return -np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+
+
+def test_class_weights_are_pytorchs_weighted_mean():
+    logits = np.array([[1.0, 2.0, 0.5], [0.2, -1.0, 1.5]], np.float32)
+    labels = np.array([[1, 0, 0], [0, 0.25, 0.75]], np.float32)
+    weights = np.array([1.0, 2.0, 4.0])
+    losses, counts = task(info(3), class_weights=(1.0, 2.0, 4.0))._weighted_losses(logits, labels)
+    np.testing.assert_allclose(
+        losses, (weights * labels * softmax_terms(logits)).sum(-1), rtol=1e-5
+    )
+    np.testing.assert_allclose(counts, [1.0, 3.5], rtol=1e-6)
+
+
+def test_class_weights_of_sigmoid_losses_multiply_each_class():
+    logits = np.array([[1.0, 2.0, 0.5]], np.float32)
+    labels = np.array([[1, 0, 1]], np.float32)
+    weighted = task(info(3), loss="sigmoid", class_weights=(1.0, 2.0, 4.0))
+    losses, counts = weighted._weighted_losses(logits, labels)
+    p = 1 / (1 + np.exp(-logits[0]))
+    expected = -np.log(p[0]) - 2 * np.log(1 - p[1]) - 4 * np.log(p[2])
+    np.testing.assert_allclose(losses, [expected], rtol=1e-5)
+    np.testing.assert_array_equal(counts, [1.0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"class_weights": (1.0, 2.0)}, "one for each of the 5 classes"),
+        ({"multihot_mixing": True}, "loss='sigmoid'"),
+        ({"multihot_mixing": True, "loss": "sigmoid", "label_smoothing": 0.1}, "smoothing=0"),
+        ({"loss": "softmx"}, "softmax or sigmoid"),
+    ],
+)
+def test_fields_that_cannot_be(fields, message):
+    with pytest.raises(UserError, match=message):
+        task(**fields)
+
+
+def test_mixed_images_are_examples_of_both_classes():
+    batch = {
+        "image": np.zeros((4, 8, 8, 1), np.uint8),
+        "label": np.array([0, 1, 1, 4], np.int32),
+    }
+    mixing = task(loss="sigmoid", mixup=0.8, multihot_mixing=True)
+    labels = mixing.perturb(batch, jax.random.key(0))["label"]
+    expected = np.maximum(np.eye(5)[batch["label"]], np.eye(5)[np.roll(batch["label"], 1)])
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_erased_boxes_are_noise_of_the_papers_size():
+    images = jnp.zeros((512, 24, 32, 3))
+    erased = np.asarray(_images.erase(jax.random.key(0), 0.5, images))
+    changed = (erased != 0).all(-1)
+    assert np.array_equal(changed, (erased != 0).any(-1))
+    share = changed.mean((1, 2))
+    # Every one of the ten boxes would have to be too long for an image to escape.
+    assert 0.42 < (share > 0).mean() < 0.58
+    assert share[share > 0].min() > 0.01
+    assert share.max() < 0.4
+    for mask in changed[share > 0]:
+        rows, columns = mask.any(1), mask.any(0)
+        np.testing.assert_array_equal(mask, rows[:, None] & columns[None])
+        assert np.ptp(np.flatnonzero(rows)) == rows.sum() - 1
+    heights = changed.any(2).sum(1)[share > 0] / changed.any(1).sum(1)[share > 0]
+    assert 0.2 < heights.min() < 0.6
+    assert 1.6 < heights.max() < 4.2
+    noise = erased[changed]
+    np.testing.assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.02)
+
+
+def test_erasing_keeps_what_mixing_drew():
+    batch = {
+        "image": np.full((4, 8, 8, 1), 200, np.uint8),
+        "label": np.array([0, 1, 2, 4], np.int32),
+    }
+    plain = task(mixup=0.2).perturb(batch, jax.random.key(5))
+    erased = task(mixup=0.2, erasing=1.0).perturb(batch, jax.random.key(5))
+    np.testing.assert_array_equal(plain["label"], erased["label"])
+    assert (np.asarray(plain["image"]) != np.asarray(erased["image"])).any()

@@ -14,7 +14,7 @@ from vit_jax.checkpoints.store import DamagedError, Store
 from vit_jax.checkpoints.weights import Weights, backbone_of
 from vit_jax.errors import UserError
 from vit_jax.models import lora
-from vit_jax.types import Params
+from vit_jax.types import TEACHER, Params
 
 MANIFEST = "manifest/metadata"
 CLASS_ROW = "class_token_position"
@@ -64,6 +64,7 @@ def read(directory: epath.Path, step: int) -> Weights:
     flat = {
         name.removeprefix(prefix).replace(".", "/"): np.asarray(x, np.float32)
         for name, x in restored.tree.items()
+        if not name.startswith(f"{prefix}{TEACHER}.")
     }
     note = ("the moving average of the parameters (ema)",) if averaged else ()
     return Weights(

@@ -99,7 +99,10 @@ def train_batches(
     """
     rows = _checked_rows(rows, batch_size)
     if repeats < 1 or batch_size % repeats:
-        raise UserError(f"repeats={repeats} must divide the batch size {batch_size}")
+        raise UserError(
+            f"config.data.repeats={repeats} must be positive and divide"
+            f" config.batch_size={batch_size}"
+        )
     if on_bad_image not in BAD_IMAGE_CHOICES:
         raise UserError(
             f"on_bad_image={on_bad_image!r}; {nearest(on_bad_image, BAD_IMAGE_CHOICES)}"

@@ -89,18 +89,26 @@ class Classifier(nn.Module):
     head_zero_init: bool = True
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool = False) -> Array:
+    def __call__(self, images: Array, *, train: bool = False) -> Array | tuple[Array, Array]:
         """images `[batch, height, width, channels]` to float32 logits `[batch, classes]`.
 
-        A backbone built without pooling gives logits for every place, `[batch, h, w, classes]`.
+        A backbone built without pooling gives logits for every place, `[batch, h, w, classes]`. One
+        with a distillation token has a head for each of its two tokens: in training both logits
+        are returned, (class token's, distillation token's), otherwise their mean (DeiT, section 4).
         """
         features: Features = self.backbone(images, train=train)
-        x = features.grid if features.pooled is None else features.pooled
-        head = ClassHead(
+        logits = self._head("head")(features.grid if features.pooled is None else features.pooled)
+        if features.distill is None:
+            return logits
+        distilled = self._head("head_distill")(features.distill)
+        return (logits, distilled) if train else (logits + distilled) / 2
+
+    @nn.nowrap
+    def _head(self, name: str) -> ClassHead:
+        return ClassHead(
             self.num_classes,
             self.representation_size,
             self.head_bias_init,
             self.head_zero_init,
-            name="head",
+            name=name,
         )
-        return head(x)

@@ -142,7 +142,8 @@ class Block(nn.Module):
 class StackSpec:
     """How a stack of blocks is built and run.
 
-    drop_path: rate of the last block; it grows linearly from 0 at the first.
+    drop_path: rate of the last block; it grows linearly from 0 at the first, or is the same for all
+    with `constant_drop_path`.
     scan: one compiled block looped over stacked parameters, so that compile time does not grow with
     depth. remat: what the backward pass recomputes, "none" or a key of `REMAT_POLICIES`.
     """
@@ -151,6 +152,7 @@ class StackSpec:
     drop_path: float = 0.0
     scan: bool = True
     remat: str = "none"
+    constant_drop_path: bool = False
 
     def __post_init__(self) -> None:
         check_choice("remat", self.remat, REMATS)
@@ -191,7 +193,8 @@ def scan_or_unroll(
         block = nn.remat(block, policy=policy, prevent_cse=not stack.scan)
     rates = None
     if train and stack.drop_path:
-        rates = stack.drop_path * jnp.arange(stack.depth) / max(stack.depth - 1, 1)
+        growth = jnp.arange(stack.depth) / max(stack.depth - 1, 1)
+        rates = stack.drop_path * (jnp.ones(stack.depth) if stack.constant_drop_path else growth)
     if not stack.scan:
         for i in range(stack.depth):
             rate = None if rates is None else rates[i]

@@ -8,6 +8,7 @@ P = rows * columns of the patch grid:
     pos_embed                    [1, P, width], or [1, 1 + P, width], the class token's row first
                                  (position="learned"; the row is there with class_token_position)
     cls                          [1, 1, width]            (class token)
+    distill                      [1, 1, width]            (distill_token)
     registers                    [1, num_registers, width]
     blocks/                      every leaf with a leading axis L; with scan=False blocks_0/,
                                  blocks_1/, ... without it (see stack_blocks, unstack_blocks)
@@ -29,9 +30,10 @@ P = rows * columns of the patch grid:
       attn/, norm/, mlp/         as in a block
 
 In a `Classifier` this tree is `backbone`, and beside it is `head/{kernel,bias}` with, where
-`representation_size` is set, `head/pre_logits/{kernel,bias}`.
+`representation_size` is set, `head/pre_logits/{kernel,bias}`; with `distill_token` there is also a
+`head_distill/` like it.
 
-Tokens are ordered: class token, registers, patches row by row.
+Tokens are ordered: class token, distillation token, registers, patches row by row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,12 +85,15 @@ class VisionTransformer(nn.Module):
         False is the convention of big_vision, DeiT III and timm's `no_embed_class`.
       position: "learned", "sincos2d" (fixed; MoCo v3), "none", or rotary: "rope" (axial),
         "rope_dinov3" (centred and scaled to the image), "rope_mixed" (learned directions).
+      distill_token: a second class token whose head imitates a teacher (Touvron et al. 2021, DeiT,
+        section 4); it has no row in the table of positions, its own value says as much.
       num_registers: extra tokens that nothing reads (Darcet et al. 2024).
       layer_scale: initial scale of every residual branch, or None for no scale.
       qk_norm, parallel: the choices of ViT-22B (Dehghani et al. 2023).
       norm: "layernorm" or "rmsnorm". mlp: "gelu" or "swiglu".
       patch_drop: share of patches left out of every training image (Liu et al. 2022); the features
-        then have no grid. drop_path: stochastic depth of the last block, growing from 0 linearly.
+        then have no grid. drop_path: stochastic depth of the last block, growing from 0 linearly;
+        the same for all with constant_drop_path (Touvron et al. 2022, DeiT III).
       dropout: after the embedding, attention and both layers of the MLP. attention_dropout: of
         attention weights.
       scan: blocks are one loop over stacked parameters. remat: "none", "full" or the name of a
@@ -107,6 +112,7 @@ class VisionTransformer(nn.Module):
     class_token: bool | None = None
     class_token_position: bool = True
     position: str = "learned"
+    distill_token: bool = False
     num_registers: int = 0
     layer_scale: float | None = None
     qk_norm: bool = False
@@ -115,6 +121,7 @@ class VisionTransformer(nn.Module):
     mlp: str = "gelu"
     patch_drop: float = 0.0
     drop_path: float = 0.0
+    constant_drop_path: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
     scan: bool = True
@@ -161,7 +168,7 @@ class VisionTransformer(nn.Module):
     @nn.nowrap
     def stack_spec(self) -> StackSpec:
         """How the encoder's blocks are stacked."""
-        return StackSpec(self.depth, self.drop_path, self.scan, self.remat)
+        return StackSpec(self.depth, self.drop_path, self.scan, self.remat, self.constant_drop_path)
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Features:
@@ -180,10 +187,11 @@ class VisionTransformer(nn.Module):
         x = self._encode(x, train, rope=rope)
         tokens = x[:, self._num_prefix_tokens() :]
         pooled = self._pool(x, tokens, train)
+        distill = x[:, int(self._has_class_token())] if self.distill_token else None
         if dropping:
-            return Features(grid=None, pooled=pooled)
+            return Features(grid=None, pooled=pooled, distill=distill)
         grid = tokens.reshape(batch, rows, columns, self.width)
-        return Features(grid=grid, pooled=pooled, stages=(grid,))
+        return Features(grid=grid, pooled=pooled, stages=(grid,), distill=distill)
 
     @nn.nowrap
     def _stem(self, images: Array) -> Array:
@@ -196,7 +204,7 @@ class VisionTransformer(nn.Module):
 
     @nn.nowrap
     def _num_prefix_tokens(self) -> int:
-        return int(self._has_class_token()) + self.num_registers
+        return int(self._has_class_token()) + int(self.distill_token) + self.num_registers
 
     @nn.nowrap
     def _project(self, patches: Array, channels: int) -> Array:
@@ -245,13 +253,15 @@ class VisionTransformer(nn.Module):
 
     @nn.nowrap
     def _prepend_tokens(self, x: Array, class_position: Array | None) -> Array:
-        """Puts the class token (with its position) and the registers in front of the patches."""
+        """Puts class token (with its position), distillation token and registers in front."""
         parts = []
         if self._has_class_token():
             cls = self._token("cls", nn.initializers.zeros, 1)
             parts.append(cls if class_position is None else cls + class_position)
+        init = nn.initializers.normal(stddev=0.02)
+        if self.distill_token:
+            parts.append(self._token("distill", init, 1))
         if self.num_registers:
-            init = nn.initializers.normal(stddev=0.02)
             parts.append(self._token("registers", init, self.num_registers))
         batch = len(x)
         parts = [jnp.broadcast_to(p.astype(x.dtype), (batch, *p.shape[1:])) for p in parts]

@@ -63,6 +63,7 @@ def build(
         weight_decay=resolved["weight_decay"],
         decay_times_lr=resolved["decay_coupling"] == "lr",
         clip_norm=resolved["clip_norm"],
+        sam_rho=resolved["sam_rho"],
         schedule=schedule(resolved["schedule"], "schedule"),
         group_schedules=tuple(
             schedule(keys, f"group_schedules[{i}]")
@@ -82,6 +83,7 @@ class Optimizer:
     weight_decay: float
     decay_times_lr: bool
     clip_norm: float
+    sam_rho: float
     schedule: schedules.Schedule
     group_schedules: tuple[schedules.Schedule, ...]
     table: Mapping[str, groups.Group]
@@ -104,6 +106,18 @@ class Optimizer:
         whole = self._whole_step(step)
         updates, rule_state = whole.update(grads, state[self.name], self._trainable(params))
         return self._with_frozen(updates, params, jnp.zeros_like), {self.name: rule_state}
+
+    def sharpest(self, params: Params, grads: Params) -> Params:
+        """Where the loss is highest within `sam_rho` of `params`, to first order.
+
+        Sharpness-aware minimisation (Foret et al., 2021, equation 2) descends along the gradient at
+        this place: `params + rho · grads / norm`, the norm being that of all trainable parameters.
+        Frozen ones stay.
+        """
+        grads = self._trainable(grads)
+        norm = jnp.maximum(optax.tree.norm(grads), jnp.finfo(jnp.float32).tiny)
+        climb = jax.tree.map(lambda g: g * (self.sam_rho / norm), grads)
+        return optax.apply_updates(params, self._with_frozen(climb, params, jnp.zeros_like))
 
     def lr(self, step: schedules.Step) -> jax.Array:
         """The learning rate that `update` applies at `step`, before multipliers; float32 scalar."""

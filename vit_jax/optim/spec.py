@@ -27,7 +27,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
                 raise UserError(
                     f"config.optim.{key}: a number is needed for {pattern!r}, got {multiplier!r}"
                 )
-    for key in ("lr", "weight_decay", "clip_norm"):
+    for key in ("lr", "weight_decay", "clip_norm", "sam_rho"):
         if not spec[key] >= 0:
             raise UserError(f"config.optim.{key}: must not be negative, got {spec[key]}")
     if not 0 < spec["layer_decay"] <= 1:

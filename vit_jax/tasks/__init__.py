@@ -72,6 +72,8 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
                 f"config.task.{field} is no field of task {name!r};"
                 f" {nearest(field, known - {'model', 'info'})}"
             )
+    if adapters and fields.get("distill"):
+        raise UserError("config.task: lora and distill cannot go together; leave one out")
     built = task_class.create(model, info, **fields)
     return Adapted.create(built, adapters) if adapters else built
 

@@ -51,6 +51,33 @@ def cutmix(key: Array, alpha: float, images: Array, labels: Array) -> tuple[Arra
     return mixed, (1 - share) * labels + share * jnp.roll(labels, 1, axis=0)
 
 
+def erase(key: Array, probability: float, images: Array) -> Array:
+    """Replaces one box of some images by standard normal noise (Zhong et al. 2020, algorithm 1).
+
+    As DeiT has it: the box takes 2 % to a third of the image, its aspect ratio is log-uniform from
+    0.3 to 1 / 0.3. Of ten boxes drawn the first that fits is used; where none does, nothing is.
+
+    images: normalised `[b, h, w, c]`; each is erased, on its own, with `probability`.
+    """
+    batch, height, width, _ = images.shape
+    keys = jax.random.split(key, 6)
+    area = jax.random.uniform(keys[0], (batch, 10), minval=0.02, maxval=1 / 3) * height * width
+    ratio = jnp.exp(jax.random.uniform(keys[1], (batch, 10), minval=-1.0) * jnp.log(1 / 0.3))
+    tall, wide = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
+    fits = (tall < height) & (wide < width)
+    first = jnp.argmax(fits, axis=1, keepdims=True)
+    tall, wide = (jnp.take_along_axis(side, first, axis=1) for side in (tall, wide))
+    top = jnp.floor(jax.random.uniform(keys[2], (batch, 1)) * (height - tall + 1))
+    left = jnp.floor(jax.random.uniform(keys[3], (batch, 1)) * (width - wide + 1))
+    rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
+    inside_y = (rows >= top) & (rows < top + tall)
+    inside_x = (columns >= left) & (columns < left + wide)
+    chosen = jax.random.bernoulli(keys[4], probability, (batch,)) & fits.any(1)
+    box = chosen[:, None, None] & inside_y[:, :, None] & inside_x[:, None, :]
+    noise = jax.random.normal(keys[5], images.shape, images.dtype)
+    return jnp.where(box[..., None], noise, images)
+
+
 def _interval(key: Array, share: Array, size: int) -> Array:
     """Mask of `size` cells: those within `share·size / 2` of a uniform centre."""
     centre = jax.random.uniform(key, maxval=size)

@@ -17,8 +17,9 @@ import optax
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.report import Section
-from vit_jax.tasks._images import check_geometry, cutmix, mixup, normalise
-from vit_jax.types import Array, Batch, DataInfo, Params
+from vit_jax.tasks._distill import Teacher
+from vit_jax.tasks._images import check_geometry, cutmix, erase, mixup, normalise
+from vit_jax.types import TEACHER, Array, Batch, DataInfo, Params
 
 LOSSES = {
     "softmax": optax.softmax_cross_entropy,
@@ -35,6 +36,13 @@ class Task:
     loss: "softmax", or "sigmoid" (each class on its own, summed over classes).
     label_smoothing: share of the target that is spread evenly over all classes.
     mixup, cutmix: Beta parameter of each, 0 = off. With both, a fair coin picks one a batch.
+    multihot_mixing: a mixed image is in full an example of both its classes, for the sigmoid loss
+      (Wightman et al. 2021, "ResNet strikes back", section 2.2; DeiT III).
+    erasing: share of the images of which a box is replaced by noise, before mixing.
+    class_weights: one number a class that its terms of the loss are multiplied by; softmax losses
+      are then divided by the sum of their targets' weights, as PyTorch does.
+    distill: the keys of `tasks._distill.Teacher`, and `model`: a teacher to imitate. With
+      `config.model.distill_token` the second head does, else the one that learns the labels.
     mean, std: of uint8 images, in 0..255, one value or one a channel; the defaults give [-1, 1].
     crop_to_patches: accept images whose last rows and columns fill no patch and are dropped.
     """
@@ -45,9 +53,14 @@ class Task:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    multihot_mixing: bool = False
+    erasing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    distill: Mapping[str, Any] | None = None
     mean: tuple[float, ...] = (127.5,)
     std: tuple[float, ...] = (127.5,)
     crop_to_patches: bool = False
+    teacher: Teacher | None = dataclasses.field(default=None, init=False)
 
     headline = "accuracy"
 
@@ -60,10 +73,32 @@ class Task:
         """
         backbone = models.build(**{"num_classes": info.num_classes, **model})
         task = cls(backbone, info, **fields)
-        if task.loss not in LOSSES:
-            raise UserError(f"config.task.loss={task.loss!r}: write {' or '.join(LOSSES)}")
+        task._check_fields()
         task._check_data()
         return task
+
+    def __post_init__(self) -> None:
+        if self.distill:
+            teacher = Teacher.create(self.distill, self.info.num_classes)
+            object.__setattr__(self, "teacher", teacher)
+
+    def _check_fields(self) -> None:
+        num_classes = self.info.num_classes
+        if self.loss not in LOSSES:
+            raise UserError(f"config.task.loss={self.loss!r}: write {' or '.join(LOSSES)}")
+        if self.class_weights and len(self.class_weights) != num_classes:
+            raise UserError(
+                f"config.task.class_weights has {len(self.class_weights)} numbers; write one for"
+                f" each of the {num_classes} classes"
+            )
+        if self.multihot_mixing and (self.loss != "sigmoid" or self.label_smoothing):
+            raise UserError(
+                "config.task.multihot_mixing makes labels of ones and zeros: write loss='sigmoid'"
+                " and label_smoothing=0"
+            )
+        backbone = getattr(self.model, "backbone", self.model)
+        if getattr(backbone, "distill_token", False) and not self.teacher:
+            raise UserError("config.model.distill_token needs a teacher: set config.task.distill")
 
     def _check_data(self) -> None:
         wanted = {
@@ -84,13 +119,18 @@ class Task:
     def init(self, key: Array) -> Params:
         """Fresh parameters, boxed with their logical axis names."""
         images = jnp.zeros((1, *self.info.spec["image"].shape), jnp.float32)
-        return self.model.init(key, images)["params"]
+        params = self.model.init(key, images)["params"]
+        if self.teacher:
+            params = {**params, TEACHER: self.teacher.network.init(key, images)["params"]}
+        return params
 
     def perturb(self, batch: Batch, key: Array) -> Batch:
-        """Normalised images and soft labels of the training batch, mixed where asked."""
+        """Normalised images and soft labels of the training batch, erased and mixed where asked."""
         images = self.inputs(batch)
         labels = self._soft_labels(batch["label"])
-        key_coin, key_mix = jax.random.split(key)
+        key_coin, key_mix, key_erase = jax.random.split(key, 3)
+        if self.erasing:
+            images = erase(key_erase, self.erasing, images)
         if self.mixup and self.cutmix:
             images, labels = jax.lax.cond(
                 jax.random.bernoulli(key_coin),
@@ -101,6 +141,8 @@ class Task:
             images, labels = mixup(key_mix, self.mixup, images, labels)
         elif self.cutmix:
             images, labels = cutmix(key_mix, self.cutmix, images, labels)
+        if self.multihot_mixing:
+            labels = (labels > 0).astype(jnp.float32)
         return {"image": images, "label": labels}
 
     def _soft_labels(self, labels: Array) -> Array:
@@ -114,12 +156,26 @@ class Task:
         return labels.astype(jnp.float32)
 
     def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
-        """(sum of the examples' losses, their number) of a perturbed micro-batch."""
-        logits = self.model.apply(
-            {"params": params}, batch["image"], train=True, rngs={"dropout": key}
-        )
-        losses = LOSSES[self.loss](logits, batch["label"])
-        return losses.sum(), jnp.float32(losses.size)
+        """(sum of the examples' losses, their number or weight) of a perturbed micro-batch."""
+        images = batch["image"]
+        logits = self.model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+        logits, imitating = logits if isinstance(logits, tuple) else (logits, logits)
+        losses, weights = self._weighted_losses(logits, batch["label"])
+        if self.teacher:
+            imitation = weights * self.teacher.losses(imitating, params, images)
+            losses = (1 - self.teacher.weight) * losses + self.teacher.weight * imitation
+        return losses.sum(), weights.sum()
+
+    def _weighted_losses(self, logits: Array, labels: Array) -> tuple[Array, Array]:
+        """Losses `[b]` and what each counts in the mean `[b]`: 1, or its target's weight."""
+        ones = jnp.ones(len(labels), jnp.float32)
+        if not self.class_weights:
+            return LOSSES[self.loss](logits, labels), ones
+        by_class = jnp.asarray(self.class_weights, jnp.float32)[None]
+        if self.loss == "softmax":
+            labels = by_class * labels
+            return LOSSES["softmax"](logits, labels), labels.sum(-1)
+        return (by_class * optax.sigmoid_binary_cross_entropy(logits, labels)).sum(-1), ones
 
     def inputs(self, batch: Batch) -> Array:
         """The images of a batch from the pipeline, as the model takes them."""

@@ -7,8 +7,18 @@ from vit_jax.optim.groups import is_stacked, name_of
 from vit_jax.optim.rule import Rule
 
 
-def lamb(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6, blocks: str) -> Rule:
+def lamb(
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    only_kernels: bool = False,
+    blocks: str,
+) -> Rule:
     """Adam's direction plus decay, scaled in each layer to the norm of that layer's parameter.
+
+    only_kernels: everything else takes Adam's step as it is, as with NVIDIA's FusedLAMB, which
+        leaves parameters without decay alone unless told otherwise.
 
     The layers of a stacked parameter are scaled one by one, so that scanning over the blocks does
     not change the result.
@@ -19,6 +29,8 @@ def lamb(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6, blocks: str) 
         return ratio.update(update, optax.EmptyState(), param)[0]
 
     def rescale(path: tuple, update: jax.Array, param: jax.Array) -> jax.Array:
+        if only_kernels and not name_of(path).endswith("/kernel"):
+            return update
         per_layer = jax.vmap(per_array) if is_stacked(name_of(path), blocks) else per_array
         return per_layer(update, param)
 
