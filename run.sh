@@ -4,12 +4,16 @@
 #   ./run.sh [--config.KEY=VALUE ...]   train configs/digits.py on real images, evaluate, report
 #   ./run.sh test [PYTEST ARGUMENTS]    run the tests
 #   ./run.sh COMMAND ...                any other command of `python -m vit_jax`
+#   ./run.sh tpu ...                    creates and uses Cloud TPU slices; installs nothing here
+#   ./run.sh install                    only sets everything up
 #
-# VIT_JAX_PYTHON names the interpreter, VIT_JAX_VENV the folder of the environment (.venv).
+# VIT_JAX_PYTHON names the interpreter, VIT_JAX_VENV the folder of the environment (.venv),
+# VIT_JAX_EXTRAS what is installed besides (tpu, cuda).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 venv=${VIT_JAX_VENV:-.venv}
+extras=${VIT_JAX_EXTRAS:-}
 
 is_supported() {
   "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
@@ -49,16 +53,22 @@ case ${1:-} in
     install test
     exec "$venv/bin/python" -m pytest "$@"
     ;;
+  tpu)
+    exec "$(find_python)" -m vit_jax "$@"
+    ;;
+  install)
+    install "$extras"
+    ;;
   -h | --help)
-    sed -n '2,8p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
+    sed -n '2,11p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
     ;;
   '' | --config.*)
-    install ''
+    install "$extras"
     "$venv/bin/python" -m vit_jax prepare digits
     exec "$venv/bin/python" -m vit_jax train --config=configs/digits.py --workdir=runs/digits "$@"
     ;;
   *)
-    install ''
+    install "$extras"
     exec "$venv/bin/python" -m vit_jax "$@"
     ;;
 esac

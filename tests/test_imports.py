@@ -11,7 +11,7 @@ PACKAGE = ROOT / "vit_jax"
 # Lowest first. A module may import from lower floors, and from its own room.
 FLOORS = [
     {"version", "errors", "types", "chips", "drawing"},
-    {"config"},
+    {"config", "spikes"},
     {"models", "optim", "data", "sharding", "report"},
     {"tasks", "checkpoints", "workdir", "steplog", "feed", "attention", "runtime"},
     {"convert"},
@@ -20,6 +20,7 @@ FLOORS = [
     {"evaluate", "predict", "pretrained"},
     {"summary", "features"},
     {"train", "bench", "fewshot"},
+    {"launch"},
     {"__main__"},
 ]
 

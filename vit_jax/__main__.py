@@ -38,11 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _silence_echoes()
     try:
-        _run(argv)
-        return 0
-    except (UserError, errors.Diverged) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _leave(error.exit_code)
+        return _run(argv) or 0
     except errors.Interrupted as notice:
         print(notice, file=sys.stderr)
         return notice.exit_code
@@ -52,11 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return errors.FAILURE
-    except Exception:
-        if not _is_one_of_many():
-            raise
-        traceback.print_exc()
-        return _leave(errors.FAILURE)
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Tells of an error, in one line where it is one of ours; returns the exit code."""
+    if _is_one_of_many() and (lost := _lost_process(error)):
+        error = errors.LostProcess(lost)
+    if isinstance(error, UserError | errors.Diverged | errors.LostProcess):
+        print(f"error: {error}", file=sys.stderr)
+        return _leave(error.exit_code)
+    if not _is_one_of_many():
+        raise error
+    traceback.print_exc()
+    return _leave(errors.FAILURE)
 
 
 def _silence_echoes() -> None:
@@ -81,6 +87,15 @@ def _is_one_of_many() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
+def _lost_process(error: Exception) -> str:
+    """What to say where all that went wrong is that another process of this run is gone."""
+    from vit_jax.runtime import lost_process
+
+    line = lost_process(error)
+    advice = "start all processes again, and the run goes on from its last checkpoint"
+    return line and f"lost another process of this run ({line}); {advice}"
+
+
 def _leave(code: int) -> int:
     """The exit code of a failed process; one of several processes ends here and now.
 
@@ -91,12 +106,16 @@ def _leave(code: int) -> int:
     if _is_one_of_many():
         sys.stdout.flush()
         sys.stderr.flush()
-        time.sleep(_LAST_WORDS_SECONDS)
+        if code != errors.LostProcess.exit_code:
+            time.sleep(_LAST_WORDS_SECONDS)
         os._exit(code)
     return code
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str]) -> int | None:
+    if argv[:1] == ["tpu"]:
+        return _tpu(argv[1:])
+    given = argv
     argv, overrides = split_overrides(argv, "--config.")
     argv, fields = split_overrides(argv, "--model.")
     parser, commands = _parsers()
@@ -105,7 +124,7 @@ def _run(argv: list[str]) -> None:
     arguments, unknown = parser.parse_known_args(argv)
     if arguments.command is None:
         parser.print_help()
-        return
+        return None
     if unknown:
         flags = commands[arguments.command]._option_string_actions
         flag = unknown[0].split("=")[0]
@@ -114,8 +133,8 @@ def _run(argv: list[str]) -> None:
         raise UserError(f"{arguments.command} takes no --config.{next(iter(overrides))}")
     if fields and arguments.command not in MODEL_COMMANDS:
         raise UserError(f"{arguments.command} takes no --model.{next(iter(fields))}")
-    arguments.overrides, arguments.fields = overrides, fields
-    arguments.run(arguments)
+    arguments.given, arguments.overrides, arguments.fields = given, overrides, fields
+    return arguments.run(arguments)
 
 
 def split_overrides(argv: Sequence[str], prefix: str) -> tuple[list[str], dict[str, str]]:
@@ -166,6 +185,13 @@ def _add_run_commands(command: Callable[..., Parser]) -> None:
     train.add_argument("--config", metavar="FILE[:ARGS]", help=_CONFIG_HELP)
     train.add_argument("--workdir", metavar="DIR", help="where the run is kept; may be gs://...")
     train.add_argument("--keys", action="store_true", help="list every config key and stop")
+    train.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start again, up to N times in a row, where the run is cut short or loses a process",
+    )
     _add_cluster(train)
 
     evaluate = command(
@@ -250,6 +276,8 @@ def _add_tools(command: Callable[..., Parser]) -> None:
     bench.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
     bench.add_argument("--json", metavar="FILE", help="also write the result there")
 
+    command("tpu", _tpu, "create and use Cloud TPU slices: ./run.sh tpu --help")
+
 
 def _add_model_source(parser: Parser) -> None:
     parser.add_argument("--workdir", metavar="DIR", help="a run that was trained")
@@ -262,7 +290,7 @@ def _add_cluster(parser: Parser) -> None:
     group = parser.add_argument_group("one run in several processes")
     group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
     group.add_argument("--num-processes", type=int, default=0)
-    group.add_argument("--process-id", type=int, default=-1)
+    group.add_argument("--process-id", type=int, default=-1, help="of this one, from 0")
 
 
 def _check_one_of(arguments: argparse.Namespace, *flags: str) -> None:
@@ -291,15 +319,19 @@ def _set_up(config, arguments: argparse.Namespace) -> None:
     runtime.setup(config.compilation_cache, config.precision, cluster)
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> int | None:
     if arguments.keys:
         from vit_jax import config as config_lib
 
         print(config_lib.describe())
-        return
+        return None
     for flag in ("config", "workdir"):
         if not getattr(arguments, flag):
             raise UserError(f"train: --{flag} is missing (see python -m vit_jax train --help)")
+    if arguments.restarts:
+        from vit_jax.launch import supervise
+
+        return supervise.run([*arguments.given, "--restarts=0"], arguments.restarts)
     config = _load_config(arguments)
     from vit_jax import train
 
@@ -309,6 +341,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     if jax.process_index() == 0:
         print(outcome.describe())
+    return None
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -477,6 +510,14 @@ def _bench(arguments: argparse.Namespace) -> None:
     print(result)
     if arguments.json:
         Path(arguments.json).write_text(result + "\n")
+
+
+def _tpu(argv: list[str]) -> int:
+    """Has actions and flags of its own, so the arguments come unread."""
+    from vit_jax.launch import tpu
+
+    argv, overrides = split_overrides(argv, "--config.")
+    return tpu.run(argv, overrides, Parser)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The errors that end a command, and the exit codes they map to.
 
 Exit codes: 0 done; 1 anything unforeseen; 2 the user's input was wrong (`UserError`); 3 the plan
-does not fit; 75 interrupted but saved (`Interrupted`; the value is BSD's EX_TEMPFAIL, on which
-schedulers restart).
+does not fit; 75 interrupted, and the same command goes on from what is saved (`Interrupted`,
+`LostProcess`; the value is BSD's EX_TEMPFAIL, on which schedulers restart).
 """
 
 import difflib
@@ -19,6 +19,12 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """A signal asked the run to stop and its state was saved. The message names the step."""
+
+    exit_code = 75
+
+
+class LostProcess(Exception):
+    """Another process of this run is gone; what was saved is whole, and all may start again."""
 
     exit_code = 75
 

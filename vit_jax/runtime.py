@@ -3,43 +3,147 @@
 import ctypes
 import dataclasses
 import os
+import re
 import signal
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
 
+from vit_jax.errors import LostProcess, UserError
+
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
+HEARTBEAT_SECONDS = 30
+"""After this silence a process counts as lost, and the others end."""
+
+JOIN_SECONDS = 300
+"""How long a process waits for the others at the start."""
+
+_GOOGLE_PCI_VENDOR = "0x1ae0"
+
+# What is said of a lost peer: by collectives (Gloo, NCCL) and the coordination service, whoever
+# raises it, and by JAX's own errors, where the same words could not come from a file's storage.
+_LOST = re.compile(r"Gloo \w+ failed|NCCL .*remote process|[Cc]oordination service|heartbeat")
+_LOST_FOR_JAX = re.compile(
+    r"Connection (?:closed|reset|refused)|Broken pipe|UNAVAILABLE|DEADLINE_EXCEEDED|[Tt]imed out"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Where the other processes of this run are; empty: there are none."""
+    """Where the other processes of this run are; empty: the scheduler says, or there are none.
+
+    Raises:
+      UserError: only some of the three are given, or the number of this process is out of range.
+    """
 
     coordinator: str = ""
     num_processes: int = 0
     process_id: int = -1
 
+    def __post_init__(self) -> None:
+        given = (bool(self.coordinator), self.num_processes != 0, self.process_id != -1)
+        if any(given) and not all(given):
+            raise UserError(
+                "--coordinator=HOST:PORT, --num-processes=N and --process-id=I go together: give"
+                " all three, or none where the scheduler tells them"
+            )
+        if all(given) and not 0 <= self.process_id < self.num_processes:
+            raise UserError(
+                f"--process-id={self.process_id} must be from 0 to {self.num_processes - 1}"
+                f" (--num-processes={self.num_processes})"
+            )
+        if self.coordinator and not re.fullmatch(r".+:\d+", self.coordinator):
+            raise UserError(f"--coordinator={self.coordinator!r}: write HOST:PORT")
+
 
 def setup(compilation_cache: str, precision: str, cluster: Cluster = Cluster()) -> None:
-    """Joins the cluster, switches the compilation cache on and sets the matmul precision."""
+    """Joins the cluster, switches the compilation cache on and sets the matmul precision.
+
+    Raises:
+      UserError: the scheduler started several processes, but does not say where they meet.
+      LostProcess: the other processes did not come.
+    """
     _keep_freed_memory()
-    if cluster.coordinator:
-        if jax.config.jax_platforms == "cpu":
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(
-            cluster.coordinator,
-            cluster.num_processes,
-            cluster.process_id,
-            heartbeat_timeout_seconds=30,
-        )
+    if cluster.coordinator or scheduler(os.environ):
+        _join(cluster)
     if compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if precision != "default":
         jax.config.update("jax_default_matmul_precision", precision)
+
+
+def _join(cluster: Cluster) -> None:
+    if jax.config.jax_platforms == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    found = (cluster.coordinator, cluster.num_processes, cluster.process_id)
+    try:
+        jax.distributed.initialize(
+            *(found if cluster.coordinator else ()),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=JOIN_SECONDS,
+        )
+    except RuntimeError as error:
+        where = cluster.coordinator or "the address that the scheduler gave"
+        raise LostProcess(f"the processes of this run did not meet at {where}: {error}") from error
+
+
+def scheduler(environ: Mapping[str, str]) -> str:
+    """Who started this process as one of several: slurm, openmpi, gke or tpu; empty for nobody.
+
+    Looks at variables and at what is plugged in, never at the network, so that a machine of its own
+    starts at once. `jax.distributed.initialize` then finds the details by itself.
+
+    Raises:
+      UserError: an MPI whose variables do not name a place to meet.
+    """
+
+    def several(*names: str) -> bool:
+        return any(int(environ.get(name) or 1) > 1 for name in names)
+
+    if several("OMPI_COMM_WORLD_SIZE"):
+        if "OMPI_MCA_orte_hnp_uri" not in environ:  # Open MPI 5 no longer sets it.
+            raise UserError(
+                "mpirun does not say where the processes meet: add --coordinator=HOST:PORT"
+                " --num-processes=$OMPI_COMM_WORLD_SIZE --process-id=$OMPI_COMM_WORLD_RANK"
+            )
+        return "openmpi"
+    # Set together only by srun: a batch script, or a shell in an allocation, is a single process.
+    if "SLURM_STEP_NODELIST" in environ and several("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        return "slurm"
+    if environ.get("JAX_PLATFORMS", "tpu").startswith("tpu") and has_tpu_chips():
+        workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
+        if workers is None:
+            return "" if "TPU_SKIP_MDS_QUERY" in environ else "tpu"
+        return "gke" if "," in workers or several("MEGASCALE_NUM_SLICES") else ""
+    return ""
+
+
+def has_tpu_chips() -> bool:
+    """Whether TPU chips are plugged into this machine."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    accelerators = Path("/dev").glob("accel[0-9]*"), Path("/dev/vfio").glob("[0-9]*")
+    return any(any(found) for found in accelerators) and any(
+        vendor.read_text().strip() == _GOOGLE_PCI_VENDOR for vendor in vendors
+    )
+
+
+def lost_process(error: BaseException) -> str:
+    """One line where an error only tells that another process of this run is gone, else nothing."""
+    while error is not None:
+        text = str(error)
+        from_jax = isinstance(error, jax.errors.JaxRuntimeError)
+        if _LOST.search(text) or (from_jax and _LOST_FOR_JAX.search(text)):
+            return text.strip().splitlines()[0][:200]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _keep_freed_memory() -> None:

@@ -1,0 +1,34 @@
+"""A fake `gcloud` on the PATH."""
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ALL_PERMISSIONS = """{"permissions": ["storage.objects.create", "storage.objects.delete",
+  "storage.objects.get", "storage.objects.list"]}"""
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    """The folder of a fake Cloud, empty at first."""
+    root = tmp_path / "cloud"
+    tools = root / "tools"
+    tools.mkdir(parents=True)
+    gcloud = tools / "gcloud"
+    gcloud.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "fake_gcloud.py"} "$@"\n')
+    gcloud.chmod(0o755)
+    (root / "permissions.json").write_text(ALL_PERMISSIONS)
+    monkeypatch.setenv("FAKE_GCLOUD", str(root))
+    monkeypatch.setenv("FAKE_GCLOUD_PORT", str(free_port()))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(root / "config"))
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    return root
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,168 @@
+"""What `host.sh` does on a host: Python and packages, what would stop a run, start and stop."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vit_jax.launch.tpu import HOST_SCRIPT
+
+
+@pytest.fixture
+def host(cloud, monkeypatch):
+    """`host(action, ...)` runs `host.sh pod ACTION ...` on a fake host; returns what came of it."""
+    monkeypatch.setenv("FAKE_GCLOUD_HOSTS", "1")
+    gcloud(cloud, "create", "pod", "--accelerator-type=v4-8")
+    home = cloud / "pod-0"
+    (home / "host.sh").write_text(HOST_SCRIPT.read_text())
+
+    def run(*arguments):
+        return gcloud(cloud, "ssh", "pod", "--worker=0", f"--command={' '.join(arguments)}")
+
+    run.home = home
+    return run
+
+
+def gcloud(cloud, *arguments):
+    command = [cloud / "tools/gcloud", "compute", "tpus", "tpu-vm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def repository(folder, script):
+    """A git repository with nothing but a `run.sh`."""
+    folder.mkdir()
+    (folder / "run.sh").write_text(f"#!/bin/bash\n{script}\n")
+    (folder / "run.sh").chmod(0o755)
+    for arguments in (
+        ["init"],
+        ["add", "."],
+        ["-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "m"],
+    ):
+        subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True)
+    done = subprocess.run(
+        ["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_a_pinned_commit_is_installed_with_the_tpu_extra(host, tmp_path):
+    script = 'env | grep VIT_JAX | sort >"$HOME/env"; echo "$@" >>"$HOME/env"'
+    commit = repository(tmp_path / "repository", script)
+    done = host("bash host.sh pod prepare", str(tmp_path / "repository"), commit)
+    assert done.returncode == 0, done.stderr
+    assert (host.home / "env").read_text().splitlines() == [
+        "VIT_JAX_EXTRAS=tpu",
+        f"VIT_JAX_PYTHON={host.home}/bin/python3.13",
+        f"VIT_JAX_VENV={host.home}/vit_jax_runs/pod/venv",
+        "install",
+    ]
+    done = host("bash host.sh pod prepare", str(tmp_path / "repository"), "0" * 40)
+    assert done.returncode == 2
+    assert f"error: pod-w-0: commit {'0' * 40} is not in" in done.stderr
+
+
+OLD_PYTHON = """#!/bin/bash
+case "$*" in
+  -c*) exit 1 ;;
+  *"pip install"*) {pip} ;;
+  *"uv python find"*) echo {found} ;;
+esac
+"""
+
+
+def make_python_old(host, pip):
+    for name in ("3.11", "3.12", "3.13"):
+        (host.home / f"bin/python{name}").unlink()
+    text = OLD_PYTHON.format(pip=pip, found=host.home / "new/python3.12")
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        (host.home / "bin" / name).write_text(text)
+        (host.home / "bin" / name).chmod(0o755)
+
+
+def test_an_image_with_an_old_python_gets_a_new_one(host, tmp_path):
+    commit = repository(tmp_path / "repository", 'echo "$VIT_JAX_PYTHON" >"$HOME/used"')
+    make_python_old(host, pip="true")
+    done = host("bash host.sh pod prepare", str(tmp_path / "repository"), commit)
+    assert done.returncode == 0, done.stderr
+    assert (host.home / "used").read_text().strip() == f"{host.home}/new/python3.12"
+
+
+def test_without_a_way_to_a_new_python_it_says_what_is_missing(host, tmp_path):
+    commit = repository(tmp_path / "repository", "true")
+    make_python_old(host, pip="exit 1")
+    done = host("bash host.sh pod prepare", str(tmp_path / "repository"), commit)
+    assert done.returncode == 2
+    assert "no Python 3.11 or newer" in done.stderr
+    assert "Cloud NAT" in done.stderr
+
+
+def test_a_bucket_that_may_be_written_passes(host):
+    done = host("bash host.sh pod check gs://bucket/run")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_missing_permission_names_the_role_that_has_it(host, cloud):
+    held = {"permissions": ["storage.objects.get", "storage.objects.list"]}
+    (cloud / "permissions.json").write_text(json.dumps(held))
+    done = host("bash host.sh pod check gs://bucket/run")
+    assert done.returncode == 2
+    assert "runner@project.iam.gserviceaccount.com lacks" in done.stderr
+    assert "storage.objects.create storage.objects.delete on gs://bucket," in done.stderr
+    assert "--role=roles/storage.objectUser" in done.stderr
+    (cloud / "permissions.json").unlink()
+    assert "gs://bucket does not exist" in host("bash host.sh pod check gs://bucket/run").stderr
+
+
+def test_the_process_that_holds_a_device_is_named(host, tmp_path):
+    device = tmp_path / "accel0"
+    device.touch()
+    with device.open() as held:
+        command = f"source host.sh; holders '{tmp_path}/accel*' /dev/nothing"
+        found = host(command).stdout.split(maxsplit=2)
+        assert not held.closed
+    assert found[0] == str(os.getpid())
+    assert Path(sys.executable).name in found[2]
+    assert host(command).stdout == ""
+
+
+def run_of(host, script):
+    """Puts a `run.sh` where a prepared run has it, and starts it."""
+    code = host.home / "vit_jax_runs/pod/code"
+    code.mkdir(parents=True)
+    (code / "run.sh").write_text(f"#!/bin/bash\n{script}\n")
+    (code / "run.sh").chmod(0o755)
+    assert host("bash host.sh pod state").stdout == "pod-w-0 none\n"
+    assert host("bash host.sh pod start --config=c --restarts=20").returncode == 0
+
+
+def state_of(host, kind):
+    deadline = time.monotonic() + 60
+    while f" {kind}" not in (told := host("bash host.sh pod state").stdout):
+        assert time.monotonic() < deadline, told
+    return told.strip()
+
+
+def test_a_run_that_ends_leaves_its_code_and_last_line(host):
+    run_of(host, 'echo first; echo "last $*"; exit 75')
+    assert state_of(host, "ended") == "pod-w-0 ended 75 last train --config=c --restarts=20"
+    assert host("bash host.sh pod logs").stdout.splitlines()[0] == "first"
+
+
+def test_stop_lets_a_run_save_first(host):
+    run_of(host, "trap 'echo saved; exit 75' TERM; echo going; while :; do sleep 0.05; done")
+    while "going" not in state_of(host, "running"):
+        continue
+    started_twice = host("bash host.sh pod start --config=c")
+    assert (started_twice.returncode, started_twice.stderr) == (0, "")
+    assert host("bash host.sh pod stop").returncode == 0
+    assert host("bash host.sh pod state").stdout == "pod-w-0 ended 75 saved\n"
+    assert host("bash host.sh pod stop").returncode == 0  # Nothing left to stop.
+
+
+def test_unknown_actions_and_early_questions_are_errors(host):
+    assert "unknown action fly" in host("bash host.sh pod fly").stderr
+    assert "has not been started here" in host("bash host.sh pod logs").stderr

@@ -1,0 +1,212 @@
+"""A Cloud TPU slice, or several, as the `gcloud` commands that make, reach and delete it."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vit_jax.errors import UserError
+
+Command = list[str]
+
+READY = ("READY", "ACTIVE")
+COMING = (
+    "CREATING", "STARTING", "RESTARTING", "REPAIRING", "REIMAGING", "ACCEPTED",
+    "PROVISIONING", "WAITING_FOR_RESOURCES",
+)  # fmt: skip
+ABSENT = "ABSENT"
+
+# Runtimes with today's drivers; cloud.google.com/tpu/docs/runtimes. First match wins.
+_VERSIONS = (
+    (r"v5lite|v5e", "v2-alpha-tpuv5-lite"),
+    (r"v5p", "v2-alpha-tpuv5"),
+    (r"v6e", "v2-alpha-tpuv6e"),
+    (r"v[234]-", "tpu-ubuntu2204-base"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """What was, or is to be, created under one name.
+
+    type: such as v5litepod-256. version: of the TPU runtime; empty for the usual one of the type.
+    slices: how many of that type, connected by the data centre's network.
+    queued: ask by a queued resource, which waits for capacity; several slices always do.
+    """
+
+    name: str
+    zone: str
+    type: str = ""
+    project: str = ""
+    version: str = ""
+    spot: bool = False
+    queued: bool = False
+    slices: int = 1
+    internal_ip: bool = False
+    network: str = ""
+    subnetwork: str = ""
+    service_account: str = ""
+
+    @property
+    def is_queued(self) -> bool:
+        return self.queued or self.slices > 1
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the TPU VMs, one a slice."""
+        if self.slices == 1:
+            return [self.name]
+        return [f"{self.name}-{number}" for number in range(self.slices)]
+
+    def create(self) -> Command:
+        """Raises `UserError` for a type whose runtime is not known."""
+        flags = [f"--accelerator-type={self.type}"]
+        flags += ["--spot"] if self.spot else []
+        flags += ["--internal-ips"] if self.internal_ip else []
+        for flag in ("network", "subnetwork", "service_account"):
+            value = getattr(self, flag)
+            flags += [f"--{flag.replace('_', '-')}={value}"] if value else []
+        version = self.version or self._usual_version()
+        if not self.is_queued:
+            return self._tpus("tpu-vm", "create", self.name, *flags, f"--version={version}")
+        nodes = [f"--node-id={self.name}"]
+        if self.slices > 1:
+            nodes = [f"--node-count={self.slices}", f"--node-prefix={self.name}"]
+        return self._tpus(
+            "queued-resources", "create", self.name, *nodes, *flags, f"--runtime-version={version}"
+        )
+
+    def delete(self) -> Command:
+        if self.is_queued:
+            return self._tpus("queued-resources", "delete", self.name, "--force", "--quiet")
+        return self._tpus("tpu-vm", "delete", self.name, "--quiet")
+
+    def describe(self) -> Command:
+        if self.is_queued:
+            where = "--format=value(state.state)"
+            return self._tpus("queued-resources", "describe", self.name, where)
+        return self._tpus("tpu-vm", "describe", self.name, "--format=value(state)")
+
+    def ssh(self, node: str, command: str, worker: str = "all") -> Command:
+        return self._tpus(
+            "tpu-vm", "ssh", node, *self._inside(), f"--worker={worker}", f"--command={command}"
+        )
+
+    def scp(self, files: Sequence[str], node: str) -> Command:
+        return self._tpus("tpu-vm", "scp", *files, f"{node}:", *self._inside(), "--worker=all")
+
+    def _inside(self) -> list[str]:
+        return ["--internal-ip"] if self.internal_ip else []
+
+    def _usual_version(self) -> str:
+        for pattern, version in _VERSIONS:
+            if re.match(pattern, self.type):
+                return version
+        raise UserError(f"--type={self.type}: its TPU runtime is not known; add --version=NAME")
+
+    def _tpus(self, *arguments: str) -> Command:
+        where = [f"--zone={self.zone}"]
+        where += [f"--project={self.project}"] if self.project else []
+        return ["gcloud", "compute", "tpus", *arguments, *where]
+
+
+class Gcloud:
+    """Runs commands, or only prints them (`dry_run`).
+
+    Raises:
+      UserError: `gcloud` is not installed, or a command failed: with its last line.
+    """
+
+    def __init__(self, *, dry_run: bool = False):
+        self.dry_run = dry_run
+
+    def run(self, command: Command) -> None:
+        """Runs `command`, whose output is shown."""
+        if self.dry_run:
+            print(shlex.join(command))
+            return
+        done = self._call(command, stdout=None)
+        if done.returncode:
+            raise UserError(f"{shlex.join(command[:5])} failed: {_last_line(done.stderr)}")
+
+    def ask(self, command: Command, pretend: str = "") -> str:
+        """What `command` prints; `pretend` in a dry run."""
+        if self.dry_run:
+            print(shlex.join(command))
+            return pretend
+        done = self._call(command, stdout=subprocess.PIPE)
+        if done.returncode:
+            raise UserError(f"{shlex.join(command[:5])} failed: {_last_line(done.stderr)}")
+        return done.stdout
+
+    def state(self, slices: Slices) -> str:
+        """The state that Cloud TPU tells, such as READY or PREEMPTED; `ABSENT` if there is none."""
+        try:
+            return self.ask(slices.describe(), pretend="READY").strip() or ABSENT
+        except UserError as error:
+            if "NOT_FOUND" in str(error) or "was not found" in str(error):
+                return ABSENT
+            raise
+
+    def everywhere(self, slices: Slices, script: str, pretend: str = "") -> str:
+        """What a shell script prints on all hosts of all slices, which run it at the same time."""
+        commands = [slices.ssh(node, script) for node in slices.nodes]
+        if self.dry_run:
+            return "".join(self.ask(command, pretend) for command in commands)
+        with ThreadPoolExecutor(len(commands)) as pool:
+            return "".join(pool.map(self.ask, commands))
+
+    def copy(self, slices: Slices, files: Sequence[str]) -> None:
+        """Copies local files to the home folders of all hosts."""
+        for node in slices.nodes:
+            self.run(slices.scp(files, node))
+
+    def say(self, text: str) -> None:
+        """A line for people, who in a dry run want the commands alone."""
+        if not self.dry_run:
+            print(text, file=sys.stderr, flush=True)
+
+    def _call(self, command: Command, stdout: int | None) -> subprocess.CompletedProcess:
+        try:
+            return subprocess.run(
+                command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+            )
+        except FileNotFoundError:
+            raise UserError(
+                "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
+            ) from None
+
+
+def _last_line(text: str) -> str:
+    """What went wrong: the lines of gcloud that say ERROR, or the last one."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    told = [line for line in lines if line.lower().startswith("error")]
+    return " ".join(told or lines[-1:]) or "without a word"
+
+
+def remember(slices: Slices) -> None:
+    """Keeps what was created, so that later commands need only the name."""
+    path = _memory(slices.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dataclasses.asdict(slices), indent=1) + "\n")
+
+
+def recall(name: str) -> Slices | None:
+    """What `remember` kept, on this machine."""
+    path = _memory(name)
+    return Slices(**json.loads(path.read_text())) if path.exists() else None
+
+
+def forget(name: str) -> None:
+    _memory(name).unlink(missing_ok=True)
+
+
+def _memory(name: str) -> Path:
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "vit_jax" / "tpu" / f"{name}.json"

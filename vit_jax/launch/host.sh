@@ -1,0 +1,166 @@
+#!/usr/bin/env bash
+# One host of a TPU slice: installs, starts and watches a run there. Copied to the hosts and called
+# by `./run.sh tpu`. Everything of a run lies in ~/vit_jax_runs/NAME.
+#
+#   host.sh NAME prepare [REPOSITORY COMMIT]   code (unpacked from ~/NAME.tgz, or cloned), Python,
+#                                              packages
+#   host.sh NAME check [gs://BUCKET/...]       what would stop the run: a process that holds the
+#                                              TPU, a bucket that may not be written
+#   host.sh NAME start ARGUMENTS...            `./run.sh train ARGUMENTS`, in the background, unless
+#                                              it is already running
+#   host.sh NAME state                         HOST none | running LAST LINE | ended CODE LAST LINE
+#   host.sh NAME logs                          what the run says, until it ends
+#   host.sh NAME stop                          asks the run to save and end, and waits for that
+set -euo pipefail
+
+fail() {
+  echo "error: $(hostname): $*" >&2
+  exit 2
+}
+
+newest_python() {
+  local candidate
+  for candidate in python3.13 python3.12 python3.11 python3; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+      2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+# TPU images may bring a Python that is too old. uv brings its own builds and needs no root.
+install_python() {
+  python3 -m pip install --quiet --user uv >&2 &&
+    python3 -m uv python install --quiet 3.12 >&2 &&
+    python3 -m uv python find 3.12
+}
+
+prepare() {
+  local code="$run/code" python
+  mkdir -p "$run"
+  if [[ $# -gt 0 ]]; then
+    [[ -d $code/.git ]] || git clone --quiet "$1" "$code"
+    git -C "$code" fetch --quiet origin
+    git -C "$code" checkout --quiet "$2" || fail "commit $2 is not in $1"
+  else
+    rm -rf "$code.new" && mkdir "$code.new"
+    tar -xzf ~/"$name.tgz" -C "$code.new"
+    rm -rf "$code" && mv "$code.new" "$code"
+  fi
+  python=$(newest_python) || python=$(install_python) ||
+    fail "no Python 3.11 or newer, and none could be installed; give the subnetwork a Cloud NAT," \
+      "or choose a newer runtime with --version"
+  VIT_JAX_PYTHON=$python VIT_JAX_EXTRAS=tpu VIT_JAX_VENV=$run/venv "$code/run.sh" install
+}
+
+# Processes with a file open whose name matches one of the patterns, as lines "PID USER COMMAND".
+holders() {
+  local pattern pid
+  for pattern in "$@"; do
+    find /proc/[0-9]*/fd -maxdepth 1 -lname "$pattern" 2>/dev/null || true
+  done | cut -d/ -f3 | sort -u | while read -r pid; do
+    echo "$pid $(stat -c %U "/proc/$pid") $(tr '\0' ' ' <"/proc/$pid/cmdline" | cut -c1-80)"
+  done
+}
+
+check_tpu_is_free() {
+  local found
+  found=$(holders '/dev/accel*' '/dev/vfio/[0-9]*')
+  if [[ -n $found ]]; then
+    fail "a process holds the TPU: ${found//$'\n'/; }. End it (kill PID), or wait for it"
+  fi
+}
+
+metadata() {
+  curl -sf -H 'Metadata-Flavor: Google' \
+    "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/$1"
+}
+
+# Asks the bucket which of the permissions that a run needs this host's service account has.
+check_bucket() {
+  local bucket=${1#gs://} token account granted missing=() permission query=''
+  local wanted=(storage.objects.create storage.objects.delete storage.objects.get
+    storage.objects.list)
+  bucket=${bucket%%/*}
+  account=$(metadata email) || fail "this host has no service account; add --service-account=EMAIL"
+  token=$(metadata token | sed 's/.*"access_token" *: *"\([^"]*\)".*/\1/')
+  for permission in "${wanted[@]}"; do
+    query+="&permissions=$permission"
+  done
+  granted=$(curl -sf -H "Authorization: Bearer $token" \
+    "https://storage.googleapis.com/storage/v1/b/$bucket/iam/testPermissions?${query#&}") ||
+    fail "bucket gs://$bucket does not exist, or $account may not see it"
+  for permission in "${wanted[@]}"; do
+    [[ $granted == *"\"$permission\""* ]] || missing+=("$permission")
+  done
+  if [[ ${#missing[@]} -gt 0 ]]; then
+    fail "service account $account lacks ${missing[*]} on gs://$bucket, which are in the role" \
+      "roles/storage.objectUser. Grant it: gcloud storage buckets add-iam-policy-binding" \
+      "gs://$bucket --member=serviceAccount:$account --role=roles/storage.objectUser"
+  fi
+}
+
+is_running() {
+  [[ -f $run/pid ]] && kill -0 "$(<"$run/pid")" 2>/dev/null
+}
+
+start() {
+  if is_running; then
+    return
+  fi
+  rm -f "$run/code_of_exit"
+  cd "$run/code"
+  VIT_JAX_EXTRAS=tpu VIT_JAX_VENV=$run/venv setsid nohup bash -c '
+    ./run.sh train "${@:2}" & child=$!
+    trap "kill -TERM $child" TERM
+    while kill -0 $child 2>/dev/null; do wait $child; done
+    wait $child
+    echo $? >"$1/code_of_exit"' bash "$run" "$@" >>"$run/log" 2>&1 </dev/null &
+  echo $! >"$run/pid"
+}
+
+last_line() {
+  tail -n 1 "$run/log" 2>/dev/null | cut -c1-300
+}
+
+state() {
+  if is_running; then
+    echo "$(hostname) running $(last_line)"
+  elif [[ -f $run/code_of_exit ]]; then
+    echo "$(hostname) ended $(<"$run/code_of_exit") $(last_line)"
+  else
+    echo "$(hostname) none"
+  fi
+}
+
+logs() {
+  [[ -f $run/log ]] || fail "run $name has not been started here"
+  if is_running; then
+    tail -n 200 -F --pid="$(<"$run/pid")" "$run/log" 2>/dev/null
+  else
+    tail -n 200 "$run/log"
+  fi
+}
+
+stop() {
+  is_running || return 0
+  kill -TERM "$(<"$run/pid")"
+  tail --pid="$(<"$run/pid")" -f /dev/null
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+  name=$1
+  run=~/vit_jax_runs/$name
+  case $2 in
+    prepare | start | state | logs | stop) "$2" "${@:3}" ;;
+    check)
+      check_tpu_is_free
+      if [[ ${3:-} == gs://* ]]; then
+        check_bucket "$3"
+      fi
+      ;;
+    *) fail "unknown action $2" ;;
+  esac
+fi

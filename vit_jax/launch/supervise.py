@@ -1,0 +1,91 @@
+"""A parent that starts a run again where it was cut short.
+
+JAX ends the processes that lost another one from within C++, where no Python code can say why or
+choose the exit code: the parent does.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from vit_jax.errors import Interrupted
+
+LONG_SECONDS = 600.0
+"""A run that lived this long before it was cut short starts the count of restarts anew."""
+
+MAX_PAUSE_SECONDS = 60.0
+
+
+def run(
+    arguments: Sequence[str], restarts: int, pause: Callable[[float], None] = time.sleep
+) -> int:
+    """Runs `python -m vit_jax ARGUMENTS` until it ends for good; returns its exit code.
+
+    It is started again after exit code 75 and after a signal that it did not catch (which is how
+    a process that lost another one ends), up to `restarts` times in a row; not after SIGTERM or
+    Ctrl-C to this parent, which are passed on.
+    """
+    command = [sys.executable, "-m", "vit_jax.launch.child", str(os.getpid()), *arguments]
+    in_a_row = 0
+    with _Forwarding() as forwarding:
+        while True:
+            started = time.monotonic()
+            code = _exit_code(forwarding.call(command))
+            if code != Interrupted.exit_code or forwarding.received:
+                return code
+            in_a_row = 1 if time.monotonic() - started > LONG_SECONDS else in_a_row + 1
+            if in_a_row > restarts:
+                _say(f"cut short {in_a_row} times in a row; giving up")
+                return code
+            _say(f"starting again ({in_a_row} of {restarts})")
+            pause(min(2.0**in_a_row, MAX_PAUSE_SECONDS))
+            if forwarding.received:
+                return code
+
+
+def _exit_code(returned: int) -> int:
+    if returned >= 0:
+        return returned
+    name = signal.Signals(-returned).name
+    reason = ": another process of this run was lost" if name == "SIGABRT" else ""
+    _say(f"the run was ended by {name}{reason}; it goes on from its last checkpoint")
+    return Interrupted.exit_code
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class _Forwarding:
+    """Within the `with` block SIGTERM and Ctrl-C go on to the child that runs."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._child: subprocess.Popen | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "_Forwarding":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self.received = True
+        if self._child is not None:
+            self._child.send_signal(number)
+
+    def call(self, command: Sequence[str]) -> int:
+        # In a group of its own, or a terminal's Ctrl-C would reach the child twice.
+        self._child = subprocess.Popen(command, process_group=0)
+        try:
+            return self._child.wait()
+        finally:
+            self._child = None

@@ -1,0 +1,333 @@
+"""`tpu create|train|logs|status|delete NAME`: runs on Cloud TPU slices, kept going until done.
+
+The local side of it. What the hosts do is in `host.sh`, which is copied to them with the code.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from vit_jax.errors import Interrupted, UserError, nearest
+from vit_jax.launch import gcloud
+from vit_jax.launch.gcloud import ABSENT, COMING, READY, Gcloud, Slices
+
+HOST_SCRIPT = Path(__file__).parent / "host.sh"
+REPOSITORY = Path(__file__).parent.parent.parent
+
+RESTARTS = 20
+"""Times in a row that a host starts a run again by itself before it is looked at."""
+
+
+MAX_UNREACHED = 20
+"""Looks in a row that may fail before the launcher gives up; the run itself goes on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HostState:
+    """What one host says of a run: none, running, or ended with an exit code."""
+
+    host: str
+    kind: str
+    code: int | None
+    last_line: str
+
+    @classmethod
+    def parse(cls, line: str) -> "HostState":
+        host, kind, *rest = line.split(" ", 2)
+        text = rest[0] if rest else ""
+        if kind != "ended":
+            return cls(host, kind, None, text)
+        code, _, text = text.partition(" ")
+        return cls(host, kind, int(code), text)
+
+
+@dataclasses.dataclass
+class Launcher:
+    """What is done with the slices of one name. poll: seconds between looks."""
+
+    slices: Slices
+    cloud: Gcloud
+    poll: float = 30.0
+
+    def create(self) -> None:
+        """Asks for the slices, and waits until they are there."""
+        if not self.cloud.dry_run:
+            gcloud.remember(self.slices)
+        self.cloud.run(self.slices.create())
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        told = ""
+        while (state := self.cloud.state(self.slices)) not in READY:
+            if state not in COMING:
+                raise UserError(f"{self.slices.name} is {state}; delete it, and create it again")
+            if state != told:
+                self.cloud.say(f"{self.slices.name}: {state}")
+                told = state
+            time.sleep(self.poll)
+        self.cloud.say(f"{self.slices.name}: {state}")
+
+    def train(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> int:
+        """Starts the run on all hosts, and starts it again until it is done or has failed.
+
+        arguments: of `train`. pin: repository and commit; without, the working tree is copied.
+        Returns the run's exit code.
+        """
+        state = self.cloud.state(self.slices)
+        if state == ABSENT:
+            raise UserError(f"there is no {self.slices.name}; ./run.sh tpu create it first")
+        if state in COMING:
+            self._wait_until_ready()
+        if self.cloud.dry_run or (self._is_up() and not self._is_going()):
+            self._begin(arguments, workdir, pin)
+        unreached = 0
+        while True:
+            try:
+                if not self._is_up():
+                    self._create_again()
+                    self._begin(arguments, workdir, pin)
+                states = self.states()
+                unreached = 0
+            except UserError as error:  # Hosts cannot be reached while they are taken away.
+                unreached += 1
+                if unreached > MAX_UNREACHED:
+                    raise
+                self.cloud.say(f"{error}; looking again")
+                time.sleep(self.poll)
+                continue
+            if any(state.kind == "none" for state in states):  # A host was restarted.
+                self._on_hosts("start", *arguments)
+            code = self._verdict(states)
+            if code is not None:
+                return code
+            self.cloud.say(f"{states[0].host}: {states[0].last_line}")
+            time.sleep(self.poll)
+
+    def _is_up(self) -> bool:
+        return self.cloud.state(self.slices) in (*READY, *COMING)
+
+    def _is_going(self) -> bool:
+        return any(state.kind == "running" for state in self.states())
+
+    def _create_again(self) -> None:
+        """Replaces slices that were preempted, however long there is no capacity for new ones."""
+        self.cloud.say(f"{self.slices.name} was preempted; creating it again")
+        while True:
+            try:
+                if self.cloud.state(self.slices) != ABSENT:
+                    self.cloud.run(self.slices.delete())
+                return self.create()
+            except UserError as error:
+                self.cloud.say(f"{error}; trying again")
+                time.sleep(self.poll)
+
+    def _begin(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> None:
+        name = self.slices.name
+        if pin:
+            self.cloud.copy(self.slices, [str(HOST_SCRIPT)])
+            self._on_hosts("prepare", *pin)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                tar = Path(folder) / f"{name}.tgz"
+                if not self.cloud.dry_run:
+                    pack(REPOSITORY, tar)
+                self.cloud.copy(self.slices, [str(HOST_SCRIPT), str(tar)])
+            self._on_hosts("prepare")
+        self._on_hosts("check", *([workdir] if workdir.startswith("gs://") else []))
+        self._on_hosts("start", *arguments)
+
+    def _on_hosts(self, action: str, *arguments: str) -> None:
+        script = shlex.join(["bash", "host.sh", self.slices.name, action, *arguments])
+        self.cloud.everywhere(self.slices, script)
+
+    def _verdict(self, states: Sequence[HostState]) -> int | None:
+        """The run's exit code once there is one; stops the hosts that would wait for the others."""
+        ended = [state for state in states if state.kind == "ended"]
+        if len(ended) == len(states) and all(state.code == 0 for state in states):
+            self.cloud.say(f"{self.slices.name}: done")
+            return 0
+        failed = [state for state in ended if state.code]
+        if not failed:
+            return None
+        own = [state for state in failed if state.code != Interrupted.exit_code]
+        for state in own or failed:
+            self.cloud.say(f"{state.host} ended with {state.code}: {state.last_line}")
+        self._on_hosts("stop")
+        return (own or failed)[0].code
+
+    def states(self) -> list[HostState]:
+        """What every host says of the run, in order of their names."""
+        ask = f"bash host.sh {self.slices.name} state"
+        script = f'if [ -f host.sh ]; then {ask}; else echo "$(hostname) none"; fi'
+        told = self.cloud.everywhere(self.slices, script, pretend=f"{self.slices.name} ended 0\n")
+        lines = filter(None, told.splitlines())
+        return sorted(map(HostState.parse, lines), key=lambda state: state.host)
+
+    def logs(self, node: str, worker: str) -> None:
+        """Shows what one host says, until its run ends."""
+        self.cloud.run(self.slices.ssh(node, f"bash host.sh {self.slices.name} logs", worker))
+
+    def status(self) -> None:
+        """Prints the state of the slices and of every host."""
+        state = self.cloud.state(self.slices)
+        print(f"{self.slices.name}: {state}")
+        if state in READY:
+            for host in self.states():
+                code = "" if host.code is None else f" with {host.code}"
+                print(f"{host.host}: {host.kind}{code}  {host.last_line}".rstrip())
+
+    def delete(self) -> None:
+        """Deletes the slices; the run's workdir stays."""
+        self.cloud.run(self.slices.delete())
+        if not self.cloud.dry_run:
+            gcloud.forget(self.slices.name)
+
+
+def pack(folder: Path, tar: Path) -> None:
+    """Writes the files of a git checkout, changed ones as they are, without what git ignores.
+
+    Raises:
+      UserError: the package was not installed from a checkout.
+    """
+    listing = ["git", "-C", str(folder), "ls-files", "-co", "--exclude-standard", "-z"]
+    done = subprocess.run(listing, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{folder} is no git checkout; clone the repository, and use its ./run.sh")
+    with tarfile.open(tar, "w:gz") as file:
+        for name in filter(None, done.stdout.split("\0")):
+            if (folder / name).exists():
+                file.add(folder / name, name)
+
+
+def run(
+    arguments: Sequence[str],
+    overrides: Mapping[str, str],
+    parser_type: type = argparse.ArgumentParser,
+) -> int:
+    """The command line behind `./run.sh tpu`; returns the exit code.
+
+    overrides: of config keys. parser_type: whose errors the user meets.
+    """
+    actions: dict[str, Callable] = {
+        "create": _create, "train": _train, "logs": _logs, "status": _status, "delete": _delete,
+    }  # fmt: skip
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in actions:
+        raise UserError(f"tpu: unknown action {arguments[0]!r}; {nearest(arguments[0], actions)}")
+    parser = _parser(parser_type)
+    given = parser.parse_args(arguments)
+    if given.action is None:
+        parser.print_help()
+        return 0
+    if overrides and given.action != "train":
+        raise UserError(f"tpu {given.action} takes no --config.{next(iter(overrides))}")
+    given.overrides = overrides
+    slices = _slices(given)
+    launcher = Launcher(slices, Gcloud(dry_run=given.dry_run), given.poll)
+    return actions[given.action](launcher, given) or 0
+
+
+def _parser(parser_type: type) -> argparse.ArgumentParser:
+    parser = parser_type(
+        prog="./run.sh tpu",
+        description="Runs on Cloud TPU slices, kept going until done.",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+
+    def action(name: str, summary: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=summary, description=summary)
+        added.add_argument("name", metavar="NAME", help="of the slice, or slices")
+        added.add_argument("--zone", default="", help="default: as created")
+        added.add_argument("--project", default="", help="default: gcloud's")
+        added.add_argument("--dry-run", action="store_true", help="only print the commands")
+        added.add_argument("--poll", type=float, default=30.0, help="seconds between looks")
+        return added
+
+    create = action("create", "create a slice and wait until it is there")
+    create.add_argument("--type", default="", help="such as v5litepod-256")
+    create.add_argument("--slices", type=int, default=1, help="how many of that type")
+    create.add_argument("--spot", action="store_true", help="cheaper, may be preempted")
+    create.add_argument("--queued", action="store_true", help="wait in a queue for capacity")
+    create.add_argument("--version", default="", help="TPU runtime; default: the type's usual one")
+    create.add_argument("--internal-ip", action="store_true", help="hosts without outside address")
+    for flag in ("network", "subnetwork", "service-account"):
+        create.add_argument(f"--{flag}", default="", help="as gcloud takes it")
+
+    train = action("train", "start a run on all hosts, and again until it is done")
+    train.add_argument("--config", default="", metavar="FILE[:ARGS]", help="as `train` takes it")
+    train.add_argument("--workdir", default="", metavar="DIR", help="gs://..., or a shared disk")
+    train.add_argument("--commit", default="", help="run this commit instead of a copy of the code")
+    train.add_argument("--repository", default="", help="with --commit: where hosts clone it from")
+
+    logs = action("logs", "show what a host says")
+    logs.add_argument("--worker", default="0", help="which host of the slice")
+    logs.add_argument("--slice", type=int, default=0, help="which slice")
+    action("status", "show the state of slices and hosts")
+    action("delete", "delete the slices; the workdir stays")
+    return parser
+
+
+def _slices(given: argparse.Namespace) -> Slices:
+    """What the flags describe, or what was created under that name from this machine."""
+    known = gcloud.recall(given.name)
+    if given.action == "create":
+        for flag in ("type", "zone"):
+            if not getattr(given, flag):
+                raise UserError(f"tpu create: --{flag} is missing (see ./run.sh tpu create --help)")
+        names = [field.name for field in dataclasses.fields(Slices)]
+        return Slices(**{name: getattr(given, name) for name in names})
+    if known is None:
+        if not given.zone:
+            raise UserError(
+                f"tpu {given.action}: {given.name} was not created from this machine; add --zone"
+            )
+        return Slices(given.name, given.zone, project=given.project)
+    changes = {name: value for name in ("zone", "project") if (value := getattr(given, name))}
+    return dataclasses.replace(known, **changes)
+
+
+def _create(launcher: Launcher, _: argparse.Namespace) -> None:
+    launcher.create()
+
+
+def _train(launcher: Launcher, given: argparse.Namespace) -> int:
+    for flag in ("config", "workdir"):
+        if not getattr(given, flag):
+            raise UserError(f"tpu train: --{flag} is missing (see ./run.sh tpu train --help)")
+    if "://" not in given.workdir and not given.workdir.startswith("/"):
+        raise UserError(
+            f"--workdir={given.workdir}: write gs://BUCKET/..., or the absolute path of a disk that"
+            " all hosts share"
+        )
+    if bool(given.commit) != bool(given.repository):
+        raise UserError("tpu train: --commit and --repository go together")
+    path = given.config.partition(":")[0]
+    if not given.commit and not (REPOSITORY / path).is_file():
+        raise UserError(f"--config={path}: no such file in {REPOSITORY}, which the hosts get")
+    arguments = [
+        f"--restarts={RESTARTS}",
+        f"--config={given.config}",
+        f"--workdir={given.workdir}",
+        *(f"--config.{key}={value}" for key, value in given.overrides.items()),
+    ]
+    pin = (given.repository, given.commit) if given.commit else None
+    return launcher.train(arguments, given.workdir, pin)
+
+
+def _logs(launcher: Launcher, given: argparse.Namespace) -> None:
+    if not 0 <= given.slice < launcher.slices.slices:
+        raise UserError(f"--slice={given.slice}: there are {launcher.slices.slices}, from 0")
+    launcher.logs(launcher.slices.nodes[given.slice], given.worker)
+
+
+def _status(launcher: Launcher, _: argparse.Namespace) -> None:
+    launcher.status()
+
+
+def _delete(launcher: Launcher, _: argparse.Namespace) -> None:
+    launcher.delete()
