@@ -121,6 +121,13 @@ SCHEMA: dict[str, Any] = {
     "max_skipped_steps": Key(
         0, FREE, "non-finite steps in a row that are skipped before the run stops"
     ),
+    "spikes": {
+        "factor": Key(
+            0.0, WARNED, "skip a step whose loss exceeds this times its recent average; 0 = off"
+        ),
+        "window": Key(100, WARNED, "steps of that average; none is skipped before as many"),
+        "max_skipped": Key(10, FREE, "spikes in a row that are skipped before the run stops"),
+    },
     "ema_decay": Key(0.0, WARNED, "decay of the exponential moving average of parameters; 0 = off"),
     "precision": Key(
         "default", WARNED, "matmul precision of float32 products: default, high or highest"
@@ -169,6 +176,7 @@ SCHEMA: dict[str, Any] = {
         "on_bad_image": Key("fail", WARNED, "unreadable training image: fail or skip (replaced)"),
         "threads": Key(0, FREE, "decoding threads; 0 = one a core"),
         "prefetch": Key(2, FREE, "batches kept ready on the host and on the device"),
+        "timeout": Key(600.0, FREE, "seconds that a source may be silent before the run stops"),
     },
     "eval": {
         "every": _duration("10 percent", FREE, "between evaluations; one more follows the last"),
@@ -420,7 +428,13 @@ def _check_values(given: dict) -> None:
         given["data"]["on_bad_image"] in ("fail", "skip"),
         f"config.data.on_bad_image={given['data']['on_bad_image']!r}: write fail or skip",
     )
+    require(given["data"]["timeout"] > 0, "config.data.timeout must be positive")
     require(given["checkpoint"]["keep_last"] >= 1, "config.checkpoint.keep_last must be at least 1")
+    require(
+        given["spikes"]["factor"] == 0 or given["spikes"]["factor"] > 1,
+        f"config.spikes.factor={given['spikes']['factor']}: write more than 1, or 0 for no guard",
+    )
+    require(given["spikes"]["window"] >= 1, "config.spikes.window must be at least 1")
     for section in ("model", "task"):
         require("name" in given[section], f"config.{section}.name is missing")
     for axis, size in given["mesh"].items():

@@ -51,6 +51,7 @@ class Evaluator:
         self._task = task
         self._mesh = mesh
         self._threads = config.data.threads
+        self._timeout_s = config.data.timeout
         self._rows = sharding.local_rows(mesh, self.batch_size)
         self._eval_step = step.make_eval_step(task, abstract, mesh)
 
@@ -102,6 +103,7 @@ class Evaluator:
             rows=self._rows,
             pp=split.pp,
             num_threads=self._threads,
+            timeout_s=self._timeout_s,
         ) as batches:
             for batch in batches:
                 size += sum(array.nbytes for array in batch.values())

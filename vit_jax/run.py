@@ -14,6 +14,7 @@ from vit_jax import data, optim, sharding, step, tasks
 from vit_jax.config import Duration, durations
 from vit_jax.feed import DeviceFeed
 from vit_jax.models import lora
+from vit_jax.spikes import SpikeGuard
 from vit_jax.types import TEACHER, Array, Batch, DataInfo, Params
 
 TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
@@ -49,7 +50,12 @@ class Run:
         params = tasks.abstract_params(task)
         optimizer = optim.build(_optim_keys(config, params), params, duration=duration)
         make_state, abstract = step.init_state(
-            task, optimizer, seed=config.seed, ema=config.ema_decay > 0, mesh=mesh
+            task,
+            optimizer,
+            seed=config.seed,
+            ema=config.ema_decay > 0,
+            mesh=mesh,
+            guard=SpikeGuard.of(config),
         )
         return cls(config, mesh, source, task, optimizer, duration, make_state, abstract)
 
@@ -69,6 +75,7 @@ class Run:
             accum_steps=config.accum_steps,
             ema_decay=config.ema_decay,
             max_skipped_steps=config.max_skipped_steps,
+            guard=SpikeGuard.of(config),
         )
         batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
         with sharding.activate(self.mesh):
@@ -117,4 +124,5 @@ def host_batches(
         on_bad_image=config.data.on_bad_image,
         num_threads=config.data.threads,
         prefetch=config.data.prefetch,
+        timeout_s=config.data.timeout,
     )

@@ -16,8 +16,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax import optim, sharding, tasks
+from vit_jax import optim, sharding, spikes, tasks
 from vit_jax.optim.averaging import ema_update
+from vit_jax.spikes import LossHistory, SpikeGuard
 from vit_jax.tasks import TaskProtocol
 from vit_jax.types import Array, Batch, Params
 
@@ -39,6 +40,7 @@ class State:
     params, opt_state: as the model and the optimizer made them.
     ema: moving average of `params`, or None where `config.ema_decay` is 0.
     bad_steps: int32, steps in a row whose loss or gradient was not finite.
+    losses: what the guard against spikes remembers, or None where `config.spikes` is off.
     """
 
     step: Array
@@ -47,6 +49,7 @@ class State:
     opt_state: Any
     ema: Params | None
     bad_steps: Array
+    losses: LossHistory | None = None
 
 
 def random_key(seed: Array, purpose: Purpose, step: Array | int = 0) -> Array:
@@ -61,6 +64,7 @@ def init_state(
     seed: int,
     ema: bool,
     mesh: Mesh,
+    guard: SpikeGuard | None = None,
 ) -> tuple[Callable[[], State], State]:
     """How to make the first state, and its abstract form with shardings.
 
@@ -77,6 +81,7 @@ def init_state(
             opt_state=optimizer.init(params),
             ema=jax.tree.map(jnp.copy, params) if ema else None,
             bad_steps=jnp.int32(0),
+            losses=LossHistory.empty() if guard else None,
         )
 
     with sharding.activate(mesh):
@@ -108,6 +113,7 @@ def state_shardings(shapes: State, boxed: Params, mesh: Mesh) -> State:
         opt_state=sharding.shardings_like(shapes.opt_state, shapes.params, params, mesh),
         ema=params if shapes.ema is not None else None,
         bad_steps=everywhere,
+        losses=jax.tree.map(lambda _: everywhere, shapes.losses),
     )
 
 
@@ -120,12 +126,13 @@ def make_train_step(
     accum_steps: int = 1,
     ema_decay: float = 0.0,
     max_skipped_steps: int = 0,
+    guard: SpikeGuard | None = None,
 ) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
     """The jitted step `(state, batch) → (state, metrics)`; the state's buffers are reused.
 
     A step whose loss or gradient is not finite changes nothing but the counters. After more than
     `max_skipped_steps` of them in a row every later update is held back too, so that the state
-    stays the last good one until the loop notices.
+    stays the last good one until the loop notices. So it is with steps that `guard` refuses.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
@@ -152,6 +159,12 @@ def make_train_step(
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         accepted = finite & (state.bad_steps <= max_skipped_steps)
+        bad_steps = jnp.where(accepted, 0, state.bad_steps + 1)
+        losses = None
+        if guard:
+            fine = guard.accepts(state.losses, loss)
+            accepted &= fine
+            losses = guard.after(state.losses, loss, fine, accepted)
         changed = (params, opt_state, ema)
         unchanged = (state.params, state.opt_state, state.ema)
         params, opt_state, ema = jax.tree.map(
@@ -161,7 +174,8 @@ def make_train_step(
             "loss": loss,
             "lr": optimizer.lr(state.step),
             "grad_norm": grad_norm,
-            "bad_steps": jnp.where(accepted, 0, state.bad_steps + 1),
+            "bad_steps": bad_steps,
+            **spikes.logged(losses),
         }
         new_state = State(
             step=state.step + 1,
@@ -169,7 +183,8 @@ def make_train_step(
             params=params,
             opt_state=opt_state,
             ema=ema,
-            bad_steps=metrics["bad_steps"],
+            bad_steps=bad_steps,
+            losses=losses,
         )
         return new_state, metrics
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 
@@ -70,6 +71,7 @@ class StepLog:
         every: int,
         batch_size: int,
         max_skipped_steps: int,
+        max_spikes: int = sys.maxsize,
         tensorboard: bool,
         is_writer: bool,
     ):
@@ -77,6 +79,7 @@ class StepLog:
         self._every = max(1, every)
         self._batch_size = batch_size
         self._max_skipped_steps = max_skipped_steps
+        self._max_spikes = max_spikes
         self._writer = MetricsWriter(
             workdir, resume_step=start_step, is_writer=is_writer, tensorboard=tensorboard
         )
@@ -113,7 +116,7 @@ class StepLog:
         (at, metrics, waited), self._held = self._held, None
         values = jax.device_get(metrics)
         now = time.monotonic()
-        self.check(at, int(values["bad_steps"]))
+        self.check(at, int(values["bad_steps"]), int(values.get("spikes", 0)))
         row = {f"train/{name}": float(value) for name, value in values.items()}
         if self._last is not None:
             steps = at - self._last[0]
@@ -125,8 +128,13 @@ class StepLog:
         if self._progress:
             self._progress.update(at, row)
 
-    def check(self, at: int, bad_steps: int) -> None:
-        """Raises `Diverged` where step `at` ends too long a row of non-finite steps."""
+    def check(self, at: int, bad_steps: int, spikes: int = 0) -> None:
+        """Raises `Diverged` where step `at` ends too long a row of skipped steps."""
+        if spikes > self._max_spikes:
+            raise Diverged(
+                f"the loss spiked at step {at - spikes + 1} and stayed there ({spikes} steps in a"
+                f" row by step {at}); the state was left as it was before"
+            )
         if bad_steps > self._max_skipped_steps:
             raise Diverged(
                 f"loss or gradient was not finite at step {at - bad_steps + 1}"

@@ -192,7 +192,9 @@ class Trainer:
     def save(self, at: int, metrics: dict[str, float] | None, *, owes_evaluation: bool) -> None:
         """Starts a checkpoint of the current state, which must be a good one."""
         self.log.flush()
-        self.log.check(at, int(jax.device_get(self.state.bad_steps)))
+        losses = self.state.losses
+        bad_steps, spikes = jax.device_get((self.state.bad_steps, losses.in_a_row if losses else 0))
+        self.log.check(at, int(bad_steps), int(spikes))
         with self.log.paused(), self.times("save"):
             self.log.sync()
             metadata = {"seconds": self.times.so_far(), "owes_evaluation": owes_evaluation}
@@ -208,6 +210,7 @@ def open_log(run: Run, workdir: Workdir, start_step: int) -> StepLog:
         every=run.duration(run.config.log.every, "log.every"),
         batch_size=run.config.batch_size,
         max_skipped_steps=run.config.max_skipped_steps,
+        max_spikes=run.config.spikes.max_skipped,
         tensorboard=run.config.log.tensorboard,
         is_writer=jax.process_index() == 0,
     )
