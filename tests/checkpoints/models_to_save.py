@@ -64,7 +64,13 @@ MODELS = {
         (12, 12),
         "big_vision",
     ),
-    "bit": ("bit_r50x1", {"stages": (1,), "width_factor": 0.5}, (16, 16), ""),
+    "bit": ("bit_r50x1", {"stages": (2, 1), "width_factor": 0.5}, (16, 24), "npz"),
+    "bit_headless": (
+        "bit_r50x1",
+        {"stages": (1,), "width_factor": 0.5, "num_classes": None},
+        (16, 16),
+        "npz",
+    ),
 }
 
 

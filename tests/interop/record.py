@@ -5,14 +5,20 @@
 Weights are random and nowhere zero, so that nothing can hide. Needs the extra `interop`.
 """
 
+import functools
 import json
 import pathlib
 import shutil
+import sys
+import tempfile
 
 import numpy as np
 import torch
 from real_packages import import_packages
 from safetensors.torch import save_file
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "checkpoints"))
+import bit_file  # found through the line before
 
 timm, transformers = import_packages()
 
@@ -108,6 +114,23 @@ def record_transformers():
     record("hf_pooler", ours, images(), model(images()).last_hidden_state[:, 0])
 
 
+def record_bit():
+    """timm's logits of a BiT that it read from the published names."""
+    model = timm.models.resnetv2.ResNetV2(
+        list(bit_file.STAGES),
+        num_classes=bit_file.CLASSES,
+        width_factor=bit_file.WIDTH / 64,
+        stem_type="fixed",
+        conv_layer=functools.partial(timm.layers.StdConv2d, eps=1e-8),
+    )
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        np.savez(file, **bit_file.published())
+        file.flush()
+        model.load_pretrained(file.name)
+    logits = model.eval()(torch.from_numpy(bit_file.images().transpose(0, 3, 1, 2).copy()))
+    np.savez_compressed(GOLDEN / "bit.npz", logits=logits.numpy())
+
+
 def record_positions():
     """timm's resampling of positions: bicubic and bilinear, antialiased."""
     table = torch.randn(1, 4 * 6, 5, generator=torch.Generator().manual_seed(2))
@@ -127,4 +150,5 @@ if __name__ == "__main__":
     with torch.no_grad():
         record_timm()
         record_transformers()
+        record_bit()
         record_positions()

@@ -1,7 +1,7 @@
 """What is written for timm and transformers, loaded by timm and transformers themselves.
 
-pip install torch timm transformers   # the extra `interop`
-pytest tests/interop
+pip install -e '.[interop,test]'
+pytest -m interop tests/interop
 """
 
 import functools
@@ -16,6 +16,8 @@ from real_packages import import_packages
 from vit_jax import checkpoints
 from vit_jax.errors import UserError
 
+pytestmark = pytest.mark.interop
+
 timm, transformers = import_packages()
 torch = pytest.importorskip("torch")
 
@@ -24,7 +26,7 @@ PAIRS = [
     (name, to)
     for name, row in MODELS.items()
     for to in row[3].split()
-    if to in ("timm", "hf") or (to == "npz" and row[0] == "vit")
+    if to in ("timm", "hf") or (to == "npz" and row[0].startswith(("vit", "bit")))
 ]
 # Kinds whose npz timm does not read as they are, and whose text offers no call.
 NO_CALL = ("representation", "unpooled", "no_encoder")

@@ -89,7 +89,7 @@ def test_bit_gives_a_map_for_every_stage():
 
 def test_bit_pads_both_sides_alike():
     images = IMAGES[:, :8, :8]  # XLA's SAME would pad bottom and right alone
-    conv = StdConv(4, 3, jnp.float32, stride=2, symmetric=True)
+    conv = StdConv(4, 3, jnp.float32, stride=2, as_bit=True)
     params = random_params(conv, images)
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     unstrided = StdConv(4, 3, jnp.float32).apply({"params": params}, padded)

@@ -13,6 +13,8 @@ from vit_jax.checkpoints.weights import Weights
 from vit_jax.errors import UserError
 
 BLOCK = "backbone/blocks_0/"
+BIT_ROOT = "backbone/root/conv/kernel"
+STEM_ROOT = "backbone/stem/root/conv/kernel"
 
 
 def model_of(weights: Weights, name: str | None = None, **fields: Any) -> nn.Module:
@@ -26,6 +28,8 @@ def model_of(weights: Weights, name: str | None = None, **fields: Any) -> nn.Mod
       UserError: something cannot be told, and neither `name` nor `fields` says it.
     """
     arrays = weights.arrays
+    if BIT_ROOT in arrays:
+        return models.build(name or "bit_r50x1", **{**_bit(arrays), **fields})
     if not name and PATCHES not in arrays:
         raise UserError(f"this {weights.format} names no patch embedding; write --model=NAME")
     try:
@@ -55,15 +59,20 @@ def model_of(weights: Weights, name: str | None = None, **fields: Any) -> nn.Mod
 
 def _common(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     height, width = arrays[PATCHES].shape[:2]
-    guess: dict[str, Any] = {
+    return {
         "width": arrays[PATCHES].shape[3],
         "depth": count_blocks(arrays),
         "patch_size": height if height == width else (height, width),
+        **_head(arrays),
     }
-    if "head/bias" in arrays:
-        guess["num_classes"] = arrays["head/bias"].shape[0]
-        if "head/pre_logits/bias" in arrays:
-            guess["representation_size"] = arrays["head/pre_logits/bias"].shape[0]
+
+
+def _head(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    if "head/bias" not in arrays:
+        return {}
+    guess = {"num_classes": arrays["head/bias"].shape[0]}
+    if "head/pre_logits/bias" in arrays:
+        guess["representation_size"] = arrays["head/pre_logits/bias"].shape[0]
     return guess
 
 
@@ -112,11 +121,18 @@ def _block(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return guess
 
 
+def _bit(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return _resnet(arrays, BIT_ROOT) | _head(arrays)
+
+
 def _stem(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    root = arrays.get("backbone/stem/root/conv/kernel")
-    if root is None:
-        return {}
-    units = {tuple(n.split("/")[2:4]) for n in arrays if n.startswith("backbone/stem/stage")}
+    return _resnet(arrays, STEM_ROOT) if STEM_ROOT in arrays else {}
+
+
+def _resnet(arrays: Mapping[str, np.ndarray], root: str) -> dict[str, Any]:
+    """Stages and width of the ResNet whose first kernel is `root`."""
+    prefix = root.removesuffix("root/conv/kernel") + "stage"
+    units = {tuple(n.removeprefix(prefix).split("/")[:2]) for n in arrays if n.startswith(prefix)}
     stages = sorted({stage for stage, _ in units})
     counts = [sum(stage == other for other, _ in units) for stage in stages]
-    return {"stages": tuple(counts), "width_factor": root.shape[3] / 64}
+    return {"stages": tuple(counts), "width_factor": arrays[root].shape[3] / 64}

@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 from etils import epath
 
-from vit_jax.checkpoints import files, hf, npz, own, timm
+from vit_jax.checkpoints import bit, files, hf, npz, own, timm
 from vit_jax.checkpoints.merging import Merge, Options
 from vit_jax.checkpoints.report import MergeReport
 from vit_jax.checkpoints.target import Target, is_text
@@ -30,8 +30,8 @@ def load(
 
     Args:
       path: a file or directory, local or behind an address that fsspec knows. The format is
-        recognised by content: `.npz` of vision_transformer or big_vision, state dicts of timm and
-        Hugging Face transformers (`.safetensors`; `.bin` and `.pth` where torch is installed),
+        recognised by content: `.npz` of vision_transformer, big_vision or BiT, state dicts of timm
+        and Hugging Face transformers (`.safetensors`; `.bin` and `.pth` where torch is installed),
         directories of Hugging Face, and our own workdirs and checkpoints.
       model: from `vit_jax.models.build`.
       image_size: side of the images in pixels, or (height, width), to which positions are resized;
@@ -101,6 +101,8 @@ def recognise(
     arrays: Mapping[str, np.ndarray], path: epath.PathLike, *, text: bool = False
 ) -> Weights:
     """Arrays of a file under our names, by what theirs look like."""
+    if bit.matches(arrays):
+        return bit.read(arrays)
     if npz.matches(arrays):
         return npz.read(arrays, text=text)
     for state_dict in (timm, hf):

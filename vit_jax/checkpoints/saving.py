@@ -9,13 +9,14 @@ import numpy as np
 from etils import epath
 
 from vit_jax import models
-from vit_jax.checkpoints import files, hf, npz, own, surgery, timm
+from vit_jax.checkpoints import bit, files, hf, npz, own, surgery, timm
 from vit_jax.checkpoints.merging import CLS, PATCHES, POSITIONS, sincos_table
 from vit_jax.checkpoints.weights import backbone_of, from_params, has_head
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.flexi import FlexiViT
 from vit_jax.models.hybrid import Hybrid
 from vit_jax.models.mixer import Mixer
+from vit_jax.models.resnet import BiT
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.types import Params
 
@@ -24,7 +25,7 @@ ImageSize = int | Sequence[int] | None
 
 EXPRESSES: Mapping[str, frozenset[str]] = {
     "npz": frozenset(
-        {"mean pooling", "class token", "no pooling", "a hybrid", "a Mixer", "no encoder"}
+        {"mean pooling", "class token", "no pooling", "a hybrid", "a Mixer", "a BiT", "no encoder"}
         | {"a representation layer", "a class token's position", "fixed positions"}
     ),
     "big_vision": frozenset(
@@ -138,6 +139,8 @@ def _expressed(to: str) -> frozenset[str]:
 
 
 def _save_npz(arrays: Arrays, backbone: Any, path: str, image_size: ImageSize) -> str:
+    if isinstance(backbone, BiT):
+        return _save_bit(arrays, backbone, path)
     mixer = isinstance(backbone, Mixer)
     if not mixer and backbone.depth:
         arrays, _ = _positions(arrays, backbone, image_size, class_row=True)
@@ -153,6 +156,12 @@ def _save_npz(arrays: Arrays, backbone: Any, path: str, image_size: ImageSize) -
             call = timm.call(path, arrays, backbone, size, class_row=class_row)
             lines.append(f"timm: {call}")
     return "\n".join(lines)
+
+
+def _save_bit(arrays: Arrays, backbone: BiT, path: str) -> str:
+    files.write_npz(path, bit.write(arrays))
+    call = timm.bit_call(path, arrays, backbone)
+    return f"wrote {path} in BiT's published names\ntimm: {call}"
 
 
 def _save_big_vision(arrays: Arrays, backbone: Any, path: str, image_size: ImageSize) -> str:

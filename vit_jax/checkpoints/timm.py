@@ -174,6 +174,21 @@ def call(
     return f'model = timm.create_model("vit_base_patch16_224", checkpoint_path={path!r}, {text})'
 
 
+def bit_call(path: str, arrays: Mapping[str, np.ndarray], backbone: Any) -> str:
+    """The statements that make `model`, in timm, of a BiT's `.npz`."""
+    arguments = {
+        "layers": list(backbone.stages),
+        "width_factor": backbone.width_factor,
+        "num_classes": len(arrays.get("head/bias", np.empty(0))),
+        "in_chans": arrays["backbone/root/conv/kernel"].shape[2],
+        "stem_type": "'fixed'",
+        "conv_layer": "functools.partial(timm.layers.StdConv2d, eps=1e-8)",
+    }
+    text = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    made = f"model = timm.models.resnetv2.ResNetV2({text})"
+    return f"{made}; model.load_pretrained({path!r})"
+
+
 def _vit_arguments(
     arrays: Mapping[str, np.ndarray], backbone: Any, class_row: bool
 ) -> dict[str, Any]:

@@ -40,15 +40,16 @@ class StdConv(nn.Module):
     output channel. Input and output are `[batch, height, width, channels]`.
 
     Attributes:
-      symmetric: pad (kernel - 1) / 2 on every side, as PyTorch does; else XLA's SAME, which pads
-        only bottom and right where the stride leaves an odd number.
+      as_bit: pad (kernel - 1) / 2 on every side, as PyTorch does, and add 1e-10 to the variance, as
+        the published BiTs do. Else, as hybrids do, XLA's SAME, which pads only bottom and right
+        where the stride leaves an odd number, and 1e-5 added to the deviation.
     """
 
     features: int
     kernel_size: int
     dtype: DTypeLike
     stride: int = 1
-    symmetric: bool = False
+    as_bit: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -59,28 +60,36 @@ class StdConv(nn.Module):
         shape = (size, size, x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape, jnp.float32)
         kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
-        kernel = kernel / (jnp.std(kernel, axis=(0, 1, 2), keepdims=True) + 1e-5)
+        deviation = jnp.std(kernel, axis=(0, 1, 2), keepdims=True)
+        kernel = kernel / (jnp.sqrt(deviation**2 + 1e-10) if self.as_bit else deviation + 1e-5)
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             (self.stride, self.stride),
-            _padding(size, self.symmetric),
+            _padding(size, self.as_bit),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return nn.with_logical_constraint(y, ("batch", None, None, "conv_out"))
 
 
-def _padding(size: int, symmetric: bool) -> Padding:
-    return [((size - 1) // 2, (size - 1) // 2)] * 2 if symmetric else "SAME"
+def _padding(size: int, as_bit: bool) -> Padding:
+    return [((size - 1) // 2, (size - 1) // 2)] * 2 if as_bit else "SAME"
 
 
 def _group_norm(
-    name: str, dtype: DTypeLike, epsilon: float, scale_init: float = 1.0
+    name: str, dtype: DTypeLike, scale_init: float = 1.0, *, as_bit: bool = False
 ) -> nn.GroupNorm:
     scale = nn.with_logical_partitioning(nn.initializers.constant(scale_init), ("conv_out",))
     bias = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
     return nn.GroupNorm(
-        NUM_GROUPS, epsilon=epsilon, dtype=dtype, scale_init=scale, bias_init=bias, name=name
+        NUM_GROUPS,
+        epsilon=1e-5 if as_bit else 1e-6,
+        # Mean square less squared mean loses digits; the published BiTs were trained without.
+        use_fast_variance=not as_bit,
+        dtype=dtype,
+        scale_init=scale,
+        bias_init=bias,
+        name=name,
     )
 
 
@@ -97,7 +106,7 @@ class PostActivationUnit(nn.Module):
             return StdConv(features, size, self.dtype, stride, name=name)
 
         def norm(name: str, scale_init: float = 1.0) -> nn.GroupNorm:
-            return _group_norm(name, self.dtype, 1e-6, scale_init)
+            return _group_norm(name, self.dtype, scale_init)
 
         out = EXPANSION * self.width
         shortcut = x
@@ -120,10 +129,10 @@ class PreActivationUnit(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         def conv(features: int, size: int, name: str, stride: int = 1) -> StdConv:
-            return StdConv(features, size, self.dtype, stride, symmetric=True, name=name)
+            return StdConv(features, size, self.dtype, stride, as_bit=True, name=name)
 
         def activate(name: str, x: Array) -> Array:
-            return nn.relu(_group_norm(name, self.dtype, 1e-5)(x))
+            return nn.relu(_group_norm(name, self.dtype, as_bit=True)(x))
 
         out = EXPANSION * self.width
         y = activate("norm1", x)
@@ -156,17 +165,17 @@ class _Root(nn.Module):
     """The 7x7 convolution and the pooling that take the image to a quarter of its size."""
 
     width: int
-    symmetric: bool
+    as_bit: bool
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = StdConv(self.width, 7, self.dtype, 2, self.symmetric, name="conv")(x)
-        if self.symmetric:
+        x = StdConv(self.width, 7, self.dtype, 2, self.as_bit, name="conv")(x)
+        if self.as_bit:
             # BiT pads with zeros, not -inf, and has no norm here.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             return nn.max_pool(x, (3, 3), (2, 2), "VALID")
-        x = nn.relu(_group_norm("norm", self.dtype, 1e-6)(x))
+        x = nn.relu(_group_norm("norm", self.dtype)(x))
         return nn.max_pool(x, (3, 3), (2, 2), "SAME")
 
 
@@ -239,7 +248,7 @@ class BiT(nn.Module):
             )
             x = stage(x)
             maps.append(x)
-        x = nn.relu(_group_norm("norm", dtype, 1e-5)(x))
+        x = nn.relu(_group_norm("norm", dtype, as_bit=True)(x))
         maps[-1] = x
         pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return Features(grid=x, pooled=pooled, stages=tuple(maps))
