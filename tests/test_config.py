@@ -61,6 +61,7 @@ def test_unknown_key_suggests_the_nearest(key, value, message):
         ("log.every", "-3", "config.log.every='-3' is no duration"),
         ("data.on_bad_image", "ignore", "write fail or skip"),
         ("mesh.fsdp", 0, "config.mesh.fsdp=0"),
+        ("mesh.zero1", 2, "config.mesh.zero1 must be of type bool"),
         ("checkpoint.keep_last", 0, "keep_last"),
         ("eval.sets.val.spilt", "test", "did you mean 'split'"),
     ],

@@ -99,7 +99,7 @@ def test_resume_on_other_meshes_gives_the_same_losses(undisturbed, tiny_config, 
         stop_after(3, tiny_config(), tmp_path)
     with pytest.raises(StopIteration):
         stop_after(6, tiny_config(mesh__data=2, mesh__fsdp=2, mesh__tensor=2), tmp_path)
-    single = tiny_config(mesh__data=1, mesh__fsdp=1, mesh__tensor=8)
+    single = tiny_config(mesh__data=4, mesh__fsdp=1, mesh__tensor=2, mesh__zero1=True)
     train(single, str(tmp_path))
     whole, pieces = losses(workdir), losses(tmp_path)
     np.testing.assert_allclose(list(pieces.values()), list(whole.values()), rtol=2e-5)

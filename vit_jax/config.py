@@ -192,6 +192,7 @@ SCHEMA: dict[str, Any] = {
         "data": Key(-1, FREE, "devices over which only the batch is split; -1 = the rest"),
         "fsdp": Key(1, FREE, "devices over which batch, parameters and optimizer are split"),
         "tensor": Key(1, FREE, "devices over which heads and MLP are split"),
+        "zero1": Key(False, FREE, "split optimizer state and average over `data` too (ZeRO-1)"),
     },
     "checkpoint": {
         "every": _duration("10 percent", FREE, "between saves; one more follows the last step"),
@@ -437,7 +438,8 @@ def _check_values(given: dict) -> None:
     require(given["spikes"]["window"] >= 1, "config.spikes.window must be at least 1")
     for section in ("model", "task"):
         require("name" in given[section], f"config.{section}.name is missing")
-    for axis, size in given["mesh"].items():
+    for axis in ("data", "fsdp", "tensor"):
+        size = given["mesh"][axis]
         require(size == -1 or size >= 1, f"config.mesh.{axis}={size}: write -1 or a count")
     for name, entry in given["eval"]["sets"].items():
         for key in entry:

@@ -53,6 +53,7 @@ class Evaluator:
         self._threads = config.data.threads
         self._timeout_s = config.data.timeout
         self._rows = sharding.local_rows(mesh, self.batch_size)
+        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
         self._eval_step = step.make_eval_step(task, abstract, mesh)
 
     def run(
@@ -63,6 +64,7 @@ class Evaluator:
         Raises:
           Abandoned: `should_stop` said so between two batches.
         """
+        params = sharding.moved(params, self._shardings)
         results = {}
         for split in self.splits:
             sums = self._sums(split, params, should_stop)

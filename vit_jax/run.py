@@ -56,6 +56,7 @@ class Run:
             ema=config.ema_decay > 0,
             mesh=mesh,
             guard=SpikeGuard.of(config),
+            zero1=config.mesh.zero1,
         )
         return cls(config, mesh, source, task, optimizer, duration, make_state, abstract)
 
@@ -76,6 +77,7 @@ class Run:
             ema_decay=config.ema_decay,
             max_skipped_steps=config.max_skipped_steps,
             guard=SpikeGuard.of(config),
+            zero1=config.mesh.zero1,
         )
         batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
         with sharding.activate(self.mesh):

@@ -7,7 +7,7 @@ Models name the logical axes of their parameters and activations ("embed", "head
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,12 +27,26 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", BATCH_AXES),
     ("heads", "tensor"),
     ("mlp", "tensor"),
+    ("token_mixing", "tensor"),
+    ("vocab", "tensor"),
     ("embed", "fsdp"),
+    # Along the outputs, over which weight standardisation takes no mean. The channels of a
+    # convolution are not split over `tensor`: every one of them would gather its input.
+    ("conv_out", "fsdp"),
+    ("conv_in", None),
+    ("conv_h", None),
+    ("conv_w", None),
+    ("patch_h", None),
+    ("patch_w", None),
+    ("channels", None),
     ("layers", None),
     ("tokens", None),
     ("head_dim", None),
     ("classes", None),
 )
+
+MIN_SPLIT = 2**16
+"""Elements below which a parameter whose own axis for `fsdp` cannot be split stays whole."""
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -44,15 +58,16 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       UserError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [sizes[axis] for axis in AXES]
+    sizes = {axis: sizes[axis] for axis in AXES}
+    shape = list(sizes.values())
     fixed = math.prod(size for size in shape if size != -1)
     if shape.count(-1) > 1:
-        raise UserError(f"config.mesh has more than one -1: {dict(sizes)}")
+        raise UserError(f"config.mesh has more than one -1: {sizes}")
     if -1 in shape and len(devices) % fixed == 0:
         shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices):
         raise UserError(
-            f"config.mesh {dict(sizes)} does not fit {len(devices)} devices; the sizes must"
+            f"config.mesh {sizes} does not fit {len(devices)} devices; the sizes must"
             " multiply to that number (-1 stands for the rest)"
         )
     # Auto, because under today's default (Explicit) Linen's backward pass does not trace.
@@ -91,29 +106,92 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """Sharding of every parameter, from the logical axis names it carries.
 
     boxed: the (abstract) parameters as `init` returns them, in `nn.LogicallyPartitioned` boxes.
-    A dimension that its mesh axis does not divide stays whole.
+    A dimension that its mesh axis does not divide stays whole; a large parameter that is not split
+    over `fsdp` for this reason is split along another of its dimensions, if one can be.
 
     Raises:
-      ValueError: a parameter without logical axes (a fault of the model, not of the user).
+      ValueError: a parameter without logical axes, or with a name that `RULES` does not know (a
+        fault of the model, not of the user).
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         if not isinstance(leaf, nn.LogicallyPartitioned):
             raise ValueError(f"parameter {jax.tree_util.keystr(path)} names no logical axes")
-        spec = nn.logical_to_mesh_axes(leaf.names, RULES)
-        return NamedSharding(mesh, _divisible(spec, leaf.value.shape, mesh))
+        unknown = set(leaf.names) - {name for name, _ in RULES} - {None}
+        if unknown:
+            raise ValueError(
+                f"parameter {jax.tree_util.keystr(path)}: sharding.RULES has no rule for the"
+                f" logical axes {sorted(unknown)}"
+            )
+        shape = leaf.value.shape
+        spec = _divisible(nn.logical_to_mesh_axes(leaf.names, RULES), shape, mesh)
+        if math.prod(shape) >= MIN_SPLIT:
+            spec = _split_further(spec, leaf.names, shape, mesh, "fsdp")
+        return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(
-        sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    )
+    return jax.tree_util.tree_map_with_path(sharding, boxed, is_leaf=_is_box)
+
+
+def optimizer_shardings(boxed: Any, params: Any, mesh: Mesh) -> Any:
+    """Shardings of what mirrors the parameters if it is split over `data` too (ZeRO stage 1).
+
+    params: the parameters' own shardings, as `param_shardings` gives them. The optimizer's state,
+    the average and the gradients then cost each device 1/data of the memory, and a step sends no
+    more: the sum of the gradients is scattered, and the new parameters gathered, where otherwise
+    the sum is sent whole (Rajbhandari et al. 2020, "ZeRO", section 7.2.1).
+    """
+
+    def sharding(leaf: nn.LogicallyPartitioned, own: NamedSharding) -> NamedSharding:
+        spec = _split_further(own.spec, leaf.names, leaf.value.shape, mesh, "data")
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map(sharding, boxed, params, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
 
 
 def _divisible(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
-    def fits(axes: Any, size: int) -> bool:
-        names = axes if isinstance(axes, tuple) else (axes,)
-        return axes is None or size % math.prod(mesh.shape[name] for name in names) == 0
+    return P(
+        *(
+            axes if size % _ways(axes, mesh) == 0 else None
+            for axes, size in zip(spec, shape, strict=True)
+        )
+    )
 
-    return P(*(axes if fits(axes, size) else None for axes, size in zip(spec, shape, strict=True)))
+
+def _ways(axes: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+    """Over how many devices an entry of a `PartitionSpec` splits its dimension."""
+    return math.prod(mesh.shape[name] for name in _axis_names(axes))
+
+
+def _axis_names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    if axes is None:
+        return ()
+    return axes if isinstance(axes, tuple) else (axes,)
+
+
+def _split_further(
+    spec: P, names: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh, axis: str
+) -> P:
+    """`spec` with a dimension also split over `axis`; as it was, where that is there or none can.
+
+    The first choice is `embed`, then the other dimensions from the last to the first. Layers are
+    never split: the loop over them takes one slice at a time.
+    """
+    if mesh.shape[axis] == 1 or any(axis in _axis_names(axes) for axes in spec):
+        return spec
+    order = sorted(range(len(shape)), key=lambda i: (names[i] != "embed", -i))
+    for i in order:
+        if names[i] == "layers":
+            continue
+        axes = (*_axis_names(spec[i]), axis)
+        if shape[i] % _ways(axes, mesh) == 0:
+            # Alone, a name and a tuple of it mean the same; the name reads better.
+            entry = axes if len(axes) > 1 else axis
+            return P(*spec[:i], entry, *spec[i + 1 :])
+    return spec
 
 
 def shardings_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
@@ -183,3 +261,56 @@ def place_whole(array: np.ndarray, like: jax.ShapeDtypeStruct) -> Array:
     """An array that every process holds whole, as `like` shards it: each device takes its part."""
     array = np.asarray(array, like.dtype)
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+
+
+class Placement(NamedTuple):
+    """One array of a state: where it is, and what each device holds of it."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    spec: str
+    bytes_per_device: int
+
+
+def placements(tree: Any) -> list[Placement]:
+    """A row for every array (or abstract array with a sharding) of a tree, in the tree's order."""
+    rows = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        sizes = leaf.sharding.mesh.shape
+        entries = [
+            "×".join(name for name in _axis_names(axes) if sizes[name] > 1) or "-"
+            for axes in leaf.sharding.spec
+        ]
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        rows.append(Placement(name, leaf.shape, leaf.dtype.name, " ".join(entries) or "-", held))
+    return rows
+
+
+def bytes_per_device(tree: Any) -> int:
+    """What each device holds of all arrays of a tree."""
+    return sum(row.bytes_per_device for row in placements(tree))
+
+
+def table(rows: Sequence[Placement]) -> str:
+    """Placements as aligned text: path, shape, mesh axes of each dimension, bytes per device."""
+    cells = [
+        (row.path, "×".join(map(str, row.shape)) or "scalar", row.spec, f"{row.bytes_per_device:,}")
+        for row in rows
+    ]
+    widths = [max(len(row[i]) for row in cells) for i in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+        for row in cells
+    )
+
+
+def moved(tree: Any, shardings: Any) -> Any:
+    """Arrays over the whole mesh, sharded as `shardings` says; what is in place is not copied."""
+    in_place = jax.tree.map(
+        lambda array, wanted: array.sharding.is_equivalent_to(wanted, array.ndim), tree, shardings
+    )
+    if all(jax.tree.leaves(in_place)):
+        return tree
+    return jax.jit(lambda arrays: arrays, out_shardings=shardings)(tree)

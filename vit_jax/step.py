@@ -65,8 +65,11 @@ def init_state(
     ema: bool,
     mesh: Mesh,
     guard: SpikeGuard | None = None,
+    zero1: bool = False,
 ) -> tuple[Callable[[], State], State]:
     """How to make the first state, and its abstract form with shardings.
+
+    zero1: split the optimizer's state and the average over `data` too.
 
     Returns (`make`, `abstract`). `make()` is compiled with the shardings as outputs, so that a
     model larger than one device's memory never exists on a single one.
@@ -87,7 +90,7 @@ def init_state(
     with sharding.activate(mesh):
         boxed = tasks.boxed_params(task)
         shapes = jax.eval_shape(make)
-        shardings = state_shardings(shapes, boxed, mesh)
+        shardings = state_shardings(shapes, boxed, mesh, zero1=zero1)
         abstract = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             shapes,
@@ -102,16 +105,20 @@ def init_state(
     return make_on_mesh, abstract
 
 
-def state_shardings(shapes: State, boxed: Params, mesh: Mesh) -> State:
-    """Where each array of the state lives: copies of parameters beside their parameters."""
+def state_shardings(shapes: State, boxed: Params, mesh: Mesh, *, zero1: bool = False) -> State:
+    """Where each array of the state lives: copies of parameters beside their parameters.
+
+    With `zero1` they, but not the parameters, are split over `data` too.
+    """
     params = sharding.param_shardings(boxed, mesh)
+    copies = sharding.optimizer_shardings(boxed, params, mesh) if zero1 else params
     everywhere = sharding.replicated(mesh)
     return State(
         step=everywhere,
         seed=everywhere,
         params=params,
-        opt_state=sharding.shardings_like(shapes.opt_state, shapes.params, params, mesh),
-        ema=params if shapes.ema is not None else None,
+        opt_state=sharding.shardings_like(shapes.opt_state, shapes.params, copies, mesh),
+        ema=copies if shapes.ema is not None else None,
         bad_steps=everywhere,
         losses=jax.tree.map(lambda _: everywhere, shapes.losses),
     )
@@ -127,6 +134,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     max_skipped_steps: int = 0,
     guard: SpikeGuard | None = None,
+    zero1: bool = False,
 ) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
     """The jitted step `(state, batch) → (state, metrics)`; the state's buffers are reused.
 
@@ -135,6 +143,11 @@ def make_train_step(
     stays the last good one until the loop notices. So it is with steps that `guard` refuses.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    # Where gradients are summed and updates computed: beside the optimizer's state.
+    beside_state = shardings.params
+    if zero1:
+        boxed = tasks.boxed_params(task)
+        beside_state = sharding.optimizer_shardings(boxed, shardings.params, mesh)
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         batch = task.perturb(batch, random_key(state.seed, Purpose.PERTURB, state.step))
@@ -145,14 +158,17 @@ def make_train_step(
                 task, params, batch, key, accum_steps=accum_steps, mesh=mesh
             )
             # Without this the partitioner may leave gradients whole on every device.
-            return loss, jax.lax.with_sharding_constraint(grads, shardings.params)
+            return loss, jax.lax.with_sharding_constraint(grads, beside_state)
 
         loss, grads = loss_and_grads(state.params)
         if optimizer.sam_rho:
             _, grads = loss_and_grads(optimizer.sharpest(state.params, grads))
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
+        # With zero1 the new parameters are computed in parts, which the output puts together.
+        updates = jax.lax.with_sharding_constraint(updates, beside_state)
         params = optax.apply_updates(state.params, updates)
+        params = jax.lax.with_sharding_constraint(params, beside_state)
         ema = None
         if state.ema is not None:
             ema = ema_update(state.ema, params, state.step, ema_decay)

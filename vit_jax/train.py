@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vit_jax import evaluate, pretrained, report, step, summary
+from vit_jax import evaluate, pretrained, report, sharding, step, summary
 from vit_jax.checkpoints import MergeReport
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.errors import Diverged, Interrupted, UserError, nearest
@@ -242,11 +242,16 @@ def restore_or_init(
     if restored.missing:
         fresh = run.make_state()
         if state.ema is None or any(name.startswith("ema.") for name in restored.missing):
-            fresh = fresh.replace(ema=fresh.ema and jax.tree.map(jnp.copy, state.params))
+            fresh = fresh.replace(ema=fresh.ema and _copies(state.params, fresh.ema))
         state = jax.tree.map(
             lambda old, new: new if old is None else old, state, fresh, is_leaf=lambda x: x is None
         )
     return state, restored, None
+
+
+def _copies(params: Params, like: Params) -> Params:
+    places = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.tree.map(jnp.copy, sharding.moved(params, places))
 
 
 def earlier_evaluations(workdir: Workdir, keep_best: str) -> tuple[dict[str, float], float]:

@@ -48,7 +48,9 @@ class TokenMixing(nn.Module):
             (self.mlp_dim,), into, dtype=self.dtype, bias_init=tiny_normal, name="dense1"
         )
         dense2 = Linear((tokens,), out, dtype=self.dtype, bias_init=tiny_normal, name="dense2")
-        return jnp.swapaxes(dense2(nn.gelu(dense1(x), approximate=True)), 1, 2)
+        hidden = nn.gelu(dense1(x), approximate=True)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "embed", "token_mixing"))
+        return jnp.swapaxes(dense2(hidden), 1, 2)
 
 
 class MixerBlock(nn.Module):

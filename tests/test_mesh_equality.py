@@ -1,0 +1,123 @@
+"""One device, data parallel, sharded, tensor parallel: the same training, to rounding.
+
+Five steps with accumulation, an average and mixup, for every family of models.
+"""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import optim, sharding, step, tasks
+from vit_jax.config import Duration, default_config
+from vit_jax.types import ArraySpec, DataInfo
+
+STEPS, BATCH, SIZE, CLASSES = 5, 16, 16, 8
+TRANSFORMER = {"patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
+FAMILIES = {
+    "vit": {"name": "vit", **TRANSFORMER},
+    "mixer": {
+        "name": "vit_jax.models.mixer:Mixer",
+        "patch_size": 8,
+        "width": 16,
+        "depth": 2,
+        "tokens_mlp_dim": 8,
+        "channels_mlp_dim": 32,
+    },
+    "hybrid": {
+        "name": "vit_jax.models.hybrid:Hybrid",
+        **TRANSFORMER,
+        "patch_size": 2,
+        "stages": (1,),
+        "width_factor": 0.5,
+    },
+    "resnet": {"name": "vit_jax.models.resnet:BiT", "stages": (1,), "width_factor": 0.5},
+}
+INFO = DataInfo(
+    {
+        "image": ArraySpec((SIZE, SIZE, 3), np.dtype("uint8")),
+        "label": ArraySpec((), np.dtype("int32")),
+    },
+    CLASSES,
+)
+
+
+def batches():
+    random = np.random.default_rng(0)
+    for _ in range(STEPS):
+        yield {
+            "image": random.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8),
+            "label": random.integers(0, CLASSES, BATCH, dtype=np.int32),
+        }
+
+
+def trained(family, sizes, zero1=False, start=None):
+    """The first state (or `start`, if given), the losses of the steps, the last state."""
+    devices = jax.devices()[: math.prod(sizes)]
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
+    task = tasks.build({"name": "classification", "mixup": 0.2}, FAMILIES[family], INFO)
+    keys = default_config().optim.to_dict()
+    keys |= {"name": "sgd", "args": {"momentum": 0.9}, "lr": 0.05, "clip_norm": 1.0}
+    duration = Duration(STEPS, BATCH, BATCH * STEPS)
+    optimizer = optim.build(keys, tasks.abstract_params(task), duration=duration)
+    make, abstract = step.init_state(task, optimizer, seed=0, ema=True, mesh=mesh, zero1=zero1)
+    train_step = step.make_train_step(
+        task, optimizer, abstract, mesh, accum_steps=2, ema_decay=0.9, zero1=zero1
+    )
+    start = jax.device_get(make()) if start is None else start
+    state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), start, abstract)
+    rows, losses = sharding.local_rows(mesh, BATCH), []
+    with sharding.activate(mesh):
+        for batch in batches():
+            state, metrics = train_step(state, sharding.place(batch, rows, mesh, BATCH))
+            losses.append(float(metrics["loss"]))
+    return start, losses, state
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def on_one_device(request):
+    jax.config.update("jax_disable_most_optimizations", True)  # Halves the time to compile.
+    start, losses, state = trained(request.param, (1, 1, 1))
+    yield request.param, start, losses, jax.device_get(state)
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+MESHES = {
+    "data": ((8, 1, 1), False),
+    "zero1": ((8, 1, 1), True),
+    "fsdp": ((2, 4, 1), False),
+    "tensor": ((2, 2, 2), False),
+    "all": ((2, 2, 2), True),
+}
+ALWAYS = (("vit", "all"), ("mixer", "tensor"), ("hybrid", "tensor"), ("resnet", "tensor"))
+
+
+@pytest.mark.parametrize("mesh", ["tensor", "all"])
+def test_meshes_train_alike(on_one_device, mesh):
+    if (on_one_device[0], mesh) not in ALWAYS:
+        pytest.skip("with -m soak")
+    check_trains_alike(on_one_device, mesh)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_trains_every_family_alike(on_one_device, mesh):
+    check_trains_alike(on_one_device, mesh)
+
+
+def check_trains_alike(on_one_device, mesh):
+    family, start, losses, alone = on_one_device
+    _, found, state = trained(family, *MESHES[mesh], start=start)
+    assert losses[-1] != losses[0]
+    np.testing.assert_allclose(found, losses, rtol=2e-5)
+    for name in ("params", "ema", "opt_state"):
+        ours, theirs = jax.tree.leaves(getattr(state, name)), jax.tree.leaves(getattr(alone, name))
+        for left, right in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(left, right, rtol=2e-4, atol=2e-5)
+    assert is_split(state.params) == (mesh in ("fsdp", "tensor", "all"))
+    assert is_split(state.opt_state) == is_split(state.ema) == (mesh != "data")
+
+
+def is_split(tree):
+    return any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree))
