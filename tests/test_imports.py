@@ -12,6 +12,7 @@ PACKAGE = ROOT / "vit_jax"
 FLOORS = [
     {"version", "errors", "types", "chips", "drawing"},
     {"config", "spikes"},
+    {"imagenet"},
     {"models", "optim", "data", "sharding", "report"},
     {"tasks", "checkpoints", "workdir", "steplog", "feed", "attention", "runtime"},
     {"convert"},

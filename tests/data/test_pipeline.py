@@ -105,8 +105,12 @@ def test_repeats_put_copies_into_the_same_batch():
     for batch in take(train(Numbered(), repeats=2), 5):
         np.testing.assert_array_equal(batch["label"][:4], batch["label"][4:])
         assert len(set(batch["label"])) == 4
-    with pytest.raises(UserError, match="repeats=3 must divide"):
-        train(Numbered(), repeats=3)
+    for batch in take(train(Numbered(), repeats=3), 5):
+        np.testing.assert_array_equal(batch["label"][:3], batch["label"][3:6])
+        np.testing.assert_array_equal(batch["label"][:2], batch["label"][6:])
+        assert len(set(batch["label"])) == 3
+    with pytest.raises(UserError, match="write 1 to the batch size, 8"):
+        train(Numbered(), repeats=9)
 
 
 @settings(max_examples=40, deadline=None)

@@ -98,11 +98,8 @@ def train_batches(
         `image`, `label` and whatever else numeric the records hold, each with leading axis k.
     """
     rows = _checked_rows(rows, batch_size)
-    if repeats < 1 or batch_size % repeats:
-        raise UserError(
-            f"config.data.repeats={repeats} must be positive and divide"
-            f" config.batch_size={batch_size}"
-        )
+    if not 1 <= repeats <= batch_size:
+        raise UserError(f"config.data.repeats={repeats}: write 1 to the batch size, {batch_size}")
     if on_bad_image not in BAD_IMAGE_CHOICES:
         raise UserError(
             f"on_bad_image={on_bad_image!r}; {nearest(on_bad_image, BAD_IMAGE_CHOICES)}"
@@ -117,7 +114,7 @@ def train_batches(
         if blocks is None:
             indices, _ = sampling.example_at(drawn_at, len(source), seed)
         else:
-            distinct = batch_size // repeats
+            distinct = -(-batch_size // repeats)
             indices, _ = sampling.example_in_blocks(drawn_at, distinct, seed, blocks)
         records, indices = reader.read(indices, positions)
         seeds = sampling.augment_seeds(seed, positions)

@@ -120,11 +120,12 @@ def repeated_positions(positions: np.ndarray, batch_size: int, repeats: int) -> 
     Repeated augmentation (Hoffer et al., 2020; used by DeiT): copies of an example share a batch
     and differ in augmentation, which stays keyed by `positions`. The copies lie
     `batch_size / repeats` rows apart, so that mixing neighbours never mixes an image with itself.
+    Where that is no whole number the last examples appear once less.
     """
     if repeats == 1:
         return positions
     steps, rows = np.divmod(positions, batch_size)
-    distinct = batch_size // repeats
+    distinct = -(-batch_size // repeats)
     return steps * distinct + rows % distinct
 
 

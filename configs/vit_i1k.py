@@ -1,0 +1,64 @@
+"""ViTs on ImageNet-1k alone, by "How to train your ViT?" (Steiner et al. 2022, arXiv:2106.10270).
+
+    python -m vit_jax prepare imagenet2012
+    python -m vit_jax train --config=configs/vit_i1k.py:vit_b16 --workdir=runs/b16
+    python -m vit_jax train --config=configs/vit_i1k.py:vit_b32,aug=light1 --workdir=runs/b32
+
+Arguments: `model=vit_b16`; `aug`, of the paper's seven settings, by default the model's best (its
+figure 4, as big_vision chose); `epochs=300`, `data=ROOT`, `others=real+v2`, `runlocal` as in
+`vit_s16_i1k.py`.
+
+Expected top-1 on the validation images, % (theirs; we have not run it): ViT-B/16 about 79
+(big_vision's issue 7). The paper's own models, at 224 px, 300 epochs: S/16 78.8, B/16 79.2 (as
+timm measured them). Hours were not published; big_vision's bit_i1k takes 32 minutes for 90 epochs
+of ResNet-50 on a TPU v3-128, at which B/16 has 4.3 times the operations.
+
+Float32 with the TPU's default precision of products, first moment in bfloat16.
+"""
+
+from vit_jax import imagenet
+from vit_jax.config import default_config, parse_arg
+from vit_jax.errors import UserError, nearest
+
+# The setting that did best between 30 and 300 epochs.
+BEST = {
+    "vit_ti16": "light1",
+    "vit_s32": "medium1",
+    "vit_s16": "medium2",
+    "vit_b32": "medium2",
+    "vit_b16": "medium2",
+    "vit_l16": "medium2",
+}
+WIDTH = {"ti": 192, "s": 384, "b": 768, "l": 1024}
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, model="vit_b16", aug="", epochs=300, data="", others="", runlocal=False)
+    if arg.model not in BEST:
+        raise UserError(f"config argument model={arg.model!r}; {nearest(arg.model, BEST)}")
+    mixup, *randaug = imagenet.augreg(arg.aug or BEST[arg.model])
+    size = 32 if arg.runlocal else 224
+    config = default_config()
+    config.total = f"{arg.epochs} epochs"
+    config.batch_size = 4096
+
+    config.model = {
+        "name": arg.model,
+        "class_token_position": False,
+        "representation_size": WIDTH[arg.model.removeprefix("vit_")[:-2]],
+        "head_bias_init": -6.9,  # -log(1000)
+    }
+    config.task = {"name": "classification", "loss": "sigmoid", "mixup": mixup}
+    pp = imagenet.big_vision_pp(size, randaug)
+    imagenet.use(config, root=arg.data, others=arg.others, **pp)
+
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 1e-4
+    config.optim.decay_coupling = "schedule"
+    config.optim.args = {"mu_dtype": "bfloat16"}
+    config.optim.clip_norm = 1.0
+    config.optim.schedule.warmup = 10_000
+
+    if arg.runlocal:
+        imagenet.run_locally(config, width=24, depth=2, num_heads=2, mlp_dim=48)
+    return config

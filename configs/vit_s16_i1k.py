@@ -1,0 +1,52 @@
+"""ViT-S/16 on ImageNet-1k alone: big_vision's "better plain ViT baselines" (Beyer et al. 2022).
+
+    python -m vit_jax prepare imagenet2012
+    python -m vit_jax train --config=configs/vit_s16_i1k.py --workdir=runs/s16
+    python -m vit_jax train --config=configs/vit_s16_i1k.py:300 --workdir=runs/s16-300
+
+Arguments: `epochs=90`; `data=ROOT`, an image folder in place of TFDS; `others=real+v2`, further
+test sets (see `vit_jax.imagenet`); `runlocal` tries it in seconds.
+
+Expected top-1 on the validation images, % (theirs; we have not run it):
+
+    epochs   accuracy                                               hardware
+    90       76.5 (big_vision); 76.7 to 77.3 (reruns, mup-vit)      TPU v3-8, 6 to 7 h
+    150      not published as a number
+    300      80 (arXiv:2205.01580); 79.75 ± 0.07 (reruns, mup-vit)  TPU v3-8, less than a day
+
+Everything is float32 with the TPU's default precision of products, as they ran it; the first moment
+is bfloat16. Their shuffle buffer of 250,000 is a whole permutation of every epoch here, and mixing
+pairs neighbours of the whole batch, not of a device's share of it.
+"""
+
+from vit_jax import imagenet
+from vit_jax.config import default_config, parse_arg
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, epochs=90, data="", others="", runlocal=False)
+    size = 32 if arg.runlocal else 224
+    config = default_config()
+    config.total = f"{arg.epochs} epochs"
+    config.batch_size = 1024
+
+    config.model = {
+        "name": "vit_s16",
+        "pooling": "mean",
+        "position": "sincos2d",
+        "representation_size": 384,
+    }
+    config.task = {"name": "classification", "mixup": 0.2}
+    pp = imagenet.big_vision_pp(size, randaug=(2, 10))
+    imagenet.use(config, root=arg.data, others=arg.others, **pp)
+
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 1e-4
+    config.optim.decay_coupling = "schedule"
+    config.optim.args = {"mu_dtype": "bfloat16"}
+    config.optim.clip_norm = 1.0
+    config.optim.schedule.warmup = 10_000
+
+    if arg.runlocal:
+        imagenet.run_locally(config, width=24, depth=2, num_heads=2, mlp_dim=48)
+    return config

@@ -1,0 +1,111 @@
+"""ImageNet in a config: the sections that recipes share.
+
+    config = default_config()
+    imagenet.use(config, root=arg.data, size=224, augment="|flip_lr|randaug(2,10)")
+
+The data is TFDS's `imagenet2012` (`python -m vit_jax prepare imagenet2012`), or a folder as it is
+(`ROOT/train/n01440764/*.JPEG` and `ROOT/val/...`); both number the 1,000 classes by sorted synset.
+"""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UserError, nearest
+
+NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES = 1_281_167, 50_000, 1000
+
+MINIVAL = "train[99%:]"
+"""What big_vision's recipes leave out of training, to choose settings by."""
+
+# Steiner et al. 2022 (arXiv:2106.10270), section 3.3: (mixup, RandAugment layers, magnitude). At
+# magnitude 0 RandAugment is not nothing: inverting or equalising has no strength.
+AUGREG = {
+    "none": (0.0, 0, 0),
+    "light1": (0.0, 2, 0),
+    "light2": (0.2, 2, 10),
+    "medium1": (0.2, 2, 15),
+    "medium2": (0.5, 2, 15),
+    "strong1": (0.5, 2, 20),
+    "strong2": (0.8, 2, 20),
+}
+
+# Further test sets, all of TFDS and all labelled with the 1,000 classes: name -> (TFDS name, split,
+# what comes after the image's preprocessing). ReaL (Beyer et al. 2020): several labels an image, or
+# none, and then it does not count. -A and -R (Hendrycks et al. 2021) hold 200 of the classes, and
+# their authors let a model choose among those alone. TFDS has no ObjectNet.
+OTHER_SETS = {
+    "real": ("imagenet2012_real", "validation", '|copy("real_label","label")'),
+    "v2": ("imagenet_v2/matched-frequency", "test", ""),
+    "a": ("imagenet_a", "test", '|only_classes("imagenet_a")'),
+    "r": ("imagenet_r", "test", '|only_classes("imagenet_r")'),
+    "sketch": ("imagenet_sketch", "test", ""),
+}
+
+
+def use(
+    config: ConfigDict,
+    *,
+    root: str,
+    crop: str,
+    augment: str,
+    eval_pp: str,
+    minival: bool = True,
+    others: str = "",
+) -> None:
+    """Fills the sections `data` and `eval` for training on ImageNet-1k.
+
+    root: an image folder; empty for TFDS. crop, augment: of training, the ops up to the first crop
+    and those after it, each beginning with "|". minival: train on 99 %, evaluate on the rest too.
+    others: names from `OTHER_SETS`, joined by "+", to evaluate on besides; they must be prepared.
+    """
+    config.data.source = "folder" if root else "tfds"
+    config.data.name = root or "imagenet2012"
+    config.data.split = "train[:99%]" if minival else "train"
+    config.data.pp = crop + augment
+    config.data.eval_pp = eval_pp
+    config.data.on_bad_image = "skip" if root else "fail"
+    sets = {"val": {"split": "validation"}}
+    if minival:
+        sets["minival"] = {"split": MINIVAL}
+    for name in filter(None, others.split("+")):
+        if name not in OTHER_SETS:
+            raise UserError(f"config argument others={others!r}; {nearest(name, OTHER_SETS)}")
+        dataset, split, labels = OTHER_SETS[name]
+        sets[name] = {"source": "tfds", "name": dataset, "split": split, "pp": eval_pp + labels}
+    config.eval.sets = sets
+
+
+def augreg(setting: str) -> tuple[float, int, int]:
+    """(mixup, RandAugment layers, magnitude) of one of the paper's settings. Raises `UserError`."""
+    if setting not in AUGREG:
+        raise UserError(f"config argument aug={setting!r}; {nearest(setting, AUGREG)}")
+    return AUGREG[setting]
+
+
+def big_vision_pp(size: int, randaug: Sequence[int] = (0, 0)) -> dict[str, str]:
+    """`use`'s ops as big_vision's recipes have them: inception crop, flip, RandAugment."""
+    layers, magnitude = randaug
+    return {
+        "crop": f"decode_jpeg_and_inception_crop({size})|flip_lr",
+        "augment": f"|randaug({layers},{magnitude})" if layers else "",
+        "eval_pp": f"decode|resize_small({round(size * 8 / 7)})|central_crop({size})",
+    }
+
+
+def run_locally(config: ConfigDict, **model: int) -> None:
+    """Shrinks a recipe so that it shows in seconds that it works, on random images.
+
+    model: fields that make its model small.
+    """
+    config.batch_size = 8
+    config.accum_steps = 1
+    config.total = 2
+    config.optim.schedule.warmup = 1
+    config.optim.schedule.cooldown = 0
+    config.model.update(model)
+    config.init.checkpoint = ""
+    config.data.source, config.data.name, config.data.split = "fake", "fake", "train"
+    config.data.args = {"num_examples": 64, "num_classes": 10, "encoded": True}
+    config.data.repeats = min(config.data.repeats, 2)
+    config.eval.sets = {"val": {"split": "val[:16]"}}
