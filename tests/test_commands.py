@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -110,6 +111,14 @@ def test_convert_and_use_the_result(trained, digits_npz, tmp_path, capsys):
     out = tmp_path / "features.npz"
     assert main(["features", str(image), f"--workdir={trained}", f"--out={out}"]) == 0
     assert np.load(out)["features"].shape == (1, 16)
+    table = tmp_path / "features.parquet"
+    assert main(["features", str(image), f"--checkpoint={npz}", f"--out={table}"]) == 0
+    (row,) = pyarrow.parquet.read_table(table).to_pylist()
+    assert row["path"] == str(image)
+    np.testing.assert_allclose(row["features"], np.load(out)["features"][0], rtol=1e-4, atol=1e-5)
+    argv = ["features", str(image), f"--workdir={trained}"]
+    assert "written as .npz or .parquet" in fails(capsys, *argv, "--out=features.csv")
+    assert "cannot write" in fails(capsys, *argv, f"--out={tmp_path}/absent/f.npz")
 
 
 def test_fewshot_of_a_run(trained, capsys):
@@ -179,7 +188,8 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["convert", "/no/file.npz", "y.npz", "--to=npz"], "/no/file.npz"),
         (["convert", "x", "y", "--to=onnx"], "invalid choice: 'onnx'"),
         (["fewshot"], "give --workdir or --config"),
-        (["features", "x.png", "--checkpoint=x"], "needs --model=NAME"),
+        (["features", "x.png", "--checkpoint=/no/file.npz"], "/no/file.npz"),
+        (["features", "x.png"], "give --workdir or --checkpoint"),
         (["models", "vit_b17"], "vit_b17"),
         (["models", "--dataset=cifar10"], "--dataset needs --released"),
         (["models", "--released", "--dataset=cifar"], "no released checkpoint with dataset cifar"),

@@ -121,9 +121,33 @@ def test_features_by_the_name_of_a_model(tmp_path):
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     params = random_like(nn.unbox(shapes))
     checkpoints.save(params, model, tmp_path / "b16.npz", "npz")
-    predictor = features.released("B/16", str(tmp_path / "b16.npz"), image_size=48, **fields)
+    predictor = features.Predictor.from_checkpoint(
+        str(tmp_path / "b16.npz"), model="B/16", fields=fields, image_size=48
+    )
     images = np.zeros((2, 48, 48, 3), np.uint8)
     assert features.Embedder(predictor.task, predictor.params)(images).shape == (2, 16)
+
+
+def test_features_of_a_convolutional_file_without_a_head(tmp_path):
+    fields = {"stages": (1,), "width_factor": 0.5}
+    model = models.build("bit_r50x1", **fields)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    params = random_like(nn.unbox(shapes))
+    checkpoints.save(params, model, tmp_path / "bit.npz", "npz")
+    with pytest.raises(UserError, match="no classifier head"):
+        features.Predictor.from_checkpoint(str(tmp_path / "bit.npz"), image_size=32)
+    with pytest.raises(UserError, match="write --image-size"):
+        features.Predictor.from_checkpoint(str(tmp_path / "bit.npz"), headless=True)
+    predictor = features.Predictor.from_checkpoint(
+        str(tmp_path / "bit.npz"), model="bit_r50x1", headless=True
+    )
+    assert predictor.info.spec["image"].shape == (224, 224, 3)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    inputs = (images - 127.5) / np.float32(127.5)
+    expected = model.apply({"params": params}, inputs).pooled
+    actual = features.Embedder(predictor.task, predictor.params)(images)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_paths_without_images_are_user_errors(checkpoint, tmp_path):

@@ -232,10 +232,15 @@ def _add_checkpoint_commands(command: Callable[..., Parser]) -> None:
     convert.add_argument("--model", metavar="NAME", help="where SRC does not tell its model")
     convert.add_argument("--image-size", type=int, help="resize the positions for this size")
 
-    features = command("features", _features, "embeddings of image files, as a NumPy file")
+    features = command("features", _features, "embeddings of image files")
     features.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
     _add_model_source(features)
-    features.add_argument("--out", metavar="FILE", default="features.npz")
+    features.add_argument(
+        "--out",
+        metavar="FILE",
+        default="features.npz",
+        help=".npz or .parquet; default: %(default)s",
+    )
 
     fewshot = command(
         "fewshot", _fewshot, "linear probe and neighbours on a run's frozen features", _OVERRIDES
@@ -395,7 +400,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         print(f"patches: {arguments.patches}")
 
 
-def _predictor(arguments: argparse.Namespace):
+def _predictor(arguments: argparse.Namespace, *, headless: bool = False):
     """The model that --workdir, or --checkpoint with --model, names."""
     _check_one_of(arguments, "workdir", "checkpoint")
     from vit_jax import config, predict
@@ -408,6 +413,7 @@ def _predictor(arguments: argparse.Namespace):
         fields=config.parse_values(arguments.fields),
         image_size=arguments.image_size,
         labels=getattr(arguments, "labels", None),
+        headless=headless,
     )
 
 
@@ -427,20 +433,9 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _features(arguments: argparse.Namespace) -> None:
-    _check_one_of(arguments, "workdir", "checkpoint")
-    from vit_jax import config, features, predict
+    from vit_jax import features
 
-    if arguments.workdir:
-        predictor = predict.Predictor.from_workdir(arguments.workdir)
-    elif not arguments.model:
-        raise UserError("features: --checkpoint needs --model=NAME")
-    else:
-        predictor = features.released(
-            arguments.model,
-            arguments.checkpoint,
-            image_size=arguments.image_size or 0,
-            **config.parse_values(arguments.fields),
-        )
+    predictor = _predictor(arguments, headless=True)
     print(features.run(arguments.images, arguments.out, predictor))
 
 

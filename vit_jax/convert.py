@@ -11,8 +11,10 @@ from etils import epath
 from vit_jax import checkpoints, models
 from vit_jax.checkpoints import loading
 from vit_jax.checkpoints.guess import model_of
-from vit_jax.checkpoints.weights import Weights
+from vit_jax.checkpoints.target import image_channels
+from vit_jax.checkpoints.weights import Weights, backbone_of
 from vit_jax.errors import UserError
+from vit_jax.models.hybrid import Hybrid
 from vit_jax.types import Params
 from vit_jax.workdir import Workdir
 
@@ -61,26 +63,32 @@ def open_model(
     model: str | None = None,
     fields: Mapping[str, Any] | None = None,
     image_size: int | None = None,
-) -> tuple[nn.Module, Params, tuple[int, int]]:
-    """The model that a checkpoint is of, its parameters, and the image size (height, width).
+) -> tuple[nn.Module, Params, tuple[int, int, int]]:
+    """The model that a checkpoint is of, its parameters, and its images (height, width, channels).
 
-    image_size: None for the size that the checkpoint's positions are for.
+    image_size: None for the size that the checkpoint's positions are for, or else the size at which
+      `model` is listed.
 
     Raises:
       UserError: the file cannot be read, or its model or image size cannot be told.
     """
     weights = loading.read_weights(src)
     module = _model(src, weights, model, dict(fields or {}))
-    size = (image_size, image_size) if image_size else _trained_size(src, weights, module)
+    size = (image_size, image_size) if image_size else _trained_size(src, weights, module, model)
     params, _ = loading.fit(weights, module, src, image_size=size)
-    return module, params, size
+    return module, params, (*size, image_channels(weights.arrays))
 
 
-def _trained_size(src: str, weights: Weights, module: nn.Module) -> tuple[int, int]:
+def _trained_size(
+    src: str, weights: Weights, module: nn.Module, name: str | None
+) -> tuple[int, int]:
     table = weights.arrays.get("backbone/pos_embed")
-    patch = getattr(getattr(module, "backbone", module), "patch_size", None)
-    if table is None or not isinstance(patch, int):
-        raise UserError(f"{src} does not tell its image size; write --image-size")
+    patch = getattr(backbone_of(module), "patch_size", None)
+    if isinstance(backbone_of(module), Hybrid) or table is None or not isinstance(patch, int):
+        listed = models.variants()[models.find(name)].input_size if name and ":" not in name else 0
+        if not listed:
+            raise UserError(f"{src} does not tell its image size; write --image-size")
+        return listed, listed
     if weights.grid:
         return weights.grid[0] * patch, weights.grid[1] * patch
     tokens = table.shape[1]

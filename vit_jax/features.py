@@ -4,20 +4,19 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vit_jax import checkpoints, models, sharding, tasks
+from vit_jax import checkpoints, sharding
 from vit_jax.errors import UserError
 from vit_jax.models import lora
 from vit_jax.predict import Predictor
 from vit_jax.report.metrics import write_atomically
 from vit_jax.tasks import TaskProtocol
-from vit_jax.types import Array, ArraySpec, DataInfo, Params
+from vit_jax.types import Array, Params
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -69,35 +68,22 @@ def backbone_params(task: TaskProtocol, checkpoint: str, interpolation: str = "c
     return {"backbone": params}
 
 
-def released(name: str, checkpoint: str, *, image_size: int = 0, **fields: Any) -> Predictor:
-    """A model by name with the backbone of a checkpoint, reading colour images scaled to [-1, 1].
-
-    image_size: side in pixels; 0: that at which the model is listed. fields: of the model.
-
-    Raises:
-      UserError: no such model, or the checkpoint cannot be read or is of another model.
-    """
-    side = image_size or models.variants()[models.find(name)].input_size
-    if not side:
-        raise UserError(f"model {name!r} is listed without an image size; write --image-size")
-    image = ArraySpec((side, side, 3), np.dtype(np.uint8))
-    info = DataInfo({"image": image, "label": ArraySpec((), np.dtype(np.int32))}, num_classes=1)
-    task = tasks.build({"name": "classification"}, {"name": name, **fields}, info)
-    return Predictor(task, backbone_params(task, checkpoint), info)
-
-
 def run(images: Sequence[str], out: str, predictor: Predictor, *, batch_size: int = 64) -> str:
-    """Writes `features` float32 `[n, dim]` and `path`, text `[n]`, of image files to an `.npz`.
+    """Writes `features` float32 `[n, dim]` and `path`, text `[n]`, of image files.
 
     images: files, and folders with everything below them, in the order of their names.
-    predictor: from `Predictor.from_workdir` or `released`.
+    out: a file that ends in .npz (NumPy) or .parquet (a row an image, lists of fixed length).
+    predictor: from `Predictor.from_workdir` or `Predictor.from_checkpoint`.
 
     Returns:
       What was written, in words.
 
     Raises:
-      UserError: no image, or one that cannot be read.
+      UserError: no image, one that cannot be read, or a file that cannot be written.
     """
+    encode = _ENCODERS.get(Path(out).suffix)
+    if encode is None:
+        raise UserError(f"--out={out}: features are written as {' or '.join(_ENCODERS)}")
     files = find_images(images)
     embed = Embedder(predictor.task, predictor.params)
     size = min(batch_size, len(files))
@@ -108,9 +94,10 @@ def run(images: Sequence[str], out: str, predictor: Predictor, *, batch_size: in
         filled = np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
         rows.append(embed(filled)[: len(pixels)])
     features = np.concatenate(rows)
-    buffer = io.BytesIO()
-    np.savez(buffer, features=features, path=np.array(files))
-    write_atomically(epath.Path(out), buffer.getvalue())
+    try:
+        write_atomically(epath.Path(out), encode(features, files))
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}") from error
     return f"wrote {out}: features [{features.shape[0]}, {features.shape[1]}] and path"
 
 
@@ -130,3 +117,23 @@ def find_images(paths: Sequence[str]) -> list[str]:
             raise UserError(f"{path}: no image files ({', '.join(SUFFIXES)}) in it or below")
         found += map(os.fspath, below)
     return found
+
+
+def _npz(features: np.ndarray, paths: Sequence[str]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, features=features, path=np.array(paths))
+    return buffer.getvalue()
+
+
+def _parquet(features: np.ndarray, paths: Sequence[str]) -> bytes:
+    # Imported here: half a second that .npz does not need.
+    import pyarrow
+    import pyarrow.parquet
+
+    vectors = pyarrow.FixedSizeListArray.from_arrays(features.reshape(-1), features.shape[1])
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"path": list(paths), "features": vectors}), buffer)
+    return buffer.getvalue()
+
+
+_ENCODERS = {".npz": _npz, ".parquet": _parquet}

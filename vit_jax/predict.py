@@ -11,7 +11,7 @@ from etils import epath
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from vit_jax import attention, convert, tasks
+from vit_jax import attention, convert, models, tasks
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.models import lora
@@ -51,24 +51,28 @@ class Predictor:
         fields: Mapping[str, Any] | None = None,
         image_size: int | None = None,
         labels: str | None = None,
+        headless: bool = False,
     ) -> "Predictor":
         """A checkpoint of any format, as a classifier of images in [-1, 1].
 
         model, fields: where the file does not tell its model. image_size: where not the size that
-        the checkpoint's positions are for. labels: a file with a class name a line.
+        the checkpoint's positions are for. labels: a file with a class name a line. headless: a
+        file without a head will do, for it is not used.
 
         Raises:
           UserError: the file cannot be read, or its model cannot be told.
         """
-        module, params, size = convert.open_model(
+        module, params, shape = convert.open_model(
             path, model=model, fields=fields, image_size=image_size
         )
         num_classes = getattr(module, "num_classes", None)
-        if not num_classes:
+        if not num_classes and not headless:
             raise UserError(f"{path} has no classifier head; use the features command")
+        if not num_classes:
+            num_classes = 1
+            module, params = models.Classifier(module, num_classes), {"backbone": params}
         names = _read_labels(labels, num_classes) if labels else None
-        channels = params["backbone"]["patch_embed"]["kernel"].shape[2]
-        image = ArraySpec((*size, channels), np.dtype(np.uint8))
+        image = ArraySpec(shape, np.dtype(np.uint8))
         label = ArraySpec((), np.dtype(np.int32))
         info = DataInfo({"image": image, "label": label}, num_classes, names)
         return cls(classification.Task(module, info, crop_to_patches=True), params, info)

@@ -94,9 +94,7 @@ def _inputs(
     if is_text(backbone):
         length = image_size or arrays.get("backbone/pos_embed", np.empty((1, 1, 1))).shape[1]
         return backbone.example_input(length, 0)
-    kernels = ("backbone/patch_embed/kernel", "backbone/stem/root/conv/kernel")
-    kernels = [k for k in (*reversed(kernels), "backbone/root/conv/kernel") if k in arrays]
-    held = arrays[kernels[0]].shape[2] if kernels and arrays[kernels[0]].ndim == 4 else 3
+    held = image_channels(arrays)
     mixing = arrays.get("backbone/blocks_0/token_mixing/dense1/kernel")
     if image_size is None and mixing is not None and hasattr(backbone, "tokens_mlp_dim"):
         height, width = _pair(backbone.patch_size)
@@ -105,6 +103,15 @@ def _inputs(
     if hasattr(backbone, "example_input"):
         return backbone.example_input(size, channels)
     return jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+
+
+def image_channels(arrays: Mapping[str, np.ndarray]) -> int:
+    """Channels of the images that a checkpoint's first kernel reads; 3 where none does."""
+    for name in ("stem/root/conv", "root/conv", "patch_embed"):
+        kernel = arrays.get(f"backbone/{name}/kernel")
+        if kernel is not None and kernel.ndim == 4:
+            return kernel.shape[2]
+    return 3
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
