@@ -1,5 +1,7 @@
 """The published fine-tuning configs, through the commands, on data made here."""
 
+import importlib.util
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -7,11 +9,14 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vit_jax import checkpoints, convert, models
+from vit_jax import checkpoints, convert, models, tasks
 from vit_jax.__main__ import main
 from vit_jax.config import load
-from vit_jax.data import eval_batches, open_source
+from vit_jax.data import element_spec, eval_batches, open_source
+from vit_jax.data.sources._splits import split_range
+from vit_jax.errors import UserError
 from vit_jax.report import read_metrics
+from vit_jax.types import DataInfo
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +110,96 @@ def test_configs_run_on_a_folder_from_a_checkpoint(given, config, root, tmp_path
     assert np.isfinite(last["train/loss"])
 
 
+# Dosovitskiy et al. 2021, table 4: steps, and the learning rates that were tried.
+SGD = (0.001, 0.003, 0.01, 0.03)
+PAPER = {
+    "imagenet2012": (20_000, (0.003, 0.01, 0.03, 0.06)),
+    "cifar100": (10_000, SGD),
+    "cifar10": (10_000, SGD),
+    "oxford_iiit_pet": (500, SGD),
+    "oxford_flowers102": (500, SGD),
+}
+VTAB = (2_500, (0.01,))
+
+
+def presets(root):
+    """The module of the config, for its tables."""
+    spec = importlib.util.spec_from_file_location("finetune", f"{root}/configs/finetune.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_presets_are_the_paper_s(root):
+    module = presets(root)
+    assert module.PRESETS.keys() == PAPER.keys()
+    rows = {**PAPER, **{f"{name},vtab": VTAB for name in module.VTAB}}
+    for name, (steps, rates) in rows.items():
+        config = load(f"{root}/configs/finetune.py:dataset={name}")
+        assert (config.total, config.batch_size, config.optim.clip_norm) == (steps, 512, 1.0)
+        assert config.optim.lr in rates
+        assert (config.optim.schedule.name, config.optim.weight_decay) == ("cosine", 0)
+        assert config.optim.args.momentum_dtype == "bfloat16"
+        assert "lora" not in config.task
+        assert load(f"{root}/configs/finetune.py:dataset={name},lora=4").task.lora.rank == 4
+
+
+def test_vtab_takes_a_thousand_examples_and_800_to_choose_by(root):
+    for name, preset in presets(root).VTAB.items():
+        final = load(f"{root}/configs/finetune.py:dataset={name},vtab").data
+        choice = load(f"{root}/configs/finetune.py:dataset={name},vtab,dev")
+        held_out = choice.eval.sets.dev.split
+        assert final.split == f"{choice.data.split}+{held_out}"
+        lengths = [split_range(part, 100_000) for part in final.split.split("+")]
+        assert [len(part) for part in lengths] == [800, 200]
+        if held_out.startswith("train"):
+            assert lengths[0].stop <= lengths[1].start
+            test = split_range(preset.test, 100_000) if preset.test.startswith("train") else None
+            assert test is None or lengths[1].stop <= test.start
+        assert "flip" not in final.pp
+        assert "crop" not in final.pp
+
+
+def test_every_preset_makes_a_model_of_its_images(root):
+    """From encoded images to logits, by shape alone, at the paper's 384 pixels."""
+    fields = {"num_examples": 8, "num_classes": 7, "encoded": True}
+    source = open_source({"source": "fake", "name": "fake", "split": "train", **fields})
+    module = presets(root)
+    programs = {}
+    for name in [*module.PRESETS, *(f"{task},vtab" for task in module.VTAB)]:
+        for extra in ("", ",dev"):
+            config = load(f"{root}/configs/finetune.py:dataset={name}{extra}")
+            programs.setdefault((config.data.pp, config.data.eval_pp), config)
+    assert len(programs) == 2  # all others read and see the same
+    for (pp, eval_pp), config in programs.items():
+        spec = element_spec(source, pp)
+        assert spec == element_spec(source, eval_pp)
+        assert spec["image"].shape == (384, 384, 3)
+        task = tasks.build(config.task, config.model, DataInfo(spec, source.num_classes))
+        shapes = tasks.abstract_params(task)
+        assert shapes["backbone"]["pos_embed"].shape == (1, 577, 768)
+        batch = {"image": jax.ShapeDtypeStruct((4, 384, 384, 3), np.uint8)}
+        assert jax.eval_shape(task.predict, shapes, batch)["probability"].shape == (4, 7)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "total", "split"),
+    ("arguments", "splits"),
     [
-        ("dataset=cifar100", 10_000, "train[:98%]"),
-        ("dataset=imagenet2012,model=vit_l16", 20_000, "train[:99%]"),
-        ("dataset=oxford_iiit_pet", 500, "train"),
-        ("dataset=caltech101,vtab", 2_500, "train[:1000]"),
-        ("dataset=cifar10,split=train[:50%]", 10_000, "train[:50%]"),
+        ("dataset=cifar100", ("train[:98%]", "test")),
+        ("dataset=cifar100,dev", ("train[:98%]", "train[98%:]")),
+        ("dataset=imagenet2012,model=vit_l16", ("train[:99%]", "validation")),
+        ("dataset=oxford_iiit_pet,dev", ("train[:90%]", "train[90%:]")),
+        ("dataset=svhn,vtab", ("train[:800]+train[65931:66131]", "test")),
+        ("dataset=cifar10,split=train[:50%],test=test[:9]", ("train[:50%]", "test[:9]")),
+        ("dataset=stl10", ("train", "test")),
     ],
 )
-def test_presets_of_the_paper(root, arguments, total, split):
+def test_splits(root, arguments, splits):
     config = load(f"{root}/configs/finetune.py:{arguments}")
-    assert (config.total, config.data.split) == (total, split)
-    assert (config.batch_size, config.optim.args.momentum_dtype) == (512, "bfloat16")
-    assert "lora" not in config.task
-    assert load(f"{root}/configs/finetune.py:{arguments},lora=4").task.lora.rank == 4
+    (evaluated,) = config.eval.sets.values()
+    assert (config.data.split, evaluated.split) == splits
+
+
+def test_a_task_that_vtab_has_not(root):
+    with pytest.raises(UserError, match="'svhnn' is no task of VTAB here; did you mean 'svhn'"):
+        load(f"{root}/configs/finetune.py:dataset=svhnn,vtab")
