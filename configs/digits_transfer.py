@@ -50,8 +50,8 @@ def get_config(arg=None):
     config.data.name = name
     config.data.split = "train"
     distort = "random_affine(rotate=15, shift=0.1, scale=0.15, shear=10)"
-    config.data.pp = f"decode(1)|resize({size})|{distort}"
-    config.data.eval_pp = f"decode(1)|resize({size})"
+    config.data.pp = f"resize({size})|{distort}"
+    config.data.eval_pp = f"resize({size})"
     config.eval.sets = {"test": {"split": "test"}}
     config.eval.every = "25 percent"
 

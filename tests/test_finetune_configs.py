@@ -43,7 +43,7 @@ def test_halves_of_the_digits_are_relabelled(data_dir, half, classes, split, row
     spec = {"source": "tfds", "name": f"digits_{half}", "dir": data_dir, "split": split}
     source = open_source(spec)
     assert source.class_names == tuple(map(str, classes))
-    (batch,) = eval_batches(source, batch_size=800, rows=np.arange(800), pp="decode(1)")
+    (batch,) = eval_batches(source, batch_size=800, rows=np.arange(800))
     real = batch["mask"] > 0
     np.testing.assert_array_equal(batch["label"][real], labels[wanted] - classes[0])
     pixels = np.round(images[wanted] * (255 / 16)).astype(np.uint8)

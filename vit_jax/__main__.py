@@ -4,6 +4,7 @@ Nothing heavy is imported until a command runs, so that `--help` answers at once
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -457,11 +458,13 @@ def _fewshot(arguments: argparse.Namespace) -> None:
 def _data(arguments: argparse.Namespace) -> None:
     config = _load_config(arguments)
     from vit_jax.data.contact_sheet import contact_sheet
-    from vit_jax.run import host_batches, open_source
+    from vit_jax.run import Run
 
-    source = open_source(config.data)
-    with host_batches(config, source, start_step=arguments.step) as batches:
-        contact_sheet(batches, source.class_names, arguments.out, num_images=arguments.images)
+    _set_up(config, arguments)
+    run = Run.build(config)
+    with contextlib.closing(run.batches_seen(arguments.step)) as batches:
+        names = run.source.class_names
+        contact_sheet(batches, names, arguments.out, num_images=arguments.images)
     print(arguments.out)
 
 

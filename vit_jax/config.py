@@ -137,6 +137,7 @@ SCHEMA: dict[str, Any] = {
         FIXED,
         "`name` and any field of that model",
         remat=FREE,
+        unroll=FREE,
         attention=FREE,
         dtype=WARNED,
         dropout=WARNED,

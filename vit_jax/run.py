@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -47,11 +48,13 @@ class Run:
         info = DataInfo(spec, source.num_classes, source.class_names)
         task = tasks.build(config.task, config.model, info)
         duration = durations(config, len(source))
-        params = tasks.abstract_params(task)
+        boxed = tasks.boxed_params(task)
+        params = nn.unbox(boxed)
         optimizer = optim.build(_optim_keys(config, params), params, duration=duration)
         make_state, abstract = step.init_state(
             task,
             optimizer,
+            boxed,
             seed=config.seed,
             ema=config.ema_decay > 0,
             mesh=mesh,
@@ -93,6 +96,18 @@ class Run:
             return sharding.place(batch, rows, self.mesh, config.batch_size)
 
         return DeviceFeed(batches, place, config.data.prefetch)
+
+    def batches_seen(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Training batches from `start_step` on as the model is given them, in host memory.
+
+        That is after what the task does on the device, with the random keys of those steps.
+        """
+        config = self.config
+        perturb = jax.jit(self.task.perturb)
+        with host_batches(config, self.source, start_step=start_step) as batches:
+            for at, batch in enumerate(batches, start_step):
+                key = step.random_key(np.uint32(config.seed), step.Purpose.PERTURB, at)
+                yield jax.device_get(perturb(batch, key))
 
 
 def _optim_keys(config: ConfigDict, params: Params) -> dict[str, Any]:

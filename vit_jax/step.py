@@ -60,6 +60,7 @@ def random_key(seed: Array, purpose: Purpose, step: Array | int = 0) -> Array:
 def init_state(
     task: TaskProtocol,
     optimizer: optim.Optimizer,
+    boxed: Params,
     *,
     seed: int,
     ema: bool,
@@ -69,14 +70,14 @@ def init_state(
 ) -> tuple[Callable[[], State], State]:
     """How to make the first state, and its abstract form with shardings.
 
+    boxed: shapes of the task's parameters, as `tasks.boxed_params` gives them.
     zero1: split the optimizer's state and the average over `data` too.
 
     Returns (`make`, `abstract`). `make()` is compiled with the shardings as outputs, so that a
     model larger than one device's memory never exists on a single one.
     """
 
-    def make() -> State:
-        params = nn.unbox(task.init(random_key(jnp.uint32(seed), Purpose.INIT)))
+    def state_of(params: Params) -> State:
         return State(
             step=jnp.int32(0),
             seed=jnp.uint32(seed),
@@ -87,15 +88,16 @@ def init_state(
             losses=LossHistory.empty() if guard else None,
         )
 
-    with sharding.activate(mesh):
-        boxed = tasks.boxed_params(task)
-        shapes = jax.eval_shape(make)
-        shardings = state_shardings(shapes, boxed, mesh, zero1=zero1)
-        abstract = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            shapes,
-            shardings,
-        )
+    def make() -> State:
+        return state_of(nn.unbox(task.init(random_key(jnp.uint32(seed), Purpose.INIT))))
+
+    shapes = jax.eval_shape(state_of, nn.unbox(boxed))
+    shardings = state_shardings(shapes, boxed, mesh, zero1=zero1)
+    abstract = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
+    )
     compiled = jax.jit(make, out_shardings=shardings)
 
     def make_on_mesh() -> State:
@@ -184,7 +186,7 @@ def make_train_step(
         changed = (params, opt_state, ema)
         unchanged = (state.params, state.opt_state, state.ema)
         params, opt_state, ema = jax.tree.map(
-            lambda new, old: jnp.where(accepted, new, old), changed, unchanged
+            lambda new, old: jax.lax.select(accepted, new, old), changed, unchanged
         )
         metrics = {
             "loss": loss,

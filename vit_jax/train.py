@@ -6,7 +6,8 @@ config → source → batch → task(model) → step → checkpoint → report
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.errors import Diverged, Interrupted, UserError, nearest
 from vit_jax.evaluate import Abandoned, Evaluator
 from vit_jax.report import format_duration, read_metrics
-from vit_jax.run import Run
+from vit_jax.run import Run, TrainStep
 from vit_jax.runtime import StopSignal
 from vit_jax.steplog import StepLog, Stopwatch
 from vit_jax.types import Params
@@ -69,6 +70,8 @@ def train(config: ConfigDict, workdir_path: str) -> Outcome:
         )
         changed = workdir.check_resume(config) if store.steps() else []
         run = Run.build(config)
+        # Tracing and compiling need no state: they go on while it is made, or read from disk.
+        compiling = _background().submit(run.compile_step) if not workdir.is_done() else None
         evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
         state, restored, merged = restore_or_init(run, store)
     if workdir.is_done() and restored and restored.step == run.duration.total:
@@ -84,7 +87,8 @@ def train(config: ConfigDict, workdir_path: str) -> Outcome:
         stop = stack.enter_context(StopSignal())
         for line in opening_lines(run, restored, changed, merged):
             log.message(line)
-        trainer = Trainer(run, evaluator, store, log, times, stop, workdir, state)
+        compiled = compiling.result if compiling else run.compile_step
+        trainer = Trainer(run, compiled, evaluator, store, log, times, stop, workdir, state)
         try:
             trainer.train_from(restored)
         except Diverged as error:
@@ -102,11 +106,16 @@ def train(config: ConfigDict, workdir_path: str) -> Outcome:
     return Outcome.of(workdir, run, trainer.results, times)
 
 
+def _background() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="vit-compile")
+
+
 @dataclasses.dataclass
 class Trainer:
     """Runs the steps of a `Run` and does what is due between them."""
 
     run: Run
+    compiled: Callable[[], TrainStep]
     evaluator: Evaluator
     store: Store
     log: StepLog
@@ -132,7 +141,7 @@ class Trainer:
             return
 
         with self.times("compile"):
-            train_step = self.run.compile_step()
+            train_step = self.compiled()
         with self.run.open_feed(start) as feed, self.times("train"):
             for at in range(start + 1, total + 1):
                 with jax.transfer_guard("disallow"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.contact_sheet import contact_sheet
+from vit_jax.data.contact_sheet import _caption, contact_sheet
 
 
 def colours(image):
@@ -46,3 +46,17 @@ def test_float_images_and_label_vectors(tmp_path):
 def test_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="no images"):
         contact_sheet([], None, tmp_path / "s.png")
+
+
+@pytest.mark.parametrize(
+    ("label", "caption"),
+    [
+        (np.array([2]), "c"),
+        (np.array([[0.02, 0.3, 0.68]]), "c 68%, b 30%"),
+        (np.array([[0.05, 0.9, 0.05]]), "b"),
+        (np.array([[1.0, 0.0, 1.0]]), "a, c"),
+        (None, ""),
+    ],
+)
+def test_captions_name_what_an_image_counts_as(label, caption):
+    assert _caption(label, 0, ["a", "b", "c"]) == caption

@@ -47,7 +47,7 @@ def test_digits_are_those_of_scikit_learn_in_writer_order(data_dir, digits, spli
     assert source.num_classes == 10
     assert source.class_names == tuple("0123456789")
     assert split in source.fingerprint
-    seen = list(eval_batches(source, batch_size=400, rows=np.arange(400), pp="decode(1)"))
+    seen = list(eval_batches(source, batch_size=400, rows=np.arange(400)))
     real = np.concatenate([batch["mask"] for batch in seen]) == 1
     np.testing.assert_array_equal(
         np.concatenate([batch["image"] for batch in seen])[real], images[rows.start : rows.stop]
@@ -62,16 +62,56 @@ def test_records_are_fetched_in_the_order_asked_for(data_dir):
     records = open_digits(data_dir).fetch(np.array([7, 3, 7]))
     assert records["id"].tolist() == [b"7", b"3", b"7"]
     assert records["label"].dtype == np.int32
+    assert records["image"].dtype == np.uint8
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twelve PNG images in TFDS form, as most of its datasets hold theirs."""
+    import tensorflow_datasets as tfds
+
+    from vit_jax.data.prepare import prepare
+
+    class Pictures(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                "label": tfds.features.ClassLabel(num_classes=3),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number in range(12):
+                image = np.full((4 + number, 6, 3), number, np.uint8)
+                yield number, {"image": image, "label": number % 3}
+
+    folder = str(tmp_path_factory.mktemp("pictures"))
+    prepare("pictures", folder)
+    return open_source({"source": "tfds", "name": "pictures", "dir": folder, "split": "train"})
+
+
+def test_images_stay_encoded_until_preprocessing_decodes_them(pictures):
+    records = pictures.fetch(np.array([7, 3, 7]))
     assert records["image"].dtype == object
-    assert records["image"][0].startswith(b"\x89PNG")
+    assert all(image.startswith(b"\x89PNG") for image in records["image"])
+    (batch,) = eval_batches(pictures, batch_size=12, rows=np.arange(12), pp="decode|resize(8)")
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], range(12))
 
 
-def test_encoded_images_need_decoding(data_dir):
-    source = open_digits(data_dir)
+def test_encoded_images_need_decoding(pictures):
     with pytest.raises(UserError, match="begin the preprocessing with 'decode'"):
-        element_spec(source)
+        element_spec(pictures)
     with pytest.raises(UserError, match=r"'flip_lr\(\)'.*put 'decode' before"):
-        element_spec(source, "flip_lr()")
+        element_spec(pictures, "flip_lr()")
 
 
 def test_preparing_twice_keeps_the_first(data_dir):

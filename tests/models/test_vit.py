@@ -68,15 +68,21 @@ def test_unscanned_blocks_compute_the_same(option):
 
 
 @pytest.mark.parametrize(
-    ("remat", "scan"), [("full", False), ("dots_with_no_batch_dims_saveable", True)]
+    ("fields", "plain"),
+    [
+        ({"scan": False, "remat": "full"}, {"scan": False}),
+        ({"remat": "dots_with_no_batch_dims_saveable"}, {}),
+        ({"remat": "full", "unroll": 2}, {}),
+        ({"unroll": 3}, {}),
+    ],
 )
-def test_remat_changes_nothing(remat, scan):
-    """Nor the noise: what is computed again draws the same masks."""
-    params = init(tiny(scan=scan))
+def test_remat_and_unrolling_change_nothing(fields, plain):
+    """Nor the noise: what is computed again, or in another order, draws the same masks."""
+    params = init(tiny(**plain))
     rngs = {"dropout": jax.random.key(3)}
 
-    def grads(remat):
-        model = tiny(scan=scan, remat=remat, dropout=0.1)
+    def grads(fields):
+        model = tiny(dropout=0.1, **fields)
 
         def loss(params):
             return jnp.sum(model.apply({"params": params}, IMAGES, train=True, rngs=rngs) ** 2)
@@ -85,9 +91,15 @@ def test_remat_changes_nothing(remat, scan):
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        grads(remat),
-        grads("none"),
+        grads(fields),
+        grads(plain),
     )
+
+
+@pytest.mark.parametrize("unroll", [0, True, 1.5])
+def test_unroll_is_a_number_of_blocks(unroll):
+    with pytest.raises(UserError, match="1 or more"):
+        apply(tiny(unroll=unroll), {})
 
 
 def test_splash_attention_gives_the_same_logits_and_gradients():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import affine_transform
 
 from vit_jax import tasks
 from vit_jax.errors import UserError
@@ -49,6 +50,63 @@ def test_mixing_is_the_recorded_one(case):
     mixed = _images.mix(golden[f"{case}/a"], images, labels)
     np.testing.assert_allclose(mixed[0], golden[f"{case}/mixed_image"], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(mixed[1], golden[f"{case}/mixed_labels"], rtol=1e-6, atol=1e-6)
+
+
+AMOUNTS = st.tuples(
+    st.floats(-1, 1), st.floats(-0.5, 0.5), st.floats(-0.5, 0.5), st.floats(-1, 1), st.floats(-1, 1)
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(AMOUNTS, st.integers(0, 99))
+def test_affine_distortion_is_scipys(amounts, seed):
+    angle, slant, log_scale, shift_x, shift_y = amounts
+    height, width = 7, 10
+    image = np.random.default_rng(seed).random((height, width, 2), np.float32)
+    rotation = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+    matrix = np.array(rotation) @ [[1, 0], [np.tan(slant), 1]] * np.exp(-log_scale)
+    centre = np.array([height - 1, width - 1]) / 2
+    shift = np.array([shift_y * height, shift_x * width])
+    offset = centre - matrix @ (centre + shift)
+    moved = _images.affine(jnp.asarray(image), jnp.array(amounts, jnp.float32))
+    for channel in range(2):
+        plane = affine_transform(
+            image[..., channel].astype(np.float64), matrix, offset, order=1, mode="grid-constant"
+        )
+        np.testing.assert_allclose(moved[..., channel], plane, atol=2e-4)
+
+
+def test_random_affine_stays_within_its_bounds_and_keeps_pixels_uint8():
+    rows, columns = np.mgrid[-10:11, -10:11]
+    blob = (255 * np.exp(-(rows**2 + columns**2) / 8)).astype(np.uint8)
+    images = jnp.broadcast_to(blob[..., None], (200, 21, 21, 1))
+    moved = np.asarray(_images.random_affine(jax.random.key(0), images, shift=0.2))
+    assert moved.dtype == np.uint8
+    density = moved[..., 0] / moved.sum((1, 2, 3), keepdims=True)[..., 0]
+    centres = np.stack([(density * rows).sum((1, 2)), (density * columns).sum((1, 2))])
+    assert np.abs(centres).max() <= 0.2 * 21 + 0.05
+    assert (centres.min(1) < -3).all()
+    assert (centres.max(1) > 3).all()
+
+
+def test_distortion_is_part_of_training_only():
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    batch = {"image": jnp.asarray(images), "label": jnp.arange(4)}
+    plain, distorted = task(), task(affine={"rotate": 20, "shift": 0.1})
+    key = jax.random.key(1)
+    seen = distorted.perturb(batch, key)["image"]
+    assert not np.allclose(seen, plain.perturb(batch, key)["image"])
+    np.testing.assert_array_equal(seen, distorted.perturb(batch, key)["image"])
+    np.testing.assert_array_equal(distorted.inputs(batch), plain.inputs(batch))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [({"rotat": 3}, "did you mean 'rotate'"), ({"shear": -1}, "task.affine.shear=-1: write a")],
+)
+def test_wrong_bounds_of_a_distortion(bounds, message):
+    with pytest.raises(UserError, match=message):
+        task(affine=bounds)
 
 
 def test_mixup_coefficient_is_a_reflected_beta():

@@ -15,6 +15,8 @@ _MIN_TILE = 112
 _GAP = 8
 _BACKGROUND = (255, 255, 255)
 _INK = (40, 40, 40)
+_MIN_SHARE = 0.1
+"""Of a class in a soft label that is named; smoothing gives every class a little."""
 
 
 def contact_sheet(
@@ -65,12 +67,13 @@ def contact_sheet(
 def _collect(
     batches: Iterable[dict[str, np.ndarray]], class_names: Sequence[str] | None, num_images: int
 ) -> tuple[list[np.ndarray], list[str]]:
-    """RGB pixels and captions of the first real rows."""
+    """RGB pixels `[h, w, 3]` and captions of the first real rows."""
     images, captions = [], []
     for batch in batches:
+        visible = {**batch, "image": _stretched(batch["image"])}
         mask = batch.get("mask", np.ones(len(batch["image"])))
         for row in np.flatnonzero(mask)[: num_images - len(images)]:
-            images.append(_picture(batch, row, class_names))
+            images.append(_picture(visible, row, class_names))
             captions.append(_caption(batch.get("label"), row, class_names))
         if len(images) == num_images:
             break
@@ -95,12 +98,29 @@ def _picture(
     return picture
 
 
+def _stretched(images: np.ndarray) -> np.ndarray:
+    """uint8 `[b, h, w, c]`.
+
+    Float images, whose range and normalisation are unknown here, are stretched together: in each
+    channel the darkest value of the batch becomes black, the brightest white.
+    """
+    if images.dtype == np.uint8:
+        return images
+    low, high = (extreme(images, axis=(0, 1, 2)) for extreme in (np.min, np.max))
+    return ((images - low) * (255 / np.maximum(high - low, 1e-6))).round().astype(np.uint8)
+
+
 def _caption(labels: np.ndarray | None, row: int, class_names: Sequence[str] | None) -> str:
+    """Class names; with their shares where the label is a mixture, largest first."""
     if labels is None:
         return ""
     label = labels[row]
-    numbers = np.flatnonzero(label > 0.1) if label.ndim else [label]
-    return ", ".join(class_names[n] if class_names else str(n) for n in numbers)
+    numbers = np.flatnonzero(label > _MIN_SHARE) if label.ndim else np.array([label])
+    names = [class_names[n] if class_names else str(n) for n in numbers]
+    if len(numbers) < 2 or (label[numbers] == 1).all():
+        return ", ".join(names)
+    order = np.argsort(-label[numbers], kind="stable")
+    return ", ".join(f"{names[i]} {label[numbers[i]]:.0%}" for i in order)
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -145,16 +145,21 @@ class StackSpec:
     drop_path: rate of the last block; it grows linearly from 0 at the first, or is the same for all
     with `constant_drop_path`.
     scan: one compiled block looped over stacked parameters, so that compile time does not grow with
-    depth. remat: what the backward pass recomputes, "none" or a key of `REMAT_POLICIES`.
+    depth. unroll: blocks in one turn of that loop in training; `depth` makes straight code of it,
+    which runs faster where blocks are small, and still traces one block. remat: what the backward
+    pass recomputes, "none" or a key of `REMAT_POLICIES`.
     """
 
     depth: int
     drop_path: float = 0.0
     scan: bool = True
+    unroll: int = 1
     remat: str = "none"
     constant_drop_path: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.unroll, bool) or not isinstance(self.unroll, int) or self.unroll < 1:
+            raise UserError(f"unroll={self.unroll!r}: write a number of blocks, 1 or more")
         check_choice("remat", self.remat, REMATS)
         check_rate("drop_path", self.drop_path)
 
@@ -188,9 +193,9 @@ def scan_or_unroll(
 ) -> Array:
     """Runs `block(*fields)(x, drop_rate, *shared)`, which returns (x, None), for every layer."""
     if stack.remat != "none":
-        # Inside a scan XLA cannot merge the recomputation with the forward pass anyway.
-        policy = REMAT_POLICIES[stack.remat]
-        block = nn.remat(block, policy=policy, prevent_cse=not stack.scan)
+        # Inside a loop XLA cannot merge the recomputation with the forward pass anyway.
+        is_loop = stack.scan and stack.unroll == 1
+        block = nn.remat(block, policy=REMAT_POLICIES[stack.remat], prevent_cse=not is_loop)
     rates = None
     if train and stack.drop_path:
         growth = jnp.arange(stack.depth) / max(stack.depth - 1, 1)
@@ -206,6 +211,7 @@ def scan_or_unroll(
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast for _ in shared)),
         length=stack.depth,
+        unroll=stack.unroll if train else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     x, _ = scanned(*fields, name="blocks")(x, rates, *shared)

@@ -93,7 +93,7 @@ class Mixer(nn.Module):
       patch_size: side of a patch, or (height, width). Images are padded to whole patches, evenly on
         both sides (a SAME convolution), unlike a ViT's, which are cropped.
       tokens_mlp_dim, channels_mlp_dim: hidden widths of the two kinds of mixing.
-      drop_path, dropout, scan, remat, dtype: as in `VisionTransformer`.
+      drop_path, dropout, scan, unroll, remat, dtype: as in `VisionTransformer`.
     """
 
     patch_size: int | Sequence[int]
@@ -104,6 +104,7 @@ class Mixer(nn.Module):
     drop_path: float = 0.0
     dropout: float = 0.0
     scan: bool = True
+    unroll: int = 1
     remat: str = "none"
     dtype: DTypeLike = "float32"
 
@@ -116,7 +117,7 @@ class Mixer(nn.Module):
     @nn.nowrap
     def stack_spec(self) -> StackSpec:
         """How the blocks are stacked."""
-        return StackSpec(self.depth, self.drop_path, self.scan, self.remat)
+        return StackSpec(self.depth, self.drop_path, self.scan, self.unroll, self.remat)
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Features:

@@ -29,7 +29,7 @@ class TextTransformer(nn.Module):
     Attributes:
       vocab_size: number of token ids.
       pooling: "last" or "first" token, "mean" of all, or "map" (a learned probe).
-      width, depth, num_heads, mlp_dim, drop_path, dropout, scan, remat, attention, dtype,
+      width, depth, num_heads, mlp_dim, drop_path, dropout, scan, unroll, remat, attention, dtype,
         residual_dtype: as in `VisionTransformer`.
     """
 
@@ -42,6 +42,7 @@ class TextTransformer(nn.Module):
     drop_path: float = 0.0
     dropout: float = 0.0
     scan: bool = True
+    unroll: int = 1
     remat: str = "none"
     attention: str = "auto"
     dtype: DTypeLike = "float32"
@@ -69,7 +70,7 @@ class TextTransformer(nn.Module):
     @nn.nowrap
     def stack_spec(self) -> StackSpec:
         """How the encoder's blocks are stacked."""
-        return StackSpec(self.depth, self.drop_path, self.scan, self.remat)
+        return StackSpec(self.depth, self.drop_path, self.scan, self.unroll, self.remat)
 
     @nn.nowrap
     def example_input(self, length: int, channels: int) -> jax.ShapeDtypeStruct:

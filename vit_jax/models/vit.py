@@ -96,8 +96,9 @@ class VisionTransformer(nn.Module):
         the same for all with constant_drop_path (Touvron et al. 2022, DeiT III).
       dropout: after the embedding, attention and both layers of the MLP. attention_dropout: of
         attention weights.
-      scan: blocks are one loop over stacked parameters. remat: "none", "full" or the name of a
-        checkpoint policy: what the backward pass computes again instead of keeping.
+      scan: blocks are one loop over stacked parameters. unroll: blocks in a turn of it, in
+        training. remat: "none", "full" or the name of a checkpoint policy: what the backward pass
+        computes again instead of keeping.
       attention: "auto", "xla", "cudnn" or "splash"; the numbers are the same.
       dtype: of computation. residual_dtype: of the stream between blocks; None means `dtype`.
         Parameters are float32 either way.
@@ -125,6 +126,7 @@ class VisionTransformer(nn.Module):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     scan: bool = True
+    unroll: int = 1
     remat: str = "none"
     attention: str = "auto"
     dtype: DTypeLike = "float32"
@@ -168,7 +170,14 @@ class VisionTransformer(nn.Module):
     @nn.nowrap
     def stack_spec(self) -> StackSpec:
         """How the encoder's blocks are stacked."""
-        return StackSpec(self.depth, self.drop_path, self.scan, self.remat, self.constant_drop_path)
+        return StackSpec(
+            self.depth,
+            self.drop_path,
+            scan=self.scan,
+            unroll=self.unroll,
+            remat=self.remat,
+            constant_drop_path=self.constant_drop_path,
+        )
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Features:

@@ -18,7 +18,15 @@ from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.report import Section
 from vit_jax.tasks._distill import Teacher
-from vit_jax.tasks._images import check_geometry, cutmix, erase, mixup, normalise
+from vit_jax.tasks._images import (
+    check_affine,
+    check_geometry,
+    cutmix,
+    erase,
+    mixup,
+    normalise,
+    random_affine,
+)
 from vit_jax.types import TEACHER, Array, Batch, DataInfo, Params
 
 LOSSES = {
@@ -43,6 +51,7 @@ class Task:
       are then divided by the sum of their targets' weights, as PyTorch does.
     distill: the keys of `tasks._distill.Teacher`, and `model`: a teacher to imitate. With
       `config.model.distill_token` the second head does, else the one that learns the labels.
+    affine: bounds of random distortions on the device: {rotate, shift, scale, shear}; {} = off.
     mean, std: of uint8 images, in 0..255, one value or one a channel; the defaults give [-1, 1].
     crop_to_patches: accept images whose last rows and columns fill no patch and are dropped.
     """
@@ -57,6 +66,7 @@ class Task:
     erasing: float = 0.0
     class_weights: tuple[float, ...] = ()
     distill: Mapping[str, Any] | None = None
+    affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
     mean: tuple[float, ...] = (127.5,)
     std: tuple[float, ...] = (127.5,)
     crop_to_patches: bool = False
@@ -86,6 +96,7 @@ class Task:
         num_classes = self.info.num_classes
         if self.loss not in LOSSES:
             raise UserError(f"config.task.loss={self.loss!r}: write {' or '.join(LOSSES)}")
+        check_affine(self.affine)
         if self.class_weights and len(self.class_weights) != num_classes:
             raise UserError(
                 f"config.task.class_weights has {len(self.class_weights)} numbers; write one for"
@@ -125,10 +136,12 @@ class Task:
         return params
 
     def perturb(self, batch: Batch, key: Array) -> Batch:
-        """Normalised images and soft labels of the training batch, erased and mixed where asked."""
+        """Normalised images and soft labels of the training batch: distorted, erased, mixed."""
+        key_coin, key_mix, key_erase, key_distort = jax.random.split(key, 4)
+        if self.affine:
+            batch = {**batch, "image": random_affine(key_distort, batch["image"], **self.affine)}
         images = self.inputs(batch)
         labels = self._soft_labels(batch["label"])
-        key_coin, key_mix, key_erase = jax.random.split(key, 3)
         if self.erasing:
             images = erase(key_erase, self.erasing, images)
         if self.mixup and self.cutmix:
