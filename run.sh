@@ -3,6 +3,7 @@
 #
 #   ./run.sh [--config.KEY=VALUE ...]   train configs/digits.py on real images, evaluate, report
 #   ./run.sh test [PYTEST ARGUMENTS]    run the tests
+#   ./run.sh imagenet [ARGUMENTS]       prepare ImageNet: what it takes, step by step
 #   ./run.sh COMMAND ...                any other command of `python -m vit_jax`
 #   ./run.sh tpu ...                    creates and uses Cloud TPU slices; installs nothing here
 #   ./run.sh install                    only sets everything up
@@ -53,6 +54,11 @@ case ${1:-} in
     install test
     exec "$venv/bin/python" -m pytest "$@"
     ;;
+  imagenet)
+    shift
+    install "$extras"
+    exec "$venv/bin/python" -m vit_jax prepare imagenet2012 "$@"
+    ;;
   tpu)
     exec "$(find_python)" -m vit_jax "$@"
     ;;
@@ -60,7 +66,7 @@ case ${1:-} in
     install "$extras"
     ;;
   -h | --help)
-    sed -n '2,11p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
+    sed -n '2,12p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
     ;;
   '' | --config.*)
     install "$extras"

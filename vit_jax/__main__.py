@@ -276,6 +276,14 @@ def _add_tools(command: Callable[..., Parser]) -> None:
     prepare = command("prepare", _prepare, "prepare a dataset for training")
     prepare.add_argument("name", help="digits, or any TFDS name")
     prepare.add_argument("--data_dir", metavar="DIR", default="", help="default: TFDS's own")
+    prepare.add_argument("--manual_dir", metavar="DIR", default="", help="archives got by hand")
+    prepare.add_argument("--tfrecord", metavar="DIR", help="convert the TFRecord build found there")
+    prepare.add_argument("--copy_to", metavar="DIR", help="copy what is prepared, to gs://... say")
+    prepare.add_argument(
+        "--check",
+        action="store_true",
+        help="count records, compare checksums (with --manual_dir: of archives)",
+    )
 
     bench = command("bench", _bench, "measure this machine; prints JSON", _OVERRIDES)
     bench.add_argument("what", choices=("step", "input", "start"), help="what to measure")
@@ -486,9 +494,27 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from vit_jax.data.prepare import prepare
+    from pathlib import Path
 
-    print(prepare(arguments.name, arguments.data_dir))
+    from vit_jax.data import imagenet_tars, prepare
+
+    name, data_dir = arguments.name, arguments.data_dir
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if arguments.check and arguments.manual_dir:
+        imagenet_tars.check_archives(Path(arguments.manual_dir), tell)
+        return
+    if arguments.tfrecord:
+        folder = prepare.convert_tfrecord(name, arguments.tfrecord, data_dir, tell)
+    elif not (arguments.copy_to or arguments.check):
+        folder = prepare.prepare(name, data_dir, arguments.manual_dir, tell)
+    if arguments.check:
+        folder = prepare.check(name, data_dir, tell)
+    if arguments.copy_to:
+        folder = prepare.copy(name, data_dir, arguments.copy_to, tell)
+    print(folder)
 
 
 def _bench(arguments: argparse.Namespace) -> None:

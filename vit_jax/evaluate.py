@@ -48,6 +48,8 @@ class Evaluator:
         wanted = config.eval.batch_size or config.batch_size
         self.batch_size = -(-wanted // ways) * ways
         self.splits = [open_split(config, name) for name in config.eval.sets]
+        for split in self.splits:
+            _check_classes(split, task)
         self._task = task
         self._mesh = mesh
         self._threads = config.data.threads
@@ -188,6 +190,16 @@ def open_split(config: ConfigDict, name: str) -> Split:
         key: entry.get(key, config.data[key]) for key in ("source", "name", "dir", "split", "args")
     }
     return Split(name, open_source(spec), entry.get("pp", config.data.eval_pp))
+
+
+def _check_classes(split: Split, task: TaskProtocol) -> None:
+    """Other classes than those of training would be scored all the same, and mean nothing."""
+    found, trained = split.source.num_classes, task.info.num_classes
+    if found and found != trained:
+        raise UserError(
+            f"config.eval.sets.{split.name} has {found} classes, config.data has {trained}; labels"
+            " must mean the same in both"
+        )
 
 
 def headline(task: TaskProtocol, results: Mapping[str, float]) -> tuple[str, float] | None:

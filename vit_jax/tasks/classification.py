@@ -33,6 +33,7 @@ LOSSES = {
     "softmax": optax.softmax_cross_entropy,
     "sigmoid": lambda logits, labels: optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1),
 }
+_NO_ANSWER = -1e30
 HARDEST = 24
 """Mistakes that the report shows."""
 
@@ -203,8 +204,11 @@ class Task:
 
         A multi-hot row is a hit where the top class is among its labels; a row without any label
         is left out of the accuracy (as ImageNet-ReaL is scored: Beyer et al. 2020, section 3).
+        Where the batch has `allowed` (see the op `only_classes`), the other classes are no answers.
         """
         logits = self.logits(params, batch)
+        if "allowed" in batch:
+            logits = jnp.where(batch["allowed"] > 0, logits, _NO_ANSWER)
         labels = self._dense_labels(batch["label"])
         real = batch["mask"] > 0
         scored = real & (labels.max(-1) > 0)

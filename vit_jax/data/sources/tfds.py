@@ -4,6 +4,7 @@ Images stay encoded. The order of the records is the one in which they were writ
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,11 +17,18 @@ _KEPT_BYTES = 8 << 20
 """Datasets up to this size stay in memory as they are stored: reading them costs more than that."""
 
 
+class _MultiHot(NamedTuple):
+    """What a list of labels becomes."""
+
+    num_classes: int
+
+
 class Source:
     """`name` as TFDS spells it (with `/config` and `:version`), `split` such as `train[:99%]`.
 
     Of the features, those come along that stack into arrays: images, class labels, numbers and
-    tensors of fixed shape, texts, and objects with boxes (as `vit_jax.data.boxes` describes them).
+    tensors of fixed shape, texts, objects with boxes (as `vit_jax.data.boxes` describes them), and
+    lists of class labels as multi-hot vectors, uint8 [classes].
 
     classes_of: the feature whose classes are `num_classes`: "" takes `label`, else that of the
       objects, else the first labelled image.
@@ -96,7 +104,7 @@ class Source:
         return f"record {int(index)} of TFDS {self._name}"
 
 
-def _stackable(features) -> dict[str, type]:
+def _stackable(features) -> dict[str, type | _MultiHot]:
     """The features that become arrays, with the dtype of the array."""
     import tensorflow_datasets as tfds
 
@@ -108,6 +116,10 @@ def _stackable(features) -> dict[str, type]:
             kept[key] = np.int32
         elif isinstance(feature, tfds.features.Tensor) and None not in feature.shape:
             kept[key] = feature.np_dtype
+        elif isinstance(feature, tfds.features.Sequence) and isinstance(
+            feature.feature, tfds.features.ClassLabel
+        ):
+            kept[key] = _MultiHot(feature.feature.num_classes)
     return kept
 
 
@@ -181,7 +193,12 @@ def _open_split(builder, split: str, features: dict[str, type]):
         ) from error
 
 
-def _stack(values: list, dtype: type) -> np.ndarray:
+def _stack(values: list, dtype: type | _MultiHot) -> np.ndarray:
+    if isinstance(dtype, _MultiHot):
+        stacked = np.zeros((len(values), dtype.num_classes), np.uint8)
+        for row, labels in enumerate(values):
+            stacked[row, np.asarray(labels, np.int64)] = 1
+        return stacked
     if dtype is object:
         stacked = np.empty(len(values), object)
         stacked[:] = values

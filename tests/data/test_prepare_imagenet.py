@@ -1,0 +1,243 @@
+"""ImageNet from its archives, and what may then be done to a prepared dataset."""
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.__main__ import main
+from vit_jax.data import eval_batches, imagenet_tars, open_source, prepare, shards
+from vit_jax.errors import UserError
+
+SYNSETS = ("n01440764", "n01443537", "n01739381", "n02105855")
+IN_CMYK, IN_PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
+
+
+def encoded(random, kind="JPEG", mode="RGB"):
+    height, width = random.integers(8, 24, 2)
+    channels = {"RGB": 3, "CMYK": 4}[mode]
+    pixels = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels, mode).save(file, kind)
+    return file.getvalue()
+
+
+def tar_of(files):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def manual_dir(tmp_path_factory):
+    """Both archives, of four classes, with the real set's CMYK and PNG images under their names."""
+    random = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("manual")
+    inner = {}
+    for synset in SYNSETS:
+        names = [f"{synset}_{number}.JPEG" for number in (18, 7, 100)]
+        inner[synset] = {name: encoded(random) for name in names}
+    inner[SYNSETS[2]][IN_CMYK] = encoded(random, mode="CMYK")
+    inner[SYNSETS[3]][IN_PNG] = encoded(random, kind="PNG")
+    train = tar_of({f"{synset}.tar": tar_of(files) for synset, files in inner.items()})
+    (folder / imagenet_tars.ARCHIVES["train"]).write_bytes(train)
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in (3, 1, 5, 2, 4)]
+    validation = tar_of({name: encoded(random) for name in names})
+    (folder / imagenet_tars.ARCHIVES["validation"]).write_bytes(validation)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(manual_dir, tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("prepared")
+    command = ["prepare", "imagenet2012", f"--data_dir={data_dir}", f"--manual_dir={manual_dir}"]
+    assert main(command) == 0
+    return data_dir
+
+
+@pytest.fixture(scope="module")
+def by_tfds(manual_dir, tmp_path_factory):
+    """The same archives, prepared by TFDS as it is, as TFRecord."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("by_tfds")
+    builder = tfds.builder("imagenet2012", data_dir=folder)
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    builder.download_and_prepare(download_config=config, file_format="tfrecord")
+    return folder
+
+
+def records(data_dir, split):
+    spec = {"source": "tfds", "name": "imagenet2012", "dir": str(data_dir), "split": split}
+    source = open_source(spec)
+    return source, source.fetch(np.arange(len(source)))
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 14), ("validation", 5)])
+def test_records_and_their_order_are_those_of_tfds(prepared, by_tfds, split, count):
+    source, ours = records(prepared, split)
+    _, theirs = records(by_tfds, split)
+    assert (len(source), source.num_classes) == (count, 1000)
+    assert ours.keys() == theirs.keys()
+    for key, values in ours.items():
+        np.testing.assert_array_equal(values, theirs[key], err_msg=key)
+    by_name = dict(zip(ours["file_name"], ours["image"], strict=True))
+    if split == "train":
+        for name in (IN_CMYK, IN_PNG):
+            image = Image.open(io.BytesIO(by_name[name.encode()]))
+            assert (image.format, image.mode) == ("JPEG", "RGB")
+
+
+def test_images_decode(prepared):
+    source, _ = records(prepared, "train[50%:]")
+    pp = "decode|resize(8)"
+    (batch,) = eval_batches(source, batch_size=8, rows=np.arange(8), pp=pp)
+    assert batch["image"].shape == (8, 8, 8, 3)
+
+
+def test_a_tfrecord_build_is_converted_record_by_record(by_tfds, tmp_path, capsys):
+    command = ["prepare", "imagenet2012", f"--tfrecord={by_tfds}", f"--data_dir={tmp_path}"]
+    assert main(command) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert list(folder.glob("*.array_record-00000-of-00001"))
+    for split in ("train", "validation"):
+        _, ours = records(tmp_path, split)
+        _, theirs = records(by_tfds, split)
+        np.testing.assert_array_equal(ours["file_name"], theirs["file_name"])
+        np.testing.assert_array_equal(ours["image"], theirs["image"])
+
+
+def test_an_interrupted_build_goes_on(manual_dir, tmp_path, monkeypatch):
+    """Two files of the first split, then the power goes; the rest later, and nothing twice."""
+    from tensorflow_datasets.core.utils import shard_utils
+
+    monkeypatch.setattr(
+        shard_utils.ShardConfig, "calculate_number_shards", classmethod(lambda *_: 4)
+    )
+    original, written = shards._write_part, []
+
+    def write_part(part, folder):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(part.file_name)
+        return original(part, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_write_part", write_part)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare("imagenet2012", str(tmp_path), str(manual_dir), lambda _: None)
+    with pytest.raises(UserError, match="not prepared"):
+        records(tmp_path, "train")
+
+    first = list(written)
+    monkeypatch.setattr(
+        shards,
+        "_write_part",
+        lambda part, folder: written.append(part.file_name) or original(part, folder),
+    )
+    monkeypatch.setattr(imagenet_tars, "read_index", only_validation(imagenet_tars.read_index))
+    lines = []
+    prepare.prepare("imagenet2012", str(tmp_path), str(manual_dir), lines.append)
+    assert "train: 2 of 4 files are there already" in lines
+    assert len(written) == len(set(written)) == 8
+    assert written[:2] == first
+    assert len(records(tmp_path, "train")[0]) == 14
+
+
+def only_validation(read_index):
+    def read(split, archive):
+        assert split == "validation", "the training archive had been indexed before"
+        return read_index(split, archive)
+
+    return read
+
+
+def test_copies_and_checks(prepared, tmp_path, capsys, monkeypatch):
+    counts = {"train": 14, "validation": 5}
+    monkeypatch.setattr(imagenet_tars, "COUNTS", counts)
+    command = ["prepare", "imagenet2012", f"--data_dir={prepared}"]
+    assert main([*command, "--check"]) == 0
+    shown = capsys.readouterr().err
+    assert "train: 14 records in 1 files" in shown
+    assert "checksums agree" in shown
+    assert main([*command, f"--copy_to={tmp_path}/bucket"]) == 0
+    copied = Path(capsys.readouterr().out.strip())
+    assert main(["prepare", "imagenet2012", f"--data_dir={tmp_path}/bucket", "--check"]) == 0
+
+    assert main([*command, f"--copy_to={tmp_path}/bucket"]) == 0
+    assert "files:" not in capsys.readouterr().err, "nothing is copied twice"
+
+    (damaged,) = copied.glob("*-validation.*")
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match="has changed since it was written"):
+        prepare.check("imagenet2012", f"{tmp_path}/bucket")
+    damaged.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        prepare.check("imagenet2012", f"{tmp_path}/bucket")
+    monkeypatch.setitem(counts, "train", 1_281_167)
+    with pytest.raises(UserError, match="has 14 images; ImageNet has 1281167"):
+        prepare.check("imagenet2012", str(prepared))
+
+
+def test_archives_are_checked_by_md5(manual_dir, capsys, monkeypatch):
+    command = ["prepare", "imagenet2012", "--check", f"--manual_dir={manual_dir}"]
+    assert main(command) == 2
+    assert "not 1d675b47d978889d74fa0da5fadfb00e; fetch it again" in capsys.readouterr().err
+    sums = {
+        split: hashlib.md5((manual_dir / name).read_bytes()).hexdigest()
+        for split, name in imagenet_tars.ARCHIVES.items()
+    }
+    monkeypatch.setattr(imagenet_tars, "MD5", sums)
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("MD5 agrees") == 2
+
+
+def test_without_archives_it_says_what_to_do(tmp_path, capsys):
+    assert main(["prepare", "imagenet2012", f"--data_dir={tmp_path}"]) == 2
+    shown = capsys.readouterr().err
+    assert "ILSVRC2012_img_train.tar" in shown
+    assert f"{tmp_path}/downloads/manual" in shown
+    assert "--tfrecord=DIR" in shown
+
+
+def test_archives_that_are_cut_off_or_none(manual_dir, tmp_path):
+    whole = (manual_dir / imagenet_tars.ARCHIVES["validation"]).read_bytes()
+    path = tmp_path / imagenet_tars.ARCHIVES["validation"]
+    path.write_bytes(whole[: len(whole) // 2 + 100])
+    with pytest.raises(UserError, match="fetch it again"):
+        imagenet_tars.read_index("validation", path)
+    path.write_bytes(b"<html>log in first</html>")
+    with pytest.raises(UserError, match="fetch it again"):
+        imagenet_tars.read_index("validation", path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tfrecord=nowhere"], "needs --data_dir"),
+        (["--tfrecord=nowhere", "--data_dir=there"], "holds no dataset"),
+        (["--check", "--data_dir=nowhere"], "prepare it first"),
+        (["--data_dir=gs://bucket/x"], "--copy_to=gs://"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "imagenet2012", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_checksums_are_noted_for_every_file(prepared):
+    (folder,) = (prepared / "imagenet2012").iterdir()
+    noted = json.loads((folder / shards.CHECKSUMS).read_text())
+    assert noted.keys() == {path.name for path in folder.glob("*.array_record-*")}
