@@ -208,15 +208,18 @@ def _add_run_commands(command: Callable[..., Parser]) -> None:
     report = command("report", _report, "rebuild the report of a run")
     report.add_argument("--workdir", metavar="DIR", required=True, help="a run, finished or not")
 
-    predict = command("predict", _predict, "the classes of image files, and where the model looked")
+    predict = command(
+        "predict", _predict, "classes, masks or boxes of image files, and where the model looked"
+    )
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     _add_model_source(predict)
     predict.add_argument("--labels", metavar="FILE", help="class names, one a line")
-    predict.add_argument("--top", type=int, default=5, help="classes shown; default: %(default)s")
     predict.add_argument(
         "--attention", metavar="OUT.png", help="draw where the model looked; all heads of one image"
     )
     predict.add_argument("--patches", metavar="OUT.png", help="draw the first image in patches")
+    predict.add_argument("--top", type=int, default=5, help="lines an image; default: %(default)s")
+    predict.add_argument("--out", metavar="OUT.png", help="draw the answers on the images")
 
 
 def _add_checkpoint_commands(command: Callable[..., Parser]) -> None:
@@ -391,15 +394,14 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     predictor = _predictor(arguments)
-    from vit_jax import predict
-
     images = predictor.read(arguments.images)
     outputs = predictor.predict(images)
-    class_names = predictor.info.class_names
-    for path, probability in zip(arguments.images, outputs["probability"], strict=True):
-        print(path)
-        for name, value in predict.top_classes(probability, class_names, arguments.top):
-            print(f"  {value:7.2%}  {name}")
+    lines = predictor.task.lines(outputs, arguments.top)
+    for path, said in zip(arguments.images, lines, strict=True):
+        print("\n  ".join([path, *said]))
+    if arguments.out:
+        predictor.draw(images, outputs, arguments.out)
+        print(f"drawn: {arguments.out}")
     if arguments.attention:
         captions = predictor.task.captions(outputs)
         predictor.draw_attention(images, captions, arguments.attention)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,8 @@ class Split:
 class Evaluator:
     """Evaluates parameters on every configured split.
 
-    task: whose `eval_sums` and `metrics` are used. abstract: the state's shapes and shardings.
+    task: whose `eval_sums`, `eval_rows` and `metrics` are used. abstract: the state's shapes and
+    shardings.
     """
 
     def __init__(self, config: ConfigDict, task: TaskProtocol, abstract: step.State, mesh: Mesh):
@@ -69,15 +70,15 @@ class Evaluator:
         params = sharding.moved(params, self._shardings)
         results = {}
         for split in self.splits:
-            sums = self._sums(split, params, should_stop)
-            for metric, value in self._task.metrics(sums).items():
+            found = self._statistics(split, params, should_stop)
+            for metric, value in self._task.metrics(found).items():
                 results[f"{split.name}{suffix}/{metric}"] = value
         return results
 
-    def _sums(
+    def _statistics(
         self, split: Split, params: Params, should_stop: Callable[[], bool]
     ) -> Mapping[str, np.ndarray]:
-        sums = None
+        sums, parts = None, []
         with sharding.activate(self._mesh):
             for batch in self._batches(split):
                 if should_stop():
@@ -85,10 +86,11 @@ class Evaluator:
                 placed = sharding.place(batch, self._rows, self._mesh, self.batch_size)
                 if sums is None:
                     sums = self._zeros(params, placed)
-                sums = self._eval_step(params, placed, sums)
+                sums, rows = self._eval_step(params, placed, sums)
+                parts.append(rows)
         if sums is None:
             raise UserError(f"config.eval.sets.{split.name} has no examples")
-        return jax.device_get(sums)
+        return {**jax.device_get(sums), **join_rows(jax.device_get(parts))}
 
     def _zeros(self, params: Params, batch: Batch) -> dict[str, Any]:
         shapes = jax.eval_shape(self._task.eval_sums, params, batch)
@@ -132,9 +134,14 @@ class Evaluator:
                 placed = sharding.place(batch, self._rows, self._mesh, self.batch_size)
                 inputs, outputs = jax.device_get(predict(params, placed))
                 parts.append({**inputs, **outputs})
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        real = joined.pop("mask") > 0
-        return {name: array[real][:limit] for name, array in joined.items()}
+        return {name: array[:limit] for name, array in join_rows(parts).items()}
+
+
+def join_rows(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Batches of rows as one, without those whose `mask` is 0 (and without the mask)."""
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    real = joined.pop("mask", np.ones(0)) > 0
+    return {name: array[real] for name, array in joined.items()}
 
 
 def evaluate_workdir(

@@ -1,4 +1,4 @@
-"""Classes of image files, by a run that was trained here; and where it looked."""
+"""What a trained run says of image files, drawn on them if asked; and where it looked."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -93,6 +93,14 @@ class Predictor:
         """What the task says of uint8 images; for classification `probability` `[n, classes]`."""
         return jax.device_get(jax.jit(self.task.predict)(self.params, {"image": images}))
 
+    def draw(self, images: np.ndarray, outputs: Mapping[str, np.ndarray], out: str) -> None:
+        """Writes a PNG with the images and, on them, what `predict` said."""
+        from vit_jax.report import figures
+
+        examples = {"image": images, **outputs}
+        captions = self.task.captions(examples)
+        figures.image_grid(self.task.pictures(examples), captions).savefig(out, dpi=150)
+
     def draw_attention(self, images: np.ndarray, captions: Sequence[str], out: str) -> None:
         """Writes a PNG of where the model looked.
 
@@ -146,14 +154,6 @@ def restore_params(workdir: Workdir, task: TaskProtocol, *, ema: bool) -> Params
     if restored.missing:
         raise UserError(f"{workdir.checkpoints}: no array {restored.missing[0]} in the checkpoint")
     return restored.tree[name]
-
-
-def top_classes(
-    probability: np.ndarray, names: Sequence[str] | None, top_k: int
-) -> list[tuple[str, float]]:
-    """The `top_k` most probable classes of one image, most probable first."""
-    order = np.argsort(-probability, kind="stable")[:top_k]
-    return [(names[i] if names else str(i), float(probability[i])) for i in order]
 
 
 def _read_labels(path: str, num_classes: int) -> tuple[str, ...]:

@@ -245,17 +245,25 @@ def _loss_and_grads(
         zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
         parts = jax.tree.map(split, batch)
         ((loss, count), grads), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accum_steps)))
+    count = jnp.maximum(count, 1)  # A batch may have no terms, such as images without objects.
     return loss / count, jax.tree.map(lambda g: g / count, grads)
 
 
 def make_eval_step(
     task: TaskProtocol, abstract: State, mesh: Mesh
-) -> Callable[[Params, Batch, Mapping[str, Array]], dict[str, Array]]:
-    """The jitted `(params, batch, sums) → sums`, adding a batch's statistics."""
+) -> Callable[[Params, Batch, Mapping[str, Array]], tuple[dict[str, Array], dict[str, Array]]]:
+    """The jitted `(params, batch, sums) → (sums, rows)`, adding a batch's statistics.
+
+    rows: what the task wants to know of each example, on every device, with the batch's `mask`.
+    """
     params = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
 
-    def eval_step(params: Params, batch: Batch, sums: Mapping[str, Array]) -> dict[str, Array]:
-        return jax.tree.map(jnp.add, dict(sums), task.eval_sums(params, batch))
+    def eval_step(
+        params: Params, batch: Batch, sums: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        rows = task.eval_rows(params, batch)
+        rows = {**rows, "mask": batch["mask"]} if rows else {}
+        return jax.tree.map(jnp.add, dict(sums), task.eval_sums(params, batch)), rows
 
     everywhere = sharding.replicated(mesh)
     return jax.jit(

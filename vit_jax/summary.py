@@ -10,9 +10,6 @@ from vit_jax.report import save_sections
 from vit_jax.tasks import TaskProtocol
 from vit_jax.types import Params
 
-MAX_EXAMPLES = 10_000
-"""Examples of the first split that the task's pictures are drawn from."""
-
 LOOKED_INTO = 8
 """Examples whose attention is shown."""
 
@@ -24,7 +21,7 @@ def write_sections(
 
     Every process must call this, because predicting takes all devices.
     """
-    examples = evaluator.examples(evaluator.splits[0], params, MAX_EXAMPLES)
+    examples = evaluator.examples(evaluator.splits[0], params, task.pictured)
     whole = lora.merge(_on_host(params))
     if jax.process_index() == 0:
         few = {name: array[:LOOKED_INTO] for name, array in examples.items()}

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_jax.data import boxes as boxes_lib
-from vit_jax.data import eval_batches, open_source
+from vit_jax.data import eval_batches, open_source, scenes
 from vit_jax.data.builders import digit_scenes
-from vit_jax.data.builders.digit_scenes import draw_scene
 from vit_jax.data.contact_sheet import contact_sheet
+from vit_jax.data.scenes import draw_scene
 from vit_jax.errors import UserError
 
 PP = "joint_decode|check_segmentation(11)"
@@ -40,7 +40,7 @@ def open_scenes(data_dir, split="test", **args):
 def test_boxes_and_areas_are_those_of_the_masks(seed, index, side):
     scene = draw_scene(seed, index, split="test", side=side)
     assert scene.image.shape == (side, side, 3)
-    assert 1 <= len(scene.digits) <= digit_scenes.MAX_DIGITS
+    assert 1 <= len(scene.digits) <= scenes.MAX_DIGITS
     mask = scene.segmentation[..., 0]
     claimed = np.zeros_like(mask)
     for box, digit, area in zip(scene.boxes, scene.digits, scene.areas, strict=True):
@@ -64,16 +64,14 @@ def test_a_scene_depends_on_seed_and_index_alone():
 
 
 def test_training_and_test_scenes_share_neither_writers_nor_regions():
-    for train, test in zip(
-        digit_scenes._photographs("train"), digit_scenes._photographs("test"), strict=True
-    ):
+    for train, test in zip(scenes._photographs("train"), scenes._photographs("test"), strict=True):
         assert train.shape[1] + test.shape[1] == 640
         assert test.shape[1] == 160
     from sklearn.datasets import load_digits
 
     digits = load_digits().images
-    np.testing.assert_array_equal(digit_scenes._digits("train")[0] * 16, digits[:1437])
-    np.testing.assert_array_equal(digit_scenes._digits("test")[0] * 16, digits[1437:])
+    np.testing.assert_array_equal(scenes._digits("train")[0] * 16, digits[:1437])
+    np.testing.assert_array_equal(scenes._digits("test")[0] * 16, digits[1437:])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +88,7 @@ def test_training_and_test_scenes_share_neither_writers_nor_regions():
     ],
 )
 def test_captions(digits, boxes, caption):
-    assert digit_scenes._caption(np.array(digits), np.array(boxes, float)) == caption
+    assert scenes._caption(np.array(digits), np.array(boxes, float)) == caption
 
 
 def test_prepared_scenes_come_back_as_they_were_drawn(data_dir):
@@ -111,7 +109,7 @@ def test_prepared_scenes_come_back_as_they_were_drawn(data_dir):
 
 def test_which_classes_count_can_be_chosen(data_dir):
     segmented = open_scenes(data_dir, classes_of="segmentation")
-    assert segmented.class_names == digit_scenes.CLASS_NAMES
+    assert segmented.class_names == scenes.CLASS_NAMES
     with pytest.raises(UserError, match="no classes of 'segmentatoin'; did you mean"):
         open_scenes(data_dir, classes_of="segmentatoin")
 

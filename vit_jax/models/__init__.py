@@ -17,6 +17,7 @@ A new model is one new file here with a table `VARIANTS`.
 """
 
 from vit_jax.models._cost import flops, param_count
+from vit_jax.models._dense import Detector, Segmenter
 from vit_jax.models._heads import Classifier
 from vit_jax.models._registry import Variant, build, find, names, variants
 from vit_jax.models._resize import resize_grid, resize_patch_kernel
@@ -24,6 +25,8 @@ from vit_jax.models._transformer import stack_blocks, unstack_blocks
 
 __all__ = [
     "Classifier",
+    "Detector",
+    "Segmenter",
     "Variant",
     "build",
     "find",

@@ -194,13 +194,16 @@ class VisionTransformer(nn.Module):
         x = self._prepend_tokens(x, class_position)
         rope = self._rope(coordinates, jnp.asarray((rows, columns), jnp.float32))
         x = self._encode(x, train, rope=rope)
-        tokens = x[:, self._num_prefix_tokens() :]
+        num_prefix = self._num_prefix_tokens()
+        tokens = x[:, num_prefix:]
+        registers = x[:, num_prefix - self.num_registers : num_prefix]
+        registers = registers if self.num_registers else None
         pooled = self._pool(x, tokens, train)
         distill = x[:, int(self._has_class_token())] if self.distill_token else None
         if dropping:
-            return Features(grid=None, pooled=pooled, distill=distill)
+            return Features(None, pooled, distill=distill, registers=registers)
         grid = tokens.reshape(batch, rows, columns, self.width)
-        return Features(grid=grid, pooled=pooled, stages=(grid,), distill=distill)
+        return Features(grid, pooled, (grid,), distill=distill, registers=registers)
 
     @nn.nowrap
     def _stem(self, images: Array) -> Array:

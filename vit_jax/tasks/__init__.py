@@ -40,8 +40,14 @@ class TaskProtocol(Protocol):
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Additive statistics of a batch; rows whose `mask` is 0 count for nothing."""
 
-    def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Final scalars from statistics added up over a whole split."""
+    def eval_rows(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """What metrics need of every example, leading axis the batch's; {} where sums suffice."""
+
+    def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Final scalars of a whole split.
+
+        found: the statistics added up over it, and the rows of its examples in their order.
+        """
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Per-example outputs that `sections` and the `predict` command show."""
@@ -49,11 +55,20 @@ class TaskProtocol(Protocol):
     def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
         """One line for each example, from what `predict` said of it."""
 
+    def lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """What the `predict` command prints of each example: at most `top` lines."""
+
+    def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Each image with what was predicted drawn on it, uint8 `[h, w, 3 or 1]`."""
+
     def sections(self, examples: Mapping[str, np.ndarray]) -> list:
         """Report sections from the examples of a split and their predictions, joined by name."""
 
     headline: str
     """The metric that names a run's quality, such as `accuracy`."""
+
+    pictured: int
+    """Examples that `sections` is given, at most."""
 
 
 def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> TaskProtocol:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from vit_jax.errors import UserError, nearest
-from vit_jax.types import Array
+from vit_jax.types import Array, DataInfo
 
 
 def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
@@ -144,6 +144,16 @@ def _interval(key: Array, share: Array, size: int) -> Array:
     centre = jax.random.uniform(key, maxval=size)
     cells = jnp.arange(size) + 0.5
     return jnp.abs(cells - centre) < share * size / 2
+
+
+def check_data(task: str, wanted: Mapping[str, str], info: DataInfo, fits: bool) -> None:
+    """Raises a `UserError` that shows what the task wants beside what the pipeline gives."""
+    if not fits:
+        given = {name: f"{s.dtype} {list(s.shape)}" for name, s in info.spec.items()}
+        raise UserError(
+            f"the data does not fit task {task}: it wants {dict(wanted)}, the pipeline"
+            f" (config.data) gives {given}"
+        )
 
 
 def check_geometry(model: nn.Module, shape: tuple[int, ...], crop_to_patches: bool) -> None:

@@ -20,6 +20,7 @@ from vit_jax.report import Section
 from vit_jax.tasks._distill import Teacher
 from vit_jax.tasks._images import (
     check_affine,
+    check_data,
     check_geometry,
     cutmix,
     erase,
@@ -74,6 +75,7 @@ class Task:
     teacher: Teacher | None = dataclasses.field(default=None, init=False)
 
     headline = "accuracy"
+    pictured = 10_000
 
     @classmethod
     def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> "Task":
@@ -120,12 +122,7 @@ class Task:
         image, label = (self.info.spec.get(name) for name in wanted)
         image_fits = image is not None and len(image.shape) == 3
         label_fits = label is not None and label.shape in ((), (self.info.num_classes,))
-        if not (image_fits and label_fits):
-            given = {name: f"{s.dtype} {list(s.shape)}" for name, s in self.info.spec.items()}
-            raise UserError(
-                f"the data does not fit task classification: it wants {wanted}, the pipeline"
-                f" (config.data) gives {given}"
-            )
+        check_data("classification", wanted, self.info, image_fits and label_fits)
         check_geometry(self.model, image.shape, self.crop_to_patches)
 
     def init(self, key: Array) -> Params:
@@ -227,13 +224,17 @@ class Task:
             "loss": jnp.where(real, losses, 0).sum(),
         }
 
-    def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def eval_rows(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Nothing: the metrics are made of sums."""
+        return {}
+
+    def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
         """`accuracy` (top-1), `top5_accuracy`, mean `loss` and `num_examples` of a split."""
-        examples, scored = int(sums["examples"]), int(sums["scored"])
+        examples, scored = int(found["examples"]), int(found["scored"])
         return {
-            "accuracy": int(sums["top1"]) / max(1, scored),
-            "top5_accuracy": int(sums["top5"]) / max(1, scored),
-            "loss": float(sums["loss"]) / max(1, examples),
+            "accuracy": int(found["top1"]) / max(1, scored),
+            "top5_accuracy": int(found["top5"]) / max(1, scored),
+            "loss": float(found["loss"]) / max(1, examples),
             "num_examples": examples,
         }
 
@@ -241,6 +242,18 @@ class Task:
         """One line for each predicted example: the class, with its probability."""
         probability, names = examples["probability"], self._names()
         return [f"{names[row.argmax()]} {row.max():.0%}" for row in probability]
+
+    def lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """The `top` most probable classes of each image, most probable first."""
+        names, found = self._names(), []
+        for row in examples["probability"]:
+            order = np.argsort(-row, kind="stable")[:top]
+            found.append([f"{row[i]:7.2%}  {names[i]}" for i in order])
+        return found
+
+    def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The images as they are: a class has no place in them."""
+        return list(examples["image"])
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
         """`probability` `[b, classes]` of each image: softmax or sigmoid, as it was trained."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-NUM_TRAIN = 1437
+from vit_jax.data.scenes import NUM_TRAIN_DIGITS as NUM_TRAIN
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):

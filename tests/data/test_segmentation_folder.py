@@ -1,0 +1,116 @@
+"""Folders of images and masks: layouts, palettes, and every bad file named."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import eval_batches, open_source
+from vit_jax.errors import UserError
+
+PP = "joint_decode|check_segmentation(4)"
+
+
+def write(root, name, mask, *, images="images", masks="masks", ends=(".png", ".png")):
+    image = np.full((6, 8, 3), 7, np.uint8)
+    for folder, end, picture in ((images, ends[0], Image.fromarray(image)), (masks, ends[1], mask)):
+        path = root / folder / f"{name}{end}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(picture, bytes):
+            path.write_bytes(picture)
+        else:
+            picture.save(path)
+
+
+def mask(value=3, size=(6, 8)):
+    return Image.fromarray(np.full(size, value, np.uint8))
+
+
+def palette(value):
+    picture = mask(value)
+    picture.putpalette([10, 20, 30] * 256)
+    return picture
+
+
+def source(root, split="train", **args):
+    return open_source({"source": "segmentation_folder", "name": str(root), "split": split, **args})
+
+
+def only(opened, pp=PP):
+    count = len(opened)
+    (batch,) = eval_batches(opened, batch_size=count, rows=np.arange(count), pp=pp)
+    return batch
+
+
+def test_grey_and_palette_masks_give_the_numbers_in_the_file(tmp_path):
+    write(tmp_path, "train/a", mask(3))
+    write(tmp_path, "train/deep/b", palette(2))
+    write(tmp_path, "val/c", mask(255))
+    batch = only(source(tmp_path))
+    assert batch["segmentation"].shape == (2, 6, 8, 1)
+    assert sorted(np.unique(batch["segmentation"])) == [2, 3]
+    assert (only(source(tmp_path, "val"))["segmentation"] == 255).all()
+    assert source(tmp_path, class_names=("x", "y")).num_classes == 2
+
+
+def test_layouts_of_cityscapes_and_voc(tmp_path):
+    ends = ("_leftImg8bit.png", "_gtFine_labelIds.png")
+    write(tmp_path, "val/ulm/x", mask(1), images="leftImg8bit", masks="gtFine", ends=ends)
+    names = {"images": "leftImg8bit", "masks": "gtFine"}
+    assert len(source(tmp_path, "val", **names, image_end=ends[0], mask_end=ends[1])) == 1
+    for stem in "pqr":
+        write(tmp_path, stem, palette(1), images="JPEGImages", masks="Class")
+    (tmp_path / "val.txt").write_text("p\nr\n")
+    listed = {"images": "JPEGImages", "masks": "Class", "listed": "{split}.txt"}
+    assert len(source(tmp_path, "val", **listed)) == 2
+    (tmp_path / "train.txt").write_text("gone\n")
+    with pytest.raises(UserError, match="gone is listed, but no such image"):
+        source(tmp_path, "train", **listed)
+
+
+def test_parts_of_one_folder_share_nothing(tmp_path):
+    for stem in "abcdefgh":
+        write(tmp_path, stem, mask())
+    parts = [source(tmp_path, split) for split in ("train[:75%]", "train[75%:]")]
+    names = [{part.describe(i) for i in range(len(part))} for part in parts]
+    assert [len(one) for one in names] == [6, 2]
+    assert not names[0] & names[1]
+    with pytest.raises(UserError, match=r"no folder 'val'.*train\[90%:\]"):
+        source(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (mask(3, (5, 5)), r"bad image .*images/a.png.*segmentation is\] \[5 5\].*image\] \[6 8\]"),
+        (mask(9), r"bad image .*images/a.png.*label\] \[9\] \[but only 4 classes"),
+        (b"JFIF", "masks/a.png is no PNG file"),
+        (b"", "masks/a.png is no PNG file"),
+        (Image.new("RGB", (8, 6)), "masks/a.png is a PNG of colours"),
+        (Image.new("I;16", (8, 6)), "masks/a.png is a PNG of colours or 16 bits"),
+    ],
+    ids=["size", "range", "jpeg", "empty", "colours", "deep"],
+)
+def test_bad_masks_name_the_record(tmp_path, picture, message):
+    write(tmp_path, "a", picture)
+    with pytest.raises(UserError, match=message):
+        only(source(tmp_path))
+
+
+def test_empty_images_name_the_record(tmp_path):
+    write(tmp_path, "a", mask())
+    write(tmp_path, "b", mask())
+    (tmp_path / "images/a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"bad image .*images/a\.png"):
+        only(source(tmp_path))
+
+
+def test_missing_folders_and_masks(tmp_path):
+    with pytest.raises(UserError, match=r"no such folder: .*images"):
+        source(tmp_path)
+    write(tmp_path, "a", mask())
+    (tmp_path / "masks/a.png").unlink()
+    with pytest.raises(UserError, match=r"images/a.png has no mask .*masks/a.png"):
+        source(tmp_path)
+    (tmp_path / "images/a.png").unlink()
+    with pytest.raises(UserError, match="images has no images"):
+        source(tmp_path)

@@ -1,0 +1,213 @@
+"""Segmentation: losses and metrics against counts in NumPy, windows, and what the report draws."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vit_jax import tasks
+from vit_jax.errors import UserError
+from vit_jax.tasks._sliding import over_scales, slide
+from vit_jax.types import ArraySpec, DataInfo
+
+TINY = {"name": "vit", "width": 8, "depth": 1, "num_heads": 1, "patch_size": 4}
+
+
+def info(num_classes=3, side=8, segmentation=None):
+    spec = {
+        "image": ArraySpec((side, side, 3), np.dtype(np.uint8)),
+        "segmentation": ArraySpec(segmentation or (side, side, 1), np.dtype(np.uint8)),
+    }
+    return DataInfo(spec, num_classes)
+
+
+def build(data=None, model=TINY, **fields):
+    return tasks.build({"name": "segmentation", **fields}, model, data or info())
+
+
+class Constant:
+    """A model that answers with given logits."""
+
+    def __init__(self, logits):
+        self.logits = jnp.asarray(logits)
+
+    def apply(self, _, images, **__):
+        return self.logits
+
+
+def answering(task, logits):
+    return dataclasses.replace(task, model=Constant(logits))
+
+
+def random_case(seed, batch=4, side=8, classes=3):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([*range(classes), 255], (batch, side, side, 1)).astype(np.uint8)
+    logits = rng.normal(size=(batch, side, side, classes)).astype(np.float32)
+    arrays = {"image": np.zeros((batch, side, side, 3), np.uint8), "segmentation": labels}
+    return logits, arrays | {"mask": np.array([1, 1, 0, 1][:batch], np.float32)}
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6))
+def test_metrics_are_those_of_a_plain_count(seed):
+    logits, batch = random_case(seed)
+    found = build().metrics(jax.device_get(answering(build(), logits).eval_sums({}, batch)))
+    real = batch["mask"] > 0
+    truth, said = batch["segmentation"][real][..., 0], logits[real].argmax(-1)
+    known = truth != 255
+    ious = []
+    for number in range(3):
+        both = (known & (truth == number) & (said == number)).sum()
+        either = (known & ((truth == number) | (said == number))).sum()
+        ious.append(both / either)
+        assert found[f"iou/{number}"] == pytest.approx(ious[-1], abs=1e-12)
+    assert found["miou"] == pytest.approx(np.mean(ious), abs=1e-12)
+    assert found["pixel_accuracy"] == pytest.approx((truth == said)[known].mean(), abs=1e-12)
+    assert found["num_examples"] == 3
+
+
+def test_counts_beyond_32_bits_are_exact():
+    """Ten thousand batches of which each has 2^24 + 3 pixels in one cell."""
+    count, batches = 2**24 + 3, 10_000
+    low, high = np.zeros((2, 9), np.int32)
+    low[0], high[0] = (count & 0xFFFF) * batches, (count >> 16) * batches
+    low[1] = 7
+    sums = {"confusion_low": low, "confusion_high": high, "invalid": 0, "examples": 1}
+    found = build().metrics({key: np.asarray(x) for key, x in sums.items()})
+    total = count * batches
+    assert total > 2**32
+    assert found["pixel_accuracy"] == total / (total + 7)
+    assert found["iou/0"] == total / (total + 7)
+
+
+def test_classes_that_never_occur_do_not_count():
+    labels = np.zeros((1, 8, 8, 1), np.uint8)
+    logits = np.zeros((1, 8, 8, 3), np.float32)
+    logits[..., 0] = 1
+    batch = {"image": labels, "segmentation": labels, "mask": np.ones(1)}
+    found = build().metrics(jax.device_get(answering(build(), logits).eval_sums({}, batch)))
+    assert found["miou"] == 1.0
+    assert "iou/1" not in found
+
+
+def test_labels_out_of_range_are_an_error():
+    logits, batch = random_case(0)
+    batch["segmentation"][0, 0, 0] = 7
+    sums = jax.device_get(answering(build(), logits).eval_sums({}, batch))
+    with pytest.raises(UserError, match=r"1 pixels have labels.*check_segmentation\(3\)"):
+        build().metrics(sums)
+
+
+@pytest.mark.parametrize("dice", [0.0, 0.7])
+def test_loss_is_summed_over_labelled_pixels(dice):
+    logits, batch = random_case(3)
+    task = answering(build(dice=dice), logits)
+    labels = batch["segmentation"][..., 0].astype(np.int64)
+    perturbed = task.perturb(batch, jax.random.key(0))
+    loss, count = task.objective({}, perturbed, jax.random.key(0))
+    known = labels != 255
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    clipped = np.where(known, labels, 0)
+    losses = -np.take_along_axis(log_p, clipped[..., None], -1)[..., 0]
+    expected = losses[known].sum()
+    for row in range(len(labels)):
+        overlaps = []
+        for number in np.unique(labels[row][known[row]]):
+            truth, said = labels[row] == number, np.exp(log_p[row, ..., number]) * known[row]
+            overlaps.append(1 - 2 * said[truth].sum() / (truth.sum() + said.sum()))
+        expected += dice * known[row].sum() * np.mean(overlaps)
+    assert count == known.sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_a_batch_without_labels_has_no_loss():
+    logits, batch = random_case(3)
+    batch["segmentation"][:] = 255
+    task = answering(build(dice=1.0), logits)
+    loss, count = task.objective({}, task.perturb(batch, jax.random.key(0)), jax.random.key(0))
+    assert (loss, count) == (0, 0)
+
+
+@pytest.mark.parametrize("size", [(12, 20), (8, 8), (5, 9)])
+@pytest.mark.parametrize("stride", [(8, 8), (3, 5)])
+def test_windows_cover_every_pixel_once_on_average(size, stride):
+    images = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    seen = []
+
+    def predict(window):
+        seen.append(window.shape)
+        return 2 * window
+
+    np.testing.assert_allclose(slide(predict, images, (8, 8), stride), 2 * images, rtol=1e-6)
+    assert set(seen) == {(2, 8, 8, 3)}
+
+
+def test_scales_and_mirrors_are_averaged_as_probabilities():
+    images = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+    found = over_scales(lambda x: x, images, (1.0,), mirror=True)
+    np.testing.assert_allclose(found, jax.nn.softmax(images), rtol=1e-5)
+
+    def place(x):  # Says where a pixel is, so that a mirror that is not undone shows.
+        ramp = jnp.linspace(0, 1, x.shape[2])[None, None, :, None]
+        side = jnp.where(x[:, :1, :1, :1] > x[:, :1, -1:, :1], ramp[:, :, ::-1], ramp)
+        return jnp.broadcast_to(jnp.concatenate([side, -side], -1), (*x.shape[:3], 2))
+
+    ramp = jnp.linspace(-1, 1, 8).reshape(1, 1, 8, 1) * jnp.ones((1, 8, 1, 1))
+    found = over_scales(place, ramp, (1.0,), mirror=True)
+    assert (np.diff(found[0, 0, :, 0]) > 0).all()
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
+
+
+def test_evaluation_slides_over_larger_images():
+    task = build(stride=4, scales=(1.0, 0.5), mirror=True)
+    batch = {"image": np.zeros((2, 12, 16, 3), np.uint8)}
+    shapes = jax.eval_shape(lambda p: task.predict(p, batch), tasks.abstract_params(task))
+    assert shapes["predicted"].shape == (2, 12, 16)
+
+
+def test_pictures_lines_and_sections():
+    task = build(class_names=("sky", "sea", "land"))
+    predicted = np.zeros((2, 8, 8), np.uint8)
+    predicted[1, :4] = 2
+    examples = {
+        "image": np.full((2, 8, 8, 3), 9, np.uint8),
+        "segmentation": np.full((2, 8, 8, 1), 255, np.uint8),
+        "predicted": predicted,
+    }
+    assert task.lines(examples, 2) == [["100.0% sky"], ["50.0% sky", "50.0% land"]]
+    assert task.captions(examples)[1] == "50.0% sky, 50.0% land"
+    first, second = task.pictures(examples)
+    assert (first == 9).all()
+    assert (second[:4] != 9).any()
+    assert (second[4:] == 9).all()
+    (section,) = task.sections(examples)
+    assert section.title == "Segmentations beside the truth"
+    assert section.image is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "data", "message"),
+    [
+        ({"head": "mas"}, None, r"config.task.head='mas' is not known; did you mean 'mask'"),
+        ({"head": "mask", "subcells": 2}, None, "subcells=2 is for head='linear'"),
+        ({}, info(0), "num_classes=0: write the number of classes"),
+        ({"class_names": ("a",)}, None, "1 names for 3 classes"),
+        ({}, info(segmentation=(4, 4, 1)), r"it wants.*segmentation.*gives.*\[4, 4, 1\]"),
+        ({}, info(side=10), "crop_to_patches"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(fields, data, message):
+    with pytest.raises(UserError, match=message):
+        build(data, **fields)
+
+
+def test_dropped_patches_leave_nothing_to_segment():
+    task = build(model={**TINY, "patch_drop": 0.5, "pooling": "mean"})
+    batch = task.perturb(random_case(0)[1], jax.random.key(0))
+    params = tasks.abstract_params(task)
+    with pytest.raises(UserError, match="patch_drop=0"):
+        jax.eval_shape(lambda params: task.objective(params, batch, jax.random.key(0)), params)

@@ -1,0 +1,257 @@
+"""Semantic segmentation: one class for every pixel.
+
+The batch has `image` and `segmentation`, integers `[h, w, 1]` in which 255 is "not labelled".
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vit_jax import drawing, models
+from vit_jax.errors import UserError
+from vit_jax.report import Section
+from vit_jax.tasks._images import check_data, check_geometry, normalise
+from vit_jax.tasks._sliding import over_scales, slide
+from vit_jax.types import Array, Batch, DataInfo, Params
+
+IGNORED = drawing.IGNORED
+SHOWN = 8
+"""Examples that the report shows."""
+
+_LIMB = 16
+"""Counts are added up in two int32 limbs of this many low bits: exact for 2^47 pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Segmentation with per-pixel softmax cross-entropy.
+
+    num_classes: 0 takes those of the data. class_names: one each, where the data has none.
+    head, subcells, decoder_width, decoder_depth: see `models.Segmenter`.
+    dice: weight of the dice loss beside the cross-entropy.
+    stride: pixels, or (down, right), between windows of the training size that evaluation slides
+      over larger images; 0 evaluates images whole.
+    scales, mirror: evaluation averages over images resized by these factors, and mirrored ones.
+    mean, std: of uint8 images, in 0..255, one value or one a channel; the defaults give [-1, 1].
+    crop_to_patches: accept images whose last rows and columns fill no patch.
+    """
+
+    model: nn.Module
+    info: DataInfo
+    num_classes: int = 0
+    class_names: Sequence[str] = ()
+    head: str = "linear"
+    subcells: int = 1
+    decoder_width: int = 0
+    decoder_depth: int = 2
+    dice: float = 0.0
+    stride: int | Sequence[int] = 0
+    scales: Sequence[float] = (1.0,)
+    mirror: bool = False
+    mean: tuple[float, ...] = (127.5,)
+    std: tuple[float, ...] = (127.5,)
+    crop_to_patches: bool = False
+
+    headline = "miou"
+    pictured = SHOWN
+
+    @classmethod
+    def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> "Task":
+        """The task around the backbone of `config.model`.
+
+        Raises:
+          UserError: a field has no such value, or the data has no images with segmentations.
+        """
+        task = cls(models.build(**model), info, **fields)
+        num_classes = task.num_classes or info.num_classes
+        if not 2 <= num_classes < IGNORED:
+            raise UserError(
+                f"config.task.num_classes={num_classes}: write the number of classes, 2 to"
+                f" {IGNORED - 1}; the data does not tell it"
+            )
+        if task.class_names and len(task.class_names) != num_classes:
+            raise UserError(
+                f"config.task.class_names has {len(task.class_names)} names for {num_classes}"
+                " classes"
+            )
+        wanted = {
+            "image": "uint8 or float32 [height, width, channels]",
+            "segmentation": "uint8 or int32 [height, width, 1]",
+        }
+        image, marks = (info.spec.get(name) for name in wanted)
+        fits = image is not None and marks is not None and len(image.shape) == 3
+        check_data("segmentation", wanted, info, fits and marks.shape == (*image.shape[:2], 1))
+        check_geometry(task.model, image.shape, task.crop_to_patches)
+        head = {"head", "subcells", "decoder_width", "decoder_depth"}
+        model = models.Segmenter(
+            task.model, num_classes, **{name: getattr(task, name) for name in head}
+        )
+        return dataclasses.replace(task, model=model, num_classes=num_classes)
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters, boxed with their logical axis names."""
+        images = jnp.zeros((1, *self.info.spec["image"].shape), jnp.float32)
+        return self.model.init(key, images)["params"]
+
+    def perturb(self, batch: Batch, key: Array) -> Batch:
+        """Normalised images and int32 labels `[b, h, w]`; nothing is random here."""
+        del key
+        return {"image": self.inputs(batch), "label": _labels(batch)}
+
+    def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """(sum of the labelled pixels' losses, their number) of a perturbed micro-batch."""
+        logits = self.model.apply(
+            {"params": params}, batch["image"], train=True, rngs={"dropout": key}
+        )
+        labelled = self._is_labelled(batch["label"])
+        losses = self._losses(logits, batch["label"])
+        if self.dice:
+            losses += self.dice * self._dice(logits, batch["label"])[:, None, None]
+        return jnp.where(labelled, losses, 0).sum(), labelled.sum(dtype=jnp.float32)
+
+    def _losses(self, logits: Array, labels: Array) -> Array:
+        """Cross-entropy of every pixel; those that are not labelled have some value."""
+        classes = jnp.clip(labels, 0, self.num_classes - 1)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+
+    def _dice(self, logits: Array, labels: Array) -> Array:
+        """1 - dice coefficient `[b]`, the mean over the classes present (Milletari et al. 2016).
+
+        Given to each labelled pixel, so that an image counts by its labelled pixels.
+        """
+        labelled = self._is_labelled(labels)[..., None]
+        truth = jax.nn.one_hot(labels, self.num_classes) * labelled
+        said = jax.nn.softmax(logits) * labelled
+        both, either = (truth * said).sum((1, 2)), (truth + said).sum((1, 2))
+        present = truth.any((1, 2))
+        losses = jnp.where(present, 1 - 2 * both / jnp.maximum(either, 1), 0)
+        return losses.sum(-1) / jnp.maximum(present.sum(-1), 1)
+
+    def _is_labelled(self, labels: Array) -> Array:
+        return (labels >= 0) & (labels < self.num_classes)
+
+    def inputs(self, batch: Batch) -> Array:
+        """The images of a batch from the pipeline, as the model takes them."""
+        return normalise(jnp.asarray(batch["image"]), self.mean, self.std)
+
+    def _probability(self, params: Params, batch: Batch) -> Array:
+        """Class probabilities `[b, h, w, classes]`, or logits where there is one look alone."""
+
+        def whole(images: Array) -> Array:
+            return self.model.apply({"params": params}, images)
+
+        def windows(images: Array) -> Array:
+            stride = (self.stride,) * 2 if isinstance(self.stride, int) else tuple(self.stride)
+            return slide(whole, images, self.info.spec["image"].shape[:2], stride)
+
+        look = windows if self.stride else whole
+        if tuple(self.scales) == (1.0,) and not self.mirror:
+            return look(self.inputs(batch))
+        return over_scales(look, self.inputs(batch), self.scales, self.mirror)
+
+    def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Confusion matrix of the labelled pixels of real rows (rows: truth), in two limbs.
+
+        `invalid` counts pixels whose label is neither a class nor 255.
+        """
+        labels, real = _labels(batch), batch["mask"] > 0
+        predicted = self._probability(params, batch).argmax(-1)
+        labelled = self._is_labelled(labels) & real[:, None, None]
+        cells = self.num_classes**2
+        pairs = jnp.where(labelled, labels * self.num_classes + predicted, cells)
+        # A count an image: a scatter that stays on the image's device.
+        counts = jax.vmap(lambda image: jnp.bincount(image.ravel(), length=cells))(pairs)
+        counts = counts.sum(0, dtype=jnp.int32)
+        valid = self._is_labelled(labels) | (labels == IGNORED)
+        return {
+            "examples": real.sum(dtype=jnp.int32),
+            "confusion_low": counts & ((1 << _LIMB) - 1),
+            "confusion_high": counts >> _LIMB,
+            "invalid": (~valid & real[:, None, None]).sum(dtype=jnp.int32),
+        }
+
+    def eval_rows(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Nothing: the metrics are made of sums."""
+        return {}
+
+    def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """`miou`, `pixel_accuracy`, `iou/CLASS` and `num_examples` of a split.
+
+        The mean is over classes that occur, in truth or prediction.
+
+        Raises:
+          UserError: labels that are no class.
+        """
+        if found["invalid"]:
+            raise UserError(
+                f"{int(found['invalid'])} pixels have labels that are neither one of"
+                f" {self.num_classes} classes nor {IGNORED}; put check_segmentation"
+                f"({self.num_classes}) into config.data.pp and eval_pp to learn in which record"
+            )
+        low, high = (found[f"confusion_{limb}"].astype(np.int64) for limb in ("low", "high"))
+        matrix = (low + (high << _LIMB)).reshape(self.num_classes, -1)
+        right = np.diag(matrix)
+        union = matrix.sum(0) + matrix.sum(1) - right
+        occurs = union > 0
+        iou = right / np.maximum(union, 1)
+        each = {f"iou/{name}": iou[i] for i, name in enumerate(self._names()) if occurs[i]}
+        return {
+            "miou": float(iou[occurs].mean()) if occurs.any() else 0.0,
+            "pixel_accuracy": right.sum() / max(1, matrix.sum()),
+            **{name: float(value) for name, value in each.items()},
+            "num_examples": int(found["examples"]),
+        }
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """`predicted` uint8 `[b, h, w]`: the class of each pixel."""
+        return {"predicted": self._probability(params, batch).argmax(-1).astype(jnp.uint8)}
+
+    def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """One line for each image: its largest classes."""
+        return [", ".join(lines) for lines in self.lines(examples, 2)]
+
+    def lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """The `top` classes of each image with their share of its pixels, largest first."""
+        names, found = self._names(), []
+        for predicted in examples["predicted"]:
+            share = np.bincount(predicted.ravel(), minlength=len(names)) / predicted.size
+            order = [i for i in np.argsort(-share, kind="stable")[:top] if share[i] > 0]
+            found.append([f"{share[i]:6.1%} {names[i]}".strip() for i in order])
+        return found
+
+    def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Each image tinted by the predicted classes."""
+        pairs = zip(examples["image"], examples["predicted"], strict=True)
+        return [drawing.with_segmentation(image, predicted) for image, predicted in pairs]
+
+    def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
+        """Predictions beside the truth."""
+        from vit_jax.report import figures  # matplotlib, which training can do without
+
+        pairs = zip(examples["image"], examples["segmentation"], strict=True)
+        truth = [drawing.with_segmentation(image, marks) for image, marks in pairs]
+        pictures = [drawing.rgb(image) for image in examples["image"]]
+        rows = {"truth": truth, "predicted": self.pictures(examples)}
+        return [
+            Section(
+                "Segmentations beside the truth",
+                "The colour tells the class; grey is not labelled.",
+                figures.attention_panel(pictures, rows),
+            )
+        ]
+
+    def _names(self) -> tuple[str, ...]:
+        names = tuple(self.class_names) or self.info.class_names or ()
+        numbers = tuple(map(str, range(self.num_classes)))
+        return names if len(names) == self.num_classes else numbers
+
+
+def _labels(batch: Batch) -> Array:
+    """int32 `[b, h, w]`."""
+    return jnp.asarray(batch["segmentation"])[..., 0].astype(jnp.int32)
