@@ -94,12 +94,14 @@ class Predictor:
         return jax.device_get(jax.jit(self.task.predict)(self.params, {"image": images}))
 
     def draw(self, images: np.ndarray, outputs: Mapping[str, np.ndarray], out: str) -> None:
-        """Writes a PNG with the images and, on them, what `predict` said."""
-        from vit_jax.report import figures
+        """Writes a PNG with the images and, on them, what `predict` said.
 
+        Raises:
+          UserError: the file cannot be written.
+        """
         examples = {"image": images, **outputs}
         captions = self.task.captions(examples)
-        figures.image_grid(self.task.pictures(examples), captions).savefig(out, dpi=150)
+        _write_png(figures.image_grid(self.task.pictures(examples), captions), out)
 
     def draw_attention(self, images: np.ndarray, captions: Sequence[str], out: str) -> None:
         """Writes a PNG of where the model looked.

@@ -232,7 +232,7 @@ class Task:
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
         """Predictions beside the truth."""
-        from vit_jax.report import figures  # matplotlib, which training can do without
+        from vit_jax.report import inside  # matplotlib, which training can do without
 
         pairs = zip(examples["image"], examples["segmentation"], strict=True)
         truth = [drawing.with_segmentation(image, marks) for image, marks in pairs]
@@ -242,7 +242,7 @@ class Task:
             Section(
                 "Segmentations beside the truth",
                 "The colour tells the class; grey is not labelled.",
-                figures.attention_panel(pictures, rows),
+                inside.attention_panel(pictures, rows),
             )
         ]
 
