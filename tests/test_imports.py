@@ -19,7 +19,7 @@ FLOORS = [
     {"step"},
     {"run"},
     {"evaluate", "predict", "pretrained"},
-    {"summary", "features"},
+    {"summary", "features", "bench_timm"},
     {"train", "bench", "fewshot"},
     {"launch"},
     {"__main__"},

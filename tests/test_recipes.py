@@ -148,3 +148,43 @@ def test_data_of_the_recipes(root):
     folder = load(path(root, "deit3", "data=/somewhere/imagenet"))
     assert (folder.data.source, folder.data.split) == ("folder", "train")
     assert folder.data.repeats == 3
+
+
+def test_the_flagship_is_the_recipe_whose_steps_are_recorded(root):
+    """`tests/optim/test_trajectory.py` holds 30 steps of these settings to big_vision's."""
+    recorded = json.loads(
+        (root / "tests/golden/big_vision/trajectory_s16_recipe_bf16mu.json").read_text()
+    )
+    config, theirs = load(path(root, "vit_s16_i1k")), recorded["optimizer"]
+    optim = config.optim
+    assert (optim.lr, optim.weight_decay) == (theirs["lr"], theirs["wd"])
+    assert (optim.clip_norm, dict(optim.args)) == (theirs["grad_clip_norm"], theirs["optax"])
+    assert optim.schedule.name == theirs["schedule"]["decay_type"]
+    assert (optim.name, theirs["optax_name"]) == ("adamw", "scale_by_adam")
+    assert (config.model.pooling, recorded["model"]["pool_type"]) == ("mean", "gap")
+    assert config.model.position == recorded["model"]["posemb"]
+    assert config.task.get("loss", "softmax") == recorded["loss"].removesuffix("_xent")
+    assert config.task.mixup == recorded["mixup_p"]
+
+
+@pytest.mark.parametrize("model", ["vit", "bit"])
+def test_the_rehearsal_is_the_flagship_at_another_size(root, model):
+    flagship, rehearsal = (
+        load(path(root, "vit_s16_i1k")),
+        load(path(root, f"digits_rehearsal:{model}")),
+    )
+    for section in ("task", "precision", "accum_steps", "ema_decay"):
+        assert rehearsal[section] == flagship[section]
+    optim, theirs = rehearsal.optim.to_dict(), flagship.optim.to_dict()
+    assert optim["schedule"].pop("warmup") == "9 percent"
+    del theirs["schedule"]["warmup"]
+    assert optim == theirs
+    sizes = {"224": "32", "(2,10": "(2,10,corrected=True"}
+    pp = flagship.data.pp
+    for ours, other in sizes.items():
+        pp = pp.replace(ours, other)
+    assert rehearsal.data.pp == pp
+    assert Run.build(with_made_up_images(rehearsal, 10)).num_params() == SMALL[model]
+
+
+SMALL = {"vit": 125_290, "bit": 121_130}

@@ -291,6 +291,9 @@ def _add_tools(command: Callable[..., Parser]) -> None:
     bench = command("bench", _bench, "measure this machine; prints JSON", _OVERRIDES)
     bench.add_argument("what", choices=("step", "input", "start"), help="what to measure")
     bench.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
+    bench.add_argument(
+        "--against", choices=("timm",), help="input: timm's loader too, in turns (extra `bench`)"
+    )
     bench.add_argument("--json", metavar="FILE", help="also write the result there")
 
     command("tpu", _tpu, "create and use Cloud TPU slices: ./run.sh tpu --help")
@@ -526,10 +529,14 @@ def _bench(arguments: argparse.Namespace) -> None:
     config = _load_config(arguments)
     from vit_jax import bench
 
+    if arguments.against and arguments.what != "input":
+        raise UserError("bench: --against goes with `bench input`")
     _set_up(config, arguments)
     measured = {
         "step": lambda: bench.bench_step(config),
-        "input": lambda: bench.bench_input(config),
+        "input": lambda: (
+            bench.bench_against_timm(config) if arguments.against else bench.bench_input(config)
+        ),
         "start": lambda: bench.bench_start(arguments.config, arguments.overrides),
     }[arguments.what]()
     result = json.dumps({**measured, "machine": bench.describe_machine()}, indent=2)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from vit_jax import step
+from vit_jax import bench_timm, step
 from vit_jax.run import Run, host_batches, open_source
 from vit_jax.steplog import StepLog
 from vit_jax.types import Array
@@ -133,6 +133,30 @@ def bench_input(config: ConfigDict, batches: int = 50) -> dict[str, float]:
         "images_per_sec": images / seconds,
         "images_per_sec_per_core": images / seconds / len(os.sched_getaffinity(0)),
         "images_per_cpu_sec": images / cpu_seconds,
+    }
+
+
+def bench_against_timm(config: ConfigDict, batches: int = 20, rounds: int = 3) -> dict[str, float]:
+    """Our input pipeline and timm's loader in turns, on the same images, with all cores each.
+
+    The same crop, flip and RandAugment; timm decodes whole images with PIL. `timm_ratio` is the
+    median over the rounds of our rate over theirs.
+
+    Raises:
+      UserError: timm is not installed, or the preprocessing is not one that it has too.
+    """
+    source = open_source(config.data)
+    cores = len(os.sched_getaffinity(0))
+    images = batches * config.batch_size
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(bench_input(config, batches)["images_per_sec"])
+        seconds = bench_timm.seconds_for(source, config.data.pp, config.batch_size, batches, cores)
+        theirs.append(images / seconds)
+    return {
+        "images_per_sec_per_core": statistics.median(ours) / cores,
+        "timm_images_per_sec_per_core": statistics.median(theirs) / cores,
+        "timm_ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
     }
 
 
