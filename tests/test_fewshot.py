@@ -122,7 +122,7 @@ def test_features_by_the_name_of_a_model(tmp_path):
     params = random_like(nn.unbox(shapes))
     checkpoints.save(params, model, tmp_path / "b16.npz", "npz")
     predictor = features.Predictor.from_checkpoint(
-        str(tmp_path / "b16.npz"), model="B/16", fields=fields, image_size=48
+        str(tmp_path / "b16.npz"), model="B/16", fields=fields, image_size=(48, 48)
     )
     images = np.zeros((2, 48, 48, 3), np.uint8)
     assert features.Embedder(predictor.task, predictor.params)(images).shape == (2, 16)
@@ -136,7 +136,7 @@ def test_features_of_a_convolutional_file_without_a_head(tmp_path):
     params = random_like(nn.unbox(shapes))
     checkpoints.save(params, model, tmp_path / "bit.npz", "npz")
     with pytest.raises(UserError, match="no classifier head"):
-        features.Predictor.from_checkpoint(str(tmp_path / "bit.npz"), image_size=32)
+        features.Predictor.from_checkpoint(str(tmp_path / "bit.npz"), image_size=(32, 32))
     with pytest.raises(UserError, match="write --image-size"):
         features.Predictor.from_checkpoint(str(tmp_path / "bit.npz"), headless=True)
     predictor = features.Predictor.from_checkpoint(

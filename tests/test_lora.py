@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from matplotlib.figure import Figure
+from PIL import Image
 
 from vit_jax import attention, checkpoints, models, pretrained, tasks
 from vit_jax.checkpoints.store import Store, flatten
@@ -135,6 +136,9 @@ def test_what_is_shown_and_exported_is_the_merged_model(trained, tmp_path, digit
         params["backbone"]["blocks"]["mlp"]["dense1"]["kernel"],
         atol=1e-6,
     )
+    for few in (images[:1], images):
+        predictor.draw_attention(few, [""] * len(few), str(tmp_path / "looked.png"))
+        assert min(Image.open(tmp_path / "looked.png").size) > 100
 
 
 def test_adapters_start_from_a_checkpoint(plain, config, tmp_path):

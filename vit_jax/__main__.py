@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -234,7 +235,9 @@ def _add_checkpoint_commands(command: Callable[..., Parser]) -> None:
     convert.add_argument("dst", metavar="DST")
     convert.add_argument("--to", required=True, choices=_FORMATS, help="format of DST")
     convert.add_argument("--model", metavar="NAME", help="where SRC does not tell its model")
-    convert.add_argument("--image-size", type=int, help="resize the positions for this size")
+    convert.add_argument(
+        "--image-size", type=_image_size, metavar="SIZE", help="resize the positions for this size"
+    )
 
     features = command("features", _features, "embeddings of image files")
     features.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
@@ -303,7 +306,20 @@ def _add_model_source(parser: Parser) -> None:
     parser.add_argument("--workdir", metavar="DIR", help="a run that was trained")
     parser.add_argument("--checkpoint", metavar="PATH", help="or a checkpoint of any format,")
     parser.add_argument("--model", metavar="NAME", help="its model, where it does not tell,")
-    parser.add_argument("--image-size", type=int, help="and the size that images are brought to")
+    parser.add_argument(
+        "--image-size",
+        type=_image_size,
+        metavar="SIZE",
+        help="and the size that images are brought to: 224, or 192x256 (height, width)",
+    )
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    """`224` or `192x256` as (height, width)."""
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 224, or 192x256")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _add_cluster(parser: Parser) -> None:

@@ -62,19 +62,19 @@ def open_model(
     *,
     model: str | None = None,
     fields: Mapping[str, Any] | None = None,
-    image_size: int | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> tuple[nn.Module, Params, tuple[int, int, int]]:
     """The model that a checkpoint is of, its parameters, and its images (height, width, channels).
 
-    image_size: None for the size that the checkpoint's positions are for, or else the size at which
-      `model` is listed.
+    image_size: (height, width); None for the size that the checkpoint's positions are for, or else
+      the size at which `model` is listed.
 
     Raises:
       UserError: the file cannot be read, or its model or image size cannot be told.
     """
     weights = loading.read_weights(src)
     module = _model(src, weights, model, dict(fields or {}))
-    size = (image_size, image_size) if image_size else _trained_size(src, weights, module, model)
+    size = image_size or _trained_size(src, weights, module, model)
     params, _ = loading.fit(weights, module, src, image_size=size)
     return module, params, (*size, image_channels(weights.arrays))
 

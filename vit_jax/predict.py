@@ -49,15 +49,15 @@ class Predictor:
         *,
         model: str | None = None,
         fields: Mapping[str, Any] | None = None,
-        image_size: int | None = None,
+        image_size: tuple[int, int] | None = None,
         labels: str | None = None,
         headless: bool = False,
     ) -> "Predictor":
         """A checkpoint of any format, as a classifier of images in [-1, 1].
 
-        model, fields: where the file does not tell its model. image_size: where not the size that
-        the checkpoint's positions are for. labels: a file with a class name a line. headless: a
-        file without a head will do, for it is not used.
+        model, fields: where the file does not tell its model. image_size: (height, width), where
+        not the size that the checkpoint's positions are for. labels: a file with a class name a
+        line. headless: a file without a head will do, for it is not used.
 
         Raises:
           UserError: the file cannot be read, or its model cannot be told.

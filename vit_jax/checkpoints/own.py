@@ -113,6 +113,6 @@ def write(path: epath.PathLike, params: Params, model: nn.Module) -> None:
     directory.mkdir(parents=True)
     metadata = {CLASS_ROW: bool(getattr(backbone_of(model), "class_token_position", False))}
     store = Store(directory.resolve())
-    store.save(0, {"params": jax.tree.map(np.asarray, params)}, metadata)
+    store.save(0, {"params": jax.tree.map(np.asarray, nn.meta.unbox(params))}, metadata)
     store.wait()
     store.close()

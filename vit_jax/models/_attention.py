@@ -2,6 +2,9 @@
 
 Every implementation computes the same numbers (to rounding): logits and softmax in float32, scaled
 by 1/sqrt(head_dim). Only the explicit one can return the weights or drop some of them.
+
+Logits have no soft cap: `qk_norm` bounds them already, no released ViT was trained with a cap, and
+cuDNN's kernel as JAX offers it takes none.
 """
 
 import math
