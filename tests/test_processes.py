@@ -99,6 +99,7 @@ def test_two_processes_train_and_evaluate_as_one(alone, digits_npz, tmp_path):
     np.testing.assert_allclose(list(together.values()), list(single.values()), rtol=2e-5)
     assert rows(tmp_path, "eval/val/num_examples") == rows(alone, "eval/val/num_examples")
     assert rows(tmp_path, "eval/val/accuracy") == rows(alone, "eval/val/accuracy")
+    assert set(rows(tmp_path, "hosts/last_to_arrive").values()) <= {0, 1}
 
 
 def test_parents_start_a_run_again_that_lost_its_first_process(alone, digits_npz, tmp_path):

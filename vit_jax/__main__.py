@@ -22,6 +22,7 @@ _OVERRIDES = """\
 Any key of the config can be set with --config.KEY=VALUE, such as --config.optim.lr=0.003.
 `python -m vit_jax train --keys` lists them all."""
 _LAST_WORDS_SECONDS = 2.0
+_STARTED = time.monotonic()
 
 CONFIG_COMMANDS = ("train", "evaluate", "data", "bench", "fewshot")
 MODEL_COMMANDS = ("predict", "convert", "features")
@@ -193,6 +194,9 @@ def _add_run_commands(command: Callable[..., Parser]) -> None:
         default=0,
         metavar="N",
         help="start again, up to N times in a row, where the run is cut short or loses a process",
+    )
+    train.add_argument(
+        "--profile", default="", metavar="START:STOP", help="trace these steps into WORKDIR/profile"
     )
     _add_cluster(train)
 
@@ -372,7 +376,7 @@ def _train(arguments: argparse.Namespace) -> int | None:
     from vit_jax import train
 
     _set_up(config, arguments)
-    outcome = train.train(config, arguments.workdir)
+    outcome = train.train(config, arguments.workdir, profile=arguments.profile, started=_STARTED)
     import jax
 
     if jax.process_index() == 0:

@@ -198,6 +198,7 @@ SCHEMA: dict[str, Any] = {
     "checkpoint": {
         "every": _duration("10 percent", FREE, "between saves; one more follows the last step"),
         "keep_last": Key(2, FREE, "newest checkpoints kept"),
+        "retries": Key(3, FREE, "times in a row that a save which fails is tried again"),
         "keep_best": Key(
             "", FREE, "metric whose best checkpoint is kept too, such as val/accuracy"
         ),
@@ -431,6 +432,7 @@ def _check_values(given: dict) -> None:
         f"config.data.on_bad_image={given['data']['on_bad_image']!r}: write fail or skip",
     )
     require(given["data"]["timeout"] > 0, "config.data.timeout must be positive")
+    require(given["checkpoint"]["retries"] >= 0, "config.checkpoint.retries must not be negative")
     require(given["checkpoint"]["keep_last"] >= 1, "config.checkpoint.keep_last must be at least 1")
     require(
         given["spikes"]["factor"] == 0 or given["spikes"]["factor"] > 1,

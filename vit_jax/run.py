@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vit_jax import data, optim, sharding, step, tasks
+from vit_jax import data, models, optim, sharding, step, tasks
 from vit_jax.config import Duration, durations
 from vit_jax.feed import DeviceFeed
 from vit_jax.models import lora
@@ -67,6 +67,14 @@ class Run:
         """Parameters of backbone and head."""
         own = {name: tree for name, tree in self.abstract.params.items() if name != TEACHER}
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
+
+    def train_flops_per_example(self) -> int:
+        """Floating-point operations of a training step for each example of its batch.
+
+        Three times those of the forward pass: a product has two in its backward pass.
+        """
+        height, width, channels = self.task.info.spec["image"].shape
+        return 3 * models.flops(self.task.model, (height, width), channels)
 
     def compile_step(self) -> TrainStep:
         """The training step for exactly this run's state and batch, so it never compiles again."""

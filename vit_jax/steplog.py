@@ -4,7 +4,7 @@ import collections
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from etils import epath
@@ -17,12 +17,24 @@ MAX_IN_FLIGHT = 2
 """Steps handed to the device that may be unfinished: one that runs, one that follows at once."""
 
 
+WITHIN_TRAIN = ("input wait", "eval", "save")
+"""Parts of the time of a run that lie in its part `train`."""
+
+
+def _no_additions(*_: float) -> dict[str, float]:
+    return {}
+
+
 class Stopwatch:
-    """Seconds spent in named parts of a run, over all its attempts. Parts may nest."""
+    """Seconds spent in named parts of a run, over all its attempts.
+
+    The parts `WITHIN_TRAIN` lie in `train`; the others follow one another.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._running: dict[str, float] = {}
+        self._gauges: dict[str, Callable[[], float]] = {}
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -41,13 +53,39 @@ class Stopwatch:
         for part, value in seconds.items():
             self.add(part, value)
 
+    @contextlib.contextmanager
+    def gauge(self, part: str, read: Callable[[], float]) -> Iterator[None]:
+        """Books under a part what another clock, which starts at 0, has counted meanwhile."""
+        self._gauges[part] = read
+        try:
+            yield
+        finally:
+            self.add(part, self._gauges.pop(part)())
+
     def so_far(self) -> dict[str, float]:
         """All parts, those that are still running included."""
         now = time.monotonic()
         total = dict(self.seconds)
         for part, started in self._running.items():
             total[part] = total.get(part, 0.0) + now - started
+        for part, read in self._gauges.items():
+            total[part] = total.get(part, 0.0) + read()
         return total
+
+    def total(self) -> float:
+        """Seconds of the whole run."""
+        return total_seconds(self.so_far())
+
+    def goodput(self) -> float:
+        """The share of the whole run's time in which steps ran: no start, input wait or saving."""
+        parts = self.so_far()
+        steps = parts.get("train", 0.0) - sum(parts.get(part, 0.0) for part in WITHIN_TRAIN)
+        return max(0.0, steps) / max(total_seconds(parts), 1e-9)
+
+
+def total_seconds(parts: Mapping[str, float]) -> float:
+    """The sum of parts of a run's time, those that lie in others left out."""
+    return sum(seconds for part, seconds in parts.items() if part not in WITHIN_TRAIN)
 
 
 class StepLog:
@@ -60,6 +98,8 @@ class StepLog:
 
     start_step: the step that the run resumes after; later rows of an earlier attempt are dropped.
     total, every: the run's steps, and the steps between rows; the first and last have one too.
+    additions: called with images a second and the fraction of time spent waiting for input, for
+      what else a row should hold; in every process.
     """
 
     def __init__(
@@ -74,12 +114,14 @@ class StepLog:
         max_spikes: int = sys.maxsize,
         tensorboard: bool,
         is_writer: bool,
+        additions: Callable[[float, float], Mapping[str, float]] = _no_additions,
     ):
         self._total = total
         self._every = max(1, every)
         self._batch_size = batch_size
         self._max_skipped_steps = max_skipped_steps
         self._max_spikes = max_spikes
+        self._additions = additions
         self._writer = MetricsWriter(
             workdir, resume_step=start_step, is_writer=is_writer, tensorboard=tensorboard
         )
@@ -121,8 +163,10 @@ class StepLog:
         if self._last is not None:
             steps = at - self._last[0]
             seconds = max(now - self._last[1] - self._paused, 1e-9)
-            row["train/images_per_sec"] = steps * self._batch_size / seconds
-            row["train/input_wait_fraction"] = min(1.0, (waited - self._last[2]) / seconds)
+            speed = steps * self._batch_size / seconds
+            waiting = min(1.0, (waited - self._last[2]) / seconds)
+            row |= {"train/images_per_sec": speed, "train/input_wait_fraction": waiting}
+            row |= self._additions(speed, waiting)
         self._last, self._paused = (at, now, waited), 0.0
         self.write(at, row)
         if self._progress:

@@ -6,6 +6,7 @@ config → source → batch → task(model) → step → checkpoint → report
 import contextlib
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,10 +19,12 @@ from vit_jax.checkpoints import MergeReport
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.errors import Diverged, Interrupted, UserError, nearest
 from vit_jax.evaluate import Abandoned, Evaluator
+from vit_jax.monitor import Monitor
+from vit_jax.profiling import Profiler
 from vit_jax.report import format_duration, read_metrics
 from vit_jax.run import Run, TrainStep
 from vit_jax.runtime import StopSignal
-from vit_jax.steplog import StepLog, Stopwatch
+from vit_jax.steplog import StepLog, Stopwatch, total_seconds
 from vit_jax.types import Params
 from vit_jax.workdir import Workdir
 
@@ -52,8 +55,17 @@ class Outcome:
         return "\n".join(lines)
 
 
-def train(config: ConfigDict, workdir_path: str) -> Outcome:
+def train(
+    config: ConfigDict,
+    workdir_path: str,
+    *,
+    profile: str = "",
+    started: float | None = None,
+) -> Outcome:
     """Trains, or resumes what is in the workdir, to `config.total`.
+
+    profile: steps to trace, as `START:STOP`. started: `time.monotonic()` when this run's process
+    began, where it is known.
 
     Raises:
       UserError: the config, the data or the workdir is wrong.
@@ -61,12 +73,16 @@ def train(config: ConfigDict, workdir_path: str) -> Outcome:
       Diverged: loss or gradient was not finite too often in a row; the last checkpoint is good.
     """
     times = Stopwatch()
+    if started is not None:
+        times.add("start", time.monotonic() - started)
     with times("setup"):
+        profiler = Profiler.parse(profile)
         workdir = Workdir.open(workdir_path)
         store = Store(
             workdir.checkpoints,
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
+            retries=config.checkpoint.retries,
         )
         changed = workdir.check_resume(config) if store.steps() else []
         run = Run.build(config)
@@ -81,14 +97,20 @@ def train(config: ConfigDict, workdir_path: str) -> Outcome:
     if jax.process_index() == 0:
         workdir.mark_done(False)
         workdir.write_config(config, run.task.info)
+    start_step = restored.step if restored else 0
+    if restored:
+        times.add("lost to restart", lost_seconds(workdir, restored))
+        times.add_all(restored.metadata["seconds"])
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(open_log(run, workdir, restored.step if restored else 0))
+        log = stack.enter_context(open_log(run, workdir, start_step, times))
         stack.callback(store.close)
         stop = stack.enter_context(StopSignal())
         for line in opening_lines(run, restored, changed, merged):
             log.message(line)
         compiled = compiling.result if compiling else run.compile_step
-        trainer = Trainer(run, compiled, evaluator, store, log, times, stop, workdir, state)
+        trainer = Trainer(
+            run, compiled, evaluator, store, log, times, stop, workdir, state, profiler
+        )
         try:
             trainer.train_from(restored)
         except Diverged as error:
@@ -123,6 +145,7 @@ class Trainer:
     stop: StopSignal
     workdir: Workdir
     state: step.State
+    profiler: Profiler
     results: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def train_from(self, restored: Restored | None) -> None:
@@ -133,20 +156,24 @@ class Trainer:
         keep_best = config.checkpoint.keep_best
         start, total = restored.step if restored else 0, duration.total
         self.results, best = earlier_evaluations(self.workdir, keep_best)
-        if restored:
-            self.times.add_all(restored.metadata["seconds"])
-            if restored.metadata["owes_evaluation"]:
-                self.evaluate(start)
+        if restored and restored.metadata["owes_evaluation"]:
+            self.evaluate(start)
         if start == total:
             return
 
         with self.times("compile"):
             train_step = self.compiled()
-        with self.run.open_feed(start) as feed, self.times("train"):
+        with (
+            self.run.open_feed(start) as feed,
+            self.times("train"),
+            self.times.gauge("input wait", lambda: feed.waited),
+        ):
             for at in range(start + 1, total + 1):
+                self.profiler.before(at)
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = train_step(self.state, feed.next_batch())
                 self.log.step(at, metrics, feed.waited)
+                self.profiler.after(at, metrics["loss"], self.workdir.path)
 
                 stopping = self.stop.agreed(at)
                 evaluating = is_due(at, evaluate_every, total)
@@ -154,7 +181,8 @@ class Trainer:
                 stopping = stopping or (evaluating and found is None)
                 improved = bool(keep_best and found) and metric_of(found, keep_best) > best
                 best = found[keep_best] if improved else best
-                if stopping or improved or is_due(at, save_every, total):
+                saving = is_due(at, save_every, total) or self.store.must_retry()
+                if stopping or improved or saving:
                     self.save(at, found, owes_evaluation=evaluating and found is None)
                 if stopping:
                     self.store.wait()
@@ -162,8 +190,8 @@ class Trainer:
                         f"{self.stop.name or 'a signal'}: saved step {at} of {total} in"
                         f" {self.workdir.path}; the same command goes on from there"
                     )
+            self.profiler.finish(self.workdir.path)
             self.log.bad_images(feed.num_bad_images)
-            self.times.add("input wait", feed.waited)
             self.store.wait()
 
     def evaluate(self, at: int) -> dict[str, float] | None:
@@ -210,7 +238,7 @@ class Trainer:
             self.store.save(at, self.state, metadata, metrics)
 
 
-def open_log(run: Run, workdir: Workdir, start_step: int) -> StepLog:
+def open_log(run: Run, workdir: Workdir, start_step: int, times: Stopwatch) -> StepLog:
     """The run's rows and console; silent in all processes but the first."""
     return StepLog(
         workdir.path,
@@ -222,6 +250,7 @@ def open_log(run: Run, workdir: Workdir, start_step: int) -> StepLog:
         max_spikes=run.config.spikes.max_skipped,
         tensorboard=run.config.log.tensorboard,
         is_writer=jax.process_index() == 0,
+        additions=Monitor(run, times).row,
     )
 
 
@@ -261,6 +290,17 @@ def restore_or_init(
 def _copies(params: Params, like: Params) -> Params:
     places = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.tree.map(jnp.copy, sharding.moved(params, places))
+
+
+def lost_seconds(workdir: Workdir, restored: Restored) -> float:
+    """What an earlier attempt spent on steps that have to be done again.
+
+    Known as far as its log goes, which on object stores ends at the checkpoint.
+    """
+    reached = max(
+        (row.get("train/run_seconds", 0.0) for row in read_metrics(workdir.path)), default=0
+    )
+    return max(0.0, reached - total_seconds(restored.metadata["seconds"]))
 
 
 def earlier_evaluations(workdir: Workdir, keep_best: str) -> tuple[dict[str, float], float]:

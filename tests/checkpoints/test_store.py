@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import sharding
-from vit_jax.checkpoints.store import DIGESTS, DamagedError, Store, checksum
+from vit_jax.checkpoints.checksums import checksum
+from vit_jax.checkpoints.store import DIGESTS, DamagedError, Store
 from vit_jax.errors import UserError
 
 METADATA = {"seconds": {"train": 1.5}, "owes_evaluation": False}

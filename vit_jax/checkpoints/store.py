@@ -8,8 +8,10 @@ checksum of every array, computed where its shards are and saved with them; and,
 digest of every file, which names the file that has changed.
 """
 
+import contextlib
 import dataclasses
 import json
+import logging
 import threading
 import time
 import zlib
@@ -20,13 +22,12 @@ from typing import Any
 import flax.serialization
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from vit_jax.checkpoints.checksums import checksums
 from vit_jax.errors import UserError
 from vit_jax.report.metrics import write_atomically
 from vit_jax.types import Array
@@ -36,7 +37,15 @@ VERSION = 1
 
 DIGESTS = "digests.json"
 
+RETRY_SECONDS = 1.0
+"""Pause before a failed save is tried again; twice as long after each further failure."""
+
 _POLL_SECONDS = 0.02
+
+# What Orbax raises where files cannot be written.
+_STORAGE_ERRORS = (OSError, ValueError)
+
+logger = logging.getLogger(__name__)
 
 MAX_DAMAGED = 2
 """Newest checkpoints that may be passed over; more is no accident, and the run should not go on."""
@@ -67,9 +76,20 @@ class Store:
     """The checkpoints of one run, `DIRECTORY/STEP/`, saved in the background.
 
     Keeps the newest `keep_last` and, where saves come with metrics, the best by `keep_best`.
+
+    A save that could not be written is tried again up to `retries` times in a row, after pauses
+    that double: with the same state where it still exists, else with that of a later step. One of
+    several processes gives up at once, for the others would not know.
     """
 
-    def __init__(self, directory: epath.PathLike, *, keep_last: int = 2, keep_best: str = ""):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep_last: int = 2,
+        keep_best: str = "",
+        retries: int = 3,
+    ):
         self.directory = epath.Path(directory)
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_best:
@@ -81,6 +101,11 @@ class Store:
             cleanup_tmp_directories=True,
         )
         self._manager: ocp.CheckpointManager | None = None
+        self._retries = retries
+        self._pending = False
+        self._failures = 0
+        self._retry_at = 0.0
+        self._last: _Save | None = None
 
     def steps(self) -> list[int]:
         """Steps with a finished checkpoint, ascending."""
@@ -109,40 +134,59 @@ class Store:
         """Starts saving; returns when the arrays have left the device and may be reused.
 
         Raises:
-          UserError: the files of this save, or of the one before it, could not be written.
+          UserError: it, or the one before it, could not be written, however often it was tried.
         """
-        arrays = flatten(tree)
+        self._last = _Save(step, flatten(tree), dict(metadata), dict(metrics) if metrics else None)
+        try:
+            self._finish()
+        except _STORAGE_ERRORS as error:  # Of the save before, which this one stands in for.
+            self._failed(error)
+        self._start()
+
+    def must_retry(self) -> bool:
+        """Whether the last save turned out to have failed, and another is due."""
+        if self._pending and not self._is_busy():
+            try:
+                self._finish()
+            except _STORAGE_ERRORS as error:
+                self._failed(error, pause=False)
+        return self._manager is None and self._failures > 0 and time.monotonic() >= self._retry_at
+
+    def _is_busy(self) -> bool:
+        if jax.process_count() > 1:  # Looking waits for the others, who may not look now.
+            return True
+        sealing = self._sealing is not None and self._sealing.is_alive()
+        return sealing or self._manager.is_saving_in_progress()
+
+    def _start(self) -> None:
+        while True:
+            try:
+                return self._start_once(self._last)
+            except _STORAGE_ERRORS as error:
+                self._failed(error)
+
+    def _start_once(self, save: "_Save") -> None:
+        if self._manager is None:
+            self._manager = ocp.CheckpointManager(self.directory, options=self._options)
         manifest = {
             "version": VERSION,
-            "step": step,
-            "arrays": _describe(arrays),
-            "metadata": dict(metadata),
+            "step": save.step,
+            "arrays": _describe(save.arrays),
+            "metadata": save.metadata,
         }
-        try:
-            if self._manager is None:
-                self._manager = ocp.CheckpointManager(self.directory, options=self._options)
-            self._finish()
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(arrays), manifest=ocp.args.JsonSave(manifest)
-                ),
-                metrics=dict(metrics) if metrics else None,
-                force=True,
-            )
-            if jax.process_index() == 0:
-                path = self.directory / str(step)
-                self._sealing = threading.Thread(target=self._seal, args=(path,), daemon=True)
-                self._sealing.start()
-        except (OSError, ValueError) as error:
-            raise self._cannot_save(error) from error
-
-    def _seal(self, path: epath.Path) -> None:
-        """Writes the digests of a checkpoint once its files are in place."""
-        while self._manager.is_saving_in_progress():
-            time.sleep(_POLL_SECONDS)
-        if path.exists():  # A save that failed has left nothing, and raises when it is waited for.
-            _write_digests(path)
+        self._manager.save(
+            save.step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(save.arrays), manifest=ocp.args.JsonSave(manifest)
+            ),
+            metrics=save.metrics,
+            force=True,
+        )
+        self._pending = True
+        if jax.process_index() == 0:
+            arguments = (self._manager, self.directory / str(save.step))
+            self._sealing = threading.Thread(target=_seal, args=arguments, daemon=True)
+            self._sealing.start()
 
     def wait(self) -> None:
         """Returns when the last save is on disk.
@@ -150,22 +194,44 @@ class Store:
         Raises:
           UserError: it could not be written; the checkpoint before it is whole.
         """
-        if self._manager is not None:
+        while True:
             try:
-                self._finish()
-            except (OSError, ValueError) as error:
-                raise self._cannot_save(error) from error
+                return self._finish()
+            except _STORAGE_ERRORS as error:
+                if any(array.is_deleted() for array in self._last.arrays.values()):
+                    raise self._cannot_save(error) from error
+                self._failed(error)
+                self._start()
 
     def _finish(self) -> None:
+        if self._manager is None:
+            return
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
         if self._sealing is not None:
             self._sealing.join()
+        self._pending, self._failures = False, 0
+
+    def _failed(self, error: Exception, *, pause: bool = True) -> None:
+        """Notes a failed save. Raises `UserError` if it was the last that may fail."""
+        self._failures += 1
+        if self._failures > self._retries or jax.process_count() > 1:
+            raise self._cannot_save(error) from error
+        with contextlib.suppress(*_STORAGE_ERRORS):
+            self._manager.close()
+        # The next manager clears away what this one has left.
+        self._manager, self._pending = None, False
+        seconds = RETRY_SECONDS * 2 ** (self._failures - 1)
+        self._retry_at = time.monotonic() + seconds
+        logger.warning("cannot save a checkpoint (%s); trying again", _first_line(error))
+        if pause:
+            time.sleep(seconds)
 
     def _cannot_save(self, error: Exception) -> UserError:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         last = f"the last good one is step {self.steps()[-1]}" if self.steps() else "none is saved"
-        return UserError(f"cannot save a checkpoint in {self.directory}: {lines[0][:300]}; {last}")
+        return UserError(
+            f"cannot save a checkpoint in {self.directory}: {_first_line(error)}; {last}"
+        )
 
     def close(self) -> None:
         """Waits for the last save and stops the background threads."""
@@ -257,6 +323,29 @@ class Store:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Save:
+    """One call of `Store.save`."""
+
+    step: int
+    arrays: dict[str, Array]
+    metadata: dict[str, Any]
+    metrics: dict[str, float] | None
+
+
+def _seal(manager: ocp.CheckpointManager, path: epath.Path) -> None:
+    """Writes the digests of a checkpoint once its files are in place."""
+    while manager.is_saving_in_progress():
+        time.sleep(_POLL_SECONDS)
+    if path.exists():  # A save that failed has left nothing, and raises when it is waited for.
+        _write_digests(path)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
+
+
 def _write_digests(path: epath.Path) -> None:
     """Records size and CRC-32 of every file of a checkpoint.
 
@@ -338,7 +427,7 @@ def _read(path: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dic
 
 
 def _verify(path: epath.Path, arrays: Mapping[str, Array], saved: Mapping[str, Any]) -> None:
-    found = _checksums({name: arrays[name] for name in arrays})
+    found = checksums({name: arrays[name] for name in arrays})
     changed = [name for name, value in found.items() if value != saved[name]["checksum"]]
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -346,37 +435,8 @@ def _verify(path: epath.Path, arrays: Mapping[str, Array], saved: Mapping[str, A
 
 
 def _describe(arrays: Mapping[str, Array]) -> dict[str, dict]:
-    sums = _checksums(arrays)
+    sums = checksums(arrays)
     return {
         name: {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": sums[name]}
         for name, x in arrays.items()
     }
-
-
-def _checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
-    sums = jax.device_get(_all_checksums(dict(arrays)))
-    return {name: int(np.asarray(value)) for name, value in sums.items()}
-
-
-@jax.jit
-def _all_checksums(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    # One program: programs of their own would each wait for all devices in turn.
-    return {name: checksum(x) for name, x in arrays.items()}
-
-
-def checksum(x: Array) -> Array:
-    """uint32: the sum, modulo 2^32, of each element's bits times an odd weight of its position.
-
-    Integer sums do not depend on their order, so the value is the same on any mesh and is computed
-    where the shards are. An odd weight is invertible, so no change of a single element is missed;
-    of other changes, about one in 2^32 is.
-    """
-    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-    bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, width)
-    position = jnp.zeros(bits.shape, jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-        along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        position = position * jnp.uint32(size) + along
-    mixed = (position ^ (position >> 15)) * jnp.uint32(0x2C1B3C6D)
-    weight = ((mixed ^ (mixed >> 12)) * jnp.uint32(0x297A2D39)) | jnp.uint32(1)
-    return jnp.sum(bits.astype(jnp.uint32) * weight, dtype=jnp.uint32)

@@ -65,7 +65,7 @@ class Progress:
     def update(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
         """Reports that `step` is done; `metrics` under their names in the metrics log.
 
-        Shown are `train/loss`, `train/lr`, `train/images_per_sec` and
+        Shown are `train/loss`, `train/lr`, `train/images_per_sec`, `train/mfu` and
         `train/input_wait_fraction`, as far as present. On a terminal a number stays until a newer
         one replaces it.
         """
@@ -123,15 +123,15 @@ class Progress:
 
     def _live_line(self) -> str:
         step, percent, eta = self._where()
-        names = ("loss", "lr", "rate", "wait")
-        ranks = {"loss": 3, "lr": 4, "rate": 5, "wait": 6}
+        names = ("loss", "lr", "rate", "mfu", "wait")
+        ranks = {"loss": 3, "lr": 4, "rate": 5, "wait": 6, "mfu": 7}
         numbers = _numbers(self._metrics)
         fields = [
             _Field(step, "bold", 0),
             _Field(percent, "plain", 2),
             _Field(eta, "plain", 1),
             *(_Field(numbers[n], "plain", ranks[n]) for n in names if n in numbers),
-            _Field(self._note, "dim", 7),
+            _Field(self._note, "dim", 8),
         ]
         fields = [field for field in fields if field.text]
         # The last column stays empty: writing there makes some terminals wrap.
@@ -209,6 +209,7 @@ def _numbers(metrics: Mapping[str, float]) -> dict[str, str]:
         "loss": ("train/loss", lambda value: f"loss {value:.4g}"),
         "lr": ("train/lr", lambda value: f"lr {value:.3g}"),
         "rate": ("train/images_per_sec", lambda value: f"{value:,.0f} images/s"),
+        "mfu": ("train/mfu", lambda value: f"MFU {value:.1%}"),
         "wait": ("train/input_wait_fraction", lambda value: f"input wait {value:.0%}"),
     }
     return {

@@ -18,7 +18,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 24
 _MAX_POINTS = 400  # of one line; a screen shows no more
 _LOG_SCALE_FROM = 50  # largest over smallest value
 _MAIN_TRAIN = ("train/loss", "train/lr", "train/images_per_sec")
-_SHARES = ("accuracy", "fraction", "mfu", "precision", "recall", "iou", "top", "map")
+_RUN = ("train/", "device/", "hosts/")
+_SHARES = ("accuracy", "fraction", "mfu", "goodput", "precision", "recall", "iou", "top", "map")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
     wanted.append(("Learning rate", ["train/lr"], True, "linear"))
     wanted.append(("Images per second", ["train/images_per_sec"], True, "zero"))
     for name in names:
-        if name.startswith("train/") and name not in _MAIN_TRAIN and not is_count(name):
+        if name.startswith(_RUN) and name not in _MAIN_TRAIN and not is_count(name):
             scale = "zero" if is_share(name) else "auto"
             wanted.append((sentence(kind(name)), [name], False, scale))
     found = (
@@ -101,7 +102,12 @@ def is_averaged(name: str) -> bool:
 
 def is_count(name: str) -> bool:
     """Whether the metric only says how many there were; no curve, no score."""
-    return kind(name).startswith("num_") or kind(name) in ("step", "epoch", "examples_seen")
+    return kind(name).startswith("num_") or kind(name) in (
+        "step",
+        "epoch",
+        "examples_seen",
+        "run_seconds",
+    )
 
 
 def is_share(name: str) -> bool:

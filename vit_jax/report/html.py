@@ -8,8 +8,9 @@ place of their own:
 
 - `model/num_params`: parameters of the model.
 - `time/train`: seconds since the first step, in which `time/input wait`, `time/eval` and
-  `time/save` lie; beside it `time/setup`, `time/compile`, `time/report`. Last values count.
-- `train/images_per_sec`: its median is the headline.
+  `time/save` lie; beside it `time/start`, `time/setup`, `time/compile`, `time/report` and
+  `time/lost to restart`. Last values count.
+- `train/images_per_sec`, `train/mfu`: their medians are headlines. `train/goodput`: its last value.
 """
 
 import base64
@@ -190,6 +191,11 @@ def _tiles(
     rates = [row["train/images_per_sec"] for row in rows if "train/images_per_sec" in row]
     if rates:
         add("images per second", curves.format_value(round(statistics.median(rates))), "median")
+    utilisation = [row["train/mfu"] for row in rows if "train/mfu" in row]
+    if utilisation:
+        add("of the chips' peak", f"{statistics.median(utilisation):.1%}", "MFU, median")
+    if "train/goodput" in last:
+        add("goodput", f"{last['train/goodput'][1]:.0%}", "time in which steps ran")
     return tiles
 
 
