@@ -27,6 +27,16 @@ BIG_VISION = [
 ]
 
 
+def test_relative_paths(tmp_path, monkeypatch):
+    """Our own checkpoints too, which Orbax reads by absolute paths alone."""
+    monkeypatch.chdir(tmp_path)
+    model, params, _ = build("mean")
+    checkpoints.save(params, model, "own", "orbax")
+    convert.run("own", "c.npz", "npz")
+    convert.run("own/0", "again.npz", "npz")
+    same("c.npz", "again.npz")
+
+
 def same(path, other):
     actual, expected = files.read_arrays(path), files.read_arrays(other)
     assert actual.keys() == expected.keys()

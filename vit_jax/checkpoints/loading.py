@@ -92,7 +92,8 @@ def read_weights(path: epath.PathLike, *, text: bool = False) -> Weights:
         if not place.exists():
             raise UserError(f"there is no checkpoint {os.fspath(path)}")
         if place.is_dir():
-            return _read_directory(place)
+            # Orbax takes no relative paths; addresses of object stores are absolute as they are.
+            return _read_directory(place if "://" in os.fspath(path) else place.resolve())
         path = place
     return recognise(files.read_arrays(path), path, text=text)
 
