@@ -10,17 +10,17 @@ PACKAGE = ROOT / "vit_jax"
 
 # Lowest first. A module may import from lower floors, and from its own room.
 FLOORS = [
-    {"version", "errors", "types", "chips", "drawing"},
+    {"version", "errors", "types", "chips", "drawing", "hlo"},
     {"config", "spikes"},
     {"imagenet"},
     {"models", "optim", "data", "sharding", "report"},
     {"tasks", "checkpoints", "workdir", "steplog", "feed", "attention", "runtime", "profiling"},
-    {"convert"},
+    {"convert", "compiler_flags"},
     {"step"},
     {"run"},
     {"evaluate", "predict", "pretrained"},
     {"summary", "features", "bench_timm", "monitor"},
-    {"train", "bench", "fewshot"},
+    {"train", "bench", "fewshot", "planning"},
     {"launch"},
     {"__main__"},
 ]

@@ -24,7 +24,10 @@ Any key of the config can be set with --config.KEY=VALUE, such as --config.optim
 _LAST_WORDS_SECONDS = 2.0
 _STARTED = time.monotonic()
 
-CONFIG_COMMANDS = ("train", "evaluate", "data", "bench", "fewshot")
+_TOLD = UserError | errors.DoesNotFit | errors.Diverged | errors.LostProcess
+"""Errors whose message is all that there is to say."""
+
+CONFIG_COMMANDS = ("train", "evaluate", "plan", "data", "bench", "fewshot")
 MODEL_COMMANDS = ("predict", "convert", "features")
 
 
@@ -59,7 +62,7 @@ def _failed(error: Exception) -> int:
     """Tells of an error, in one line where it is one of ours; returns the exit code."""
     if _is_one_of_many() and (lost := _lost_process(error)):
         error = errors.LostProcess(lost)
-    if isinstance(error, UserError | errors.Diverged | errors.LostProcess):
+    if isinstance(error, _TOLD):
         print(f"error: {error}", file=sys.stderr)
         return _leave(error.exit_code)
     if not _is_one_of_many():
@@ -266,6 +269,17 @@ def _add_tools(command: Callable[..., Parser]) -> None:
     data.add_argument("--out", metavar="FILE", default="data.png", help="default: %(default)s")
     data.add_argument("--images", type=int, default=64, help="how many; default: %(default)s")
     data.add_argument("--step", type=int, default=0, help="from the batch of this step on")
+
+    plan = command(
+        "plan", _plan, "what a run would take on machines that are not at hand", _OVERRIDES
+    )
+    plan.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
+    plan.add_argument("--topology", default="", help="v5e:16x16, v5p-512, cpu:8; default: this one")
+    plan.add_argument("--slices", type=int, default=1, help="TPU slices; default: %(default)s")
+    plan.add_argument("--fit", action="store_true", help="search for the fastest setting that fits")
+    plan.add_argument("--placements", action="store_true", help="print where each parameter lives")
+    plan.add_argument("--json", metavar="FILE", default="", help="also write the plan there")
+    plan.add_argument("--save", metavar="FILE", default="", help="keep the compiled program")
 
     models = command(
         "models",
@@ -499,6 +513,21 @@ def _data(arguments: argparse.Namespace) -> None:
         names = run.source.class_names
         contact_sheet(batches, names, arguments.out, num_images=arguments.images)
     print(arguments.out)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    config = _load_config(arguments)
+    from vit_jax.planning import command
+
+    command.run(
+        config,
+        arguments.topology,
+        arguments.slices,
+        search=arguments.fit,
+        placements=arguments.placements,
+        json_file=arguments.json,
+        save=arguments.save,
+    )
 
 
 def _models(arguments: argparse.Namespace) -> None:

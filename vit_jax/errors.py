@@ -17,6 +17,12 @@ class UserError(Exception):
     exit_code = 2
 
 
+class DoesNotFit(Exception):
+    """What was planned needs more memory than there is. The message is one line: by how much."""
+
+    exit_code = 3
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop and its state was saved. The message names the step."""
 

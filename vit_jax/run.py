@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vit_jax import data, models, optim, sharding, step, tasks
+from vit_jax import compiler_flags, data, models, optim, sharding, step, tasks
 from vit_jax.config import Duration, durations
 from vit_jax.feed import DeviceFeed
 from vit_jax.models import lora
@@ -27,7 +27,7 @@ class Run:
 
     config: ConfigDict
     mesh: Mesh
-    source: data.Source
+    source: data.Source | data.Expected
     task: tasks.TaskProtocol
     optimizer: optim.Optimizer
     duration: Duration
@@ -35,16 +35,26 @@ class Run:
     abstract: step.State
 
     @classmethod
-    def build(cls, config: ConfigDict) -> "Run":
+    def build(
+        cls,
+        config: ConfigDict,
+        devices: Sequence[jax.Device] | None = None,
+        source: data.Expected | None = None,
+    ) -> "Run":
         """Everything that can be wrong with a config is found here, before anything is computed.
+
+        devices: of the mesh; None: all there are. source: stands for what `config.data` names.
 
         Raises:
           UserError: what does not fit, and what to write instead.
         """
-        mesh = sharding.make_mesh(config.mesh)
+        mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check_batch_size(mesh, config.batch_size, config.accum_steps)
-        source = open_source(config.data)
-        spec = data.element_spec(source, config.data.pp)
+        if source is None:
+            source = open_source(config.data)
+            spec = data.element_spec(source, config.data.pp)
+        else:
+            spec = source.spec
         info = DataInfo(spec, source.num_classes, source.class_names)
         task = tasks.build(config.task, config.model, info)
         duration = durations(config, len(source))
@@ -78,6 +88,25 @@ class Run:
 
     def compile_step(self) -> TrainStep:
         """The training step for exactly this run's state and batch, so it never compiles again."""
+        return self.compile(self.lower_step())
+
+    def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        """A traced program, compiled with the options for this run's devices."""
+        return lowered.compile(compiler_options=compiler_flags.for_mesh(self.mesh))
+
+    def gradients(self) -> Params:
+        """The gradients of a step as abstract arrays, where they are summed."""
+        places = step.gradient_shardings(
+            self.task, self.abstract, self.mesh, zero1=self.config.mesh.zero1
+        )
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            self.abstract.params,
+            places,
+        )
+
+    def lower_step(self) -> jax.stages.Lowered:
+        """The training step, traced for this run's state, batch and mesh, before the compiler."""
         config = self.config
         jitted = step.make_train_step(
             self.task,
@@ -92,7 +121,7 @@ class Run:
         )
         batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
         with sharding.activate(self.mesh):
-            return jitted.lower(self.abstract, batch).compile()
+            return jitted.lower(self.abstract, batch)
 
     def open_feed(self, start_step: int) -> DeviceFeed:
         """This process's rows of the training batches from `start_step` on, on the devices."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -52,10 +53,12 @@ MIN_SPLIT = 2**16
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes `data`, `fsdp`, `tensor` in that order.
 
-    One size may be -1: the devices that the other axes leave.
+    One size may be -1: the devices that the other axes leave. Where the devices are of several
+    slices, which only a data centre's network connects, `data` alone spans them: it sends the
+    least, once a step.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or `data` to that of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: sizes[axis] for axis in AXES}
@@ -70,8 +73,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"config.mesh {sizes} does not fit {len(devices)} devices; the sizes must"
             " multiply to that number (-1 stands for the rest)"
         )
+    num_slices = len({getattr(device, "slice_index", None) for device in devices})
+    if shape[0] % num_slices:
+        raise UserError(
+            f"config.mesh.data={shape[0]} does not divide into {num_slices} slices, and only data"
+            f" may span them; write a multiple of {num_slices}"
+        )
     # Auto, because under today's default (Explicit) Linen's backward pass does not trace.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    auto = (AxisType.Auto,) * len(AXES)
+    if num_slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+    inside = (shape[0] // num_slices, *shape[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (num_slices, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=auto)
 
 
 @contextlib.contextmanager

@@ -126,6 +126,16 @@ def state_shardings(shapes: State, boxed: Params, mesh: Mesh, *, zero1: bool = F
     )
 
 
+def gradient_shardings(
+    task: TaskProtocol, abstract: State, mesh: Mesh, *, zero1: bool = False
+) -> Params:
+    """Where gradients are summed and updates computed: beside the optimizer's state."""
+    params = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+    if not zero1:
+        return params
+    return sharding.optimizer_shardings(tasks.boxed_params(task), params, mesh)
+
+
 def make_train_step(
     task: TaskProtocol,
     optimizer: optim.Optimizer,
@@ -145,11 +155,7 @@ def make_train_step(
     stays the last good one until the loop notices. So it is with steps that `guard` refuses.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    # Where gradients are summed and updates computed: beside the optimizer's state.
-    beside_state = shardings.params
-    if zero1:
-        boxed = tasks.boxed_params(task)
-        beside_state = sharding.optimizer_shardings(boxed, shardings.params, mesh)
+    beside_state = gradient_shardings(task, abstract, mesh, zero1=zero1)
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         batch = task.perturb(batch, random_key(state.seed, Purpose.PERTURB, state.step))

@@ -7,6 +7,7 @@ restarts, or of how the rows of the batch are spread over a mesh. Importing this
 import TensorFlow; only sources that read TFDS and non-empty preprocessing strings do.
 """
 
+from vit_jax.data.expected import Expected, expect
 from vit_jax.data.pipeline import (
     Batches,
     element_spec,
@@ -18,9 +19,11 @@ from vit_jax.data.sources import Source, open_source
 
 __all__ = [
     "Batches",
+    "Expected",
     "Source",
     "element_spec",
     "eval_batches",
+    "expect",
     "num_eval_batches",
     "open_source",
     "train_batches",

@@ -34,13 +34,20 @@ def parse(pp: str) -> list[Step]:
         UserError: it is no such string, or names an op or an argument that does not exist, or an
             argument has the wrong type.
     """
+    return [_step(node) for node in operands(pp)]
+
+
+def operands(pp: str) -> list[ast.expr]:
+    """The ops of a preprocessing string as syntax, none of them looked up. Raises `UserError`."""
+    if not pp.strip():
+        return []
     try:
         expression = ast.parse(pp.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise UserError(
             f"preprocessing {pp!r} is not understood: join ops by '|', as in 'decode|resize(224)'"
         ) from error
-    return [_step(node) for node in _operands(expression)]
+    return _operands(expression)
 
 
 def build(pp: str) -> Callable[[Record, Any], Record]:

@@ -19,7 +19,7 @@ A new model is one new file here with a table `VARIANTS`.
 from vit_jax.models._cost import flops, param_count
 from vit_jax.models._dense import Detector, Segmenter
 from vit_jax.models._heads import Classifier
-from vit_jax.models._registry import Variant, build, find, names, variants
+from vit_jax.models._registry import Variant, build, field_names, find, names, variants
 from vit_jax.models._resize import resize_grid, resize_patch_kernel
 from vit_jax.models._transformer import stack_blocks, unstack_blocks
 
@@ -29,6 +29,7 @@ __all__ = [
     "Segmenter",
     "Variant",
     "build",
+    "field_names",
     "find",
     "flops",
     "names",

@@ -84,6 +84,11 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
     return backbone
 
 
+def field_names(name: str) -> set[str]:
+    """The fields of a model's backbone that `build` takes, by the model's name."""
+    return _field_names(_variant(name).module)
+
+
 def find(name: str) -> str:
     """The canonical form of a model's name. Raises `UserError` if there is none."""
     spellings: dict[str, list[str]] = {}

@@ -1,0 +1,69 @@
+"""What is told of batches without data is what the pipeline makes of it."""
+
+import numpy as np
+import pytest
+
+from vit_jax import data
+from vit_jax.config import default_config
+from vit_jax.data.expected import KNOWN
+from vit_jax.imagenet import NUM_CLASSES, NUM_TRAIN, NUM_VALIDATION
+
+
+def keys(**changes):
+    return default_config().data.to_dict() | changes
+
+
+@pytest.mark.parametrize(
+    ("pp", "shape", "dtype"),
+    [
+        ("decode_jpeg_and_inception_crop(224)|flip_lr|randaug(2,10)", (224, 224, 3), np.uint8),
+        ("decode|resize_small(256)|central_crop(224)|value_range(-1,1)", (224, 224, 3), np.float32),
+        ("decode(1)|resize((8, 16))", (8, 16, 1), np.uint8),
+    ],
+)
+def test_images(pp, shape, dtype):
+    found = data.expect(keys(pp=pp, split="train[:90%]"))
+    assert found.spec["image"][:2] == (shape, np.dtype(dtype))
+    assert found.spec["label"][:2] == ((), np.dtype(np.int32))
+    assert (len(found), found.num_classes) == (1_153_050, 1000)
+
+
+def test_label_vectors_and_dropped_fields():
+    found = data.expect(keys(pp='decode|resize(8)|onehot(1000, key="label")|keep("image","label")'))
+    assert found.spec["label"][:2] == ((1000,), np.dtype(np.float32))
+    assert data.expect(keys(pp='decode|resize(8)|drop("label")')).spec.keys() == {"image"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "my_own_dataset", "pp": "decode|resize(8)"},
+        {"pp": "decode"},  # No size.
+        {"pp": "decode|an_op_of_mine(3)"},
+        {"pp": "decode|resize(8)", "split": "train+validation"},
+        {"pp": "decode|resize(8)", "split": "minival"},
+        {"source": "folder", "name": ".", "pp": "decode|resize(8)"},
+    ],
+)
+def test_what_only_the_data_can_tell(changes):
+    assert data.expect(keys(**changes)) is None
+
+
+def test_made_up_data_is_as_its_source_says():
+    args = {"num_examples": 640, "num_classes": 7, "encoded": True}
+    pp = "decode_jpeg_and_inception_crop(32)"
+    spec = keys(source="fake", args=args, pp=pp, split="train[:50%]")
+    found = data.expect(spec)
+    own = {key: spec[key] for key in ("source", "name", "split")}
+    source = data.open_source({**own, **args})
+    assert (len(found), found.num_classes) == (len(source), source.num_classes)
+    assert {k: v[:2] for k, v in found.spec.items()} == {
+        k: v[:2] for k, v in data.element_spec(source, pp).items()
+    }
+
+
+def test_counts_agree_with_the_recipes():
+    assert KNOWN["imagenet2012"] == (
+        NUM_CLASSES,
+        {"train": NUM_TRAIN, "validation": NUM_VALIDATION},
+    )

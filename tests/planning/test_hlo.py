@@ -1,0 +1,135 @@
+"""Bytes read from HLO text: kinds, groups, loops, what TPUs do in steps."""
+
+# ruff: noqa: E501 (HLO is written in long lines)
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax.hlo import Program
+from vit_jax.sharding import make_mesh
+
+# Two layers of a loop that gathers a kernel in a ring, both ways, two steps an iteration.
+RING = """HloModule step, num_partitions=8
+
+%condition (p: (u32[], f32[4,4])) -> pred[] {
+  %p = (u32[], f32[4,4]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %n = u32[] constant(8)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+%body (p.1: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
+  %p.1 = (u32[], f32[4,4]) parameter(0)
+  %i.1 = u32[] get-tuple-element(%p.1), index=0
+  %x.1 = f32[4,4]{1,0:T(8,128)} get-tuple-element(%p.1), index=1
+  %two = u32[] constant(2)
+  %i.2 = u32[] copy(%i.1)
+  %next = u32[] add(%i.2, %two)
+  %send = (f32[4,4]{1,0}, f32[4,4]{1,0}, u32[], u32[]) collective-permute-start(%x.1), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %done = f32[4,4]{1,0} collective-permute-done(%send)
+  ROOT %out = (u32[], f32[4,4]) tuple(%next, %done)
+}
+
+ENTRY %main (x: f32[4,4]) -> f32[4,4] {
+  %x = f32[4,4] parameter(0)
+  %zero = u32[] constant(0)
+  %start = (u32[], f32[4,4]) tuple(%zero, %x)
+  %loop = (u32[], f32[4,4]) while(%start), condition=%condition, body=%body
+  ROOT %y = f32[4,4]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def only(line):
+    """The collective of a program of one line."""
+    text = f"HloModule m, num_partitions=8\n\nENTRY %main (x: f32[8]) -> f32[8] {{\n  {line}\n}}\n"
+    (found,) = Program(text).collectives()
+    return found
+
+
+def test_loops_are_multiplied_out_by_bound_and_step():
+    (ring,) = Program(RING).collectives()
+    assert (ring.kind, ring.times, ring.sent) == ("collective-permute", 4, 64)
+    assert ring.total_sent == 256
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[4,2]<=[8]", 2),
+        ("[2,4]<=[4,2]T(1,0)", 4),
+        ("mesh['a'=2,'b'=4] {'b'}", 4),
+        ("mesh['a'=8] {'a':(2)4}", 4),
+        ("{}", 8),
+    ],
+)
+def test_every_form_of_groups(groups, size):
+    line = f"%g = bf16[64,16]{{1,0}} all-gather(%x), channel_id=3, replica_groups={groups}"
+    found = only(line)
+    assert found.group_size == size
+    assert found.sent == 64 * 16 * 2 * (size - 1) / size
+
+
+@pytest.mark.parametrize(
+    ("operation", "sent"),
+    [
+        ("all-reduce", 2 * 4096 * 7 / 8),
+        ("reduce-scatter", 4096 * 7),
+        ("all-to-all", 4096 * 7 / 8),
+        ("collective-permute", 4096),
+    ],
+)
+def test_bytes_sent_by_each_kind(operation, sent):
+    found = only(f"%y = f32[1024]{{0}} {operation}(%x), channel_id=1, replica_groups=[1,8]<=[8]")
+    assert found.sent == sent
+
+
+def test_operands_and_flags_of_started_operations_do_not_count():
+    line = "%s = (f32[128]{0}, f32[1024]{0}, u32[], u32[]) all-gather-start(%x), channel_id=1"
+    assert only(line).bytes == 4096
+
+
+def test_transfers_between_slices():
+    text = """HloModule m, num_partitions=4
+
+ENTRY %main (x: f32[256]) -> f32[256] {
+  %s = (f32[256]{0}, u32[], token[]) send(%x, %t), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+"""
+    assert Program(text).sent_between_slices(4) == 2 * 1024 * 3 / 4
+
+
+def test_what_is_stored_leaves_out_views_and_on_chip_memory():
+    text = """HloModule m
+
+ENTRY %main (x: f32[256]) -> f32[256] {
+  %x = f32[256]{0} parameter(0)
+  %a = f32[256]{0:T(256)S(1)} add(%x, %x)
+  %b = f32[128,2]{1,0} bitcast(%a)
+  ROOT %c = f32[256]{0} multiply(%a, %x)
+}
+"""
+    assert Program(text).stored_bytes() == 1024
+
+
+def test_a_real_program_with_a_loop():
+    """A scan over 6 layers whose kernels are split over 8 devices gathers each once."""
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
+    split = NamedSharding(mesh, P(None, "fsdp", None))
+    rows = NamedSharding(mesh, P("fsdp"))
+
+    def run(x, kernels):
+        def layer(x, kernel):
+            whole = jax.lax.with_sharding_constraint(kernel, NamedSharding(mesh, P()))
+            return jax.lax.with_sharding_constraint(jnp.tanh(x @ whole), rows), None
+
+        return jax.lax.scan(layer, x, kernels)[0]
+
+    shapes = (jnp.zeros((16, 64)), jnp.zeros((6, 64, 64)))
+    text = jax.jit(run, in_shardings=(rows, split)).lower(*shapes).compile().as_text()
+    gathers = [c for c in Program(text).collectives() if c.kind == "all-gather"]
+    assert sum(c.total_sent for c in gathers) == 6 * 64 * 64 * 4 * 7 / 8

@@ -1,0 +1,209 @@
+"""What `plan` prints, writes and returns; the search for what fits."""
+
+import dataclasses
+import json
+import pickle
+import re
+from pathlib import Path
+
+import jax
+import pytest
+from jax.experimental import serialize_executable
+
+from vit_jax import chips
+from vit_jax import config as config_lib
+from vit_jax.__main__ import main
+from vit_jax.planning import command, fit
+from vit_jax.planning import plan as plan_lib
+from vit_jax.planning.plan import Memory, Plan
+from vit_jax.planning.target import Target
+
+TINY = Path(__file__).parent.parent / "tiny.py"
+GIB = chips.GIB
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory, digits_npz):
+    """The command on a tiny run for 8 virtual CPUs: (exit code, standard output, JSON, program)."""
+    folder = tmp_path_factory.mktemp("plan")
+    argv = [
+        "plan", f"--config={TINY}:{digits_npz}", "--topology=cpu:8", "--placements",
+        "--config.mesh.fsdp=2", f"--json={folder / 'plan.json'}", f"--save={folder / 'step'}",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        lines = []
+        patch.setattr("builtins.print", lambda *args, **_: lines.extend(map(str, args)))
+        code = main(argv)
+    return code, "\n".join(lines), json.loads((folder / "plan.json").read_text()), folder / "step"
+
+
+def test_table_and_exit_code(planned):
+    code, text, _, _ = planned
+    assert code == 0
+    for row in (
+        "mesh               data 4 × fsdp 2 × tensor 1",
+        "settings           remat none, accum_steps 2, zero1 False",
+        "steps              12 (192 images)",
+    ):
+        assert row in text
+    assert re.search(r"backbone/blocks/mlp/dense1/kernel +2×16×64 +- fsdp - +4,096", text)
+    for name in ("parameters", "optimizer state", "gradients", "activations", "batch", "FLOPs"):
+        assert f"{name} " in text
+
+
+def test_json_adds_up(planned):
+    _, _, found, _ = planned
+    memory = found["memory"]
+    assert found["used_bytes"] == sum(memory.values())
+    whole = 4 * found["num_params"]
+    assert whole / 2 <= memory["parameters"] < 0.7 * whole  # Kernels are halved, small rest not.
+    assert memory["average"] == memory["parameters"]
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=16)
+    assert memory["batch"] == 16 * (8 * 8 + 4) // 8
+    assert found["ici_bytes"] > 0
+    assert found["dcn_bytes"] == 0
+    assert found["flops"] % 48 == 0  # 3 × 16 examples × a whole number
+
+
+def test_saved_program_runs_here(planned):
+    payload = pickle.loads(planned[3].read_bytes())
+    assert callable(serialize_executable.deserialize_and_load(*payload))
+
+
+def made_up(remat="none", accum=1, mesh=(8, 1, 1), zero1=False, activations=20 * GIB, **fields):
+    memory = Memory(2 * GIB, 0, 4 * GIB, 0, 2 * GIB, activations, 0)
+    plan = Plan(
+        topology="v5e:2x4",
+        num_slices=1,
+        num_devices=8,
+        num_chips=8,
+        mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)),
+        settings={"remat": remat, "accum_steps": accum, "zero1": zero1},
+        batch_size=64,
+        num_params=10**9,
+        total_steps=1000,
+        total_images=64_000,
+        memory=memory,
+        hbm_bytes=16 * GIB,
+        used_bytes=memory.total,
+        fits=memory.total <= 16 * GIB,
+        flops=8 * 197 * 10**12,
+        flops_per_device=197e12,
+        compile_seconds=1.0,
+        bounds={"compute": 1.0, "memory": 0.5},
+    )
+    return dataclasses.replace(plan, **fields)
+
+
+def test_time_and_chip_hours():
+    plan = made_up()
+    assert (plan.least_seconds, plan.bound_by) == (1.0, "compute")
+    assert plan.seconds_at(0.5) == 2.0
+    assert plan.as_json()["at_mfu"]["50%"]["chip_hours"] == pytest.approx(2 * 1000 * 8 / 3600)
+
+
+@pytest.fixture
+def vit_config():
+    config = config_lib.default_config()
+    config.batch_size = 64
+    return config_lib.validate(config)
+
+
+def test_search_compiles_the_fastest_first_and_stops_at_what_fits(vit_config, monkeypatch):
+    compiled = []
+
+    def compile_instead(config, target):
+        """Memory as it is on the chip: accumulation divides activations, remat by a third."""
+        remat = config.model.get("remat", "none")
+        compiled.append((remat, config.accum_steps))
+        share = {"none": 1, "dots_saveable": 0.8, "full": 0.1}.get(remat, 0.5)
+        found = made_up(
+            remat,
+            config.accum_steps,
+            tuple(config.mesh[axis] for axis in ("data", "fsdp", "tensor")),
+            config.mesh.zero1,
+            int(20 * GIB * share / config.accum_steps),
+        )
+        return found, []
+
+    monkeypatch.setattr(fit, "make_plan", compile_instead)
+    said = []
+    found = fit.fit(vit_config, None, made_up(), said.append)
+    assert found.plan.fits
+    assert found.tried == len(compiled) == len(said) >= 1
+    assert "fits" in said[-1]
+    changed = plan_lib.with_overrides(vit_config, found.overrides)
+    again, _ = compile_instead(changed, None)
+    assert again.used_bytes == found.plan.used_bytes
+
+
+def test_nothing_fits(vit_config, monkeypatch):
+    huge = made_up(hbm_bytes=GIB // 2)
+    monkeypatch.setattr(fit, "make_plan", lambda config, target: (huge, []))
+    assert not fit.fit(vit_config, None, huge).plan.fits
+    assert fit.advice(vit_config, huge) == []
+
+
+def test_does_not_fit_is_exit_code_3_with_the_shortfall_and_advice(
+    vit_config, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(command, "make_plan", lambda *args, **kwargs: (made_up(), []))
+    target = Target("v5e:2x4", jax.devices(), 1, chips.CHIPS["v5e"])
+    monkeypatch.setattr(Target, "find", lambda *args: target)
+    monkeypatch.setattr(config_lib, "load", lambda *args: vit_config)
+    file = tmp_path / "plan.json"
+    assert main(["plan", "--config=any.py", f"--json={file}"]) == 3
+    told = capsys.readouterr()
+    assert "28.00 GiB of 16.00 GiB: DOES NOT FIT" in told.out
+    assert "--config.model.remat=dots_with_no_batch_dims_saveable (about 13.4 GiB)" in told.out
+    assert told.err.strip().endswith(
+        "needs 28.00 GiB of each device's 16.00 GiB, 12.00 GiB too much"
+    )
+    assert json.loads(file.read_text())["fits"] is False
+
+
+def test_compilers_message_gives_the_size():
+    text = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO"
+        " temporaries (24.37G) exceeds available HBM (15.75G)."
+    )
+    assert plan_lib._bytes_needed(RuntimeError(text)) == int(24.37 * GIB)
+    other = "Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm."
+    assert plan_lib._bytes_needed(RuntimeError(other)) == int(17.5 * GIB)
+    with pytest.raises(RuntimeError, match="no size"):
+        plan_lib._bytes_needed(RuntimeError("RESOURCE_EXHAUSTED: no size"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--topology=v9:4x4"], "no TPU 'v9'"),
+        (["--topology=cpu:8", "--fit"], "--fit needs to know a device's memory"),
+        (["--topology=cpu:8", "--config.batch_size=20"], "config.batch_size=20 is not divisible"),
+        (["--topology=cpu:8", "--config.mesh.fsdp=3"], "config.mesh"),
+        (["--topolgy=cpu:8"], "did you mean '--topology'"),
+        (["--topology=cpu:8", "--config.data.name=nothing.npz"], "nothing.npz"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message, digits_npz, capsys):
+    assert main(["plan", f"--config={TINY}:{digits_npz}", *argv]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_program_that_cannot_be_saved(monkeypatch, tmp_path):
+    def refuse(compiled):
+        raise ValueError("compile-only devices\nand more")
+
+    monkeypatch.setattr(plan_lib.serialize_executable, "serialize", refuse)
+    with pytest.raises(plan_lib.UserError, match=r"JAX cannot save this program: compile-only"):
+        plan_lib.save_executable(object(), str(tmp_path / "step"))
+
+
+def test_several_slices_need_data_to_span_them():
+    from types import SimpleNamespace
+
+    from vit_jax.sharding import make_mesh
+
+    devices = [SimpleNamespace(slice_index=i // 4) for i in range(8)]
+    with pytest.raises(plan_lib.UserError, match="does not divide into 2 slices"):
+        make_mesh({"data": 1, "fsdp": 8, "tensor": 1}, devices)

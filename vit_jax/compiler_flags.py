@@ -1,0 +1,55 @@
+"""Options for XLA's TPU compiler, by generation: what overlaps communication with computation.
+
+They go to the compiler with each program, where an unknown name is an error; in the environment
+(`LIBTPU_INIT_ARGS`) it would be one only on a TPU. The sets are those that MaxText trains with
+(github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py and configs/tpu).
+"""
+
+from collections.abc import Mapping
+
+from jax.sharding import Mesh
+
+from vit_jax import chips
+
+_ASYNC_COLLECTIVES = {
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+    "xla_enable_async_all_gather": True,
+}
+_DATA_PARALLEL = {
+    "xla_tpu_enable_data_parallel_all_reduce_opt": True,
+    "xla_tpu_data_parallel_opt_different_sized_ops": True,
+}
+
+TPU: Mapping[str, Mapping[str, bool | int | str]] = {
+    "v2": {},
+    "v3": {},
+    "v4": {**_DATA_PARALLEL, **_ASYNC_COLLECTIVES},
+    "v5e": {**_DATA_PARALLEL, **_ASYNC_COLLECTIVES},
+    "v5p": {
+        **_DATA_PARALLEL,
+        **_ASYNC_COLLECTIVES,
+        "xla_tpu_megacore_fusion_allow_ags": False,
+        "xla_enable_async_collective_permute": True,
+        "xla_tpu_enable_ag_backward_pipelining": True,
+    },
+    # KiB of the vector memory that one fusion may plan with, of 128 MiB.
+    "v6e": {**_ASYNC_COLLECTIVES, "xla_tpu_scoped_vmem_limit_kib": 98304},
+    # Of 64 MiB a core. Gathers and reductions run on its SparseCores by default.
+    "tpu7x": {"xla_tpu_scoped_vmem_limit_kib": 65536},
+}
+
+
+def for_mesh(mesh: Mesh) -> dict[str, bool | int | str]:
+    """The options for a program over `mesh`; none on other platforms than TPUs."""
+    device = mesh.devices.flat[0]
+    chip = chips.of_kind(device.device_kind)
+    if chip is None:
+        return {}
+    options = dict(TPU.get(chip.name, {}))
+    slices = {getattr(device, "slice_index", None) for device in mesh.devices.flat}
+    if len(slices) > 1 and options:
+        options |= _DATA_PARALLEL
+    return options

@@ -1,0 +1,316 @@
+"""What a compiled program sends and stores, read from its HLO text, loops multiplied out.
+
+XLA's own cost analysis takes the body of a loop once. Here every instruction counts as often as
+the loops around it run; a trip count is the bound that the loop's condition compares with, and 1
+where that is no constant.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "token": 0}
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier",
+}  # fmt: skip
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"\s([a-z][\w\-]*)\(")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_NAMED = re.compile(r"%([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation: `shape` and `rest` (operands, attributes) as they are written."""
+
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+    is_root: bool
+
+    def called(self, attribute: str) -> str:
+        """The computation that `attribute=%NAME` names, or ""."""
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        return match[1] if match else ""
+
+    def operands(self) -> list[str]:
+        """Names of its operands; attributes may add names of computations behind them."""
+        return _NAMED.findall(self.rest)
+
+    def constant(self) -> int | None:
+        """Its value, where it is a whole number that is written out."""
+        match = re.match(r"\s*constant\((\d+)\)", self.rest)
+        return int(match[1]) if match else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective operation of the program.
+
+    kind: one of `COLLECTIVES`. bytes: of the largest array that it reads or makes on a device.
+    sent: bytes that a device sends each time, by the best known algorithm on a ring.
+    times: how often a step runs it. group_size: devices that take part in one of its groups.
+    op_name: the operation of the model that it comes from.
+    """
+
+    kind: str
+    bytes: int
+    sent: float
+    times: int
+    group_size: int
+    op_name: str
+
+    @property
+    def total_sent(self) -> float:
+        return self.sent * self.times
+
+
+class Program:
+    """A compiled program. text: as `jax.stages.Compiled.as_text` gives it."""
+
+    def __init__(self, text: str):
+        self._computations: dict[str, list[Instruction]] = {}
+        self._entry = ""
+        current: list[Instruction] = []
+        for line in text.splitlines():
+            started = _COMPUTATION.match(line)
+            if started:
+                current = self._computations.setdefault(started[2], [])
+                self._entry = started[2] if started[1] else self._entry
+                continue
+            match = _INSTRUCTION.match(line)
+            if match:
+                opcode = _OPCODE.search(" " + match[3])
+                if opcode:
+                    at = opcode.start()
+                    shape, rest = match[3][:at], match[3][at:]
+                    current.append(Instruction(match[2], shape, opcode[1], rest, bool(match[1])))
+        header = re.search(r"num_partitions=(\d+)", text)
+        self._num_devices = int(header[1]) if header else 1
+
+    def collectives(self) -> list[Collective]:
+        """Every collective operation, those that TPUs carry out in steps once."""
+        found: dict[tuple, Collective] = {}
+        for times, instruction in self._run(self._entry, 1):
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                channel = re.search(r"channel_id=(\d+)", instruction.rest)
+                # Fusions that carry out one collective between them all name its channel, and
+                # some of them may be in the loops of others.
+                key = (kind, channel[1] if channel else instruction.name)
+                if key not in found or found[key].times > times:
+                    found[key] = self._collective(kind, instruction, times)
+        return list(found.values())
+
+    def sent_between_slices(self, num_slices: int) -> float:
+        """Bytes that a device hands to the network between TPU slices, by ring algorithms.
+
+        There a program is of one slice, and what crosses is handed to the host's runtime.
+        """
+        total = 0.0
+        for times, instruction in self._run(self._entry, 1):
+            transfer = re.search(r'megascale_transfer_type="(\w+)"', instruction.rest)
+            if instruction.opcode == "send" and transfer:
+                size = max((_bytes(*a) for a in _arrays(instruction.shape)), default=0)
+                rounds = 2 if transfer[1] == "ALL_REDUCE" else 1
+                total += times * rounds * size * (num_slices - 1) / num_slices
+        return total
+
+    def stored_bytes(self) -> int:
+        """Bytes of all results that a step writes to the main memory; views and loops' frames none.
+
+        Updates of a slice in place count as the slice.
+        """
+        return sum(
+            times * self._stored(instruction)
+            for times, instruction in self._run(self._entry, 1, into_fusions=False)
+        )
+
+    def _run(
+        self, name: str, times: int, *, into_fusions: bool = True
+    ) -> Iterator[tuple[int, Instruction]]:
+        """Every instruction below a computation with the number of times that it runs."""
+        for instruction in self._computations.get(name, ()):
+            yield times, instruction
+            if instruction.opcode == "while":
+                trips = self._trip_count(instruction, name)
+                body = instruction.called("body")
+                yield from self._run(body, times * trips, into_fusions=into_fusions)
+            elif instruction.opcode in ("call", "conditional") or instruction.opcode.startswith(
+                "async-start"
+            ):
+                for inner in self._branches(instruction):
+                    yield from self._run(inner, times, into_fusions=into_fusions)
+            elif instruction.opcode == "fusion" and into_fusions:
+                yield from self._run(instruction.called("calls"), times)
+
+    def _branches(self, instruction: Instruction) -> list[str]:
+        branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+        if branches:
+            return [name.strip().lstrip("%") for name in branches[1].split(",")]
+        names = (instruction.called(a) for a in ("to_apply", "calls", "true_computation"))
+        return [name for name in names if name]
+
+    def _trip_count(self, loop: Instruction, caller: str) -> int:
+        """How often a loop runs: its counter goes from a constant to a constant by a constant.
+
+        1 where it does not, which only loops over random draws do here.
+        """
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+        if known:
+            return int(known[1])
+        condition, body = (self._by_name(loop.called(c)) for c in ("condition", "body"))
+        root = next((i for i in condition.values() if i.is_root), None)
+        if root is None or root.opcode != "compare" or "direction=LT" not in root.rest:
+            return 1
+        counter, bound = (condition.get(name) for name in root.operands()[:2])
+        if counter is None or counter.opcode != "get-tuple-element" or bound is None:
+            return 1
+        index = int(re.search(r"index=(\d+)", counter.rest)[1])
+        start = _element(self._by_name(caller), loop.operands()[0], index)
+        following = next(i.operands()[index] for i in body.values() if i.is_root)
+        step = _increment(body, following)
+        if bound.constant() is None or not step:
+            return 1
+        return max(1, -(-(bound.constant() - start) // step))
+
+    def _by_name(self, computation: str) -> dict[str, Instruction]:
+        return {i.name: i for i in self._computations.get(computation, ())}
+
+    def _collective(self, kind: str, instruction: Instruction, times: int) -> Collective:
+        arrays = [_bytes(*array) for array in _arrays(instruction.shape)]
+        n = self._group_size(instruction.rest)
+        is_start = instruction.opcode.endswith("-start")
+        if is_start and kind in ("all-gather", "collective-permute"):
+            # Operand, result and, on TPUs, flags: one of the two arrays is what moves.
+            result = max(arrays, default=0)
+        else:
+            result = sum(arrays)
+        share = (n - 1) / n
+        whole, sent = {
+            "all-gather": (result, result * share),
+            "all-reduce": (result, 2 * result * share),
+            "reduce-scatter": (result * n, result * (n - 1)),
+            "all-to-all": (result, result * share),
+            "ragged-all-to-all": (result, result * share),
+            "collective-permute": (result, result),
+            "collective-broadcast": (result, result),
+        }[kind]
+        op_name = re.search(r'op_name="([^"]*)"', instruction.rest)
+        name = op_name[1] if op_name else ""
+        return Collective(kind, whole, sent, times, n, name)
+
+    def _group_size(self, rest: str) -> int:
+        """Devices in one of a collective's groups, in any of the forms that XLA writes."""
+        listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+        if listed:
+            return listed[1].count(",") + 1
+        tiled = re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest)
+        if tiled:
+            return int(tiled[1])
+        named = re.search(r"replica_groups=\w*\[([^\]]*)\][^{]*\{([^}]*)\}", rest)
+        if named:
+            sizes = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
+            # A part of an axis is written 'axis':(before)size.
+            along = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", named[2])
+            return math.prod(int(part or sizes[name]) for name, part in along)
+        return self._num_devices
+
+    def _stored(self, instruction: Instruction) -> int:
+        if instruction.opcode in _FREE or instruction.opcode.endswith(("-start", "-done")):
+            return 0
+        if instruction.opcode == "dynamic-update-slice" or "AllocateBuffer" in instruction.rest:
+            return 0
+        # Memory space 1 and above (`S(1)`) is on the chip itself.
+        sizes = [
+            0 if re.search(r"S\(\d", array[2]) else _bytes(*array)
+            for array in _arrays(instruction.shape)
+        ]
+        if instruction.opcode == "fusion":
+            updates = self._slice_updates(instruction.called("calls"))
+            if len(updates) == len(sizes):
+                sizes = [
+                    min(size, size if update is None else update)
+                    for size, update in zip(sizes, updates, strict=True)
+                ]
+        return sum(sizes)
+
+    def _slice_updates(self, computation: str) -> list[int | None]:
+        """For each result of a fusion the bytes of the slice that it replaces in place, or None."""
+        inner = self._by_name(computation)
+        root = next((i for i in inner.values() if i.is_root), None)
+        if root is None:
+            return []
+        results = [root]
+        if root.opcode == "tuple":
+            results = [inner[name] for name in root.operands() if name in inner]
+        return [_slice_update(inner, result) for result in results]
+
+
+def _slice_update(computation: Mapping[str, Instruction], result: Instruction) -> int | None:
+    """Bytes of the slice that a result replaces in an array; None where it is something else."""
+    while result.opcode in ("bitcast", "copy") and result.operands()[0] in computation:
+        result = computation[result.operands()[0]]
+    if result.opcode != "dynamic-update-slice" or result.operands()[1] not in computation:
+        return None
+    return sum(_bytes(*array) for array in _arrays(computation[result.operands()[1]].shape))
+
+
+def _element(computation: Mapping[str, Instruction], name: str, index: int) -> int:
+    """The constant that a tuple holds at `index`; 0 where it is none: counters start there."""
+    made = computation.get(name)
+    if made is None or made.opcode != "tuple":
+        return 0
+    value = computation.get(made.operands()[index])
+    while value is not None and value.opcode in ("copy", "bitcast"):
+        value = computation.get(value.operands()[0])
+    return (value.constant() or 0) if value is not None else 0
+
+
+def _increment(body: Mapping[str, Instruction], name: str) -> int:
+    """What a loop's body adds to its counter, whose new value is `name`."""
+    added = 0
+    while (made := body.get(name)) is not None:
+        if made.opcode in ("copy", "bitcast"):
+            name = made.operands()[0]
+        elif made.opcode == "add":
+            left, right = (body.get(operand) for operand in made.operands()[:2])
+            if right is None or right.constant() is None:
+                left, right = right, left
+            if left is None or right is None or right.constant() is None:
+                return 0
+            added, name = added + right.constant(), left.name
+        else:
+            return added
+    return added
+
+
+def _arrays(shape: str) -> list[tuple[str, str, str]]:
+    """(type, dimensions, layout) of every array in the text of a shape; flags left out."""
+    return [a for a in _ARRAY.findall(shape) if a[0] == "token" or not _is_flag(a)]
+
+
+def _is_flag(array: tuple[str, str, str]) -> bool:
+    return not array[1] and array[0] in ("u32", "s32")
+
+
+def _bytes(dtype: str, dimensions: str, _: str = "") -> int:
+    bits = _BITS.get(dtype)
+    if bits is None:
+        digits = re.search(r"\d+", dtype)
+        bits = int(digits[0]) if digits else 0
+    return math.prod(int(n) for n in dimensions.split(",") if n) * bits // 8

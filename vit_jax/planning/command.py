@@ -1,0 +1,81 @@
+"""The body of `plan`: what it prints, and in which order it gives up."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vit_jax import sharding
+from vit_jax.errors import DoesNotFit, UserError
+from vit_jax.planning import fit as fitting
+from vit_jax.planning.plan import Plan, make_plan
+from vit_jax.planning.table import gib, table
+from vit_jax.planning.target import Target
+
+
+def run(
+    config: ConfigDict,
+    topology: str,
+    num_slices: int,
+    *,
+    search: bool = False,
+    placements: bool = False,
+    json_file: str = "",
+    save: str = "",
+) -> None:
+    """Prints the plan of a config; with `search` the cheapest setting that fits.
+
+    placements: print where every parameter lives, too. save: file for the compiled program.
+
+    Raises:
+      UserError: config, topology or a file is wrong.
+      DoesNotFit: the step needs more memory than a device has; by how much.
+    """
+    target = Target.find(topology, num_slices)
+    if search and target.chip is None:
+        raise UserError(
+            f"plan: --fit needs to know a device's memory, and {target.name} is not in the table"
+            " of chips; name a TPU with --topology"
+        )
+    plan, arrays = make_plan(config, target, save=save)
+    if placements:
+        print(sharding.table(arrays) + "\n")
+    print(table(plan))
+    overrides = {}
+    if search:
+        found = fitting.fit(config, target, plan, say=lambda line: print(f"tried {line}"))
+        plan, overrides = found.plan, found.overrides
+        _print_found(found)
+    elif not plan.fits:
+        _print_advice(fitting.advice(config, plan))
+    if json_file:
+        text = json.dumps({**plan.as_json(), "overrides": dict(overrides)}, indent=2)
+        Path(json_file).write_text(text + "\n")
+    if not plan.fits:
+        raise DoesNotFit(_shortfall(plan))
+
+
+def _print_found(found: fitting.Fit) -> None:
+    if found.tried and found.plan.fits:
+        print(f"\nthe fastest that fits, of {found.tried} compiled:\n")
+        print(table(found.plan))
+        print(f"\nwrite: {fitting.command_line(found.overrides)}")
+    elif found.plan.fits:
+        print("\nnothing faster is left to try: it fits as it is")
+
+
+def _print_advice(lines: Sequence[str]) -> None:
+    if lines:
+        print("\nby estimate these would fit, the fastest first; --fit makes sure:")
+        print("\n".join(f"  {line}" for line in lines))
+    else:
+        print("\nno remat policy, accumulation or sharding is enough; take more or larger chips")
+
+
+def _shortfall(plan: Plan) -> str:
+    missing = plan.used_bytes - plan.hbm_bytes
+    return (
+        f"plan: does not fit: a step needs {gib(plan.used_bytes)} of each device's"
+        f" {gib(plan.hbm_bytes)}, {gib(max(0, missing))} too much"
+    )

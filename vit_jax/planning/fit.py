@@ -1,0 +1,175 @@
+"""The cheapest setting that fits: remat policy × accumulation × sharding, by real compiles."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax import models, sharding
+from vit_jax.chips import GIB
+from vit_jax.planning.plan import Plan, make_plan, with_overrides
+from vit_jax.planning.target import Target
+
+MAX_COMPILES = 10
+"""Of one search. Compiling takes a minute or more; the estimates below rule the others out."""
+
+# Time relative to keeping everything: a whole block again is a third more. And activations kept,
+# relative to "full"; ViT-B/16 with 128 images on a v5e: 24.4, 9.5, 6.5 and 2.5 GiB.
+_REMAT_TIME = {
+    "none": 1.0, "dots_saveable": 1.02, "dots_with_no_batch_dims_saveable": 1.06, "full": 1.33,
+}  # fmt: skip
+_REMAT_MEMORY = {
+    "none": 9.7, "dots_saveable": 3.8, "dots_with_no_batch_dims_saveable": 2.6, "full": 1.0,
+}  # fmt: skip
+_ACCUMULATION_TIME = 0.02  # More for each doubling: smaller products, more gathers.
+_SHARDED_TIME, _ZERO1_TIME = 0.01, 0.001  # What is sent more, or at worse moments.
+_CAUTION = 0.8  # A candidate is left out only if this share of its estimate is too much.
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A setting to try. remat is None for models without that field."""
+
+    remat: str | None
+    accum_steps: int
+    mesh: tuple[tuple[str, Any], ...]
+    time: float
+
+    def overrides(self) -> dict[str, Any]:
+        """What it sets in a config."""
+        own = {"accum_steps": self.accum_steps, **{f"mesh.{k}": v for k, v in self.mesh}}
+        return own if self.remat is None else {"model.remat": self.remat, **own}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """The end of a search. plan: of the setting found, or of the closest; tried: compiles made."""
+
+    plan: Plan
+    overrides: Mapping[str, Any]
+    tried: int
+
+
+def command_line(overrides: Mapping[str, Any]) -> str:
+    """Overrides as they are typed."""
+    return " ".join(f"--config.{key}={value}" for key, value in overrides.items())
+
+
+def fit(
+    config: ConfigDict, target: Target, plan: Plan, say: Callable[[str], None] = lambda _: None
+) -> Fit:
+    """Compiles candidates, the fastest first, until one fits.
+
+    plan: of `config` as it is. say: is told of every compile.
+    """
+    best, tried, known = Fit(plan, {}, 0), 0, plan
+    tested = {_setting(plan)}
+    for candidate in sorted(candidates(config, plan), key=lambda c: c.time):
+        if tried == MAX_COMPILES or (plan.fits and candidate.time >= _time_of(plan)):
+            break
+        changed = with_overrides(config, candidate.overrides())
+        expected = estimate(known, candidate)
+        if _setting_of(candidate, plan) in tested or _CAUTION * expected > plan.hbm_bytes:
+            continue
+        found, _ = make_plan(changed, target)
+        tried += 1
+        tested.add(_setting(found))
+        verdict = "fits" if found.fits else "does not fit"
+        text = command_line(changes(candidate, plan))
+        say(f"{text}: {found.used_bytes / GIB:.2f} GiB, {verdict}")
+        if found.fits:
+            return Fit(found, changes(candidate, plan), tried)
+        if found.used_bytes < best.plan.used_bytes and not best.plan.fits:
+            best = Fit(found, changes(candidate, plan), tried)
+        known = found
+    return dataclasses.replace(best, tried=tried)
+
+
+def advice(config: ConfigDict, plan: Plan, limit: int = 3) -> list[str]:
+    """Settings that should fit, by estimate, the fastest first."""
+    lines, seen = [], set()
+    for candidate in sorted(candidates(config, plan), key=lambda c: c.time):
+        expected = estimate(plan, candidate)
+        if expected <= plan.hbm_bytes and candidate.remat not in seen:
+            seen.add(candidate.remat)
+            text = command_line(changes(candidate, plan))
+            lines.append(f"{text} (about {expected / GIB:.1f} GiB)")
+    return lines[:limit]
+
+
+def changes(candidate: Candidate, plan: Plan) -> dict[str, Any]:
+    """What a candidate sets differently from the planned config."""
+    own = {
+        "model.remat": plan.settings["remat"],
+        "accum_steps": plan.settings["accum_steps"],
+        "mesh.zero1": plan.settings["zero1"],
+        **{f"mesh.{axis}": size for axis, size in plan.mesh.items()},
+    }
+    return {k: v for k, v in candidate.overrides().items() if own.get(k) != v}
+
+
+def candidates(config: ConfigDict, plan: Plan) -> Iterator[Candidate]:
+    """Every setting of the search that the batch can be divided by."""
+    for remat, mesh, power in itertools.product(_remats(config), _meshes(plan), range(9)):
+        sizes, accum = dict(mesh), 2**power
+        ways = accum * math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
+        if config.batch_size % ways == 0:
+            yield Candidate(remat, accum, mesh, _time(remat, accum, sizes))
+
+
+def _time(remat: str | None, accum_steps: int, mesh: Mapping[str, Any]) -> float:
+    """Estimated time of a step relative to the cheapest setting's."""
+    time = _REMAT_TIME.get(remat, 1.0) * (1 + _ACCUMULATION_TIME * math.log2(accum_steps))
+    return time * (1 + _SHARDED_TIME * (mesh["fsdp"] > 1) + _ZERO1_TIME * mesh["zero1"])
+
+
+def estimate(known: Plan, candidate: Candidate) -> float:
+    """Bytes per device of a candidate, scaled from a compiled plan of the same model and batch."""
+    activations = known.memory.activations
+    activations *= known.settings["accum_steps"] / candidate.accum_steps
+    if candidate.remat is not None:
+        activations *= _REMAT_MEMORY[candidate.remat] / _REMAT_MEMORY[known.settings["remat"]]
+    mesh, memory = dict(candidate.mesh), known.memory
+    ways = mesh["fsdp"] / known.mesh["fsdp"]
+    mirrors = mesh["data"] if mesh["zero1"] else 1
+    mirrors /= known.mesh["data"] if known.settings["zero1"] else 1
+    copies = memory.optimizer + memory.average + memory.gradients
+    state = memory.parameters / ways + copies / (ways * mirrors)
+    return activations + memory.batch + memory.code + state
+
+
+def _remats(config: ConfigDict) -> list[str | None]:
+    has_remat = "remat" in models.field_names(config.model.name)
+    return list(_REMAT_TIME) if has_remat else [None]
+
+
+def _meshes(plan: Plan) -> list[tuple[tuple[str, Any], ...]]:
+    """As it is, with ZeRO-1, and with parameters sharded over all that only the batch was."""
+    mesh, zero1 = dict(plan.mesh), plan.settings["zero1"]
+    inside = mesh["data"] // plan.num_slices
+    sharded = {"data": plan.num_slices, "fsdp": mesh["fsdp"] * inside, "tensor": mesh["tensor"]}
+    options = [{**mesh, "zero1": zero1}]
+    if mesh["data"] > 1:
+        options.append({**mesh, "zero1": True})
+    if inside > 1:
+        options.append({**sharded, "zero1": zero1})
+    return [tuple(option.items()) for option in options]
+
+
+def _setting(plan: Plan) -> tuple:
+    return (*plan.settings.values(), *plan.mesh.values())
+
+
+def _setting_of(candidate: Candidate, plan: Plan) -> tuple:
+    mesh = dict(candidate.mesh)
+    remat = plan.settings["remat"] if candidate.remat is None else candidate.remat
+    return (remat, candidate.accum_steps, mesh.pop("zero1"), *mesh.values())
+
+
+def _time_of(plan: Plan) -> float:
+    settings = plan.settings
+    mesh = {**plan.mesh, "zero1": settings["zero1"]}
+    return _time(settings["remat"], settings["accum_steps"], mesh)

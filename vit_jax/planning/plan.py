@@ -1,0 +1,229 @@
+"""One plan: compile the step for a target and tell what it holds, computes, sends and lasts."""
+
+import dataclasses
+import pickle
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+from ml_collections import ConfigDict
+
+from vit_jax import config as config_lib
+from vit_jax import data, sharding
+from vit_jax.errors import UserError
+from vit_jax.hlo import Program
+from vit_jax.planning.target import Target
+from vit_jax.run import Run
+
+ASSUMED_MFU = (0.3, 0.4, 0.5)
+"""Shares of the chips' peak for which a plan gives the time: what good training steps reach."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes that one device holds during a step, by what for.
+
+    The first four are exact. The compiler tells the sum of all temporary arrays; gradients are
+    their part that has the parameters' shapes, activations the rest, workspace included.
+    """
+
+    parameters: int
+    average: int
+    optimizer: int
+    batch: int
+    gradients: int
+    activations: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run would take on a target. Bytes are of one device, FLOPs of all together.
+
+    hbm_bytes: what a device has; 0 where it is not known. used_bytes: what the step needs of it.
+    flops: of one step, from the model's products (a backward pass counts as two forward ones,
+      recomputation as nothing). hbm_traffic: bytes that a device at least moves to and from memory.
+    ici_bytes, dcn_bytes: that a device sends a step inside its slice, and to others.
+    least_seconds: of a step, by the slowest of compute, memory and both networks at their peaks.
+    """
+
+    topology: str
+    num_slices: int
+    num_devices: int
+    num_chips: int
+    mesh: Mapping[str, int]
+    settings: Mapping[str, Any]
+    batch_size: int
+    num_params: int
+    total_steps: int
+    total_images: int
+    memory: Memory
+    hbm_bytes: int
+    used_bytes: int
+    fits: bool
+    flops: int
+    flops_per_device: float
+    compile_seconds: float
+    hbm_traffic: int = 0
+    ici_bytes: float = 0.0
+    dcn_bytes: float = 0.0
+    bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def least_seconds(self) -> float:
+        return max(self.bounds.values(), default=0.0)
+
+    @property
+    def bound_by(self) -> str:
+        return max(self.bounds, key=self.bounds.get) if self.bounds else ""
+
+    def seconds_at(self, mfu: float) -> float:
+        """Seconds of a step at a share of the chips' peak; 0 where the peak is not known."""
+        peak = self.flops_per_device * self.num_devices
+        return self.flops / (mfu * peak) if peak else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers and names, units in the names."""
+        times = {
+            f"{mfu:.0%}": {
+                "step_seconds": self.seconds_at(mfu),
+                "hours": self.seconds_at(mfu) * self.total_steps / 3600,
+                "chip_hours": self.seconds_at(mfu) * self.total_steps * self.num_chips / 3600,
+            }
+            for mfu in ASSUMED_MFU
+        }
+        fields = dataclasses.asdict(self)
+        return {**fields, "least_step_seconds": self.least_seconds, "at_mfu": times}
+
+
+def make_plan(
+    config: ConfigDict, target: Target, *, save: str = ""
+) -> tuple[Plan, list[sharding.Placement]]:
+    """Compiles the step of `config` for `target`; also gives the placements of all parameters.
+
+    save: file for the compiled program.
+
+    Raises:
+      UserError: the config is wrong, or the program cannot be saved.
+    """
+    run = Run.build(config, target.devices, data.expect(config.data))
+    lowered = run.lower_step()
+    started = time.perf_counter()
+    compiled, needed = None, 0
+    try:
+        compiled = run.compile(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        needed = _bytes_needed(error)
+    seconds = time.perf_counter() - started
+    plan = _without_traffic(run, target, _memory(run, compiled, needed), seconds)
+    if compiled is not None:
+        if save:
+            save_executable(compiled, save)
+        fits = not plan.hbm_bytes or plan.used_bytes <= plan.hbm_bytes
+        plan = dataclasses.replace(_with_traffic(plan, target, compiled), fits=fits)
+    return plan, sharding.placements(run.abstract.params)
+
+
+def _bytes_needed(error: Exception) -> int:
+    """What a program that does not fit would take, from the compiler's message."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+        raise error
+    found = re.search(r"(?:required[^(]*\(|Used )([\d.]+)([KMGT])", text)
+    if not found:
+        raise error
+    return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))
+
+
+def _memory(run: Run, compiled: jax.stages.Compiled | None, needed: int) -> Memory:
+    """needed: bytes of temporary arrays, where the compiler gave up on them."""
+    state = run.abstract
+    temporary, code = needed, 0
+    if compiled is not None:
+        analysis = compiled.memory_analysis()
+        temporary, code = analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes
+    gradients = min(sharding.bytes_per_device(run.gradients()), temporary)
+    batch = sharding.abstract_batch(run.task.info.spec, run.mesh, run.config.batch_size)
+    return Memory(
+        parameters=sharding.bytes_per_device(state.params),
+        average=0 if state.ema is None else sharding.bytes_per_device(state.ema),
+        optimizer=sharding.bytes_per_device(state.opt_state),
+        batch=sharding.bytes_per_device(batch),
+        gradients=gradients,
+        activations=temporary - gradients,
+        code=code,
+    )
+
+
+def _without_traffic(run: Run, target: Target, memory: Memory, compile_seconds: float) -> Plan:
+    config, chip = run.config, target.chip
+    return Plan(
+        topology=target.name,
+        num_slices=target.num_slices,
+        num_devices=len(target.devices),
+        num_chips=target.num_chips,
+        mesh=dict(run.mesh.shape),
+        settings={
+            "remat": config.model.get("remat", "none"),
+            "accum_steps": config.accum_steps,
+            "zero1": config.mesh.zero1,
+        },
+        batch_size=config.batch_size,
+        num_params=run.num_params(),
+        total_steps=run.duration.total,
+        total_images=run.duration.total * config.batch_size,
+        memory=memory,
+        hbm_bytes=chip.hbm_bytes_per_device if chip else 0,
+        used_bytes=memory.total,
+        fits=False,
+        flops=run.train_flops_per_example() * config.batch_size,
+        flops_per_device=chip.flops_per_device if chip else 0.0,
+        compile_seconds=compile_seconds,
+    )
+
+
+def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
+    program = Program(compiled.as_text())
+    near = sum(collective.total_sent for collective in program.collectives())
+    far = program.sent_between_slices(plan.num_slices)
+    # What is written is read at least once.
+    traffic = 2 * program.stored_bytes()
+    bounds = {}
+    chip = target.chip
+    if chip:
+        share = chip.devices
+        bounds["compute"] = plan.flops / plan.num_devices / chip.flops_per_device
+        bounds["memory"] = traffic / (chip.hbm_bandwidth / share)
+        # A chip's links count both directions; sending has half of it.
+        bounds["links"] = near / (chip.link_bandwidth / 2 / share)
+        if chip.dcn_bandwidth:
+            bounds["network"] = far / (chip.dcn_bandwidth / share)
+    return dataclasses.replace(
+        plan, hbm_traffic=traffic, ici_bytes=near, dcn_bytes=far, bounds=bounds
+    )
+
+
+def save_executable(compiled: Any, path: str) -> None:
+    """Writes a compiled program for `jax.experimental.serialize_executable`. Raises `UserError`."""
+    try:
+        payload = pickle.dumps(serialize_executable.serialize(compiled))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"plan: --save={path}: JAX cannot save this program: {reason}") from error
+    Path(path).write_bytes(payload)
+
+
+def with_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """A validated copy of a config with other values."""
+    changed = ConfigDict(config.to_dict(), type_safe=False)
+    for key, value in overrides.items():
+        config_lib.set_key(changed, key, value)
+    return config_lib.validate(changed)

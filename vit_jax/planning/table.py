@@ -1,0 +1,75 @@
+"""A plan as the text that the command prints."""
+
+from collections.abc import Iterator
+
+from vit_jax.chips import GIB
+from vit_jax.planning.plan import ASSUMED_MFU, Plan
+
+
+def gib(size: float) -> str:
+    """Bytes as text in GiB, or in MiB where they are few."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{1024 * size / GIB:.2f} MiB"
+
+
+def table(plan: Plan) -> str:
+    """Aligned rows of name and value."""
+    rows = [*_machine(plan), *_memory(plan), *_work(plan), *_time(plan)]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in rows)
+
+
+def _machine(plan: Plan) -> Iterator[tuple[str, str]]:
+    slices = f"{plan.num_slices} × " if plan.num_slices > 1 else ""
+    yield "topology", f"{slices}{plan.topology}: {plan.num_chips} chips, {plan.num_devices} devices"
+    yield "mesh", " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    yield "settings", ", ".join(f"{name} {value}" for name, value in plan.settings.items())
+    yield "parameters", f"{plan.num_params:,}"
+    yield "batch", f"{plan.batch_size:,} ({plan.batch_size / plan.num_devices:g} a device)"
+    yield "steps", f"{plan.total_steps:,} ({plan.total_images:,} images)"
+    yield "compile time", f"{plan.compile_seconds:.0f} s"
+
+
+def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
+    memory = plan.memory
+    has = f" of {gib(plan.hbm_bytes)}" if plan.hbm_bytes else ""
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    yield "memory per device", f"{gib(plan.used_bytes)}{has}: {verdict}"
+    yield "  parameters", gib(memory.parameters)
+    if memory.average:
+        yield "  their average", gib(memory.average)
+    yield "  optimizer state", gib(memory.optimizer)
+    yield "  batch", gib(memory.batch)
+    yield "  gradients", gib(memory.gradients)
+    yield "  activations", gib(memory.activations)
+    if memory.code:
+        yield "  code", gib(memory.code)
+
+
+def _work(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "FLOPs per step", f"{plan.flops / 1e12:,.2f} TFLOP (model's products, backward included)"
+    if plan.hbm_traffic:
+        intensity = plan.flops / plan.num_devices / plan.hbm_traffic
+        yield (
+            "memory traffic",
+            f"{plan.hbm_traffic / 1e9:.2f} GB per device and step; {intensity:.0f} FLOP a byte",
+        )
+        yield "sent in the slice", f"{plan.ici_bytes / 1e6:,.1f} MB per device and step"
+    if plan.num_slices > 1:
+        yield "sent between slices", f"{plan.dcn_bytes / 1e6:,.1f} MB per device and step"
+
+
+def _time(plan: Plan) -> Iterator[tuple[str, str]]:
+    if not plan.flops_per_device:
+        return
+    if plan.bounds:
+        parts = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in plan.bounds.items())
+        yield "least step time", f"{1e3 * plan.least_seconds:.1f} ms, of {plan.bound_by} ({parts})"
+    for mfu in ASSUMED_MFU:
+        seconds = plan.seconds_at(mfu)
+        hours = seconds * plan.total_steps / 3600
+        note = " (below the least step time)" if seconds < plan.least_seconds else ""
+        yield (
+            f"at {mfu:.0%} MFU",
+            f"{1e3 * seconds:.1f} ms a step, {plan.batch_size / seconds:,.0f} images/s,"
+            f" {hours:,.1f} h, {hours * plan.num_chips:,.0f} chip-hours{note}",
+        )

@@ -1,0 +1,160 @@
+"""The devices that a plan is for: a TPU topology by name, virtual CPUs, or what is present."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from vit_jax import chips
+from vit_jax.errors import UserError, nearest
+
+TPUS = ("v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
+# How Cloud TPU spells generations in the names of slices.
+_SPELLINGS = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "v7x": "tpu7x", "7x": "tpu7x"}
+_COUNTED_IN_CORES = ("v2", "v3", "v4", "v5p")
+
+# The shape that Cloud TPU gives a slice of so many chips (docs.cloud.google.com/tpu/docs, the page
+# of each generation).
+_FLAT = {
+    4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
+    512: "16x32", 1024: "32x32",
+}  # fmt: skip
+_CUBES = {
+    4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8",
+    512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16", 6144: "16x16x24",
+}  # fmt: skip
+_THREE_DIMENSIONAL = ("v4", "v5p", "tpu7x")
+
+# libtpu looks for a TPU and for the cloud around it, which compiling needs neither of.
+_TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+EXAMPLES = "write such as v5e:16x16, v5p-512, tpu7x:4x4x4, cpu:8, or leave it out for what is here"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to plan for. chip: what one is made of; None for CPUs and unknown ones."""
+
+    name: str
+    devices: Sequence[jax.Device]
+    num_slices: int
+    chip: chips.Chip | None
+
+    @property
+    def num_chips(self) -> int:
+        return len(self.devices) // (self.chip.devices if self.chip else 1)
+
+    @property
+    def platform(self) -> str:
+        return self.devices[0].platform
+
+    @classmethod
+    def find(cls, topology: str = "", num_slices: int = 1) -> "Target":
+        """The target that `--topology` and `--slices` name; "" are the devices of this machine.
+
+        Must be asked for before JAX computes anything: it decides which of JAX's backends start.
+
+        Raises:
+          UserError: no such topology, or what compiling for it needs is not installed.
+        """
+        if num_slices < 1:
+            raise UserError(f"plan: --slices={num_slices}: write a number from 1 up")
+        if topology.startswith("cpu"):
+            devices = _virtual_cpus(topology)
+        elif topology in ("", "gpu", "cuda"):
+            devices = _present(topology)
+        else:
+            generation, shape = parse_tpu(topology)
+            devices = _tpu_devices(generation, shape, num_slices)
+            return cls(f"{generation}:{shape}", devices, num_slices, chips.CHIPS[generation])
+        if num_slices > 1:
+            raise UserError(f"plan: --slices={num_slices} needs a TPU --topology, not {topology!r}")
+        chip = chips.of_kind(devices[0].device_kind)
+        return cls(topology or devices[0].device_kind, devices, 1, chip)
+
+
+def parse_tpu(topology: str) -> tuple[str, str]:
+    """(generation, shape) of `v5e:16x16`, or of a slice as Cloud TPU names it: `v5p-512`.
+
+    Cloud TPU counts v2 to v4 and v5p in TensorCores, two a chip, and the others in chips.
+    """
+    match = re.fullmatch(r"([a-z]*\d+[a-z]*)(?::([\dx]+)|-(\d+))", topology)
+    if not match:
+        raise UserError(f"plan: --topology={topology!r} is not understood; {EXAMPLES}")
+    generation = _SPELLINGS.get(match[1], match[1])
+    if generation not in TPUS:
+        raise UserError(
+            f"plan: --topology={topology!r}: no TPU {match[1]!r}; {nearest(match[1], TPUS)}"
+        )
+    if match[2]:
+        return generation, match[2]
+    num_chips = int(match[3]) // (2 if generation in _COUNTED_IN_CORES else 1)
+    shapes: Mapping[int, str] = _CUBES if generation in _THREE_DIMENSIONAL else _FLAT
+    if num_chips not in shapes:
+        sizes = ", ".join(map(str, shapes))
+        raise UserError(
+            f"plan: --topology={topology!r} has no usual shape; slices of {generation} have"
+            f" {sizes} chips, others are written out, such as {generation}:{shapes[16]}"
+        )
+    return generation, shapes[num_chips]
+
+
+def _tpu_devices(generation: str, shape: str, num_slices: int) -> Sequence[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"plan: --topology={generation}:{shape} needs the TPU compiler, which runs without a"
+            " TPU on Linux x86-64: pip install -e '.[tpu]'"
+        )
+    for name, value in _TPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Else JAX would look for a TPU to compute on.
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    # A v4 chip is one device, as it is on Cloud TPU; libtpu describes its two cores otherwise.
+    options = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    try:
+        description = topologies.get_topology_desc(
+            f"{generation}:{shape}", platform="tpu", num_slices=num_slices, **options
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"plan: --topology={generation}:{shape}: {reason}") from error
+    return description.devices
+
+
+def _virtual_cpus(topology: str) -> Sequence[jax.Device]:
+    match = re.fullmatch(r"cpu(?::([1-9]\d*))?", topology)
+    if not match:
+        raise UserError(f"plan: --topology={topology!r} is not understood; write such as cpu:8")
+    wanted = int(match[1] or 1)
+    jax.config.update("jax_platforms", "cpu")
+    with contextlib.suppress(RuntimeError):  # Raised where JAX has its devices already.
+        jax.config.update("jax_num_cpu_devices", wanted)
+    devices = jax.devices("cpu")
+    if len(devices) < wanted:
+        raise UserError(
+            f"plan: --topology={topology}: this process has {len(devices)} virtual CPU devices;"
+            f" run with XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
+        )
+    return devices[:wanted]
+
+
+def _present(topology: str) -> Sequence[jax.Device]:
+    devices = jax.devices()
+    if topology and devices[0].platform != "gpu":
+        raise UserError(
+            f"plan: --topology={topology}: JAX sees no GPU here, only {devices[0].platform};"
+            " install the extra: pip install -e '.[cuda]'"
+        )
+    return devices
