@@ -35,10 +35,10 @@ RECIPES = {
     "strong_i1k": S - 196 * 384 + 4 * 384 + 24 * 384 - 25 * 384 + 24 * 64 + 12 * 384,
     "algoperf_vit": 22_122_472,
 }
-# One of each kind is enough to run.
+# All of them, in one form.
 RUN = (
-    "vit_s16_i1k", "vit_i1k", "vit_i21k:vit_G14", "augreg:r26_s32", "deit3",
-    "mixer_b16_i1k", "bit_r50_i1k", "strong_i1k:b16", "algoperf_vit",
+    "vit_s16_i1k", "vit_i1k", "vit_i21k:vit_G14", "augreg", "deit3", "mixer_b16_i1k",
+    "bit_r50_i1k", "r26_s32", "strong_i1k:b16", "algoperf_vit",
 )  # fmt: skip
 SIZE = re.compile(r"(?:crop|resize)\((\d+)")
 
@@ -96,7 +96,9 @@ def made_up(abstract):
 
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("recipe", RUN)
-def test_shrunk_it_takes_two_steps(recipe, root):
+def test_shrunk_it_takes_two_steps(recipe, root, monkeypatch):
+    # Compiling the sampler of Beta variables takes a second a recipe; others test it.
+    monkeypatch.setattr(jax.random, "beta", lambda key, a, b: jax.random.uniform(key))
     config = with_made_up_images(load(path(root, recipe, "runlocal")), classes=10)
     run = Run.build(config)
     state = made_up(run.abstract)
@@ -179,11 +181,6 @@ def test_the_rehearsal_is_the_flagship_at_another_size(root, model):
     assert optim["schedule"].pop("warmup") == "9 percent"
     del theirs["schedule"]["warmup"]
     assert optim == theirs
-    sizes = {"224": "32", "(2,10": "(2,10,corrected=True"}
-    pp = flagship.data.pp
-    for ours, other in sizes.items():
-        pp = pp.replace(ours, other)
-    assert rehearsal.data.pp == pp
     assert Run.build(with_made_up_images(rehearsal, 10)).num_params() == SMALL[model]
 
 

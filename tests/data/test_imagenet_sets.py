@@ -11,8 +11,11 @@ from PIL import Image
 
 from vit_jax import imagenet, tasks
 from vit_jax.data import eval_batches, open_source, pp, train_batches
+from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops.subsets import allowed_classes
 from vit_jax.errors import UserError
+from vit_jax.evaluate import Evaluator
+from vit_jax.run import Run
 from vit_jax.types import ArraySpec, DataInfo
 
 NUM_CLASSES = 1000
@@ -156,6 +159,25 @@ def test_the_op_adds_the_classes():
     np.testing.assert_array_equal(record["allowed"], allowed_classes("imagenet_r"))
     with pytest.raises(UserError, match=r"did you mean 'imagenet_[ar]'"):
         pp.build('only_classes("imagenet_b")')({"image": np.zeros(1)}, np.zeros(2, np.int32))
+
+
+def test_grey_images_get_three_equal_channels():
+    make = pp.build("rgb")
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
+    made = make({"image": tf.constant(grey)}, np.zeros(2, np.int32))["image"]
+    np.testing.assert_array_equal(made, np.repeat(grey, 3, axis=-1))
+    colour = tf.constant(np.repeat(grey, 3, axis=-1))
+    assert make({"image": colour}, np.zeros(2, np.int32))["image"] is colour
+
+
+def test_a_set_with_other_classes_is_not_scored(digits_npz, tiny_config, tmp_path):
+    fewer = tmp_path / "fewer.npz"
+    np.savez(fewer, image=np.zeros((4, 8, 8, 1), np.uint8), label=np.arange(4))
+    entry = {"split": "train", "name": str(fewer)}
+    config = tiny_config(eval__sets__other=entry)
+    run = Run.build(config)
+    with pytest.raises(UserError, match=r"eval\.sets\.other has 4 classes, config\.data has 10"):
+        Evaluator(config, run.task, run.abstract, run.mesh)
 
 
 @pytest.mark.parametrize("name", imagenet.OTHER_SETS)

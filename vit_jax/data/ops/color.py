@@ -2,7 +2,7 @@
 
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import _augmentations as augment
-from vit_jax.data.ops import random_image_op
+from vit_jax.data.ops import image_op, random_image_op
 
 _BLUR_RADIUS = 6
 _BLUR_SIGMA = (0.1, 2.0)
@@ -47,6 +47,12 @@ def three_augment(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         lambda: gaussian_blur(image, sigma),
     ]
     return tf.ensure_shape(tf.switch_case(drawn, branches), image.shape)
+
+
+@image_op
+def rgb(image: tf.Tensor) -> tf.Tensor:
+    """A grey image `[h, w, 1]` as one of three equal channels; one of three channels passes."""
+    return tf.image.grayscale_to_rgb(image) if image.shape[-1] == 1 else image
 
 
 def gaussian_blur(image: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
