@@ -13,7 +13,7 @@ import functools
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,7 +177,7 @@ def in_order(split: str, images: Images) -> Images:
     return Images(*(column[order] for column in images))
 
 
-def _labels(split: str, images: Images) -> np.ndarray | Mapping[str, str]:
+def _labels(split: str, images: Images) -> np.ndarray:
     """The synset of every image."""
     if split == "train":
         return images.synsets
