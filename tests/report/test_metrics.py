@@ -1,5 +1,6 @@
 """The metrics log: each row once, whatever happened in between."""
 
+import contextlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -306,3 +308,42 @@ def test_importing_the_report_loads_nothing_heavy():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def strict_store(object_store, monkeypatch):
+    """A store that refuses appends, and every second write as too early; lists the writes."""
+    writes, path_type = [], type(epath.Path("/"))
+    write = path_type.write_bytes
+
+    def limited(path, data):
+        writes.append(path.name)
+        if len(writes) % 2:
+            raise OSError(429, "rateLimitExceeded")
+        return write(path, data)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("opened for appending")
+
+    monkeypatch.setattr(path_type, "write_bytes", limited)
+    monkeypatch.setattr(metrics, "open", refuse, raising=False)
+    monkeypatch.setattr(metrics, "UPLOAD_PAUSES", (0.0, 0.0))
+    return writes
+
+
+def test_a_store_that_limits_the_rate_gets_few_requests_and_all_rows(tmp_path, strict_store):
+    with contextlib.closing(MetricsWriter(tmp_path, resume_step=0, tensorboard=False)) as writer:
+        for step in range(1, 101):
+            writer.write(step, {"train/loss": step / 7})
+            if step % 50 == 0:
+                writer.flush()
+    assert read_metrics(tmp_path) == losses(range(1, 101))
+    assert len(strict_store) == 4  # Two checkpoints, each refused once.
+
+
+def test_a_store_that_refuses_for_good_is_told(tmp_path, strict_store, monkeypatch):
+    monkeypatch.setattr(metrics, "UPLOAD_PAUSES", ())
+    writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
+    writer.write(1, {"train/loss": 1.0})
+    with pytest.raises(UserError, match="rateLimitExceeded"):
+        writer.flush()

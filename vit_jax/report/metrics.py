@@ -36,6 +36,9 @@ LOG_NAME = "metrics.jsonl"
 PARTS_NAME = "metrics"
 EVENTS_NAME = "tensorboard"
 
+UPLOAD_PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between attempts to write to an object store."""
+
 Scalar = int | float
 Row = dict[str, Scalar]
 
@@ -143,7 +146,7 @@ def cannot_append(path: epath.Path) -> bool:
 def write_atomically(path: epath.Path, data: bytes) -> None:
     """Writes `path` so that a reader, or a crash, meets the old content or the new, never a mix."""
     if cannot_append(path):
-        path.write_bytes(data)  # an upload becomes visible only when it is complete
+        _upload(path, data)
         return
     scratch = f"{os.fspath(path)}.tmp-{os.getpid()}"
     try:
@@ -155,6 +158,21 @@ def write_atomically(path: epath.Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(scratch)
+
+
+def _upload(path: epath.Path, data: bytes) -> None:
+    """Writes a whole object, which becomes visible only when it is complete.
+
+    Stores limit the rate of writes to one object, and sometimes fail: a few pauses are borne.
+    """
+    for pause in UPLOAD_PAUSES:
+        try:
+            path.write_bytes(data)
+            return
+        except OSError as error:
+            logging.warning("%s: %s; trying again in %g s", path, error, pause)
+            time.sleep(pause)
+    path.write_bytes(data)
 
 
 class _AppendedLog:
