@@ -164,6 +164,16 @@ def test_bench_step_prints_json(digits_npz, tmp_path, capsys):
     assert {"images_per_sec", "compile_seconds", "loop_overhead", "machine"} <= found.keys()
 
 
+def test_bench_checkpoint_prints_json(digits_npz, capsys):
+    argv = ["bench", "checkpoint", f"--config={TINY}:{digits_npz}", "--config.checkpoint.every=6"]
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["stall_seconds"] < found["state_mb"] / found["save_mb_per_sec"]
+    cost = found["save_cost_seconds"] / (6 * found["step_seconds"])
+    assert found["save_fraction_of_training"] == pytest.approx(cost)
+    assert found["restore_mb_per_sec"] > 0
+
+
 def test_bench_input_prints_json(digits_npz, capsys):
     assert main(["bench", "input", f"--config={TINY}:{digits_npz}"]) == 0
     assert json.loads(capsys.readouterr().out)["images_per_sec_per_core"] > 0

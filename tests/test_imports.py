@@ -19,7 +19,7 @@ FLOORS = [
     {"step"},
     {"run"},
     {"evaluate", "predict", "pretrained"},
-    {"summary", "features", "bench_timm", "monitor"},
+    {"summary", "features", "bench_timm", "bench_checkpoint", "monitor"},
     {"train", "bench", "fewshot", "planning"},
     {"launch"},
     {"__main__"},

@@ -310,7 +310,9 @@ def _add_tools(command: Callable[..., Parser]) -> None:
     )
 
     bench = command("bench", _bench, "measure this machine; prints JSON", _OVERRIDES)
-    bench.add_argument("what", choices=("step", "input", "start"), help="what to measure")
+    bench.add_argument(
+        "what", choices=("step", "input", "start", "checkpoint"), help="what to measure"
+    )
     bench.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
     bench.add_argument(
         "--against", choices=("timm",), help="input: timm's loader too, in turns (extra `bench`)"
@@ -576,7 +578,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     config = _load_config(arguments)
-    from vit_jax import bench
+    from vit_jax import bench, bench_checkpoint
 
     if arguments.against and arguments.what != "input":
         raise UserError("bench: --against goes with `bench input`")
@@ -587,6 +589,7 @@ def _bench(arguments: argparse.Namespace) -> None:
             bench.bench_against_timm(config) if arguments.against else bench.bench_input(config)
         ),
         "start": lambda: bench.bench_start(arguments.config, arguments.overrides),
+        "checkpoint": lambda: bench_checkpoint.bench_checkpoint(config),
     }[arguments.what]()
     result = json.dumps({**measured, "machine": bench.describe_machine()}, indent=2)
     print(result)

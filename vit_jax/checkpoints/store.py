@@ -145,16 +145,19 @@ class Store:
 
     def must_retry(self) -> bool:
         """Whether the last save turned out to have failed, and another is due."""
-        if self._pending and not self._is_busy():
+        if jax.process_count() > 1:  # Looking waits for the others, who may not look now.
+            return False
+        if self._pending and not self.is_busy():
             try:
                 self._finish()
             except _STORAGE_ERRORS as error:
                 self._failed(error, pause=False)
         return self._manager is None and self._failures > 0 and time.monotonic() >= self._retry_at
 
-    def _is_busy(self) -> bool:
-        if jax.process_count() > 1:  # Looking waits for the others, who may not look now.
-            return True
+    def is_busy(self) -> bool:
+        """Whether a save is still being written."""
+        if self._manager is None:
+            return False
         sealing = self._sealing is not None and self._sealing.is_alive()
         return sealing or self._manager.is_saving_in_progress()
 
