@@ -61,7 +61,10 @@ def trained(family, sizes, zero1=False, start=None):
     keys |= {"name": "sgd", "args": {"momentum": 0.9}, "lr": 0.05, "clip_norm": 1.0}
     duration = Duration(STEPS, BATCH, BATCH * STEPS)
     optimizer = optim.build(keys, tasks.abstract_params(task), duration=duration)
-    make, abstract = step.init_state(task, optimizer, seed=0, ema=True, mesh=mesh, zero1=zero1)
+    boxed = tasks.boxed_params(task)
+    make, abstract = step.init_state(
+        task, optimizer, boxed, seed=0, ema=True, mesh=mesh, zero1=zero1
+    )
     train_step = step.make_train_step(
         task, optimizer, abstract, mesh, accum_steps=2, ema_decay=0.9, zero1=zero1
     )
