@@ -1,12 +1,15 @@
 """Several processes on loopback: the same batches, losses and evaluation as one process."""
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +25,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(workdir, npz, processes, *overrides, scheduler=False):
+def start(workdir, npz, processes, *overrides, scheduler=False, stderr=None):
     """Starts the command in `processes` processes of one device each.
 
     scheduler: let variables tell them of each other, as SLURM sets them, instead of flags.
+    stderr: files, one a process; default: pipes.
     """
     command = [
         sys.executable, "-m", "vit_jax", "train", f"--workdir={workdir}",
@@ -57,7 +61,7 @@ def start(workdir, npz, processes, *overrides, scheduler=False):
             subprocess.Popen(
                 [*command, *own],
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=stderr[index] if stderr else subprocess.PIPE,
                 text=True,
                 env={**environment, **variables},
             )
@@ -102,23 +106,6 @@ def test_two_processes_train_and_evaluate_as_one(alone, digits_npz, tmp_path):
     assert set(rows(tmp_path, "hosts/last_to_arrive").values()) <= {0, 1}
 
 
-def test_parents_start_a_run_again_that_lost_its_first_process(alone, digits_npz, tmp_path):
-    """Two go on where one was; the one that the other met at is killed, and both start again."""
-    workdir = tmp_path / "run"
-    shutil.copytree(alone, workdir)
-    (workdir / "DONE").unlink()
-    shutil.rmtree(workdir / f"checkpoints/{STEPS}")
-    both = start(workdir, digits_npz, 2, "--config.checkpoint.every=1", "--restarts=1")
-    wait_for_step(both[0], STEPS - 1)
-    os.kill(child_of(both[0]), signal.SIGKILL)
-    outputs = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    assert "ended by SIGKILL" in outputs[0][1]
-    assert "another process of this run" in outputs[1][1]
-    assert "starting again (1 of 1)" in outputs[1][1]
-    assert_same_losses(workdir, alone)
-
-
 def test_what_two_processes_began_before_one_was_killed_one_ends(alone, digits_npz, tmp_path):
     both = start(tmp_path, digits_npz, 2, "--config.checkpoint.every=1")
     wait_for_step(both[0], 5)
@@ -147,10 +134,105 @@ def assert_same_losses(workdir, alone):
     np.testing.assert_allclose(list(pieces.values()), list(whole.values()), rtol=2e-5)
 
 
-def child_of(parent):
-    """The process that a parent with `--restarts` watches over."""
-    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-    return int(children[0])
+class Watched:
+    """Two processes with parents that start them again; what they say goes to files."""
+
+    def __init__(self, folder, workdir, npz):
+        self.workdir = workdir
+        self.logs = [folder / f"{index}.log" for index in range(2)]
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(log.open("w")) for log in self.logs]
+            flags = ("--config.checkpoint.every=1", "--restarts=9")
+            self.parents = start(workdir, npz, 2, *flags, stderr=files)
+
+    def child(self, index):
+        """The process that parent `index` watches over; 0 while there is none."""
+        pid = self.parents[index].pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(children[0]) if children else 0
+
+    def kill(self, index):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child(index), signal.SIGKILL)
+
+    def wait_for(self, moment):
+        """Returns once `moment()` is true, or the run is over."""
+        while not moment() and self.parents[0].poll() is None:
+            time.sleep(0.002)
+
+    def says(self, words):
+        """A moment: process 0 says `words` from now on."""
+        known = len(self.logs[0].read_text())
+        return lambda: words in self.logs[0].read_text()[known:]
+
+    def saves(self):
+        return any("tmp" in path.name for path in (self.workdir / "checkpoints").iterdir())
+
+    def reads_a_checkpoint(self, index):
+        """A moment: a file of a checkpoint is open in a process that was started after now."""
+        old, resumed = self.child(index), self.says("resuming after")
+
+        def moment():
+            pid = self.child(index)
+            if pid in (0, old):
+                return False
+            with contextlib.suppress(OSError):
+                for link in Path(f"/proc/{pid}/fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        if "/checkpoints/" in os.readlink(link):
+                            return True
+            return resumed()
+
+        return moment
+
+    def end(self):
+        for parent in self.parents:
+            parent.wait(timeout=500)
+        said = [log.read_text() for log in self.logs]
+        assert [parent.returncode for parent in self.parents] == [0, 0], said
+        return said
+
+
+def shortened(alone, tmp_path):
+    """A copy of a finished run without its end: it is at step 6 of 8."""
+    workdir = tmp_path / "run"
+    shutil.copytree(alone, workdir)
+    (workdir / "DONE").unlink()
+    shutil.rmtree(workdir / f"checkpoints/{STEPS}")
+    return workdir
+
+
+def test_kills_during_a_save_a_restore_and_an_evaluation(alone, digits_npz, tmp_path):
+    """Two processes go on where one was; each kill makes the parents start both again."""
+    run = Watched(tmp_path, shortened(alone, tmp_path), digits_npz)
+    run.wait_for(run.saves)
+    reads = run.reads_a_checkpoint(1)
+    run.kill(0)
+    run.wait_for(reads)
+    evaluates = run.says("evaluating")
+    run.kill(1)
+    run.wait_for(evaluates)
+    run.kill(0)
+    said = run.end()
+    assert "ended by SIGKILL" in said[0]
+    assert "another process of this run" in said[1]
+    assert_same_losses(run.workdir, alone)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+def test_ten_kills_of_either_process_at_any_moment(alone, digits_npz, tmp_path, seed):
+    rng = random.Random(seed)
+    run = Watched(tmp_path, shortened(alone, tmp_path), digits_npz)
+    for _ in range(10):
+        words = rng.choice(["resuming after", "step 7/", "evaluating", "connected to 1 peer"])
+        run.wait_for(run.says(words))
+        time.sleep(rng.uniform(0, 0.2))
+        run.kill(rng.randrange(2))
+        if run.parents[0].poll() is not None:
+            break
+    run.end()
+    assert_same_losses(run.workdir, alone)
 
 
 def test_a_process_that_fails_by_itself_takes_the_others_along(digits_npz, tmp_path):
