@@ -44,13 +44,17 @@ def read_bytes(path: epath.PathLike) -> bytes:
 
 
 def open_file(path: epath.PathLike) -> BinaryIO:
-    """A local file or one behind any address that fsspec knows (`gs://`, `https://`, ...)."""
+    """A local file, or one behind an address that fsspec knows (`https://`, ...), fetched whole."""
     name = os.fspath(path)
     try:
-        if "://" in name:
-            return fsspec.open(name, "rb").open()
-        return open(name, "rb")
-    except (OSError, ValueError, ImportError) as error:
+        if "://" not in name:
+            return open(name, "rb")
+        # Not every server lets one seek in its files.
+        with fsspec.open(name, "rb") as file:
+            return io.BytesIO(file.read())
+    except ImportError as error:
+        raise UserError(f"cannot read {name}: {error}; for gs:// install vit-jax[gcs]") from error
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {name}: {error}") from error
 
 
