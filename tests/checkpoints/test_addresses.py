@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import sys
 import threading
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 from models_to_save import build
 
 from vit_jax import checkpoints
-from vit_jax.checkpoints import files
+from vit_jax.checkpoints import files, loading
 from vit_jax.errors import UserError
 
 
@@ -46,10 +45,17 @@ def test_files_behind_an_address(served):
         checkpoints.load(f"{address}/cut.npz", model)
 
 
-def test_what_a_scheme_needs_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
+def test_trouble_with_a_store_is_one_line(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no credentials\nmany more lines")
+
     model, _, _ = build("token")
-    with pytest.raises(UserError, match=r"install vit-jax\[gcs\]"):
-        files.open_file("gs://bucket/c.npz")
+    monkeypatch.setattr(loading.epath, "Path", type("Path", (), {
+        "__init__": lambda *_: None, "expanduser": lambda self: self, "exists": fail,
+        "read_bytes": fail}))  # fmt: skip
+    with pytest.raises(UserError, match=r"cannot read gs://bucket/c\.npz: no credentials$"):
+        checkpoints.load("gs://bucket/c.npz", model)
+    with pytest.raises(UserError, match=r"cannot read gs://bucket/index\.csv: no credentials$"):
+        files.open_file("gs://bucket/index.csv")
     with pytest.raises(UserError, match="cannot read nothing://"):
         checkpoints.load("nothing://c.npz", model)

@@ -30,6 +30,9 @@ ALWAYS_ALLOWED = 64 << 20
 
 MAX_JSON = 100 << 20
 
+STORES = ("gs://", "s3://")
+"""Addresses of object stores, where checkpoints of ours may lie too."""
+
 Arrays = dict[str, np.ndarray]
 
 # What the readers below raise over damaged input; RuntimeError is zipfile's word for encryption.
@@ -44,18 +47,27 @@ def read_bytes(path: epath.PathLike) -> bytes:
 
 
 def open_file(path: epath.PathLike) -> BinaryIO:
-    """A local file, or one behind an address that fsspec knows (`https://`, ...), fetched whole."""
+    """A local file, or one behind an address (`gs://`, `https://`, ...), fetched whole."""
     name = os.fspath(path)
     try:
         if "://" not in name:
             return open(name, "rb")
+        if name.startswith(STORES):
+            return io.BytesIO(epath.Path(name).read_bytes())
         # Not every server lets one seek in its files.
         with fsspec.open(name, "rb") as file:
             return io.BytesIO(file.read())
-    except ImportError as error:
-        raise UserError(f"cannot read {name}: {error}; for gs:// install vit-jax[gcs]") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(f"cannot read {name}: {error}") from error
+    except Exception as error:
+        if "://" in name:  # Libraries of object stores have errors of their own.
+            raise UserError(f"cannot read {name}: {first_line(error)}") from error
+        raise
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the pages that some libraries append."""
+    return (str(error).strip().splitlines() or [repr(error)])[0][:200]
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:

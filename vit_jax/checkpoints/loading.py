@@ -87,13 +87,20 @@ def fit(
 
 def read_weights(path: epath.PathLike, *, text: bool = False) -> Weights:
     """A checkpoint's arrays under our names. `text`: of an image-text model, the text tower."""
-    if "://" not in os.fspath(path) or os.fspath(path).startswith(("gs://", "s3://")):
+    name = os.fspath(path)
+    if "://" not in name or name.startswith(files.STORES):
         place = epath.Path(path).expanduser()
-        if not place.exists():
-            raise UserError(f"there is no checkpoint {os.fspath(path)}")
-        if place.is_dir():
+        try:
+            exists, is_directory = place.exists(), place.is_dir()
+        except Exception as error:
+            if "://" not in name:
+                raise
+            raise UserError(f"cannot read {name}: {files.first_line(error)}") from error
+        if not exists:
+            raise UserError(f"there is no checkpoint {name}")
+        if is_directory:
             # Orbax takes no relative paths; addresses of object stores are absolute as they are.
-            return _read_directory(place if "://" in os.fspath(path) else place.resolve())
+            return _read_directory(place if "://" in name else place.resolve())
         path = place
     return recognise(files.read_arrays(path), path, text=text)
 
