@@ -1,0 +1,54 @@
+"""Detection on COCO by ViT-S/16 with detection tokens, after YOLOS (Fang et al. 2021).
+
+    python -m vit_jax prepare coco/2017
+    python -m vit_jax train --config=configs/detect_coco.py:checkpoint=S_16.npz --workdir=DIR
+
+Their YOLOS-S reaches 36.1 AP and YOLOS-B 42.0 at a shorter side of 800 pixels, pre-trained with
+DeiT; this config has not been run: it keeps their optimizer, loss and 100 tokens, but trains at a
+square of 512. With a COCO JSON of your own, `:json=instances_{split}.json,images=photos` takes its
+place; the splits are then `train` and `val`.
+"""
+
+from vit_jax.config import default_config, parse_arg
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, model="vit_s16", checkpoint="", json="", images="", size=512)
+    config = default_config()
+    config.total = "150 epochs"
+    config.batch_size = 64
+    config.model = {"name": arg.model, "pooling": "mean", "num_registers": 100, "dtype": "bfloat16"}
+    config.task = {
+        "name": "detection",
+        "head": "tokens",
+        "loss": "softmax",
+        "class_weight": 1.0,
+        "l1_weight": 5.0,
+        "giou_weight": 2.0,
+        "no_object_weight": 0.1,
+    }
+    config.init.checkpoint = arg.checkpoint
+    config.init.initialise = ["backbone/registers"]
+    # A few boxes of COCO have no height or no width.
+    config.data.args = {"max_objects": 100, "on_bad_box": "drop"}
+    if arg.json:
+        config.data.source, config.data.name = "coco", arg.json
+        config.data.args.images = arg.images
+        config.data.split, validation = "train", "val"
+    else:
+        config.data.name = "coco/2017"
+        config.data.split, validation = "train", "validation"
+    keep = "'image', 'boxes', 'box_label', 'box_crowd'"
+    config.data.pp = (
+        f"joint_decode|joint_flip_lr|joint_resize_small({arg.size})|joint_scale(0.6, 1.5)"
+        f"|joint_crop({arg.size})|keep({keep})"
+    )
+    config.data.eval_pp = (
+        f"joint_decode|joint_fit({arg.size})|keep({keep}, 'box_area', 'image_size', 'content')"
+    )
+    config.eval.sets = {"val": {"split": validation}}
+    config.optim.lr = 1e-4
+    config.optim.weight_decay = 1e-4
+    config.optim.clip_norm = 0.1
+    config.optim.schedule.warmup = "1 percent"
+    return config

@@ -1,0 +1,188 @@
+"""Detection: matching against scipy, losses by hand, padded frames, mosaics, and what is drawn."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from vit_jax import tasks
+from vit_jax.errors import UserError
+from vit_jax.tasks import _matching
+
+TINY = {"name": "vit", "width": 8, "depth": 1, "num_heads": 1, "patch_size": 8}
+FIELDS = ("image", "boxes", "box_label", "box_crowd")
+
+
+@pytest.fixture
+def build(scene_info):
+    def make(model=None, names=FIELDS, num_classes=10, **fields):
+        model = {**TINY, **(model or {})}
+        return tasks.build({"name": "detection", **fields}, model, scene_info(num_classes, *names))
+
+    return make
+
+
+class Constant:
+    """A model that answers with given scores and boxes."""
+
+    def __init__(self, scores, boxes):
+        self.answer = jnp.asarray(scores), jnp.asarray(boxes)
+
+    def apply(self, *_, **__):
+        return self.answer
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6))
+def test_matching_costs_no_more_than_scipys(seed):
+    rng = np.random.default_rng(seed)
+    costs = rng.normal(size=(3, 9, 5)).astype(np.float32)
+    real = rng.uniform(size=(3, 5)) < 0.7
+    matched = np.asarray(jax.jit(_matching.assign)(costs, real))
+    for cost, one, kept in zip(costs, matched, real, strict=True):
+        assert len(set(one)) == 5
+        rows, columns = linear_sum_assignment(cost[:, kept])
+        best = cost[:, kept][rows, columns].sum()
+        assert cost[one[kept], np.flatnonzero(kept)].sum() == pytest.approx(best, abs=1e-5)
+
+
+def test_matching_ends_where_costs_are_not_numbers():
+    costs = np.full((1, 6, 4), np.nan, np.float32)
+    matched = jax.jit(_matching.assign)(costs, np.ones((1, 4), bool))
+    assert len(set(np.asarray(matched)[0])) == 4
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "value"),
+    [
+        ((0, 0, 1, 1), (0, 0, 1, 1), 1.0),
+        ((0, 0, 0.5, 1), (0.5, 0, 1, 1), 0.0),
+        ((0, 0, 0.25, 1), (0.75, 0, 1, 1), -0.5),
+        ((0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75), 0.25),
+        ((0.5, 0.5, 0.5, 0.5), (0, 0, 1, 1), 0.0),
+    ],
+)
+def test_generalised_iou_by_hand(a, b, value):
+    a, b = jnp.array(a, jnp.float32), jnp.array(b, jnp.float32)
+    np.testing.assert_allclose(_matching.generalised_iou(a, b), value, atol=1e-5)
+    assert np.isfinite(jax.grad(_matching.generalised_iou)(a, b)).all()
+
+
+def perfect_answer(batch, loss, num_proposals=16, classes=10):
+    """Scores and boxes that are right about the first proposals and nothing else."""
+    room = batch["boxes"].shape[1]
+    boxes = np.zeros((8, num_proposals, 4), np.float32)
+    boxes[:, :room] = batch["boxes"]
+    scores = np.full((8, num_proposals, classes + (loss == "softmax")), -20, np.float32)
+    rows, places = np.nonzero(batch["box_label"] >= 0)
+    if loss == "softmax":
+        scores[..., -1] = 20
+        scores[rows, places, -1] = -20
+    scores[rows, places, batch["box_label"][rows, places]] = 20
+    return scores, boxes
+
+
+@pytest.mark.parametrize("loss", ["focal", "softmax"])
+def test_a_perfect_answer_costs_nothing_and_scores_all(build, scene_batch, loss):
+    task = build(loss=loss)
+    task = dataclasses.replace(task, model=Constant(*perfect_answer(scene_batch, loss)))
+    batch = task.perturb(scene_batch, jax.random.key(0))
+    total, count = jax.jit(task.objective)({}, batch, jax.random.key(0))
+    assert count == (scene_batch["box_label"] >= 0).sum()
+    assert total / count < 1e-4
+    rows = task.eval_rows({}, scene_batch)
+    found = task.metrics({**jax.device_get(rows), "examples": 8})
+    assert found["AP"] == found["AP50"] == found["AR"] == pytest.approx(1)
+    assert found["num_examples"] == 8
+    absent = set(map(str, range(10))) - {f"{n}" for n in scene_batch["box_label"].ravel()}
+    assert not {f"AP/{name}" for name in absent} & found.keys()
+
+
+def test_a_displaced_box_costs_its_distance(build, scene_batch):
+    scores, boxes = perfect_answer(scene_batch, "focal")
+    task = dataclasses.replace(build(), model=Constant(scores, boxes + 0.03))
+    batch = task.perturb(scene_batch, jax.random.key(0))
+    total, count = task.objective({}, batch, jax.random.key(0))
+    real = scene_batch["box_label"] >= 0
+    giou = _matching.generalised_iou(scene_batch["boxes"][real] + 0.03, scene_batch["boxes"][real])
+    expected = 5.0 * 2 * 0.03 * count + 2.0 * (1 - giou).sum()
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
+
+
+def test_crowds_are_not_learned_and_images_without_objects_have_no_terms(build, scene_batch):
+    crowded = {**scene_batch, "box_crowd": np.ones_like(scene_batch["box_crowd"])}
+    task = dataclasses.replace(build(), model=Constant(*perfect_answer(scene_batch, "focal")))
+    _, count = task.objective({}, task.perturb(crowded, jax.random.key(0)), jax.random.key(0))
+    assert count == 0
+
+
+def test_padded_frames_answer_in_the_unpadded_image(build, scene_batch):
+    """Half of the frame's height is image: the model works in the frame, people in the image."""
+    content = np.tile(np.array([0.5, 1.0], np.float32), (8, 1))
+    scores, boxes = perfect_answer(scene_batch, "focal")
+    task = dataclasses.replace(build(), model=Constant(scores, boxes * [0.5, 1, 0.5, 1]))
+    padded = {**scene_batch, "content": content}
+    total, count = task.objective({}, task.perturb(padded, jax.random.key(0)), jax.random.key(0))
+    assert total / count < 1e-4
+    found = task.metrics({**jax.device_get(task.eval_rows({}, padded)), "examples": 8})
+    assert found["AP"] == pytest.approx(1)
+
+
+def test_mosaics_keep_boxes_on_their_objects(scene_batch):
+    objects = {name: jnp.asarray(scene_batch[name]) for name in ("boxes", "box_label")}
+    marks = jnp.asarray(scene_batch["segmentation"], jnp.float32)
+    images, moved = _matching.mosaic((marks > 0).astype(jnp.float32), objects)
+    assert images.shape == (8, 32, 32, 1)
+    assert moved["boxes"].shape == (8, 20, 4)
+    for image, boxes, labels in zip(images[..., 0], *moved.values(), strict=True):
+        covered = np.zeros((32, 32), bool)
+        for box in np.asarray(boxes)[np.asarray(labels) >= 0] * 32:
+            low, high = np.floor(box[:2] + 1e-4).astype(int), np.ceil(box[2:] - 1e-4).astype(int)
+            covered[low[0] : high[0], low[1] : high[1]] = True
+            assert image[low[0] : high[0], low[1] : high[1]].any()
+        outside = np.asarray(image)[~covered]
+        # The last scene has pixels of digits whose boxes the fixture leaves out.
+        assert outside.sum() <= np.asarray(marks[7] > 0).sum() / 4 + 1e-3
+
+
+def test_a_mosaic_batch_has_every_object_four_times(build, scene_batch):
+    task = build({"patch_size": 4}, mosaic=1.0)
+    batch = task.perturb(scene_batch, jax.random.key(0))
+    objects = (scene_batch["box_label"] >= 0).sum()
+    assert (batch["box_label"] >= 0).sum() == 4 * objects
+    never = build({"patch_size": 4}, mosaic=1e-9).perturb(scene_batch, jax.random.key(0))
+    assert (never["box_label"] >= 0).sum() == objects
+    assert never["boxes"].shape == batch["boxes"].shape
+
+
+def test_what_is_said_and_drawn(build, scene_batch):
+    task = dataclasses.replace(build(), model=Constant(*perfect_answer(scene_batch, "focal")))
+    examples = {**scene_batch, **jax.device_get(task.predict({}, scene_batch))}
+    digit = str(scene_batch["box_label"][0, 0])
+    assert any(digit in line for line in task.lines(examples, 5)[0])
+    captions = task.captions(examples)
+    assert f"{digit} 100%" in captions[0]
+    assert captions[7] == "nothing"
+    assert task.pictures(examples)[0].shape == (192, 192, 3)
+    (section,) = task.sections(examples)
+    assert section.title == "Detections beside the truth"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"head": "per_tokn"}, "did you mean 'per_token'"),
+        ({"loss": "hinge"}, "loss='hinge': write focal or softmax"),
+        ({"head": "tokens", "num_queries": 4}, "makes 4 proposals, but images have room for 5"),
+        ({"names": ("image",)}, r"it wants.*boxes.*gives \{'image'"),
+        ({"num_classes": 0}, "needs the classes of the objects"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(build, fields, message):
+    with pytest.raises(UserError, match=message):
+        build(**fields)

@@ -1,0 +1,126 @@
+"""Every dense head on every family of backbones: a step, an evaluation, and learning by heart."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_jax import tasks
+
+VIT = {"width": 16, "depth": 1, "num_heads": 1}
+BACKBONES = {
+    "vit": {"name": "vit", "patch_size": 8, **VIT},
+    "yolos": {"name": "vit", "patch_size": 8, "num_registers": 6, **VIT},
+    "hybrid": {"name": "r_ti16", "patch_size": 2, "width_factor": 0.5, **VIT},
+    "mixer": {
+        "name": "mixer_s16",
+        "patch_size": 8,
+        "width": 16,
+        "depth": 1,
+        "tokens_mlp_dim": 8,
+        "channels_mlp_dim": 16,
+    },
+    "resnet": {"name": "bit_r50x1", "stages": (1,), "width_factor": 0.5},
+}
+HEADS = {
+    "linear": ("segmentation", {"head": "linear", "subcells": 2}),
+    "mask": ("segmentation", {"head": "mask", "decoder_depth": 1, "dice": 0.5}),
+    "per_token": ("detection", {"head": "per_token"}),
+    "tokens": (
+        "detection",
+        {"head": "tokens", "num_queries": 6, "decoder_depth": 1, "loss": "softmax"},
+    ),
+}
+DATA = {
+    "segmentation": (11, ("image", "segmentation")),
+    "detection": (10, ("image", "boxes", "box_label")),
+}
+
+STEPS = 500
+
+
+@pytest.fixture
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("head", HEADS)
+def test_a_step_reaches_the_parameters_and_evaluation_gives_numbers(
+    scene_batch, scene_info, backbone, head
+):
+    name, fields = HEADS[head]
+    task = tasks.build({"name": name, **fields}, BACKBONES[backbone], scene_info(*unpacked(name)))
+    # Two rows, the second of them padding.
+    batch = {key: x[:2] for key, x in scene_batch.items() if key in task.info.spec}
+    batch["mask"] = np.array([1, 0], np.float32)
+
+    @jax.jit
+    def step_and_evaluate(key):
+        params = nn.unbox(task.init(key))
+        perturbed = task.perturb(batch, key)
+        (loss, count), grads = jax.value_and_grad(task.objective, has_aux=True)(
+            params, perturbed, key
+        )
+        sums, rows = task.eval_sums(params, batch), task.eval_rows(params, batch)
+        reached = jax.tree.map(lambda g: jnp.any(g != 0), grads)
+        return loss / count, reached, {**sums, **{key: x[:1] for key, x in rows.items()}}
+
+    loss, reached, found = jax.device_get(step_and_evaluate(jax.random.key(0)))
+    assert np.isfinite(loss)
+    reached = {
+        jax.tree_util.keystr(path): bool(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(reached)
+    }
+    # Those before a last layer that starts at zero wait for the first step.
+    waiting = ("class_token", "cls", "['box']['dense1']", "['box']['dense2']", "registers")
+    left = [path for path, x in reached.items() if not x and not any(w in path for w in waiting)]
+    assert [path for path in left if "decoder" in path] == []
+    metrics = task.metrics(found)
+    assert metrics["num_examples"] == 1
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def unpacked(name):
+    num_classes, fields = DATA[name]
+    return (num_classes, *fields)
+
+
+@pytest.mark.parametrize("head", ["linear", "per_token"])
+def test_eight_scenes_are_learned_by_heart(scene_batch, scene_info, head):
+    name, fields = HEADS[head]
+    fields = {**fields, "subcells": 8} if name == "segmentation" else fields
+    model = {"name": "vit", "patch_size": 8, "width": 64, "depth": 1, "num_heads": 2}
+    task = tasks.build({"name": name, **fields}, model, scene_info(*unpacked(name)))
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0, 5e-3, 20, STEPS))
+    batch = task.perturb(scene_batch, jax.random.key(0))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def steps(params, state):
+        def step(carry, _):
+            params, state = carry
+
+            def mean(params):
+                loss, count = task.objective(params, batch, jax.random.key(0))
+                return loss / count
+
+            loss, grads = jax.value_and_grad(mean)(params)
+            updates, state = optimizer.update(grads, state)
+            return (optax.apply_updates(params, updates), state), loss
+
+        return jax.lax.scan(step, (params, state), length=STEPS)
+
+    params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
+    (params, _), losses = steps(params, optimizer.init(params))
+    assert losses[-1] < 0.02 * losses[0]
+    every = {**scene_batch, "mask": np.ones(8, np.float32)}
+    rows = {k: x for k, x in task.eval_rows(params, every).items()}
+    found = task.metrics(jax.device_get({**task.eval_sums(params, every), **rows}))
+    assert found[task.headline] > 0.9

@@ -1,0 +1,29 @@
+"""A task from outside the package trains, evaluates and resumes through the same loop."""
+
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax import evaluate
+from vit_jax.train import train
+from vit_jax.workdir import Workdir
+
+
+@pytest.fixture
+def regress(tiny_config, monkeypatch):
+    monkeypatch.syspath_prepend(__file__.rsplit("/", 1)[0])
+    config = tiny_config(total=6)
+    config.unlock()
+    config.task = {"name": "regression:Task", "scale": 9.0}
+    return config_lib.validate(config)
+
+
+def test_an_own_task_takes_the_whole_way(regress, tmp_path):
+    outcome = train(regress, str(tmp_path))
+    assert outcome.headline[0] == "val_ema/rank_correlation"
+    assert outcome.results["val/num_examples"] == 30
+    # Examples, not batches, are what metrics see: the last batch of each size is part padding.
+    for batch_size in (8, 32):
+        workdir = Workdir.existing(str(tmp_path))
+        again = evaluate.evaluate_workdir(workdir, {"eval.batch_size": str(batch_size)})
+        for name, value in outcome.results.items():
+            assert again[name] == pytest.approx(value, rel=1e-5), name

@@ -1,0 +1,327 @@
+"""Object detection: a box and a class for every object.
+
+Boxes are (y0, x0, y1, x1) in 0..1 of the image without padding; the batch has `image`, `boxes` and
+`box_label`, for evaluation also `box_crowd` and `box_area` (see `vit_jax.data.boxes`), with
+`content` where the image is padded and `image_size` where it was resized.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vit_jax import drawing, models
+from vit_jax.errors import UserError
+from vit_jax.report import Section
+from vit_jax.tasks import _average_precision
+from vit_jax.tasks._images import check_data, check_geometry, normalise
+from vit_jax.tasks._matching import assign, generalised_iou, l1, mosaic
+from vit_jax.types import Array, Batch, DataInfo, Params
+
+LOSSES = ("focal", "softmax")
+SHOWN = 8
+"""Examples that the report shows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Detection by proposals that are matched one to one with the objects.
+
+    head, num_queries, decoder_depth: see `models.Detector`.
+    loss: "focal" (sigmoid, each class on its own; Lin et al. 2017) or "softmax" with a class for
+      "no object" (DETR, YOLOS).
+    class_weight, l1_weight, giou_weight: of the parts, in the loss as in the matching.
+    alpha, gamma: of the focal loss. no_object_weight: of proposals without object under softmax.
+    mosaic: probability that a batch is made of mosaics of four images (see `_matching.mosaic`).
+    max_detections: best ones of an image that count. show_above: least score that is drawn.
+    mean, std: of uint8 images, in 0..255, one value or one a channel; the defaults give [-1, 1].
+    crop_to_patches: accept images whose last rows and columns fill no patch.
+    """
+
+    model: nn.Module
+    info: DataInfo
+    head: str = "per_token"
+    num_queries: int = 100
+    decoder_depth: int = 2
+    loss: str = "focal"
+    class_weight: float = 2.0
+    l1_weight: float = 5.0
+    giou_weight: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+    no_object_weight: float = 0.1
+    mosaic: float = 0.0
+    max_detections: int = 100
+    show_above: float = 0.3
+    mean: tuple[float, ...] = (127.5,)
+    std: tuple[float, ...] = (127.5,)
+    crop_to_patches: bool = False
+
+    headline = "AP"
+    pictured = SHOWN
+
+    @classmethod
+    def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> "Task":
+        """The task around the backbone of `config.model`.
+
+        Raises:
+          UserError: a field has no such value, the data has no images with boxes, or the model
+            makes fewer proposals than an image has room for objects.
+        """
+        task = cls(models.build(**model), info, **fields)
+        if task.loss not in LOSSES:
+            raise UserError(f"config.task.loss={task.loss!r}: write {' or '.join(LOSSES)}")
+        wanted = {
+            "image": "uint8 or float32 [height, width, channels]",
+            "boxes": "float32 [objects, 4]",
+            "box_label": "int32 [objects]",
+        }
+        image, corners, labels = (info.spec.get(name) for name in wanted)
+        fits = None not in (image, corners, labels) and len(image.shape) == 3
+        check_data("detection", wanted, info, fits and corners.shape == (*labels.shape, 4))
+        if not info.num_classes:
+            raise UserError("task detection needs the classes of the objects; the data has none")
+        check_geometry(task.model, image.shape, task.crop_to_patches)
+        if task.mosaic and (image.shape[0] % 2 or image.shape[1] % 2):
+            raise UserError(f"config.task.mosaic needs even sides, not {list(image.shape[:2])}")
+        softmax = task.loss == "softmax"
+        model = models.Detector(
+            task.model,
+            info.num_classes + softmax,
+            head=task.head,
+            num_queries=task.num_queries,
+            decoder_depth=task.decoder_depth,
+            prior=0.0 if softmax else 0.01,
+        )
+        task = dataclasses.replace(task, model=model)
+        task._check_room(labels.shape[0] * (4 if task.mosaic else 1))
+        return task
+
+    def _check_room(self, max_objects: int) -> None:
+        """Raises a `UserError` where objects may be more than proposals."""
+        shape = (1, *self.info.spec["image"].shape)
+        key, images = jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)
+        (_, boxes), _ = jax.eval_shape(lambda x: self.model.init_with_output(key, x), images)
+        if boxes.shape[1] < max_objects:
+            raise UserError(
+                f"the model makes {boxes.shape[1]} proposals, but images have room for"
+                f" {max_objects} objects; write a smaller config.data.args.max_objects, or more"
+                " tokens (config.task.num_queries, config.model.num_registers, a smaller patch)"
+            )
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters, boxed with their logical axis names."""
+        images = jnp.zeros((1, *self.info.spec["image"].shape), jnp.float32)
+        return self.model.init(key, images)["params"]
+
+    def perturb(self, batch: Batch, key: Array) -> Batch:
+        """Normalised images with objects in 0..1 of the frame, in mosaics where asked."""
+        images = self.inputs(batch)
+        boxes = jnp.asarray(batch["boxes"])
+        if "content" in batch:
+            boxes = boxes * jnp.tile(batch["content"], 2)[:, None]
+        labels = jnp.asarray(batch["box_label"])
+        if "box_crowd" in batch:
+            labels = jnp.where(batch["box_crowd"], -1, labels)
+        objects = {"boxes": boxes, "box_label": labels}
+        if self.mosaic:
+            images, objects = jax.lax.cond(
+                jax.random.bernoulli(key, self.mosaic),
+                lambda: mosaic(images, objects),
+                lambda: (images, jax.tree.map(_room_for_four, objects)),
+            )
+        return {"image": images, **objects}
+
+    def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """(sum of the losses of proposals and objects, number of objects) of a micro-batch."""
+        scores, boxes = self.model.apply(
+            {"params": params}, batch["image"], train=True, rngs={"dropout": key}
+        )
+        truth, labels = batch["boxes"], batch["box_label"]
+        real = labels >= 0
+        costs = self._costs(*jax.lax.stop_gradient((scores, boxes)), truth, labels)
+        matched = assign(costs, real)
+        taken = jnp.take_along_axis(boxes, matched[..., None], axis=1)
+        place = self.l1_weight * l1(taken, truth)
+        place += self.giou_weight * (1 - generalised_iou(taken, truth))
+        loss = jnp.where(real, place, 0).sum()
+        loss += self.class_weight * self._class_losses(scores, labels, matched).sum()
+        return loss, real.sum(dtype=jnp.float32)
+
+    def _costs(self, scores: Array, boxes: Array, truth: Array, labels: Array) -> Array:
+        """Cost of every proposal for every object, `[b, N, M]`."""
+        if self.loss == "softmax":
+            by_class = -jax.nn.softmax(scores)
+        else:
+            on, off = jnp.ones((1, 1, 1)), jnp.zeros((1, 1, 1))
+            focal = [
+                optax.sigmoid_focal_loss(scores, target, alpha=self.alpha, gamma=self.gamma)
+                for target in (on, off)
+            ]
+            by_class = focal[0] - focal[1]
+        chosen = jnp.maximum(labels, 0)[:, None]
+        by_class = jnp.take_along_axis(by_class, chosen, axis=-1)
+        pairs = boxes[:, :, None], truth[:, None]
+        place = self.l1_weight * l1(*pairs) - self.giou_weight * generalised_iou(*pairs)
+        return self.class_weight * by_class + place
+
+    def _class_losses(self, scores: Array, labels: Array, matched: Array) -> Array:
+        """Losses of the proposals' classes, each given by the object it is matched with."""
+        batch, num_proposals, width = scores.shape
+        nothing = self.info.num_classes
+        rows = jnp.arange(batch)[:, None]
+        target = jnp.where(labels >= 0, matched, num_proposals)  # Beyond the end: dropped.
+        classes = jnp.full((batch, num_proposals), nothing, jnp.int32)
+        classes = classes.at[rows, target].set(labels, mode="drop")
+        if self.loss == "softmax":
+            losses = optax.softmax_cross_entropy_with_integer_labels(scores, classes)
+            return losses * jnp.where(classes == nothing, self.no_object_weight, 1.0)
+        onehot = jax.nn.one_hot(classes, width)  # All zeros for "no object".
+        return optax.sigmoid_focal_loss(scores, onehot, alpha=self.alpha, gamma=self.gamma)
+
+    def inputs(self, batch: Batch) -> Array:
+        """The images of a batch from the pipeline, as the model takes them."""
+        return normalise(jnp.asarray(batch["image"]), self.mean, self.std)
+
+    def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """The number of real rows: the rest is in `eval_rows`."""
+        return {"examples": (batch["mask"] > 0).sum(dtype=jnp.int32)}
+
+    def eval_rows(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """The best detections of each image, and its objects."""
+        shape = batch["box_label"].shape
+        size = jnp.array(batch["image"].shape[1:3])
+        truth = {
+            "box_crowd": jnp.zeros(shape, bool),
+            "box_area": jnp.zeros(shape, jnp.float32),
+            "image_size": jnp.broadcast_to(size, (shape[0], 2)),
+        }
+        truth |= {name: batch[name] for name in (*truth, "boxes", "box_label") if name in batch}
+        return {**truth, **self.predict(params, batch)}
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """The `max_detections` best of each image, best first.
+
+        `detected_boxes` `[b, k, 4]` in 0..1 of the image without padding, `detected_score` and
+        `detected_label` `[b, k]`.
+        """
+        scores, boxes = self.model.apply({"params": params}, self.inputs(batch))
+        if self.loss == "softmax":
+            probability = jax.nn.softmax(scores)[..., :-1]
+            label = probability.argmax(-1)
+            score, chosen = jax.lax.top_k(
+                probability.max(-1), min(self.max_detections, label.shape[1])
+            )
+            label = jnp.take_along_axis(label, chosen, axis=1)
+        else:
+            flat = jax.nn.sigmoid(scores).reshape(len(scores), -1)
+            score, index = jax.lax.top_k(flat, min(self.max_detections, flat.shape[1]))
+            chosen, label = index // scores.shape[-1], index % scores.shape[-1]
+        boxes = jnp.take_along_axis(boxes, chosen[..., None], axis=1)
+        if "content" in batch:
+            boxes = boxes / jnp.tile(batch["content"], 2)[:, None]
+        return {
+            "detected_boxes": boxes,
+            "detected_score": score,
+            "detected_label": label.astype(jnp.int32),
+        }
+
+    def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """COCO's `AP`, `AP50`, `AP75`, `AP_small`, ..., `AR`, `AP/CLASS`, and `num_examples`.
+
+        What no object decides, such as a class that does not occur, is left out.
+        """
+        rows = {name: array for name, array in found.items() if name != "examples"}
+        names = self._names()
+        curves = _average_precision.curves(rows, len(names), self.max_detections)
+        precision = curves.precision
+        values = {
+            "AP": precision[:, :, 0],
+            "AP50": precision[0, :, 0],
+            "AP75": precision[5, :, 0],
+            **{
+                f"AP_{name}": precision[:, :, i]
+                for i, name in enumerate(_average_precision.AREAS)
+                if i
+            },
+            "AR": curves.recall[:, :, 0],
+            **{f"AP/{name}": precision[:, i, 0] for i, name in enumerate(names)},
+        }
+        means = {name: float(np.nanmean(x)) for name, x in values.items() if not np.isnan(x).all()}
+        return {"AP": 0.0, **means, "num_examples": int(found["examples"])}
+
+    def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """One line for each image: the objects found, best first."""
+        return [", ".join(texts) or "nothing" for _, _, texts in self._shown(examples)]
+
+    def lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """The `top` best objects of each image: score, class and box."""
+        names, found = self._names(), []
+        for boxes, scores, labels in _by_image(examples):
+            rows = list(zip(boxes, scores, labels, strict=True))[:top]
+            found.append(
+                [
+                    f"{score:7.2%}  {names[label]}  ({', '.join(f'{x:.3f}' for x in box)})"
+                    for box, score, label in rows
+                ]
+            )
+        return found
+
+    def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Each image with the boxes of the objects found."""
+        contents = examples.get("content", np.ones((len(examples["image"]), 2)))
+        drawn = zip(examples["image"], contents, self._shown(examples), strict=True)
+        return [
+            drawing.with_boxes(image, boxes * np.tile(content, 2), labels, texts)
+            for image, content, (boxes, labels, texts) in drawn
+        ]
+
+    def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
+        """Predictions beside the truth."""
+        from vit_jax.report import inside  # matplotlib, which training can do without
+
+        names, truth = self._names(), []
+        for row, image in enumerate(examples["image"]):
+            real = examples["box_label"][row] >= 0
+            labels = examples["box_label"][row][real]
+            boxes = examples["boxes"][row][real]
+            boxes = (
+                boxes * np.tile(examples["content"][row] if "content" in examples else 1.0, 4)[:4]
+            )
+            texts = [names[label] for label in labels]
+            truth.append(drawing.with_boxes(image, boxes, labels, texts))
+        text = f"Objects with a score of at least {self.show_above:g}."
+        pictures = [drawing.rgb(image) for image in examples["image"]]
+        rows = {"truth": truth, "predicted": self.pictures(examples)}
+        panel = inside.attention_panel(pictures, rows)
+        return [Section("Detections beside the truth", text, panel)]
+
+    def _shown(self, examples: Mapping[str, np.ndarray]) -> list[tuple]:
+        """Boxes, labels and texts of what is worth showing of each image."""
+        names, shown = self._names(), []
+        for boxes, scores, labels in _by_image(examples):
+            kept = scores >= self.show_above
+            pairs = zip(labels[kept], scores[kept], strict=True)
+            texts = [f"{names[label]} {score:.0%}" for label, score in pairs]
+            shown.append((boxes[kept], labels[kept], texts))
+        return shown
+
+    def _names(self) -> tuple[str, ...]:
+        return self.info.class_names or tuple(map(str, range(self.info.num_classes)))
+
+
+def _by_image(examples: Mapping[str, np.ndarray]) -> zip:
+    names = ("detected_boxes", "detected_score", "detected_label")
+    return zip(*(examples[name] for name in names), strict=True)
+
+
+def _room_for_four(x: Array) -> Array:
+    """Objects `[b, M, ...]` with the room that mosaics need, `[b, 4 M, ...]`."""
+    value = -1 if x.ndim == 2 else 0
+    widths = [(0, 0), (0, 3 * x.shape[1]), *[(0, 0)] * (x.ndim - 2)]
+    return jnp.pad(x, widths, constant_values=value)
