@@ -1,6 +1,6 @@
-"""Draws docs/vit_or_cnn.png: accuracies of the runs that docs/recipes.md lists.
+"""Draws docs/figures/vit_or_cnn.png: accuracies of the runs that docs/recipes.md lists.
 
-python docs/vit_or_cnn.py RUNS OUT.png
+    python docs/vit_or_cnn.py RUNS OUT.png
 
 RUNS holds a workdir for each model, kind and seed, such as `vit-scratch-0`.
 """
@@ -15,15 +15,14 @@ from vit_jax.report import read_metrics
 
 MODELS = {"vit": ("ViT", "tab:blue"), "bit": ("BiT-ResNet", "tab:orange")}
 KINDS = {
-    "full": "all ten digits\n1,437 images",
     "scratch": "digits 5 to 9\nfrom scratch",
     "transfer": "digits 5 to 9\npre-trained on 0 to 4",
 }
 
 
 def accuracies(runs: Path, model: str, kind: str) -> np.ndarray:
-    """Final test accuracies of all seeds, percent."""
-    workdirs = sorted(runs.glob(f"{model}-{kind}-[0-9]*"))
+    """Final test accuracies of all finished seeds, percent."""
+    workdirs = sorted(path.parent for path in runs.glob(f"{model}-{kind}-[0-9]*/DONE"))
     last = [
         [row for row in read_metrics(path) if "eval/test/accuracy" in row][-1] for path in workdirs
     ]
@@ -32,7 +31,7 @@ def accuracies(runs: Path, model: str, kind: str) -> np.ndarray:
 
 def main(runs: str, out: str) -> None:
     """Prints the numbers as rows of a table and draws them."""
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
     for shift, (model, (name, color)) in zip((-0.12, 0.12), MODELS.items(), strict=True):
         for place, kind in enumerate(KINDS):
             found = accuracies(Path(runs), model, kind)
@@ -44,7 +43,8 @@ def main(runs: str, out: str) -> None:
     axes.set_xticks(range(len(KINDS)), KINDS.values())
     axes.set_ylabel("test accuracy, %")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center")
+    axes.set_xlim(-0.5, len(KINDS) - 0.5)
     figure.savefig(out, dpi=110)
 
 
