@@ -19,6 +19,9 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
+SCATTERED = "all-reduce-scatter"
+"""A sum of which each device keeps its part; the instruction shows the whole, as an all-reduce."""
+
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "token": 0}
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
@@ -61,7 +64,8 @@ class Instruction:
 class Collective:
     """A collective operation of the program.
 
-    kind: one of `COLLECTIVES`. bytes: of the largest array that it reads or makes on a device.
+    kind: one of `COLLECTIVES`, or `SCATTERED`.
+    bytes: of the largest array that it reads or makes on a device.
     sent: bytes that a device sends each time, by the best known algorithm on a ring.
     times: how often a step runs it. group_size: devices that take part in one of its groups.
     op_name: the operation of the model that it comes from.
@@ -104,10 +108,20 @@ class Program:
 
     def collectives(self) -> list[Collective]:
         """Every collective operation, those that TPUs carry out in steps once."""
+        # A fusion that TPUs carry out as a reduce-scatter: they keep a part of the sum each.
+        scattered = {
+            instruction.name
+            for name, computation in self._computations.items()
+            if name.startswith("all-reduce-scatter")
+            for instruction in computation
+            if instruction.opcode == "all-reduce"
+        }
         found: dict[tuple, Collective] = {}
         for times, instruction in self._run(self._entry, 1):
             kind = instruction.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
+            if instruction.name in scattered:
+                kind = SCATTERED
+            if kind in (*COLLECTIVES, SCATTERED):
                 channel = re.search(r"channel_id=(\d+)", instruction.rest)
                 # Fusions that carry out one collective between them all name its channel, and
                 # some of them may be in the loops of others.
@@ -205,6 +219,7 @@ class Program:
             "all-gather": (result, result * share),
             "all-reduce": (result, 2 * result * share),
             "reduce-scatter": (result * n, result * (n - 1)),
+            SCATTERED: (result, result * share),
             "all-to-all": (result, result * share),
             "ragged-all-to-all": (result, result * share),
             "collective-permute": (result, result),

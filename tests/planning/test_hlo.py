@@ -93,6 +93,21 @@ def test_operands_and_flags_of_started_operations_do_not_count():
     assert only(line).bytes == 4096
 
 
+def test_sum_whose_parts_stay_apart_is_a_reduce_scatter():
+    text = """HloModule m, num_partitions=4
+
+%all-reduce-scatter.1 (x: f32[256]) -> f32[64] {
+  %r = f32[256]{0} all-reduce(%x), channel_id=2, replica_groups={{0,1,2,3}}
+}
+
+ENTRY %main (x: f32[256]) -> f32[64] {
+  ROOT %f = f32[64]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+    (found,) = Program(text).collectives()
+    assert (found.kind, found.sent) == ("all-reduce-scatter", 1024 * 3 / 4)
+
+
 def test_transfers_between_slices():
     text = """HloModule m, num_partitions=4
 
