@@ -84,7 +84,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if num_slices == 1:
         return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
     inside = (shape[0] // num_slices, *shape[1:])
-    grid = mesh_utils.create_hybrid_device_mesh(inside, (num_slices, 1, 1), devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        inside, (num_slices, 1, 1), devices, allow_split_physical_axes=True
+    )
     return Mesh(grid, AXES, axis_types=auto)
 
 

@@ -8,6 +8,7 @@ import pytest
 from vit_jax.errors import UserError
 from vit_jax.planning import target
 from vit_jax.planning.target import Target, parse_tpu
+from vit_jax.sharding import make_mesh
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 
@@ -76,3 +77,14 @@ def test_tpu_topologies(name, slices, devices, num_chips):
 def test_shape_that_no_tpu_has():
     with pytest.raises(UserError, match=r"plan: --topology=v5e:3x3: .*not divisible"):
         Target.find("v5e:3x3")
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra `tpu`)")
+@pytest.mark.parametrize("slices", [1, 4])
+def test_meshes_that_cut_through_the_torus(slices):
+    """128 is no side of a 16×16 slice, nor a product of its sides; data spans the slices."""
+    devices = Target.find("v5e-256", slices).devices
+    mesh = make_mesh({"data": -1, "fsdp": 128, "tensor": 1}, devices)
+    assert dict(mesh.shape) == {"data": 2 * slices, "fsdp": 128, "tensor": 1}
+    for row in mesh.devices.reshape(slices, -1):
+        assert len({getattr(device, "slice_index", None) for device in row}) == 1
