@@ -54,7 +54,7 @@ def one_device(monkeypatch):
     """Runs on one of the devices, compiled in a hurry: for tests of what a step computes."""
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(
-        sharding, "make_mesh", lambda sizes: make_mesh(sizes, devices=jax.devices()[:1])
+        sharding, "make_mesh", lambda sizes, *_: make_mesh(sizes, devices=jax.devices()[:1])
     )
     jax.config.update("jax_disable_most_optimizations", True)
     yield
