@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax.config import Duration, changes, default_config, load, parse_arg, set_key, validate
+from vit_jax import schema
+from vit_jax.config import changes, default_config, load, parse_arg, set_key, validate
+from vit_jax.durations import Duration, durations
 from vit_jax.errors import UserError
 
 
@@ -131,7 +133,7 @@ def test_total_in_percent_is_refused():
     config = default_config()
     config.total = "50 percent"
     with pytest.raises(UserError, match="percentage of itself"):
-        config_lib.durations(validate(config), 10)
+        durations(validate(config), 10)
 
 
 def test_changes_follow_the_schema():
@@ -163,7 +165,7 @@ def test_stored_config_gains_new_keys_with_their_defaults():
 
 def test_every_key_is_documented():
     text = config_lib.describe()
-    for path, key in config_lib._walk(config_lib.SCHEMA):
+    for path, key in schema.walk(schema.SCHEMA):
         assert ".".join(path) in text
         assert key.doc
 
@@ -172,7 +174,7 @@ def test_every_key_is_read_somewhere():
     """No key that does nothing: each leaf's name stands in the code, outside the table of keys."""
     package = Path(config_lib.__file__).parent
     code = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "config.py")
-    for path, _ in config_lib._walk(config_lib.SCHEMA):
+    for path, _ in schema.walk(schema.SCHEMA):
         assert re.search(rf"\b{path[-1]}\b", code), ".".join(path)
 
 

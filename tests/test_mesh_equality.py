@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from vit_jax import optim, sharding, step, tasks
-from vit_jax.config import Duration, default_config
+from vit_jax.config import default_config
+from vit_jax.durations import Duration
 from vit_jax.hlo import Program
 from vit_jax.types import ArraySpec, DataInfo
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import compiler_flags, data, models, optim, sharding, step, tasks
-from vit_jax.config import Duration, durations
+from vit_jax.durations import Duration, durations
 from vit_jax.feed import DeviceFeed
 from vit_jax.models import lora
 from vit_jax.spikes import SpikeGuard

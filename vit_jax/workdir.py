@@ -18,6 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
+from vit_jax import schema
 from vit_jax.errors import UserError
 from vit_jax.report.metrics import write_atomically
 from vit_jax.types import ArraySpec, DataInfo
@@ -139,12 +140,12 @@ class Workdir:
         if not self._config_file.exists():
             return []
         found = config_lib.changes(self.read_config().to_dict(), config.to_dict())
-        if found[config_lib.FIXED]:
+        if found[schema.FIXED]:
             raise UserError(
                 f"{self.path} has checkpoints of another run; these keys cannot change on resume:"
-                f" {'; '.join(found[config_lib.FIXED])}. Restore them, or use another --workdir"
+                f" {'; '.join(found[schema.FIXED])}. Restore them, or use another --workdir"
             )
-        return found[config_lib.WARNED]
+        return found[schema.WARNED]
 
 
 def _absolute(path: str) -> epath.Path:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vit_jax import optim
-from vit_jax.config import Duration
+from vit_jax.durations import Duration
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
 

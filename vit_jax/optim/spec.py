@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax import config as config_lib
+from vit_jax import schema
 from vit_jax.errors import UserError, nearest
 
-DEFAULTS = config_lib.section_defaults("optim")
+DEFAULTS = schema.section_defaults("optim")
 """The keys, and the values they have where a config is silent; documented in `vit_jax.config`."""
 
 # Keys of a schedule that hold a length of time, in any unit the config knows.
