@@ -1,4 +1,4 @@
-"""A task from outside the package trains, evaluates and resumes through the same loop."""
+"""A task from outside the package trains and evaluates through the same loop."""
 
 import pytest
 
