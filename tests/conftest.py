@@ -27,6 +27,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 TINY = Path(__file__).parent / "tiny.py"
 
 
+LONGEST = ("test_processes.py", "test_train.py", "test_faults.py", "test_tpu.py", "test_recipes.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes come first, so that no worker begins one when the other is done."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """One cache for all tests and the processes they start: the same programs recur."""

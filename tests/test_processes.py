@@ -203,6 +203,7 @@ def shortened(alone, tmp_path):
     return workdir
 
 
+@pytest.mark.soak
 def test_kills_during_a_save_a_restore_and_an_evaluation(alone, digits_npz, tmp_path):
     """Two processes go on where one was; each kill makes the parents start both again."""
     run = Watched(tmp_path, shortened(alone, tmp_path), digits_npz)

@@ -299,7 +299,6 @@ def test_fields_are_kept_dropped_and_copied():
         ("resiz(3)", "unknown preprocessing op 'resiz'; did you mean 'resize'"),
         ("resize(3", "is not understood"),
         ("resize 3", "is not understood"),
-        ("", "is not understood"),
         ("resize(3) + flip_lr", "write name"),
         ("tf.resize(3)", "write name"),
         ("resize('big')", "size must be"),

@@ -189,6 +189,7 @@ def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="copies a git checkout to the hosts")
+@pytest.mark.soak
 def test_a_preempted_slice_is_made_again_and_the_run_ends_as_if_undisturbed(
     cloud, digits_npz, tmp_path
 ):
