@@ -5,6 +5,7 @@ Five steps with accumulation, an average and mixup, for every family of models.
 
 import math
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -62,13 +63,17 @@ def trained(family, sizes, zero1=False, start=None):
     keys = default_config().optim.to_dict()
     keys |= {"name": "sgd", "args": {"momentum": 0.9}, "lr": 0.05, "clip_norm": 1.0}
     duration = Duration(STEPS, BATCH, BATCH * STEPS)
-    optimizer = optim.build(keys, tasks.abstract_params(task), duration=duration)
     boxed = tasks.boxed_params(task)
+    optimizer = optim.build(keys, nn.unbox(boxed), duration=duration)
     make, abstract = step.init_state(
         task, optimizer, boxed, seed=0, ema=True, mesh=mesh, zero1=zero1
     )
+    beside_state = None
+    if zero1:
+        places = sharding.param_shardings(boxed, mesh)
+        beside_state = sharding.optimizer_shardings(boxed, places, mesh)
     train_step = step.make_train_step(
-        task, optimizer, abstract, mesh, accum_steps=2, ema_decay=0.9, zero1=zero1
+        task, optimizer, abstract, mesh, accum_steps=2, ema_decay=0.9, beside_state=beside_state
     )
     start = jax.device_get(make()) if start is None else start
     state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), start, abstract)

@@ -23,7 +23,11 @@ TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
 
 @dataclasses.dataclass
 class Run:
-    """The parts of a run that do not change from step to step."""
+    """The parts of a run that do not change from step to step.
+
+    abstract: shapes and shardings of the state. beside_state: shardings of gradients and updates,
+    which with `mesh.zero1` are those of the optimizer's state.
+    """
 
     config: ConfigDict
     mesh: Mesh
@@ -33,6 +37,7 @@ class Run:
     duration: Duration
     make_state: Callable[[], step.State]
     abstract: step.State
+    beside_state: Params
 
     @classmethod
     def build(
@@ -71,7 +76,12 @@ class Run:
             guard=SpikeGuard.of(config),
             zero1=config.mesh.zero1,
         )
-        return cls(config, mesh, source, task, optimizer, duration, make_state, abstract)
+        beside_state = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+        if config.mesh.zero1:
+            beside_state = sharding.optimizer_shardings(boxed, beside_state, mesh)
+        return cls(
+            config, mesh, source, task, optimizer, duration, make_state, abstract, beside_state
+        )
 
     def num_params(self) -> int:
         """Parameters of backbone and head."""
@@ -96,13 +106,10 @@ class Run:
 
     def gradients(self) -> Params:
         """The gradients of a step as abstract arrays, where they are summed."""
-        places = step.gradient_shardings(
-            self.task, self.abstract, self.mesh, zero1=self.config.mesh.zero1
-        )
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             self.abstract.params,
-            places,
+            self.beside_state,
         )
 
     def lower_step(self) -> jax.stages.Lowered:
@@ -117,7 +124,7 @@ class Run:
             ema_decay=config.ema_decay,
             max_skipped_steps=config.max_skipped_steps,
             guard=SpikeGuard.of(config),
-            zero1=config.mesh.zero1,
+            beside_state=self.beside_state,
         )
         batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
         with sharding.activate(self.mesh):

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax import optim, sharding, spikes, tasks
+from vit_jax import optim, sharding, spikes
 from vit_jax.optim.averaging import ema_update
 from vit_jax.spikes import LossHistory, SpikeGuard
 from vit_jax.tasks import TaskProtocol
@@ -126,16 +126,6 @@ def state_shardings(shapes: State, boxed: Params, mesh: Mesh, *, zero1: bool = F
     )
 
 
-def gradient_shardings(
-    task: TaskProtocol, abstract: State, mesh: Mesh, *, zero1: bool = False
-) -> Params:
-    """Where gradients are summed and updates computed: beside the optimizer's state."""
-    params = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
-    if not zero1:
-        return params
-    return sharding.optimizer_shardings(tasks.boxed_params(task), params, mesh)
-
-
 def make_train_step(
     task: TaskProtocol,
     optimizer: optim.Optimizer,
@@ -146,16 +136,18 @@ def make_train_step(
     ema_decay: float = 0.0,
     max_skipped_steps: int = 0,
     guard: SpikeGuard | None = None,
-    zero1: bool = False,
+    beside_state: Params | None = None,
 ) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
     """The jitted step `(state, batch) → (state, metrics)`; the state's buffers are reused.
 
     A step whose loss or gradient is not finite changes nothing but the counters. After more than
     `max_skipped_steps` of them in a row every later update is held back too, so that the state
     stays the last good one until the loop notices. So it is with steps that `guard` refuses.
+
+    beside_state: where gradients are summed and updates computed; None: where the parameters are.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    beside_state = gradient_shardings(task, abstract, mesh, zero1=zero1)
+    beside_state = beside_state or shardings.params
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         batch = task.perturb(batch, random_key(state.seed, Purpose.PERTURB, state.step))
