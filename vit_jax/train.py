@@ -87,7 +87,8 @@ def train(
         changed = workdir.check_resume(config) if store.steps() else []
         run = Run.build(config)
         # Tracing and compiling need no state: they go on while it is made, or read from disk.
-        compiling = _background().submit(run.compile_step) if not workdir.is_done() else None
+        background = ThreadPoolExecutor(1, thread_name_prefix="vit-compile")
+        compiling = background.submit(run.compile_step) if not workdir.is_done() else None
         evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
         state, restored, merged = restore_or_init(run, store)
     if workdir.is_done() and restored and restored.step == run.duration.total:
@@ -126,10 +127,6 @@ def train(
         report.write_report(workdir.path, is_done=True)
         workdir.mark_done(True, f"step {run.duration.total}\n")
     return Outcome.of(workdir, run, trainer.results, times)
-
-
-def _background() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="vit-compile")
 
 
 @dataclasses.dataclass
