@@ -52,12 +52,7 @@ def get_config(arg=None):
     pp = imagenet.big_vision_pp(size, randaug)
     imagenet.use(config, root=arg.data, others=arg.others, **pp)
 
-    config.optim.lr = 1e-3
-    config.optim.weight_decay = 1e-4
-    config.optim.decay_coupling = "schedule"
-    config.optim.args = {"mu_dtype": "bfloat16"}
-    config.optim.clip_norm = 1.0
-    config.optim.schedule.warmup = 10_000
+    imagenet.big_vision_adamw(config)
 
     if arg.runlocal:
         imagenet.run_locally(config, width=24, depth=2, num_heads=2, mlp_dim=48)

@@ -75,12 +75,7 @@ def get_config(arg=None):
         "val": {"split": "train[25600:51200]"},
     }
 
-    config.optim.lr = 1e-3
-    config.optim.weight_decay = 1e-4
-    config.optim.decay_coupling = "schedule"
-    config.optim.args = {"mu_dtype": "bfloat16"}
-    config.optim.clip_norm = 1.0
-    config.optim.schedule.warmup = 10_000
+    imagenet.big_vision_adamw(config)
     if arg.model in LARGE:
         _scale_up(config)
 

@@ -93,6 +93,16 @@ def big_vision_pp(size: int, randaug: Sequence[int] = (0, 0)) -> dict[str, str]:
     }
 
 
+def big_vision_adamw(config: ConfigDict) -> None:
+    """The optimizer of big_vision's recipes from scratch: decay not scaled by lr, bfloat16 mean."""
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 1e-4
+    config.optim.decay_coupling = "schedule"
+    config.optim.args = {"mu_dtype": "bfloat16"}
+    config.optim.clip_norm = 1.0
+    config.optim.schedule.warmup = 10_000
+
+
 def run_locally(config: ConfigDict, **model: int) -> None:
     """Shrinks a recipe so that it shows in seconds that it works, on random images.
 
