@@ -10,7 +10,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from vit_jax.__main__ import main, split_overrides
+from vit_jax.__main__ import main
+from vit_jax.arguments import split_overrides
 from vit_jax.errors import UserError
 
 TINY = Path(__file__).parent / "tiny.py"

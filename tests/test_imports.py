@@ -23,6 +23,8 @@ FLOORS = [
     {"summary", "features", "bench_timm", "bench_checkpoint", "monitor"},
     {"train", "bench", "fewshot", "planning"},
     {"launch"},
+    {"commands"},
+    {"arguments"},
     {"__main__"},
 ]
 

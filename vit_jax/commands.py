@@ -1,0 +1,261 @@
+"""The bodies of the commands, from parsed arguments to the functions that do the work.
+
+Each imports what it needs when it runs, so that `--help` answers at once.
+"""
+
+import argparse
+import contextlib
+import sys
+import time
+
+from vit_jax.errors import UserError
+
+_STARTED = time.monotonic()
+
+
+def _check_one_of(arguments: argparse.Namespace, *flags: str) -> None:
+    given = [flag for flag in flags if getattr(arguments, flag)]
+    if len(given) != 1:
+        names = " or ".join(f"--{flag}" for flag in flags)
+        raise UserError(f"{arguments.command}: give {names} (one of them)")
+
+
+def _cluster(arguments: argparse.Namespace):
+    from vit_jax.runtime import Cluster
+
+    return Cluster(arguments.coordinator, arguments.num_processes, arguments.process_id)
+
+
+def _load_config(arguments: argparse.Namespace):
+    from vit_jax import config as config_lib
+
+    return config_lib.load(arguments.config, arguments.overrides)
+
+
+def _set_up(config, arguments: argparse.Namespace) -> None:
+    from vit_jax import runtime
+
+    cluster = _cluster(arguments) if hasattr(arguments, "coordinator") else runtime.Cluster()
+    runtime.setup(config.compilation_cache, config.precision, cluster)
+
+
+def run_train(arguments: argparse.Namespace) -> int | None:
+    if arguments.keys:
+        from vit_jax import config as config_lib
+
+        print(config_lib.describe())
+        return None
+    for flag in ("config", "workdir"):
+        if not getattr(arguments, flag):
+            raise UserError(f"train: --{flag} is missing (see python -m vit_jax train --help)")
+    if arguments.restarts:
+        from vit_jax.launch import supervise
+
+        return supervise.run([*arguments.given, "--restarts=0"], arguments.restarts)
+    config = _load_config(arguments)
+    from vit_jax import train
+
+    _set_up(config, arguments)
+    outcome = train.train(config, arguments.workdir, profile=arguments.profile, started=_STARTED)
+    import jax
+
+    if jax.process_index() == 0:
+        print(outcome.describe())
+    return None
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    _check_one_of(arguments, "workdir", "checkpoint")
+    from vit_jax import evaluate
+    from vit_jax.workdir import Workdir
+
+    if arguments.checkpoint:
+        if not arguments.config:
+            raise UserError("evaluate: --checkpoint needs --config=FILE, which names the data")
+        config = _load_config(arguments)
+        _set_up(config, arguments)
+        results = evaluate.evaluate_checkpoint(config, arguments.checkpoint)
+    else:
+        workdir = Workdir.existing(arguments.workdir)
+        _set_up(workdir.read_config(arguments.overrides), arguments)
+        results = evaluate.evaluate_workdir(workdir, arguments.overrides, arguments.step)
+    for name, value in results.items():
+        print(f"{name:32} {value:.6g}")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    from vit_jax.report import write_report
+    from vit_jax.workdir import Workdir
+
+    print(write_report(Workdir.existing(arguments.workdir).path))
+
+
+def run_predict(arguments: argparse.Namespace) -> None:
+    predictor = _predictor(arguments)
+    images = predictor.read(arguments.images)
+    outputs = predictor.predict(images)
+    lines = predictor.task.lines(outputs, arguments.top)
+    for path, said in zip(arguments.images, lines, strict=True):
+        print("\n  ".join([path, *said]))
+    if arguments.out:
+        predictor.draw(images, outputs, arguments.out)
+        print(f"drawn: {arguments.out}")
+    if arguments.attention:
+        captions = predictor.task.captions(outputs)
+        predictor.draw_attention(images, captions, arguments.attention)
+        print(f"attention: {arguments.attention}")
+    if arguments.patches:
+        predictor.draw_patches(images[0], arguments.patches)
+        print(f"patches: {arguments.patches}")
+
+
+def _predictor(arguments: argparse.Namespace, *, headless: bool = False):
+    """The model that --workdir, or --checkpoint with --model, names."""
+    _check_one_of(arguments, "workdir", "checkpoint")
+    from vit_jax import config, predict
+
+    if arguments.workdir:
+        return predict.Predictor.from_workdir(arguments.workdir)
+    return predict.Predictor.from_checkpoint(
+        arguments.checkpoint,
+        model=arguments.model,
+        fields=config.parse_values(arguments.fields),
+        image_size=arguments.image_size,
+        labels=getattr(arguments, "labels", None),
+        headless=headless,
+    )
+
+
+def run_convert(arguments: argparse.Namespace) -> None:
+    from vit_jax import config, convert
+
+    print(
+        convert.run(
+            arguments.src,
+            arguments.dst,
+            arguments.to,
+            model=arguments.model,
+            fields=config.parse_values(arguments.fields),
+            image_size=arguments.image_size,
+        )
+    )
+
+
+def run_features(arguments: argparse.Namespace) -> None:
+    from vit_jax import features
+
+    predictor = _predictor(arguments, headless=True)
+    print(features.run(arguments.images, arguments.out, predictor))
+
+
+def run_fewshot(arguments: argparse.Namespace) -> None:
+    _check_one_of(arguments, "workdir", "config")
+    from vit_jax import fewshot
+    from vit_jax.workdir import Workdir
+
+    if arguments.workdir:
+        overrides = {**arguments.overrides, "init.checkpoint": arguments.workdir}
+        config = Workdir.existing(arguments.workdir).read_config(overrides)
+    else:
+        config = _load_config(arguments)
+    _set_up(config, arguments)
+    for name, value in fewshot.run(config).items():
+        print(f"{name:32} {value:.6g}")
+
+
+def run_data(arguments: argparse.Namespace) -> None:
+    config = _load_config(arguments)
+    from vit_jax.data.contact_sheet import contact_sheet
+    from vit_jax.run import Run
+
+    _set_up(config, arguments)
+    run = Run.build(config)
+    with contextlib.closing(run.batches_seen(arguments.step)) as batches:
+        names = run.source.class_names
+        contact_sheet(batches, names, arguments.out, num_images=arguments.images)
+    print(arguments.out)
+
+
+def run_plan(arguments: argparse.Namespace) -> None:
+    config = _load_config(arguments)
+    from vit_jax.planning import command
+
+    command.run(
+        config,
+        arguments.topology,
+        arguments.slices,
+        search=arguments.fit,
+        placements=arguments.placements,
+        json_file=arguments.json,
+        save=arguments.save,
+    )
+
+
+def run_models(arguments: argparse.Namespace) -> None:
+    flags = ("index", "pretraining", "dataset", "resolution", "top")
+    given = {flag: getattr(arguments, flag) for flag in flags if getattr(arguments, flag)}
+    if arguments.released:
+        from vit_jax.checkpoints import released
+
+        print(released.describe(model=arguments.names, **given))
+        return
+    if given:
+        raise UserError(f"models: --{next(iter(given))} needs --released")
+    from vit_jax.models import listing
+
+    print(f"{'name':20} {'parameters':>15} {'GFLOPs':>10} {'input':>6}")
+    for row in listing.rows(arguments.names or None):
+        print(f"{row.name:20} {row.params:>15,} {row.gflops:>10.2f} {row.input_size:>6}")
+
+
+def run_prepare(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from vit_jax.data import imagenet_tars, prepare
+
+    name, data_dir = arguments.name, arguments.data_dir
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if arguments.check and arguments.manual_dir:
+        imagenet_tars.check_archives(Path(arguments.manual_dir), tell)
+        return
+    if arguments.tfrecord:
+        folder = prepare.convert_tfrecord(name, arguments.tfrecord, data_dir, tell)
+    elif not (arguments.copy_to or arguments.check):
+        folder = prepare.prepare(name, data_dir, arguments.manual_dir, tell)
+    if arguments.check:
+        folder = prepare.check(name, data_dir, tell)
+    if arguments.copy_to:
+        folder = prepare.copy(name, data_dir, arguments.copy_to, tell)
+    print(folder)
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    config = _load_config(arguments)
+    from vit_jax import bench, bench_checkpoint
+
+    if arguments.against and arguments.what != "input":
+        raise UserError("bench: --against goes with `bench input`")
+    _set_up(config, arguments)
+    measured = {
+        "step": lambda: bench.bench_step(config),
+        "input": lambda: (
+            bench.bench_against_timm(config) if arguments.against else bench.bench_input(config)
+        ),
+        "start": lambda: bench.bench_start(arguments.config, arguments.overrides),
+        "checkpoint": lambda: bench_checkpoint.bench_checkpoint(config),
+    }[arguments.what]()
+    result = json.dumps({**measured, "machine": bench.describe_machine()}, indent=2)
+    print(result)
+    if arguments.json:
+        Path(arguments.json).write_text(result + "\n")
