@@ -23,7 +23,7 @@ def onehot(
     Several labels give one vector with all of them on, or one row each with `multi=False`. A number
     out of range gives `off` throughout.
     """
-    vectors = tf.one_hot(_field(record, key), depth, on, off)
+    vectors = tf.one_hot(field(record, key), depth, on, off)
     if multi and vectors.shape.ndims == 2:
         vectors = tf.reduce_max(vectors, axis=0)
     return record | {key_result or key: vectors}
@@ -32,24 +32,25 @@ def onehot(
 @record_op
 def keep(record: Record, *keys: str) -> Record:
     """Drops every field but these."""
-    return {key: _field(record, key) for key in keys}
+    return {key: field(record, key) for key in keys}
 
 
 @record_op
 def drop(record: Record, *keys: str) -> Record:
     """Drops these fields."""
     for key in keys:
-        _field(record, key)
+        field(record, key)
     return {key: x for key, x in record.items() if key not in keys}
 
 
 @record_op
 def copy(record: Record, inkey: str, outkey: str) -> Record:
     """The same field under a second name."""
-    return record | {outkey: _field(record, inkey)}
+    return record | {outkey: field(record, inkey)}
 
 
-def _field(record: Record, key: str) -> tf.Tensor:
+def field(record: Record, key: str) -> tf.Tensor:
+    """A field of a record. Raises `UserError` if there is none of this name."""
     if key not in record:
         raise UserError(f"records have no field {key!r}; {nearest(key, record)}")
     return record[key]
