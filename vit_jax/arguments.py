@@ -101,10 +101,17 @@ def _add_run_commands(command: Callable[..., Parser]) -> None:
     predict = command(
         "predict",
         commands.run_predict,
-        "classes, masks or boxes of image files, and where the model looked",
+        "classes, masks, boxes or the right text of image files, and where the model looked",
     )
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     _add_model_source(predict)
+    predict.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what an image may show, once for each; for runs that learned images and texts",
+    )
     predict.add_argument("--labels", metavar="FILE", help="class names, one a line")
     predict.add_argument(
         "--attention", metavar="OUT.png", help="draw where the model looked; all heads of one image"

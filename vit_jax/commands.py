@@ -120,7 +120,9 @@ def _predictor(arguments: argparse.Namespace, *, headless: bool = False):
     from vit_jax import config, predict
 
     if arguments.workdir:
-        return predict.Predictor.from_workdir(arguments.workdir)
+        return predict.Predictor.from_workdir(arguments.workdir, getattr(arguments, "text", ()))
+    if getattr(arguments, "text", ()):
+        raise UserError("--text needs the --workdir of a run that learned images and texts")
     return predict.Predictor.from_checkpoint(
         arguments.checkpoint,
         model=arguments.model,

@@ -1,6 +1,7 @@
 """Exact metrics over whole splits: the same number for any batch size, mesh and process count."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vit_jax import checkpoints, data, sharding, step
+from vit_jax import checkpoints, data, sharding, step, tasks
 from vit_jax.checkpoints.store import Store
 from vit_jax.config import validate
 from vit_jax.errors import UserError
@@ -57,6 +58,9 @@ class Evaluator:
         self._timeout_s = config.data.timeout
         self._rows = sharding.local_rows(mesh, self.batch_size)
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+        self._precompute = jax.jit(
+            functools.partial(tasks.precompute, task), out_shardings=sharding.replicated(mesh)
+        )
         self._eval_step = step.make_eval_step(task, abstract, mesh)
 
     def run(
@@ -67,13 +71,19 @@ class Evaluator:
         Raises:
           Abandoned: `should_stop` said so between two batches.
         """
-        params = sharding.moved(params, self._shardings)
+        params = self._prepared(params)
         results = {}
         for split in self.splits:
             found = self._statistics(split, params, should_stop)
             for metric, value in self._task.metrics(found).items():
                 results[f"{split.name}{suffix}/{metric}"] = value
         return results
+
+    def _prepared(self, params: Params) -> Params:
+        """`params` where the evaluation wants them, with what the task makes of them once."""
+        params = sharding.moved(params, self._shardings)
+        with sharding.activate(self._mesh):
+            return {**params, **self._precompute(params)}
 
     def _statistics(
         self, split: Split, params: Params, should_stop: Callable[[], bool]
@@ -127,6 +137,7 @@ class Evaluator:
             out_shardings=sharding.replicated(self._mesh),
         )
         parts: list[dict[str, np.ndarray]] = []
+        params = self._prepared(params)
         with sharding.activate(self._mesh):
             for number, batch in enumerate(self._batches(split)):
                 if number * self.batch_size >= limit:
@@ -202,7 +213,7 @@ def open_split(config: ConfigDict, name: str) -> Split:
 def _check_classes(split: Split, task: TaskProtocol) -> None:
     """Other classes than those of training would be scored all the same, and mean nothing."""
     found, trained = split.source.num_classes, task.info.num_classes
-    if found and found != trained:
+    if found and trained and found != trained:
         raise UserError(
             f"config.eval.sets.{split.name} has {found} classes, config.data has {trained}; labels"
             " must mean the same in both"

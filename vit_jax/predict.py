@@ -31,15 +31,25 @@ class Predictor:
     info: DataInfo
 
     @classmethod
-    def from_workdir(cls, path: str) -> "Predictor":
+    def from_workdir(cls, path: str, texts: Sequence[str] = ()) -> "Predictor":
         """The newest checkpoint of a run; its averaged parameters where there are some.
 
+        texts: what images may show, for a run that learned images and texts; the answer is one of
+        them in the place of the task's own classes.
+
         Raises:
-          UserError: no run or no whole checkpoint there.
+          UserError: no run or no whole checkpoint there, or `texts` for a run that reads none.
         """
         workdir = Workdir.existing(path)
         config, info = workdir.read_config(), workdir.read_info()
-        task = tasks.build(config.task, config.model, info)
+        keys = config.task.to_dict()
+        if texts and keys["name"] != "contrastive":
+            raise UserError(
+                f"--text is for runs of task contrastive; the one in {path} is {keys['name']}"
+            )
+        if texts:
+            keys |= {"classes": tuple(texts), "prompts": ()}
+        task = tasks.build(keys, config.model, info)
         return cls(task, restore_params(workdir, task, ema=config.ema_decay > 0), info)
 
     @classmethod
@@ -91,7 +101,13 @@ class Predictor:
 
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """What the task says of uint8 images; for classification `probability` `[n, classes]`."""
-        return jax.device_get(jax.jit(self.task.predict)(self.params, {"image": images}))
+
+        @jax.jit
+        def run(params: Params, images: np.ndarray) -> dict[str, jax.Array]:
+            params = {**params, **tasks.precompute(self.task, params)}
+            return self.task.predict(params, {"image": images})
+
+        return jax.device_get(run(self.params, images))
 
     def draw(self, images: np.ndarray, outputs: Mapping[str, np.ndarray], out: str) -> None:
         """Writes a PNG with the images and, on them, what `predict` said.

@@ -5,6 +5,7 @@ keys, so a resumed run, or one on another mesh, draws what the undisturbed run w
 """
 
 import enum
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax import optim, sharding, spikes
+from vit_jax import optim, sharding, spikes, tasks
 from vit_jax.optim.averaging import ema_update
 from vit_jax.spikes import LossHistory, SpikeGuard
 from vit_jax.tasks import TaskProtocol
@@ -252,9 +253,15 @@ def make_eval_step(
 ) -> Callable[[Params, Batch, Mapping[str, Array]], tuple[dict[str, Array], dict[str, Array]]]:
     """The jitted `(params, batch, sums) → (sums, rows)`, adding a batch's statistics.
 
-    rows: what the task wants to know of each example, on every device, with the batch's `mask`.
+    params: with what `tasks.precompute` makes of them. rows: what the task wants to know of each
+    example, on every device, with the batch's `mask`.
     """
-    params = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+    everywhere = sharding.replicated(mesh)
+    beside = jax.eval_shape(functools.partial(tasks.precompute, task), abstract.params)
+    params = {
+        **jax.tree.map(lambda leaf: leaf.sharding, abstract.params),
+        **jax.tree.map(lambda _: everywhere, beside),
+    }
 
     def eval_step(
         params: Params, batch: Batch, sums: Mapping[str, Array]
@@ -263,7 +270,6 @@ def make_eval_step(
         rows = {**rows, "mask": batch["mask"]} if rows else {}
         return jax.tree.map(jnp.add, dict(sums), task.eval_sums(params, batch)), rows
 
-    everywhere = sharding.replicated(mesh)
     return jax.jit(
         eval_step,
         in_shardings=(params, sharding.batch_sharding(mesh), everywhere),

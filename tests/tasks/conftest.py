@@ -1,12 +1,14 @@
 """Eight digit scenes as a batch of the pipeline, and what a task knows of such data."""
 
+import jax
 import numpy as np
 import pytest
 
 from vit_jax.data import scenes
+from vit_jax.tokenizer import open_tokenizer
 from vit_jax.types import ArraySpec, DataInfo
 
-SIDE, MAX_OBJECTS = 32, 5
+SIDE, MAX_OBJECTS, TEXT_LENGTH = 32, 5, 48
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +23,7 @@ def scene_batch():
         "box_crowd": np.zeros((8, MAX_OBJECTS), bool),
         "box_area": np.zeros((8, MAX_OBJECTS), np.float32),
         "image_size": np.full((8, 2), SIDE, np.int32),
+        "tokens": open_tokenizer("bytes", TEXT_LENGTH).encode([one.caption for one in drawn]),
     }
     for row, scene in enumerate(drawn[:-1]):
         count = len(scene.digits)
@@ -41,3 +44,11 @@ def scene_info(scene_batch):
         return DataInfo(spec, num_classes, class_names)
 
     return info
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For programs that run a few times: compiling them is all the work."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -63,7 +63,8 @@ def load_with_report(
     **options: Any,
 ) -> tuple[Params, MergeReport]:
     """`load`, with an account of what was loaded, resized, initialised and ignored."""
-    weights = read_weights(path, text=is_text(backbone_of(model)))
+    one = "text" if is_text(backbone_of(model)) else "image"
+    weights = read_weights(path, tower="both" if hasattr(model, "text") else one)
     source = os.fspath(path)
     return fit(weights, model, source, image_size=image_size, channels=channels, **options)
 
@@ -85,8 +86,8 @@ def fit(
     return to_params(arrays, model, stacked=target.stacked), report
 
 
-def read_weights(path: epath.PathLike, *, text: bool = False) -> Weights:
-    """A checkpoint's arrays under our names. `text`: of an image-text model, the text tower."""
+def read_weights(path: epath.PathLike, *, tower: str = "image") -> Weights:
+    """A checkpoint's arrays under our names. `tower`: of an image-text model, see `npz.read`."""
     name = os.fspath(path)
     if "://" not in name or name.startswith(files.STORES):
         place = epath.Path(path).expanduser()
@@ -102,17 +103,17 @@ def read_weights(path: epath.PathLike, *, text: bool = False) -> Weights:
             # Orbax takes no relative paths; addresses of object stores are absolute as they are.
             return _read_directory(place if "://" in name else place.resolve())
         path = place
-    return recognise(files.read_arrays(path), path, text=text)
+    return recognise(files.read_arrays(path), path, tower=tower)
 
 
 def recognise(
-    arrays: Mapping[str, np.ndarray], path: epath.PathLike, *, text: bool = False
+    arrays: Mapping[str, np.ndarray], path: epath.PathLike, *, tower: str = "image"
 ) -> Weights:
     """Arrays of a file under our names, by what theirs look like."""
     if bit.matches(arrays):
         return bit.read(arrays)
     if npz.matches(arrays):
-        return npz.read(arrays, text=text)
+        return npz.read(arrays, tower)
     for state_dict in (timm, hf):
         if state_dict.matches(arrays):
             return state_dict.read(arrays)

@@ -6,6 +6,7 @@ order of use (LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock
 big_vision number them by type. Both are read; each is written where it is expected.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 
@@ -14,6 +15,7 @@ import numpy as np
 from vit_jax.checkpoints.weights import Renames, Weights, map_blocks
 
 PREFIXES = ("opt/target/", "params/img/", "params/", "img/")
+TEXT_PREFIXES = ("params/txt/", "txt/")
 
 BY_USE = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
 BY_TYPE = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
@@ -108,11 +110,40 @@ def matches(arrays: Mapping[str, np.ndarray]) -> bool:
     return any("/" in name for name in arrays)
 
 
-def read(arrays: Mapping[str, np.ndarray], *, text: bool = False) -> Weights:
-    """Arrays under our names.
+# What they call what is neither tower, and we.
+_BETWEEN = {"t": "log_scale", "b": "bias"}
 
-    text: take the text tower of an image-text model instead of the image tower.
+
+def read(arrays: Mapping[str, np.ndarray], tower: str = "image") -> Weights:
+    """Arrays under our names: of an image-text model those of one `tower`, image or text, or both.
+
+    Both are taken where the file has both.
     """
+    if tower == "both" and any(name.startswith(TEXT_PREFIXES) for name in arrays):
+        return _read_both(arrays)
+    return _read_tower(arrays, text=tower == "text")
+
+
+def _read_both(arrays: Mapping[str, np.ndarray]) -> Weights:
+    """Both towers of an image-text model and what is between them, as in `models.TwoTowers`."""
+    image, text = (_read_tower(arrays, text=text) for text in (False, True))
+    found: dict[str, np.ndarray] = {}
+    for weights, ours, projection in ((image, "backbone", "image"), (text, "text", "text")):
+        for name, array in weights.arrays.items():
+            part, _, rest = name.partition("/")
+            found[f"{ours if part == 'backbone' else f'{projection}_proj'}/{rest}"] = array
+    loose = {name.removeprefix("params/"): x for name, x in arrays.items()}
+    found |= {ours: loose[theirs] for theirs, ours in _BETWEEN.items() if theirs in loose}
+    return dataclasses.replace(
+        image,
+        arrays=found,
+        format=f"{image.format} with the text tower of {text.format}",
+        ignored=(),
+        unknown=(*image.unknown, *text.unknown),
+    )
+
+
+def _read_tower(arrays: Mapping[str, np.ndarray], text: bool) -> Weights:
     mine, ignored = _tower(arrays, text)
     mine = map_blocks(mine, "Transformer/encoderblock", lambda i: f"Transformer/encoderblock_{i}")
     table, class_row, naming = _recognise(mine, text)
@@ -135,7 +166,7 @@ def read(arrays: Mapping[str, np.ndarray], *, text: bool = False) -> Weights:
 
 def _tower(arrays: Mapping[str, np.ndarray], text: bool) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays of one model, without the prefix they share, and what was left aside."""
-    prefixes = ("params/txt/", "txt/") if text else PREFIXES
+    prefixes = TEXT_PREFIXES if text else PREFIXES
     prefix = next((p for p in prefixes if any(n.startswith(p) for n in arrays)), "")
     mine = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
     groups: dict[str, list[str]] = {}

@@ -97,9 +97,9 @@ def _numbered(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for name, array in flat.items():
         full = f"backbone/{name}" if bare else name
-        if full.startswith("backbone/blocks/"):
-            rest = full.removeprefix("backbone/blocks/")
-            out.update({f"backbone/blocks_{i}/{rest}": x for i, x in enumerate(array)})
+        tower, blocks, rest = full.partition("/blocks/")
+        if blocks:
+            out.update({f"{tower}/blocks_{i}/{rest}": x for i, x in enumerate(array)})
         else:
             out[full] = array
     return out

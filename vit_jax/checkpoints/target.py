@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.checkpoints import surgery
-from vit_jax.checkpoints.weights import Weights, backbone_of, canonical
+from vit_jax.checkpoints.weights import Weights, backbone_of, canonical, has_head
 from vit_jax.errors import UserError
 
 DEFAULT_SIDE = 224
@@ -25,13 +25,14 @@ class Target:
     grid: (rows, columns) of the positions; None where the model has no table of them, or where the
       checkpoint decides.
     inputs: shapes of what the model is initialised with.
+    stacked: the towers (`backbone`, `text`) that scan over their blocks.
     """
 
     model: nn.Module
     inputs: Any
     shapes: Mapping[str, tuple[int, ...]]
     grid: surgery.Grid | None
-    stacked: bool
+    stacked: Collection[str]
 
     @classmethod
     def create(
@@ -54,7 +55,8 @@ class Target:
         if grid and image_size is None and table is not None and _grows(backbone):
             class_row = "backbone/cls" in shapes and backbone.class_token_position
             shapes, grid = _keep_table(shapes, grid, weights, table, class_row), None
-        stacked = any("blocks" in path for path in flax.traverse_util.flatten_dict(abstract))
+        tree = abstract if has_head(model) else {"backbone": abstract}
+        stacked = {path[0] for path in flax.traverse_util.flatten_dict(tree) if "blocks" in path}
         return cls(model, inputs, shapes, grid, stacked)
 
     @property

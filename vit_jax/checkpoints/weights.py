@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +18,8 @@ from vit_jax.types import Params
 class Weights:
     """Arrays under our names, whatever file they came from.
 
-    arrays: float32 by path. The backbone's paths start with `backbone/`, the head's with `head/`;
+    arrays: float32 by path. The backbone's paths start with `backbone/`, the head's with `head/`,
+      those of an image-text model's other parts as in `models.TwoTowers`;
       blocks are numbered (`backbone/blocks_3/norm1/scale`), never stacked. Attention kernels of
       formats that do not tell the number of heads are matrices.
     format: the naming, in words, for messages.
@@ -88,11 +89,12 @@ def canonical(tree: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     return flax.traverse_util.flatten_dict(models.unstack_blocks(tree), sep="/")
 
 
-def to_params(arrays: Mapping[str, np.ndarray], model: nn.Module, *, stacked: bool) -> Params:
-    """The inverse of `from_params`; `stacked`: the model scans over its blocks."""
+def to_params(
+    arrays: Mapping[str, np.ndarray], model: nn.Module, *, stacked: Collection[str]
+) -> Params:
+    """The inverse of `from_params`; `stacked`: the towers that scan over their blocks."""
     tree = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
-    if stacked:
-        tree = models.stack_blocks(tree)
+    tree |= {tower: models.stack_blocks(tree[tower]) for tower in stacked}
     return tree if has_head(model) else tree["backbone"]
 
 

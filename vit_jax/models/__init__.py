@@ -21,12 +21,15 @@ from vit_jax.models._dense import Detector, Segmenter
 from vit_jax.models._heads import Classifier
 from vit_jax.models._registry import Variant, build, field_names, find, names, variants
 from vit_jax.models._resize import resize_grid, resize_patch_kernel
+from vit_jax.models._towers import Compared, TwoTowers
 from vit_jax.models._transformer import stack_blocks, unstack_blocks
 
 __all__ = [
     "Classifier",
+    "Compared",
     "Detector",
     "Segmenter",
+    "TwoTowers",
     "Variant",
     "build",
     "field_names",

@@ -19,7 +19,7 @@ def param_count(model: nn.Module, image_size: int | Sequence[int], channels: int
 
 
 def flops(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) -> int:
-    """Floating-point operations of the forward pass of one image.
+    """Floating-point operations of the forward pass of one image, and of its text if it has one.
 
     Counts the matrix products and convolutions of the traced model, a multiply-add as 2; a training
     step costs about three times as much. XLA's own count is of no use: it takes the body of a loop
@@ -27,12 +27,14 @@ def flops(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) 
     """
     inputs = _inputs(model, image_size, channels)
     params = _abstract_params(model, inputs)
+    other_tower = getattr(model, "text", None)
+    beside = flops(other_tower, model.text_length, 0) if other_tower else 0
 
     def forward(params: Any, inputs: Any) -> Any:
         # Asking for attention weights makes every implementation spell its products out.
         return model.apply({"params": params}, inputs, mutable=["intermediates"])
 
-    return _count(jax.make_jaxpr(forward)(params, inputs).jaxpr)
+    return beside + _count(jax.make_jaxpr(forward)(params, inputs).jaxpr)
 
 
 def _inputs(model: nn.Module, image_size: int | Sequence[int], channels: int) -> Any:

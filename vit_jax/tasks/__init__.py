@@ -21,7 +21,11 @@ from vit_jax.types import Array, Batch, DataInfo, Params
 
 
 class TaskProtocol(Protocol):
-    """The contract between a task and the step, the evaluation and the report."""
+    """The contract between a task and the step, the evaluation and the report.
+
+    A task may also have `precompute(params)`: arrays, by name, that `eval_sums`, `eval_rows` and
+    `predict` then find among the parameters, so that every batch need not make them.
+    """
 
     model: nn.Module
 
@@ -101,6 +105,12 @@ def abstract_params(task: TaskProtocol) -> Params:
 def boxed_params(task: TaskProtocol) -> Params:
     """Shapes of the parameters, in boxes with their logical axis names."""
     return jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def precompute(task: TaskProtocol, params: Params) -> Params:
+    """What evaluation puts beside the parameters, the same for all batches; {} for most tasks."""
+    own = getattr(task, "precompute", None)
+    return own(params) if own else {}
 
 
 def _find(name: str) -> type:
