@@ -79,6 +79,8 @@ def pictures(tmp_path_factory):
             features = {
                 "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
                 "label": tfds.features.ClassLabel(num_classes=3),
+                "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
+                "words": tfds.features.Sequence(tfds.features.Text()),
             }
             return tfds.core.DatasetInfo(
                 builder=self,
@@ -92,11 +94,24 @@ def pictures(tmp_path_factory):
         def _generate_examples(self):
             for number in range(12):
                 image = np.full((4 + number, 6, 3), number, np.uint8)
-                yield number, {"image": image, "label": number % 3}
+                texts = [f"{number} {i}" for i in range(number % 4)]
+                captions = [{"id": 0, "text": text} for text in texts]
+                yield (
+                    number,
+                    {"image": image, "label": number % 3, "captions": captions, "words": texts},
+                )
 
     folder = str(tmp_path_factory.mktemp("pictures"))
     prepare("pictures", folder)
-    return open_source({"source": "tfds", "name": "pictures", "dir": folder, "split": "train"})
+    spec = {"source": "tfds", "name": "pictures", "dir": folder, "split": "train"}
+    return open_source({**spec, "max_texts": 2})
+
+
+def test_lists_of_texts_are_as_long_as_each_other(pictures):
+    records = pictures.fetch(np.array([4, 5, 7]))
+    expected = [[b"", b""], [b"5 0", b""], [b"7 0", b"7 1"]]
+    np.testing.assert_array_equal(records["captions"], expected)
+    np.testing.assert_array_equal(records["words"], expected)
 
 
 def test_images_stay_encoded_until_preprocessing_decodes_them(pictures):

@@ -23,16 +23,25 @@ class _MultiHot(NamedTuple):
     num_classes: int
 
 
+class _Texts(NamedTuple):
+    """What a list of texts becomes: so many, the last ones empty where there are fewer."""
+
+    count: int
+    field: str
+    """Where the list is of several fields, the one that is a text."""
+
+
 class Source:
     """`name` as TFDS spells it (with `/config` and `:version`), `split` such as `train[:99%]`.
 
     Of the features, those come along that stack into arrays: images, class labels, numbers and
-    tensors of fixed shape, texts, objects with boxes (as `vit_jax.data.boxes` describes them), and
-    lists of class labels as multi-hot vectors, uint8 [classes].
+    tensors of fixed shape, texts and lists of texts, objects with boxes (as `vit_jax.data.boxes`
+    describes them), and lists of class labels as multi-hot vectors, uint8 [classes].
 
     classes_of: the feature whose classes are `num_classes`: "" takes `label`, else that of the
       objects, else the first labelled image.
     max_objects, on_bad_box: see `boxes.pack` and `boxes.check`.
+    max_texts: of a list of texts the first that are kept.
     """
 
     def __init__(
@@ -44,6 +53,7 @@ class Source:
         classes_of: str = "",
         max_objects: int = 100,
         on_bad_box: str = "fail",
+        max_texts: int = 5,
     ):
         boxes.check_choice(on_bad_box)
         self._max_objects, self._on_bad_box = max_objects, on_bad_box
@@ -55,7 +65,7 @@ class Source:
                 f"run: python -m vit_jax prepare {name}{where}"
             )
         self._name = f"{builder.info.full_name} {split}"
-        self._features = _stackable(builder.info.features)
+        self._features = _stackable(builder.info.features, max_texts)
         self._reader = _open_split(builder, split, self._features)
         self.blocks = getattr(self._reader, "blocks", None)
         self._objects = _objects_feature(builder.info.features)
@@ -104,7 +114,7 @@ class Source:
         return f"record {int(index)} of TFDS {self._name}"
 
 
-def _stackable(features) -> dict[str, type | _MultiHot]:
+def _stackable(features, max_texts: int) -> dict[str, type | _MultiHot | _Texts]:
     """The features that become arrays, with the dtype of the array."""
     import tensorflow_datasets as tfds
 
@@ -120,6 +130,12 @@ def _stackable(features) -> dict[str, type | _MultiHot]:
             feature.feature, tfds.features.ClassLabel
         ):
             kept[key] = _MultiHot(feature.feature.num_classes)
+        elif isinstance(feature, tfds.features.Sequence):
+            inner = feature.feature
+            fields = dict(inner.items()) if hasattr(inner, "items") else {"": inner}
+            texts = [name for name, one in fields.items() if isinstance(one, tfds.features.Text)]
+            if texts:
+                kept[key] = _Texts(max_texts, texts[0])
     return kept
 
 
@@ -193,7 +209,13 @@ def _open_split(builder, split: str, features: dict[str, type]):
         ) from error
 
 
-def _stack(values: list, dtype: type | _MultiHot) -> np.ndarray:
+def _stack(values: list, dtype: type | _MultiHot | _Texts) -> np.ndarray:
+    if isinstance(dtype, _Texts):
+        stacked = np.full((len(values), dtype.count), b"", object)
+        for row, value in enumerate(values):
+            texts = (value[dtype.field] if dtype.field else value)[: dtype.count]
+            stacked[row, : len(texts)] = texts
+        return stacked
     if isinstance(dtype, _MultiHot):
         stacked = np.zeros((len(values), dtype.num_classes), np.uint8)
         for row, labels in enumerate(values):

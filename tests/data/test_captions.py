@@ -1,0 +1,117 @@
+"""Captions from files of every kind, and from TFDS; what is wrong in them is named by its line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vit_jax.config import load, validate
+from vit_jax.data import element_spec, open_source
+from vit_jax.errors import UserError
+from vit_jax.evaluate import open_split
+from vit_jax.run import Run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PAIRS = [("a.png", "a cat"), ("b.png", "a dog"), ("a.png", "a black, fat cat")]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    return tmp_path
+
+
+def opened(folder, name, content, **keys):
+    (folder / name).write_text(content)
+    spec = {"source": "captions", "name": str(folder / name), "images": str(folder), **keys}
+    return open_source(spec)
+
+
+CONTENTS = {
+    "train.jsonl": "\n".join(json.dumps({"image": i, "caption": c}) for i, c in PAIRS) + "\n\n",
+    "train.csv": "caption,image\n" + "\n".join(f'"{c}",{i}' for i, c in PAIRS),
+    "train.tsv": "image\tcaption\n" + "\n".join(f"{i}\t{c}" for i, c in PAIRS),
+    "train.json": json.dumps(
+        {
+            "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+            "annotations": [
+                {"image_id": 1 + "ab".index(i[0]), "caption": f" {c} "} for i, c in PAIRS
+            ],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_lines_of_an_image_are_its_captions(folder, name):
+    source = opened(folder, name, CONTENTS[name], max_texts=3)
+    assert len(source) == 2
+    records = source.fetch(np.array([1, 0]))
+    np.testing.assert_array_equal(
+        records["captions"], [[b"a dog", b"", b""], [b"a cat", b"a black, fat cat", b""]]
+    )
+    assert records["image"][0] == (folder / "b.png").read_bytes()
+    assert source.describe(1).endswith("b.png")
+
+
+def test_captions_reach_the_batch_as_tokens(folder):
+    source = opened(folder, "train.jsonl", CONTENTS["train.jsonl"])
+    spec = element_spec(source, "decode|tokenize(8, key='captions')")
+    assert spec["tokens"].shape == (5, 8)
+    one = element_spec(source, "decode|choose|lower|tokenize(8)|keep('image', 'tokens')")
+    assert {name: array.shape for name, array in one.items()} == {
+        "image": (8, 8, 3),
+        "tokens": (8,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.jsonl", '{"image": "a.png", "caption": "a"}\n{"image"', "c.jsonl: line 2 is no JSON"),
+        ("c.jsonl", '{"image": "a.png"}', "c.jsonl: line 1 has no 'caption'"),
+        ("c.jsonl", "[1]", "c.jsonl: line 1 has no 'image'"),
+        ("c.csv", "image,text\na.png,a", "c.csv: line 2 has no 'caption'"),
+        ("c.csv", "image,caption\na.png, ", "c.csv: line 2 has no 'caption'"),
+        ("c.json", "{}", "c.json has no list 'images'"),
+        ("c.json", '{"images": [], "annotations": [{"caption": "a"}]}', r"\[0\] has no 'image'"),
+        ("c.json", "{", "c.json is no JSON"),
+        ("c.yaml", "", "write a file that ends in .jsonl"),
+        ("c.jsonl", "", "selects none of 0 examples"),
+    ],
+)
+def test_what_is_wrong_is_named(folder, name, content, message):
+    with pytest.raises(UserError, match=message) as raised:
+        opened(folder, name, content)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_files_are_named(folder):
+    with pytest.raises(UserError, match="nowhere"):
+        opened(folder, "c.jsonl", "", images=str(folder / "nowhere"))
+    with pytest.raises(UserError, match=r"gone.csv: No such file"):
+        open_source({"source": "captions", "name": "gone.csv", "images": str(folder)})
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_the_recipe_fits_captions_of_ones_own(folder, loss):
+    for split in ("train", "val"):
+        (folder / f"{split}.jsonl").write_text(CONTENTS["train.jsonl"])
+    given = f"file={folder}/{{split}}.jsonl,images={folder},size=16,loss={loss}"
+    config = load(f"{CONFIGS}/lit_coco.py:{given}").to_dict()
+    config["batch_size"] = 8
+    config["model"] |= {"width": 8, "depth": 1, "num_heads": 1, "mlp_dim": 8}
+    config["task"]["text"] |= {"width": 8, "depth": 1, "num_heads": 1, "mlp_dim": 8}
+    config["task"]["dim"] = 8
+    run = Run.build(validate(ConfigDict(config)))
+    assert run.task.info.spec["tokens"].shape == (16,)
+    frozen = {row.name.partition("/")[0] for row in run.optimizer.describe() if row.frozen}
+    assert frozen == {"backbone"}
+    trained = {row.name.partition("/")[0] for row in run.optimizer.describe() if not row.frozen}
+    assert trained == {"text", "text_proj", "log_scale", *(["bias"] if loss == "sigmoid" else [])}
+    val = open_split(run.config, "val")
+    assert element_spec(val.source, val.pp)["tokens"].shape == (5, 16)
