@@ -109,9 +109,15 @@ def test_the_recipe_fits_captions_of_ones_own(folder, loss):
     config["task"]["dim"] = 8
     run = Run.build(validate(ConfigDict(config)))
     assert run.task.info.spec["tokens"].shape == (16,)
-    frozen = {row.name.partition("/")[0] for row in run.optimizer.describe() if row.frozen}
+    frozen, trained = (
+        {
+            name.partition("/")[0]
+            for name, group in run.optimizer.table.items()
+            if group.frozen is is_
+        }
+        for is_ in (True, False)
+    )
     assert frozen == {"backbone"}
-    trained = {row.name.partition("/")[0] for row in run.optimizer.describe() if not row.frozen}
     assert trained == {"text", "text_proj", "log_scale", *(["bias"] if loss == "sigmoid" else [])}
     val = open_split(run.config, "val")
     assert element_spec(val.source, val.pp)["tokens"].shape == (5, 16)
