@@ -142,7 +142,7 @@ class PreprocessedStream:
             workers = workers._replace(prefetch=max(workers.prefetch, _BLOCK_READ_AHEAD))
         raw_batches = OrderedPrefetcher(self._feed.load, steps, workers, source.fingerprint)
         self._run = _Run(step, raw_batches)
-        self._run.outputs = iter(self._dataset)
+        self._run.outputs = self._dataset.as_numpy_iterator()  # Which does not copy.
 
     def _batch(self, step: int) -> dict[str, np.ndarray]:
         """The finished batch of `step`. Called for one step after the other."""
@@ -162,7 +162,7 @@ class PreprocessedStream:
                 continue
             run.step += 1
             mask = run.in_flight.popleft().mask
-            return mask_padding({key: x.numpy() for key, x in outputs.items()}, mask)
+            return mask_padding(outputs, mask)
         raise RuntimeError("the stream of batches was closed")
 
     def _replace_bad(self, raw: RawBatch, error: Exception) -> None:

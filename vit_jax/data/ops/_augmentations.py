@@ -6,6 +6,7 @@ from outside with grey.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,12 +28,22 @@ def blend(start: tf.Tensor, image: tf.Tensor, factor: float | tf.Tensor) -> tf.T
 
 def auto_contrast(image: tf.Tensor) -> tf.Tensor:
     """Stretches each channel to 0..255; a channel of one value stays as it is."""
-    columns = tf.transpose(tf.reshape(image, [-1, image.shape[-1]]))  # Faster to reduce.
-    low = tf.cast(tf.reduce_min(columns, axis=1), tf.float32)
-    high = tf.cast(tf.reduce_max(columns, axis=1), tf.float32)
+    pixels = tf.cast(image, tf.float32)
+    low, high = (_over_pixels(reduce, pixels) for reduce in (tf.reduce_min, tf.reduce_max))
     scale = tf.where(high > low, 255.0 / (high - low), 1.0)
     offset = tf.where(high > low, low * scale, 0.0)
-    return _to_uint8(tf.cast(image, tf.float32) * scale - offset)
+    return _to_uint8(pixels * scale - offset)
+
+
+def _over_pixels(reduce: Callable, pixels: tf.Tensor) -> tf.Tensor:
+    """`reduce` of each channel: `[c]`. Whole rows at a time, which is many times faster."""
+    rows = reduce(_as_rows(pixels), axis=0)
+    return reduce(tf.reshape(rows, [-1, pixels.shape[-1]]), axis=0)
+
+
+def _as_rows(image: tf.Tensor) -> tf.Tensor:
+    """`[h, w, c]` as `[h, w * c]`."""
+    return tf.reshape(image, [tf.shape(image)[0], -1])
 
 
 def equalize(image: tf.Tensor) -> tf.Tensor:
@@ -69,12 +80,23 @@ def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
 
 def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
     """Inverts the values from `threshold` on."""
-    return _mapped(image, [x if x < threshold else 255 - x for x in range(256)])
+    if threshold == 0:
+        return invert(image)
+    if threshold > 255:
+        return image
+    return tf.bitwise.bitwise_xor(image, _all_bits(image >= threshold))
 
 
 def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
     """Lightens the values below 128."""
-    return _mapped(image, [min(x + addition, 255) if x < 128 else x for x in range(256)])
+    dark = _all_bits(image < 128)
+    if addition < 128:
+        return image + tf.bitwise.bitwise_and(dark, tf.constant(addition, tf.uint8))
+    # More than a byte holds becomes 255.
+    sum_ = image + tf.constant(addition % 256, tf.uint8)
+    lightened = tf.bitwise.bitwise_or(sum_, _all_bits(image > 255 - addition))
+    change = tf.bitwise.bitwise_and(dark, tf.bitwise.bitwise_xor(image, lightened))
+    return tf.bitwise.bitwise_xor(image, change)
 
 
 def grayscale(image: tf.Tensor) -> tf.Tensor:
@@ -91,7 +113,7 @@ def color(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
 
 def brightness(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     """0 is black, 1 the image."""
-    return blend(tf.zeros_like(image), image, factor)
+    return blend(tf.constant(0.0), image, factor)
 
 
 def contrast(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
@@ -112,26 +134,42 @@ def contrast_by_size(image: tf.Tensor, factor: float) -> tf.Tensor:
 
 def sharpness(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     """0 is smoothed by a 3x3 filter, 1 the image; pixels at the border stay."""
-    pixels = tf.cast(image, tf.float32)
-    change = tf.floor(_smooth(image)) - pixels[1:-1, 1:-1]
-    return blend(pixels + tf.pad(change, [[1, 1], [1, 1], [0, 0]]), pixels, factor)
+    channels = image.shape[-1]
+    pixels = tf.cast(_as_rows(image), tf.float32)
+    change = _smooth(pixels, channels) - pixels[1:-1, channels:-channels]
+    smoothed = pixels + tf.pad(change, [[1, 1], [channels, channels]])
+    return tf.reshape(blend(smoothed, pixels, factor), tf.shape(image))
 
 
-def _smooth(image: tf.Tensor) -> tf.Tensor:
-    """The filter [1 1 1; 1 5 1; 1 1 1] / 13 where it fits: float32 `[h - 2, w - 2, c]`.
+def _smooth(pixels: tf.Tensor, channels: int) -> tf.Tensor:
+    """The filter [1 1 1; 1 5 1; 1 1 1] / 13, truncated, where it fits: `[h - 2, (w - 2) c]`.
 
-    Many sums are whole multiples of 13, and rounding decides which side of the integer they fall
-    on before truncation. So the sum is formed as the published runs did, row by row with fused
-    multiply-adds (products exact, each sum rounded to float32), on every processor alike.
+    Where the sum is a whole multiple of 13, rounding decides on which side of it truncation sees
+    it. There it is formed as the published runs did, row by row with fused multiply-adds (products
+    exact, each sum rounded to float32), on every processor alike. pixels: float32 `[h, w c]`.
     """
-    pixels = tf.cast(image, tf.float64)
-    height, width = tf.unstack(tf.shape(image)[:2])
+    right = 2 * channels
+    columns = pixels[:-2] + pixels[1:-1] + pixels[2:]
+    total = columns[:, :-right] + columns[:, channels:-channels] + columns[:, right:]
+    total += 4.0 * pixels[1:-1, channels:-channels]
+    smooth = tf.reshape(tf.floor((total + 0.5) * (1 / 13)), [-1])
+    multiples = tf.where(smooth * 13.0 == tf.reshape(total, [-1]))
+    exact = tf.floor(_fused_sum(pixels, channels, tf.cast(multiples[:, 0], tf.int32)))
+    return tf.reshape(tf.tensor_scatter_nd_update(smooth, multiples, exact), tf.shape(total))
+
+
+def _fused_sum(pixels: tf.Tensor, channels: int, places: tf.Tensor) -> tf.Tensor:
+    """The filter of `_smooth` at some places, numbered through its output: float32 `[n]`."""
+    width = tf.shape(pixels)[1]
+    corners = places + 2 * channels * (places // (width - 2 * channels))
+    values = tf.reshape(pixels, [-1])
     total = tf.zeros([], tf.float64)
     for row in range(3):
         for column in range(3):
             weight = np.float64(np.float32((5 if row == column == 1 else 1) / 13))
-            window = pixels[row : height - 2 + row, column : width - 2 + column]
-            total = tf.cast(tf.cast(total + window * weight, tf.float32), tf.float64)
+            window = tf.gather(values, corners + (row * width + column * channels))
+            product = tf.cast(window, tf.float64) * weight
+            total = tf.cast(tf.cast(total + product, tf.float32), tf.float64)
     return tf.cast(total, tf.float32)
 
 
@@ -155,51 +193,66 @@ def shear_y(image: tf.Tensor, slope: float | tf.Tensor) -> tf.Tensor:
 
 def translate_x(image: tf.Tensor, pixels: float | tf.Tensor) -> tf.Tensor:
     """Moves left by `pixels`."""
-    return _warp(image, [1.0, 0.0, pixels, 0.0, 1.0, 0.0])
+    return _shifted(image, pixels, axis=1)
 
 
 def translate_y(image: tf.Tensor, pixels: float | tf.Tensor) -> tf.Tensor:
     """Moves up by `pixels`."""
-    return _warp(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels])
+    return _shifted(image, pixels, axis=0)
+
+
+def _shifted(image: tf.Tensor, pixels: float | tf.Tensor, axis: int) -> tf.Tensor:
+    side = tf.shape(image)[axis]
+    shift = tf.clip_by_value(tf.cast(tf.round(pixels), tf.int32), -side, side)
+    before, after = tf.maximum(-shift, 0), tf.maximum(shift, 0)
+    fill = tf.constant(FILL, tf.uint8)
+    if axis == 0:
+        seen, margins = image[after : side - before], [[before, after], [0, 0], [0, 0]]
+    else:
+        seen, margins = image[:, after : side - before], [[0, 0], [before, after], [0, 0]]
+    return tf.ensure_shape(tf.pad(seen, margins, constant_values=fill), image.shape)
 
 
 def cutout(image: tf.Tensor, half_side: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Greys a square of side `2 * half_side` whose centre may be anywhere in the image."""
-    shape = tf.shape(image)[:2]
-    inside = []
-    for axis, axis_seed in enumerate(tf.unstack(tf.random.split(seed))):
-        centre = tf.random.stateless_uniform([], axis_seed, 0, shape[axis], tf.int32)
-        offset = tf.range(shape[axis]) - centre
-        inside.append((offset >= -half_side) & (offset < half_side))
-    hidden = (inside[0][:, None] & inside[1][None, :])[:, :, None]
-    return tf.where(hidden, tf.constant(FILL, tf.uint8), image)
+    height, width, channels = tf.unstack(tf.shape(image))
+    row_seed, column_seed = tf.unstack(tf.random.split(seed))
+    rows = _near_a_place(height, half_side, row_seed)
+    columns = tf.repeat(_near_a_place(width, half_side, column_seed), channels)
+    hidden = tf.reshape(_all_bits(rows[:, None] & columns[None, :]), tf.shape(image))
+    change = tf.bitwise.bitwise_xor(image, tf.constant(FILL, tf.uint8))
+    return tf.bitwise.bitwise_xor(image, tf.bitwise.bitwise_and(hidden, change))
+
+
+def _near_a_place(side: tf.Tensor, distance: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Which of `side` places are in `[-distance, distance)` of a random one: bool `[side]`."""
+    offset = tf.range(side) - tf.random.stateless_uniform([], seed, 0, side, tf.int32)
+    return (offset >= -distance) & (offset < distance)
 
 
 def _warp(image: tf.Tensor, transform: list[float | tf.Tensor]) -> tf.Tensor:
     """Output pixel (x, y) reads input (t0 x + t1 y + t2, t3 x + t4 y + t5).
 
-    The channels of a pixel travel as one 32-bit number, a quarter of the work. A channel of ones
-    among them tells what was read from outside.
+    What is warped is the number of each pixel, a third of the work; number 0 is the grey around.
     """
-    channels = image.shape[-1]
-    ones = tf.ones_like(image[..., :1])
-    packed = tf.bitcast(tf.concat([image, *[ones] * (4 - channels)], axis=-1), tf.int32)
-    warped = tf.raw_ops.ImageProjectiveTransformV3(
-        images=packed[None, :, :, None],
+    height, width, channels = tf.unstack(tf.shape(image))
+    numbers = tf.reshape(tf.range(1, height * width + 1), [1, height, width, 1])
+    places = tf.raw_ops.ImageProjectiveTransformV3(
+        images=numbers,
         transforms=tf.stack([*transform, 0.0, 0.0])[None],
         output_shape=tf.shape(image)[:2],
         fill_value=0.0,
         interpolation="NEAREST",
         fill_mode="CONSTANT",
-    )[0]
-    outside = tf.bitcast(tf.fill([4], tf.constant(FILL, tf.uint8)), tf.int32)
-    filled = tf.bitcast(tf.where(warped == 0, outside, warped)[..., 0], tf.uint8)
-    return tf.ensure_shape(filled[..., :channels], image.shape)
+    )
+    around = tf.fill([1, channels], tf.constant(FILL, tf.uint8))
+    pixels = tf.concat([around, tf.reshape(image, [-1, image.shape[-1]])], axis=0)
+    return tf.ensure_shape(tf.gather(pixels, places[0, :, :, 0]), image.shape)
 
 
-def _mapped(image: tf.Tensor, table: list[int]) -> tf.Tensor:
-    """Every value through a table of 256; faster than `tf.where`, which is slow on bytes."""
-    return tf.gather(tf.constant(table, tf.uint8), tf.cast(image, tf.int32))
+def _all_bits(chosen: tf.Tensor) -> tf.Tensor:
+    """uint8 255 where `chosen`, else 0: with bitwise operations much faster than `tf.where`."""
+    return 255 * tf.cast(chosen, tf.uint8)
 
 
 def _to_uint8(values: tf.Tensor) -> tf.Tensor:

@@ -1,13 +1,17 @@
 """Random images that cost nothing to make: for benchmarks, and to try a config without data.
 
-A pool of random pixels is drawn once; a record is a window of it. So the pixels of a record depend
-on its number alone, and fetching is a copy.
+A pool of random pixels, or of encoded photographs, is drawn once; a record is a part of it. So the
+pixels of a record depend on its number alone, and fetching is a copy.
 """
 
+import functools
+import importlib.util
 import io
 import zlib
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import parse_split, split_range
@@ -15,14 +19,16 @@ from vit_jax.data.sources._splits import parse_split, split_range
 _POOL_IMAGES = 64
 # (width, height) about as in ImageNet: half of its photographs are 500x375.
 _PHOTO_SIZES = ((500, 375),) * 10 + ((375, 500),) * 4 + ((500, 333),) * 3 + ((640, 480), (300, 225))
-_JPEG_QUALITY = 92
+# ImageNet's files are 115 kB on average (147.9 GB for 1,281,167).
+_JPEG_QUALITY = 98
+_MIN_ZOOM = 0.8  # Of a crop before it is brought to its size: less would blur.
 
 
 class Source:
     """`num_examples` images of `image_size` x `image_size` x 3, labels spread over the classes.
 
-    With `encoded`, JPEG files of the sizes that ImageNet's have (and `image_size` has no meaning),
-    so that a benchmark includes the decoding.
+    With `encoded`, JPEG files of the sizes that ImageNet's have, in pixels and in bytes (and
+    `image_size` has no meaning), so that a benchmark includes the decoding.
     """
 
     def __init__(
@@ -73,23 +79,46 @@ class _PixelPool:
 
 
 class _JpegPool:
-    """Encoded images: soft shapes with grain, which compress about as photographs do."""
+    """Encoded photographs; which of them a record has depends on the name and split, too."""
 
     def __init__(self, random: np.random.Generator):
-        self._files = np.empty(_POOL_IMAGES, object)
-        self._files[:] = [self._draw(random) for _ in range(_POOL_IMAGES)]
+        self._order = random.permutation(_POOL_IMAGES)
 
     def take(self, records: np.ndarray) -> np.ndarray:
-        return self._files[records % _POOL_IMAGES]
+        return _encoded_photographs()[self._order[records % _POOL_IMAGES]]
 
-    def _draw(self, random: np.random.Generator) -> bytes:
-        from PIL import Image
 
-        width, height = _PHOTO_SIZES[random.integers(len(_PHOTO_SIZES))]
-        shapes = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
-        soft = Image.fromarray(shapes).resize((width, height), Image.Resampling.BICUBIC)
-        grain = random.normal(0, 10, (height, width, 1))
-        pixels = np.clip(np.asarray(soft) + grain, 0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=_JPEG_QUALITY)
-        return file.getvalue()
+@functools.cache
+def _encoded_photographs() -> np.ndarray:
+    """Windows, some mirrored, of the two photographs that come with scikit-learn: bytes `[n]`.
+
+    Real pixels, because the time of decoding depends on how well an image compresses.
+    """
+    random = np.random.Generator(np.random.Philox(key=0))
+    photographs = [Image.open(path).convert("RGB") for path in _photographs()]
+    files = np.empty(_POOL_IMAGES, object)
+    files[:] = [_window_of(random, photographs) for _ in range(_POOL_IMAGES)]
+    return files
+
+
+def _photographs() -> list[Path]:
+    """`china.jpg` and `flower.jpg`, found without importing scikit-learn, which takes a second."""
+    package = Path(importlib.util.find_spec("sklearn").origin).parent
+    return [package / "datasets" / "images" / name for name in ("china.jpg", "flower.jpg")]
+
+
+def _window_of(random: np.random.Generator, photographs: list[Image.Image]) -> bytes:
+    """A JPEG of one of ImageNet's sizes."""
+    width, height = _PHOTO_SIZES[random.integers(len(_PHOTO_SIZES))]
+    photograph = photographs[random.integers(len(photographs))]
+    largest = min(photograph.width / width, photograph.height / height)
+    zoom = random.uniform(min(_MIN_ZOOM, largest), largest)
+    left = random.uniform(0, photograph.width - zoom * width)
+    top = random.uniform(0, photograph.height - zoom * height)
+    window = (left, top, left + zoom * width, top + zoom * height)
+    image = photograph.resize((width, height), Image.Resampling.LANCZOS, box=window)
+    if random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue()
