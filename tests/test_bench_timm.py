@@ -42,13 +42,22 @@ def test_it_takes_turns(request, monkeypatch):
     config = load(f"{request.config.rootpath}/configs/vit_s16_i1k.py:runlocal")
     rates, seconds = iter([900.0, 100.0, 900.0]), iter([2.0, 2.0, 1.0])
     monkeypatch.setattr(bench, "bench_input", lambda *_: {"images_per_sec": next(rates)})
-    monkeypatch.setattr(bench_timm, "seconds_for", lambda *_: next(seconds))
+    monkeypatch.setitem(bench.RIVALS, "timm", lambda *_: next(seconds))
     monkeypatch.setattr(bench.os, "sched_getaffinity", lambda _: {0, 1})
-    found = bench.bench_against_timm(config, batches=10)
+    found = bench.bench_against(config, "timm", batches=10)
     # Theirs: 80 images in 2, 2, 1 s.
     assert found["images_per_sec_per_core"] == 450
     assert found["timm_images_per_sec_per_core"] == 20
     assert found["timm_ratio"] == 11.25
+
+
+def test_plain_tfrecords(request):
+    config = load(f"{request.config.rootpath}/configs/vit_s16_i1k.py:runlocal")
+    found = bench.bench_against(config, "tfrecord", batches=2, rounds=1)
+    assert found["tfrecord_ratio"] > 0
+    config.data.args.encoded = False
+    with pytest.raises(UserError, match="needs encoded images"):
+        bench.bench_against(config, "tfrecord")
 
 
 def test_against_goes_with_input_alone(request, capsys):

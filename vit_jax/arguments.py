@@ -214,7 +214,9 @@ def _add_tools(command: Callable[..., Parser]) -> None:
     )
     bench.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
     bench.add_argument(
-        "--against", choices=("timm",), help="input: timm's loader too, in turns (extra `bench`)"
+        "--against",
+        choices=("timm", "tfrecord"),
+        help="input: in turns with timm's loader (extra `bench`), or with plain tf.data",
     )
     bench.add_argument("--json", metavar="FILE", help="also write the result there")
 

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax import bench_timm, step
+from vit_jax.data import sequential
+from vit_jax.errors import UserError
 from vit_jax.run import Run, host_batches, open_source
 from vit_jax.steplog import StepLog
 from vit_jax.types import Array
@@ -136,27 +139,39 @@ def bench_input(config: ConfigDict, batches: int = 50) -> dict[str, float]:
     }
 
 
-def bench_against_timm(config: ConfigDict, batches: int = 20, rounds: int = 3) -> dict[str, float]:
-    """Our input pipeline and timm's loader in turns, on the same images, with all cores each.
+RIVALS = {"timm": bench_timm.seconds_for, "tfrecord": sequential.seconds_for}
+"""What `bench input --against` runs in turns with our pipeline."""
 
-    The same crop, flip and RandAugment; timm decodes whole images with PIL. `timm_ratio` is the
-    median over the rounds of our rate over theirs.
+
+def bench_against(
+    config: ConfigDict, rival: str, batches: int = 20, rounds: int = 3
+) -> dict[str, float]:
+    """Our input pipeline and another in turns, on the same encoded images, with all cores each.
+
+    timm: its loader with the same crop, flip and RandAugment, decoding whole images with PIL.
+    tfrecord: tf.data reading a file from the front, with our preprocessing.
+    The ratio is the median over the rounds of our rate over theirs.
 
     Raises:
-      UserError: timm is not installed, or the preprocessing is not one that it has too.
+      UserError: images are not encoded, timm is not installed, or it lacks the preprocessing.
     """
     source = open_source(config.data)
+    if source.fetch(np.array([0]))["image"].dtype != object:
+        raise UserError(
+            f"bench --against={rival} needs encoded images, such as"
+            " --config.data.source=fake --config.data.args.encoded=true"
+        )
     cores = len(os.sched_getaffinity(0))
     images = batches * config.batch_size
     ours, theirs = [], []
     for _ in range(rounds):
         ours.append(bench_input(config, batches)["images_per_sec"])
-        seconds = bench_timm.seconds_for(source, config.data.pp, config.batch_size, batches, cores)
+        seconds = RIVALS[rival](source, config.data.pp, config.batch_size, batches, cores)
         theirs.append(images / seconds)
     return {
         "images_per_sec_per_core": statistics.median(ours) / cores,
-        "timm_images_per_sec_per_core": statistics.median(theirs) / cores,
-        "timm_ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
+        f"{rival}_images_per_sec_per_core": statistics.median(theirs) / cores,
+        f"{rival}_ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
     }
 
 

@@ -252,7 +252,9 @@ def run_bench(arguments: argparse.Namespace) -> None:
     measured = {
         "step": lambda: bench.bench_step(config),
         "input": lambda: (
-            bench.bench_against_timm(config) if arguments.against else bench.bench_input(config)
+            bench.bench_against(config, arguments.against)
+            if arguments.against
+            else bench.bench_input(config)
         ),
         "start": lambda: bench.bench_start(arguments.config, arguments.overrides),
         "checkpoint": lambda: bench_checkpoint.bench_checkpoint(config),
