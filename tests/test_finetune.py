@@ -104,6 +104,17 @@ def test_frozen_run_keeps_what_was_loaded_and_resumes_without_the_file(
         train(config_of(total=4), str(workdir))
 
 
+def test_what_is_frozen_costs_no_backward_pass(config_of):
+    """A head's gradient takes one product, of what the forward pass left."""
+
+    def products(**keys):
+        return Run.build(config_of(**keys)).lower_step().as_text().count("dot_general")
+
+    frozen = products(optim__freeze=["backbone/.*"])
+    assert products() > 2 * frozen
+    assert frozen > 4
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -156,7 +156,12 @@ def make_train_step(
 
         def loss_and_grads(params: Params) -> tuple[Array, Params]:
             loss, grads = _loss_and_grads(
-                task, params, batch, key, accum_steps=accum_steps, mesh=mesh
+                lambda params, part, key: task.objective(optimizer.held(params), part, key),
+                params,
+                batch,
+                key,
+                accum_steps=accum_steps,
+                mesh=mesh,
             )
             # Without this the partitioner may leave gradients whole on every device.
             return loss, jax.lax.with_sharding_constraint(grads, beside_state)
@@ -214,18 +219,20 @@ def make_train_step(
 
 
 def _loss_and_grads(
-    task: TaskProtocol, params: Params, batch: Batch, key: Array, *, accum_steps: int, mesh: Mesh
+    objective: Callable[[Params, Batch, Array], tuple[Array, Array]],
+    params: Params,
+    batch: Batch,
+    key: Array,
+    *,
+    accum_steps: int,
+    mesh: Mesh,
 ) -> tuple[Array, Params]:
     """Mean loss over the batch and its gradient, one micro-batch at a time.
 
     Micro-batch i holds rows i, i + accum_steps, ...: every device keeps its own rows, where
     consecutive blocks would move them. Each has a dropout key of its own.
     """
-
-    def total(params: Params, part: Batch, key: Array) -> tuple[Array, Array]:
-        return task.objective(params, part, key)
-
-    value_and_grad = jax.value_and_grad(total, has_aux=True)
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
     if accum_steps == 1:
         (loss, count), grads = value_and_grad(params, batch, key)
     else:

@@ -93,6 +93,14 @@ class Optimizer:
         whole = self._whole_step(step=0)
         return {self.name: whole.init(self._trainable(params))}
 
+    def held(self, params: Params) -> Params:
+        """`params`, the frozen ones as constants: what they need of a backward pass is left out."""
+
+        def hold(path: tuple, param: jax.Array) -> jax.Array:
+            return jax.lax.stop_gradient(param) if self._group(path).frozen else param
+
+        return jax.tree_util.tree_map_with_path(hold, params)
+
     def update(
         self, grads: Params, state: State, params: Params, step: schedules.Step
     ) -> tuple[Params, State]:
