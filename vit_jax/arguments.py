@@ -176,6 +176,12 @@ def _add_tools(command: Callable[..., Parser]) -> None:
     plan.add_argument("--topology", default="", help="v5e:16x16, v5p-512, cpu:8; default: this one")
     plan.add_argument("--slices", type=int, default=1, help="TPU slices; default: %(default)s")
     plan.add_argument("--fit", action="store_true", help="search for the fastest setting that fits")
+    plan.add_argument(
+        "--input",
+        metavar="FILE",
+        default="",
+        help="how fast hosts prepare images: what `bench input --json=FILE` wrote, or `here`",
+    )
     plan.add_argument("--placements", action="store_true", help="print where each parameter lives")
     plan.add_argument("--json", metavar="FILE", default="", help="also write the plan there")
     plan.add_argument("--save", metavar="FILE", default="", help="keep the compiled program")

@@ -185,17 +185,33 @@ def run_data(arguments: argparse.Namespace) -> None:
 
 def run_plan(arguments: argparse.Namespace) -> None:
     config = _load_config(arguments)
-    from vit_jax.planning import command
+    from vit_jax.planning import command, feeding
 
+    rate = None
+    if arguments.input == "here":
+        rate = _rate_here(config)
+    elif arguments.input:
+        rate = feeding.read_rate(arguments.input)
     command.run(
         config,
         arguments.topology,
         arguments.slices,
         search=arguments.fit,
         placements=arguments.placements,
+        rate=rate,
         json_file=arguments.json,
         save=arguments.save,
     )
+
+
+def _rate_here(config):
+    """How fast a core of this machine makes images ready as `config` wants them."""
+    from vit_jax import bench
+    from vit_jax.planning.feeding import Rate
+
+    measured = bench.bench_input(bench.on_photographs(config), batches=10)
+    rate = measured["images_per_sec_per_core"]
+    return Rate(rate, f"{rate:,.0f} images/s a core, measured here on photographs")
 
 
 def run_models(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """The body of `plan`: what it prints, and in which order it gives up."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 from vit_jax import sharding
 from vit_jax.errors import DoesNotFit, UserError
 from vit_jax.planning import fit as fitting
+from vit_jax.planning.feeding import Feeding, Rate
 from vit_jax.planning.plan import Plan, make_plan
 from vit_jax.planning.table import gib, table
 from vit_jax.planning.target import Target
@@ -21,12 +23,14 @@ def run(
     *,
     search: bool = False,
     placements: bool = False,
+    rate: Rate | None = None,
     json_file: str = "",
     save: str = "",
 ) -> None:
     """Prints the plan of a config; with `search` the cheapest setting that fits.
 
-    placements: print where every parameter lives, too. save: file for the compiled program.
+    placements: print where every parameter lives, too. rate: of a host's core, if it was measured.
+    save: file for the compiled program.
 
     Raises:
       UserError: config, topology or a file is wrong.
@@ -41,25 +45,35 @@ def run(
     plan, arrays = make_plan(config, target, save=save)
     if placements:
         print(sharding.table(arrays) + "\n")
-    print(table(plan))
+    feeding = _feeding(config, target, plan, rate)
+    print(table(plan, feeding))
     overrides = {}
     if search:
         found = fitting.fit(config, target, plan, say=lambda line: print(f"tried {line}"))
         plan, overrides = found.plan, found.overrides
-        _print_found(found)
+        feeding = _feeding(config, target, plan, rate)
+        _print_found(found, feeding)
     elif not plan.fits:
         _print_advice(fitting.advice(config, plan))
     if json_file:
-        text = json.dumps({**plan.as_json(), "overrides": dict(overrides)}, indent=2)
+        told = {"overrides": dict(overrides), "feeding": feeding and dataclasses.asdict(feeding)}
+        text = json.dumps({**plan.as_json(), **told}, indent=2)
         Path(json_file).write_text(text + "\n")
     if not plan.fits:
         raise DoesNotFit(_shortfall(plan))
 
 
-def _print_found(found: fitting.Fit) -> None:
+def _feeding(config: ConfigDict, target: Target, plan: Plan, rate: Rate | None) -> Feeding | None:
+    """What the hosts must do; None where the least step time is not known."""
+    if not plan.least_seconds:
+        return None
+    return Feeding.of(config, plan.batch_size / plan.least_seconds, target.num_hosts, rate)
+
+
+def _print_found(found: fitting.Fit, feeding: Feeding | None) -> None:
     if found.tried and found.plan.fits:
         print(f"\nthe fastest that fits, of {found.tried} compiled:\n")
-        print(table(found.plan))
+        print(table(found.plan, feeding))
         print(f"\nwrite: {fitting.command_line(found.overrides)}")
     elif found.plan.fits:
         print("\nnothing faster is left to try: it fits as it is")

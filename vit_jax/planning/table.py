@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from vit_jax.chips import GIB
+from vit_jax.planning.feeding import Feeding
 from vit_jax.planning.plan import ASSUMED_MFU, Plan
 
 
@@ -11,9 +12,10 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{1024 * size / GIB:.2f} MiB"
 
 
-def table(plan: Plan) -> str:
+def table(plan: Plan, feeding: Feeding | None = None) -> str:
     """Aligned rows of name and value."""
     rows = [*_machine(plan), *_memory(plan), *_work(plan), *_time(plan)]
+    rows += feeding.rows() if feeding else ()
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in rows)
 

@@ -55,6 +55,10 @@ class Target:
         return len(self.devices) // (self.chip.devices if self.chip else 1)
 
     @property
+    def num_hosts(self) -> int:
+        return len({device.process_index for device in self.devices})
+
+    @property
     def platform(self) -> str:
         return self.devices[0].platform
 
