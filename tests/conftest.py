@@ -57,6 +57,20 @@ def digits_npz(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def scenes_dir(tmp_path_factory):
+    """Folder where `digit_scenes` are prepared, 3 scenes to train with and 4 to test."""
+    from vit_jax.data.builders import digit_scenes
+    from vit_jax.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digit_scenes, "NUM_SCENES", {"train": 3, "test": 4})
+        for name in ("32px", "16px_single"):
+            prepare(f"digit_scenes/{name}", str(folder))
+    return str(folder)
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     """Runs on one of the devices, compiled in a hurry: for tests of what a step computes."""

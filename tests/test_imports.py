@@ -13,7 +13,7 @@ FLOORS = [
     {"version", "errors", "types", "chips", "drawing", "hlo"},
     {"schema", "durations", "tokenizer"},
     {"config", "spikes"},
-    {"imagenet"},
+    {"imagenet", "digit_scenes"},
     {"models", "optim", "data", "sharding", "report"},
     {"tasks", "checkpoints", "workdir", "steplog", "feed", "attention", "runtime", "profiling"},
     {"convert", "compiler_flags"},

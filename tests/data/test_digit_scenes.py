@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from vit_jax.data import boxes as boxes_lib
 from vit_jax.data import eval_batches, open_source, scenes
-from vit_jax.data.builders import digit_scenes
 from vit_jax.data.contact_sheet import contact_sheet
 from vit_jax.data.scenes import draw_scene
 from vit_jax.errors import UserError
@@ -18,21 +17,9 @@ from vit_jax.errors import UserError
 PP = "joint_decode|check_segmentation(11)"
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    from vit_jax.data.prepare import prepare
-
-    folder = tmp_path_factory.mktemp("tfds")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digit_scenes, "NUM_SCENES", {"train": 3, "test": 4})
-        prepare("digit_scenes/32px", str(folder))
-    return str(folder)
-
-
-def open_scenes(data_dir, split="test", **args):
-    return open_source(
-        {"source": "tfds", "name": "digit_scenes/32px", "dir": data_dir, "split": split, **args}
-    )
+def open_scenes(scenes_dir, split="test", name="32px", **args):
+    spec = {"source": "tfds", "name": f"digit_scenes/{name}", "dir": scenes_dir, "split": split}
+    return open_source(spec | args)
 
 
 @settings(max_examples=25, deadline=None)
@@ -91,8 +78,8 @@ def test_captions(digits, boxes, caption):
     assert scenes._caption(np.array(digits), np.array(boxes, float)) == caption
 
 
-def test_prepared_scenes_come_back_as_they_were_drawn(data_dir):
-    source = open_scenes(data_dir, max_objects=6)
+def test_prepared_scenes_come_back_as_they_were_drawn(scenes_dir):
+    source = open_scenes(scenes_dir, max_objects=6)
     assert (source.num_classes, source.class_names) == (10, tuple("0123456789"))
     (batch,) = eval_batches(source, batch_size=4, rows=np.arange(4), pp=PP)
     for row in range(4):
@@ -107,25 +94,34 @@ def test_prepared_scenes_come_back_as_they_were_drawn(data_dir):
     np.testing.assert_array_equal(batch["image_size"], 32)
 
 
-def test_which_classes_count_can_be_chosen(data_dir):
-    segmented = open_scenes(data_dir, classes_of="segmentation")
+def test_single_digits_are_as_large_as_those_of_scenes(scenes_dir):
+    singles = open_scenes(scenes_dir, name="16px_single")
+    assert singles.class_names == scenes.CLASS_NAMES[1:]
+    for row, label in enumerate(singles.fetch(np.arange(4))["label"]):
+        scene = draw_scene(1, row, split="test", side=16, max_digits=1, digit_share=(0.5, 1.0))
+        assert scene.digits.tolist() == [label]
+        assert 4 <= 16 * (scene.boxes[0, 2] - scene.boxes[0, 0]) < 16
+
+
+def test_which_classes_count_can_be_chosen(scenes_dir):
+    segmented = open_scenes(scenes_dir, classes_of="segmentation")
     assert segmented.class_names == scenes.CLASS_NAMES
     with pytest.raises(UserError, match="no classes of 'segmentatoin'; did you mean"):
-        open_scenes(data_dir, classes_of="segmentatoin")
+        open_scenes(scenes_dir, classes_of="segmentatoin")
 
 
-def test_too_many_objects_name_the_record(data_dir):
+def test_too_many_objects_name_the_record(scenes_dir):
     counts = [len(draw_scene(0, i, split="train", side=32).digits) for i in range(3)]
     crowded = int(np.argmax(counts))
     assert counts[crowded] > 1
     with pytest.raises(UserError, match=r"record \d of TFDS digit_scenes.*max_objects=1;"):
-        open_scenes(data_dir, "train", max_objects=1)
+        open_scenes(scenes_dir, "train", max_objects=1)
 
 
-def test_the_contact_sheet_shows_masks_and_boxes(data_dir, tmp_path):
+def test_the_contact_sheet_shows_masks_and_boxes(scenes_dir, tmp_path):
     def colours(pp):
         batches = eval_batches(
-            open_scenes(data_dir), batch_size=4, rows=np.arange(4), pp=f"{PP}|{pp}"
+            open_scenes(scenes_dir), batch_size=4, rows=np.arange(4), pp=f"{PP}|{pp}"
         )
         contact_sheet(batches, tuple("0123456789"), tmp_path / "sheet.png", num_images=4)
         from PIL import Image

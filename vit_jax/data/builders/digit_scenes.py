@@ -1,37 +1,60 @@
-"""Digit scenes, as `vit_jax.data.scenes` draws them: 6,000 to train with and 500 to test."""
+"""Digit scenes, as `vit_jax.data.scenes` draws them: 20,000 to train with and 500 to test.
+
+`digit_scenes/16px_single` is for pre-training: one digit that fills half to all of the image, so
+that it is as large, in pixels, as those of `digit_scenes/32px`, and its `label`.
+"""
 
 import dataclasses
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from vit_jax.data import scenes
-from vit_jax.data.scenes import CLASS_NAMES, draw_scene
+from vit_jax.data.scenes import CLASS_NAMES, DIGIT_SHARE, MAX_DIGITS, draw_scene
 
-NUM_SCENES = {"train": 6000, "test": 500}
+NUM_SCENES = {"train": 20_000, "test": 500}
 SEEDS = {"train": 0, "test": 1}
 
 
 @dataclasses.dataclass
 class SceneConfig(tfds.core.BuilderConfig):
-    """side: of the images, in pixels."""
+    """side: of the images, in pixels. The others are those of `draw_scene`."""
 
     side: int = 32
+    max_digits: int = MAX_DIGITS
+    digit_share: tuple[float, float] = DIGIT_SHARE
 
 
 class DigitScenes(tfds.core.GeneratorBasedBuilder):
-    """`image`, `segmentation` (11 classes), `objects` (10 classes) and `caption` of each scene."""
+    """`image`, `segmentation` (11 classes), `objects` (10 classes) and `caption` of each scene.
 
-    VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = tuple(
-        SceneConfig(name=f"{side}px", description=f"Images of {side}x{side} pixels.", side=side)
-        for side in (32, 48, 64, 128, 256)
+    Those of one digit have its `label` too.
+    """
+
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {
+        "1.1.0": "20,000 training scenes in place of 6,000, their digits distorted; single digits."
+    }
+    BUILDER_CONFIGS = (
+        *(
+            SceneConfig(name=f"{side}px", description=f"Images of {side}x{side} pixels.", side=side)
+            for side in (32, 48, 64, 128, 256)
+        ),
+        SceneConfig(
+            name="16px_single",
+            description="One digit on 16x16 pixels.",
+            side=16,
+            max_digits=1,
+            digit_share=(0.5, 1.0),
+        ),
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
         side = self.builder_config.side
         digit = tfds.features.ClassLabel(names=CLASS_NAMES[1:])
+        label = {"label": digit} if self._is_single() else {}
         return tfds.core.DatasetInfo(
             builder=self,
             description=scenes.__doc__,
@@ -50,17 +73,29 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
                         }
                     ),
                     "caption": tfds.features.Text(),
+                    **label,
                 }
             ),
             disable_shuffling=True,
         )
 
+    def _is_single(self) -> bool:
+        return self.builder_config.max_digits == 1
+
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         return {split: self._generate_examples(split) for split in NUM_SCENES}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        config = self.builder_config
         for index in range(NUM_SCENES[split]):
-            scene = draw_scene(SEEDS[split], index, split=split, side=self.builder_config.side)
+            scene = draw_scene(
+                SEEDS[split],
+                index,
+                split=split,
+                side=config.side,
+                max_digits=config.max_digits,
+                digit_share=config.digit_share,
+            )
             boxes = (tfds.features.BBox(*map(float, box)) for box in scene.boxes)
             objects = zip(boxes, scene.digits, scene.areas, strict=True)
             yield (
@@ -73,5 +108,6 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
                         for box, digit, area in objects
                     ],
                     "caption": scene.caption,
+                    **({"label": int(scene.digits[0])} if self._is_single() else {}),
                 },
             )
