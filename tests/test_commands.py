@@ -175,6 +175,13 @@ def test_bench_checkpoint_prints_json(digits_npz, capsys):
     assert found["restore_mb_per_sec"] > 0
 
 
+def test_bench_eval_prints_json(digits_npz, capsys):
+    assert main(["bench", "eval", f"--config={TINY}:{digits_npz}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["eval_over_forward"] > 0
+    assert found["images_per_sec"] > 0
+
+
 def test_bench_input_prints_json(digits_npz, capsys):
     assert main(["bench", "input", f"--config={TINY}:{digits_npz}"]) == 0
     assert json.loads(capsys.readouterr().out)["images_per_sec_per_core"] > 0

@@ -216,13 +216,17 @@ def _add_tools(command: Callable[..., Parser]) -> None:
 
     bench = command("bench", commands.run_bench, "measure this machine; prints JSON", _OVERRIDES)
     bench.add_argument(
-        "what", choices=("step", "input", "start", "checkpoint"), help="what to measure"
+        "what", choices=("step", "input", "eval", "start", "checkpoint"), help="what to measure"
     )
-    bench.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
+    bench.add_argument("--config", metavar="FILE[:ARGS]", help=_CONFIG_HELP)
+    bench.add_argument("--model", metavar="NAME", help="step: of this model, on made-up images,")
+    bench.add_argument("--batch", type=int, default=8, metavar="N", help="so many a step (8),")
+    bench.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="in it")
     bench.add_argument(
         "--against",
-        choices=("timm", "tfrecord"),
-        help="input: in turns with timm's loader (extra `bench`), or with plain tf.data",
+        metavar="PEERS",
+        help="in turns with others, commas between: timm, tfrecord (input); timm, timm-compile"
+        " (step --model); timm needs the extra `bench`",
     )
     bench.add_argument("--json", metavar="FILE", help="also write the result there")
 

@@ -15,19 +15,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax import bench_timm, step
+from vit_jax.bench_model import matmul_rate
 from vit_jax.data import sequential
 from vit_jax.errors import UserError
 from vit_jax.run import Run, host_batches, open_source
 from vit_jax.steplog import StepLog
 from vit_jax.types import Array
-
-MATMUL_SIZE = 1536
 
 IMPORTS = (
     "import jax, flax, optax, orbax.checkpoint, tensorflow, tensorflow_datasets, vit_jax.train"
@@ -107,19 +105,6 @@ def _timed(
         state, _ = advance(state, next_batch())
     jax.block_until_ready(state)
     return time.perf_counter() - started, state
-
-
-def matmul_rate(dtype: jnp.dtype = jnp.float32, repeats: int = 5) -> float:
-    """FLOP/s of a square matrix product on the first device: what a step could at most reach."""
-    x = jnp.ones((MATMUL_SIZE, MATMUL_SIZE), dtype)
-    product = jax.jit(lambda a, b: a @ b)
-    product(x, x).block_until_ready()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        product(x, x).block_until_ready()
-        seconds.append(time.perf_counter() - started)
-    return 2 * MATMUL_SIZE**3 / statistics.median(seconds)
 
 
 def on_photographs(config: ConfigDict) -> ConfigDict:

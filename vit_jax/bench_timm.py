@@ -1,5 +1,6 @@
 """timm's loader on the images of a config's source, to measure ours against."""
 
+import importlib
 import io
 import re
 import time
@@ -61,7 +62,10 @@ def seconds_for(source: data.Source, pp: str, batch_size: int, batches: int, cor
 def _loader(
     source: data.Source, pp: str, batch_size: int, batches: int, cores: int
 ) -> Iterator[tuple[Any, Any]]:
-    torch, create_loader = _import_timm()
+    torch = import_torch()
+    from timm.data import create_loader
+
+    torch.set_num_threads(1)
     size, augment = transforms_of(pp)
     prefetching = create_loader(
         _Files(source, batches * batch_size),
@@ -98,8 +102,12 @@ def transforms_of(pp: str) -> tuple[int, str | None]:
     return int(size), layers and f"rand-m{magnitude}-n{layers}"
 
 
-def _import_timm() -> tuple[Any, Any]:
-    """(torch, timm's `create_loader`)."""
+def import_torch() -> Any:
+    """torch, with timm imported and ready.
+
+    Raises:
+      UserError: one of them is not installed.
+    """
     try:
         import torch
 
@@ -108,12 +116,11 @@ def _import_timm() -> tuple[Any, Any]:
         # CPUs, and timm needs only its transforms.
         torch.library.register_fake = lambda *_, **__: lambda function: function
         try:
-            from timm.data import create_loader
+            importlib.import_module("timm.data")
         finally:
             torch.library.register_fake = register
     except ImportError as error:
         raise UserError(
             f"bench --against=timm needs timm ({error}); pip install -e '.[bench]'"
         ) from error
-    torch.set_num_threads(1)
-    return torch, create_loader
+    return torch

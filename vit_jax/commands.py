@@ -7,8 +7,9 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, nearest
 
 _STARTED = time.monotonic()
 
@@ -259,23 +260,57 @@ def run_bench(arguments: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    config = _load_config(arguments)
-    from vit_jax import bench, bench_checkpoint
+    measure = _bench_of_model if arguments.model else _bench_of_config
+    measured = measure(arguments)
+    from vit_jax import bench
 
-    if arguments.against and arguments.what != "input":
-        raise UserError("bench: --against goes with `bench input`")
-    _set_up(config, arguments)
-    measured = {
-        "step": lambda: bench.bench_step(config),
-        "input": lambda: (
-            bench.bench_against(config, arguments.against)
-            if arguments.against
-            else bench.bench_input(config)
-        ),
-        "start": lambda: bench.bench_start(arguments.config, arguments.overrides),
-        "checkpoint": lambda: bench_checkpoint.bench_checkpoint(config),
-    }[arguments.what]()
     result = json.dumps({**measured, "machine": bench.describe_machine()}, indent=2)
     print(result)
     if arguments.json:
         Path(arguments.json).write_text(result + "\n")
+
+
+def _bench_of_model(arguments: argparse.Namespace) -> dict[str, float]:
+    if arguments.what != "step" or arguments.config or arguments.overrides:
+        raise UserError("bench: --model goes with `bench step`, in place of --config")
+    from vit_jax import bench_model, bench_peers
+
+    case = bench_model.Case(arguments.model, arguments.batch, arguments.dtype)
+    peers = _peers(arguments, bench_peers.PEERS)
+    _set_up(case.config(), arguments)
+    return bench_model.bench_model(case, peers)
+
+
+def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
+    if not arguments.config:
+        raise UserError("bench: give --config=FILE, or for `bench step` --model=NAME")
+    config = _load_config(arguments)
+    from vit_jax import bench, bench_checkpoint, bench_eval
+
+    rivals = _peers(arguments, tuple(bench.RIVALS) if arguments.what == "input" else ())
+    _set_up(config, arguments)
+    if rivals:
+        return {
+            name: value
+            for rival in rivals
+            for name, value in bench.bench_against(config, rival).items()
+        }
+    measure = {
+        "step": bench.bench_step,
+        "input": bench.bench_input,
+        "eval": bench_eval.bench_eval,
+        "start": lambda _: bench.bench_start(arguments.config, arguments.overrides),
+        "checkpoint": bench_checkpoint.bench_checkpoint,
+    }[arguments.what]
+    return measure(config)
+
+
+def _peers(arguments: argparse.Namespace, known: Sequence[str]) -> list[str]:
+    """The names in --against, each of which is one of `known`."""
+    peers = arguments.against.split(",") if arguments.against else []
+    for peer in peers:
+        if not known:
+            raise UserError("bench: --against goes with `bench input`, or `bench step --model`")
+        if peer not in known:
+            raise UserError(f"bench --against={peer}: not known here; {nearest(peer, known)}")
+    return peers

@@ -17,7 +17,7 @@ from vit_jax.config import validate
 from vit_jax.errors import UserError
 from vit_jax.run import Run, open_source
 from vit_jax.tasks import TaskProtocol
-from vit_jax.types import Batch, Params
+from vit_jax.types import Array, Batch, Params
 from vit_jax.workdir import Workdir
 
 CACHE_BYTES = 256 << 20
@@ -90,24 +90,30 @@ class Evaluator:
     ) -> Mapping[str, np.ndarray]:
         sums, parts = None, []
         with sharding.activate(self._mesh):
-            for batch in self._batches(split):
+            for batch in self.batches(split):
                 if should_stop():
                     raise Abandoned
-                placed = sharding.place(batch, self._rows, self._mesh, self.batch_size)
+                placed = self.place(batch)
                 if sums is None:
-                    sums = self._zeros(params, placed)
+                    sums = self.zeros(params, placed)
                 sums, rows = self._eval_step(params, placed, sums)
                 parts.append(rows)
         if sums is None:
             raise UserError(f"config.eval.sets.{split.name} has no examples")
         return {**jax.device_get(sums), **join_rows(jax.device_get(parts))}
 
-    def _zeros(self, params: Params, batch: Batch) -> dict[str, Any]:
+    def place(self, batch: Batch) -> dict[str, Array]:
+        """This process's rows of a batch, on the devices."""
+        return sharding.place(batch, self._rows, self._mesh, self.batch_size)
+
+    def zeros(self, params: Params, batch: Batch) -> dict[str, Any]:
+        """What a split's sums start from."""
         shapes = jax.eval_shape(self._task.eval_sums, params, batch)
         zeros = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
         return jax.device_put(zeros, sharding.replicated(self._mesh))
 
-    def _batches(self, split: Split) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, split: Split) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of a split's batches, in host memory."""
         if split.cached is not None:
             yield from split.cached
             return
@@ -139,10 +145,10 @@ class Evaluator:
         parts: list[dict[str, np.ndarray]] = []
         params = self._prepared(params)
         with sharding.activate(self._mesh):
-            for number, batch in enumerate(self._batches(split)):
+            for number, batch in enumerate(self.batches(split)):
                 if number * self.batch_size >= limit:
                     break
-                placed = sharding.place(batch, self._rows, self._mesh, self.batch_size)
+                placed = self.place(batch)
                 inputs, outputs = jax.device_get(predict(params, placed))
                 parts.append({**inputs, **outputs})
         return {name: array[:limit] for name, array in join_rows(parts).items()}

@@ -1,7 +1,7 @@
 """Multi-head attention, and the one place where a kernel is chosen for the machine at hand.
 
-Every implementation computes the same numbers (to rounding): logits and softmax in float32, scaled
-by 1/sqrt(head_dim). Only the explicit one can return the weights or drop some of them.
+Every implementation computes the same numbers (to rounding): logits and softmax in float32, of
+queries scaled by 1/sqrt(head_dim). Only the explicit one can return the weights or drop some.
 
 Logits have no soft cap: `qk_norm` bounds them already, no released ViT was trained with a cap, and
 cuDNN's kernel as JAX offers it takes none.
@@ -142,8 +142,9 @@ def attend(
 
 def attention_weights(query: Array, key: Array, segment_ids: SegmentIds | None = None) -> Array:
     """Softmax weights, float32 `[b, h, q, k]`. Every query must have a key of its own segment."""
+    # The query is smaller than the logits, and cheaper to scale.
+    query = query / math.sqrt(query.shape[-1])
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    logits = logits / math.sqrt(query.shape[-1])
     if segment_ids is not None:
         logits = jnp.where(_same_segment(segment_ids), logits, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(logits, axis=-1)

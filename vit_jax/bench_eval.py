@@ -1,0 +1,66 @@
+"""Evaluation of whole splits, beside the forward pass alone."""
+
+import statistics
+import time
+
+import jax
+from ml_collections import ConfigDict
+
+from vit_jax import sharding, step
+from vit_jax.evaluate import Evaluator
+from vit_jax.run import Run
+from vit_jax.types import Batch, Params
+
+
+def bench_eval(config: ConfigDict, rounds: int = 3) -> dict[str, float]:
+    """All of `config.eval.sets` evaluated, and as many batches through the same step, in turns.
+
+    The bare step sees one batch over and over that stays on the device. `eval_over_forward` is the
+    rate of evaluation over that of the bare step, 1 being the most it could be. Small splits are
+    decoded once and kept, as between the evaluations of a run.
+    """
+    run = Run.build(config)
+    params = run.make_state().params
+    evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
+    evaluator.run(params)  # Compiles, and fills the cache of small splits.
+    forward = _Forward(run, evaluator, params)
+    images = sum(len(split.source) for split in evaluator.splits)
+    batches = sum(-(-len(split.source) // evaluator.batch_size) for split in evaluator.splits)
+    whole, bare = [], []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        evaluator.run(params)
+        whole.append(time.perf_counter() - started)
+        bare.append(forward.seconds(batches))
+    return {
+        "images_per_sec": images / statistics.median(whole),
+        "forward_images_per_sec": batches * evaluator.batch_size / statistics.median(bare),
+        "eval_over_forward": statistics.median(
+            alone / evaluated * images / (batches * evaluator.batch_size)
+            for alone, evaluated in zip(bare, whole, strict=True)
+        ),
+    }
+
+
+class _Forward:
+    """The evaluation step on the first batch of the first split."""
+
+    def __init__(self, run: Run, evaluator: Evaluator, params: Params):
+        self._params = params
+        self._step = step.make_eval_step(run.task, run.abstract, run.mesh)
+        self._mesh = run.mesh
+        first: Batch = next(iter(evaluator.batches(evaluator.splits[0])))
+        with sharding.activate(run.mesh):
+            self._batch = evaluator.place(first)
+        self._zeros = lambda: evaluator.zeros(params, self._batch)
+        self.seconds(1)
+
+    def seconds(self, batches: int) -> float:
+        """How long so many batches take."""
+        sums, rows = self._zeros(), None
+        started = time.perf_counter()
+        with sharding.activate(self._mesh):
+            for _ in range(batches):
+                sums, rows = self._step(self._params, self._batch, sums)
+        jax.block_until_ready((sums, rows))
+        return time.perf_counter() - started

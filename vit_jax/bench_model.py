@@ -1,0 +1,156 @@
+"""The training step of a named model on made-up images, beside other libraries' steps.
+
+Nothing here reads data, so it runs where TensorFlow is not installed.
+"""
+
+import contextlib
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax import bench_peers, chips, models, sharding
+from vit_jax.config import default_config
+from vit_jax.data import Expected
+from vit_jax.errors import UserError
+from vit_jax.run import Run
+from vit_jax.types import ArraySpec
+
+NUM_CLASSES = 1000
+MATMUL_SIZE = {"cpu": 1536, "gpu": 8192, "tpu": 8192}
+"""Side of the square product that stands for a platform's limit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What everybody trains: a model of `models.names()` on images of its own size, AdamW.
+
+    dtype: of products; parameters and optimizer state are float32.
+    """
+
+    model: str
+    batch_size: int
+    dtype: str
+
+    def config(self) -> ConfigDict:
+        """Ours, with what the others do too: cross-entropy, AdamW, clipping by the global norm."""
+        config = default_config()
+        config.model = {"name": self.model, "dtype": self.dtype}
+        config.task = {"name": "classification"}
+        config.batch_size = self.batch_size
+        config.total = "1000 steps"
+        config.optim.clip_norm = 1.0
+        return config
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels at which the model is listed. Raises `UserError` where it is not."""
+        variant = models.variants()[models.find(self.model)]
+        if variant.input_size is None or variant.num_classes is None:
+            raise UserError(
+                f"bench --model={self.model}: not a whole image model; "
+                "`python -m vit_jax models` lists them"
+            )
+        return variant.input_size
+
+
+class OurStep:
+    """This library's compiled step, on one batch that stays on the device."""
+
+    def __init__(self, case: Case):
+        height = width = case.image_size
+        image = ArraySpec((height, width, 3), np.dtype(np.uint8))
+        label = ArraySpec((), np.dtype(np.int32))
+        expected = Expected({"image": image, "label": label}, 1_000_000, NUM_CLASSES)
+        run = Run.build(case.config(), source=expected)
+        self.flops = run.train_flops_per_example() * case.batch_size
+        self.num_devices = run.mesh.size
+        started = time.perf_counter()
+        self._step = run.compile_step()
+        self.compile_seconds = time.perf_counter() - started
+        self._state = run.make_state()
+        rng = np.random.default_rng(0)
+        batch = {
+            "image": rng.integers(0, 256, (case.batch_size, height, width, 3), np.uint8),
+            "label": rng.integers(0, NUM_CLASSES, case.batch_size, np.int32),
+        }
+        rows = sharding.local_rows(run.mesh, case.batch_size)
+        self._batch = sharding.place(batch, rows, run.mesh, case.batch_size)
+        self.seconds(1)
+
+    def seconds(self, steps: int) -> float:
+        """How long so many steps take, one after the other."""
+        started = time.perf_counter()
+        for _ in range(steps):
+            self._state, _ = self._step(self._state, self._batch)
+        jax.block_until_ready(self._state)
+        return time.perf_counter() - started
+
+
+def bench_model(
+    case: Case, against: Sequence[str], steps: int = 10, rounds: int = 5
+) -> dict[str, float]:
+    """Seconds a step, ours and each peer's in turns, and the machine's own rate of products.
+
+    against: of `bench_peers.PEERS`. `matmul_fraction` is the share of the measured rate of a large
+    square product that the model's own products make of the step; `mfu` the share of the
+    chip's published peak, where it is known. A peer's `..._ratio` is the median over the rounds of
+    its time over ours: above 1 ours is faster.
+
+    Raises:
+      UserError: no such model, or a peer has no such model or is not installed.
+    """
+    if against:  # The peers need room on the same device.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    own, theirs, rates = [], {name: [] for name in against}, []
+    with contextlib.ExitStack() as opened:
+        peers = []
+        for name in against:
+            peers.append(bench_peers.PeerStep(name, case.model, case.batch_size, case.dtype))
+            opened.callback(peers[-1].close)
+        ours = OurStep(case)
+        for _ in range(rounds):
+            own.append(ours.seconds(steps) / steps)
+            for peer in peers:
+                theirs[peer.name].append(peer.seconds(steps) / steps)
+            rates.append(matmul_rate(jnp.dtype(case.dtype)))
+    seconds, rate = statistics.median(own), statistics.median(rates) * ours.num_devices
+    found = {
+        "step_seconds": seconds,
+        "images_per_sec": case.batch_size / seconds,
+        "compile_seconds": ours.compile_seconds,
+        "matmul_gflops_per_sec": rate / 1e9,
+        "matmul_fraction": ours.flops / seconds / rate,
+        "num_devices": ours.num_devices,
+    }
+    chip = chips.of_kind(jax.devices()[0].device_kind)
+    if chip:
+        found["mfu"] = ours.flops / seconds / (chip.flops_per_device * ours.num_devices)
+    for peer in peers:
+        key = peer.name.replace("-", "_")
+        found[f"{key}_step_seconds"] = statistics.median(theirs[peer.name])
+        found[f"{key}_compile_seconds"] = peer.compile_seconds
+        found[f"{key}_ratio"] = statistics.median(
+            a / b for a, b in zip(theirs[peer.name], own, strict=True)
+        )
+    return found
+
+
+def matmul_rate(dtype: jnp.dtype = jnp.float32, repeats: int = 5) -> float:
+    """FLOP/s of a square matrix product on the first device: what a step could at most reach."""
+    size = MATMUL_SIZE[jax.default_backend()]
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(seconds)
