@@ -161,6 +161,10 @@ def test_the_frozen_tower_is_that_of_the_file(run):
     before = checkpoints.load(f"{Path(workdir).parent}/image", image, image_size=8)
     params = Predictor.from_workdir(workdir).params
     jax.tree.map(np.testing.assert_array_equal, dict(params["backbone"]), before)
+    alone, report = checkpoints.load_with_report(workdir, image, image_size=8)
+    jax.tree.map(np.testing.assert_array_equal, dict(alone), before)
+    left = {line.partition(": ")[0].partition("/")[0] for line in report.ignored}
+    assert left == {"text", "text_proj", "image_proj", "log_scale"}
     # And whole, into a model that is stacked otherwise.
     task = tasks.build(
         {**FIELDS, "text": {**FIELDS["text"], "scan": False}}, {**TINY, "scan": False}, info()

@@ -73,6 +73,7 @@ class Merge:
         self.fit_patches()
         self.fit_tokens()
         self.fit_head()
+        self.leave_other_tasks()
         self.apply_patterns()
         return self.finish()
 
@@ -259,6 +260,13 @@ class Merge:
         for name in self.target.shapes.keys() - self.arrays.keys():
             if not name.startswith("backbone/"):
                 self.make(name, None, "the head of another task")
+
+    def leave_other_tasks(self) -> None:
+        """Of our own checkpoints: decoders and text towers that this model does not have."""
+        kept = ("backbone/", "head")
+        for name in [*self.arrays] if self.weights.ours else ():
+            if name not in self.target.shapes and not name.startswith(kept):
+                self.drop(name, "of another task")
 
     def _head_misfit(self) -> str:
         """Why the checkpoint's head means nothing in this model; empty if it does."""
