@@ -1,5 +1,6 @@
 """The step of a named model on made-up images, and how it is set beside other libraries'."""
 
+import io
 import json
 import os
 import subprocess
@@ -101,28 +102,47 @@ def test_what_cannot_be_measured(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_peer_that_is_not_installed(monkeypatch, capsys):
+def test_a_peer_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(bench_peers.multiprocessing, "get_context", lambda _: Threads)
-    assert main(["bench", "step", "--model=vit_ti16", "--against=timm"]) == 2
-    assert "pip install -e '.[bench]'" in capsys.readouterr().err
+    answers = io.StringIO()
+    bench_peers.serve(["timm", "vit_tiny_patch16_224", "2", "float32"], io.StringIO(), answers)
+    assert "pip install -e '.[bench]'" in json.loads(answers.getvalue())
 
 
-class Threads:
-    """Stands for a context of processes: this one's modules are what they would import."""
+def test_a_peer_is_asked_and_answers(monkeypatch):
+    class Steps:
+        first_seconds = 7.0
 
-    @staticmethod
-    def Pipe():
-        import multiprocessing
+        def __init__(self, name, batch_size, dtype, compiled):
+            assert (name, batch_size, dtype, compiled) == ("vit_b", 2, "float32", True)
 
-        return multiprocessing.Pipe()
+        def seconds(self, steps):
+            return 0.5 * steps
 
-    class Process:
-        def __init__(self, target, args, daemon):
-            self.start = lambda: target(*args)
+    monkeypatch.setattr(bench_peers, "_TorchStep", Steps)
+    answers = io.StringIO()
+    arguments = ["timm-compile", "vit_b", "2", "float32"]
+    bench_peers.serve(arguments, io.StringIO("4\n6\n"), answers)
+    answers.seek(0)
+    monkeypatch.setattr(bench_peers.subprocess, "Popen", lambda *_, **__: Process(answers))
+    peer = bench_peers.PeerStep("timm-compile", "vit_ti16", 2, "float32")
+    assert [peer.compile_seconds, peer.seconds(4), peer.seconds(6)] == [7.0, 2.0, 3.0]
+    with pytest.raises(RuntimeError, match="timm-compile ended"):
+        peer.seconds(1)
 
-        def terminate(self):
-            pass
 
-        def join(self):
-            pass
+class Process:
+    """A process that has said all it will."""
+
+    def __init__(self, answers):
+        self.stdin, self.stdout = io.StringIO(), answers
+
+
+@pytest.mark.interop
+def test_timms_own_step():
+    pytest.importorskip("timm", reason="needs the extra `bench`")
+    peer = bench_peers.PeerStep("timm", "vit_ti16", 2, "float32")
+    assert peer.seconds(1) > 0
+    peer.close()
+    with pytest.raises(UserError, match="timm has no model vit_tiny_patch32_224"):
+        bench_peers.PeerStep("timm", "vit_ti32", 2, "float32")

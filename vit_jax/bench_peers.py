@@ -1,11 +1,13 @@
 """Training steps of other libraries, each in a process of its own: threads and memory apart."""
 
-import multiprocessing
+import json
 import os
 import re
+import subprocess
+import sys
 import time
-import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
+from typing import TextIO
 
 from vit_jax.bench_timm import import_torch
 from vit_jax.errors import UserError
@@ -28,34 +30,35 @@ class PeerStep:
 
     def __init__(self, peer: str, model: str, batch_size: int, dtype: str):
         self.name = peer
-        # Not forked: neither library's threads survive that.
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        arguments = (other, timm_name(model), batch_size, dtype, peer == "timm-compile")
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
-        other.close()
-        self.compile_seconds: float = self._answer()
+        self._process = subprocess.Popen(
+            [
+                sys.executable, "-m", "vit_jax.bench_peers",
+                peer, timm_name(model), str(batch_size), dtype,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        self.compile_seconds = self._answer()
 
     def seconds(self, steps: int) -> float:
         """How long so many steps take, one after the other."""
-        self._connection.send(steps)
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.terminate()
-        self._process.join()
+        self._process.kill()
+        self._process.communicate()
 
     def _answer(self) -> float:
-        try:
-            answer = self._connection.recv()
-        except EOFError:
-            raise RuntimeError(f"the process of {self.name} ended") from None
-        if isinstance(answer, UserError):
-            raise answer
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self.name} ended; it says above why")
+        answer = json.loads(line)
         if isinstance(answer, str):
-            raise RuntimeError(f"{self.name} failed:\n{answer}")
+            raise UserError(answer)
         return answer
 
 
@@ -73,19 +76,25 @@ def timm_name(model: str) -> str:
     return f"vit_{_TIMM_SIZES[match[1]]}_patch{match[2]}_224"
 
 
-def _serve(connection: Connection, name: str, batch_size: int, dtype: str, compiled: bool) -> None:
-    """Answers numbers of steps with seconds, after a first answer: those of the first steps."""
+def serve(arguments: Sequence[str], requests: TextIO, answers: TextIO) -> None:
+    """Answers every number of steps with their seconds, after a first answer: the first steps'.
+
+    arguments: peer, its name of the model, batch size, dtype. A user's mistake is answered with the
+    message in place of a number.
+    """
+
+    def answer(value: float | str) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    peer, name, batch_size, dtype = arguments
     try:
-        step = _TorchStep(name, batch_size, dtype, compiled)
-        connection.send(step.first_seconds)
-        while True:
-            connection.send(step.seconds(connection.recv()))
-    except EOFError:
-        return
+        step = _TorchStep(name, int(batch_size), dtype, peer == "timm-compile")
     except UserError as error:
-        connection.send(error)
-    except Exception:
-        connection.send(traceback.format_exc(limit=3))
+        answer(str(error))
+        return
+    answer(step.first_seconds)
+    for request in requests:
+        answer(step.seconds(int(request)))
 
 
 class _TorchStep:
@@ -95,6 +104,8 @@ class _TorchStep:
         torch = import_torch()
         import timm
 
+        if not timm.is_model(name):
+            raise UserError(f"bench --against: timm has no model {name}")
         self._torch = torch
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -131,3 +142,9 @@ class _TorchStep:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             self._torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    with os.fdopen(os.dup(1), "w") as own:  # What else is printed goes to the terminal.
+        os.dup2(2, 1)
+        serve(sys.argv[1:], sys.stdin, own)
