@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from vit_jax.errors import UserError
 from vit_jax.models._layers import Linear, make_norm
 from vit_jax.models._positions import MixedFrequencies, rotate
+from vit_jax.models._windows import Windows
 from vit_jax.types import Array
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
@@ -60,6 +61,7 @@ class Attention(nn.Module):
         *,
         rope: Array | None = None,
         segment_ids: SegmentIds | None = None,
+        windows: Windows | None = None,
     ) -> Array:
         """Attends from `x` to `keys` (to itself when None).
 
@@ -67,6 +69,7 @@ class Attention(nn.Module):
           coordinates `[(batch,) tokens, 2]`.
         segment_ids: int32 `[batch, queries]` and `[batch, keys]`; a query sees the keys whose id is
           its own.
+        windows: tokens see those of their own window alone. Not together with segment_ids.
         """
         keys = x if keys is None else keys
         query = self._project("query", x)
@@ -83,7 +86,11 @@ class Attention(nn.Module):
             if self.rope == "mixed":
                 rope = MixedFrequencies(self.num_heads, self.head_dim, name="rope")(rope)
             query, key = rotate(query, rope), rotate(key, rope)
-        y = self._attend(query, key, value, segment_ids)
+        if windows is None:
+            y = self._attend(query, key, value, segment_ids)
+        else:
+            apart = windows.segment_ids(len(x))
+            y = windows.join(self._attend(*map(windows.split, (query, key, value)), apart, windows))
         y = nn.with_logical_constraint(y, ("batch", "tokens", "heads", "head_dim"))
         out_axes = ("heads", "head_dim", "embed")
         return Linear((x.shape[-1],), out_axes, num_in=2, dtype=self.dtype, name="out")(y)
@@ -96,7 +103,12 @@ class Attention(nn.Module):
 
     @nn.nowrap
     def _attend(
-        self, query: Array, key: Array, value: Array, segment_ids: SegmentIds | None
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        segment_ids: SegmentIds | None,
+        windows: Windows | None = None,
     ) -> Array:
         asked_for = self.is_mutable_collection("intermediates") and not self.is_initializing()
         dropping = self.train and self.dropout > 0.0
@@ -104,7 +116,7 @@ class Attention(nn.Module):
             return attend(query, key, value, segment_ids, implementation=self.implementation)
         weights = attention_weights(query, key, segment_ids)
         if asked_for:
-            self.sow("intermediates", "attention", weights)
+            self.sow("intermediates", "attention", windows.whole(weights) if windows else weights)
         weights = nn.Dropout(self.dropout, deterministic=not self.train)(weights)
         return weighted_sum(weights, value)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +23,7 @@ from vit_jax.models._layers import (
     layer_scale,
     make_norm,
 )
+from vit_jax.models._windows import Windows
 from vit_jax.types import Array, Params
 
 REMAT_POLICIES: Mapping[str, Callable[..., Any]] = {
@@ -102,10 +103,14 @@ class BlockSpec:
 
 
 class Block(nn.Module):
-    """One pre-norm block: x += attention(norm1(x)); x += mlp(norm2(x))."""
+    """One pre-norm block: x += attention(norm1(x)); x += mlp(norm2(x)).
+
+    windows: within which it attends; None: to all tokens.
+    """
 
     spec: BlockSpec
     train: bool
+    windows: Windows | None = None
 
     @nn.compact
     def __call__(
@@ -120,7 +125,7 @@ class Block(nn.Module):
         attention = spec.make_attention(train=self.train, name="attn", rope=spec.rope)
         mlp = spec.make_mlp(train=self.train, name="mlp")
         y = make_norm(spec.norm, name="norm1", dtype=spec.dtype)(x)
-        attended = attention(y, rope=rope, segment_ids=segment_ids)
+        attended = attention(y, rope=rope, segment_ids=segment_ids, windows=self.windows)
         attended = nn.Dropout(spec.dropout, deterministic=not self.train)(attended)
         if spec.parallel:
             return self._add(x, attended + mlp(y), "scale1", drop_rate), None
@@ -172,14 +177,18 @@ def run_blocks(
     train: bool,
     rope: Array | None = None,
     segment_ids: SegmentIds | None = None,
+    windows: Sequence[Windows | None] = (),
 ) -> Array:
     """Applies `stack.depth` blocks to `[batch, tokens, embed]`, inside a compact method.
 
     The calling module gets the parameters `blocks` (stacked, leading axis "layers") or, without
     scan, `blocks_0`, `blocks_1`, ...
+
+    windows: of each block, without scan; empty where all blocks attend to all tokens.
     """
     x = nn.with_logical_constraint(x.astype(spec.residual_dtype), ("batch", "tokens", "embed"))
-    return scan_or_unroll(Block, (spec, train), x, stack, (rope, segment_ids), train=train)
+    shared, own = (rope, segment_ids), [(one,) for one in windows]
+    return scan_or_unroll(Block, (spec, train), x, stack, shared, own=own, train=train)
 
 
 def scan_or_unroll(
@@ -189,9 +198,13 @@ def scan_or_unroll(
     stack: StackSpec,
     shared: tuple[Any, ...] = (),
     *,
+    own: Sequence[tuple[Any, ...]] = (),
     train: bool,
 ) -> Array:
-    """Runs `block(*fields)(x, drop_rate, *shared)`, which returns (x, None), for every layer."""
+    """Runs `block(*fields)(x, drop_rate, *shared)`, which returns (x, None), for every layer.
+
+    own: further fields of each layer's block; without scan only.
+    """
     if stack.remat != "none":
         # Inside a loop XLA cannot merge the recomputation with the forward pass anyway.
         is_loop = stack.scan and stack.unroll == 1
@@ -203,7 +216,8 @@ def scan_or_unroll(
     if not stack.scan:
         for i in range(stack.depth):
             rate = None if rates is None else rates[i]
-            x, _ = block(*fields, name=f"blocks_{i}")(x, rate, *shared)
+            further = own[i] if own else ()
+            x, _ = block(*fields, *further, name=f"blocks_{i}")(x, rate, *shared)
         return x
     scanned = nn.scan(
         block,

@@ -123,6 +123,8 @@ class PackedViT(FlexiViT):
                 "packed sequences need pooling 'token', 'mean' or 'map' and patch_drop=0; "
                 "leave patches out while packing"
             )
+        if self.window:
+            raise UserError("packed sequences have no grid to cut into windows; write window=0")
         if self.distill_token:
             raise UserError("packed sequences have no distillation token; write False")
         super().__post_init__()

@@ -66,6 +66,7 @@ from vit_jax.models._positions import (
 )
 from vit_jax.models._registry import Variant
 from vit_jax.models._transformer import BlockSpec, StackSpec, run_blocks
+from vit_jax.models._windows import Windows, check_windows
 from vit_jax.types import Array, Features
 
 POOLINGS = ("token", "mean", "map", "none")
@@ -100,6 +101,9 @@ class VisionTransformer(nn.Module):
         training. remat: "none", "full" or the name of a checkpoint policy: what the backward pass
         computes again instead of keeping.
       attention: "auto", "xla", "cudnn" or "splash"; the numbers are the same.
+      window: blocks attend within squares of this many by this many tokens, all but those whose
+        numbers are in `global_blocks` (Li et al. 2022, ViTDet: 14, and 4 global blocks); 0 is
+        attention to all. For patches alone, and scan=False. The parameters are the same.
       dtype: of computation. residual_dtype: of the stream between blocks; None means `dtype`.
         Parameters are float32 either way.
     """
@@ -129,6 +133,8 @@ class VisionTransformer(nn.Module):
     unroll: int = 1
     remat: str = "none"
     attention: str = "auto"
+    window: int = 0
+    global_blocks: Sequence[int] = ()
     dtype: DTypeLike = "float32"
     residual_dtype: DTypeLike | None = None
 
@@ -138,6 +144,12 @@ class VisionTransformer(nn.Module):
         check_rate("patch_drop", self.patch_drop)
         check_position(self.position, self.width, self.block_spec().head_dim)
         self.stack_spec()
+        check_windows(self.window, self.global_blocks, self.depth)
+        if self.window and (self.scan or self._num_prefix_tokens() or self.patch_drop):
+            raise UserError(
+                "window needs blocks of their own and the whole grid of patches alone; write"
+                " scan=False, pooling='mean', no class token, registers or patch_drop"
+            )
         if self.pooling == "token" and self.class_token is False:
             raise UserError("pooling='token' needs the class token; write pooling='mean' or 'map'")
         if self.pooling == "none" and self.patch_drop:
@@ -193,7 +205,7 @@ class VisionTransformer(nn.Module):
             x, coordinates = self._drop_patches(x, coordinates)
         x = self._prepend_tokens(x, class_position)
         rope = self._rope(coordinates, jnp.asarray((rows, columns), jnp.float32))
-        x = self._encode(x, train, rope=rope)
+        x = self._encode(x, train, rope=rope, windows=self._windows(rows, columns))
         num_prefix = self._num_prefix_tokens()
         tokens = x[:, num_prefix:]
         registers = x[:, num_prefix - self.num_registers : num_prefix]
@@ -303,6 +315,14 @@ class VisionTransformer(nn.Module):
         widths = [(0, 0)] * turns.ndim
         widths[coordinates.ndim - 2] = (self._num_prefix_tokens(), 0)
         return jnp.pad(turns, widths)
+
+    @nn.nowrap
+    def _windows(self, rows: int, columns: int) -> list[Windows | None]:
+        """Of each block; empty where there are none."""
+        if not self.window:
+            return []
+        windows = Windows(rows, columns, self.window)
+        return [None if i in self.global_blocks else windows for i in range(self.depth)]
 
     @nn.nowrap
     def _encode(self, x: Array, train: bool, **where: Any) -> Array:
