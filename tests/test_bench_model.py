@@ -140,7 +140,7 @@ class Process:
 
 @pytest.mark.interop
 def test_timms_own_step():
-    pytest.importorskip("timm", reason="needs the extra `bench`")
+    pytest.importorskip("torch", reason="needs the extra `bench`")
     peer = bench_peers.PeerStep("timm", "vit_ti16", 2, "float32")
     assert peer.seconds(1) > 0
     peer.close()
