@@ -6,7 +6,7 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax import sharding, step
+from vit_jax import sharding, step, tasks
 from vit_jax.evaluate import Evaluator
 from vit_jax.run import Run
 from vit_jax.types import Batch, Params
@@ -46,13 +46,13 @@ class _Forward:
     """The evaluation step on the first batch of the first split."""
 
     def __init__(self, run: Run, evaluator: Evaluator, params: Params):
-        self._params = params
+        self._params = {**params, **tasks.precompute(run.task, params)}
         self._step = step.make_eval_step(run.task, run.abstract, run.mesh)
         self._mesh = run.mesh
         first: Batch = next(iter(evaluator.batches(evaluator.splits[0])))
         with sharding.activate(run.mesh):
             self._batch = evaluator.place(first)
-        self._zeros = lambda: evaluator.zeros(params, self._batch)
+        self._zeros = lambda: evaluator.zeros(self._params, self._batch)
         self.seconds(1)
 
     def seconds(self, batches: int) -> float:
