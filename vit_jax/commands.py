@@ -207,10 +207,10 @@ def run_plan(arguments: argparse.Namespace) -> None:
 
 def _rate_here(config):
     """How fast a core of this machine makes images ready as `config` wants them."""
-    from vit_jax import bench
+    from vit_jax.bench.input import bench_input, on_photographs
     from vit_jax.planning.feeding import Rate
 
-    measured = bench.bench_input(bench.on_photographs(config), batches=10)
+    measured = bench_input(on_photographs(config), batches=10)
     rate = measured["images_per_sec_per_core"]
     return Rate(rate, f"{rate:,.0f} images/s a core, measured here on photographs")
 
@@ -262,9 +262,9 @@ def run_bench(arguments: argparse.Namespace) -> None:
 
     measure = _bench_of_model if arguments.model else _bench_of_config
     measured = measure(arguments)
-    from vit_jax import bench
+    from vit_jax.bench.machine import describe_machine
 
-    result = json.dumps({**measured, "machine": bench.describe_machine()}, indent=2)
+    result = json.dumps({**measured, "machine": describe_machine()}, indent=2)
     print(result)
     if arguments.json:
         Path(arguments.json).write_text(result + "\n")
@@ -273,34 +273,35 @@ def run_bench(arguments: argparse.Namespace) -> None:
 def _bench_of_model(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.what != "step" or arguments.config or arguments.overrides:
         raise UserError("bench: --model goes with `bench step`, in place of --config")
-    from vit_jax import bench_model, bench_peers
+    from vit_jax.bench import model, peers
 
-    case = bench_model.Case(arguments.model, arguments.batch, arguments.dtype)
-    peers = _peers(arguments, bench_peers.PEERS)
+    case = model.Case(arguments.model, arguments.batch, arguments.dtype)
+    against = _peers(arguments, peers.PEERS)
     _set_up(case.config(), arguments)
-    return bench_model.bench_model(case, peers)
+    return model.bench_model(case, against)
 
 
 def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
     if not arguments.config:
         raise UserError("bench: give --config=FILE, or for `bench step` --model=NAME")
     config = _load_config(arguments)
-    from vit_jax import bench, bench_checkpoint, bench_eval
+    from vit_jax.bench import checkpoint, evaluation, loop, start
+    from vit_jax.bench import input as feeding
 
-    rivals = _peers(arguments, tuple(bench.RIVALS) if arguments.what == "input" else ())
+    rivals = _peers(arguments, tuple(feeding.RIVALS) if arguments.what == "input" else ())
     _set_up(config, arguments)
     if rivals:
         return {
             name: value
             for rival in rivals
-            for name, value in bench.bench_against(config, rival).items()
+            for name, value in feeding.bench_against(config, rival).items()
         }
     measure = {
-        "step": bench.bench_step,
-        "input": bench.bench_input,
-        "eval": bench_eval.bench_eval,
-        "start": lambda _: bench.bench_start(arguments.config, arguments.overrides),
-        "checkpoint": bench_checkpoint.bench_checkpoint,
+        "step": loop.bench_step,
+        "input": feeding.bench_input,
+        "eval": evaluation.bench_eval,
+        "start": lambda _: start.bench_start(arguments.config, arguments.overrides),
+        "checkpoint": checkpoint.bench_checkpoint,
     }[arguments.what]
     return measure(config)
 

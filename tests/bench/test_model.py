@@ -8,15 +8,16 @@ import sys
 
 import pytest
 
-from vit_jax import bench_model, bench_peers
 from vit_jax.__main__ import main
+from vit_jax.bench import model as bench_model
+from vit_jax.bench import peers as bench_peers
 from vit_jax.errors import UserError
 
 WITHOUT_TENSORFLOW = """
 import json, sys
 
 sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None  # Importing them fails.
-from vit_jax import bench_model
+from vit_jax.bench import model as bench_model
 
 case = bench_model.Case("vit_ti32", 2, "float32")
 print(json.dumps(bench_model.bench_model(case, [], steps=1, rounds=1)))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from vit_jax.bench_timm import import_torch
+from vit_jax.bench.timm_loader import import_torch
 from vit_jax.errors import UserError
 
 PEERS = ("timm", "timm-compile")
@@ -32,7 +32,7 @@ class PeerStep:
         self.name = peer
         self._process = subprocess.Popen(
             [
-                sys.executable, "-m", "vit_jax.bench_peers",
+                sys.executable, "-m", "vit_jax.bench.peers",
                 peer, timm_name(model), str(batch_size), dtype,
             ],
             stdin=subprocess.PIPE,

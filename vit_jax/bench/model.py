@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax import bench_peers, chips, models, sharding
+from vit_jax import chips, models, sharding
+from vit_jax.bench import peers as peers_lib
+from vit_jax.bench.machine import matmul_rate
 from vit_jax.config import default_config
 from vit_jax.data import Expected
 from vit_jax.errors import UserError
@@ -23,8 +25,6 @@ from vit_jax.run import Run
 from vit_jax.types import ArraySpec
 
 NUM_CLASSES = 1000
-MATMUL_SIZE = {"cpu": 1536, "gpu": 8192, "tpu": 8192}
-"""Side of the square product that stands for a platform's limit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def bench_model(
 ) -> dict[str, float]:
     """Seconds a step, ours and each peer's in turns, and the machine's own rate of products.
 
-    against: of `bench_peers.PEERS`. `matmul_fraction` is the share of the measured rate of a large
+    against: of `peers.PEERS`. `matmul_fraction` is the share of the measured rate of a large
     square product that the model's own products make of the step; `mfu` the share of the
     chip's published peak, where it is known. A peer's `..._ratio` is the median over the rounds of
     its time over ours: above 1 ours is faster.
@@ -112,7 +112,7 @@ def bench_model(
     with contextlib.ExitStack() as opened:
         peers = []
         for name in against:
-            peers.append(bench_peers.PeerStep(name, case.model, case.batch_size, case.dtype))
+            peers.append(peers_lib.PeerStep(name, case.model, case.batch_size, case.dtype))
             opened.callback(peers[-1].close)
         ours = OurStep(case)
         for _ in range(rounds):
@@ -140,17 +140,3 @@ def bench_model(
             a / b for a, b in zip(theirs[peer.name], own, strict=True)
         )
     return found
-
-
-def matmul_rate(dtype: jnp.dtype = jnp.float32, repeats: int = 5) -> float:
-    """FLOP/s of a square matrix product on the first device: what a step could at most reach."""
-    size = MATMUL_SIZE[jax.default_backend()]
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a, b: a @ b)
-    product(x, x).block_until_ready()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        product(x, x).block_until_ready()
-        seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(seconds)

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from vit_jax import bench, bench_timm
 from vit_jax.__main__ import main
+from vit_jax.bench import input as bench
+from vit_jax.bench import timm_loader
 from vit_jax.config import load
 from vit_jax.errors import UserError
 
@@ -18,12 +19,12 @@ from vit_jax.errors import UserError
     ],
 )
 def test_the_same_augmentation_in_timms_words(pp, expected):
-    assert bench_timm.transforms_of(pp) == expected
+    assert timm_loader.transforms_of(pp) == expected
 
 
 def test_other_preprocessing_is_refused():
     with pytest.raises(UserError, match="with or without"):
-        bench_timm.transforms_of("decode|resize(224)")
+        timm_loader.transforms_of("decode|resize(224)")
 
 
 def command(root):
@@ -72,6 +73,6 @@ def test_timms_loader_itself(request):
     from vit_jax.run import open_source
 
     config = load(f"{request.config.rootpath}/configs/vit_s16_i1k.py:runlocal")
-    loader = bench_timm._loader(open_source(config.data), config.data.pp, 4, 2, 0)
+    loader = timm_loader._loader(open_source(config.data), config.data.pp, 4, 2, 0)
     shapes = [tuple(images.shape) for images, _ in loader]
     assert shapes == [(4, 3, 32, 32)] * 2
