@@ -259,7 +259,7 @@ class Merge:
                 self.drop(name, "the model has no such head")
         for name in self.target.shapes.keys() - self.arrays.keys():
             if not name.startswith("backbone/"):
-                self.make(name, None, "the head of another task")
+                self.make(name, None, "not in the checkpoint")
 
     def leave_other_tasks(self) -> None:
         """Of our own checkpoints: decoders and text towers that this model does not have."""
