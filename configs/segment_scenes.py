@@ -9,7 +9,8 @@
 
 The first run trains the backbone on single digits; the second segments scenes of 32×32 pixels with
 up to four digits, 11 classes with the background. Without `checkpoint=` it starts from scratch with
-the same budget. `:head=mask` takes Segmenter's mask transformer.
+the same budget. `:head=linear` and `:head=mask` take Segmenter's heads; strokes are two pixels wide,
+and the default lets the head see the pixels again.
 """
 
 from vit_jax.config import parse_arg
@@ -17,7 +18,7 @@ from vit_jax.digit_scenes import scenes_config
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, checkpoint="", head="linear", epochs=4, dir="")
+    arg = parse_arg(arg, checkpoint="", head="pixels", epochs=4, dir="")
     config = scenes_config(
         "image",
         "segmentation",
@@ -27,7 +28,7 @@ def get_config(arg=None):
     )
     # Nine tenths of the pixels are background; dice counts every class alike.
     config.task = {"name": "segmentation", "head": arg.head, "dice": 1.0}
-    if arg.head == "linear":
+    if arg.head != "mask":
         config.task.subcells = 4  # Every pixel of a token's cell gets scores of its own.
     config.init.checkpoint = arg.checkpoint
     config.total = f"{arg.epochs} epochs"

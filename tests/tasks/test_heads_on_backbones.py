@@ -30,6 +30,7 @@ BACKBONES = {
 HEADS = {
     "linear": ("segmentation", {"head": "linear", "subcells": 2}),
     "mask": ("segmentation", {"head": "mask", "decoder_depth": 1, "dice": 0.5}),
+    "pixels": ("segmentation", {"head": "pixels", "subcells": 2}),
     "per_token": ("detection", {"head": "per_token"}),
     "tokens": (
         "detection",
@@ -107,6 +108,7 @@ def unpacked(name):
 # How each head learns: steps, its fields and the backbone's, rows and columns of the scenes.
 BY_HEART = {
     "linear": (500, {"subcells": 8}, {}, slice(0, 32)),
+    "pixels": (300, {"subcells": 8}, {}, slice(0, 32)),
     # One token a pixel, for masks are as fine as tokens.
     "mask": (500, {"dice": 0.0}, {"patch_size": 1}, slice(12, 20)),
     "per_token": (500, {}, {}, slice(0, 32)),
@@ -121,6 +123,7 @@ BY_HEART = {
     [
         pytest.param("linear", marks=pytest.mark.soak),
         "mask",
+        pytest.param("pixels", marks=pytest.mark.soak),
         pytest.param("per_token", marks=pytest.mark.soak),
         "tokens",
         "towers",

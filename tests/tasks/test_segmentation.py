@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vit_jax import tasks
 from vit_jax.errors import UserError
+from vit_jax.models._dense import _around_cells
 from vit_jax.tasks._sliding import over_scales, slide
 from vit_jax.types import ArraySpec, DataInfo
 
@@ -130,6 +131,22 @@ def test_a_batch_without_labels_has_no_loss():
     task = answering(build(dice=1.0), logits)
     loss, count = task.objective({}, task.perturb(batch, jax.random.key(0)), jax.random.key(0))
     assert (loss, count) == (0, 0)
+
+
+def test_pixels_are_shown_with_half_a_cell_around_them():
+    images = np.random.default_rng(0).normal(size=(1, 6, 10, 1)).astype(np.float32)
+    shown = np.asarray(_around_cells(jnp.asarray(images), (3, 5)))
+    padded = np.pad(images[0, ..., 0], 1, mode="edge")
+    for row in range(3):
+        for column in range(5):
+            around = padded[2 * row : 2 * row + 4, 2 * column : 2 * column + 4]
+            assert sorted(shown[0, row, column]) == sorted(around.ravel())
+
+
+def test_pixels_need_cells_of_one_size():
+    task = build(info(side=11), head="pixels", crop_to_patches=True)
+    with pytest.raises(UserError, match=r"divide, not \[11, 11\] pixels in \[2, 2\] cells"):
+        tasks.abstract_params(task)
 
 
 @pytest.mark.parametrize("size", [(12, 20), (8, 8), (5, 9)])

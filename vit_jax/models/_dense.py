@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
-from vit_jax.models._layers import Linear, check_choice, lift, make_norm
+from vit_jax.models._layers import Linear, check_choice, cut_patches, lift, make_norm
 from vit_jax.models._transformer import Block, BlockSpec
 from vit_jax.types import Array, Features
 
-SEGMENTATION_HEADS = ("linear", "mask")
+SEGMENTATION_HEADS = ("linear", "mask", "pixels")
 DETECTION_HEADS = ("per_token", "tokens")
 
 _HEAD_DIM = 64
@@ -37,10 +37,13 @@ class Segmenter(nn.Module):
     Attributes:
       num_classes: of each pixel.
       head: "linear" classifies each token; "mask" compares tokens with learned class tokens after
-        `decoder_depth` transformer blocks over both (section 3.2 of the paper).
-      subcells: with "linear", each token answers for this many by this many places inside it;
+        `decoder_depth` transformer blocks over both (section 3.2 of the paper). "pixels" gives an
+        MLP the token and the pixels in and around its cell: thin things keep their borders, which
+        strides blur.
+      subcells: but with "mask", each token answers for this many by this many places inside it;
         1 is the paper's. What lies between them is interpolated bilinearly.
-      decoder_width: of the mask transformer; 0 is the backbone's.
+      decoder_width: of the mask transformer, 0 is the backbone's; or of the hidden layer of
+        "pixels", 0 is four times the backbone's.
     """
 
     backbone: nn.Module
@@ -52,8 +55,10 @@ class Segmenter(nn.Module):
 
     def __post_init__(self) -> None:
         check_choice("config.task.head", self.head, SEGMENTATION_HEADS)
-        if self.subcells < 1 or (self.subcells > 1 and self.head != "linear"):
-            raise UserError(f"config.task.subcells={self.subcells} is for head='linear', from 1 on")
+        if self.subcells < 1 or (self.subcells > 1 and self.head == "mask"):
+            raise UserError(
+                f"config.task.subcells={self.subcells} is for head='linear' or 'pixels', from 1 on"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -62,6 +67,10 @@ class Segmenter(nn.Module):
         grid = grid_of(self.backbone(images, train=train))
         if self.head == "linear":
             logits = _LinearDecoder(self.num_classes, self.subcells, name="decoder")(grid)
+        elif self.head == "pixels":
+            width = self.decoder_width or 4 * grid.shape[-1]
+            decoder = _PixelDecoder(self.num_classes, self.subcells, width, name="decoder")
+            logits = decoder(grid, images)
         else:
             width = self.decoder_width or grid.shape[-1]
             decoder = _MaskDecoder(
@@ -80,16 +89,61 @@ class _LinearDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, grid: Array) -> Array:
-        batch, rows, columns, _ = grid.shape
-        features = (self.subcells, self.subcells, self.num_classes)
-        score = Linear(
-            features,
-            ("embed", None, None, "classes"),
-            kernel_init=nn.initializers.normal(0.02),
-            name="score",
+        return _subcell_scores(grid, self.num_classes, self.subcells, "embed")
+
+
+class _PixelDecoder(nn.Module):
+    """As `_LinearDecoder`, behind a hidden layer that sees tokens and pixels.
+
+    Parameters: hidden, of `[token, pixels]`, and score.
+    """
+
+    num_classes: int
+    subcells: int
+    width: int
+
+    @nn.compact
+    def __call__(self, grid: Array, images: Array) -> Array:
+        """images: `[b, h, w, channels]`, as the backbone was given them."""
+        pixels = _around_cells(images.astype(jnp.float32), grid.shape[1:3])
+        both = jnp.concatenate([grid, pixels], axis=-1)
+        hidden = nn.gelu(Linear((self.width,), (None, "mlp"), name="hidden")(both))
+        return _subcell_scores(hidden, self.num_classes, self.subcells, "mlp")
+
+
+def _subcell_scores(grid: Array, num_classes: int, subcells: int, axis: str) -> Array:
+    """A linear layer `score` of the calling module, its scores at their places.
+
+    grid: `[b, rows, columns, dim]`, whose last axis has the logical name `axis`.
+    """
+    batch, rows, columns, _ = grid.shape
+    score = Linear(
+        (subcells, subcells, num_classes),
+        (axis, None, None, "classes"),
+        kernel_init=nn.initializers.normal(0.02),
+        name="score",
+    )
+    logits = score(grid).transpose(0, 1, 3, 2, 4, 5)
+    return logits.reshape(batch, rows * subcells, columns * subcells, num_classes)
+
+
+def _around_cells(images: Array, grid: Sequence[int]) -> Array:
+    """Pixels of each cell with half a cell around it, `[b, rows, columns, 4 * cell's values]`.
+
+    Beyond the border its pixels are repeated. Raises `UserError` where cells are not equal.
+    """
+    sides = images.shape[1:3]
+    cell = [side // cells for side, cells in zip(sides, grid, strict=True)]
+    if any(side != n * size for side, n, size in zip(sides, grid, cell, strict=True)):
+        raise UserError(
+            f"head='pixels' needs images that cells divide, not {list(sides)} pixels in"
+            f" {list(grid)} cells; change config.data.pp's size"
         )
-        logits = score(grid).transpose(0, 1, 3, 2, 4, 5)
-        return logits.reshape(batch, rows * self.subcells, columns * self.subcells, -1)
+    margins = ((size // 2, size - size // 2) for size in cell)
+    padded = jnp.pad(images, ((0, 0), *margins, (0, 0)), mode="edge")
+    quarters = cut_patches(padded, tuple(cell))
+    ends = (slice(None, -1), slice(1, None))
+    return jnp.concatenate([quarters[:, y, x] for y in ends for x in ends], axis=-1)
 
 
 class _MaskDecoder(nn.Module):
