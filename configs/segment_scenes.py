@@ -9,8 +9,8 @@
 
 The first run trains the backbone on single digits; the second segments scenes of 32×32 pixels with
 up to four digits, 11 classes with the background. Without `checkpoint=` it starts from scratch with
-the same budget. `:head=linear` and `:head=mask` take Segmenter's heads; strokes are two pixels wide,
-and the default lets the head see the pixels again.
+the same budget. `:head=linear` and `:head=mask` take Segmenter's heads; the default sees the pixels
+again, for strokes are two pixels wide.
 """
 
 from vit_jax.config import parse_arg
