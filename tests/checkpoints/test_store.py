@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore as ts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -66,6 +67,29 @@ def test_restores_bit_for_bit_onto_any_mesh(three_steps, shape):
         np.testing.assert_array_equal(leaf, expected)
         assert leaf.dtype == expected.dtype
         assert leaf.sharding == expected.sharding
+
+
+def bytes_read_of_arrays():
+    metrics = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+    return sum(value["value"] for metric in metrics for value in metric["values"])
+
+
+def test_each_shard_is_read_once(tmp_path):
+    """However many devices hold a copy. Noise, so that its files are as long as it is."""
+    noise = jax.random.normal(jax.random.key(0), (512, 512))
+
+    def sharded(mesh):
+        everywhere, split = sharding.replicated(mesh), NamedSharding(mesh, P("fsdp"))
+        return {"a": jax.device_put(noise, split), "b": jax.device_put(noise, everywhere)}
+
+    store = Store(tmp_path, keep_last=1)
+    store.save(1, sharded(mesh_of(2, 4)), METADATA)
+    store.close()
+    stored = sum(path.stat().st_size for path in data_files(tmp_path, 1))
+    for shape in ((2, 4), (8, 1), (1, 8)):
+        before = bytes_read_of_arrays()
+        Store(tmp_path).restore(1, abstract(sharded(mesh_of(*shape))))
+        assert 0.9 * stored < bytes_read_of_arrays() - before <= 1.01 * stored
 
 
 def test_no_checkpoint_is_none(tmp_path):
