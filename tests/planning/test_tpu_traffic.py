@@ -16,30 +16,79 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_sharded_parameters_send_two_gathers_and_one_sum():
-    """fsdp over 4 chips, every block computed twice: gathered forward, again backward, summed.
+TOKENS = 7 * 7 + 1
 
-    Kernels travel in bfloat16 but for the head's gradient, and mixup moves one row of images.
-    """
+
+def compiled(depth, num_heads=2, **mesh):
+    """A small ViT over 4 chips, every block computed twice: (the run, MB that a chip sends)."""
     config = config_lib.default_config()
     config.batch_size = 64
     config.total = 10
     config.model = {
-        "name": "vit", "patch_size": 32, "width": 256, "depth": 2, "num_heads": 2,
+        "name": "vit", "patch_size": 32, "width": 256, "depth": depth, "num_heads": num_heads,
         "remat": "full", "dtype": "bfloat16",
     }  # fmt: skip
     config.task.mixup = 0.2
     config.data.source, config.data.args = "fake", {"encoded": True, "num_classes": 1000}
     config.data.pp = "decode_jpeg_and_inception_crop(224)"
-    config.mesh.data, config.mesh.fsdp = 1, 4
+    for key, value in mesh.items():
+        config.mesh[key] = value
     config = config_lib.validate(config)
     run = Run.build(config, Target.find("v5e:2x2").devices, data.expect(config.data))
     program = Program(run.compile_step().as_text())
+    return run, sum(collective.total_sent for collective in program.collectives()) / 1e6
+
+
+def millions(run):
+    """Parameters of the blocks, the patch embedding's kernel and the head's, in millions."""
     params = run.abstract.params
-    share = 3 / 4
     blocks = sum(leaf.size for leaf in jax.tree.leaves(params["backbone"]["blocks"]))
     patches = params["backbone"]["patch_embed"]["kernel"].size
-    head = params["head"]["kernel"].size
-    least = share * (3 * 2 * blocks + 2 * 2 * patches + (2 + 4) * head) + 4 * 224 * 224 * 3
-    sent = sum(collective.total_sent for collective in program.collectives())
-    assert 0.9 * least < sent <= 1.1 * least
+    return blocks / 1e6, patches / 1e6, params["head"]["kernel"].size / 1e6
+
+
+# Kernels and their gradients travel in bfloat16, but for the head's gradient; mixup moves one row
+# of images from chip to chip wherever the batch is split.
+MIXUP = 4 * 224 * 224 * 3 / 1e6
+
+
+def test_data_parallel_sends_one_sum_of_gradients():
+    run, sent = compiled(2, data=4)
+    blocks, patches, head = millions(run)
+    least = 2 * 3 / 4 * (2 * blocks + 2 * patches + 4 * head) + MIXUP
+    assert 0.95 * least < sent <= 1.1 * least, sent / least
+
+
+def test_zero1_scatters_the_sum_and_gathers_parameters():
+    """The parameters in float32, as they are kept."""
+    run, sent = compiled(2, data=4, zero1=True)
+    blocks, patches, head = millions(run)
+    least = 3 / 4 * ((2 + 4) * (blocks + patches) + (4 + 4) * head) + MIXUP
+    assert 0.95 * least < sent <= 1.1 * least, sent / least
+
+
+def test_sharded_parameters_send_two_gathers_and_one_sum():
+    """Gathered forward, again backward, summed."""
+    run, sent = compiled(2, data=1, fsdp=4)
+    blocks, patches, head = millions(run)
+    least = 3 / 4 * (3 * 2 * blocks + 2 * 2 * patches + (2 + 4) * head) + MIXUP
+    assert 0.95 * least < sent <= 1.1 * least, sent / least
+
+
+def sums_over_tensor(depth, batch, ways):
+    """A block sums its outputs twice forward, twice backward, and once as it is computed again."""
+    return depth * 5 * 2 * (ways - 1) / ways * batch * TOKENS * 256 * 2 / 1e6
+
+
+def test_tensor_parallel_sends_five_sums_a_block():
+    _, sent = compiled(2, num_heads=4, data=1, tensor=4)
+    assert sent == pytest.approx(sums_over_tensor(2, 64, 4), rel=0.01)
+
+
+def test_sharded_and_tensor_parallel_sends_both():
+    """At the depth of ViT-L: both ends of the model, and some gradients, are sent whole."""
+    run, sent = compiled(24, num_heads=4, data=1, fsdp=2, tensor=2)
+    blocks, patches, head = millions(run)
+    parameters = 1 / 2 * (3 * 2 * blocks / 2 + 2 * 2 * patches + (2 + 4) * head)
+    least = sums_over_tensor(24, 32, 2) + parameters + MIXUP
+    assert 0.95 * least < sent <= 1.1 * least, sent / least
