@@ -23,7 +23,7 @@ TEXT_LENGTH = 16  # Of the longest captions, of four digits.
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, checkpoint="", loss="softmax", lit=False, epochs=8, dir="")
+    arg = parse_arg(arg, checkpoint="", loss="softmax", lit=False, epochs=7, dir="")
     config = scenes_config(
         "image", "caption", name="digit_scenes/32px", dir=arg.dir, classes_of="objects"
     )
