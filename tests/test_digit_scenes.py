@@ -46,6 +46,7 @@ def test_a_segmenter_trains_and_draws(scenes_dir, scene, tmp_path):
     predict_and_draw(tmp_path / "run", scene, tmp_path / "drawn.png")
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("one_device")
 def test_two_towers_train_and_tell_which_text_fits(scenes_dir, scene, tmp_path, capsys):
     text = {"task.text.width": 8, "task.text.depth": 1, "task.text.num_heads": 1}

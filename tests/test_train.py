@@ -280,7 +280,7 @@ def test_micro_batches_draw_their_own_dropout(tiny_config):
         keys = [jax.random.fold_in(key, i) for i in range(2)]
         separate = [run.task.objective(params, p, k) for p, k in zip(parts, keys, strict=True)]
         together, _ = step._loss_and_grads(
-            run.task, params, soft, key, accum_steps=2, mesh=run.mesh
+            run.task.objective, params, soft, key, accum_steps=2, mesh=run.mesh
         )
     first, second = (float(total / count) for total, count in separate)
     assert abs(first - second) > 1e-3

@@ -13,7 +13,7 @@ _OVERRIDES = """\
 Any key of the config can be set with --config.KEY=VALUE, such as --config.optim.lr=0.003.
 `python -m vit_jax train --keys` lists them all."""
 CONFIG_COMMANDS = ("train", "evaluate", "plan", "data", "bench", "fewshot")
-MODEL_COMMANDS = ("predict", "convert", "features")
+MODEL_COMMANDS = ("predict", "convert", "features", "bench")
 
 
 class Parser(argparse.ArgumentParser):
@@ -219,7 +219,11 @@ def _add_tools(command: Callable[..., Parser]) -> None:
         "what", choices=("step", "input", "eval", "start", "checkpoint"), help="what to measure"
     )
     bench.add_argument("--config", metavar="FILE[:ARGS]", help=_CONFIG_HELP)
-    bench.add_argument("--model", metavar="NAME", help="step: of this model, on made-up images,")
+    bench.add_argument(
+        "--model",
+        metavar="NAME",
+        help="step: of this model (--model.FIELD=VALUE: with it so) on made-up images,",
+    )
     bench.add_argument("--batch", type=int, default=8, metavar="N", help="so many a step (8),")
     bench.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="in it")
     bench.add_argument(

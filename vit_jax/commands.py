@@ -273,9 +273,11 @@ def run_bench(arguments: argparse.Namespace) -> None:
 def _bench_of_model(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.what != "step" or arguments.config or arguments.overrides:
         raise UserError("bench: --model goes with `bench step`, in place of --config")
+    from vit_jax import config
     from vit_jax.bench import model, peers
 
-    case = model.Case(arguments.model, arguments.batch, arguments.dtype)
+    fields = config.parse_values(arguments.fields)
+    case = model.Case(arguments.model, arguments.batch, arguments.dtype, fields)
     against = _peers(arguments, peers.PEERS)
     _set_up(case.config(), arguments)
     return model.bench_model(case, against)
@@ -284,6 +286,8 @@ def _bench_of_model(arguments: argparse.Namespace) -> dict[str, float]:
 def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
     if not arguments.config:
         raise UserError("bench: give --config=FILE, or for `bench step` --model=NAME")
+    if arguments.fields:
+        raise UserError("bench: --model.FIELD goes with --model; write --config.model.FIELD")
     config = _load_config(arguments)
     from vit_jax.bench import checkpoint, evaluation, loop, start
     from vit_jax.bench import input as feeding

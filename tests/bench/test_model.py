@@ -95,6 +95,8 @@ def test_timms_names():
         (["step", "--model=vit_ti16", "--against=tim"], "did you mean 'timm'?"),
         (["step", "--model=vit_tee16"], "model 'vit_tee16' is not known"),
         (["step", "--model=vit"], "not a whole image model"),
+        (["step", "--model=vit_ti16", "--model.unrol=2"], "did you mean 'unroll'?"),
+        (["input", "--config=c.py", "--model.unroll=2"], "write --config.model.FIELD"),
         (["step", "--model=mixer_b16", "--against=timm"], "compares plain ViTs"),
     ],
 )

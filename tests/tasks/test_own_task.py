@@ -22,8 +22,6 @@ def test_an_own_task_takes_the_whole_way(regress, tmp_path):
     assert outcome.headline[0] == "val_ema/rank_correlation"
     assert outcome.results["val/num_examples"] == 30
     # Examples, not batches, are what metrics see: the last batch of each size is part padding.
-    for batch_size in (8, 32):
-        workdir = Workdir.existing(str(tmp_path))
-        again = evaluate.evaluate_workdir(workdir, {"eval.batch_size": str(batch_size)})
-        for name, value in outcome.results.items():
-            assert again[name] == pytest.approx(value, rel=1e-5), name
+    again = evaluate.evaluate_workdir(Workdir.existing(str(tmp_path)), {"eval.batch_size": "32"})
+    for name, value in outcome.results.items():
+        assert again[name] == pytest.approx(value, rel=1e-5), name

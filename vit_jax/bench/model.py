@@ -8,7 +8,8 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,17 +32,19 @@ NUM_CLASSES = 1000
 class Case:
     """What everybody trains: a model of `models.names()` on images of its own size, AdamW.
 
-    dtype: of products; parameters and optimizer state are float32.
+    dtype: of products; parameters and optimizer state are float32. fields: of our model, in place
+    of its own, such as `unroll` or `remat`.
     """
 
     model: str
     batch_size: int
     dtype: str
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self) -> ConfigDict:
         """Ours, with what the others do too: cross-entropy, AdamW, clipping by the global norm."""
         config = default_config()
-        config.model = {"name": self.model, "dtype": self.dtype}
+        config.model = {"name": self.model, "dtype": self.dtype, **self.fields}
         config.task = {"name": "classification"}
         config.batch_size = self.batch_size
         config.total = "1000 steps"
