@@ -61,7 +61,7 @@ class Evaluator:
         self._precompute = jax.jit(
             functools.partial(tasks.precompute, task), out_shardings=sharding.replicated(mesh)
         )
-        self._eval_step = step.make_eval_step(task, abstract, mesh)
+        self.step = step.make_eval_step(task, abstract, mesh)
 
     def run(
         self, params: Params, *, suffix: str = "", should_stop: Callable[[], bool] = lambda: False
@@ -71,7 +71,7 @@ class Evaluator:
         Raises:
           Abandoned: `should_stop` said so between two batches.
         """
-        params = self._prepared(params)
+        params = self.prepared(params)
         results = {}
         for split in self.splits:
             found = self._statistics(split, params, should_stop)
@@ -79,7 +79,7 @@ class Evaluator:
                 results[f"{split.name}{suffix}/{metric}"] = value
         return results
 
-    def _prepared(self, params: Params) -> Params:
+    def prepared(self, params: Params) -> Params:
         """`params` where the evaluation wants them, with what the task makes of them once."""
         params = sharding.moved(params, self._shardings)
         with sharding.activate(self._mesh):
@@ -96,7 +96,7 @@ class Evaluator:
                 placed = self.place(batch)
                 if sums is None:
                     sums = self.zeros(params, placed)
-                sums, rows = self._eval_step(params, placed, sums)
+                sums, rows = self.step(params, placed, sums)
                 parts.append(rows)
         if sums is None:
             raise UserError(f"config.eval.sets.{split.name} has no examples")
@@ -143,7 +143,7 @@ class Evaluator:
             out_shardings=sharding.replicated(self._mesh),
         )
         parts: list[dict[str, np.ndarray]] = []
-        params = self._prepared(params)
+        params = self.prepared(params)
         with sharding.activate(self._mesh):
             for number, batch in enumerate(self.batches(split)):
                 if number * self.batch_size >= limit:

@@ -6,10 +6,10 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax import sharding, step, tasks
+from vit_jax import sharding
 from vit_jax.evaluate import Evaluator
 from vit_jax.run import Run
-from vit_jax.types import Batch, Params
+from vit_jax.types import Params
 
 
 def bench_eval(config: ConfigDict, rounds: int = 3) -> dict[str, float]:
@@ -43,24 +43,21 @@ def bench_eval(config: ConfigDict, rounds: int = 3) -> dict[str, float]:
 
 
 class _Forward:
-    """The evaluation step on the first batch of the first split."""
+    """The evaluator's own step on the first batch of its first split."""
 
     def __init__(self, run: Run, evaluator: Evaluator, params: Params):
-        self._params = {**params, **tasks.precompute(run.task, params)}
-        self._step = step.make_eval_step(run.task, run.abstract, run.mesh)
+        self._evaluator = evaluator
         self._mesh = run.mesh
-        first: Batch = next(iter(evaluator.batches(evaluator.splits[0])))
+        self._params = evaluator.prepared(params)
         with sharding.activate(run.mesh):
-            self._batch = evaluator.place(first)
-        self._zeros = lambda: evaluator.zeros(self._params, self._batch)
-        self.seconds(1)
+            self._batch = evaluator.place(next(evaluator.batches(evaluator.splits[0])))
 
     def seconds(self, batches: int) -> float:
         """How long so many batches take."""
-        sums, rows = self._zeros(), None
+        sums, rows = self._evaluator.zeros(self._params, self._batch), None
         started = time.perf_counter()
         with sharding.activate(self._mesh):
             for _ in range(batches):
-                sums, rows = self._step(self._params, self._batch, sums)
+                sums, rows = self._evaluator.step(self._params, self._batch, sums)
         jax.block_until_ready((sums, rows))
         return time.perf_counter() - started
