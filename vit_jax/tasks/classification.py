@@ -17,6 +17,7 @@ import optax
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.report import Section
+from vit_jax.tasks import _classes
 from vit_jax.tasks._distill import Teacher
 from vit_jax.tasks._images import (
     check_affine,
@@ -240,16 +241,11 @@ class Task:
 
     def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
         """One line for each predicted example: the class, with its probability."""
-        probability, names = examples["probability"], self._names()
-        return [f"{names[row.argmax()]} {row.max():.0%}" for row in probability]
+        return _classes.best(examples["probability"], self._names())
 
     def lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
         """The `top` most probable classes of each image, most probable first."""
-        names, found = self._names(), []
-        for row in examples["probability"]:
-            order = np.argsort(-row, kind="stable")[:top]
-            found.append([f"{row[i]:7.2%}  {names[i]}" for i in order])
-        return found
+        return _classes.ranking(examples["probability"], self._names(), top)
 
     def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The images as they are: a class has no place in them."""

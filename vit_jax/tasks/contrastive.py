@@ -16,7 +16,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.report import Section
-from vit_jax.tasks import _contrast, _retrieval
+from vit_jax.tasks import _classes, _contrast, _retrieval
 from vit_jax.tasks._images import check_data, check_geometry, normalise
 from vit_jax.tokenizer import NO_TEXT, Tokenizer, open_tokenizer
 from vit_jax.types import Array, Batch, DataInfo, Params
@@ -244,11 +244,7 @@ class Task:
     def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
         """One line for each image: its best class, or the best of the texts of all of them."""
         if "probability" in examples:
-            names, best = self._names(), examples["probability"].argmax(-1)
-            return [
-                f"{names[i]} {row[i]:.0%}"
-                for i, row in zip(best, examples["probability"], strict=True)
-            ]
+            return _classes.best(examples["probability"], self._names())
         if "tokens" not in examples or not self.vocab:
             return [""] * len(examples["image_vector"])
         tokens = _rows(examples["tokens"])
@@ -268,11 +264,7 @@ class Task:
             raise UserError(
                 "this model tells which text fits an image: write --text=TEXT once for each"
             )
-        names, found = self._names(), []
-        for row in examples["probability"]:
-            order = np.argsort(-row, kind="stable")[:top]
-            found.append([f"{row[i]:7.2%}  {names[i]}" for i in order])
-        return found
+        return _classes.ranking(examples["probability"], self._names(), top)
 
     def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The images as they are: a text has no place in them."""

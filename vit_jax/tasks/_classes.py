@@ -1,0 +1,19 @@
+"""What is said of an image whose classes have probabilities."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def best(probability: np.ndarray, names: Sequence[str]) -> list[str]:
+    """The most probable class of each row of `[n, classes]`, with its probability."""
+    return [f"{names[row.argmax()]} {row.max():.0%}" for row in probability]
+
+
+def ranking(probability: np.ndarray, names: Sequence[str], top: int) -> list[list[str]]:
+    """A line for each of the `top` most probable classes of each row, most probable first."""
+    found = []
+    for row in probability:
+        order = np.argsort(-row, kind="stable")[:top]
+        found.append([f"{row[i]:7.2%}  {names[i]}" for i in order])
+    return found
