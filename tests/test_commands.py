@@ -200,6 +200,7 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["predict", "--workdir=/nowhere/at/all", "x.png"], "holds no run"),
         (["predict", "--workdir=w"], "required: IMAGE"),
         (["predict", "x.png"], "give --workdir or --checkpoint"),
+        (["predict", "x.png", "--checkpoint=c", "--text=a"], "--text needs the --workdir"),
         (["predict", "x.png", "--checkpoint=/no/file.npz"], "/no/file.npz"),
         (["evaluate"], "give --workdir or --checkpoint"),
         (["evaluate", "--checkpoint=x"], "--checkpoint needs --config=FILE"),

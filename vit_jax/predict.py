@@ -42,14 +42,9 @@ class Predictor:
         """
         workdir = Workdir.existing(path)
         config, info = workdir.read_config(), workdir.read_info()
-        keys = config.task.to_dict()
-        if texts and keys["name"] != "contrastive":
-            raise UserError(
-                f"--text is for runs of task contrastive; the one in {path} is {keys['name']}"
-            )
+        task = tasks.build(config.task, config.model, info)
         if texts:
-            keys |= {"classes": tuple(texts), "prompts": ()}
-        task = tasks.build(keys, config.model, info)
+            task = tasks.answering(task, texts)
         return cls(task, restore_params(workdir, task, ema=config.ema_decay > 0), info)
 
     @classmethod

@@ -187,6 +187,18 @@ def test_a_run_answers_which_text_fits(run):
     assert lines[0][0].split("  ")[-1] in ("a 3", "a 7, of course")
 
 
+def test_other_tasks_answer_with_no_texts():
+    with pytest.raises(UserError, match="--text is for runs that learned images and texts"):
+        tasks.answering(object(), ["a 3"])
+
+
+def test_a_task_with_adapters_keeps_them_when_it_answers():
+    task = tasks.build({**FIELDS, "lora": {"rank": 2}}, TINY, info())
+    adapted = tasks.answering(task, ["a 3", "a 7"])
+    assert adapted.rank == 2
+    assert adapted.classes == ("a 3", "a 7")
+
+
 def test_class_names_are_averaged_over_prompts_and_pictures_have_captions(run):
     predictor = Predictor.from_workdir(run[0])
     task, params = predictor.task, predictor.params

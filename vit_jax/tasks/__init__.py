@@ -8,7 +8,7 @@ metrics and what the report shows; the loop, the step and the evaluation know no
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -24,7 +24,8 @@ class TaskProtocol(Protocol):
     """The contract between a task and the step, the evaluation and the report.
 
     A task may also have `precompute(params)`: arrays, by name, that `eval_sums`, `eval_rows` and
-    `predict` then find among the parameters, so that every batch need not make them.
+    `predict` then find among the parameters, so that every batch need not make them; and
+    `answering(texts)`: the task with texts of the user's in the place of its classes.
     """
 
     model: nn.Module
@@ -111,6 +112,16 @@ def precompute(task: TaskProtocol, params: Params) -> Params:
     """What evaluation puts beside the parameters, the same for all batches; {} for most tasks."""
     own = getattr(task, "precompute", None)
     return own(params) if own else {}
+
+
+def answering(task: TaskProtocol, texts: Sequence[str]) -> TaskProtocol:
+    """The task whose answer is one of `texts`. Raises `UserError` where it reads no texts."""
+    if isinstance(task, Adapted):
+        return dataclasses.replace(task, task=answering(task.task, texts))
+    own = getattr(task, "answering", None)
+    if not own:
+        raise UserError("--text is for runs that learned images and texts (task contrastive)")
+    return own(texts)
 
 
 def _find(name: str) -> type:

@@ -140,6 +140,12 @@ class Task:
         """Class names that images are told apart by; () without zero-shot classification."""
         return tuple(self.classes) or ((self.info.class_names or ()) if self.prompts else ())
 
+    def answering(self, texts: Sequence[str]) -> "Task":
+        """This task with `texts` in the place of its classes. Raises `UserError` without vocab."""
+        task = dataclasses.replace(self, classes=tuple(texts), prompts=())
+        task._check_fields()
+        return task
+
     def init(self, key: Array) -> Params:
         """Fresh parameters, boxed with their logical axis names."""
         return self.model.init(key, jnp.zeros(self._example().shape))["params"]
