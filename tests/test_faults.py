@@ -149,7 +149,7 @@ def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_
     One kernel of this model is more than four times the limit: no way of laying arrays out in
     files lets a save pass.
     """
-    wide = "--config.model.mlp_dim=4096"
+    wide, short = "--config.model.mlp_dim=4096", "--config.total=8"
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -163,7 +163,7 @@ def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_
         if path.is_file()
     }
     once = "--config.checkpoint.retries=1"
-    failed = run_to_end(tmp_path, digits_npz, wide, once, preexec_fn=limit)
+    failed = run_to_end(tmp_path, digits_npz, wide, short, once, preexec_fn=limit)
     assert failed.returncode == 2, failed.stderr
     last = failed.stderr.strip().splitlines()[-1]
     assert last.startswith("error: cannot save a checkpoint")
@@ -171,7 +171,7 @@ def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_
     assert failed.stderr.count("trying again") == 1
     for path, content in before.items():
         assert (tmp_path / path).read_bytes() == content
-    done = run_to_end(tmp_path, digits_npz, wide)
+    done = run_to_end(tmp_path, digits_npz, wide, short)
     assert done.returncode == 0, done.stderr
 
 

@@ -224,8 +224,10 @@ def _add_tools(command: Callable[..., Parser]) -> None:
         metavar="NAME",
         help="step: of this model (--model.FIELD=VALUE: with it so) on made-up images,",
     )
-    bench.add_argument("--batch", type=int, default=8, metavar="N", help="so many a step (8),")
-    bench.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="in it")
+    bench.add_argument("--batch", type=int, metavar="N", help="so many a step (default 8),")
+    bench.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of its products (default float32)"
+    )
     bench.add_argument(
         "--against",
         metavar="PEERS",

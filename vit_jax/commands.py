@@ -276,8 +276,9 @@ def _bench_of_model(arguments: argparse.Namespace) -> dict[str, float]:
     from vit_jax import config
     from vit_jax.bench import model, peers
 
-    fields = config.parse_values(arguments.fields)
-    case = model.Case(arguments.model, arguments.batch, arguments.dtype, fields)
+    given = {"batch_size": arguments.batch, "dtype": arguments.dtype}
+    given = {name: value for name, value in given.items() if value is not None}
+    case = model.Case(arguments.model, **given, fields=config.parse_values(arguments.fields))
     against = _peers(arguments, peers.PEERS)
     _set_up(case.config(), arguments)
     return model.bench_model(case, against)
@@ -288,6 +289,10 @@ def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
         raise UserError("bench: give --config=FILE, or for `bench step` --model=NAME")
     if arguments.fields:
         raise UserError("bench: --model.FIELD goes with --model; write --config.model.FIELD")
+    if arguments.batch is not None:
+        raise UserError("bench: --batch goes with --model; write --config.batch_size")
+    if arguments.dtype is not None:
+        raise UserError("bench: --dtype goes with --model; write --config.model.dtype")
     config = _load_config(arguments)
     from vit_jax.bench import checkpoint, evaluation, loop, start
     from vit_jax.bench import input as feeding

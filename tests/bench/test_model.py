@@ -97,6 +97,8 @@ def test_timms_names():
         (["step", "--model=vit"], "not a whole image model"),
         (["step", "--model=vit_ti16", "--model.unrol=2"], "did you mean 'unroll'?"),
         (["input", "--config=c.py", "--model.unroll=2"], "write --config.model.FIELD"),
+        (["step", "--config=c.py", "--batch=2"], "write --config.batch_size"),
+        (["step", "--config=c.py", "--dtype=bfloat16"], "write --config.model.dtype"),
         (["step", "--model=mixer_b16", "--against=timm"], "compares plain ViTs"),
     ],
 )

@@ -37,8 +37,8 @@ class Case:
     """
 
     model: str
-    batch_size: int
-    dtype: str
+    batch_size: int = 8
+    dtype: str = "float32"
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self) -> ConfigDict:
