@@ -3,7 +3,7 @@
     python -m vit_jax prepare digit_scenes/16px_single
     python -m vit_jax train --config=configs/scene_digits.py --workdir=runs/scene-digits
 
-`segment_scenes.py` and `detect_scenes.py` start from it.
+`segment_scenes.py`, `detect_scenes.py` and `contrast_scenes.py` start from it.
 """
 
 from vit_jax.config import parse_arg
