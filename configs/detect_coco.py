@@ -7,28 +7,38 @@ Their YOLOS-S reaches 36.1 AP and YOLOS-B 42.0 at a shorter side of 800 pixels, 
 DeiT; this config has not been run: it keeps their optimizer, loss and 100 tokens, but trains at a
 square of 512. With a COCO JSON of your own, `:json=instances_{split}.json,images=photos` takes its
 place; the splits are then `train` and `val`.
+
+`:pyramid` makes one proposal at every place of strides 8, 16 and 32 instead, from the simple
+feature pyramid of ViTDet (Li et al. 2022, arXiv:2203.16527, section 3), with the focal loss. Theirs
+bears Mask R-CNN's heads, so that no published score is comparable.
 """
 
 from vit_jax.config import default_config, parse_arg
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, model="vit_s16", checkpoint="", json="", images="", size=512)
+    arg = parse_arg(
+        arg, model="vit_s16", checkpoint="", json="", images="", size=512, pyramid=False
+    )
     config = default_config()
     config.total = "150 epochs"
     config.batch_size = 64
-    config.model = {"name": arg.model, "pooling": "mean", "num_registers": 100, "dtype": "bfloat16"}
-    config.task = {
-        "name": "detection",
-        "head": "tokens",
-        "loss": "softmax",
-        "class_weight": 1.0,
-        "l1_weight": 5.0,
-        "giou_weight": 2.0,
-        "no_object_weight": 0.1,
-    }
+    config.model = {"name": arg.model, "pooling": "mean", "dtype": "bfloat16"}
+    config.task = {"name": "detection"}
     config.init.checkpoint = arg.checkpoint
-    config.init.initialise = ["backbone/registers"]
+    if arg.pyramid:
+        config.task.pyramid = [2.0, 1.0, 0.5]
+    else:
+        config.model.num_registers = 100
+        config.init.initialise = ["backbone/registers"]
+        config.task.update(
+            head="tokens",
+            loss="softmax",
+            class_weight=1.0,
+            l1_weight=5.0,
+            giou_weight=2.0,
+            no_object_weight=0.1,
+        )
     # A few boxes of COCO have no height or no width.
     config.data.args = {"max_objects": 100, "on_bad_box": "drop"}
     if arg.json:

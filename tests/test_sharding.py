@@ -117,6 +117,17 @@ def test_every_parameter_of_every_model_has_a_place(case):
         assert array.size < sharding.MIN_SPLIT or not place.is_fully_replicated
 
 
+def test_a_pyramid_has_a_place():
+    backbone = models.build("vit_ti16", depth=1)
+    detector = models.Detector(backbone, 91, pyramid=(4.0, 2.0, 1.0, 0.5))
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    found = jax.eval_shape(detector.init, jax.random.key(0), images)["params"]["pyramid"]
+    places = sharding.param_shardings(found, mesh_of(2, 2, 2))
+    specs = {str(path[-1].key): place.spec for path, place in jax.tree.leaves_with_path(places)}
+    assert specs["kernel"] == P(None, None, None, "fsdp")
+    assert specs["scale"] == P("fsdp")
+
+
 def test_adapters_have_a_place():
     base = boxed_params("vit_ti16", depth=1)
     adapt = functools.partial(lora.init, params=base, rank=2, targets=lora.ATTENTION_AND_MLP)

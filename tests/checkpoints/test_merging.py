@@ -1,6 +1,5 @@
 """Fitting a checkpoint to another model: what is kept, changed, started anew, or refused."""
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -204,21 +203,14 @@ def test_bad_patterns_are_the_users(token):
         checkpoints.load(path, model, ignore=["("])
 
 
-class Segmenter(nn.Module):
-    """A task's own head on a backbone."""
-
-    backbone: nn.Module
-
-    @nn.compact
-    def __call__(self, images):
-        return nn.Dense(7, name="decoder")(self.backbone(images).grid)
-
-
 def test_heads_of_other_tasks_start_as_their_model_makes_them(token):
     _, params, _, path = token
-    loaded, report = checkpoints.load_with_report(path, Segmenter(variant(num_classes=None)))
-    assert loaded["decoder"]["kernel"].std() > 0
-    assert names(report.initialised) == ["decoder/bias", "decoder/kernel"]
+    model = models.Segmenter(variant(num_classes=None), 7, pyramid=(2.0,), pyramid_width=8)
+    loaded, report = checkpoints.load_with_report(path, model)
+    assert loaded["decoder"]["score"]["kernel"].std() > 0
+    assert loaded["pyramid"]["level1"]["conv2"]["kernel"].std() > 0
+    made = {name.split("/")[0] for name in names(report.initialised)}
+    assert made == {"decoder", "pyramid"}
     np.testing.assert_array_equal(loaded["backbone"]["cls"], params["backbone"]["cls"])
 
 

@@ -1,13 +1,20 @@
 """COCO's JSON with a folder: the boxes that come out, and every broken file named in one line."""
 
 import json
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
+from vit_jax.config import load, validate
 from vit_jax.data import eval_batches, open_source
 from vit_jax.errors import UserError
+from vit_jax.run import Run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def dataset(**changes):
@@ -92,3 +99,19 @@ def test_missing_files(opened):
         opened(dataset(), "val")
     with pytest.raises(UserError, match=r"no such folder: /nowhere"):
         opened(dataset(), images="/nowhere")
+
+
+@pytest.mark.parametrize(("option", "proposals"), [("", 100), (",pyramid", 8**2 + 4**2 + 2**2)])
+def test_the_recipe_fits_boxes_of_ones_own(tmp_path, opened, option, proposals):
+    opened(dataset())
+    given = f"json={tmp_path}/{{split}}.json,images={tmp_path},size=64{option}"
+    config = load(f"{CONFIGS}/detect_coco.py:{given}").to_dict()
+    config["batch_size"] = 8
+    config["model"] |= {"width": 8, "depth": 1, "num_heads": 1, "mlp_dim": 8}
+    config["data"]["args"]["max_objects"] = 3
+    run = Run.build(validate(ConfigDict(config)))
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    params = {"params": run.abstract.params}
+    scores, boxes = jax.eval_shape(run.task.model.apply, params, image)
+    assert boxes.shape == (1, proposals, 4)
+    assert scores.shape == (1, proposals, 2 + (not option))

@@ -177,6 +177,11 @@ def test_what_is_said_and_drawn(build, scene_batch):
     ("fields", "message"),
     [
         ({"head": "per_tokn"}, "did you mean 'per_token'"),
+        (
+            {"pyramid": [3.0]},
+            r"pyramid=\[3.0\]: write a list of different powers of two, 0.125 to 8",
+        ),
+        ({"head": "tokens", "pyramid": [1.0]}, "read one map; write head='per_token'"),
         ({"loss": "hinge"}, "loss='hinge': write focal or softmax"),
         ({"head": "tokens", "num_queries": 4}, "makes 4 proposals, but images have room for 5"),
         ({"names": ("image",)}, r"it wants.*boxes.*gives \{'image'"),

@@ -27,11 +27,14 @@ BACKBONES = {
     },
     "resnet": {"name": "bit_r50x1", "stages": (1,), "width_factor": 0.5},
 }
+PYRAMID = {"pyramid": (4.0, 0.5), "pyramid_width": 16}
 HEADS = {
     "linear": ("segmentation", {"head": "linear", "subcells": 2}),
     "mask": ("segmentation", {"head": "mask", "decoder_depth": 1, "dice": 0.5}),
     "pixels": ("segmentation", {"head": "pixels", "subcells": 2}),
     "per_token": ("detection", {"head": "per_token"}),
+    "linear on levels": ("segmentation", {"head": "linear", **PYRAMID}),
+    "per_token on levels": ("detection", {"head": "per_token", **PYRAMID}),
     "tokens": (
         "detection",
         {"head": "tokens", "num_queries": 6, "decoder_depth": 1, "loss": "softmax"},
@@ -53,13 +56,17 @@ DATA = {
 }
 
 
-# One head of each dense task meets every family; what the others add is seen on two.
-EVERYWHERE = ("linear", "per_token")
-TWO_FAMILIES = ("vit", "resnet")
+# One head of each dense task meets every family; what the others add is seen on two, or on one.
+FAMILIES = dict.fromkeys(HEADS, ("vit", "resnet")) | {
+    "linear": tuple(BACKBONES),
+    "per_token": tuple(BACKBONES),
+    "linear on levels": ("vit",),
+    "per_token on levels": ("resnet",),
+}
 
 
 def marks(head, backbone):
-    return [] if head in EVERYWHERE or backbone in TWO_FAMILIES else [pytest.mark.soak]
+    return [] if backbone in FAMILIES[head] else [pytest.mark.soak]
 
 
 PAIRS = [
@@ -100,7 +107,7 @@ def test_a_step_reaches_the_parameters_and_evaluation_gives_numbers(
     # Those before a last layer that starts at zero wait for the first step.
     waiting = ("class_token", "cls", "['box']['dense1']", "['box']['dense2']", "registers")
     left = [path for path, x in reached.items() if not x and not any(w in path for w in waiting)]
-    own = ("decoder", "text", "proj", "scale")
+    own = ("decoder", "pyramid", "text", "proj", "scale")
     assert [path for path in left if any(part in path for part in own)] == []
     metrics = task.metrics(found)
     assert metrics["num_examples"] == 1
@@ -119,6 +126,13 @@ BY_HEART = {
     # One token a pixel, for masks are as fine as tokens.
     "mask": (500, {"dice": 0.0}, {"patch_size": 1}, slice(12, 20)),
     "per_token": (500, {}, {}, slice(0, 32)),
+    "linear on levels": (
+        400,
+        {"subcells": 4, "pyramid": (2.0, 0.5), "pyramid_width": 64},
+        {},
+        slice(0, 32),
+    ),
+    "per_token on levels": (300, {}, {}, slice(0, 32)),
     "tokens": (500, {}, {"num_registers": 12}, slice(0, 32)),
     "towers": (120, {}, {}, slice(0, 32)),
 }
@@ -132,6 +146,8 @@ BY_HEART = {
         pytest.param("mask", marks=pytest.mark.soak),
         "pixels",
         pytest.param("per_token", marks=pytest.mark.soak),
+        pytest.param("linear on levels", marks=pytest.mark.soak),
+        pytest.param("per_token on levels", marks=pytest.mark.soak),
         "tokens",
         "towers",
     ],

@@ -149,6 +149,12 @@ def test_pixels_need_cells_of_one_size():
         tasks.abstract_params(task)
 
 
+def test_pooled_levels_need_grids_that_divide():
+    task = build(info(side=12), pyramid=(1.0, 0.5))
+    with pytest.raises(UserError, match=r"scale of 0.5 needs .* that 2 divides, not 3x3 tokens"):
+        tasks.abstract_params(task)
+
+
 @pytest.mark.parametrize("size", [(12, 20), (8, 8), (5, 9)])
 @pytest.mark.parametrize("stride", [(8, 8), (3, 5)])
 def test_windows_cover_every_pixel_once_on_average(size, stride):
@@ -210,6 +216,8 @@ def test_pictures_lines_and_sections():
     ("fields", "data", "message"),
     [
         ({"head": "mas"}, None, r"config.task.head='mas' is not known; did you mean 'mask'"),
+        ({"pyramid": 2.0}, None, "pyramid=2.0: write a list"),
+        ({"pyramid": (2.0, 2.0)}, None, "write a list of different powers"),
         ({"head": "mask", "subcells": 2}, None, "subcells=2 is for head='linear'"),
         ({}, info(0), "num_classes=0: write the number of classes"),
         ({"class_names": ("a",)}, None, "1 names for 3 classes"),

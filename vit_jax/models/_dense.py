@@ -1,7 +1,8 @@
 """Heads that answer for every place of the image: segmentation and detection.
 
-Both sit on `Features.grid`, so that they fit every backbone. Their parameters are under `decoder`:
-none of them is called as a classifier's, so that a checkpoint with another head starts them anew.
+Both sit on `Features.grid`, so that they fit every backbone, or on a pyramid made of it. Their
+parameters are under `decoder` and `pyramid`: none of them is called as a classifier's, so that a
+checkpoint with another head starts them anew.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from vit_jax.errors import UserError
 from vit_jax.models._layers import Linear, check_choice, cut_patches, lift, make_norm
+from vit_jax.models._pyramid import Pyramid, check_scales, merge, spread
 from vit_jax.models._transformer import Block, BlockSpec
 from vit_jax.types import Array, Features
 
@@ -22,13 +24,15 @@ _HEAD_DIM = 64
 _EPSILON = 1e-6
 
 
-def grid_of(features: Features) -> Array:
-    """The grid in float32, `[batch, rows, columns, dim]`. Raises `UserError` if there is none."""
+def _levels_of(features: Features, scales: Sequence[float], width: int) -> list[Array]:
+    """The maps that a head reads, float32 `[batch, rows, columns, dim]`: the grid, or a `pyramid`
+    of the calling module over it. Raises `UserError` if there is no grid."""
     if features.grid is None:
         raise UserError(
             "this task needs the features of every patch; write config.model.patch_drop=0"
         )
-    return features.grid.astype(jnp.float32)
+    levels = Pyramid(scales, width, name="pyramid")(features.grid) if scales else [features.grid]
+    return [level.astype(jnp.float32) for level in levels]
 
 
 class Segmenter(nn.Module):
@@ -42,8 +46,10 @@ class Segmenter(nn.Module):
         strides blur.
       subcells: but with "mask", each token answers for this many by this many places inside it;
         1 is the paper's. What lies between them is interpolated bilinearly.
-      decoder_width: of the mask transformer, 0 is the backbone's; or of the hidden layer of
-        "pixels", 0 is four times the backbone's.
+      decoder_width: of the mask transformer, 0 is that of what it reads; or of the hidden layer of
+        "pixels", 0 is four times that.
+      pyramid, pyramid_width: scales and width of a `Pyramid`, whose levels the head reads added up,
+        a token being a place of the finest; () reads the backbone's.
     """
 
     backbone: nn.Module
@@ -52,9 +58,12 @@ class Segmenter(nn.Module):
     subcells: int = 1
     decoder_width: int = 0
     decoder_depth: int = 2
+    pyramid: Sequence[float] = ()
+    pyramid_width: int = 256
 
     def __post_init__(self) -> None:
         check_choice("config.task.head", self.head, SEGMENTATION_HEADS)
+        check_scales(self.pyramid)
         if self.subcells < 1 or (self.subcells > 1 and self.head == "mask"):
             raise UserError(
                 f"config.task.subcells={self.subcells} is for head='linear' or 'pixels', from 1 on"
@@ -64,7 +73,8 @@ class Segmenter(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
         """images `[batch, h, w, channels]` to float32 logits `[batch, h, w, classes]`."""
-        grid = grid_of(self.backbone(images, train=train))
+        features = self.backbone(images, train=train)
+        grid = merge(_levels_of(features, self.pyramid, self.pyramid_width))
         if self.head == "linear":
             logits = _LinearDecoder(self.num_classes, self.subcells, name="decoder")(grid)
         elif self.head == "pixels":
@@ -116,15 +126,13 @@ def _subcell_scores(grid: Array, num_classes: int, subcells: int, axis: str) -> 
 
     grid: `[b, rows, columns, dim]`, whose last axis has the logical name `axis`.
     """
-    batch, rows, columns, _ = grid.shape
     score = Linear(
         (subcells, subcells, num_classes),
         (axis, None, None, "classes"),
         kernel_init=nn.initializers.normal(0.02),
         name="score",
     )
-    logits = score(grid).transpose(0, 1, 3, 2, 4, 5)
-    return logits.reshape(batch, rows * subcells, columns * subcells, num_classes)
+    return spread(score(grid))
 
 
 def _around_cells(images: Array, grid: Sequence[int]) -> Array:
@@ -191,6 +199,8 @@ class Detector(nn.Module):
         tokens: the backbone's registers where it has some (YOLOS, Fang et al. 2021), else
         `num_queries` tokens that read the grid through `decoder_depth` blocks.
       prior: probability that scores start with, through a sigmoid; 0 starts them at a bias of 0.
+      pyramid, pyramid_width: scales and width of a `Pyramid`; "per_token" then makes a proposal of
+        every place of every level, all by the same MLPs. () has the backbone's tokens alone.
     """
 
     backbone: nn.Module
@@ -199,9 +209,16 @@ class Detector(nn.Module):
     num_queries: int = 100
     decoder_depth: int = 2
     prior: float = 0.01
+    pyramid: Sequence[float] = ()
+    pyramid_width: int = 256
 
     def __post_init__(self) -> None:
         check_choice("config.task.head", self.head, DETECTION_HEADS)
+        check_scales(self.pyramid)
+        if self.pyramid and self.head == "tokens":
+            raise UserError(
+                "config.task.pyramid: detection tokens read one map; write head='per_token'"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -221,11 +238,12 @@ class Detector(nn.Module):
             train,
             name="decoder",
         )
-        return decoder(grid_of(features), features.registers)
+        levels = _levels_of(features, self.pyramid, self.pyramid_width)
+        return decoder(levels, features.registers)
 
 
 class _DetectionDecoder(nn.Module):
-    """Scores and boxes from the grid, or from detection tokens that have read it."""
+    """Scores and boxes from all places of all levels, or from detection tokens that read them."""
 
     num_classes: int
     head: str
@@ -235,10 +253,10 @@ class _DetectionDecoder(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, grid: Array, registers: Array | None) -> tuple[Array, Array]:
-        batch, rows, columns, dim = grid.shape
-        x = grid.reshape(batch, rows * columns, dim)
-        start = lift(_place_logits(rows, columns), 3)
+    def __call__(self, levels: Sequence[Array], registers: Array | None) -> tuple[Array, Array]:
+        batch, *_, dim = levels[0].shape
+        x = jnp.concatenate([level.reshape(batch, -1, dim) for level in levels], axis=1)
+        start = lift(jnp.concatenate([_place_logits(*level.shape[1:3]) for level in levels]), 3)
         if self.head == "tokens":
             start = jnp.zeros((1, 1, 4))
             x = self._read_grid(x) if registers is None else registers.astype(jnp.float32)

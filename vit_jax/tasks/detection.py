@@ -6,7 +6,7 @@ Boxes are (y0, x0, y1, x1) in 0..1 of the image without padding; the batch has `
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -32,7 +32,7 @@ SHOWN = 8
 class Task:
     """Detection by proposals that are matched one to one with the objects.
 
-    head, num_queries, decoder_depth: see `models.Detector`.
+    head, num_queries, decoder_depth, pyramid, pyramid_width: see `models.Detector`.
     loss: "focal" (sigmoid, each class on its own; Lin et al. 2017) or "softmax" with a class for
       "no object" (DETR, YOLOS).
     class_weight, l1_weight, giou_weight: of the parts, in the loss as in the matching.
@@ -48,6 +48,8 @@ class Task:
     head: str = "per_token"
     num_queries: int = 100
     decoder_depth: int = 2
+    pyramid: Sequence[float] = ()
+    pyramid_width: int = 256
     loss: str = "focal"
     class_weight: float = 2.0
     l1_weight: float = 5.0
@@ -97,6 +99,8 @@ class Task:
             num_queries=task.num_queries,
             decoder_depth=task.decoder_depth,
             prior=0.0 if softmax else 0.01,
+            pyramid=task.pyramid,
+            pyramid_width=task.pyramid_width,
         )
         task = dataclasses.replace(task, model=model)
         task._check_room(labels.shape[0] * (4 if task.mosaic else 1))

@@ -33,7 +33,7 @@ class Task:
     """Segmentation with per-pixel softmax cross-entropy.
 
     num_classes: 0 takes those of the data. class_names: one each, where the data has none.
-    head, subcells, decoder_width, decoder_depth: see `models.Segmenter`.
+    head, subcells, decoder_width, decoder_depth, pyramid, pyramid_width: see `models.Segmenter`.
     dice: weight of the dice loss beside the cross-entropy.
     stride: pixels, or (down, right), between windows of the training size that evaluation slides
       over larger images; 0 evaluates images whole.
@@ -50,6 +50,8 @@ class Task:
     subcells: int = 1
     decoder_width: int = 0
     decoder_depth: int = 2
+    pyramid: Sequence[float] = ()
+    pyramid_width: int = 256
     dice: float = 0.0
     stride: int | Sequence[int] = 0
     scales: Sequence[float] = (1.0,)
@@ -88,7 +90,7 @@ class Task:
         fits = image is not None and marks is not None and len(image.shape) == 3
         check_data("segmentation", wanted, info, fits and marks.shape == (*image.shape[:2], 1))
         check_geometry(task.model, image.shape, task.crop_to_patches)
-        head = {"head", "subcells", "decoder_width", "decoder_depth"}
+        head = {"head", "subcells", "decoder_width", "decoder_depth", "pyramid", "pyramid_width"}
         model = models.Segmenter(
             task.model, num_classes, **{name: getattr(task, name) for name in head}
         )
