@@ -33,7 +33,6 @@ def get_config(arg=None):
         "name": "contrastive",
         "loss": arg.loss,
         "dim": 128,
-        "vocab": str(VOCAB),
         "text": {
             "name": "text",
             "width": 128,

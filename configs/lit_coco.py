@@ -42,7 +42,6 @@ def get_config(arg=None):
         "name": "contrastive",
         "loss": arg.loss,
         "text": {"name": arg.text, "dtype": "bfloat16"},
-        "vocab": arg.vocab,
         "dim": 768,
         "project_image": False,
         "scale": 10.0,

@@ -51,7 +51,7 @@ class Evaluator:
         self.batch_size = -(-wanted // ways) * ways
         self.splits = [open_split(config, name) for name in config.eval.sets]
         for split in self.splits:
-            _check_classes(split, task)
+            _check_meanings(split, task)
         self._task = task
         self._mesh = mesh
         self._threads = config.data.threads
@@ -216,14 +216,21 @@ def open_split(config: ConfigDict, name: str) -> Split:
     return Split(name, open_source(spec), entry.get("pp", config.data.eval_pp))
 
 
-def _check_classes(split: Split, task: TaskProtocol) -> None:
-    """Other classes than those of training would be scored all the same, and mean nothing."""
+def _check_meanings(split: Split, task: TaskProtocol) -> None:
+    """Other classes, or words, than in training would be scored all the same, and mean nothing."""
     found, trained = split.source.num_classes, task.info.num_classes
     if found and trained and found != trained:
         raise UserError(
             f"config.eval.sets.{split.name} has {found} classes, config.data has {trained}; labels"
             " must mean the same in both"
         )
+    for name, vocab in data.vocabularies(split.pp).items():
+        learned = task.info.spec[name].vocab if name in task.info.spec else ""
+        if learned and vocab != learned:
+            raise UserError(
+                f"config.eval.sets.{split.name} tokenizes with {vocab!r}, config.data.pp with"
+                f" {learned!r}; write one of them in both"
+            )
 
 
 def headline(task: TaskProtocol, results: Mapping[str, float]) -> tuple[str, float] | None:

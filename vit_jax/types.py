@@ -34,11 +34,15 @@ class Features:
 
 
 class ArraySpec(NamedTuple):
-    """Shape (batch axis left out), dtype and meaning of one array of a batch."""
+    """Shape (batch axis left out) and dtype of one array of a batch.
+
+    vocab: of token numbers, the vocabulary that made them of texts (see `vit_jax.tokenizer`); ""
+    of everything else, and where nobody tells.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    meaning: str = ""
+    vocab: str = ""
 
 
 class DataInfo(NamedTuple):

@@ -105,7 +105,8 @@ class Workdir:
         """What the task of this run knows of its data, without the data."""
         stored = json.loads(self._config_file.read_text())["data_info"]
         spec = {
-            name: ArraySpec(tuple(entry["shape"]), np.dtype(entry["dtype"]))
+            # Runs of before did not record vocabularies.
+            name: ArraySpec(tuple(entry["shape"]), np.dtype(entry["dtype"]), entry.get("vocab", ""))
             for name, entry in stored["spec"].items()
         }
         names = stored["class_names"]
@@ -118,7 +119,7 @@ class Workdir:
             "config": config.to_dict(),
             "data_info": {
                 "spec": {
-                    name: {"shape": spec.shape, "dtype": str(spec.dtype)}
+                    name: {**spec._asdict(), "dtype": str(spec.dtype)}
                     for name, spec in info.spec.items()
                 },
                 "num_classes": info.num_classes,

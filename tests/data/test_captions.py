@@ -11,7 +11,7 @@ from PIL import Image
 from vit_jax.config import load, validate
 from vit_jax.data import element_spec, open_source
 from vit_jax.errors import UserError
-from vit_jax.evaluate import open_split
+from vit_jax.evaluate import Evaluator, open_split
 from vit_jax.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -62,6 +62,7 @@ def test_captions_reach_the_batch_as_tokens(folder):
     source = opened(folder, "train.jsonl", CONTENTS["train.jsonl"])
     spec = element_spec(source, "decode|tokenize(8, key='captions')")
     assert spec["tokens"].shape == (5, 8)
+    assert (spec["tokens"].vocab, spec["image"].vocab) == ("bytes", "")
     one = element_spec(source, "decode|choose|lower|tokenize(8)|keep('image', 'tokens')")
     assert {name: array.shape for name, array in one.items()} == {
         "image": (8, 8, 3),
@@ -121,3 +122,7 @@ def test_the_recipe_fits_captions_of_ones_own(folder, loss):
     assert trained == {"text", "text_proj", "log_scale", *(["bias"] if loss == "sigmoid" else [])}
     val = open_split(run.config, "val")
     assert element_spec(val.source, val.pp)["tokens"].shape == (5, 16)
+    run.config.data.eval_pp = val.pp.replace("'bytes'", "'words.txt'")
+    message = r"sets.val tokenizes with 'words.txt', config.data.pp with 'bytes'"
+    with pytest.raises(UserError, match=message):
+        Evaluator(run.config, run.task, run.abstract, run.mesh)

@@ -27,6 +27,11 @@ def test_a_caption_becomes_tokens_of_known_shape():
     )
 
 
+def test_a_string_tells_its_vocabularies():
+    text = "lower|tokenize(12)|tokenize(4, vocab='words.txt', key_result='few')|keep('tokens')"
+    assert pp.vocabularies(text) == {"tokens": "bytes", "few": "words.txt"}
+
+
 def test_several_captions_become_rows_and_empty_ones_say_so():
     spec, (out,) = apply("tokenize(6, key='captions')", {"captions": ["a 3", "", "a 7"]})
     assert spec["tokens"].shape == (3, 6)

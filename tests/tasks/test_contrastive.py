@@ -29,9 +29,10 @@ FIELDS = {
 }
 
 
-def info(length=LENGTH, side=8, channels=1):
+def info(length=LENGTH, side=8, channels=1, vocab=""):
     image = ArraySpec((side, side, channels), np.dtype("uint8"))
-    return DataInfo({"image": image, "tokens": ArraySpec((length,), np.dtype("int32"))}, 0)
+    tokens = ArraySpec((length,), np.dtype("int32"), vocab)
+    return DataInfo({"image": image, "tokens": tokens}, 0)
 
 
 def split_of(images, texts, tokens):
@@ -231,6 +232,16 @@ def test_class_names_are_averaged_over_prompts_and_pictures_have_captions(run):
 def test_what_does_not_fit_is_one_clear_line(fields, message):
     with pytest.raises(UserError, match=message):
         tasks.build({**FIELDS, **fields}, TINY, info())
+
+
+def test_the_vocabulary_is_that_of_the_tokens():
+    task = tasks.build({**FIELDS, "vocab": ""}, TINY, info(vocab="bytes"))
+    assert task.vocab == "bytes"
+    assert task.model.text.vocab_size == open_tokenizer("bytes", LENGTH).vocab_size
+    assert tasks.build(FIELDS, TINY, info(vocab="bytes")).vocab == "bytes"
+    message = r"config.task.vocab='words.txt', but config.data.pp tokenizes with 'bytes'"
+    with pytest.raises(UserError, match=message):
+        tasks.build({**FIELDS, "vocab": "words.txt"}, TINY, info(vocab="bytes"))
 
 
 def test_data_without_tokens_is_named(scene_info):

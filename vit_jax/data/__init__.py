@@ -15,6 +15,7 @@ from vit_jax.data.pipeline import (
     num_eval_batches,
     train_batches,
 )
+from vit_jax.data.pp import vocabularies
 from vit_jax.data.sources import Source, open_source
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "num_eval_batches",
     "open_source",
     "train_batches",
+    "vocabularies",
 ]

@@ -29,6 +29,7 @@ _SEED = "augment_seed"
 def output_spec(source: Source, pp: str) -> dict[str, ArraySpec]:
     """What preprocessing makes of a source's records, found out with the first that works."""
     example = _example_function(sample_record(source), pp)
+    vocabularies = preprocessing.vocabularies(pp)
     for index in range(min(_MAX_SAMPLES, len(source))):
         try:
             record = {key: tf.constant(x[0]) for key, x in source.fetch(np.array([index])).items()}
@@ -37,7 +38,9 @@ def output_spec(source: Source, pp: str) -> dict[str, ArraySpec]:
             failure = f"{source.describe(index)}: {_reason(error)}"
             continue
         return {
-            key: ArraySpec(tuple(x.shape), np.dtype(x.dtype.as_numpy_dtype))
+            key: ArraySpec(
+                tuple(x.shape), np.dtype(x.dtype.as_numpy_dtype), vocabularies.get(key, "")
+            )
             for key, x in outputs.items()
         }
     raise UserError(f"preprocessing {pp!r} fails on every image, the last tried is {failure}")

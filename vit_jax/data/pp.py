@@ -50,6 +50,12 @@ def operands(pp: str) -> list[ast.expr]:
     return _operands(expression)
 
 
+def vocabularies(pp: str) -> dict[str, str]:
+    """Fields that a preprocessing string fills with token numbers: name → vocabulary."""
+    made = (step.arguments.arguments for step in parse(pp) if step.op.name == "tokenize")
+    return {arguments["key_result"]: arguments["vocab"] for arguments in made}
+
+
 def build(pp: str) -> Callable[[Record, Any], Record]:
     """The function `(record, seed) -> record` that a preprocessing string stands for.
 
@@ -139,6 +145,7 @@ def _bind(op: Op, text: str, args: list, kwargs: dict[str, Any]) -> inspect.Boun
             if not _fits(one, parameter.annotation):
                 wanted = getattr(parameter.annotation, "__name__", str(parameter.annotation))
                 raise UserError(f"preprocessing op {text!r}: {name} must be {wanted}, not {one!r}")
+    bound.apply_defaults()
     return bound
 
 

@@ -36,8 +36,9 @@ class Task:
     """Contrastive learning of images and texts (CLIP, LiT, SigLIP).
 
     text: `name` and fields of the text tower, as `config.model` has those of the image tower.
-    vocab: of `vit_jax.tokenizer`, the one that `config.data.pp` tokenizes with: its size is the
-      text tower's, class names are read by it, and captions shown. "" where none is needed.
+    vocab: of `vit_jax.tokenizer`: its size is the text tower's, class names are read by it, and
+      captions shown. "" takes the one that `config.data.pp` tokenizes with; of a source that has
+      tokens already, it is to be named here.
     dim: of the vectors. project_image: False takes the image tower's vector as it is (LiT).
     loss: "softmax" (CLIP) or "sigmoid" (SigLIP). With `accum_steps`, pairs are compared within each
       micro-batch alone.
@@ -87,6 +88,7 @@ class Task:
         fits = image is not None and tokens is not None and len(image.shape) == 3
         check_data("contrastive", wanted, info, fits and len(tokens.shape) == 1)
         check_geometry(task.model, image.shape, task.crop_to_patches)
+        task = task._with_vocab(tokens.vocab)
         task._check_fields()
         towers = models.TwoTowers(
             task.model,
@@ -100,6 +102,15 @@ class Task:
         task = dataclasses.replace(task, model=towers)
         task._check_width()
         return task
+
+    def _with_vocab(self, told: str) -> "Task":
+        """The task with the vocabulary of the tokens, if the data told it."""
+        if told and self.vocab not in ("", told):
+            raise UserError(
+                f"config.task.vocab={self.vocab!r}, but config.data.pp tokenizes with {told!r};"
+                " write the right one there, and leave config.task.vocab out"
+            )
+        return dataclasses.replace(self, vocab=told or self.vocab)
 
     def _check_fields(self) -> None:
         if self.loss not in LOSSES:
