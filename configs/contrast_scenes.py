@@ -23,11 +23,11 @@ TEXT_LENGTH = 16  # Of the longest captions, of four digits.
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, checkpoint="", loss="softmax", lit=False, epochs=7, dir="")
+    arg = parse_arg(arg, checkpoint="", loss="softmax", lit=False, steps=1600, dir="")
     config = scenes_config(
         "image", "caption", name="digit_scenes/32px", dir=arg.dir, classes_of="objects"
     )
-    config.total = f"{arg.epochs} epochs"
+    config.total = arg.steps
     config.batch_size = 64
     config.task = {
         "name": "contrastive",

@@ -18,7 +18,7 @@ from vit_jax.digit_scenes import scenes_config
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, checkpoint="", head="per_token", epochs=4, dir="")
+    arg = parse_arg(arg, checkpoint="", head="per_token", steps=2500, dir="")
     config = scenes_config(
         "image",
         "boxes",
@@ -35,5 +35,5 @@ def get_config(arg=None):
         config.model.num_registers = 16
         config.init.initialise = ["backbone/registers"]
     config.init.checkpoint = arg.checkpoint
-    config.total = f"{arg.epochs} epochs"
+    config.total = arg.steps
     return config

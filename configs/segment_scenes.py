@@ -18,7 +18,7 @@ from vit_jax.digit_scenes import scenes_config
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, checkpoint="", head="pixels", epochs=4, dir="")
+    arg = parse_arg(arg, checkpoint="", head="pixels", steps=2500, dir="")
     config = scenes_config(
         "image",
         "segmentation",
@@ -31,5 +31,5 @@ def get_config(arg=None):
     if arg.head != "mask":
         config.task.subcells = 4  # Every pixel of a token's cell gets scores of its own.
     config.init.checkpoint = arg.checkpoint
-    config.total = f"{arg.epochs} epochs"
+    config.total = arg.steps
     return config
