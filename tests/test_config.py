@@ -118,7 +118,8 @@ def test_parse_arg():
 @pytest.mark.parametrize(
     ("value", "steps"),
     [(7, 7), ("7", 7), ("7 steps", 7), ("2 epochs", 20), ("0.25ep", 2), ("640 examples", 10),
-     ("5 percent", 5), ("5%", 5), ("0.001%", 1), (0, 0), ("0 epochs", 0), ("1_000 steps", 1000)],
+     ("5 percent", 5), ("5%", 5), ("5.1%", 6), ("0.001%", 1),
+     (0, 0), ("0 epochs", 0), ("1_000 steps", 1000)],
 )  # fmt: skip
 def test_durations(value, steps):
     assert Duration(total=100, batch_size=64, num_examples=640)(value) == steps

@@ -1,5 +1,6 @@
 """Lengths of time in a config, in steps, epochs, examples or percent, as whole steps."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ def parse_duration(value: int | str, name: str = "duration") -> tuple[float, str
 
 @dataclass(frozen=True)
 class Duration:
-    """Turns durations into whole steps: rounded to the nearest, at least 1 unless zero.
+    """Turns durations into whole steps, at least 1 unless zero: the nearest, percentages up.
 
     Called with an int or string. `total` is the length of training in steps.
     """
@@ -47,7 +48,8 @@ class Duration:
             "steps": amount,
             "epochs": amount * self.num_examples / self.batch_size,
             "examples": amount / self.batch_size,
-            "percent": amount / 100 * self.total,
+            # Up: what is done every 25 percent is done four times, not once more at the very end.
+            "percent": math.ceil(amount * self.total / 100),
         }[unit]
         return max(1, round(steps)) if amount else 0
 

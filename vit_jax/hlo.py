@@ -28,6 +28,8 @@ _FREE = {
     "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier",
 }  # fmt: skip
 
+_COMPUTING = {"fusion", "dot", "convolution", "while", "call", "conditional", "custom-call"}
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"\s([a-z][\w\-]*)\(")
@@ -69,6 +71,7 @@ class Collective:
     sent: bytes that a device sends each time, by the best known algorithm on a ring.
     times: how often a step runs it. group_size: devices that take part in one of its groups.
     op_name: the operation of the model that it comes from.
+    is_overlapped: whether the device computes meanwhile.
     """
 
     kind: str
@@ -77,10 +80,23 @@ class Collective:
     times: int
     group_size: int
     op_name: str
+    is_overlapped: bool
 
     @property
     def total_sent(self) -> float:
         return self.sent * self.times
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """What a device carries out in a step, one after the other, loops multiplied out.
+
+    fusions: of operations. copies: of arrays to another place or layout in the main memory.
+    """
+
+    fusions: int
+    copies: int
+    copied_bytes: int
 
 
 class Program:
@@ -116,19 +132,54 @@ class Program:
             for instruction in computation
             if instruction.opcode == "all-reduce"
         }
+        overlapped = self._overlapped()
         found: dict[tuple, Collective] = {}
         for times, instruction in self._run(self._entry, 1):
             kind = instruction.opcode.removesuffix("-start")
             if instruction.name in scattered:
                 kind = SCATTERED
             if kind in (*COLLECTIVES, SCATTERED):
-                channel = re.search(r"channel_id=(\d+)", instruction.rest)
                 # Fusions that carry out one collective between them all name its channel, and
                 # some of them may be in the loops of others.
-                key = (kind, channel[1] if channel else instruction.name)
+                channel = _channel(instruction)
+                key = (kind, channel)
                 if key not in found or found[key].times > times:
-                    found[key] = self._collective(kind, instruction, times)
+                    found[key] = self._collective(kind, instruction, times, channel in overlapped)
         return list(found.values())
+
+    def _overlapped(self) -> set[str]:
+        """Channels of the collectives that run beside computation.
+
+        Either the program starts them and ends them later, or TPUs carry them out inside a fusion.
+        """
+        found = set()
+        for name, computation in self._computations.items():
+            if name.startswith("async_collective_fusion"):
+                found |= {_channel(i) for i in computation if i.opcode in COLLECTIVES}
+            for at, instruction in enumerate(computation):
+                if instruction.opcode.removesuffix("-start") not in COLLECTIVES:
+                    continue
+                for later in computation[at + 1 :] if instruction.opcode.endswith("-start") else ():
+                    if instruction.name in later.operands():
+                        break
+                    if later.opcode in _COMPUTING:
+                        found.add(_channel(instruction))
+                        break
+        return found
+
+    def kernels(self) -> Kernels:
+        """What a step has a device carry out, beside collectives."""
+        run = [*self._run(self._entry, 1, into_fusions=False)]
+        copies = [
+            (times, sum(_main_memory(array) for array in _arrays(instruction.shape)))
+            for times, instruction in run
+            if instruction.opcode == "copy"
+        ]
+        return Kernels(
+            fusions=sum(times for times, instruction in run if instruction.opcode == "fusion"),
+            copies=sum(times for times, size in copies if size),
+            copied_bytes=sum(times * size for times, size in copies),
+        )
 
     def sent_between_slices(self, num_slices: int) -> float:
         """Bytes that a device hands to the network between TPU slices, by ring algorithms.
@@ -205,7 +256,9 @@ class Program:
     def _by_name(self, computation: str) -> dict[str, Instruction]:
         return {i.name: i for i in self._computations.get(computation, ())}
 
-    def _collective(self, kind: str, instruction: Instruction, times: int) -> Collective:
+    def _collective(
+        self, kind: str, instruction: Instruction, times: int, is_overlapped: bool
+    ) -> Collective:
         arrays = [_bytes(*array) for array in _arrays(instruction.shape)]
         n = self._group_size(instruction.rest)
         is_start = instruction.opcode.endswith("-start")
@@ -227,7 +280,7 @@ class Program:
         }[kind]
         op_name = re.search(r'op_name="([^"]*)"', instruction.rest)
         name = op_name[1] if op_name else ""
-        return Collective(kind, whole, sent, times, n, name)
+        return Collective(kind, whole, sent, times, n, name, is_overlapped)
 
     def _group_size(self, rest: str) -> int:
         """Devices in one of a collective's groups, in any of the forms that XLA writes."""
@@ -250,11 +303,7 @@ class Program:
             return 0
         if instruction.opcode == "dynamic-update-slice" or "AllocateBuffer" in instruction.rest:
             return 0
-        # Memory space 1 and above (`S(1)`) is on the chip itself.
-        sizes = [
-            0 if re.search(r"S\(\d", array[2]) else _bytes(*array)
-            for array in _arrays(instruction.shape)
-        ]
+        sizes = [_main_memory(array) for array in _arrays(instruction.shape)]
         if instruction.opcode == "fusion":
             updates = self._slice_updates(instruction.called("calls"))
             if len(updates) == len(sizes):
@@ -274,6 +323,17 @@ class Program:
         if root.opcode == "tuple":
             results = [inner[name] for name in root.operands() if name in inner]
         return [_slice_update(inner, result) for result in results]
+
+
+def _channel(collective: Instruction) -> str:
+    """What all instructions that carry out one collective between them have in common."""
+    channel = re.search(r"channel_id=(\d+)", collective.rest)
+    return channel[1] if channel else collective.name
+
+
+def _main_memory(array: tuple[str, str, str]) -> int:
+    """Bytes of an array; 0 where it is in memory space 1 or above (`S(1)`), on the chip itself."""
+    return 0 if re.search(r"S\(\d", array[2]) else _bytes(*array)
 
 
 def _slice_update(computation: Mapping[str, Instruction], result: Instruction) -> int | None:

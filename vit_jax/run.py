@@ -98,7 +98,7 @@ class Run:
 
     def compile_step(self) -> TrainStep:
         """The training step for exactly this run's state and batch, so it never compiles again."""
-        return self.compile(self.lower_step())
+        return self.compile(self.trace_step().lower())
 
     def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         """A traced program, compiled with the options for this run's devices."""
@@ -112,8 +112,8 @@ class Run:
             self.beside_state,
         )
 
-    def lower_step(self) -> jax.stages.Lowered:
-        """The training step, traced for this run's state, batch and mesh, before the compiler."""
+    def trace_step(self) -> jax.stages.Traced:
+        """The training step as JAX sees it, for this run's state, batch and mesh."""
         config = self.config
         jitted = step.make_train_step(
             self.task,
@@ -128,7 +128,7 @@ class Run:
         )
         batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
         with sharding.activate(self.mesh):
-            return jitted.lower(self.abstract, batch)
+            return jitted.trace(self.abstract, batch)
 
     def open_feed(self, start_step: int) -> DeviceFeed:
         """This process's rows of the training batches from `start_step` on, on the devices."""

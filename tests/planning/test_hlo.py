@@ -108,6 +108,37 @@ ENTRY %main (x: f32[256]) -> f32[64] {
     assert (found.kind, found.sent) == ("all-reduce-scatter", 1024 * 3 / 4)
 
 
+BESIDE = """HloModule m, num_partitions=4
+
+%async_collective_fusion.1 (x: f32[256]) -> f32[1024] {
+  %inside = f32[1024]{0} all-gather(%x), channel_id=3, dimensions={0}
+}
+
+ENTRY %main (x: f32[256], w: f32[1024]) -> f32[1024] {
+  %s = (f32[256]{0}, f32[1024]{0}) all-gather-start(%x), channel_id=1, dimensions={0}
+  %c = f32[1024]{0} fusion(%w), kind=kLoop, calls=%square
+  %d = f32[1024]{0} all-gather-done(%s)
+  %t = (f32[256]{0}, f32[1024]{0}) all-gather-start(%x), channel_id=2, dimensions={0}
+  %e = f32[1024]{0} all-gather-done(%t)
+  %g = f32[1024]{0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.1
+  %moved = f32[1024]{0} copy(%g)
+  %near = f32[1024]{0:T(256)S(1)} copy(%e)
+  ROOT %r = f32[1024]{0} all-reduce(%d), channel_id=4
+}
+"""
+
+
+def test_what_is_sent_while_the_device_computes():
+    """Begun and ended around a fusion, or inside one; not begun and waited for, or whole."""
+    overlapped = [c.is_overlapped for c in Program(BESIDE).collectives()]
+    assert overlapped == [True, False, True, False]
+
+
+def test_kernels_of_a_step():
+    kernels = Program(BESIDE).kernels()
+    assert (kernels.fusions, kernels.copies, kernels.copied_bytes) == (2, 1, 4096)
+
+
 def test_transfers_between_slices():
     text = """HloModule m, num_partitions=4
 

@@ -10,13 +10,14 @@ import jax
 import pytest
 from jax.experimental import serialize_executable
 
-from vit_jax import chips
+from vit_jax import chips, models
 from vit_jax import config as config_lib
 from vit_jax.__main__ import main
 from vit_jax.planning import command, fit
 from vit_jax.planning import plan as plan_lib
 from vit_jax.planning.plan import Memory, Plan
 from vit_jax.planning.target import Target
+from vit_jax.run import Run
 
 TINY = Path(__file__).parent.parent / "tiny.py"
 GIB = chips.GIB
@@ -41,6 +42,8 @@ def test_table_and_exit_code(planned):
     code, text, _, _ = planned
     assert code == 0
     for row in (
+        "% beside computation",
+        " times that (with what is computed again, the optimizer's)",
         "mesh               data 4 × fsdp 2 × tensor 1",
         "settings           remat none, accum_steps 2, zero1 False",
         "steps              12 (192 images)",
@@ -63,6 +66,16 @@ def test_json_adds_up(planned):
     assert found["ici_bytes"] > 0
     assert found["dcn_bytes"] == 0
     assert found["flops"] % 48 == 0  # 3 × 16 examples × a whole number
+
+
+def test_products_that_are_computed_again_count(tiny_config):
+    def computed(remat):
+        traced = Run.build(tiny_config(model__remat=remat)).trace_step()
+        return models.product_flops(traced.jaxpr)
+
+    once = computed("none")
+    assert computed("dots_saveable") == once
+    assert once < computed("full") < 4 / 3 * once
 
 
 def test_saved_program_runs_here(planned):

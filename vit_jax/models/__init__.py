@@ -16,7 +16,7 @@ channels; conv_h, conv_w, conv_in, conv_out (convolutional networks); token_mixi
 A new model is one new file here with a table `VARIANTS`.
 """
 
-from vit_jax.models._cost import flops, param_count
+from vit_jax.models._cost import flops, param_count, product_flops
 from vit_jax.models._dense import Detector, Segmenter
 from vit_jax.models._heads import Classifier
 from vit_jax.models._registry import Variant, build, field_names, find, names, variants
@@ -37,6 +37,7 @@ __all__ = [
     "flops",
     "names",
     "param_count",
+    "product_flops",
     "resize_grid",
     "resize_patch_kernel",
     "stack_blocks",

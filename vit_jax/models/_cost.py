@@ -34,7 +34,7 @@ def flops(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) 
         # Asking for attention weights makes every implementation spell its products out.
         return model.apply({"params": params}, inputs, mutable=["intermediates"])
 
-    return beside + _count(jax.make_jaxpr(forward)(params, inputs).jaxpr)
+    return beside + product_flops(jax.make_jaxpr(forward)(params, inputs).jaxpr)
 
 
 def _inputs(model: nn.Module, image_size: int | Sequence[int], channels: int) -> Any:
@@ -58,7 +58,8 @@ def _abstract_params(model: nn.Module, inputs: Any) -> Any:
     )
 
 
-def _count(jaxpr: Any) -> int:
+def product_flops(jaxpr: Any) -> int:
+    """Floating-point operations of all products of a traced program, loops multiplied out."""
     total = 0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
@@ -68,7 +69,7 @@ def _count(jaxpr: Any) -> int:
             total += _conv_flops(eqn)
         else:
             times = eqn.params["length"] if name == "scan" else 1
-            total += times * sum(_count(inner) for inner in jaxprs_in_params(eqn.params))
+            total += times * sum(product_flops(inner) for inner in jaxprs_in_params(eqn.params))
     return total
 
 

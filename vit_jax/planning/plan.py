@@ -13,9 +13,9 @@ from jax.experimental import serialize_executable
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax import data, sharding
+from vit_jax import data, models, sharding
 from vit_jax.errors import UserError
-from vit_jax.hlo import Program
+from vit_jax.hlo import Kernels, Program
 from vit_jax.planning.target import Target
 from vit_jax.run import Run
 
@@ -50,8 +50,12 @@ class Plan:
 
     hbm_bytes: what a device has; 0 where it is not known. used_bytes: what the step needs of it.
     flops: of one step, from the model's products (a backward pass counts as two forward ones,
-      recomputation as nothing). hbm_traffic: bytes that a device at least moves to and from memory.
+      recomputation as nothing). computed_flops: of all products of the step, those too that are
+      computed again and those of the optimizer.
+    kernels: what a device carries out. hbm_traffic: bytes that it at least moves to and from
+      memory.
     ici_bytes, dcn_bytes: that a device sends a step inside its slice, and to others.
+    overlapped_bytes: of the former, those that it sends while it computes.
     least_seconds: of a step, by the slowest of compute, memory and both networks at their peaks.
     """
 
@@ -72,8 +76,11 @@ class Plan:
     flops: int
     flops_per_device: float
     compile_seconds: float
+    computed_flops: int = 0
+    kernels: Kernels | None = None
     hbm_traffic: int = 0
     ici_bytes: float = 0.0
+    overlapped_bytes: float = 0.0
     dcn_bytes: float = 0.0
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -115,15 +122,16 @@ def make_plan(
       UserError: the config is wrong, or the program cannot be saved.
     """
     run = Run.build(config, target.devices, data.expect(config.data))
-    lowered = run.lower_step()
+    traced = run.trace_step()
     started = time.perf_counter()
     compiled, needed = None, 0
     try:
-        compiled = run.compile(lowered)
+        compiled = run.compile(traced.lower())
     except jax.errors.JaxRuntimeError as error:
         needed = _bytes_needed(error)
     seconds = time.perf_counter() - started
     plan = _without_traffic(run, target, _memory(run, compiled, needed), seconds)
+    plan = dataclasses.replace(plan, computed_flops=models.product_flops(traced.jaxpr))
     if compiled is not None:
         if save:
             save_executable(compiled, save)
@@ -192,7 +200,8 @@ def _without_traffic(run: Run, target: Target, memory: Memory, compile_seconds: 
 
 def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
     program = Program(compiled.as_text())
-    near = sum(collective.total_sent for collective in program.collectives())
+    collectives = program.collectives()
+    near = sum(c.total_sent for c in collectives)
     far = program.sent_between_slices(plan.num_slices)
     # What is written is read at least once.
     traffic = 2 * program.stored_bytes()
@@ -207,7 +216,13 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
         if chip.dcn_bandwidth:
             bounds["network"] = far / (chip.dcn_bandwidth / share)
     return dataclasses.replace(
-        plan, hbm_traffic=traffic, ici_bytes=near, dcn_bytes=far, bounds=bounds
+        plan,
+        kernels=program.kernels(),
+        hbm_traffic=traffic,
+        ici_bytes=near,
+        overlapped_bytes=sum(c.total_sent for c in collectives if c.is_overlapped),
+        dcn_bytes=far,
+        bounds=bounds,
     )
 
 

@@ -49,13 +49,27 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _work(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "FLOPs per step", f"{plan.flops / 1e12:,.2f} TFLOP (model's products, backward included)"
+    if plan.flops and plan.computed_flops:
+        again = plan.computed_flops / plan.flops
+        yield "  computed", f"{again:.2f} times that (with what is computed again, the optimizer's)"
+    if plan.kernels:
+        kernels = plan.kernels
+        yield (
+            "kernels",
+            f"{kernels.fusions:,} fusions and {kernels.copies:,} copies"
+            f" ({kernels.copied_bytes / 1e9:.2f} GB) per device and step",
+        )
     if plan.hbm_traffic:
         intensity = plan.flops / plan.num_devices / plan.hbm_traffic
         yield (
             "memory traffic",
             f"{plan.hbm_traffic / 1e9:.2f} GB per device and step; {intensity:.0f} FLOP a byte",
         )
-        yield "sent in the slice", f"{plan.ici_bytes / 1e6:,.1f} MB per device and step"
+        beside = plan.overlapped_bytes / plan.ici_bytes if plan.ici_bytes else 0.0
+        yield (
+            "sent in the slice",
+            f"{plan.ici_bytes / 1e6:,.1f} MB per device and step, {beside:.0%} beside computation",
+        )
     if plan.num_slices > 1:
         yield "sent between slices", f"{plan.dcn_bytes / 1e6:,.1f} MB per device and step"
 
