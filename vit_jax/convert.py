@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 from etils import epath
 
-from vit_jax import checkpoints, models
+from vit_jax import checkpoints, models, tasks
 from vit_jax.checkpoints import loading
 from vit_jax.checkpoints.guess import model_of
 from vit_jax.checkpoints.target import image_channels
@@ -41,7 +41,7 @@ def run(
         Nothing is made up: a parameter that the file lacks is an error.
     """
     weights = loading.read_weights(src)
-    module = _model(src, weights, model, dict(fields or {}))
+    module = _whole_model(src, weights, model, dict(fields or {}))
     params, report = loading.fit(weights, module, src, image_size=image_size)
     if report.initialised:
         raise UserError(
@@ -99,16 +99,27 @@ def _trained_size(
 
 
 def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
-    configured = _config_of(src)
-    if name is None and configured:
+    """The backbone, with the classifier that the checkpoint may hold."""
+    run = None if name else _run_of(src)
+    if run:
         head = weights.arrays.get("head/bias")
         classes = {} if head is None else {"num_classes": head.shape[0]}
-        return models.build(**{**classes, **configured, **fields})
+        return models.build(**{**classes, **run.read_config().model.to_dict(), **fields})
     return model_of(weights, name, **fields)
 
 
-def _config_of(src: str) -> dict[str, Any] | None:
-    """`config.model` of the run that a checkpoint lies in."""
+def _whole_model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
+    """As `_model`, but with what the run's task puts around the backbone, if not a classifier."""
+    run = None if name else _run_of(src)
+    if run and not all(array.startswith(("backbone/", "head/")) for array in weights.arrays):
+        config = run.read_config()
+        model = {**config.model.to_dict(), **fields}
+        return tasks.build(config.task.to_dict(), model, run.read_info()).model
+    return _model(src, weights, name, fields)
+
+
+def _run_of(src: str) -> Workdir | None:
+    """The run that a checkpoint lies in."""
     if "://" in src and not os.fspath(src).startswith(("gs://", "s3://")):
         return None
     path = epath.Path(src).expanduser()
@@ -118,5 +129,5 @@ def _config_of(src: str) -> dict[str, Any] | None:
             and (folder / "config.json").exists()
             and (folder / "checkpoints").exists()
         ):
-            return Workdir.existing(os.fspath(folder)).read_config().model.to_dict()
+            return Workdir.existing(os.fspath(folder))
     return None

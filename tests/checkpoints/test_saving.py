@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from models_to_save import MODELS, build
 
-from vit_jax import checkpoints
+from vit_jax import checkpoints, models
 from vit_jax.checkpoints import files, saving
 from vit_jax.errors import UserError
 
@@ -53,6 +53,39 @@ def test_what_a_format_cannot_express_is_refused(tmp_path, name):
             with pytest.raises(UserError, match=f"{to} has no place for .*; write --to=.*orbax"):
                 checkpoints.save(params, model, path, to, image_size=12)
             assert not path.exists()
+
+
+def text(pooling="last"):
+    return models.build("text", width=8, depth=1, num_heads=1, pooling=pooling)
+
+
+def towers(image=None, words=None, **fields):
+    image = image or models.build("vit_ti16", depth=1)
+    return models.TwoTowers(image, words or text(), 8, 4, **fields)
+
+
+# name: (model, a format, what it lacks of the model, and what has it)
+TOWERS = {
+    "sigmoid": (towers(bias_init=-10.0), "npz", "the sigmoid loss's bias; .*big_vision"),
+    "map": (towers(words=text("map")), "big_vision", "map pooling of texts; .*=orbax"),
+    "last": (towers(), "timm", "a text tower, last pooling of texts; .*npz or big_vision"),
+    "first": (towers(words=text("first")), "npz", "first pooling of texts; .*=big_vision or"),
+    "mean": (towers(words=text("mean")), "npz", "mean pooling of texts; .*=big_vision or"),
+    "unpooled": (
+        towers(models.build("vit_ti16", pooling="none")),
+        "npz",
+        "no pooling beside a text tower",
+    ),
+    "mixer": (towers(models.build("mixer_b16")), "npz", "a Mixer beside a text tower"),
+    "other text": (towers(words=models.build("vit_ti16")), "npz", "a VisionTransformer; "),
+}
+
+
+@pytest.mark.parametrize("case", TOWERS)
+def test_towers_without_a_place_are_named(tmp_path, case):
+    model, to, lacking = TOWERS[case]
+    with pytest.raises(UserError, match=f"{to} has no place for {lacking}"):
+        checkpoints.save({}, model, tmp_path / f"c{ENDINGS[to]}", to)
 
 
 def test_published_names(tmp_path):
@@ -170,5 +203,6 @@ def test_a_failed_directory_leaves_nothing(tmp_path, monkeypatch):
 def test_every_trait_has_a_format_or_none():
     """A trait that formats list and no model has would be a misspelling."""
     listed = set().union(*saving.EXPRESSES.values())
-    found = set().union(*(saving.traits(build(name)[0]) for name in MODELS))
+    every = [build(name)[0] for name in MODELS] + [model for model, *_ in TOWERS.values()]
+    found = set().union(*map(saving.traits, every))
     assert listed - {"fixed positions", "a class token's position"} <= found

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import checkpoints, evaluate, models, tasks
+from vit_jax import checkpoints, convert, evaluate, models, tasks
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError
 from vit_jax.predict import Predictor
@@ -102,7 +102,7 @@ def lit(case_text, **fields):
 
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("text", ["bert", "texttransformer"])
-def test_released_towers_find_what_they_found(text):
+def test_released_towers_find_what_they_found_and_are_written_as_they_were(text, tmp_path):
     task, path, io = lit(text)
     params, report = checkpoints.load_with_report(path, task.model, image_size=32)
     assert not report.initialised
@@ -115,6 +115,13 @@ def test_released_towers_find_what_they_found(text):
     if "images" in io:
         logits = pairs.logits(pairs.image, pairs.text)
         np.testing.assert_allclose(logits.T, io["similarity"], atol=3e-5)
+    said = checkpoints.save(params, task.model, tmp_path / "lit.npz", "npz")
+    model, dims = {"bert": ("bert", (24, 24))}.get(text, ("text_transformer", (None, 32)))
+    assert f"text_model={model!r}, out_dim={dims}" in said
+    theirs, ours = dict(np.load(path)), dict(np.load(tmp_path / "lit.npz"))
+    assert theirs.keys() == ours.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name, strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +193,23 @@ def test_a_run_answers_which_text_fits(run):
     lines = predictor.task.lines(outputs, 1)
     assert [len(one) for one in lines] == [1, 1]
     assert lines[0][0].split("  ")[-1] in ("a 3", "a 7, of course")
+
+
+def test_a_run_is_exported_with_both_towers(run, tmp_path):
+    workdir, _ = run
+    with pytest.raises(UserError, match=r"npz has no place for mean pooling.*--to=big_vision or"):
+        convert.run(workdir, str(tmp_path / "c.npz"), "npz")
+    said = convert.run(workdir, str(tmp_path / "c.npz"), "big_vision")
+    assert "two_towers" in said
+    stored, params = np.load(tmp_path / "c.npz"), Predictor.from_workdir(workdir).params
+    np.testing.assert_array_equal(stored["params/t"], params["log_scale"])
+    convert.run(workdir, str(tmp_path / "own"), "orbax")
+    model = tasks.build(FIELDS, TINY, info()).model
+    read = {name: checkpoints.load(tmp_path / name, model) for name in ("c.npz", "own")}
+    jax.tree.map(np.testing.assert_array_equal, dict(read["own"]), dict(params))
+    assert read["c.npz"].keys() == params.keys()
+    for part in params.keys() - {"backbone"}:  # There the class token's position moved into it.
+        jax.tree.map(np.testing.assert_array_equal, read["c.npz"][part], params[part])
 
 
 def test_other_tasks_answer_with_no_texts():

@@ -89,8 +89,8 @@ def _bert() -> Iterator[tuple[str, str]]:
         yield f"BertEncoder_0/embedder/embedders_{theirs}/embedding", f"backbone/{ours}"
     yield "BertEncoder_0/layer_norm", "backbone/embed_norm"
     layer, ours = "BertEncoder_0/encoder_block/layer_sequence/layers_{i}", "backbone/blocks_{i}"
-    yield f"{layer}/attention_block/attention_layer", f"{ours}/attn"
     yield f"{layer}/attention_block/dense_layer", f"{ours}/attn/out"
+    yield f"{layer}/attention_block/attention_layer", f"{ours}/attn"
     yield f"{layer}/attention_block/layer_norm", f"{ours}/norm1"
     yield f"{layer}/mlp_block/mlp/dense_layer", f"{ours}/mlp/dense1"
     yield f"{layer}/mlp_block/dense_layer", f"{ours}/mlp/dense2"
@@ -99,6 +99,7 @@ def _bert() -> Iterator[tuple[str, str]]:
 
 
 VISION_TRANSFORMER = Renames([*_vit(VT_POSITIONS, BY_USE, BY_TYPE), *_stem()])
+LIT = Renames([*_vit(VT_POSITIONS, BY_TYPE, BY_USE), *_stem()])
 BIG_VISION = Renames([*_vit(BV_POSITIONS, BY_TYPE, BY_USE), *_stem()])
 MIXER = Renames(_mixer())
 TEXT = Renames(_text())
@@ -110,6 +111,13 @@ def matches(arrays: Mapping[str, np.ndarray]) -> bool:
     return any("/" in name for name in arrays)
 
 
+# Our part of a model of two towers: theirs, and what it is in a model of that tower alone.
+_PARTS = {
+    "backbone": ("img", "backbone"),
+    "image_proj": ("img", "head"),
+    "text": ("txt", "backbone"),
+    "text_proj": ("txt", "head"),
+}
 # What they call what is neither tower, and we.
 _BETWEEN = {"t": "log_scale", "b": "bias"}
 
@@ -127,11 +135,13 @@ def read(arrays: Mapping[str, np.ndarray], tower: str = "image") -> Weights:
 def _read_both(arrays: Mapping[str, np.ndarray]) -> Weights:
     """Both towers of an image-text model and what is between them, as in `models.TwoTowers`."""
     image, text = (_read_tower(arrays, text=text) for text in (False, True))
-    found: dict[str, np.ndarray] = {}
-    for weights, ours, projection in ((image, "backbone", "image"), (text, "text", "text")):
-        for name, array in weights.arrays.items():
-            part, _, rest = name.partition("/")
-            found[f"{ours if part == 'backbone' else f'{projection}_proj'}/{rest}"] = array
+    alone = {"img": image.arrays, "txt": text.arrays}
+    found = {
+        ours + name.removeprefix(part): array
+        for ours, (tower, part) in _PARTS.items()
+        for name, array in alone[tower].items()
+        if name.startswith(f"{part}/")
+    }
     loose = {name.removeprefix("params/"): x for name, x in arrays.items()}
     found |= {ours: loose[theirs] for theirs, ours in _BETWEEN.items() if theirs in loose}
     return dataclasses.replace(
@@ -200,8 +210,33 @@ def _common_shape(name: str, array: np.ndarray) -> np.ndarray:
     return array[None] if name == "backbone/pos_embed" and array.ndim == 2 else array
 
 
-def write(arrays: Mapping[str, np.ndarray], naming: Renames, prefix: str = "") -> dict:
-    """The inverse of `read`: arrays under their names."""
+def write(
+    arrays: Mapping[str, np.ndarray], naming: Renames, prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """The inverse of `read`: arrays under their names.
+
+    Those of `models.TwoTowers` are below `img/`, the image tower in `naming`, and `txt/`.
+    """
+    if not any(name.startswith("text/") for name in arrays):
+        return _write_tower(arrays, naming, prefix)
+    alone: dict[str, dict[str, np.ndarray]] = {"img": {}, "txt": {}}
+    for ours, (tower, part) in _PARTS.items():
+        mine = {name: x for name, x in arrays.items() if name.startswith(f"{ours}/")}
+        alone[tower] |= {part + name.removeprefix(ours): x for name, x in mine.items()}
+    text = TEXT
+    if "backbone/segment_embed" in alone["txt"]:
+        text = BERT
+        alone["txt"] = {name: _bert_shape(name, x) for name, x in alone["txt"].items()}
+    return {
+        **_write_tower(alone["img"], naming, f"{prefix}img/"),
+        **_write_tower(alone["txt"], text, f"{prefix}txt/"),
+        **{prefix + theirs: arrays[ours] for theirs, ours in _BETWEEN.items() if ours in arrays},
+    }
+
+
+def _write_tower(
+    arrays: Mapping[str, np.ndarray], naming: Renames, prefix: str
+) -> dict[str, np.ndarray]:
     out = {}
     for name, array in arrays.items():
         theirs = naming.to_theirs(name)
@@ -209,3 +244,15 @@ def write(arrays: Mapping[str, np.ndarray], naming: Renames, prefix: str = "") -
             raise KeyError(name)
         out[prefix + theirs] = array
     return out
+
+
+def _bert_shape(name: str, array: np.ndarray) -> np.ndarray:
+    """BERT's positions are a matrix, and its attention's heads one axis with their channels."""
+    if name == "backbone/pos_embed":
+        return array[0]
+    if "/attn/" not in name or array.ndim == 1:
+        return array
+    if array.ndim == 2:
+        return array.reshape(-1)
+    width = array.shape[-1] if "/out/" in name else array.size // array.shape[0]
+    return array.reshape(-1, width)

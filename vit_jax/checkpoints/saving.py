@@ -13,10 +13,12 @@ from vit_jax.checkpoints import bit, files, hf, npz, own, surgery, timm
 from vit_jax.checkpoints.merging import CLS, PATCHES, POSITIONS, sincos_table
 from vit_jax.checkpoints.weights import backbone_of, from_params, has_head
 from vit_jax.errors import UserError, nearest
+from vit_jax.models.bert import Bert
 from vit_jax.models.flexi import FlexiViT
 from vit_jax.models.hybrid import Hybrid
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.resnet import BiT
+from vit_jax.models.text import TextTransformer
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.types import Params
 
@@ -27,10 +29,12 @@ EXPRESSES: Mapping[str, frozenset[str]] = {
     "npz": frozenset(
         {"mean pooling", "class token", "no pooling", "a hybrid", "a Mixer", "a BiT", "no encoder"}
         | {"a representation layer", "a class token's position", "fixed positions"}
+        | {"a text tower", "last pooling of texts"}
     ),
     "big_vision": frozenset(
         {"mean pooling", "class token", "no pooling", "attention pooling", "a FlexiViT"}
-        | {"a representation layer", "sin-cos positions"}
+        | {"a representation layer", "sin-cos positions", "a text tower", "the sigmoid loss's bias"}
+        | {f"{pooling} pooling of texts" for pooling in ("first", "last", "mean")}
     ),
     "timm": frozenset(
         {"mean pooling", "class token", "attention pooling", "a Mixer", "a class token's position"}
@@ -41,6 +45,9 @@ EXPRESSES: Mapping[str, frozenset[str]] = {
 }
 FORMATS = (*EXPRESSES, "orbax")
 ENDINGS = {"npz": ".npz", "big_vision": ".npz", "timm": ".safetensors"}
+
+TEXT_HEAD = "text_proj/kernel"
+"""What all models of two towers have, and no others."""
 
 
 def save(
@@ -89,6 +96,8 @@ def save(
 def traits(model: nn.Module) -> set[str]:
     """What a format must be able to express, in words."""
     backbone = backbone_of(model)
+    if isinstance(model, models.TwoTowers):
+        return _two_tower_traits(model)
     if has_head(model) and not isinstance(model, models.Classifier):
         return {f"the head of a {type(model).__name__}"}
     found = {"a representation layer"} if getattr(model, "representation_size", None) else set()
@@ -97,6 +106,22 @@ def traits(model: nn.Module) -> set[str]:
     if not isinstance(backbone, VisionTransformer):
         return found | {f"a {type(backbone).__name__}"}
     return found | _vit_traits(backbone)
+
+
+def _two_tower_traits(model: models.TwoTowers) -> set[str]:
+    """Those of the image tower, which must be a ViT that pools, and of what is beside it."""
+    image, text = model.backbone, model.text
+    if isinstance(image, VisionTransformer):
+        unpooled = {"no pooling": "no pooling beside a text tower"}
+        found = {unpooled.get(trait, trait) for trait in _vit_traits(image)}
+    else:
+        found = {f"a {type(image).__name__} beside a text tower"}
+    found.add("a text tower")
+    if isinstance(text, TextTransformer):
+        found.add(f"{text.pooling} pooling of texts")
+    elif not isinstance(text, Bert):
+        found.add(f"a {type(text).__name__}")
+    return found if model.bias_init is None else {*found, "the sigmoid loss's bias"}
 
 
 def _vit_traits(backbone: VisionTransformer) -> set[str]:
@@ -144,6 +169,9 @@ def _save_npz(arrays: Arrays, backbone: Any, path: str, image_size: ImageSize) -
     mixer = isinstance(backbone, Mixer)
     if not mixer and backbone.depth:
         arrays, _ = _positions(arrays, backbone, image_size, class_row=True)
+    if TEXT_HEAD in arrays:
+        files.write_npz(path, npz.write(arrays, npz.LIT))
+        return f"wrote {path} in LiT's released names: models_lit.LitModel with {_lit_call(arrays)}"
     files.write_npz(path, npz.write(arrays, npz.MIXER if mixer else npz.VISION_TRANSFORMER))
     lines = [f"wrote {path} in vision_transformer's published names"]
     plain = not isinstance(backbone, Hybrid) and not mixer and backbone.depth
@@ -156,6 +184,15 @@ def _save_npz(arrays: Arrays, backbone: Any, path: str, image_size: ImageSize) -
             call = timm.call(path, arrays, backbone, size, class_row=class_row)
             lines.append(f"timm: {call}")
     return "\n".join(lines)
+
+
+def _lit_call(arrays: Arrays) -> str:
+    """What tells vision_transformer's LitModel the parts of this model."""
+    dims = [
+        arrays.get(f"{tower}_proj/bias", np.empty(0)).size or None for tower in ("image", "text")
+    ]
+    text = "bert" if "text/segment_embed" in arrays else "text_transformer"
+    return f"text_model={text!r}, out_dim=({dims[0]}, {dims[1]})"
 
 
 def _save_bit(arrays: Arrays, backbone: BiT, path: str) -> str:
@@ -171,8 +208,9 @@ def _save_big_vision(arrays: Arrays, backbone: Any, path: str, image_size: Image
     pool = {"token": "tok", "mean": "gap", "map": "map"}.get(backbone.pooling, "none")
     position = "sincos2d" if backbone.position == "sincos2d" else "learn"
     rep_size = arrays.get("head/pre_logits/bias", np.empty(0)).shape[0]
+    towers = "models.proj.image_text.two_towers, its images " if TEXT_HEAD in arrays else ""
     return (
-        f"wrote {path} in big_vision's names: models.vit with"
+        f"wrote {path} in big_vision's names: {towers}models.vit with"
         f" pool_type={pool!r}, posemb={position!r}, rep_size={rep_size or False}, scan=False"
     )
 
