@@ -1,6 +1,7 @@
 """One device, data parallel, sharded, tensor parallel: the same training, to rounding.
 
-Five steps with accumulation, an average and mixup, for every family of models.
+Five steps with accumulation, an average and mixup, for every family of models; one of them with
+RandAugment on the device.
 """
 
 import math
@@ -59,7 +60,10 @@ def trained(family, sizes, zero1=False, start=None):
     """The first state (`start`, if given), the losses of the steps, the last state, the program."""
     devices = jax.devices()[: math.prod(sizes)]
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices)
-    task = tasks.build({"name": "classification", "mixup": 0.2}, FAMILIES[family], INFO)
+    fields = {"name": "classification", "mixup": 0.2}
+    if family == "mixer":
+        fields["randaug"] = {"magnitude": 9}
+    task = tasks.build(fields, FAMILIES[family], INFO)
     keys = default_config().optim.to_dict()
     keys |= {"name": "sgd", "args": {"momentum": 0.9}, "lr": 0.05, "clip_norm": 1.0}
     duration = Duration(STEPS, BATCH, BATCH * STEPS)

@@ -251,6 +251,10 @@ def _check_values(given: dict) -> None:
     require(given["spikes"]["window"] >= 1, "config.spikes.window must be at least 1")
     for section in ("model", "task"):
         require("name" in given[section], f"config.{section}.name is missing")
+    require(
+        not (given["task"].get("randaug") and "randaug" in given["data"]["pp"]),
+        "config.task.randaug and randaug in config.data.pp would augment twice; leave one out",
+    )
     for axis in ("data", "fsdp", "tensor"):
         size = given["mesh"][axis]
         require(size == -1 or size >= 1, f"config.mesh.{axis}={size}: write -1 or a count")

@@ -1,8 +1,10 @@
 """RandAugment: each operation bit for bit as recorded from big_vision, and the draws."""
 
+import functools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import sampled
@@ -90,6 +92,25 @@ def test_layers_are_drawn_independently():
     # At strength 5 four operations do nothing: both do nothing, or cancel, now and then.
     assert 10 < sum(invert_twice) < 100
     assert all(np.array_equal(x, image) for x in draw("randaug(0, 5)", image, 3))
+
+
+@pytest.mark.parametrize(("magnitude", "corrected"), [(17, False), (13, True)])
+def test_on_the_device_the_operations_are_the_same(magnitude, corrected):
+    """Beyond the recorded magnitudes; of the colours, a thirtieth."""
+    from vit_jax.tasks import _randaugment
+
+    ours = choices(magnitude, corrected)
+    levels = np.arange(0, 256, 3, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(344, -1, 3)
+    same = functools.partial(_randaugment.apply, magnitude=magnitude, corrected=corrected)
+    same, place = jax.jit(same), np.zeros((1, 2), np.float32)
+    for negative, sign in enumerate((1.0, -1.0)):
+        for number, name in enumerate(_randaugment.OPERATIONS):
+            image = colours if name == "Color" else ARRAYS["img"]
+            found = same(image[None], np.array([number]), np.array([negative]), place)[0]
+            if name != "Cutout":
+                expected = run(ours[name], image, sign)
+                np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
 def test_corrected_variant_differs_where_it_says():

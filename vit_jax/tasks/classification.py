@@ -17,7 +17,7 @@ import optax
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.report import Section
-from vit_jax.tasks import _classes
+from vit_jax.tasks import _classes, _randaugment
 from vit_jax.tasks._distill import Teacher
 from vit_jax.tasks._images import (
     check_affine,
@@ -55,6 +55,8 @@ class Task:
     distill: the keys of `tasks._distill.Teacher`, and `model`: a teacher to imitate. With
       `config.model.distill_token` the second head does, else the one that learns the labels.
     affine: bounds of random distortions on the device: {rotate, shift, scale, shear}; {} = off.
+    randaug: RandAugment on the device: {num_layers, magnitude, corrected}, of which those left out
+      are as for the preprocessing op of this name; {} = off.
     mean, std: of uint8 images, in 0..255, one value or one a channel; the defaults give [-1, 1].
     crop_to_patches: accept images whose last rows and columns fill no patch and are dropped.
     """
@@ -70,6 +72,7 @@ class Task:
     class_weights: tuple[float, ...] = ()
     distill: Mapping[str, Any] | None = None
     affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    randaug: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     mean: tuple[float, ...] = (127.5,)
     std: tuple[float, ...] = (127.5,)
     crop_to_patches: bool = False
@@ -125,6 +128,7 @@ class Task:
         label_fits = label is not None and label.shape in ((), (self.info.num_classes,))
         check_data("classification", wanted, self.info, image_fits and label_fits)
         check_geometry(self.model, image.shape, self.crop_to_patches)
+        _randaugment.check(self.randaug, image)
 
     def init(self, key: Array) -> Params:
         """Fresh parameters, boxed with their logical axis names."""
@@ -135,10 +139,13 @@ class Task:
         return params
 
     def perturb(self, batch: Batch, key: Array) -> Batch:
-        """Normalised images and soft labels of the training batch: distorted, erased, mixed."""
-        key_coin, key_mix, key_erase, key_distort = jax.random.split(key, 4)
+        """Normalised images and soft labels of the training batch: augmented, erased, mixed."""
+        key_coin, key_mix, key_erase, key_distort, key_augment = jax.random.split(key, 5)
         if self.affine:
             batch = {**batch, "image": random_affine(key_distort, batch["image"], **self.affine)}
+        if self.randaug:
+            images = _randaugment.augment(key_augment, batch["image"], **self.randaug)
+            batch = {**batch, "image": images}
         images = self.inputs(batch)
         labels = self._soft_labels(batch["label"])
         if self.erasing:

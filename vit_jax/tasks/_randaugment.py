@@ -1,0 +1,290 @@
+"""RandAugment on the device, for hosts with too few cores to do it (Cubuk et al. 2020).
+
+The 16 operations of the preprocessing op `randaug`, with its strengths and oddities, for a whole
+batch at once. Each image draws its own, and all images go through the same few passes, of which
+they keep what they drew: a table of 256 values for everything that looks at one pixel, one warp
+for everything that moves pixels, and two blends. How strong an operation is, is known before
+compiling, so tables and matrices are NumPy's.
+
+Each operation equals the host's to the bit; the draws are others.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.errors import UserError, nearest
+from vit_jax.tasks._gathers import FILL, count, look_up, num_phases, product, warp
+from vit_jax.types import Array, ArraySpec
+
+OPERATIONS = (
+    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "Color", "Contrast",
+    "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout",
+    "SolarizeAdd",
+)  # fmt: skip
+KEYS = ("num_layers", "magnitude", "corrected")
+STRONGEST = 20.0
+"""Magnitude; published recipes go from 0 to this one, at which `Rotate` turns by 60 degrees."""
+
+
+def check(fields: Mapping[str, Any], image: ArraySpec) -> None:
+    """Raises a `UserError` where `config.task.randaug` or the images are not for `augment`."""
+    if not hasattr(fields, "items"):
+        raise UserError(f"config.task.randaug={fields!r}: set one of its keys, {', '.join(KEYS)}")
+    for name, value in fields.items():
+        if name not in KEYS:
+            raise UserError(f"config.task.randaug.{name} is unknown; {nearest(name, KEYS)}")
+        if name == "corrected" and not isinstance(value, bool):
+            raise UserError(f"config.task.randaug.corrected={value!r}: write true or false")
+        if name == "num_layers" and (type(value) is not int or value < 1):
+            raise UserError(f"config.task.randaug.num_layers={value!r}: write 1 or more")
+        if name == "magnitude" and (type(value) not in (int, float) or not 0 <= value <= STRONGEST):
+            raise UserError(
+                f"config.task.randaug.magnitude={value!r}: write a number from 0 to {STRONGEST:g}"
+            )
+    if fields and (image.dtype != np.uint8 or image.shape[-1] != 3):
+        raise UserError(
+            f"config.task.randaug needs uint8 images of 3 channels, not {image.dtype}"
+            f" {list(image.shape)}: leave value_range out of config.data.pp, the task normalises"
+        )
+
+
+def augment(
+    key: Array,
+    images: Array,
+    *,
+    num_layers: int = 2,
+    magnitude: float = 10.0,
+    corrected: bool = False,
+) -> Array:
+    """`num_layers` operations on each of `images`, uint8 `[b, h, w, 3]`, drawn for it alone.
+
+    `corrected` takes out three oddities of the published runs: see the preprocessing op `randaug`.
+    """
+    batch, height, width, _ = images.shape
+    key_operation, key_sign, key_place = jax.random.split(key, 3)
+    drawn = (num_layers, batch)
+    layers = (
+        jax.random.randint(key_operation, drawn, 0, len(OPERATIONS)),
+        jax.random.bernoulli(key_sign, shape=drawn).astype(jnp.int32),
+        jax.random.uniform(key_place, (*drawn, 2)) * jnp.array([[[height, width]]], jnp.float32),
+    )
+
+    def layer(images: Array, draws: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return apply(images, *draws, magnitude=magnitude, corrected=corrected), None
+
+    # Two warps in a row would compose, rounded place by rounded place, into one with the same bits.
+    # Left apart: off TPUs a reading is cheap, and on TPUs only a single warp is two products.
+    return jax.lax.scan(layer, images, layers)[0]
+
+
+def apply(
+    images: Array,
+    operation: Array,
+    negative: Array,
+    place: Array,
+    *,
+    magnitude: float,
+    corrected: bool = False,
+) -> Array:
+    """One operation on each of `images`, uint8 `[b, h, w, 3]`.
+
+    operation: its number in `OPERATIONS`, int32 `[b]`. negative: 1 where a geometric one goes the
+    other way. place: row and column of Cutout's centre, float32 `[b, 2]`.
+    """
+    level, size = magnitude / 10.0, images.shape[1:3]
+    enhance = np.float32(level * 1.8 + 0.1)
+    matrices = _matrices(level, size, corrected)
+    is_moved = (matrices != _IDENTITY).any((1, 2, 3))
+
+    def chosen(*names: str) -> Array:
+        wanted = np.isin(OPERATIONS, names)
+        return jnp.asarray(wanted)[operation][:, None, None, None]
+
+    pixels = images.astype(jnp.float32)
+    grey = _grey(images)
+    tables = _tables(operation, images, grey, level, corrected)
+    moved = warp(images, jnp.asarray(matrices)[operation, negative], num_phases(matrices))
+    hidden = _hidden(place, _scaled(level * 40.0, size[0], corrected), size)
+    result = look_up(tables, images)
+    result = jnp.where(chosen("Color"), _blend(grey, pixels, enhance), result)
+    result = jnp.where(chosen("Sharpness"), _blend(_smooth(pixels), pixels, enhance), result)
+    result = jnp.where(chosen("Cutout") & hidden, FILL, result)
+    return jnp.where(chosen(*np.array(OPERATIONS)[is_moved]), moved, result)
+
+
+def _scaled(pixels: float, side: int, corrected: bool) -> np.float32:
+    """A length for images of side 224; only `corrected` measures others by their own side."""
+    return np.float32(pixels) * np.float32(side) / 224 if corrected else np.float32(pixels)
+
+
+# Arithmetic that rounds as the host's does.
+
+
+def _blend(start: Array, pixels: Array, factor: np.float32) -> Array:
+    """uint8: from `start` (factor 0) to `pixels` (1) and beyond; truncated, not rounded."""
+    return _to_uint8(start + product(pixels - start, factor))
+
+
+def _to_uint8(values: Array) -> Array:
+    return jnp.clip(values, 0.0, 255.0).astype(jnp.uint8)
+
+
+# Operations that look at one pixel: tables.
+
+
+def _tables(operation: Array, images: Array, grey: Array, level: float, corrected: bool) -> Array:
+    """What each value becomes, uint8 `[b, 256, 3]`; under other operations, itself."""
+    size = images.shape[1:3]
+    counts = count(images)
+    fixed = jnp.asarray(_fixed_tables(level, size, corrected))[operation][..., None]
+    drawn = [(operation == OPERATIONS.index(name))[:, None, None] for name in _OWN_TABLE]
+    own = [_auto_contrast(counts), _equalize(counts)]
+    if corrected:
+        own.append(_contrast(grey, np.float32(level * 1.8 + 0.1)))
+    return jnp.select(drawn[: len(own)], own, fixed)
+
+
+_OWN_TABLE = ("AutoContrast", "Equalize", "Contrast")
+"""Operations whose table depends on the image; that of the last only when `corrected`."""
+
+
+def _fixed_tables(level: float, size: tuple[int, int], corrected: bool) -> np.ndarray:
+    """The tables that are the same for every image, uint8 `[operations, 256]`."""
+    values = np.arange(256)
+    enhance = np.float32(level * 1.8 + 0.1)
+    threshold, addition = int(level * 256), int(level * 110)
+    if not corrected:
+        threshold %= 256
+    cleared = min(8 - int(level * 4), 7)
+    by_size = np.float32(min(size[0] * size[1] // 256, 255))
+    tables = {
+        "Invert": 255 - values,
+        "Posterize": values >> cleared << cleared,
+        "Solarize": np.where(values >= threshold, 255 - values, values),
+        "SolarizeAdd": np.where(values < 128, np.minimum(values + addition, 255), values),
+        "Brightness": enhance * np.float32(values),
+        "Contrast": by_size + enhance * (np.float32(values) - by_size),
+    }
+    rows = [tables.get(name, values) for name in OPERATIONS]
+    return np.clip(rows, 0, 255).astype(np.uint8)
+
+
+def _auto_contrast(counts: Array) -> Array:
+    """Stretches each channel to 0..255; a channel of one value stays as it is."""
+    occurs = counts > 0
+    low, high = jnp.argmax(occurs, 1), 255 - jnp.argmax(occurs[:, ::-1], 1)
+    # By reciprocals divided beforehand: not every accelerator's division is exact.
+    scales = np.float32(255) / np.maximum(np.arange(256, dtype=np.float32), 1)
+    scale = jnp.asarray(scales)[high - low][:, None]
+    values = jnp.arange(256.0)[None, :, None]
+    offset = product(low[:, None].astype(jnp.float32), scale)
+    stretched = _to_uint8(product(values, scale) - offset)
+    return jnp.where((high > low)[:, None], stretched, values.astype(jnp.uint8))
+
+
+def _equalize(counts: Array) -> Array:
+    """Spreads the values of each channel so that all occur about equally often."""
+    below = jnp.cumsum(counts, 1) - counts
+    highest = 255 - jnp.argmax((counts > 0)[:, ::-1], 1, keepdims=True)
+    step = jnp.take_along_axis(below, highest, 1) // 255
+    at_least_one = jnp.maximum(step, 1)
+    table = jnp.minimum((below + at_least_one // 2) // at_least_one, 255)
+    values = jnp.arange(256)[None, :, None]
+    return jnp.where(step == 0, values, table * (values > 0)).astype(jnp.uint8)
+
+
+def _contrast(grey: Array, factor: np.float32) -> Array:
+    """Away from the image's mean grey."""
+    mean = grey.mean((1, 2, 3))[:, None, None]
+    return _blend(mean, jnp.arange(256.0)[None, :, None], factor)
+
+
+def _grey(images: Array) -> Array:
+    """Luma, truncated: whole numbers in float32 `[b, h, w, 1]`.
+
+    With the roundings of TensorFlow, which goes through 0..1 and comes back by way of 255.5.
+    """
+    channels = product(images.astype(jnp.float32), np.float32(1 / 255))
+    weighted = product(channels, np.float32([[[[0.2989, 0.587, 0.114]]]]))
+    luma = weighted[..., :1] + weighted[..., 1:2] + weighted[..., 2:]
+    return jnp.floor(luma * np.float32(255.5))
+
+
+# Operations that look around a pixel, or hide it.
+
+
+def _smooth(pixels: Array) -> Array:
+    """The filter [1 1 1; 1 5 1; 1 1 1] / 13, truncated; the border stays. float32 `[b, h, w, c]`.
+
+    Summed in the order of the published runs and by fused multiply-adds, as they did: where the sum
+    is a whole multiple of 13, rounding decides what truncation sees.
+    """
+    height, width = pixels.shape[1:3]
+    padded = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    total = jnp.zeros_like(pixels)
+    for row in range(3):
+        for column in range(3):
+            window = padded[:, row : row + height, column : column + width]
+            total = _fused(total, window, np.float32((5 if row == column == 1 else 1) / 13))
+    inner = np.pad(np.ones((height - 2, width - 2), bool), 1)[None, :, :, None]
+    return jnp.where(inner, jnp.floor(total), pixels)
+
+
+def _fused(total: Array, pixels: Array, weight: np.float32) -> Array:
+    """`total + pixels * weight`, rounded once, whether or not the processor has such a thing.
+
+    The weight in two parts has exact products with pixels; what the first sum rounds away (Knuth's
+    two-sum) and the second product are added together, again exactly.
+    """
+    coarse = np.float32(np.round(weight * 2**12) / 2**12)
+    rest, product = pixels * (weight - coarse), pixels * coarse
+    rounded = total + product
+    added = rounded - total
+    lost = (total - (rounded - added)) + (product - added)
+    return rounded + (lost + rest)
+
+
+def _hidden(place: Array, half_side: np.float32, size: tuple[int, int]) -> Array:
+    """Cutout's square of side `2 * half_side` about `place` `[b, 2]`: bool `[b, h, w, 1]`."""
+
+    def near(axis: int) -> Array:
+        offset = jnp.arange(size[axis])[None] - place[:, axis, None].astype(jnp.int32)
+        return (offset >= -int(half_side)) & (offset < int(half_side))
+
+    return (near(0)[:, :, None] & near(1)[:, None, :])[..., None]
+
+
+# Operations that move pixels: matrices.
+
+_IDENTITY = np.float32([[1, 0, 0], [0, 1, 0]])
+
+
+def _matrices(level: float, size: tuple[int, int], corrected: bool) -> np.ndarray:
+    """Where the operations read, both ways each: float32 `[operations, 2, 2, 3]`.
+
+    The output pixel (x, y) is the one at `matrix @ (x, y, 1)` of the input.
+    """
+    matrices = np.tile(_IDENTITY, (len(OPERATIONS), 2, 1, 1))
+    for negative, sign in enumerate(np.float32([1, -1])):
+        of = dict(zip(OPERATIONS, matrices[:, negative], strict=True))
+        of["Rotate"][:] = _rotation(sign * np.float32(level) * np.float32(30), size)
+        of["ShearX"][0, 1] = of["ShearY"][1, 0] = sign * level * 0.3
+        for name, axis, side in (("TranslateX", 0, size[1]), ("TranslateY", 1, size[0])):
+            shift = np.round(sign * _scaled(level * 100.0, side, corrected))
+            of[name][axis, 2] = np.clip(shift, -side, side)
+    return matrices
+
+
+def _rotation(degrees: np.float32, size: tuple[int, int]) -> np.ndarray:
+    """About the centre, counter-clockwise; float32 throughout, as the host computes it."""
+    angle = degrees * np.float32(math.pi / 180)
+    cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    bottom, right = np.float32(size) - 1
+    x = (right - (cos * right - sin * bottom)) / 2
+    y = (bottom - (sin * right + cos * bottom)) / 2
+    return np.stack([[cos, -sin, x], [sin, cos, y]])
