@@ -11,6 +11,7 @@ import sampled
 
 from vit_jax.data import pp
 from vit_jax.errors import UserError
+from vit_jax.tasks import _randaugment
 
 GOLDEN = Path(__file__).parents[1] / "golden/big_vision"
 CASES = json.loads((GOLDEN / "randaug_ops.json").read_text())["cases"]
@@ -96,21 +97,33 @@ def test_layers_are_drawn_independently():
 
 @pytest.mark.parametrize(("magnitude", "corrected"), [(17, False), (13, True)])
 def test_on_the_device_the_operations_are_the_same(magnitude, corrected):
-    """Beyond the recorded magnitudes; of the colours, a thirtieth."""
-    from vit_jax.tasks import _randaugment
+    """Beyond the recorded magnitudes."""
+    from vit_jax.data.host_tensorflow import tf
 
-    ours = choices(magnitude, corrected)
+    ours, image = choices(magnitude, corrected), ARRAYS["img"]
+    names = 2 * _randaugment.OPERATIONS
+    apply = functools.partial(_randaugment.apply, magnitude=magnitude, corrected=corrected)
+    found = np.asarray(
+        jax.jit(apply)(
+            np.stack([image] * 32), np.arange(32) % 16, np.arange(32) // 16, np.zeros((32, 2))
+        )
+    )
+    for number, name in enumerate(names):
+        if name != "Cutout":
+            sign = tf.constant(-1.0 if number >= 16 else 1.0)
+            expected = ours[name](tf.constant(image), sign, tf.constant([1, 2]))
+            np.testing.assert_array_equal(found[number], expected, err_msg=name)
+
+
+def test_on_the_device_colours_have_the_same_grey():
+    """A thirtieth of the colours."""
+    from vit_jax.data.host_tensorflow import tf
+    from vit_jax.data.ops import _augmentations
+
     levels = np.arange(0, 256, 3, dtype=np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(344, -1, 3)
-    same = functools.partial(_randaugment.apply, magnitude=magnitude, corrected=corrected)
-    same, place = jax.jit(same), np.zeros((1, 2), np.float32)
-    for negative, sign in enumerate((1.0, -1.0)):
-        for number, name in enumerate(_randaugment.OPERATIONS):
-            image = colours if name == "Color" else ARRAYS["img"]
-            found = same(image[None], np.array([number]), np.array([negative]), place)[0]
-            if name != "Cutout":
-                expected = run(ours[name], image, sign)
-                np.testing.assert_array_equal(found, expected, err_msg=name)
+    grey = jax.jit(_randaugment._grey)(colours[None])[0]
+    np.testing.assert_array_equal(grey, _augmentations.grayscale(tf.constant(colours))[..., :1])
 
 
 def test_corrected_variant_differs_where_it_says():

@@ -84,16 +84,15 @@ def test_products_read_what_gathers_read(magnitude):
 
 
 def test_products_count_and_look_up_what_scatters_and_gathers_do():
-    images = jnp.asarray(IMAGES)
-    counts = _gathers._count(images)
+    counts = jax.jit(_gathers._count)(IMAGES)
     np.testing.assert_array_equal(
         counts[3, :, 1], np.bincount(IMAGES[3, ..., 1].ravel(), None, 256)
     )
-    np.testing.assert_array_equal(_gathers._count_by_products(images), counts)
+    np.testing.assert_array_equal(jax.jit(_gathers._count_by_products)(IMAGES), counts)
     tables = np.random.default_rng(1).integers(0, 256, (32, 256, 3), np.uint8)
-    found = _gathers._look_up(jnp.asarray(tables), images)
+    found = jax.jit(_gathers._look_up)(tables, IMAGES)
     np.testing.assert_array_equal(found[5, ..., 2], tables[5, :, 2][IMAGES[5, ..., 2]])
-    np.testing.assert_array_equal(_gathers._look_up_by_products(jnp.asarray(tables), images), found)
+    np.testing.assert_array_equal(jax.jit(_gathers._look_up_by_products)(tables, IMAGES), found)
 
 
 @pytest.mark.parametrize(("platform", "gathers_pixels"), [("tpu", False), ("cpu", True)])

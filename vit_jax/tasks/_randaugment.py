@@ -139,18 +139,13 @@ def _to_uint8(values: Array) -> Array:
 
 def _tables(operation: Array, images: Array, grey: Array, level: float, corrected: bool) -> Array:
     """What each value becomes, uint8 `[b, 256, 3]`; under other operations, itself."""
-    size = images.shape[1:3]
     counts = count(images)
-    fixed = jnp.asarray(_fixed_tables(level, size, corrected))[operation][..., None]
-    drawn = [(operation == OPERATIONS.index(name))[:, None, None] for name in _OWN_TABLE]
-    own = [_auto_contrast(counts), _equalize(counts)]
+    of_image = {"AutoContrast": _auto_contrast(counts), "Equalize": _equalize(counts)}
     if corrected:
-        own.append(_contrast(grey, np.float32(level * 1.8 + 0.1)))
-    return jnp.select(drawn[: len(own)], own, fixed)
-
-
-_OWN_TABLE = ("AutoContrast", "Equalize", "Contrast")
-"""Operations whose table depends on the image; that of the last only when `corrected`."""
+        of_image["Contrast"] = _contrast(grey, np.float32(level * 1.8 + 0.1))
+    fixed = jnp.asarray(_fixed_tables(level, images.shape[1:3], corrected))[operation]
+    drawn = [(operation == OPERATIONS.index(name))[:, None, None] for name in of_image]
+    return jnp.select(drawn, list(of_image.values()), fixed[..., None])
 
 
 def _fixed_tables(level: float, size: tuple[int, int], corrected: bool) -> np.ndarray:
@@ -242,11 +237,11 @@ def _fused(total: Array, pixels: Array, weight: np.float32) -> Array:
     two-sum) and the second product are added together, again exactly.
     """
     coarse = np.float32(np.round(weight * 2**12) / 2**12)
-    rest, product = pixels * (weight - coarse), pixels * coarse
-    rounded = total + product
+    large, small = pixels * coarse, pixels * (weight - coarse)
+    rounded = total + large
     added = rounded - total
-    lost = (total - (rounded - added)) + (product - added)
-    return rounded + (lost + rest)
+    lost = (total - (rounded - added)) + (large - added)
+    return rounded + (lost + small)
 
 
 def _hidden(place: Array, half_side: np.float32, size: tuple[int, int]) -> Array:
