@@ -65,21 +65,27 @@ def augment(
 
     `corrected` takes out three oddities of the published runs: see the preprocessing op `randaug`.
     """
-    batch, height, width, _ = images.shape
-    key_operation, key_sign, key_place = jax.random.split(key, 3)
-    drawn = (num_layers, batch)
-    layers = (
-        jax.random.randint(key_operation, drawn, 0, len(OPERATIONS)),
-        jax.random.bernoulli(key_sign, shape=drawn).astype(jnp.int32),
-        jax.random.uniform(key_place, (*drawn, 2)) * jnp.array([[[height, width]]], jnp.float32),
-    )
 
     def layer(images: Array, draws: tuple[Array, Array, Array]) -> tuple[Array, None]:
         return apply(images, *draws, magnitude=magnitude, corrected=corrected), None
 
     # Two warps in a row would compose, rounded place by rounded place, into one with the same bits.
     # Left apart: off TPUs a reading is cheap, and on TPUs only a single warp is two products.
-    return jax.lax.scan(layer, images, layers)[0]
+    return jax.lax.scan(layer, images, draw(key, num_layers, images.shape))[0]
+
+
+def draw(key: Array, num_layers: int, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """What `apply` is told of each layer: arrays `[num_layers, b, …]`.
+
+    shape: of the images, `[b, h, w, 3]`.
+    """
+    key_operation, key_sign, key_place = jax.random.split(key, 3)
+    drawn, size = (num_layers, shape[0]), jnp.array([[shape[1:3]]], jnp.float32)
+    return (
+        jax.random.randint(key_operation, drawn, 0, len(OPERATIONS)),
+        jax.random.bernoulli(key_sign, shape=drawn).astype(jnp.int32),
+        jax.random.uniform(key_place, (*drawn, 2)) * size,
+    )
 
 
 def apply(
