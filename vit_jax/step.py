@@ -180,13 +180,7 @@ def make_train_step(
             ema = ema_update(state.ema, params, state.step, ema_decay)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        accepted = finite & (state.bad_steps <= max_skipped_steps)
-        bad_steps = jnp.where(accepted, 0, state.bad_steps + 1)
-        losses = None
-        if guard:
-            fine = guard.accepts(state.losses, loss)
-            accepted &= fine
-            losses = guard.after(state.losses, loss, fine, accepted)
+        accepted, bad_steps, losses = _judge(state, loss, finite, max_skipped_steps, guard)
         changed = (params, opt_state, ema)
         unchanged = (state.params, state.opt_state, state.ema)
         params, opt_state, ema = jax.tree.map(
@@ -216,6 +210,22 @@ def make_train_step(
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _judge(
+    state: State, loss: Array, finite: Array, max_skipped_steps: int, guard: SpikeGuard | None
+) -> tuple[Array, Array, LossHistory | None]:
+    """Whether a step may change the parameters, and the state's `bad_steps` and `losses` after it.
+
+    finite: whether its loss and gradient are.
+    """
+    accepted = finite & (state.bad_steps <= max_skipped_steps)
+    bad_steps = jnp.where(accepted, 0, state.bad_steps + 1)
+    if not guard:
+        return accepted, bad_steps, None
+    fine = guard.accepts(state.losses, loss)
+    accepted &= fine
+    return accepted, bad_steps, guard.after(state.losses, loss, fine, accepted)
 
 
 def _loss_and_grads(
