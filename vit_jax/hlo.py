@@ -303,7 +303,8 @@ class Program:
             return 0
         if instruction.opcode == "dynamic-update-slice" or "AllocateBuffer" in instruction.rest:
             return 0
-        sizes = [_main_memory(array) for array in _arrays(instruction.shape)]
+        # With flags: a fusion's results are matched with what it makes them from.
+        sizes = [_main_memory(array) for array in _ARRAY.findall(instruction.shape)]
         if instruction.opcode == "fusion":
             updates = self._slice_updates(instruction.called("calls"))
             if len(updates) == len(sizes):
@@ -314,7 +315,7 @@ class Program:
         return sum(sizes)
 
     def _slice_updates(self, computation: str) -> list[int | None]:
-        """For each result of a fusion the bytes of the slice that it replaces in place, or None."""
+        """For each result of a fusion the bytes that it replaces in place, or None."""
         inner = self._by_name(computation)
         root = next((i for i in inner.values() if i.is_root), None)
         if root is None:
@@ -337,9 +338,11 @@ def _main_memory(array: tuple[str, str, str]) -> int:
 
 
 def _slice_update(computation: Mapping[str, Instruction], result: Instruction) -> int | None:
-    """Bytes of the slice that a result replaces in an array; None where it is something else."""
+    """Bytes of the slice that a result replaces in an array; None where it is all new."""
     while result.opcode in ("bitcast", "copy") and result.operands()[0] in computation:
         result = computation[result.operands()[0]]
+    if result.opcode == "parameter":
+        return 0  # A fusion that takes part in a collective hands its buffers on.
     if result.opcode != "dynamic-update-slice" or result.operands()[1] not in computation:
         return None
     return sum(_bytes(*array) for array in _arrays(computation[result.operands()[1]].shape))

@@ -162,6 +162,28 @@ ENTRY %main (x: f32[256]) -> f32[256] {
     assert Program(text).stored_bytes() == 1024
 
 
+def test_fusions_with_flags_store_the_slice_they_replace():
+    """As TPUs fuse a layer with a step of a gather: all activations go through, one slice is new."""
+    text = """HloModule m
+
+%async_collective_fusion.1 (all: f32[24,256], new: f32[1,256], at: s32[], f: u32[], part: f32[64]) -> f32[24,256] {
+  %all = f32[24,256]{1,0} parameter(0)
+  %new = f32[1,256]{1,0} parameter(1)
+  %at = s32[] parameter(2)
+  %f = u32[]{:S(2)} parameter(3)
+  %part = f32[64]{0} parameter(4)
+  %u = f32[24,256]{1,0} dynamic-update-slice(%all, %new, %at, %at)
+  ROOT %t = (f32[24,256]{1,0}, u32[]{:S(2)}, f32[64]{0}) tuple(%u, %f, %part)
+}
+
+ENTRY %main (x: f32[24,256]) -> f32[24,256] {
+  %g = (f32[24,256]{1,0}, u32[]{:S(2)}, f32[64]{0}) fusion(%x), kind=kCustom, calls=%async_collective_fusion.1
+  ROOT %y = f32[24,256]{1,0} get-tuple-element(%g), index=0
+}
+"""
+    assert Program(text).stored_bytes() == 1024
+
+
 def test_a_real_program_with_a_loop():
     """A scan over 6 layers whose kernels are split over 8 devices gathers each once."""
     mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
