@@ -20,7 +20,10 @@ TOKENS = 7 * 7 + 1
 
 
 def compiled(depth, num_heads=2, **mesh):
-    """A small ViT over 4 chips, every block computed twice: (the run, MB that a chip sends)."""
+    """A small ViT over 4 chips, every block computed twice.
+
+    Returns the run, MB that a chip sends, and the kinds of what it sends beside computation.
+    """
     config = config_lib.default_config()
     config.batch_size = 64
     config.total = 10
@@ -36,7 +39,9 @@ def compiled(depth, num_heads=2, **mesh):
     config = config_lib.validate(config)
     run = Run.build(config, Target.find("v5e:2x2").devices, data.expect(config.data))
     program = Program(run.compile_step().as_text())
-    return run, sum(collective.total_sent for collective in program.collectives()) / 1e6
+    sent = program.collectives()
+    beside = {collective.kind for collective in sent if collective.is_overlapped}
+    return run, sum(collective.total_sent for collective in sent) / 1e6, beside
 
 
 def millions(run):
@@ -53,7 +58,7 @@ MIXUP = 4 * 224 * 224 * 3 / 1e6
 
 
 def test_data_parallel_sends_one_sum_of_gradients():
-    run, sent = compiled(2, data=4)
+    run, sent, _ = compiled(2, data=4)
     blocks, patches, head = millions(run)
     least = 2 * 3 / 4 * (2 * blocks + 2 * patches + 4 * head) + MIXUP
     assert 0.95 * least < sent <= 1.1 * least, sent / least
@@ -61,17 +66,18 @@ def test_data_parallel_sends_one_sum_of_gradients():
 
 def test_zero1_scatters_the_sum_and_gathers_parameters():
     """The parameters in float32, as they are kept."""
-    run, sent = compiled(2, data=4, zero1=True)
+    run, sent, _ = compiled(2, data=4, zero1=True)
     blocks, patches, head = millions(run)
     least = 3 / 4 * ((2 + 4) * (blocks + patches) + (4 + 4) * head) + MIXUP
     assert 0.95 * least < sent <= 1.1 * least, sent / least
 
 
 def test_sharded_parameters_send_two_gathers_and_one_sum():
-    """Gathered forward, again backward, summed."""
-    run, sent = compiled(2, data=1, fsdp=4)
+    """Gathered forward and again backward, both while the chip computes, and summed."""
+    run, sent, beside = compiled(2, data=1, fsdp=4)
     blocks, patches, head = millions(run)
     least = 3 / 4 * (3 * 2 * blocks + 2 * 2 * patches + (2 + 4) * head) + MIXUP
+    assert "all-gather" in beside
     assert 0.95 * least < sent <= 1.1 * least, sent / least
 
 
@@ -81,13 +87,13 @@ def sums_over_tensor(depth, batch, ways):
 
 
 def test_tensor_parallel_sends_five_sums_a_block():
-    _, sent = compiled(2, num_heads=4, data=1, tensor=4)
+    _, sent, _ = compiled(2, num_heads=4, data=1, tensor=4)
     assert sent == pytest.approx(sums_over_tensor(2, 64, 4), rel=0.01)
 
 
 def test_sharded_and_tensor_parallel_sends_both():
     """At the depth of ViT-L: both ends of the model, and some gradients, are sent whole."""
-    run, sent = compiled(24, num_heads=4, data=1, fsdp=2, tensor=2)
+    run, sent, _ = compiled(24, num_heads=4, data=1, fsdp=2, tensor=2)
     blocks, patches, head = millions(run)
     parameters = 1 / 2 * (3 * 2 * blocks / 2 + 2 * 2 * patches + (2 + 4) * head)
     least = sums_over_tensor(24, 32, 2) + parameters + MIXUP
