@@ -16,7 +16,15 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("recipe", "hardware"), [("vit_s16_i1k", "v3-8")])
+@pytest.mark.parametrize(
+    ("recipe", "hardware"),
+    [
+        ("vit_s16_i1k", "v3-8"),
+        ("vit_i1k", "v3-128"),
+        ("mixer_b16_i1k", "v3-128"),
+        ("bit_r50_i1k", "v3-128"),
+    ],
+)
 def test_fits_the_hardware_it_states(recipe, hardware, request):
     file = request.config.rootpath / f"configs/{recipe}.py"
     assert hardware in file.read_text()
