@@ -14,6 +14,7 @@ import json
 import logging
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import flax.serialization
 import flax.traverse_util
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -223,6 +225,8 @@ class Store:
 
     def _failed(self, error: Exception, *, pause: bool = True) -> None:
         """Notes a failed save. Raises `UserError` if it was the last that may fail."""
+        # Orbax drops the other writes of a save that failed, which Python would tell at its exit.
+        warnings.filterwarnings("ignore", ".* was never awaited", RuntimeWarning)
         self._failures += 1
         if self._failures > self._retries or jax.process_count() > 1:
             raise self._cannot_save(error) from error
@@ -348,8 +352,11 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
     By default each of them cuts its part out of every array, by programs that are compiled and run
     one after the other while training waits. That pays for large arrays only.
     """
-    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    handlers = ocp.type_handlers
+    arrays = handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
+    registry = handlers.create_type_handler_registry(
+        (np.ndarray, handlers.NumpyHandler()), (jax.Array, arrays)
+    )
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
