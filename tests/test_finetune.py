@@ -108,7 +108,7 @@ def test_what_is_frozen_costs_no_backward_pass(config_of):
     """A head's gradient takes one product, of what the forward pass left."""
 
     def products(**keys):
-        return Run.build(config_of(**keys)).lower_step().as_text().count("dot_general")
+        return Run.build(config_of(**keys)).trace_step().lower().as_text().count("dot_general")
 
     frozen = products(optim__freeze=["backbone/.*"])
     assert products() > 2 * frozen
