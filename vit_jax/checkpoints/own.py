@@ -10,7 +10,8 @@ from etils import epath
 
 from vit_jax import models
 from vit_jax.checkpoints import files
-from vit_jax.checkpoints.store import DamagedError, Store
+from vit_jax.checkpoints.digests import DamagedError
+from vit_jax.checkpoints.store import Store
 from vit_jax.checkpoints.weights import Weights, backbone_of
 from vit_jax.errors import UserError
 from vit_jax.models import lora

@@ -15,9 +15,7 @@ import logging
 import threading
 import time
 import warnings
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.serialization
@@ -29,15 +27,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from vit_jax.checkpoints import digests
 from vit_jax.checkpoints.checksums import checksums
+from vit_jax.checkpoints.digests import DamagedError
 from vit_jax.errors import UserError
-from vit_jax.report.metrics import write_atomically
 from vit_jax.types import Array
 
 VERSION = 1
 """Version of the layout of a checkpoint, stored in it."""
-
-DIGESTS = "digests.json"
 
 RETRY_SECONDS = 1.0
 """Pause before a failed save is tried again; twice as long after each further failure."""
@@ -54,10 +51,6 @@ logger = logging.getLogger(__name__)
 
 MAX_DAMAGED = 2
 """Newest checkpoints that may be passed over; more is no accident, and the run should not go on."""
-
-
-class DamagedError(UserError):
-    """A checkpoint whose files are missing, cut short or changed. Names what is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +311,7 @@ class Store:
             raise DamagedError(f"{path}/manifest: {error}") from error
         if version > VERSION:
             raise UserError(f"{path} has version {version}, this package reads up to {VERSION}")
-        _verify_digests(path)
+        digests.verify(path)
         asked = flatten(abstract)
         common = {
             name: leaf
@@ -365,56 +358,12 @@ def _seal(manager: ocp.CheckpointManager, path: epath.Path) -> None:
     while manager.is_saving_in_progress():
         time.sleep(_POLL_SECONDS)
     if path.exists():  # A save that failed has left nothing, and raises when it is waited for.
-        _write_digests(path)
+        digests.write(path)
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300]
-
-
-def _write_digests(path: epath.Path) -> None:
-    """Records size and CRC-32 of every file of a checkpoint.
-
-    Not on object stores: they keep digests of their own, and would have to be read back.
-    """
-    if "://" in str(path):
-        return
-    digests = {name: _digest(path / name) for name in _file_names(path)}
-    write_atomically(path / DIGESTS, json.dumps(digests).encode())
-
-
-def _verify_digests(path: epath.Path) -> None:
-    """Raises `DamagedError` for a file that is missing or not what was saved.
-
-    A process that was killed right after a save has left no digests; the arrays' own checksums
-    remain.
-    """
-    if not (path / DIGESTS).exists():
-        return
-    try:
-        digests = json.loads((path / DIGESTS).read_text())
-        for name, expected in digests.items():
-            if not (path / name).exists():
-                raise DamagedError(f"{path}/{name} is missing")
-            if _digest(path / name) != expected:
-                raise DamagedError(f"{path}/{name} is not what was saved")
-    except (ValueError, AttributeError) as error:
-        raise DamagedError(f"{path}/{DIGESTS}: {error}") from error
-
-
-def _file_names(path: epath.Path) -> list[str]:
-    files = (file for file in Path(path).rglob("*") if file.is_file())
-    return sorted(str(file.relative_to(path)) for file in files)
-
-
-def _digest(file: epath.Path) -> list[int]:
-    """[size in bytes, CRC-32], read in pieces."""
-    crc, size = 0, 0
-    with file.open("rb") as opened:
-        while piece := opened.read(1 << 22):
-            crc, size = zlib.crc32(piece, crc), size + len(piece)
-    return [size, crc]
 
 
 def flatten(tree: Any) -> dict[str, Any]:
