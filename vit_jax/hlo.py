@@ -6,9 +6,10 @@ where that is no constant.
 """
 
 import dataclasses
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 COLLECTIVES = (
     "all-gather",
@@ -154,17 +155,11 @@ class Program:
         """
         found = set()
         for name, computation in self._computations.items():
-            if name.startswith("async_collective_fusion"):
-                found |= {_channel(i) for i in computation if i.opcode in COLLECTIVES}
+            inside = name.startswith("async_collective_fusion")
             for at, instruction in enumerate(computation):
-                if instruction.opcode.removesuffix("-start") not in COLLECTIVES:
-                    continue
-                for later in computation[at + 1 :] if instruction.opcode.endswith("-start") else ():
-                    if instruction.name in later.operands():
-                        break
-                    if later.opcode in _COMPUTING:
-                        found.add(_channel(instruction))
-                        break
+                kind = instruction.opcode.removesuffix("-start")
+                if kind in COLLECTIVES and (inside or _computes_until_done(computation[at:])):
+                    found.add(_channel(instruction))
         return found
 
     def kernels(self) -> Kernels:
@@ -330,6 +325,15 @@ def _channel(collective: Instruction) -> str:
     """What all instructions that carry out one collective between them have in common."""
     channel = re.search(r"channel_id=(\d+)", collective.rest)
     return channel[1] if channel else collective.name
+
+
+def _computes_until_done(begun: Sequence[Instruction]) -> bool:
+    """Whether something is computed between the first instruction and what waits for it."""
+    started, *following = begun
+    if not started.opcode.endswith("-start"):
+        return False
+    meanwhile = itertools.takewhile(lambda i: started.name not in i.operands(), following)
+    return any(instruction.opcode in _COMPUTING for instruction in meanwhile)
 
 
 def _main_memory(array: tuple[str, str, str]) -> int:
