@@ -130,8 +130,8 @@ def make_plan(
     except jax.errors.JaxRuntimeError as error:
         needed = _bytes_needed(error)
     seconds = time.perf_counter() - started
-    plan = _without_traffic(run, target, _memory(run, compiled, needed), seconds)
-    plan = dataclasses.replace(plan, computed_flops=models.product_flops(traced.jaxpr))
+    products = models.product_flops(traced.jaxpr)
+    plan = _without_traffic(run, target, _memory(run, compiled, needed), products, seconds)
     if compiled is not None:
         if save:
             save_executable(compiled, save)
@@ -171,7 +171,9 @@ def _memory(run: Run, compiled: jax.stages.Compiled | None, needed: int) -> Memo
     )
 
 
-def _without_traffic(run: Run, target: Target, memory: Memory, compile_seconds: float) -> Plan:
+def _without_traffic(
+    run: Run, target: Target, memory: Memory, computed_flops: int, compile_seconds: float
+) -> Plan:
     config, chip = run.config, target.chip
     return Plan(
         topology=target.name,
@@ -195,6 +197,7 @@ def _without_traffic(run: Run, target: Target, memory: Memory, compile_seconds: 
         flops=run.train_flops_per_example() * config.batch_size,
         flops_per_device=chip.flops_per_device if chip else 0.0,
         compile_seconds=compile_seconds,
+        computed_flops=computed_flops,
     )
 
 
