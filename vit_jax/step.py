@@ -193,9 +193,8 @@ def make_train_step(
             "bad_steps": bad_steps,
             **spikes.logged(losses),
         }
-        new_state = State(
+        new_state = state.replace(
             step=state.step + 1,
-            seed=state.seed,
             params=params,
             opt_state=opt_state,
             ema=ema,
