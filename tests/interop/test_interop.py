@@ -19,7 +19,7 @@ from vit_jax.errors import UserError
 pytestmark = pytest.mark.interop
 
 timm, transformers = import_packages()
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs the extra `interop`")
 
 ENDINGS = {"npz": ".npz", "timm": ".safetensors", "hf": ""}
 PAIRS = [

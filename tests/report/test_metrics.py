@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -76,7 +77,6 @@ def test_scalars_of_any_kind_become_plain_and_exact(tmp_path, value, expected):
 
 
 def test_jax_scalars_are_accepted(tmp_path):
-    jnp = pytest.importorskip("jax.numpy")
     write_rows(tmp_path, [{"step": 1, "x": jnp.float32(0.5), "n": jnp.int32(3)}])
     assert read_metrics(tmp_path) == [{"step": 1, "x": 0.5, "n": 3}]
 
