@@ -8,6 +8,8 @@ os.environ["XLA_FLAGS"] = (
 )
 # Eight devices on two cores: programs that wait for one another must not overlap.
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
+# Tests, and the processes they start, compile much and compute little.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["NO_GCE_CHECK"] = "true"  # TFDS and TensorFlow look for a cloud otherwise.
 
@@ -73,14 +75,11 @@ def scenes_dir(tmp_path_factory):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Runs on one of the devices, compiled in a hurry: for tests of what a step computes."""
+    """Runs on one of the devices: for tests of what a step computes."""
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(
         sharding, "make_mesh", lambda sizes, *_: make_mesh(sizes, devices=jax.devices()[:1])
     )
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -75,7 +75,6 @@ def metrics(batch_size: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_disable_most_optimizations", True)
     if len(sys.argv) > 2:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         address, num_processes, process_id = sys.argv[2:]

@@ -93,10 +93,8 @@ def trained(family, sizes, zero1=False, start=None):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def on_one_device(request):
-    jax.config.update("jax_disable_most_optimizations", True)  # Halves the time to compile.
     start, losses, state, _ = trained(request.param, (1, 1, 1))
-    yield request.param, start, losses, jax.device_get(state)
-    jax.config.update("jax_disable_most_optimizations", False)
+    return request.param, start, losses, jax.device_get(state)
 
 
 MESHES = {

@@ -106,11 +106,8 @@ def unstack() -> Callable[[dict], dict]:
 
 
 @pytest.fixture
-def compile_quickly() -> Iterator[None]:
-    """For tests that compile much and compute little.
-
-    `test_goldens` does without: its bfloat16 rounding is that of optimized programs.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def all_optimizations() -> Iterator[None]:
+    """Compiles as users do."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

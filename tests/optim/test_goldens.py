@@ -7,6 +7,9 @@ import optax
 import pytest
 import sampled
 
+# Their bfloat16 rounding is that of optimized programs.
+pytestmark = pytest.mark.usefixtures("all_optimizations")
+
 ADAM = {"mu": "1/0/1/", "nu": "1/0/2/"}
 
 # config.optim of each recorded case, and where the recording keeps the parts of the state.

@@ -12,8 +12,6 @@ import pytest
 from vit_jax import models, optim
 from vit_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 RULES = [
     "adamw",
     "nadamw",

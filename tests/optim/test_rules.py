@@ -15,8 +15,6 @@ from vit_jax.optim.rules.adamw import adamw
 from vit_jax.optim.rules.muon import muon
 from vit_jax.optim.rules.sgd import sgd
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 BLOCKS = r"blocks(?:_(\d+))?/.*"
 
 

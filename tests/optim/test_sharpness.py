@@ -12,7 +12,6 @@ from vit_jax.errors import UserError
 from vit_jax.run import Run
 
 
-@pytest.mark.usefixtures("compile_quickly")
 def test_it_climbs_by_rho_along_the_gradient(make, params):
     optimizer = make(params, sam_rho=0.3, freeze=["head/.*"])
     grads = jax.tree.map(lambda x: 2 * np.asarray(x) + 1, params)
@@ -26,7 +25,6 @@ def test_it_climbs_by_rho_along_the_gradient(make, params):
     np.testing.assert_array_equal(found["head"]["kernel"], params["head"]["kernel"])
 
 
-@pytest.mark.usefixtures("compile_quickly")
 def test_without_a_gradient_it_stays(make, params):
     zeros = jax.tree.map(np.zeros_like, params)
     found = jax.jit(make(params, sam_rho=0.3).sharpest)(params, zeros)

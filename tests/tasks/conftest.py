@@ -3,7 +3,6 @@
 import pathlib
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -50,11 +49,3 @@ def scene_info(scene_batch):
         return DataInfo(spec, num_classes, class_names)
 
     return info
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For programs that run a few times: compiling them is all the work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

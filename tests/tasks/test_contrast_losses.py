@@ -43,7 +43,6 @@ def compiled(loss, chunk, batch, dim, sizes):
         return step.lower(vectors, vectors, number, number).compile(), places
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("loss", CHUNKED)
 @pytest.mark.parametrize(("chunk", "sizes"), [(8, {"data": 8}), (24, {"fsdp": 2, "tensor": 2})])
 def test_values_and_gradients_are_those_of_the_whole_matrix(loss, chunk, sizes):

@@ -100,7 +100,6 @@ def lit(case_text, **fields):
     return task, GOLDEN / f"lit_{case_text}.params.npz", io
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("text", ["bert", "texttransformer"])
 def test_released_towers_find_what_they_found_and_are_written_as_they_were(text, tmp_path):
     task, path, io = lit(text)
@@ -125,7 +124,7 @@ def test_released_towers_find_what_they_found_and_are_written_as_they_were(text,
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_compilation):
+def run(tmp_path_factory):
     """(workdir, outcome) of a run as LiT's: a frozen image tower from a file, a new text tower."""
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(__file__.rsplit("/", 1)[0])

@@ -76,7 +76,6 @@ PAIRS = [
 ]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(("head", "backbone"), PAIRS)
 def test_a_step_reaches_the_parameters_and_evaluation_gives_numbers(
     scene_batch, scene_info, backbone, head

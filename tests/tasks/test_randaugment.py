@@ -119,7 +119,7 @@ def test_operations_ways_and_places_are_drawn_evenly_and_independently():
     assert abs(np.corrcoef(np.reshape(places, (-1, 2)).T)[0, 1]) < 0.02
 
 
-def test_draws_do_not_depend_on_the_mesh_and_send_nothing(quick_compilation):
+def test_draws_do_not_depend_on_the_mesh_and_send_nothing():
     mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
     places = sharding.batch_sharding(mesh)
     key = jax.random.key(0)
@@ -145,7 +145,7 @@ def build(image=(8, 8, 3), dtype=np.uint8, **randaug):
     return tasks.build(fields, tiny, DataInfo(spec, 5))
 
 
-def test_augments_in_training_only_and_before_normalising(quick_compilation):
+def test_augments_in_training_only_and_before_normalising():
     batch = {"image": jnp.asarray(IMAGES[:, :8, :8]), "label": jnp.zeros(32, jnp.int32)}
     plain, augmented = build(), build(num_layers=1, magnitude=8)
     seen = jax.jit(augmented.perturb)(batch, jax.random.key(1))["image"]

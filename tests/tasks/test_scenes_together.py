@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scenes_together.py"
@@ -20,9 +19,7 @@ def alone():
         patch.syspath_prepend(str(SCRIPT.parent))
         import scenes_together
 
-        jax.config.update("jax_disable_most_optimizations", True)
         found = {size: scenes_together.metrics(size) for size in (8, 24)}
-        jax.config.update("jax_disable_most_optimizations", False)
     assert found[8] == found[24]
     return found[8]
 
