@@ -21,7 +21,9 @@ README, 224 px: the released files as timm measured them):
 
 20,000 steps of momentum SGD in batches of 512 with the cosine schedule; appendix B of the paper
 sweeps the learning rate over 0.001, 0.003, 0.01 and 0.03 for each: --config.optim.lr=0.03 for the
-small models. Hours: `finetune.py` gives those of B/32 to L/16 on A100s. Float32.
+small models. Hours: `finetune.py` gives those of B/32 to L/16 on A100s. At 384 px B/16 fits a TPU
+v5e-64 (9.1 of 16 GiB a chip), L/16 a v5e-128 (14.5): a quarter and half an hour at 30 % of the
+chips' peak (by `plan`). Float32.
 """
 
 from vit_jax import imagenet

@@ -16,6 +16,9 @@ Vision Transformers" (Zhai et al. 2022, sections 3.3 to 3.5) on this smaller set
 Adafactor with bfloat16 momentum, reciprocal square root with cool-down, attention pooling, 100
 times the decay on the head; nobody has published its score. We have run neither.
 
+B/16 fits a TPU v3-128 (10.6 of 16 GiB a core), where 300 epochs would take 52 hours at 30 % of the
+peak, L/16 a v3-512 (11.7 GiB) and 46 hours (by `plan`; docs/planning.md has the larger ones).
+
 Float32 with the TPU's default precision of products; bfloat16 from H/14 on.
 """
 

@@ -23,10 +23,23 @@ pytestmark = [
         ("vit_i1k", "v3-128"),
         ("mixer_b16_i1k", "v3-128"),
         ("bit_r50_i1k", "v3-128"),
+        ("r26_s32", "v3-32"),
+        ("algoperf_vit", "v5e-16"),
+        ("deit3:s16", "v5e-16"),
+        ("deit3:b16", "v5e-32"),
+        ("deit3:l16", "v5e-128"),
+        ("strong_i1k:s16", "v5e-32"),
+        ("strong_i1k:b16", "v5e-64"),
+        ("augreg:vit_b16,checkpoint=none", "v5e-64"),
+        ("augreg:vit_l16,checkpoint=none", "v5e-128"),
+        ("finetune", "v5e-64"),
+        ("vit_i21k:vit_b16", "v3-128"),
+        ("vit_i21k:vit_l16", "v3-512"),
     ],
 )
 def test_fits_the_hardware_it_states(recipe, hardware, request):
-    file = request.config.rootpath / f"configs/{recipe}.py"
+    name, _, argument = recipe.partition(":")
+    file = request.config.rootpath / f"configs/{name}.py"
     assert hardware in file.read_text()
-    plan, _ = make_plan(load(str(file)), Target.find(hardware))
+    plan, _ = make_plan(load(f"{file}:{argument}"), Target.find(hardware))
     assert plan.fits, f"{plan.used_bytes / 2**30:.2f} GiB of {plan.hbm_bytes / 2**30:.0f}"
