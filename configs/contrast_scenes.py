@@ -48,4 +48,8 @@ def get_config(arg=None):
     config.data.eval_pp = config.data.pp
     if arg.lit:
         config.optim.freeze = ["backbone/.*"]
+    else:
+        # Which digits, and where: a probe that looks at them learns more of it than a mean does.
+        config.model.pooling = "map"
+        config.init.initialise = ["backbone/map_head/.*"]
     return config

@@ -11,10 +11,10 @@ from vit_jax.digit_scenes import scenes_config
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, dir="", epochs=6)
+    arg = parse_arg(arg, dir="", steps=16_875)
     config = scenes_config("image", "label", name="digit_scenes/16px_single", dir=arg.dir)
     config.task = {"name": "classification"}
-    config.total = f"{arg.epochs} epochs"
+    config.total = arg.steps
     config.batch_size = 64
     config.optim.lr = 2e-3
     return config

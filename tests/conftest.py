@@ -67,7 +67,8 @@ def scenes_dir(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tfds")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digit_scenes, "NUM_SCENES", {"train": 3, "test": 4})
+        for sizes in ("NUM_SCENES", "NUM_SINGLE_DIGITS"):
+            patch.setattr(digit_scenes, sizes, {"train": 3, "test": 4})
         for name in ("32px", "16px_single"):
             prepare(f"digit_scenes/{name}", str(folder))
     return str(folder)

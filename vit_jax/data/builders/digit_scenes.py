@@ -1,7 +1,8 @@
 """Digit scenes, as `vit_jax.data.scenes` draws them: 60,000 to train with and 500 to test.
 
-`digit_scenes/16px_single` is for pre-training: one digit that fills half to all of the image, so
-that it is as large, in pixels, as those of `digit_scenes/32px`, and its `label`.
+`digit_scenes/16px_single` is for pre-training, with 240,000 images: one digit that fills half to
+all of the image, so that it is as large, in pixels, as those of `digit_scenes/32px`, and its
+`label`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from vit_jax.data import scenes
 from vit_jax.data.scenes import CLASS_NAMES, DIGIT_SHARE, MAX_DIGITS, draw_scene
 
 NUM_SCENES = {"train": 60_000, "test": 500}
+NUM_SINGLE_DIGITS = {"train": 240_000, "test": 500}
 SEEDS = {"train": 0, "test": 1}
 
 
@@ -47,6 +49,8 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
             name="16px_single",
             description="One digit on 16x16 pixels.",
             side=16,
+            version=tfds.core.Version("1.3.0"),
+            release_notes={"1.3.0": "240,000 training images in place of 60,000."},
             max_digits=1,
             digit_share=(0.5, 1.0),
         ),
@@ -84,11 +88,12 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
         return self.builder_config.max_digits == 1
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        return {split: self._generate_examples(split) for split in NUM_SCENES}
+        sizes = NUM_SINGLE_DIGITS if self._is_single() else NUM_SCENES
+        return {split: self._generate_examples(split, size) for split, size in sizes.items()}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict]]:
         config = self.builder_config
-        for index in range(NUM_SCENES[split]):
+        for index in range(size):
             scene = draw_scene(
                 SEEDS[split],
                 index,
