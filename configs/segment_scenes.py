@@ -18,7 +18,7 @@ from vit_jax.digit_scenes import scenes_config
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, checkpoint="", head="pixels", steps=2500, dir="")
+    arg = parse_arg(arg, checkpoint="", head="pixels", steps=3300, dir="")
     config = scenes_config(
         "image",
         "segmentation",
