@@ -76,5 +76,10 @@ def with_boxes(
             place = max(0, min(x0, picture.width - right - 4)), max(0, y0 - bottom - 3)
             frame = (place[0], place[1], place[0] + right - left + 4, place[1] + bottom + 3)
             draw.rectangle(frame, fill=colour)
-            draw.text((place[0] + 2, place[1] + 1), text, "white", font)
+            draw.text((place[0] + 2, place[1] + 1), text, _ink(colour), font)
     return np.asarray(picture)
+
+
+def _ink(colour: tuple[int, int, int]) -> str:
+    """What is read best on a colour, by its luma (ITU-R BT.601)."""
+    return "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 128 else "white"
