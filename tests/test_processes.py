@@ -120,6 +120,20 @@ def test_what_two_processes_began_before_one_was_killed_one_ends(alone, digits_n
     assert_same_losses(tmp_path, alone)
 
 
+@pytest.mark.parametrize(
+    ("told", "number"),
+    [(1, signal.SIGTERM), pytest.param(0, signal.SIGINT, marks=pytest.mark.soak)],
+)
+def test_a_signal_to_one_process_saves_the_same_step_in_both(told, number, digits_npz, tmp_path):
+    both = start(tmp_path, digits_npz, 2, "--config.total=100000")
+    wait_for_step(both[0], 5)
+    both[told].send_signal(number)
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [75, 75], said
+    last = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert f"saved step {last} of 100000" in said[0]
+
+
 def wait_for_step(process, step):
     said = []
     for line in process.stderr:

@@ -170,7 +170,8 @@ def _keep_freed_memory() -> None:
 class StopSignal:
     """Within the `with` block SIGTERM and Ctrl-C ask for a stop instead of ending the process.
 
-    A second Ctrl-C ends it at once.
+    A second Ctrl-C ends it at once. Of several processes any may be told: JAX listens for SIGTERM
+    in each since they met, and has all of them stop after the same step.
     """
 
     def __init__(self) -> None:
@@ -178,8 +179,9 @@ class StopSignal:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
+        is_alone = jax.process_count() == 1  # Else SIGTERM must go on reaching JAX.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -191,6 +193,8 @@ class StopSignal:
         if self._received == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = signal.Signals(number).name
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     @property
     def name(self) -> str | None:

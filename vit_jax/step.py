@@ -175,9 +175,8 @@ def make_train_step(
         updates = jax.lax.with_sharding_constraint(updates, beside_state)
         params = optax.apply_updates(state.params, updates)
         params = jax.lax.with_sharding_constraint(params, beside_state)
-        ema = None
-        if state.ema is not None:
-            ema = ema_update(state.ema, params, state.step, ema_decay)
+        averaged = state.ema is not None
+        ema = ema_update(state.ema, params, state.step, ema_decay) if averaged else None
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         accepted, bad_steps, losses = _judge(state, loss, finite, max_skipped_steps, guard)
