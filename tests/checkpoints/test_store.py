@@ -111,14 +111,27 @@ def test_keeps_the_newest(tmp_path):
     assert store.steps() == [3, 4]
 
 
-def test_keeps_the_best_too(tmp_path):
-    store = Store(tmp_path, keep_last=1, keep_best="val/accuracy")
-    for step, accuracy in enumerate([0.1, 0.9, 0.3, 0.2]):
-        store.save(step, tree(mesh_of(8, 1)), METADATA, {"val/accuracy": accuracy})
-    store.save(4, tree(mesh_of(8, 1)), METADATA)  # A save between evaluations has no metrics.
+@pytest.mark.parametrize(
+    ("name", "least_is_best", "values"),
+    [("val/accuracy", False, [0.1, 0.9, 0.3, 0.2]), ("val/loss", True, [2.0, 0.5, 1.0, 3.0])],
+)
+def test_keeps_the_best_too(tmp_path, name, least_is_best, values):
+    store = Store(tmp_path, keep_last=1, keep_best=name, least_is_best=least_is_best)
+    for step, value in enumerate(values):
+        store.save(step, tree(mesh_of(8, 1)), METADATA, {name: value})
+    for step in (4, 5):  # Saves between evaluations have no metrics.
+        store.save(step, tree(mesh_of(8, 1)), METADATA)
     store.close()
-    assert 1 in store.steps()
-    assert store.steps()[-1] == 4
+    assert store.steps() == [1, 5]
+
+
+def test_another_dtype_is_cast_after_the_checksums(three_steps):
+    wanted = abstract(tree(mesh_of(8, 1), 3.0))
+    wanted["params"]["w"] = wanted["params"]["w"].update(dtype=jnp.bfloat16)
+    found = Store(three_steps).restore_newest(wanted)
+    assert not found.damaged
+    assert found.tree["params"]["w"].dtype == jnp.bfloat16
+    assert found.tree["params"]["w"].sharding == wanted["params"]["w"].sharding
 
 
 def test_what_the_checkpoint_lacks_is_named(three_steps):

@@ -73,7 +73,8 @@ class Restored:
 class Store:
     """The checkpoints of one run, `DIRECTORY/STEP/`, saved in the background.
 
-    Keeps the newest `keep_last` and, where saves come with metrics, the best by `keep_best`.
+    Keeps the newest `keep_last` and, of the saves that come with metrics, the best by `keep_best`:
+    the one with the largest value, or with `least_is_best` the smallest.
 
     A save that could not be written is tried again up to `retries` times in a row, after pauses
     that double: with the same state where it still exists, else with that of a later step. One of
@@ -86,12 +87,19 @@ class Store:
         *,
         keep_last: int = 2,
         keep_best: str = "",
+        least_is_best: bool = False,
         retries: int = 3,
     ):
         self.directory = epath.Path(directory)
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_best:
-            policies.append(preservation_policy.BestN(get_metric_fn=lambda m: m[keep_best], n=1))
+            best = preservation_policy.BestN(
+                get_metric_fn=lambda metrics: metrics[keep_best],
+                n=1,
+                reverse=least_is_best,
+                keep_checkpoints_without_metrics=False,
+            )
+            policies.append(best)
         self._sealing: threading.Thread | None = None
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
@@ -294,7 +302,7 @@ class Store:
         """The checkpoint of `step`, onto the shardings of `abstract`.
 
         abstract: a tree of `jax.ShapeDtypeStruct` with shardings. Leaves whose name or shape the
-        checkpoint does not have come back as None.
+        checkpoint does not have come back as None; those of another dtype are cast.
 
         Raises:
           DamagedError: a file is missing, cut short or changed.
@@ -313,13 +321,15 @@ class Store:
             raise UserError(f"{path} has version {version}, this package reads up to {VERSION}")
         digests.verify(path)
         asked = flatten(abstract)
+        # As they were saved, for that is what the checksums are of.
         common = {
-            name: leaf
+            name: leaf.update(dtype=saved[name]["dtype"])
             for name, leaf in asked.items()
             if name in saved and tuple(saved[name]["shape"]) == leaf.shape
         }
         arrays = _read(path, common)
         _verify(path, arrays, saved)
+        arrays = {name: array.astype(asked[name].dtype) for name, array in arrays.items()}
         return Restored(
             step=step,
             tree=_unflatten_like(abstract, arrays),
