@@ -5,12 +5,14 @@ import json
 import jax
 import numpy as np
 import pytest
+from jax import monitoring
 
 from vit_jax import data, sharding, step
 from vit_jax.checkpoints.store import Store, flatten
-from vit_jax.errors import Diverged, UserError
-from vit_jax.evaluate import Evaluator
+from vit_jax.errors import Diverged, Interrupted, UserError
+from vit_jax.evaluate import Abandoned, Evaluator
 from vit_jax.report import read_metrics
+from vit_jax.steplog import StepLog
 from vit_jax.train import Run, train
 
 
@@ -192,15 +194,27 @@ def test_tolerated_non_finite_steps_change_nothing_else(tiny_config, tmp_path, m
         assert np.isfinite(array).all(), name
 
 
-def test_no_recompilation_after_the_first_step(tiny_config, tmp_path):
-    config = tiny_config(total=6)
-    with jax.log_compiles(False):
-        compiled = Run.build(config).compile_step
-    compilations = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "compile_step", lambda self: compilations.append(1) or compiled())
+def test_nothing_is_compiled_after_the_first_evaluation(tiny_config, tmp_path, monkeypatch):
+    """Neither a step, nor an evaluation, nor a save: JAX tells of each compilation."""
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    at = []
+    log_step = StepLog.step
+    monkeypatch.setattr(
+        StepLog, "step", lambda self, *args: at.append(len(compiled)) or log_step(self, *args)
+    )
+    config = tiny_config(total=9, eval__every=3, checkpoint__every=3, log__pictures=False)
+    try:
         train(config, str(tmp_path))
-    assert compilations == [1]
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
+    assert at[0] > 0
+    assert at[4:] == [at[4]] * 5
 
 
 @pytest.mark.parametrize(
@@ -249,6 +263,36 @@ def test_best_checkpoint_is_kept(tiny_config, tmp_path):
     kept = Store(tmp_path / "checkpoints").steps()
     assert kept[-1] == 16
     assert any(evaluated.get(at) == best for at in kept)
+
+
+def test_the_best_so_far_is_known_after_a_restart(tiny_config, tmp_path, monkeypatch):
+    """Not from the log, which other processes may read while the first one cuts it back."""
+    config = tiny_config(checkpoint__keep_best="val/loss", total=16)
+    train(config, str(tmp_path))
+    store = Store(tmp_path / "checkpoints")
+    logged = [row["eval/val/loss"] for row in read_metrics(tmp_path) if "eval/val/loss" in row]
+    restored = store.restore_newest(Run.build(config).abstract)
+    assert restored.metadata["best"] == {"val/loss": min(logged)}
+
+
+def test_an_evaluation_that_is_interrupted_twice_is_still_owed(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(total=6, eval__every=0)
+
+    def abandoned(self, params, **_):
+        raise Abandoned
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "run", abandoned)
+        for said in ("saved step 6", "its evaluation is not done"):
+            with pytest.raises(Interrupted, match=said):
+                train(config, str(tmp_path))
+            assert not (tmp_path / "DONE").exists()
+    assert train(config, str(tmp_path)).results["val/num_examples"] == 30
+
+
+def test_fewer_steps_than_are_done(undisturbed, tiny_config):
+    with pytest.raises(UserError, match=r"is at step 12, and config.total=4 ends before it"):
+        train(tiny_config(total=4), str(undisturbed[1]))
 
 
 def test_best_by_a_metric_that_does_not_exist(tiny_config, tmp_path):

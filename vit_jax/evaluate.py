@@ -232,11 +232,3 @@ def _check_meanings(split: Split, task: TaskProtocol) -> None:
                 f"config.eval.sets.{split.name} tokenizes with {vocab!r}, config.data.pp with"
                 f" {learned!r}; write one of them in both"
             )
-
-
-def headline(task: TaskProtocol, results: Mapping[str, float]) -> tuple[str, float] | None:
-    """The metric that names a run's quality: of the averaged parameters where there are some."""
-    names = [name for name in results if name.endswith(f"/{task.headline}")]
-    averaged = [name for name in names if name.split("/")[-2].endswith("_ema")]
-    chosen = (averaged or names)[:1]
-    return (chosen[0], results[chosen[0]]) if chosen else None

@@ -197,9 +197,9 @@ class StopSignal:
             os.kill(os.getpid(), signal.SIGTERM)
 
     @property
-    def name(self) -> str | None:
-        """The signal that arrived in this process, if one did."""
-        return self._received
+    def name(self) -> str:
+        """The signal that arrived, as far as this process knows."""
+        return self._received or "a signal"
 
     def asked(self) -> bool:
         """Whether this process was asked to stop."""

@@ -10,15 +10,11 @@ import jax
 from etils import epath
 
 from vit_jax.errors import Diverged
-from vit_jax.report import MetricsWriter, Progress
+from vit_jax.report import WITHIN_TRAIN, MetricsWriter, Progress
 from vit_jax.types import Array
 
 MAX_IN_FLIGHT = 2
 """Steps handed to the device that may be unfinished: one that runs, one that follows at once."""
-
-
-WITHIN_TRAIN = ("input wait", "eval", "save")
-"""Parts of the time of a run that lie in its part `train`."""
 
 
 def _no_additions(*_: float) -> dict[str, float]:

@@ -5,7 +5,6 @@ config → source → batch → task(model) → step → checkpoint → report
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vit_jax import evaluate, pretrained, report, sharding, step, summary
+from vit_jax import pretrained, report, sharding, step, summary
 from vit_jax.checkpoints import MergeReport
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.errors import Diverged, Interrupted, UserError, nearest
@@ -42,7 +41,8 @@ class Outcome:
     def of(
         cls, workdir: Workdir, run: Run, results: dict[str, float], times: Stopwatch
     ) -> "Outcome":
-        headline = evaluate.headline(run.task, results)
+        name = report.headline(run.task.headline, results)
+        headline = (name, results[name]) if name else None
         return cls(results, headline, times.seconds, str(workdir.path / "report.html"))
 
     def describe(self) -> str:
@@ -82,6 +82,7 @@ def train(
             workdir.checkpoints,
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
+            least_is_best=report.is_loss(config.checkpoint.keep_best),
             retries=config.checkpoint.retries,
         )
         changed = workdir.check_resume(config) if store.steps() else []
@@ -93,11 +94,15 @@ def train(
         state, restored, merged = restore_or_init(run, store)
     if workdir.is_done() and restored and restored.step == run.duration.total:
         times.add_all(restored.metadata["seconds"])
-        results, _ = earlier_evaluations(workdir, config.checkpoint.keep_best)
-        return Outcome.of(workdir, run, results, times)
+        return Outcome.of(workdir, run, last_evaluation(workdir), times)
+    if restored and restored.step > run.duration.total:
+        raise UserError(
+            f"{workdir.path} is at step {restored.step}, and config.total={run.duration.total}"
+            " ends before it: give more steps, or another workdir"
+        )
     if jax.process_index() == 0:
         workdir.mark_done(False)
-        workdir.write_config(config, run.task.info)
+        workdir.write_config(config, run.task.info, run.task.headline)
     start_step = restored.step if restored else 0
     if restored:
         times.add("lost to restart", lost_seconds(workdir, restored))
@@ -144,17 +149,18 @@ class Trainer:
     state: step.State
     profiler: Profiler
     results: dict[str, float] = dataclasses.field(default_factory=dict)
+    best: dict[str, float] = dataclasses.field(default_factory=dict)
+    """What `checkpoint.keep_best` names, at its best."""
 
     def train_from(self, restored: Restored | None) -> None:
         """All steps after the restored one, to the end of the run."""
         config, duration = self.run.config, self.run.duration
         evaluate_every = duration(config.eval.every, "eval.every")
         save_every = duration(config.checkpoint.every, "checkpoint.every")
-        keep_best = config.checkpoint.keep_best
         start, total = restored.step if restored else 0, duration.total
-        self.results, best = earlier_evaluations(self.workdir, keep_best)
-        if restored and restored.metadata["owes_evaluation"]:
-            self.evaluate(start)
+        self.results = last_evaluation(self.workdir)
+        if restored:
+            self.make_up_for(restored)
         if start == total:
             return
 
@@ -176,20 +182,56 @@ class Trainer:
                 evaluating = is_due(at, evaluate_every, total)
                 found = self.evaluate(at) if evaluating and not stopping else None
                 stopping = stopping or (evaluating and found is None)
-                improved = bool(keep_best and found) and metric_of(found, keep_best) > best
-                best = found[keep_best] if improved else best
+                improved = self.is_best(found)
                 saving = is_due(at, save_every, total) or self.store.must_retry()
                 if stopping or improved or saving:
                     self.save(at, found, owes_evaluation=evaluating and found is None)
                 if stopping:
                     self.store.wait()
                     raise Interrupted(
-                        f"{self.stop.name or 'a signal'}: saved step {at} of {total} in"
+                        f"{self.stop.name}: saved step {at} of {total} in"
                         f" {self.workdir.path}; the same command goes on from there"
                     )
             self.profiler.finish(self.workdir.path)
             self.log.bad_images(feed.num_bad_images)
             self.store.wait()
+
+    def make_up_for(self, restored: Restored) -> None:
+        """What the attempt that ended in this checkpoint knew, and the evaluation that it owes.
+
+        That one never counts as the best, for the checkpoint is already written without it.
+
+        Raises:
+          Interrupted: it was cut short again, and is still owed.
+        """
+        self.best = restored.metadata.get("best", {})
+        if not restored.metadata["owes_evaluation"]:
+            return
+        with self.times("train"):
+            found = self.evaluate(restored.step)
+        if found is None:
+            raise Interrupted(
+                f"{self.stop.name}: step {restored.step} is saved in {self.workdir.path}, its"
+                " evaluation is not done; the same command makes up for it"
+            )
+
+    def is_best(self, found: dict[str, float] | None) -> bool:
+        """Whether an evaluation is the best so far by `checkpoint.keep_best`, which is noted.
+
+        Raises:
+          UserError: no evaluation gives that metric.
+        """
+        name = self.run.config.checkpoint.keep_best
+        if not name or not found:
+            return False
+        if name not in found:
+            raise UserError(
+                f"config.checkpoint.keep_best={name!r} is no metric; {nearest(name, found)}"
+            )
+        if not report.is_better(name, found[name], self.best.get(name)):
+            return False
+        self.best = {name: found[name]}
+        return True
 
     def evaluate(self, at: int) -> dict[str, float] | None:
         """Metrics of the current state on every split; None where a signal cut it short.
@@ -209,9 +251,9 @@ class Trainer:
             except Abandoned:
                 return None
         self.log.write(at, {f"eval/{name}": value for name, value in found.items()})
-        headline = evaluate.headline(self.run.task, found)
+        headline = report.headline(self.run.task.headline, found)
         if headline:
-            self.log.message(f"step {at}: {headline[0]} {headline[1]:.4f}")
+            self.log.message(f"step {at}: {headline} {found[headline]:.4f}")
         self.results = found
         return found
 
@@ -231,7 +273,11 @@ class Trainer:
         self.log.check(at, int(bad_steps), int(spikes))
         with self.log.paused(), self.times("save"):
             self.log.sync()
-            metadata = {"seconds": self.times.so_far(), "owes_evaluation": owes_evaluation}
+            metadata = {
+                "seconds": self.times.so_far(),
+                "owes_evaluation": owes_evaluation,
+                "best": self.best,
+            }
             self.store.save(at, self.state, metadata, metrics)
 
 
@@ -300,15 +346,13 @@ def lost_seconds(workdir: Workdir, restored: Restored) -> float:
     return max(0.0, reached - total_seconds(restored.metadata["seconds"]))
 
 
-def earlier_evaluations(workdir: Workdir, keep_best: str) -> tuple[dict[str, float], float]:
-    """The last evaluation in the run's log, and the best value of the metric that decides."""
+def last_evaluation(workdir: Workdir) -> dict[str, float]:
+    """The last evaluation in the run's log."""
     results: dict[str, float] = {}
-    best = -math.inf
     for row in read_metrics(workdir.path):
         found = {name[5:]: value for name, value in row.items() if name.startswith("eval/")}
         results = found or results
-        best = max(best, found.get(keep_best, best))
-    return results, best
+    return results
 
 
 def advice(store: Store) -> str:
@@ -319,19 +363,6 @@ def advice(store: Store) -> str:
         f"{last} in {store.directory}. Try a lower optim.lr, a longer optim.schedule.warmup,"
         " optim.clip_norm=1, or tolerate single ones with --config.max_skipped_steps=5"
     )
-
-
-def metric_of(found: dict[str, float], name: str) -> float:
-    """The metric that `checkpoint.keep_best` names.
-
-    Raises:
-      UserError: no evaluation gives it.
-    """
-    if name not in found:
-        raise UserError(
-            f"config.checkpoint.keep_best={name!r} is no metric; {nearest(name, found)}"
-        )
-    return found[name]
 
 
 def is_due(at: int, every: int, total: int) -> bool:

@@ -112,8 +112,11 @@ class Workdir:
         names = stored["class_names"]
         return DataInfo(spec, stored["num_classes"], tuple(names) if names else None)
 
-    def write_config(self, config: ConfigDict, info: DataInfo) -> None:
-        """Records the config that is about to run, with what would be needed to run it again."""
+    def write_config(self, config: ConfigDict, info: DataInfo, headline: str) -> None:
+        """Records the config that is about to run, with what would be needed to run it again.
+
+        headline: the metric that the run is judged by.
+        """
         record = {
             "version": config_lib.VERSION,
             "config": config.to_dict(),
@@ -125,6 +128,7 @@ class Workdir:
                 "num_classes": info.num_classes,
                 "class_names": info.class_names,
             },
+            "headline": headline,
             "command": ["python", "-m", "vit_jax", *sys.argv[1:]],
             "commit": _commit(),
             "packages": _package_versions(),

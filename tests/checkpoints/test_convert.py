@@ -149,7 +149,9 @@ def test_a_run_of_ours_tells_its_model(tmp_path, tiny_config, averaged):
         config.model = {"name": "vit", "mlp_dim": 24, **fields}
     workdir = Workdir.open(str(tmp_path / "run"))
     image = ArraySpec((12, 12, 3), np.dtype(np.uint8))
-    workdir.write_config(config, DataInfo(spec={"image": image}, num_classes=3, class_names=()))
+    workdir.write_config(
+        config, DataInfo(spec={"image": image}, num_classes=3, class_names=()), "accuracy"
+    )
     store = Store(workdir.checkpoints)
     average = jax.tree.map(lambda x: x + 1, params) if averaged else None
     for step in (3, 12):

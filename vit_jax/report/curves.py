@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vit_jax.report.metrics import is_loss
+
 Row = Mapping[str, int | float]
 Points = list[tuple[int, float]]
 
@@ -63,7 +65,7 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
     """The charts that the metrics of `rows` fill, the most telling first."""
     names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
     evaluated = [n for n in names if n.startswith("eval/") and not is_count(n)]
-    losses = [n for n in ("train/loss", *evaluated) if n in names and n.endswith("loss")]
+    losses = [n for n in ("train/loss", *evaluated) if n in names and is_loss(n)]
     accuracies = [n for n in evaluated if kind(n) == "accuracy"]
     wanted = [("Loss", losses, True, "auto"), ("Accuracy", accuracies, True, "auto")]
     kinds = dict.fromkeys(kind(n) for n in evaluated if n not in losses + accuracies)

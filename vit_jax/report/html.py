@@ -25,7 +25,13 @@ from etils import epath
 from vit_jax.errors import UserError
 from vit_jax.report import curves
 from vit_jax.report.console import format_duration
-from vit_jax.report.metrics import read_metrics, write_atomically
+from vit_jax.report.metrics import (
+    WITHIN_TRAIN,
+    headline,
+    is_loss,
+    read_metrics,
+    write_atomically,
+)
 from vit_jax.report.sections import FOLDER, StoredSection, read_sections
 
 REPORT_NAME = "report.html"
@@ -33,8 +39,7 @@ CURVES_NAME = "curves.png"
 
 Row = Mapping[str, int | float]
 
-_NOT_FACTS = ("config", "version")
-_WITHIN_TRAIN = ("input wait", "eval", "save")
+_NOT_FACTS = ("config", "version", "headline")
 
 
 def write_report(workdir: epath.PathLike, *, is_done: bool | None = None) -> epath.Path:
@@ -97,7 +102,7 @@ def render(
         name=name,
         title=_title(config) or name,
         status=_status(rows, is_done),
-        tiles=_tiles(config, rows, last),
+        tiles=_tiles(stored, rows, last),
         main_charts=[chart for chart in charts if chart["is_main"]],
         more_charts=[chart for chart in charts if not chart["is_main"]],
         scores=_scores(rows),
@@ -106,23 +111,6 @@ def render(
         config=_config_groups(config),
         facts=_facts(stored),
     )
-
-
-def headline_metric(names: Sequence[str]) -> str | None:
-    """The one metric that tells how good the model is.
-
-    Accuracy before other scores, and the averaged parameters before the raw ones, for the average
-    is what one would deploy. Which is better plays no part: choosing by the test score would
-    flatter.
-    """
-    scores = [
-        name
-        for name in names
-        if name.startswith("eval/") and not curves.is_count(name) and not name.endswith("loss")
-    ]
-    plain = [name for name in scores if curves.kind(name) == "accuracy"] or scores
-    averaged = [name for name in plain if curves.is_averaged(name)]
-    return next(iter(averaged or plain), None)
 
 
 def _read_json(path: epath.Path) -> dict:
@@ -168,7 +156,7 @@ def _status(rows: Sequence[Row], is_done: bool) -> dict[str, str]:
 
 
 def _tiles(
-    config: Mapping[str, Any], rows: Sequence[Row], last: Mapping[str, tuple[int, float]]
+    stored: Mapping[str, Any], rows: Sequence[Row], last: Mapping[str, tuple[int, float]]
 ) -> list[dict[str, str]]:
     """The headline numbers: label, value, and a note under it."""
     tiles = []
@@ -176,14 +164,15 @@ def _tiles(
     def add(label: str, value: str, note: str = "") -> None:
         tiles.append({"label": label, "value": value, "note": note})
 
-    score = headline_metric(list(last))
+    # Runs of old did not say what their task is judged by.
+    score = headline(stored.get("headline", "accuracy"), last)
     if score is not None:
         value = curves.format_value(last[score][1], curves.is_share(score))
         add(curves.readable(score), value, _out_of(score, last))
     if "model/num_params" in last:
         add("parameters", curves.compact(last["model/num_params"][1]))
     if rows:
-        batch_size = config.get("batch_size")
+        batch_size = stored.get("config", {}).get("batch_size")
         note = f"of {batch_size:,} images" if isinstance(batch_size, int) else ""
         add("steps", f"{rows[-1]['step']:,}", note)
     if "time/train" in last:
@@ -239,7 +228,7 @@ def _scores(rows: Sequence[Row]) -> list[dict[str, str]]:
             "step": "",
         }
         if not curves.is_count(name):
-            better = min if name.endswith("loss") else max
+            better = min if is_loss(name) else max
             step, value = better(points, key=lambda point: point[1])
             score |= {"best": curves.format_value(value, share), "step": f"{step:,}"}
         scores.append(score)
@@ -254,7 +243,7 @@ def _timing(last: Mapping[str, tuple[int, float]]) -> dict[str, Any] | None:
         if name.startswith("time/") and value > 0
     }
     if "train" in parts:
-        within = sum(parts.get(name, 0.0) for name in _WITHIN_TRAIN)
+        within = sum(parts.get(name, 0.0) for name in WITHIN_TRAIN)
         parts["steps"] = max(0.0, parts.pop("train") - within)
     total = sum(parts.values())
     if not total:
@@ -306,19 +295,9 @@ def _facts(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
         if key in _NOT_FACTS or value in (None, "", {}, []):
             continue
         if key == "command":
-            facts.append((key, _command(value)))
+            facts.append((key, shlex.join(value)))
         elif isinstance(value, Mapping):
             facts += [(name.rpartition(".")[2], text) for name, text in _flat(value, key)]
         else:
             facts.append((key.replace("_", " "), _shown(value)))
     return facts
-
-
-def _command(arguments: Sequence[str] | str) -> str:
-    """The command line, as one would type it."""
-    if isinstance(arguments, str):
-        return arguments
-    program, *rest = arguments
-    if program.endswith("__main__.py"):
-        return shlex.join(["python", "-m", "vit_jax", *rest])
-    return shlex.join(arguments)

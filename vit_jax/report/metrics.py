@@ -42,6 +42,9 @@ UPLOAD_PAUSES = (1.0, 2.0, 4.0, 8.0)
 Scalar = int | float
 Row = dict[str, Scalar]
 
+WITHIN_TRAIN = ("input wait", "eval", "save")
+"""Parts of the time of a run (`time/...`) that lie in its part `train`."""
+
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -379,3 +382,26 @@ def _explained(workdir: epath.Path) -> Iterator[None]:
             f"workdir {os.fspath(workdir)}: cannot write the metrics log there ({reason}); "
             "free space, or name a directory you may write to with --workdir"
         ) from error
+
+
+def is_loss(name: str) -> bool:
+    """Whether less is better of a metric; of all others more is."""
+    return name.endswith("loss")
+
+
+def is_better(name: str, value: float, best: float | None) -> bool:
+    """Whether a value of the metric `name` beats the best so far; None: there is none."""
+    if best is None:
+        return not math.isnan(value)
+    return value < best if is_loss(name) else value > best
+
+
+def headline(metric: str, names: Iterable[str]) -> str | None:
+    """Which of the names tells how good a model is: `metric` on the first split that has it.
+
+    With averaged parameters if there are some, for these are what one would deploy. Which is better
+    plays no part: choosing by the test score would flatter.
+    """
+    found = [name for name in names if name.endswith(f"/{metric}")]
+    averaged = [name for name in found if name.split("/")[-2].endswith("_ema")]
+    return next(iter(averaged or found), None)
