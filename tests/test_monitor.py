@@ -103,6 +103,14 @@ def test_utilisation_is_model_flops_over_the_peak(tiny_config, monkeypatch):
     assert row["train/images_per_sec_per_chip"] == 250
 
 
+def test_what_is_frozen_costs_no_gradient_and_sam_costs_two(tiny_config):
+    forward = models.flops(Run.build(tiny_config()).task.model, 8, 1)
+    sharp = Run.build(tiny_config(optim__sam_rho=0.1))
+    assert sharp.train_flops_per_example() == 6 * forward
+    probe = Run.build(tiny_config(optim__freeze=["backbone/.*"]))
+    assert forward <= probe.train_flops_per_example() < 1.1 * forward
+
+
 def test_memory_is_that_of_the_fullest_device(monkeypatch):
     def device(used):
         stats = {"bytes_in_use": used * chips.GIB, "peak_bytes_in_use": 2 * used * chips.GIB}

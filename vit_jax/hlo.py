@@ -258,8 +258,9 @@ class Program:
         n = self._group_size(instruction.rest)
         is_start = instruction.opcode.endswith("-start")
         if is_start and kind in ("all-gather", "collective-permute"):
-            # Operand, result and, on TPUs, flags: one of the two arrays is what moves.
-            result = max(arrays, default=0)
+            # Operands, their results and perhaps a buffer to work in.
+            count = len(arrays) // 2
+            result = sum(arrays[count : 2 * count])
         else:
             result = sum(arrays)
         share = (n - 1) / n

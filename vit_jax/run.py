@@ -91,10 +91,17 @@ class Run:
     def train_flops_per_example(self) -> int:
         """Floating-point operations of a training step for each example of its batch.
 
-        Three times those of the forward pass: a product has two in its backward pass.
+        Three times those of the forward pass, for a product has two in its backward pass; that
+        again where SAM takes a second gradient. Where parameters are frozen their gradients are not
+        computed, and the products of the traced step are the most that it can be.
         """
         height, width, channels = self.task.info.spec["image"].shape
-        return 3 * models.flops(self.task.model, (height, width), channels)
+        gradients = 2 if self.optimizer.sam_rho else 1
+        whole = gradients * 3 * models.flops(self.task.model, (height, width), channels)
+        if not any(group.frozen for group in self.optimizer.table.values()):
+            return whole
+        computed = models.product_flops(self.trace_step().jaxpr)
+        return min(whole, computed // self.config.batch_size)
 
     def compile_step(self) -> TrainStep:
         """The training step for exactly this run's state and batch, so it never compiles again."""

@@ -88,9 +88,15 @@ def test_bytes_sent_by_each_kind(operation, sent):
     assert found.sent == sent
 
 
-def test_operands_and_flags_of_started_operations_do_not_count():
-    line = "%s = (f32[128]{0}, f32[1024]{0}, u32[], u32[]) all-gather-start(%x), channel_id=1"
-    assert only(line).bytes == 4096
+@pytest.mark.parametrize(
+    ("shape", "received"),
+    [
+        ("(f32[128]{0}, f32[1024]{0}, u32[], u32[])", 4096),
+        ("((f32[128]{0}, f32[64]{0}), (f32[1024]{0}, f32[512]{0}))", 6144),
+    ],
+)
+def test_operands_and_flags_of_started_operations_do_not_count(shape, received):
+    assert only(f"%s = {shape} all-gather-start(%x, %y), channel_id=1").bytes == received
 
 
 def test_sum_whose_parts_stay_apart_is_a_reduce_scatter():
