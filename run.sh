@@ -21,8 +21,11 @@ is_supported() {
 }
 
 find_python() {
-  local candidate
-  for candidate in ${VIT_JAX_PYTHON:-python3 python3.12 python3.13 python3.11 python}; do
+  local candidate candidates=(python3 python3.12 python3.13 python3.11 python)
+  if [[ -n ${VIT_JAX_PYTHON:-} ]]; then
+    candidates=("$VIT_JAX_PYTHON")
+  fi
+  for candidate in "${candidates[@]}"; do
     if is_supported "$candidate"; then
       command -v "$candidate"
       return
@@ -34,13 +37,14 @@ find_python() {
 
 # Installs the package with the given extras, unless exactly that has been installed before.
 install() {
-  local extras=$1 stamp="$venv/.installed-$1" wanted
+  local extras=$1 stamp="$venv/.installed-$1" wanted python
   wanted=$(cat setup.cfg pyproject.toml constraints.txt | cksum)
   if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
     return
   fi
   if [[ ! -x $venv/bin/python ]]; then
-    "$(find_python)" -m venv "$venv"
+    python=$(find_python) || exit 2
+    "$python" -m venv "$venv"
   fi
   echo "installing into $venv (once; some minutes on a first run)" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
@@ -60,7 +64,8 @@ case ${1:-} in
     exec "$venv/bin/python" -m vit_jax prepare imagenet2012 "$@"
     ;;
   tpu)
-    exec "$(find_python)" -m vit_jax "$@"
+    python=$(find_python) || exit 2
+    exec "$python" -m vit_jax "$@"
     ;;
   install)
     install "$extras"
