@@ -204,6 +204,18 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["predict", "x.png", "--checkpoint=/no/file.npz"], "/no/file.npz"),
         (["evaluate"], "give --workdir or --checkpoint"),
         (["evaluate", "--checkpoint=x"], "--checkpoint needs --config=FILE"),
+        (["evaluate", "--checkpoint=x", "--step=5"], "--step does not go with --checkpoint"),
+        (["evaluate", "--workdir=w", "--config=c.py"], "--config does not go with --workdir"),
+        (["evaluate", "--workdir=w", "--json=/no/m.json"], "there is no folder /no"),
+        (["evaluate", "--workdir=w", "--json=/"], "cannot write /: that is a folder"),
+        (["predict", "x.png", "--workdir=w", "--labels=l"], "--labels does not go with --workdir"),
+        (["predict", "x.png", "--workdir=w", "--model.depth=7"], "--model.FIELD does not go"),
+        (["predict", "x.png", "--workdir=w", "--top=0"], "'0' is no number from 1 on"),
+        (
+            ["train", f"--config={TINY.parents[1] / 'setup.cfg'}", "--workdir=w"],
+            "its name must end in .py",
+        ),
+        (["bench", "step", "--model=vit_ti16", "--batch=0"], "'0' is no number from 1 on"),
         (["convert", "/no/file.npz", "y.npz", "--to=npz"], "/no/file.npz"),
         (["convert", "x", "y", "--to=onnx"], "invalid choice: 'onnx'"),
         (["fewshot"], "give --workdir or --config"),
@@ -239,12 +251,25 @@ def test_mistakes_are_one_line(capsys, argv, message):
         ("model.patch_size=3", "config.model.patch_size=3 does not divide the image of 8×8"),
         ("optim.lr=fast", "config.optim.lr must be of type float"),
         ("eval.sets.val.split=tset", "tset"),
+        ("eval.sets.val2=5", "config.eval.sets.val2 must be a section"),
+        ("total=_", "config.total='_' is no duration"),
     ],
 )
 def test_bad_config_values_are_one_line(capsys, digits_npz, tmp_path, override, message):
     argv = ["train", f"--config={TINY}:{digits_npz}", f"--workdir={tmp_path}"]
     assert message in fails(capsys, *argv, f"--config.{override}")
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_config_that_is_no_python_file(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    argv = ["train", f"--config={tmp_path}/config.yaml", "--workdir=w"]
+    assert "its name must end in .py" in fails(capsys, *argv)
+
+
+def test_evaluate_with_another_model(capsys, trained):
+    argv = ["evaluate", f"--workdir={trained}", "--config.model.depth=3"]
+    assert "of the shape that the config asks for" in fails(capsys, *argv)
 
 
 def test_relative_workdir(digits_npz, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from vit_jax import commands
 from vit_jax.errors import UserError
@@ -92,7 +93,9 @@ def _add_run_commands(command: Callable[..., Parser]) -> None:
     evaluate.add_argument("--config", metavar="FILE[:ARGS]", help="with --checkpoint: the run")
     evaluate.add_argument("--checkpoint", metavar="PATH", help="a checkpoint of any format")
     evaluate.add_argument("--step", type=int, help="checkpoint to evaluate; default: the newest")
-    evaluate.add_argument("--json", metavar="FILE", help="also write the metrics there")
+    evaluate.add_argument(
+        "--json", type=_out_file, metavar="FILE", help="also write the metrics there"
+    )
     _add_cluster(evaluate)
 
     report = command("report", commands.run_report, "rebuild the report of a run")
@@ -114,11 +117,20 @@ def _add_run_commands(command: Callable[..., Parser]) -> None:
     )
     predict.add_argument("--labels", metavar="FILE", help="class names, one a line")
     predict.add_argument(
-        "--attention", metavar="OUT.png", help="draw where the model looked; all heads of one image"
+        "--attention",
+        type=_out_file,
+        metavar="OUT.png",
+        help="draw where the model looked; all heads of one image",
     )
-    predict.add_argument("--patches", metavar="OUT.png", help="draw the first image in patches")
-    predict.add_argument("--top", type=int, default=5, help="lines an image; default: %(default)s")
-    predict.add_argument("--out", metavar="OUT.png", help="draw the answers on the images")
+    predict.add_argument(
+        "--patches", type=_out_file, metavar="OUT.png", help="draw the first image in patches"
+    )
+    predict.add_argument(
+        "--top", type=_positive, default=5, help="lines an image; default: %(default)s"
+    )
+    predict.add_argument(
+        "--out", type=_out_file, metavar="OUT.png", help="draw the answers on the images"
+    )
 
 
 def _add_checkpoint_commands(command: Callable[..., Parser]) -> None:
@@ -142,6 +154,7 @@ def _add_checkpoint_commands(command: Callable[..., Parser]) -> None:
     _add_model_source(features)
     features.add_argument(
         "--out",
+        type=_out_file,
         metavar="FILE",
         default="features.npz",
         help=".npz or .parquet; default: %(default)s",
@@ -162,8 +175,10 @@ def _add_tools(command: Callable[..., Parser]) -> None:
         "data", commands.run_data, "a contact sheet of the images that the model sees", _OVERRIDES
     )
     data.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
-    data.add_argument("--out", metavar="FILE", default="data.png", help="default: %(default)s")
-    data.add_argument("--images", type=int, default=64, help="how many; default: %(default)s")
+    data.add_argument(
+        "--out", type=_out_file, metavar="FILE", default="data.png", help="default: %(default)s"
+    )
+    data.add_argument("--images", type=_positive, default=64, help="how many; default: %(default)s")
     data.add_argument("--step", type=int, default=0, help="from the batch of this step on")
 
     plan = command(
@@ -183,8 +198,8 @@ def _add_tools(command: Callable[..., Parser]) -> None:
         help="how fast hosts prepare images: what `bench input --json=FILE` wrote, or `here`",
     )
     plan.add_argument("--placements", action="store_true", help="print where each parameter lives")
-    plan.add_argument("--json", metavar="FILE", default="", help="also write the plan there")
-    plan.add_argument("--save", metavar="FILE", default="", help="keep the compiled program")
+    plan.add_argument("--json", type=_out_file, metavar="FILE", help="also write the plan there")
+    plan.add_argument("--save", type=_out_file, metavar="FILE", help="keep the compiled program")
 
     models = command(
         "models",
@@ -224,7 +239,7 @@ def _add_tools(command: Callable[..., Parser]) -> None:
         metavar="NAME",
         help="step: of this model (--model.FIELD=VALUE: with it so) on made-up images,",
     )
-    bench.add_argument("--batch", type=int, metavar="N", help="so many a step (default 8),")
+    bench.add_argument("--batch", type=_positive, metavar="N", help="so many a step (default 8),")
     bench.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of its products (default float32)"
     )
@@ -234,7 +249,7 @@ def _add_tools(command: Callable[..., Parser]) -> None:
         help="in turns with others, commas between: timm, tfrecord (input); timm, timm-compile"
         " (step --model); timm needs the extra `bench`",
     )
-    bench.add_argument("--json", metavar="FILE", help="also write the result there")
+    bench.add_argument("--json", type=_out_file, metavar="FILE", help="also write the result there")
 
     # Has actions with arguments of their own, see `launch.tpu`; here for the list of commands.
     command("tpu", None, "create and use Cloud TPU slices: ./run.sh tpu --help")
@@ -250,6 +265,21 @@ def _add_model_source(parser: Parser) -> None:
         metavar="SIZE",
         help="and the size that images are brought to: 224, or 192x256 (height, width)",
     )
+
+
+def _out_file(text: str) -> str:
+    """A file that can be written later: whoever mistypes a folder should not wait to learn it."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise argparse.ArgumentTypeError(f"cannot write {text}: {reason}")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def _image_size(text: str) -> tuple[int, int]:

@@ -21,6 +21,13 @@ def _check_one_of(arguments: argparse.Namespace, *flags: str) -> None:
         raise UserError(f"{arguments.command}: give {names} (one of them)")
 
 
+def _refuse(arguments: argparse.Namespace, *flags: str, beside: str) -> None:
+    """Raises `UserError` for a flag that would be ignored."""
+    for flag in flags:
+        if getattr(arguments, flag.replace("-", "_"), None):
+            raise UserError(f"{arguments.command}: --{flag} does not go with --{beside}")
+
+
 def _cluster(arguments: argparse.Namespace):
     from vit_jax.runtime import Cluster
 
@@ -74,12 +81,14 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     from vit_jax.workdir import Workdir
 
     if arguments.checkpoint:
+        _refuse(arguments, "step", beside="checkpoint")
         if not arguments.config:
             raise UserError("evaluate: --checkpoint needs --config=FILE, which names the data")
         config = _load_config(arguments)
         _set_up(config, arguments)
         results = evaluate.evaluate_checkpoint(config, arguments.checkpoint)
     else:
+        _refuse(arguments, "config", beside="workdir")
         workdir = Workdir.existing(arguments.workdir)
         _set_up(workdir.read_config(arguments.overrides), arguments)
         results = evaluate.evaluate_workdir(workdir, arguments.overrides, arguments.step)
@@ -121,6 +130,9 @@ def _predictor(arguments: argparse.Namespace, *, headless: bool = False):
     from vit_jax import config, predict
 
     if arguments.workdir:
+        _refuse(arguments, "model", "image-size", "labels", beside="workdir")
+        if arguments.fields:
+            raise UserError(f"{arguments.command}: --model.FIELD does not go with --workdir")
         return predict.Predictor.from_workdir(arguments.workdir, getattr(arguments, "text", ()))
     if getattr(arguments, "text", ()):
         raise UserError("--text needs the --workdir of a run that learned images and texts")

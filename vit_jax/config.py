@@ -71,6 +71,8 @@ def _import_file(path: str) -> types.ModuleType:
         siblings = [str(p) for p in Path(path).parent.glob("*.py")]
         raise UserError(f"config {path!r}: no such file; {nearest(path, siblings)}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None:
+        raise UserError(f"config {path!r} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -259,6 +261,11 @@ def _check_values(given: dict) -> None:
         size = given["mesh"][axis]
         require(size == -1 or size >= 1, f"config.mesh.{axis}={size}: write -1 or a count")
     for name, entry in given["eval"]["sets"].items():
+        require(
+            isinstance(entry, dict),
+            f"config.eval.sets.{name} must be a section with keys {', '.join(EVAL_SET_KEYS)}, got"
+            f" {entry!r}",
+        )
         for key in entry:
             require(
                 key in EVAL_SET_KEYS,
@@ -337,9 +344,10 @@ def _jsonlike(value: Any) -> Any:
 
 
 def describe() -> str:
-    """Every key with its default and meaning, for `train --help`."""
+    """Every key with its default, its meaning and what a change does on resume: `train --keys`."""
     lines = []
     for path, key in walk(SCHEMA):
+        kept = "; ".join([key.on_resume, *(f"{n}: {kind}" for n, kind in key.exceptions.items())])
         lines.append(f"  {'.'.join(path)}={key.default!r}")
-        lines.append(f"      {key.doc} [on resume: {key.on_resume}]")
+        lines.append(f"      {key.doc} [on resume: {kept}]")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError
 
-_DURATION = re.compile(r"^\s*([\d_]*\.?[\d_]+(?:e\d+)?)\s*([a-z%]*)\s*$")
+_DURATION = re.compile(r"^\s*(\d[\d_]*(?:\.\d+)?(?:e\d+)?|\.\d+)\s*([a-z%]*)\s*$")
 _UNITS = {
     "": "steps", "step": "steps", "steps": "steps", "ep": "epochs", "epoch": "epochs",
     "epochs": "epochs", "example": "examples", "examples": "examples", "%": "percent",

@@ -170,7 +170,7 @@ def evaluate_workdir(
     overrides: config keys to change, such as `eval.batch_size` or `data.dir`.
 
     Raises:
-      UserError: no such checkpoint, or it is damaged.
+      UserError: no such checkpoint, it is damaged, or of a model of other shapes.
     """
     config = workdir.read_config(overrides)
     run = Run.build(config)
@@ -179,7 +179,9 @@ def evaluate_workdir(
     at = store.newest() if at is None else at
     if at not in store.steps():
         raise UserError(f"{store.directory} has no step {at}; it has {store.steps()}")
-    state = store.restore(at, run.abstract).tree
+    restored = store.restore(at, run.abstract)
+    restored.check_whole("params")
+    state = restored.tree
     found = evaluator.run(run.optimizer.evaluation_params(state.params, state.opt_state))
     if state.ema is not None:
         found |= evaluator.run(state.ema, suffix="_ema")

@@ -314,11 +314,7 @@ def restore_or_init(
     if restored is None:
         state, merged = pretrained.first_state(run)
         return state, None, merged
-    lacking = [name for name in restored.missing if name.startswith("params.")]
-    if lacking:
-        raise UserError(
-            f"{store.directory}/{restored.step} lacks parameters of the model, such as {lacking[0]}"
-        )
+    restored.check_whole("params")
     state = restored.tree
     if restored.missing:
         fresh = run.make_state()

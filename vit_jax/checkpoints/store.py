@@ -69,6 +69,16 @@ class Restored:
     ignored: tuple[str, ...]
     damaged: tuple[str, ...] = ()
 
+    def check_whole(self, section: str) -> None:
+        """Raises `UserError` if a leaf of `section` is missing."""
+        lacking = [name for name in self.missing if name.startswith(f"{section}.")]
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise UserError(
+                f"the checkpoint of step {self.step} has no {lacking[0]}{more} of the shape that"
+                " the config asks for; give the config it was trained with"
+            )
+
 
 class Store:
     """The checkpoints of one run, `DIRECTORY/STEP/`, saved in the background.

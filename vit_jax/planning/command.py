@@ -24,8 +24,8 @@ def run(
     search: bool = False,
     placements: bool = False,
     rate: Rate | None = None,
-    json_file: str = "",
-    save: str = "",
+    json_file: str | None = None,
+    save: str | None = None,
 ) -> None:
     """Prints the plan of a config; with `search` the cheapest setting that fits.
 

@@ -112,7 +112,7 @@ class Plan:
 
 
 def make_plan(
-    config: ConfigDict, target: Target, *, save: str = ""
+    config: ConfigDict, target: Target, *, save: str | None = None
 ) -> tuple[Plan, list[sharding.Placement]]:
     """Compiles the step of `config` for `target`; also gives the placements of all parameters.
 
