@@ -13,6 +13,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["NO_GCE_CHECK"] = "true"  # TFDS and TensorFlow look for a cloud otherwise.
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -98,3 +99,11 @@ def tiny_config(digits_npz):
         return config_lib.validate(config)
 
     return make
+
+
+@pytest.fixture
+def all_optimizations() -> Iterator[None]:
+    """Compiles as users do: for what is compared with outputs of the references."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -8,6 +8,8 @@ from golden_trees import GOLDEN
 
 from vit_jax import models
 
+pytestmark = pytest.mark.usefixtures("all_optimizations")
+
 HYBRIDS = sorted(path.stem for path in (GOLDEN / "vision_transformer").glob("hybrid_*.json"))
 MIXERS = sorted(path.stem for path in (GOLDEN / "vision_transformer").glob("mixer_*.json"))
 

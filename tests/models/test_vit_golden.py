@@ -13,6 +13,8 @@ from golden_trees import GOLDEN
 
 from vit_jax import models
 
+pytestmark = pytest.mark.usefixtures("all_optimizations")
+
 VISION_TRANSFORMER = sorted(
     path.stem for path in (GOLDEN / "vision_transformer").glob("vit_*.json")
 )

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +103,3 @@ def unstack() -> Callable[[dict], dict]:
         return {**tree, "backbone": backbone}
 
     return split
-
-
-@pytest.fixture
-def all_optimizations() -> Iterator[None]:
-    """Compiles as users do."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)

@@ -14,6 +14,8 @@ from vit_jax.models import Classifier
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.vit import VisionTransformer
 
+pytestmark = pytest.mark.usefixtures("all_optimizations")
+
 # The references' parameter names, by what they are called here; applied in order.
 RENAMES = [
     (r"^MAPHead_0/LayerNorm_0", "backbone/map_head/norm"),
