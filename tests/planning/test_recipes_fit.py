@@ -33,6 +33,7 @@ pytestmark = [
         ("augreg:vit_b16,checkpoint=none", "v5e-64"),
         ("augreg:vit_l16,checkpoint=none", "v5e-128"),
         ("finetune", "v5e-64"),
+        ("linear_probe:model=vit_b16,checkpoint=none", "v5e-4"),
         ("vit_i21k:vit_b16", "v3-128"),
         ("vit_i21k:vit_l16", "v3-512"),
     ],
