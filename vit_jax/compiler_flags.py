@@ -18,7 +18,8 @@ _ASYNC_COLLECTIVES = {
     "xla_enable_async_all_gather": True,
 }
 # Not for v4, where more gathers run beside computation without it (14 of 15 in place of 11, ViT-S
-# with four blocks over eight chips). On v5p none does without it; libtpu 0.0.52 refuses it there.
+# with four blocks over eight chips). On the others none does without it; libtpu 0.0.52 refuses it
+# on all but v5e, and this table with it.
 _FUSED_GATHERS = {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": True}
 # For parameters split over `fsdp`.
 _SHARDED_PARAMETERS = {
