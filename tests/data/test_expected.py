@@ -1,10 +1,14 @@
 """What is told of batches without data is what the pipeline makes of it."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_jax import data
-from vit_jax.config import default_config
+from vit_jax.config import default_config, load
+from vit_jax.data import expected
 from vit_jax.data.expected import KNOWN
 from vit_jax.imagenet import NUM_CLASSES, NUM_TRAIN, NUM_VALIDATION
 
@@ -62,8 +66,51 @@ def test_made_up_data_is_as_its_source_says():
     }
 
 
+class OneRecord:
+    """A source of one record of `fields`: every picture is a PNG of 5×4 pixels."""
+
+    def __init__(self, fields):
+        picture = io.BytesIO()
+        Image.new("L", (5, 4)).save(picture, "png")
+        self._record = {}
+        for key, array in fields.items():
+            if key == "image" or (array.dtype == object and not array.shape):
+                self._record[key] = np.array([picture.getvalue()], object)
+            elif array.dtype == object:
+                self._record[key] = np.full((1, *array.shape), b"a 3", object)
+            else:
+                self._record[key] = np.zeros((1, *array.shape), array.dtype)
+
+    def __len__(self):
+        return 1
+
+    def fetch(self, indices):
+        return self._record
+
+    def describe(self, index):
+        return "the record"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dataset"),
+    [
+        ("segment_ade20k.py", "scene_parse150"),
+        ("segment_ade20k.py:data=pets", "oxford_iiit_pet"),
+        ("detect_coco.py", "coco/2017"),
+        ("lit_coco.py", "coco_captions"),
+    ],
+)
+def test_dense_and_captioned_recipes(request, recipe, dataset):
+    config = load(f"{request.config.rootpath}/configs/{recipe}")
+    found = data.expect(config.data.to_dict())
+    known = KNOWN[dataset]
+    assert (len(found), found.num_classes) == (known.splits["train"], known.num_classes)
+    assert config.data.name == dataset
+    source = OneRecord(expected.records_of(known, config.data.args.to_dict()))
+    assert found.spec == data.element_spec(source, config.data.pp)
+
+
 def test_counts_agree_with_the_recipes():
-    assert KNOWN["imagenet2012"] == (
-        NUM_CLASSES,
-        {"train": NUM_TRAIN, "validation": NUM_VALIDATION},
-    )
+    known = KNOWN["imagenet2012"]
+    assert known.num_classes == NUM_CLASSES
+    assert known.splits == {"train": NUM_TRAIN, "validation": NUM_VALIDATION}
