@@ -1,12 +1,17 @@
-"""`predict` on checkpoints: every pooling, images that are not square, the pictures."""
+"""`predict` on checkpoints: every pooling, images that are not square, the pictures; on runs."""
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import checkpoints, models
+from vit_jax import checkpoints, features, models, tasks
 from vit_jax.__main__ import main
+from vit_jax.checkpoints.store import Store
+from vit_jax.errors import UserError
+from vit_jax.predict import Predictor
+from vit_jax.types import ArraySpec, DataInfo
+from vit_jax.workdir import Workdir
 
 BASE = {"patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24, "num_classes": 3}
 
@@ -54,3 +59,42 @@ def test_sizes_that_are_none(capsys, photo, size):
     message = capsys.readouterr().err
     assert code == 2
     assert f"{size!r} is no size; write 224, or 192x256" in message
+
+
+def left_by_a_run(config, path, image_dtype):
+    """A workdir as training would leave it, with random parameters; and those."""
+    label = ArraySpec((), np.dtype(np.int32))
+    info = DataInfo({"image": ArraySpec((8, 8, 3), np.dtype(image_dtype)), "label": label}, 3)
+    workdir = Workdir.open(str(path))
+    workdir.write_config(config, info, headline="accuracy")
+    shapes = tasks.abstract_params(tasks.build(config.task, config.model, info))
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: random.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+    store = Store(workdir.checkpoints)
+    store.save(1, {"params": params}, {})
+    store.close()
+    return params
+
+
+def test_images_of_files_get_the_range_that_the_run_was_trained_on(tiny_config, tmp_path):
+    """Where the host normalised, as big_vision's strings do, `predict` and `features` do too."""
+    pp = "vgg_value_range|random_affine(rotate=3)|keep('image', 'label')"
+    config = tiny_config(ema_decay=0.0, data__pp=pp)
+    params = left_by_a_run(config, tmp_path, np.float32)
+    predictor = Predictor.from_workdir(str(tmp_path))
+    images = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    inputs = ((images / 255 - mean) / std).astype(np.float32)
+    expected = jax.nn.softmax(predictor.task.model.apply({"params": params}, inputs))
+    np.testing.assert_allclose(predictor.predict(images)["probability"], expected, atol=1e-5)
+    Image.fromarray(images[0]).save(tmp_path / "image.png")
+    features.run([str(tmp_path / "image.png")], str(tmp_path / "out.npz"), predictor)
+    backbone = predictor.task.model.backbone
+    pooled = backbone.apply({"params": params["backbone"]}, inputs[:1]).pooled
+    np.testing.assert_allclose(np.load(tmp_path / "out.npz")["features"], pooled, atol=1e-5)
+
+
+def test_a_range_that_nothing_tells_is_an_error(tiny_config, tmp_path):
+    left_by_a_run(tiny_config(ema_decay=0.0), tmp_path, np.float32)
+    with pytest.raises(UserError, match=r"learned from float32 images, and config\.data\.pp=''"):
+        Predictor.from_workdir(str(tmp_path))

@@ -92,7 +92,7 @@ def run(images: Sequence[str], out: str, predictor: Predictor, *, batch_size: in
         pixels = predictor.read(files[start : start + size])
         # One shape, so that the last batch compiles nothing.
         filled = np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
-        rows.append(embed(filled)[: len(pixels)])
+        rows.append(embed(predictor.as_trained(filled))[: len(pixels)])
     features = np.concatenate(rows)
     try:
         write_atomically(epath.Path(out), encode(features, files))

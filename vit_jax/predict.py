@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vit_jax import attention, convert, models, tasks
 from vit_jax.checkpoints.store import Store
+from vit_jax.data import pp
 from vit_jax.errors import UserError
 from vit_jax.models import lora
 from vit_jax.report import figures, inside
@@ -24,11 +25,16 @@ from vit_jax.workdir import Workdir
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A task with its trained parameters. Needs neither the dataset nor TensorFlow."""
+    """A task with its trained parameters, for image files. Needs no dataset.
+
+    value_ops: the preprocessing ops that give uint8 images the range the task was trained on, for
+      runs whose images the host made float32; they alone need TensorFlow.
+    """
 
     task: TaskProtocol
     params: Params
     info: DataInfo
+    value_ops: str = ""
 
     @classmethod
     def from_workdir(cls, path: str, texts: Sequence[str] = ()) -> "Predictor":
@@ -38,14 +44,17 @@ class Predictor:
         them in the place of the task's own classes.
 
         Raises:
-          UserError: no run or no whole checkpoint there, or `texts` for a run that reads none.
+          UserError: no run or no whole checkpoint there, `texts` for a run that reads none, or
+            images whose range is not told by `config.data.pp`.
         """
         workdir = Workdir.existing(path)
         config, info = workdir.read_config(), workdir.read_info()
+        value_ops = _value_ops(config.data.pp, info)
         task = tasks.build(config.task, config.model, info)
         if texts:
             task = tasks.answering(task, texts)
-        return cls(task, restore_params(workdir, task, ema=config.ema_decay > 0), info)
+        params = restore_params(workdir, task, ema=config.ema_decay > 0)
+        return cls(task, params, info, value_ops)
 
     @classmethod
     def from_checkpoint(
@@ -94,6 +103,12 @@ class Predictor:
         height, width, channels = self.info.spec["image"].shape
         return np.stack([_read_image(path, height, width, channels) for path in paths])
 
+    def as_trained(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images as the run's pipeline would have given them to the task."""
+        if not self.value_ops:
+            return images
+        return np.asarray(pp.build(self.value_ops)({"image": images}, None)["image"])
+
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """What the task says of uint8 images; for classification `probability` `[n, classes]`."""
 
@@ -102,7 +117,7 @@ class Predictor:
             params = {**params, **tasks.precompute(self.task, params)}
             return self.task.predict(params, {"image": images})
 
-        return jax.device_get(run(self.params, images))
+        return jax.device_get(run(self.params, self.as_trained(images)))
 
     def draw(self, images: np.ndarray, outputs: Mapping[str, np.ndarray], out: str) -> None:
         """Writes a PNG with the images and, on them, what `predict` said.
@@ -123,7 +138,7 @@ class Predictor:
         Raises:
           UserError: the model has no attention, or the file cannot be written.
         """
-        inputs = jax.device_get(self.task.inputs({"image": images}))
+        inputs = jax.device_get(self.task.inputs({"image": self.as_trained(images)}))
         maps = attention.attention_maps(self.task.model, lora.merge(self.params), inputs)
         if len(images) == 1:
             _write_png(attention.figure(images[0], maps), out)
@@ -141,6 +156,20 @@ class Predictor:
             name = type(self.task.model.backbone).__name__
             raise UserError(f"a {name} does not cut images into patches; a ViT or a Mixer does")
         _write_png(inside.image_in_patches(image, backbone["patch_embed"]["kernel"].shape[:2]), out)
+
+
+def _value_ops(text: str, info: DataInfo) -> str:
+    """The ops of the training preprocessing `text` that uint8 images of a file lack."""
+    if info.spec["image"].dtype == np.uint8:
+        return ""
+    found = pp.value_ops(text)
+    if not found:
+        raise UserError(
+            f"the run learned from {info.spec['image'].dtype} images, and config.data.pp={text!r}"
+            " does not tell their range; train on uint8 images, or with"
+            f" {' or '.join(pp.VALUE_OPS)}"
+        )
+    return found
 
 
 def _write_png(figure: Figure, out: str) -> None:

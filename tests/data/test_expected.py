@@ -22,6 +22,7 @@ def keys(**changes):
     [
         ("decode_jpeg_and_inception_crop(224)|flip_lr|randaug(2,10)", (224, 224, 3), np.uint8),
         ("decode|resize_small(256)|central_crop(224)|value_range(-1,1)", (224, 224, 3), np.float32),
+        ("decode|resize(8)|clip_value_range", (8, 8, 3), np.float32),
         ("decode(1)|resize((8, 16))", (8, 16, 1), np.uint8),
     ],
 )

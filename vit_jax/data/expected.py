@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.data.pp import operands
+from vit_jax.data.pp import VALUE_OPS, operands
 from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.errors import UserError
 from vit_jax.tokenizer import BYTES
@@ -68,9 +68,7 @@ KNOWN: Mapping[str, Known] = {
 }
 _MAX_OBJECTS = 100
 
-_SAME = {
-    "flip_lr", "randaug", "random_affine", "color_jitter", "three_augment", "clip_value_range",
-}  # fmt: skip
+_SAME = {"flip_lr", "randaug", "random_affine", "color_jitter", "three_augment"}
 _TO_SIZE = {
     "resize", "central_crop", "random_crop", "inception_crop", "decode_jpeg_and_inception_crop",
 }  # fmt: skip
@@ -160,7 +158,7 @@ def _after(name: str, fields: _Fields, args: list, kwargs: dict[str, Any]) -> _F
     elif name == "decode":
         channels = args[0] if args else kwargs.get("channels", 3)
         image = image._replace(shape=(*image.shape[:2], channels))
-    elif name in ("value_range", "vgg_value_range"):
+    elif name in VALUE_OPS:
         image = image._replace(dtype=np.dtype(np.float32))
     elif name in ("resize_small", "resize_long"):
         image = _sized(image, None)

@@ -16,6 +16,9 @@ from vit_jax.errors import UserError, nearest
 
 Record = dict[str, Any]
 
+VALUE_OPS = ("value_range", "vgg_value_range", "clip_value_range")
+"""The ops of `ops.values`, which give images their range: known here without TensorFlow."""
+
 
 class Step(NamedTuple):
     """One op of a preprocessing string with its arguments."""
@@ -54,6 +57,12 @@ def vocabularies(pp: str) -> dict[str, str]:
     """Fields that a preprocessing string fills with token numbers: name → vocabulary."""
     made = (step.arguments.arguments for step in parse(pp) if step.op.name == "tokenize")
     return {arguments["key_result"]: arguments["vocab"] for arguments in made}
+
+
+def value_ops(pp: str) -> str:
+    """The part of a preprocessing string that gives images their range; empty where none does."""
+    steps = (step for step in parse(pp) if step.op.name in VALUE_OPS)
+    return "|".join(step.text for step in steps if step.inkey == step.outkey == "image")
 
 
 def build(pp: str) -> Callable[[Record, Any], Record]:
