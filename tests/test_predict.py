@@ -1,13 +1,16 @@
 """`predict` on checkpoints: every pooling, images that are not square, the pictures; on runs."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import checkpoints, features, models, tasks
+from vit_jax import checkpoints, features, models, optim, tasks
 from vit_jax.__main__ import main
 from vit_jax.checkpoints.store import Store
+from vit_jax.durations import Duration
 from vit_jax.errors import UserError
 from vit_jax.predict import Predictor
 from vit_jax.types import ArraySpec, DataInfo
@@ -61,8 +64,11 @@ def test_sizes_that_are_none(capsys, photo, size):
     assert f"{size!r} is no size; write 224, or 192x256" in message
 
 
-def left_by_a_run(config, path, image_dtype):
-    """A workdir as training would leave it, with random parameters; and those."""
+def left_by_a_run(config, path, image_dtype, state=lambda params: {}):
+    """A workdir as training would leave it, with random parameters; and those.
+
+    state: of the optimizer, from the parameters.
+    """
     label = ArraySpec((), np.dtype(np.int32))
     info = DataInfo({"image": ArraySpec((8, 8, 3), np.dtype(image_dtype)), "label": label}, 3)
     workdir = Workdir.open(str(path))
@@ -71,7 +77,7 @@ def left_by_a_run(config, path, image_dtype):
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda x: random.normal(0, 0.3, x.shape).astype(np.float32), shapes)
     store = Store(workdir.checkpoints)
-    store.save(1, {"params": params}, {})
+    store.save(1, {"params": params, "opt_state": state(params)}, {})
     store.close()
     return params
 
@@ -92,6 +98,30 @@ def test_images_of_files_get_the_range_that_the_run_was_trained_on(tiny_config, 
     backbone = predictor.task.model.backbone
     pooled = backbone.apply({"params": params["backbone"]}, inputs[:1]).pooled
     np.testing.assert_allclose(np.load(tmp_path / "out.npz")["features"], pooled, atol=1e-5)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_the_optimizer_averages_is_what_others_get(tiny_config, tmp_path, alone):
+    """Of a Schedule-Free run, `predict` and `convert` read x, not the y of training."""
+    config = tiny_config(ema_decay=0.0, optim__name="schedule_free_adamw")
+    config.optim.freeze = ["head/bias"]
+
+    def state(params):
+        optimizer = optim.build(config.optim, params, duration=Duration(9, 1, 1))
+        state = optimizer.init(params)["schedule_free_adamw"]
+        z = jax.tree.map(lambda x: x + 1, state.z)
+        return {"schedule_free_adamw": state._replace(z=z)}
+
+    params = left_by_a_run(config, tmp_path, np.uint8, state)
+    expected = jax.tree.map(lambda y: y - 1 / 9, params)  # y = 0.9 x + 0.1 z
+    expected["head"]["bias"] = params["head"]["bias"]
+    predictor = Predictor.from_workdir(str(tmp_path))
+    if alone:
+        (tmp_path / "config.json").unlink()
+    else:
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), predictor.params, expected)
+    loaded = checkpoints.load(tmp_path / "checkpoints", predictor.task.model)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), loaded, expected)
 
 
 def test_a_range_that_nothing_tells_is_an_error(tiny_config, tmp_path):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import numpy as np
 from etils import epath
@@ -12,7 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from vit_jax import attention, convert, models, tasks
-from vit_jax.checkpoints.store import Store
+from vit_jax.checkpoints import published
+from vit_jax.checkpoints.store import Store, flatten
 from vit_jax.data import pp
 from vit_jax.errors import UserError
 from vit_jax.models import lora
@@ -53,8 +55,7 @@ class Predictor:
         task = tasks.build(config.task, config.model, info)
         if texts:
             task = tasks.answering(task, texts)
-        params = restore_params(workdir, task, ema=config.ema_decay > 0)
-        return cls(task, params, info, value_ops)
+        return cls(task, restore_params(workdir, task), info, value_ops)
 
     @classmethod
     def from_checkpoint(
@@ -179,23 +180,21 @@ def _write_png(figure: Figure, out: str) -> None:
         raise UserError(f"cannot write {out}: {error}") from error
 
 
-def restore_params(workdir: Workdir, task: TaskProtocol, *, ema: bool) -> Params:
-    """The parameters of a run's newest whole checkpoint, on the first device.
+def restore_params(workdir: Workdir, task: TaskProtocol) -> Params:
+    """The parameters that a run's newest checkpoint is evaluated with, on the first device.
 
     Raises:
       UserError: there is no checkpoint, or it lacks some of the model's parameters.
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    name = "ema" if ema else "params"
-    abstract = {name: tasks.abstract_params(task)}
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract
-    )
-    store = Store(workdir.checkpoints)
-    restored = store.restore(store.newest(), abstract)
-    if restored.missing:
-        raise UserError(f"{workdir.checkpoints}: no array {restored.missing[0]} in the checkpoint")
-    return restored.tree[name]
+    newest = Store(workdir.checkpoints).newest()
+    found = published.read(workdir.checkpoints, newest, here).params
+    wanted = flatten(tasks.abstract_params(task))
+    for name, like in sorted(wanted.items()):
+        if name not in found or found[name].shape != like.shape:
+            raise UserError(f"{workdir.checkpoints}: no array {name} in the checkpoint")
+    named = {name: found[name].astype(like.dtype) for name, like in wanted.items()}
+    return flax.traverse_util.unflatten_dict(named, sep=".")
 
 
 def _read_labels(path: str, num_classes: int) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax import models
-from vit_jax.checkpoints import files
+from vit_jax.checkpoints import files, published
 from vit_jax.checkpoints.digests import DamagedError
 from vit_jax.checkpoints.store import Store
 from vit_jax.checkpoints.weights import Weights, backbone_of
@@ -17,7 +17,6 @@ from vit_jax.errors import UserError
 from vit_jax.models import lora
 from vit_jax.types import TEACHER, Params
 
-MANIFEST = "manifest/metadata"
 CLASS_ROW = "class_token_position"
 
 
@@ -26,54 +25,41 @@ def find(path: epath.Path) -> tuple[epath.Path, int] | None:
 
     Of several steps the newest is taken.
     """
-    if path.name.isdigit() and (path / MANIFEST).exists():
+    if path.name.isdigit() and (path / published.MANIFEST).exists():
         return path.parent, int(path.name)
     for directory in (path / "checkpoints", path):
-        steps = [s for s in Store(directory).steps() if (directory / str(s) / MANIFEST).exists()]
+        steps = Store(directory).steps()
+        steps = [s for s in steps if (directory / str(s) / published.MANIFEST).exists()]
         if steps:
             return directory, steps[-1]
     return None
 
 
 def read(directory: epath.Path, step: int) -> Weights:
-    """The parameters of a step: their moving average where the run kept one.
+    """The parameters of a step that its run would publish, such as their moving average.
 
     Raises:
       UserError: the checkpoint is damaged or holds no parameters.
     """
     path = directory / str(step)
-    manifest = files.read_json(path / MANIFEST)
-    described = manifest.get("arrays")
-    if not isinstance(described, dict):
-        raise UserError(f"{path / MANIFEST} does not describe a checkpoint")
-    averaged = any(name.startswith("ema.") for name in described)
-    prefix = "ema." if averaged else "params."
     place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     try:
-        abstract = {
-            name: jax.ShapeDtypeStruct(tuple(x["shape"]), np.dtype(x["dtype"]), sharding=place)
-            for name, x in described.items()
-            if name.startswith(prefix)
-        }
-        restored = Store(directory).restore(step, abstract)
+        found = published.read(directory, step, place)
     except DamagedError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path / MANIFEST} is broken: {error!r}") from error
-    if not abstract:
-        raise UserError(f"{path} holds no parameters")
+        raise UserError(f"{path / published.MANIFEST} is broken: {error!r}") from error
     flat = {
-        name.removeprefix(prefix).replace(".", "/"): np.asarray(x, np.float32)
-        for name, x in restored.tree.items()
-        if not name.startswith(f"{prefix}{TEACHER}.")
+        name.replace(".", "/"): np.asarray(x, np.float32)
+        for name, x in found.params.items()
+        if not name.startswith(f"{TEACHER}.")
     }
-    note = ("the moving average of the parameters (ema)",) if averaged else ()
     return Weights(
         arrays=_numbered(lora.merge_named(flat)),
         format=f"our checkpoint of step {step}",
-        class_row=_class_row(directory, manifest.get("metadata")),
+        class_row=_class_row(directory, found.metadata),
         ours=True,
-        notes=note,
+        notes=(found.note,) if found.note else (),
     )
 
 

@@ -90,8 +90,7 @@ class Optimizer:
 
     def init(self, params: Params) -> State:
         """The state before the first update; safe to donate, it shares no buffer with `params`."""
-        whole = self._whole_step(step=0)
-        return {self.name: whole.init(self._trainable(params))}
+        return {self.name: self.rule.init(self._trainable(params))}
 
     def held(self, params: Params) -> Params:
         """`params`, the frozen ones as constants: what they need of a backward pass is left out."""

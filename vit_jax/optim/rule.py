@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -43,6 +44,11 @@ class Rule(NamedTuple):
         Callable[[optax.GradientTransformation, jax.Array], optax.GradientTransformation] | None
     ) = None
     evaluation_params: Callable[[Any, Params], Params] | None = None
+
+    def init(self, params: Params) -> Any:
+        """The state for `params` before the first update, which no learning rate has a part in."""
+        whole = self.around(self.direction, jnp.float32(0)) if self.around else self.direction
+        return whole.init(params)
 
 
 def load_rule(name: str, args: Mapping[str, Any], *, blocks: str) -> Rule:
