@@ -98,7 +98,7 @@ def test_remat_and_unrolling_change_nothing(fields, plain):
 
 @pytest.mark.parametrize("unroll", [0, True, 1.5])
 def test_unroll_is_a_number_of_blocks(unroll):
-    with pytest.raises(UserError, match="1 or more"):
+    with pytest.raises(UserError, match=f"unroll={unroll}: write (1 or more|a whole number)"):
         apply(tiny(unroll=unroll), {})
 
 
@@ -319,7 +319,18 @@ def test_another_image_size_is_refused_where_positions_are_learned_only():
         ("vit_b16", {"representation_size": 8}, "num_classes"),
         ("vit", {"width": 32}, "needs depth, num_heads, patch_size"),
         ("vit_b16", {"window": 14}, "window needs blocks of their own"),
-        ("vit_b16", {"window": 2.5}, "window=2.5: write a number of tokens"),
+        ("vit_b16", {"window": 2.5}, "model 'vit_b16', window=2.5: write a whole number"),
+        ("vit_b16", {"width": "abc"}, "width='abc': write a whole number"),
+        ("vit_b16", {"depth": True}, "depth=True: write a whole number"),
+        ("vit_b16", {"scan": "maybe"}, "scan='maybe': write true or false"),
+        ("vit_b16", {"drop_path": "a"}, "drop_path='a': write a number"),
+        ("vit_b16", {"mlp_dim": "x"}, "mlp_dim='x': write a whole number or None"),
+        ("vit_b16", {"patch_size": "16x16"}, "write a whole number or a list of whole numbers"),
+        ("vit_b16", {"patch_size": (16, 16, 3)}, r"patch_size=.*write pixels, 1 or more, or \(he"),
+        ("mixer_b16", {"patch_size": 0}, "patch_size=0: write pixels"),
+        ("vit_b16", {"num_heads": 0}, "num_heads=0: write 1 or more"),
+        ("vit_b16", {"depth": -1}, "depth=-1: write 0 or more"),
+        ("vit_b16", {"num_classes": 2.0}, "num_classes=2.0: write a whole number"),
         ("vit_b16", {"global_blocks": (2,)}, "exceptions from window"),
         ("vit_b16", {"window": 14, "global_blocks": (2, 12)}, "has 12; the 12 blocks count from 0"),
         ("no.such:Model", {}, "cannot be imported"),

@@ -268,11 +268,30 @@ def test_class_weights_of_sigmoid_losses_multiply_each_class():
         ({"multihot_mixing": True}, "loss='sigmoid'"),
         ({"multihot_mixing": True, "loss": "sigmoid", "label_smoothing": 0.1}, "smoothing=0"),
         ({"loss": "softmx"}, "softmax or sigmoid"),
+        ({"mixup": "abc"}, "config.task.mixup='abc': write a number"),
+        ({"mixup": -1}, "config.task.mixup=-1: write 0 or more"),
+        ({"erasing": 3}, "config.task.erasing=3: write a number from 0 to 1"),
+        ({"label_smoothing": 2.0}, "smoothing=2.0: write a number from 0 to 1"),
+        ({"mean": "x"}, "config.task.mean='x': write a list of numbers"),
+        ({"mean": (1, 2, 3)}, "mean has 3 numbers for 1 channels"),
+        ({"std": (0.0,)}, "write positive numbers"),
+        ({"std": ()}, "std has 0 numbers"),
+        ({"class_weights": "abc"}, "class_weights='abc': write a list of numbers"),
+        ({"affine": 3}, "affine=3: write {'name': value, ...}"),
+        ({"crop_to_patches": "no"}, "crop_to_patches='no': write true or false"),
+        ({"lora": 8}, "config.task.lora=8: write {'rank': 8}"),
     ],
 )
 def test_fields_that_cannot_be(fields, message):
     with pytest.raises(UserError, match=message):
         task(**fields)
+
+
+@pytest.mark.parametrize("num_classes", [0, 4])
+def test_the_classes_are_those_of_the_data(num_classes):
+    model = {**TINY, "num_classes": num_classes}
+    with pytest.raises(UserError, match=f"num_classes={num_classes}, but the data has 5 classes"):
+        tasks.build({"name": "classification"}, model, info())
 
 
 def test_mixed_images_are_examples_of_both_classes():

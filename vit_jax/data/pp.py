@@ -6,13 +6,13 @@ Ops are joined by `|` and take literal arguments. An image op works on the field
 
 import ast
 import inspect
-import types
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vit_jax.data.ops import Op, find_op
 from vit_jax.errors import UserError, nearest
+from vit_jax.fields import fits
 
 Record = dict[str, Any]
 
@@ -151,24 +151,8 @@ def _bind(op: Op, text: str, args: list, kwargs: dict[str, Any]) -> inspect.Boun
         parameter = signature.parameters[name]
         values = value if parameter.kind is parameter.VAR_POSITIONAL else (value,)
         for one in values:
-            if not _fits(one, parameter.annotation):
+            if not fits(one, parameter.annotation):
                 wanted = getattr(parameter.annotation, "__name__", str(parameter.annotation))
                 raise UserError(f"preprocessing op {text!r}: {name} must be {wanted}, not {one!r}")
     bound.apply_defaults()
     return bound
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a literal is of an annotated type. Lists pass for tuples, integers for floats."""
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        hints = typing.get_args(hint)
-        if not isinstance(value, list | tuple):
-            return False
-        if hints[-1] is Ellipsis:
-            hints = (hints[0],) * len(value)
-        return len(value) == len(hints) and all(map(_fits, value, hints))
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.models._layers import Linear, make_norm
+from vit_jax.models._layers import Linear, check_least, make_norm
 from vit_jax.models._positions import MixedFrequencies, rotate
 from vit_jax.models._windows import Windows
 from vit_jax.types import Array
@@ -272,6 +272,7 @@ def _largest_block(length: int) -> int:
 
 def check_heads(width: int, num_heads: int) -> int:
     """The width of one head; raises `UserError` when heads do not divide the width."""
+    check_least(1, width=width, num_heads=num_heads)
     if width % num_heads:
         raise UserError(
             f"width={width} cannot be cut into num_heads={num_heads}; write a divisor of {width}"

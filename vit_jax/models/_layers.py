@@ -33,6 +33,20 @@ def check_rate(what: str, value: float) -> None:
         raise UserError(f"{what}={value} is not a rate; write a number from 0 to below 1")
 
 
+def check_least(least: int, **values: int) -> None:
+    """Raises `UserError` unless each of `values` is at least `least`."""
+    for what, value in values.items():
+        if value < least:
+            raise UserError(f"{what}={value}: write {least} or more")
+
+
+def check_patch(patch_size: int | Sequence[int]) -> None:
+    """Raises `UserError` unless `patch_size` is one positive side or two."""
+    sides = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise UserError(f"patch_size={patch_size!r}: write pixels, 1 or more, or (height, width)")
+
+
 def float_dtype(what: str, value: DTypeLike) -> jnp.dtype:
     """`value`, a dtype or its name, as a floating-point dtype. Raises `UserError`."""
     try:

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 
 from vit_jax.errors import UserError, nearest
+from vit_jax.fields import check_fields
 from vit_jax.models._heads import Classifier
 
 
@@ -69,6 +70,11 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
         if key not in head_fields | backbone_fields:
             suggestion = nearest(key, head_fields | backbone_fields)
             raise UserError(f"model {name!r} has no field {key!r}; {suggestion}")
+    where = f"model {name!r}, "
+    for owner in (Classifier, variant.module):
+        check_fields(owner, overrides, where)
+    if num_classes is not None:
+        check_fields(Classifier, {"num_classes": num_classes}, where)
     head = {key: value for key, value in overrides.items() if key in head_fields}
     fields = dict(variant.fields) | {k: v for k, v in overrides.items() if k not in head}
     missing = _required(variant.module) - fields.keys()

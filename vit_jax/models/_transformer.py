@@ -18,6 +18,7 @@ from vit_jax.models._layers import (
     NORMS,
     Mlp,
     check_choice,
+    check_least,
     check_rate,
     drop_path,
     layer_scale,
@@ -70,6 +71,7 @@ class BlockSpec:
             mlp_dim=mlp_dim or 4 * width,
             **fields,
         )
+        check_least(1, mlp_dim=spec.mlp_dim)
         check_choice("norm", spec.norm, NORMS)
         check_choice("mlp", spec.mlp, MLPS)
         check_choice("attention", spec.attention, IMPLEMENTATIONS)
@@ -163,8 +165,8 @@ class StackSpec:
     constant_drop_path: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.unroll, bool) or not isinstance(self.unroll, int) or self.unroll < 1:
-            raise UserError(f"unroll={self.unroll!r}: write a number of blocks, 1 or more")
+        check_least(0, depth=self.depth)
+        check_least(1, unroll=self.unroll)
         check_choice("remat", self.remat, REMATS)
         check_rate("drop_path", self.drop_path)
 

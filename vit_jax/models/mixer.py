@@ -20,6 +20,8 @@ from vit_jax.models._layers import (
     Linear,
     Mlp,
     PatchEmbed,
+    check_least,
+    check_patch,
     check_rate,
     cut_patches,
     drop_path,
@@ -109,6 +111,9 @@ class Mixer(nn.Module):
     dtype: DTypeLike = "float32"
 
     def __post_init__(self) -> None:
+        check_patch(self.patch_size)
+        sizes = {"tokens_mlp_dim": self.tokens_mlp_dim, "channels_mlp_dim": self.channels_mlp_dim}
+        check_least(1, width=self.width, **sizes)
         check_rate("dropout", self.dropout)
         float_dtype("dtype", self.dtype)
         self.stack_spec()

@@ -49,6 +49,8 @@ from vit_jax.models._heads import MapHead
 from vit_jax.models._layers import (
     PatchEmbed,
     check_choice,
+    check_least,
+    check_patch,
     check_rate,
     cut_patches,
     float_dtype,
@@ -141,6 +143,8 @@ class VisionTransformer(nn.Module):
     def __post_init__(self) -> None:
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("position", self.position, POSITIONS)
+        check_patch(self.patch_size)
+        check_least(0, num_registers=self.num_registers)
         check_rate("patch_drop", self.patch_drop)
         check_position(self.position, self.width, self.block_spec().head_dim)
         self.stack_spec()

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from vit_jax.errors import UserError, nearest
+from vit_jax.fields import check_fields
 from vit_jax.tasks._adapters import Adapted
 from vit_jax.types import Array, Batch, DataInfo, Params
 
@@ -92,6 +93,7 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
                 f"config.task.{field} is no field of task {name!r};"
                 f" {nearest(field, known - {'model', 'info'})}"
             )
+    check_fields(task_class, fields, "config.task.")
     if adapters and fields.get("distill"):
         raise UserError("config.task: lora and distill cannot go together; leave one out")
     built = task_class.create(model, info, **fields)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError, nearest
 from vit_jax.models import lora
@@ -29,6 +30,8 @@ class Adapted:
     @classmethod
     def create(cls, task: Any, keys: Mapping[str, Any]) -> "Adapted":
         """The task with the adapters that `config.task.lora` describes. Raises `UserError`."""
+        if not isinstance(keys, Mapping | ConfigDict):
+            raise UserError(f"config.task.lora={keys!r}: write {{'rank': 8}}")
         for key in keys:
             if key not in ("rank", "targets"):
                 raise UserError(

@@ -1,7 +1,7 @@
 """What tasks do to images on the device: normalising, distorting, and mixing whole examples."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -154,6 +154,25 @@ def check_data(task: str, wanted: Mapping[str, str], info: DataInfo, fits: bool)
             f"the data does not fit task {task}: it wants {dict(wanted)}, the pipeline"
             f" (config.data) gives {given}"
         )
+
+
+def check_share(**values: float) -> None:
+    """Raises a `UserError` unless each of `values`, keys of `config.task`, is from 0 to 1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"config.task.{name}={value}: write a number from 0 to 1")
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Raises a `UserError` where `normalise` cannot divide by `std`, or counts other channels."""
+    for name, values in {"mean": mean, "std": std}.items():
+        if len(values) not in (1, channels):
+            raise UserError(
+                f"config.task.{name} has {len(values)} numbers for {channels} channels; write one,"
+                " or one a channel"
+            )
+    if min(std) <= 0:
+        raise UserError(f"config.task.std={list(std)}: write positive numbers, in 0..255")
 
 
 def check_geometry(model: nn.Module, shape: tuple[int, ...], crop_to_patches: bool) -> None:

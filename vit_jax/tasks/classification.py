@@ -23,6 +23,8 @@ from vit_jax.tasks._images import (
     check_affine,
     check_data,
     check_geometry,
+    check_share,
+    check_statistics,
     cutmix,
     erase,
     mixup,
@@ -89,6 +91,12 @@ class Task:
           UserError: a field has no such value, or the data has no images or labels of this kind.
         """
         backbone = models.build(**{"num_classes": info.num_classes, **model})
+        given = model.get("num_classes", info.num_classes)
+        if given != info.num_classes:
+            raise UserError(
+                f"config.model.num_classes={given}, but the data has {info.num_classes} classes;"
+                " leave it out"
+            )
         task = cls(backbone, info, **fields)
         task._check_fields()
         task._check_data()
@@ -103,6 +111,10 @@ class Task:
         num_classes = self.info.num_classes
         if self.loss not in LOSSES:
             raise UserError(f"config.task.loss={self.loss!r}: write {' or '.join(LOSSES)}")
+        check_share(label_smoothing=self.label_smoothing, erasing=self.erasing)
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.task.{name}={getattr(self, name)}: write 0 or more")
         check_affine(self.affine)
         if self.class_weights and len(self.class_weights) != num_classes:
             raise UserError(
@@ -128,6 +140,7 @@ class Task:
         label_fits = label is not None and label.shape in ((), (self.info.num_classes,))
         check_data("classification", wanted, self.info, image_fits and label_fits)
         check_geometry(self.model, image.shape, self.crop_to_patches)
+        check_statistics(self.mean, self.std, image.shape[-1])
         _randaugment.check(self.randaug, image)
 
     def init(self, key: Array) -> Params:

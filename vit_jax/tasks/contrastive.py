@@ -17,7 +17,7 @@ from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.report import Section
 from vit_jax.tasks import _classes, _contrast, _retrieval
-from vit_jax.tasks._images import check_data, check_geometry, normalise
+from vit_jax.tasks._images import check_data, check_geometry, check_statistics, normalise
 from vit_jax.tokenizer import NO_TEXT, Tokenizer, open_tokenizer
 from vit_jax.types import Array, Batch, DataInfo, Params
 
@@ -88,6 +88,7 @@ class Task:
         fits = image is not None and tokens is not None and len(image.shape) == 3
         check_data("contrastive", wanted, info, fits and len(tokens.shape) == 1)
         check_geometry(task.model, image.shape, task.crop_to_patches)
+        check_statistics(task.mean, task.std, image.shape[-1])
         task = task._with_vocab(tokens.vocab)
         task._check_fields()
         towers = models.TwoTowers(

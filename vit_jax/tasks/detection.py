@@ -19,7 +19,13 @@ from vit_jax import drawing, models
 from vit_jax.errors import UserError
 from vit_jax.report import Section
 from vit_jax.tasks import _average_precision
-from vit_jax.tasks._images import check_data, check_geometry, normalise
+from vit_jax.tasks._images import (
+    check_data,
+    check_geometry,
+    check_share,
+    check_statistics,
+    normalise,
+)
 from vit_jax.tasks._matching import assign, generalised_iou, l1, mosaic
 from vit_jax.types import Array, Batch, DataInfo, Params
 
@@ -89,6 +95,8 @@ class Task:
         if not info.num_classes:
             raise UserError("task detection needs the classes of the objects; the data has none")
         check_geometry(task.model, image.shape, task.crop_to_patches)
+        check_statistics(task.mean, task.std, image.shape[-1])
+        check_share(mosaic=task.mosaic, show_above=task.show_above)
         if task.mosaic and (image.shape[0] % 2 or image.shape[1] % 2):
             raise UserError(f"config.task.mosaic needs even sides, not {list(image.shape[:2])}")
         softmax = task.loss == "softmax"

@@ -16,7 +16,7 @@ import optax
 from vit_jax import drawing, models
 from vit_jax.errors import UserError
 from vit_jax.report import Section
-from vit_jax.tasks._images import check_data, check_geometry, normalise
+from vit_jax.tasks._images import check_data, check_geometry, check_statistics, normalise
 from vit_jax.tasks._sliding import over_scales, slide
 from vit_jax.types import Array, Batch, DataInfo, Params
 
@@ -90,6 +90,7 @@ class Task:
         fits = image is not None and marks is not None and len(image.shape) == 3
         check_data("segmentation", wanted, info, fits and marks.shape == (*image.shape[:2], 1))
         check_geometry(task.model, image.shape, task.crop_to_patches)
+        check_statistics(task.mean, task.std, image.shape[-1])
         head = {"head", "subcells", "decoder_width", "decoder_depth", "pyramid", "pyramid_width"}
         model = models.Segmenter(
             task.model, num_classes, **{name: getattr(task, name) for name in head}
