@@ -223,6 +223,18 @@ def test_pictures_lines_and_sections():
         ({"class_names": ("a",)}, None, "1 names for 3 classes"),
         ({}, info(segmentation=(4, 4, 1)), r"it wants.*segmentation.*gives.*\[4, 4, 1\]"),
         ({}, info(side=10), "crop_to_patches"),
+        ({"stride": 9}, None, "stride=9: windows of 8x8 pixels would leave some out"),
+        ({"stride": -4}, None, "stride=-4: windows"),
+        ({"stride": (4, 0)}, None, r"stride=\(4, 0\): windows"),
+        ({"stride": (4, 4, 4)}, None, "one number or .down, right"),
+        ({"scales": ()}, None, r"scales=\[\]: write one factor or more"),
+        ({"scales": (1.0, -1.0)}, None, "write one factor or more"),
+        (
+            {"scales": (1.0, 0.5)},
+            None,
+            r"scales=\[1.0, 0.5\]: .*table.*config.task.stride",
+        ),
+        ({"dice": -1.0}, None, "config.task.dice=-1.0: write 0 or more"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(fields, data, message):

@@ -163,6 +163,13 @@ def check_share(**values: float) -> None:
             raise UserError(f"config.task.{name}={value}: write a number from 0 to 1")
 
 
+def check_not_negative(**values: float) -> None:
+    """Raises a `UserError` where one of `values`, keys of `config.task`, is below 0."""
+    for name, value in values.items():
+        if value < 0:
+            raise UserError(f"config.task.{name}={value}: write 0 or more")
+
+
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
     """Raises a `UserError` where `normalise` cannot divide by `std`, or counts other channels."""
     for name, values in {"mean": mean, "std": std}.items():

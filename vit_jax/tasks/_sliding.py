@@ -12,12 +12,20 @@ DensePredictor = Callable[[Array], Array]
 """Images `[b, h, w, channels]` to logits `[b, h, w, classes]`."""
 
 
+def covers(stride: Sequence[int], window: Sequence[int]) -> bool:
+    """Whether windows that start every `stride` pixels (down, right) show every pixel."""
+    if len(stride) != len(window):
+        return False
+    return all(0 < step <= size for step, size in zip(stride, window, strict=True))
+
+
 def slide(
     predict: DensePredictor, images: Array, window: tuple[int, int], stride: tuple[int, int]
 ) -> Array:
     """Logits `[b, H, W, classes]`: the mean over all windows that show a pixel.
 
-    Windows start every `stride` pixels, the last one at the far border. Images smaller than a
+    Windows start every `stride` pixels, which must cover them (see `covers`), the last one at the
+    far border. Images smaller than a
     window are padded with zeros, which normalised images have in the middle of their range.
     """
     height, width = images.shape[1:3]

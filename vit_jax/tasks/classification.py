@@ -23,6 +23,7 @@ from vit_jax.tasks._images import (
     check_affine,
     check_data,
     check_geometry,
+    check_not_negative,
     check_share,
     check_statistics,
     cutmix,
@@ -112,9 +113,7 @@ class Task:
         if self.loss not in LOSSES:
             raise UserError(f"config.task.loss={self.loss!r}: write {' or '.join(LOSSES)}")
         check_share(label_smoothing=self.label_smoothing, erasing=self.erasing)
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise UserError(f"config.task.{name}={getattr(self, name)}: write 0 or more")
+        check_not_negative(mixup=self.mixup, cutmix=self.cutmix)
         check_affine(self.affine)
         if self.class_weights and len(self.class_weights) != num_classes:
             raise UserError(

@@ -16,8 +16,14 @@ import optax
 from vit_jax import drawing, models
 from vit_jax.errors import UserError
 from vit_jax.report import Section
-from vit_jax.tasks._images import check_data, check_geometry, check_statistics, normalise
-from vit_jax.tasks._sliding import over_scales, slide
+from vit_jax.tasks._images import (
+    check_data,
+    check_geometry,
+    check_not_negative,
+    check_statistics,
+    normalise,
+)
+from vit_jax.tasks._sliding import covers, over_scales, slide
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 IGNORED = drawing.IGNORED
@@ -91,11 +97,36 @@ class Task:
         check_data("segmentation", wanted, info, fits and marks.shape == (*image.shape[:2], 1))
         check_geometry(task.model, image.shape, task.crop_to_patches)
         check_statistics(task.mean, task.std, image.shape[-1])
+        check_not_negative(dice=task.dice)
         head = {"head", "subcells", "decoder_width", "decoder_depth", "pyramid", "pyramid_width"}
         model = models.Segmenter(
             task.model, num_classes, **{name: getattr(task, name) for name in head}
         )
-        return dataclasses.replace(task, model=model, num_classes=num_classes)
+        task = dataclasses.replace(task, model=model, num_classes=num_classes)
+        task._check_evaluation()
+        return task
+
+    def _check_evaluation(self) -> None:
+        """Raises a `UserError` where evaluation would skip pixels, or images the model takes."""
+        window = self.info.spec["image"].shape[:2]
+        if self.stride and not covers(self._stride(), window):
+            raise UserError(
+                f"config.task.stride={self.stride}: windows of {window[0]}x{window[1]} pixels would"
+                " leave some out; write 1 to the window's side, one number or (down, right)"
+            )
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(f"config.task.scales={list(self.scales)}: write one factor or more")
+        if self.stride or tuple(self.scales) == (1.0,):
+            return
+        images = {"image": jnp.zeros((1, *self.info.spec["image"].shape), jnp.float32)}
+        shapes = jax.eval_shape(self.init, jax.eval_shape(lambda: jax.random.key(0)))
+        try:
+            jax.eval_shape(lambda params: self._probability(params, images), nn.unbox(shapes))
+        except UserError as error:
+            raise UserError(
+                f"config.task.scales={list(self.scales)}: {error}; or write config.task.stride, for"
+                " windows of the training size"
+            ) from error
 
     def init(self, key: Array) -> Params:
         """Fresh parameters, boxed with their logical axis names."""
@@ -143,6 +174,10 @@ class Task:
         """The images of a batch from the pipeline, as the model takes them."""
         return normalise(jnp.asarray(batch["image"]), self.mean, self.std)
 
+    def _stride(self) -> tuple[int, ...]:
+        """Pixels between windows, (down, right)."""
+        return (self.stride,) * 2 if isinstance(self.stride, int) else tuple(self.stride)
+
     def _probability(self, params: Params, batch: Batch) -> Array:
         """Class probabilities `[b, h, w, classes]`, or logits where there is one look alone."""
 
@@ -150,8 +185,7 @@ class Task:
             return self.model.apply({"params": params}, images)
 
         def windows(images: Array) -> Array:
-            stride = (self.stride,) * 2 if isinstance(self.stride, int) else tuple(self.stride)
-            return slide(whole, images, self.info.spec["image"].shape[:2], stride)
+            return slide(whole, images, self.info.spec["image"].shape[:2], self._stride())
 
         look = windows if self.stride else whole
         if tuple(self.scales) == (1.0,) and not self.mirror:
