@@ -103,6 +103,28 @@ def test_a_perfect_answer_costs_nothing_and_scores_all(build, scene_batch, loss)
     assert not {f"AP/{name}" for name in absent} & found.keys()
 
 
+@pytest.mark.parametrize("num_objects", [3, 0])
+def test_the_softmax_loss_is_detrs_weighted_mean(build, scene_batch, num_objects):
+    """Over all proposals of the batch, by class weight; places are a mean over the objects."""
+    labels = np.full_like(scene_batch["box_label"], -1)
+    labels[0, :num_objects] = 7
+    _, boxes = perfect_answer(scene_batch, "softmax")
+    scores = np.random.default_rng(0).normal(size=(*boxes.shape[:2], 11)).astype(np.float32)
+    task = build(loss="softmax", l1_weight=0.0, giou_weight=0.0, class_weight=1.5)
+    task = dataclasses.replace(task, model=Constant(scores, boxes))
+    batch = task.perturb({**scene_batch, "box_label": labels}, jax.random.key(0))
+    total, count = task.objective({}, batch, jax.random.key(0))
+    assert count == num_objects
+    log_p = np.array(jax.nn.log_softmax(scores))
+    target = np.full(scores.shape[:2], 10)
+    cost = -np.exp(log_p[0][:, labels[0, :num_objects]])
+    target[0, linear_sum_assignment(cost)[0]] = 7
+    weights = np.where(target == 10, 0.1, 1.0)
+    losses = -np.take_along_axis(log_p, target[..., None], -1)[..., 0]
+    expected = 1.5 * (weights * losses).sum() / weights.sum()
+    np.testing.assert_allclose(total / max(count, 1), expected, rtol=1e-5)
+
+
 def test_a_displaced_box_costs_its_distance(build, scene_batch):
     scores, boxes = perfect_answer(scene_batch, "focal")
     task = dataclasses.replace(build(), model=Constant(scores, boxes + 0.03))

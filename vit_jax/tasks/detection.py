@@ -33,6 +33,8 @@ LOSSES = ("focal", "softmax")
 SHOWN = 8
 """Examples that the report shows."""
 
+_TINY = float(jnp.finfo(jnp.float32).tiny)
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -150,7 +152,11 @@ class Task:
         return {"image": images, **objects}
 
     def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
-        """(sum of the losses of proposals and objects, number of objects) of a micro-batch."""
+        """(sum of the losses of proposals and objects, number of objects) of a micro-batch.
+
+        The classes' softmax loss is DETR's: a mean over all proposals, by the weights of their
+        classes. It is multiplied by the number of objects here, which the step divides by.
+        """
         scores, boxes = self.model.apply(
             {"params": params}, batch["image"], train=True, rngs={"dropout": key}
         )
@@ -161,9 +167,12 @@ class Task:
         taken = jnp.take_along_axis(boxes, matched[..., None], axis=1)
         place = self.l1_weight * l1(taken, truth)
         place += self.giou_weight * (1 - generalised_iou(taken, truth))
-        loss = jnp.where(real, place, 0).sum()
-        loss += self.class_weight * self._class_losses(scores, labels, matched).sum()
-        return loss, real.sum(dtype=jnp.float32)
+        num_objects = real.sum(dtype=jnp.float32)
+        losses, weights = self._class_losses(scores, labels, matched)
+        class_loss = (losses * weights).sum()
+        if self.loss == "softmax":
+            class_loss *= jnp.maximum(num_objects, 1) / jnp.maximum(weights.sum(), _TINY)
+        return jnp.where(real, place, 0).sum() + self.class_weight * class_loss, num_objects
 
     def _costs(self, scores: Array, boxes: Array, truth: Array, labels: Array) -> Array:
         """Cost of every proposal for every object, `[b, N, M]`."""
@@ -182,8 +191,13 @@ class Task:
         place = self.l1_weight * l1(*pairs) - self.giou_weight * generalised_iou(*pairs)
         return self.class_weight * by_class + place
 
-    def _class_losses(self, scores: Array, labels: Array, matched: Array) -> Array:
-        """Losses of the proposals' classes, each given by the object it is matched with."""
+    def _class_losses(
+        self, scores: Array, labels: Array, matched: Array
+    ) -> tuple[Array, Array | float]:
+        """Losses of the proposals' classes, each given by the object it is matched with; weights.
+
+        For softmax both are `[b, N]`; the focal loss is `[b, N, classes]` and weighs all alike.
+        """
         batch, num_proposals, width = scores.shape
         nothing = self.info.num_classes
         rows = jnp.arange(batch)[:, None]
@@ -192,9 +206,10 @@ class Task:
         classes = classes.at[rows, target].set(labels, mode="drop")
         if self.loss == "softmax":
             losses = optax.softmax_cross_entropy_with_integer_labels(scores, classes)
-            return losses * jnp.where(classes == nothing, self.no_object_weight, 1.0)
+            return losses, jnp.where(classes == nothing, self.no_object_weight, 1.0)
         onehot = jax.nn.one_hot(classes, width)  # All zeros for "no object".
-        return optax.sigmoid_focal_loss(scores, onehot, alpha=self.alpha, gamma=self.gamma)
+        focal = optax.sigmoid_focal_loss(scores, onehot, alpha=self.alpha, gamma=self.gamma)
+        return focal, 1.0
 
     def inputs(self, batch: Batch) -> Array:
         """The images of a batch from the pipeline, as the model takes them."""
