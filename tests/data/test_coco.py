@@ -73,6 +73,13 @@ def test_boxes_are_corners_in_the_unpadded_image(opened):
         (dataset(categories=[{"id": 1}]), r"categories\[0\] has no 'name'"),
         (annotated(image_id=5), r"annotations\[0\] is of image 5, which is not listed"),
         (annotated(category_id=5), r"annotations\[0\] has category 5, which is not listed"),
+        (annotated(bbox=None), r"annotations\[0\] has bbox null"),
+        (annotated(area=None), r"annotations\[0\] has area null"),
+        (annotated(image_id=[1]), r"annotations\[0\] has image_id \[1\]"),
+        (
+            dataset(images=[{"id": 1, "file_name": "a.png", "width": None, "height": 8}]),
+            r"images\[0\] has width null",
+        ),
         (annotated(bbox=[1, 2, 3]), r"annotations\[0\] has bbox \[1, 2, 3\]"),
         (annotated(bbox=[1, 2, 0, 4]), "image 'a.png': object 0 has the box"),
         (annotated(bbox=[5, 5, -2, 2]), "image 'a.png': object 0 has the box"),

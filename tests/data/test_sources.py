@@ -1,5 +1,7 @@
 """Opening sources by name, their keys, and the arrays of the .npz source."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -74,10 +76,16 @@ def test_npz_says_what_is_wrong(tmp_path, arrays, message):
 
 
 def test_a_file_that_is_no_archive(tmp_path):
-    path = tmp_path / "text.npz"
-    path.write_text("not an archive")
-    with pytest.raises(UserError, match="not a readable"):
-        open_source({"source": "npz", "name": str(path)})
+    """Text, an array alone, and an archive that is cut short or damaged."""
+    path = tmp_path / "whole.npz"
+    np.savez_compressed(path, image=np.zeros((2, 3, 3, 3), np.uint8), label=np.arange(2))
+    whole, alone = path.read_bytes(), io.BytesIO()
+    np.save(alone, np.zeros(3))
+    damaged = whole[:50] + bytes(20) + whole[70:]
+    for content in (b"not an archive", alone.getvalue(), whole[:-40], damaged):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="not a readable"):
+            open_source({"source": "npz", "name": str(path)})
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,13 @@ from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.errors import UserError
 
+_ID, _NUMBER = int | str, int | float
 _SECTIONS = {
-    "images": ("id", "file_name", "width", "height"),
-    "categories": ("id", "name"),
-    "annotations": ("image_id", "category_id", "bbox"),
+    "images": {"id": _ID, "file_name": str, "width": _NUMBER, "height": _NUMBER},
+    "categories": {"id": _ID, "name": str},
+    "annotations": {"image_id": _ID, "category_id": _ID, "bbox": list},
 }
+_OPTIONAL = {"area": _NUMBER, "iscrowd": int}
 
 
 class Source:
@@ -97,9 +99,13 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
         if not isinstance(entries, list):
             raise UserError(f"{path} has no list {section!r}; is it COCO's instances format?")
         for number, entry in enumerate(entries):
+            where = f"{path}: {section}[{number}]"
             for key in keys:
                 if not isinstance(entry, dict) or key not in entry:
-                    raise UserError(f"{path}: {section}[{number}] has no {key!r}")
+                    raise UserError(f"{where} has no {key!r}")
+            for key, kind in {**keys, **_OPTIONAL}.items():
+                if key in entry and not isinstance(entry[key], kind):
+                    raise UserError(f"{where} has {key} {json.dumps(entry[key])}")
     return stored
 
 

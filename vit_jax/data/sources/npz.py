@@ -4,6 +4,8 @@ The smallest source there is, without TensorFlow: for data that fits in memory, 
 optional string array `class_names` [num_classes] names the classes.
 """
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """`image`, `label` and `class_names` of a file, checked. Never unpickles."""
     if not path.is_file():
         raise UserError(f"no such .npz file: {path}")
+    if not zipfile.is_zipfile(path):  # A lone array, too, is something that NumPy would load.
+        raise UserError(f"{path} is not a readable .npz file: cut short, or not from np.savez")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             missing = {"image", "label"} - set(arrays)
@@ -62,7 +66,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
                 )
             images, labels = arrays["image"], arrays["label"]
             names = arrays.get("class_names")
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not a readable .npz file: {error}") from error
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UserError(
