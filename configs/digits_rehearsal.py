@@ -22,6 +22,7 @@ docs/recipes.md.
 from pathlib import Path
 
 from vit_jax.config import load, parse_arg
+from vit_jax.errors import UserError, nearest
 
 SIZE = 32
 MODELS = {
@@ -45,6 +46,10 @@ DATA = {"digits": ("digits", 15), "low": ("digits_low", 20), "high": ("digits_hi
 
 def get_config(arg=None):
     arg = parse_arg(arg, model="vit", data="digits", checkpoint="")
+    for key, known in {"model": MODELS, "data": DATA}.items():
+        value = getattr(arg, key)
+        if value not in known:
+            raise UserError(f"config argument {key}={value!r}; {nearest(value, known)}")
     config = load(str(Path(__file__).with_name("vit_s16_i1k.py")))
     config.unlock()
     name, epochs = DATA[arg.data]

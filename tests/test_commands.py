@@ -136,6 +136,13 @@ def test_data_draws_a_contact_sheet(digits_npz, tmp_path):
     assert Image.open(out).size[0] > 500
 
 
+@pytest.mark.parametrize("name", ["absent/sheet.png", ""])
+def test_a_contact_sheet_that_cannot_be_written(digits_npz, tmp_path, capsys, name):
+    argv = ["data", f"--config={TINY}:{digits_npz}", f"--out={tmp_path / name}", "--images=1"]
+    assert main(argv) == 2
+    assert f"cannot write {tmp_path / name}: " in capsys.readouterr().err
+
+
 def test_models_lists_parameters(capsys):
     assert main(["models", "vit_ti16"]) == 0
     assert "5,717,416" in capsys.readouterr().out

@@ -125,6 +125,8 @@ def test_a_wrong_key_or_argument_is_refused(root):
         "vit_i21k:vit_G15": "did you mean 'vit_G14'",
         "deit3:b17": "did you mean 'b16'",
         "strong_i1k:b17": "did you mean 'b16'",
+        "digits_rehearsal:vitt": "did you mean 'vit'",
+        "digits_rehearsal:vit,data=hgih": "did you mean 'high'",
     }.items():
         with pytest.raises(UserError, match=message):
             load(path(root, recipe))

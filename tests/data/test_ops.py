@@ -331,3 +331,10 @@ def test_mistakes_in_the_string(spec, message):
 def test_strings_that_do_not_fit_the_records(spec, message):
     with pytest.raises(UserError, match=message):
         apply(spec, {"image": ARRAYS["small"], "label": np.int64(1)})
+
+
+def test_a_field_that_was_dropped_too_early_is_named():
+    record = {"image": ARRAYS["small"], "boxes": np.zeros((1, 4), np.float32)}
+    message = r"'joint_crop\(2\)' needs the field 'box_\w+', which records do not have here"
+    with pytest.raises(UserError, match=message):
+        apply("joint_crop(2)", record | {"box_label": np.zeros(1, np.int32)})

@@ -5,11 +5,13 @@ Boxes and segmentations are drawn on the images they belong to.
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vit_jax import drawing
+from vit_jax.errors import UserError
 
 _MIN_TILE = 112
 _GAP = 8
@@ -17,6 +19,12 @@ _BACKGROUND = (255, 255, 255)
 _INK = (40, 40, 40)
 _MIN_SHARE = 0.1
 """Of a class in a soft label that is named; smoothing gives every class a little."""
+
+
+def check_folder(path: str | PathLike) -> None:
+    """Raises a `UserError` where the folder that `path` is to be in does not exist."""
+    if not Path(path).absolute().parent.is_dir():
+        raise UserError(f"cannot write {path}: no such folder; make it first")
 
 
 def contact_sheet(
@@ -40,6 +48,9 @@ def contact_sheet(
 
     Returns:
         The number of images drawn.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     images, captions = _collect(batches, class_names, num_images)
     if not images:
@@ -60,7 +71,10 @@ def contact_sheet(
         tile = Image.fromarray(pixels).resize((tile_width, tile_height), Image.Resampling.NEAREST)
         sheet.paste(tile, (x, y))
         draw.text((x, y + tile_height + 3), _fit(caption, font, tile_width), _INK, font)
-    sheet.save(path, "PNG")
+    try:
+        sheet.save(path, "PNG")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
     return len(images)
 
 

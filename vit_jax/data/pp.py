@@ -82,6 +82,12 @@ def build(pp: str) -> Callable[[Record, Any], Record]:
                 record = _apply(step, record, seeds)
             except UserError as error:
                 raise UserError(f"preprocessing op {step.text!r}: {error}") from error
+            except KeyError as error:
+                field = error.args[0]
+                raise UserError(
+                    f"preprocessing op {step.text!r} needs the field {field!r}, which records do"
+                    f" not have here; {nearest(str(field), record)}"
+                ) from error
             except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise UserError(f"preprocessing op {step.text!r} does not fit: {reason}") from error
