@@ -56,6 +56,14 @@ def test_pictures_of_every_pooling_and_of_images_that_are_not_square(
     assert Image.open(tmp_path / "attention.png").size != one
 
 
+def test_images_of_16_bits_keep_their_greys(tmp_path):
+    ramp = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1023
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    info = DataInfo({"image": ArraySpec((8, 8, 3), np.dtype(np.uint8))}, 3)
+    (read,) = Predictor(None, {}, info).read([str(tmp_path / "ramp.png")])
+    np.testing.assert_array_equal(read, np.repeat(ramp[..., None] >> 8, 3, axis=-1))
+
+
 @pytest.mark.parametrize("size", ["x", "8x", "0", "-8", "8x8x3", "wide"])
 def test_sizes_that_are_none(capsys, photo, size):
     code = main(["predict", "--checkpoint=c.npz", f"--image-size={size}", photo])

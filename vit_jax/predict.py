@@ -207,12 +207,22 @@ def _read_labels(path: str, num_classes: int) -> tuple[str, ...]:
     return names
 
 
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """`image` with a byte a pixel and channel: of 16 bits the upper 8, as TensorFlow decodes it.
+
+    Pillow itself would make white of everything above 255.
+    """
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
+
+
 def _read_image(path: str, height: int, width: int, channels: int) -> np.ndarray:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such image file")
     try:
         with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
+            image = _of_bytes(file).convert("L" if channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error})") from error
     scale = max(height / image.height, width / image.width)

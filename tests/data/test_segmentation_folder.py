@@ -1,5 +1,7 @@
 """Folders of images and masks: layouts, palettes, and every bad file named."""
 
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -50,6 +52,22 @@ def test_grey_and_palette_masks_give_the_numbers_in_the_file(tmp_path):
     assert sorted(np.unique(batch["segmentation"])) == [2, 3]
     assert (only(source(tmp_path, "val"))["segmentation"] == 255).all()
     assert source(tmp_path, class_names=("x", "y")).num_classes == 2
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_masks_of_few_bits_give_the_numbers_in_the_file(tmp_path, bits):
+    numbers = np.arange(8) % 2**bits
+    packed = np.packbits((numbers[:, None] >> np.arange(bits)[::-1]) & 1).tobytes()
+
+    def chunk(name, content):
+        checksum = zlib.crc32(name + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + name + content + checksum
+
+    header = np.array([8, 6], ">u4").tobytes() + bytes([bits, 0, 0, 0, 0])
+    content = [(b"IHDR", header), (b"IDAT", zlib.compress(6 * (b"\0" + packed))), (b"IEND", b"")]
+    write(tmp_path, "train/a", b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in content))
+    found = only(source(tmp_path), "joint_decode")["segmentation"]
+    np.testing.assert_array_equal(found[0, :, :, 0], np.tile(numbers, (6, 1)))
 
 
 def test_layouts_of_cityscapes_and_voc(tmp_path):

@@ -143,7 +143,10 @@ def _grey_png(path: Path) -> bytes:
     buffer = io.BytesIO()
     try:
         with Image.open(io.BytesIO(data)) as file:
-            Image.fromarray(np.asarray(file).astype(np.uint8)).save(buffer, "PNG")
+            labels = np.asarray(file).astype(np.uint8)
     except (OSError, SyntaxError) as error:
         raise UserError(f"{path}: not a readable PNG file ({error})") from error
+    if data[_COLOUR_TYPE] == _GREY and data[_BIT_DEPTH] in (2, 4):
+        labels //= 255 // (2 ** data[_BIT_DEPTH] - 1)  # Pillow makes the largest of them white.
+    Image.fromarray(labels).save(buffer, "PNG")
     return buffer.getvalue()
