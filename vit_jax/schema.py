@@ -86,7 +86,7 @@ _OPTIM = {
         " that is missing the blocks are stacked along the first axis",
     ),
     "stem": Key(
-        r"(?:.*/)?(?:(?:patch_embed|stem)/.*|token_embed|pos_embed|cls|registers)",
+        r"(?:.*/)?(?:(?:patch_embed|stem)/.*|token_embed|pos_embed|cls|distill|registers)",
         WARNED,
         "regex of parameters before the first block, the lowest layer of layer_decay",
     ),

@@ -174,15 +174,21 @@ def test_clipping_leaves_small_gradients_alone(params):
     assert_trees_close(clip(zeros, 1.0), zeros, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["adamw", *STRUCTURED])
-def test_stacked_blocks_train_like_separate_ones(make, params, unstack, name):
-    """Layer decay, Muon's matrices and LAMB's norms see through the layer axis.
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        *((name, {}) for name in ("adamw", *STRUCTURED)),
+        ("adafactor", {"min_dim_size_to_factor": 2, "clipping_threshold": 0.5}),
+    ],
+)
+def test_stacked_blocks_train_like_separate_ones(make, params, unstack, name, args):
+    """Layer decay, Muon's matrices, LAMB's norms, Adafactor's factors see through the layer axis.
 
     The gradients are a function of the parameters that treats the blocks alike.
     """
 
     def train(params):
-        keys = {"name": name, "layer_decay": 0.75, "weight_decay": 0.1, "lr": 0.02}
+        keys = {"name": name, "args": args, "layer_decay": 0.75, "weight_decay": 0.1, "lr": 0.02}
         optimizer = make(params, clip_norm=1.0, **keys)
 
         @jax.jit
@@ -414,6 +420,7 @@ def test_defaults_know_the_names_of_our_models(make):
         "vit_s16",
         num_classes=10,
         num_registers=2,
+        distill_token=True,
         layer_scale=1e-5,
         pooling="map",
         class_token=True,
@@ -424,16 +431,17 @@ def test_defaults_know_the_names_of_our_models(make):
     stem = {row.path for row in rows if row.lr_mult == 0.75**13}
     layers = {row.path for row in rows if isinstance(row.lr_mult, tuple)}
     top = {row.path for row in rows if row.lr_mult == 1.0}
+    tokens = ("cls", "distill", "registers")
     assert stem == {
         f"backbone/{name}"
-        for name in ("patch_embed/kernel", "patch_embed/bias", "pos_embed", "cls", "registers")
+        for name in ("patch_embed/kernel", "patch_embed/bias", "pos_embed", *tokens)
     }
     assert layers == {row.path for row in rows if "/blocks/" in row.path}
-    assert top == {row.path for row in rows if "norm/" in row.path or "head/" in row.path} - layers
+    assert top == {row.path for row in rows if "norm/" in row.path or "head" in row.path} - layers
     undecayed = {row.path.rpartition("/")[2] for row in rows if not row.decay}
     assert undecayed == {
         *("bias", "scale", "scale1", "scale2"),
-        *("pos_embed", "cls", "registers", "probe"),
+        *("pos_embed", *tokens, "probe"),
     }
     names = flat(jax.eval_shape(make(params, name="muon").init, params)["muon"].matrices.mu)
     assert {name.removeprefix("backbone/blocks/") for name in names} == {
