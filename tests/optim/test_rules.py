@@ -169,7 +169,7 @@ def test_schedule_free_is_optax_schedule_free(make, two_blocks):
 
 def test_adafactor_caps_the_second_moments_decay(two_blocks):
     """A second moment that forgets all but the newest gradient leaves its sign."""
-    rule = adafactor(beta2_cap=0.0, min_dim_size_to_factor=100, momentum=0.0)
+    rule = adafactor(beta2_cap=0.0, min_dim_size_to_factor=100, momentum=0.0, blocks="")
     for step, direction in enumerate(directions(rule, two_blocks)):
         grads = jax.tree.map(lambda p, s=step: np.sin((s + 1) * p), two_blocks)
         assert_same(direction, jax.tree.map(np.sign, grads))
@@ -177,7 +177,9 @@ def test_adafactor_caps_the_second_moments_decay(two_blocks):
 
 def test_adafactor_clips_each_parameters_update(two_blocks):
     plain, clipped = (
-        directions(adafactor(clipping_threshold=limit, momentum=0.0), two_blocks, steps=1)[0]
+        directions(
+            adafactor(clipping_threshold=limit, momentum=0.0, blocks=""), two_blocks, steps=1
+        )[0]
         for limit in (0.0, 0.25)
     )
     assert_same(clipped, jax.tree.map(lambda u: u / max(1, np.sqrt(np.mean(u**2)) / 0.25), plain))

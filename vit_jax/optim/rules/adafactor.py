@@ -1,12 +1,13 @@
 """Adafactor as it trained the large Vision Transformers: with momentum in bfloat16."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.optim.groups import is_stacked, name_of
 from vit_jax.optim.momentum import decayed
 
 
@@ -25,11 +26,15 @@ def adafactor(
     clipping_threshold: float = 0.0,
     momentum: float = 0.9,
     momentum_dtype: str = "bfloat16",
+    blocks: str,
 ) -> optax.GradientTransformation:
     """Adafactor (Shazeer & Stern, 2018) in the variant of Zhai et al., 2022 (section 3.4).
 
     It differs from the original by its momentum, an exponential average in half precision, by the
     cap on the second moment's decay, and by having neither update clipping nor relative steps.
+
+    The layers of a stacked parameter are factored and clipped one by one, so that scanning over the
+    blocks does not change the result.
 
     beta2_cap: the second moment decays by min(1 - (t + 1)^-decay_rate, beta2_cap) at step t from 0.
     min_dim_size_to_factor: the second moment is a row times a column over the two largest axes
@@ -37,26 +42,70 @@ def adafactor(
     clipping_threshold: largest root mean square of a parameter's scaled gradient; 0 is off.
     momentum: m = (1 - momentum)·u + momentum·m, not corrected for its zero start.
     """
-    second_moment = optax.scale_by_factored_rms(
+    rms = optax.scale_by_factored_rms(
         decay_rate=decay_rate,
         min_dim_size_to_factor=min_dim_size_to_factor,
         decay_rate_fn=_capped(beta2_cap),
     )
     clip = optax.clip_by_block_rms(clipping_threshold) if clipping_threshold else optax.identity()
 
+    def init_array(path: tuple, param: jax.Array) -> optax.FactoredState:
+        if not is_stacked(name_of(path), blocks):
+            return rms.init(param)
+        return jax.vmap(rms.init, out_axes=_layer_axes(rms, param))(param)
+
+    def update_array(
+        path: tuple, grad: jax.Array, param: jax.Array, *state: jax.Array
+    ) -> tuple[jax.Array, optax.FactoredState]:
+        def update(
+            grad: jax.Array, param: jax.Array, state: optax.FactoredState
+        ) -> tuple[jax.Array, optax.FactoredState]:
+            scaled, state = rms.update(grad, state, param)
+            return clip.update(scaled, optax.EmptyState())[0], state
+
+        if is_stacked(name_of(path), blocks):
+            axes = _layer_axes(rms, param)
+            update = jax.vmap(update, in_axes=(0, 0, axes), out_axes=(0, axes))
+        return update(grad, param, optax.FactoredState(*state))
+
     def init(params: optax.Params) -> AdafactorState:
+        states = jax.tree_util.tree_map_with_path(init_array, params)
         mu = optax.tree.zeros_like(params, dtype=momentum_dtype)
-        return AdafactorState(second_moment.init(params), mu)
+        return AdafactorState(_gathered(params, states, jnp.zeros([], jnp.int32)), mu)
 
     def update(
         grads: optax.Updates, state: AdafactorState, params: optax.Params
     ) -> tuple[optax.Updates, AdafactorState]:
-        scaled, factors = second_moment.update(grads, state.second_moment, params)
-        scaled, _ = clip.update(scaled, optax.EmptyState())
+        old = state.second_moment
+        counts = jax.tree.map(lambda _: old.count, params)
+        found = jax.tree_util.tree_map_with_path(
+            update_array, grads, params, counts, old.v_row, old.v_col, old.v
+        )
+        scaled, states = (
+            jax.tree.map(lambda _, both, i=i: both[i], params, found) for i in range(2)
+        )
         mu = jax.tree.map(lambda u, m: (1 - momentum) * u + decayed(m, momentum), scaled, state.mu)
-        return mu, AdafactorState(factors, optax.tree.cast(mu, momentum_dtype))
+        second_moment = _gathered(params, states, optax.safe_increment(old.count))
+        return mu, AdafactorState(second_moment, optax.tree.cast(mu, momentum_dtype))
 
     return optax.GradientTransformation(init, update)
+
+
+def _layer_axes(rms: optax.GradientTransformation, stack: jax.Array) -> optax.FactoredState:
+    """The layer axis of each part of a stack's state; None for the placeholders of unused parts."""
+    one = jax.eval_shape(rms.init, jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype))
+    is_factored = one.v_row.shape != (1,)
+    factors, whole = (0, None) if is_factored else (None, 0)
+    return optax.FactoredState(count=None, v_row=factors, v_col=factors, v=whole)
+
+
+def _gathered(params: optax.Params, states: Any, count: jax.Array) -> optax.FactoredState:
+    """The states of all parameters as one, with trees in the place of arrays."""
+
+    def part(name: str) -> Any:
+        return jax.tree.map(lambda _, state: getattr(state, name), params, states)
+
+    return optax.FactoredState(count, part("v_row"), part("v_col"), part("v"))
 
 
 def _capped(cap: float) -> Callable[[jax.Array, float], jax.Array]:
