@@ -12,6 +12,7 @@ from golden_trees import random_params
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.models._attention import attend
 from vit_jax.models._positions import grid_coordinates, rope_angles, rotate, sincos_2d
 
 TINY = {"patch_size": 4, "width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48}
@@ -346,6 +347,26 @@ def test_cudnn_is_refused_where_it_cannot_run():
     model = tiny(attention="cudnn")
     with pytest.raises(UserError, match="needs an NVIDIA GPU"):
         jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+
+
+def test_cudnn_is_taken_where_it_can_train(monkeypatch):
+    """On a GPU, not for masked attention over odd lengths, whose gradient it lacks."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    taken = []
+
+    def fused(query, *_, **__):
+        taken.append(query.shape[1])
+        return query
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
+    for length in (6, 7):
+        x = jnp.zeros((1, length, 2, 8), jnp.bfloat16)
+        ids = jnp.zeros((1, length), jnp.int32)
+        attend(x, x, x)
+        attend(x, x, x, (ids, ids))
+    assert taken == [6, 6, 7]
+    with pytest.raises(UserError, match="a masked length must be even; write attention='auto'"):
+        attend(x, x, x, (ids, ids), implementation="cudnn")
 
 
 def test_images_smaller_than_a_patch_are_refused():

@@ -138,12 +138,18 @@ def attend(
     Returns `[b, q, h, d]` in the values' dtype.
     """
     if implementation == "auto":
-        implementation = "cudnn" if _cudnn_runs(query) else "xla"
+        runs = _cudnn_runs(query) and _cudnn_masks(query, key, segment_ids)
+        implementation = "cudnn" if runs else "xla"
     if implementation == "cudnn":
         if not _cudnn_runs(query):
             raise UserError(
                 "attention='cudnn' needs an NVIDIA GPU, dtype bfloat16 or float16, and heads whose "
                 "width is a multiple of 8 up to 128; write attention='auto'"
+            )
+        if not _cudnn_masks(query, key, segment_ids):
+            raise UserError(
+                f"attention='cudnn' cannot train where {query.shape[1]} tokens see a part of"
+                f" {key.shape[1]}: a masked length must be even; write attention='auto'"
             )
         mask = None if segment_ids is None else _same_segment(segment_ids)
         return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
@@ -177,6 +183,14 @@ def _cudnn_runs(query: Array) -> bool:
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     head_dim = query.shape[-1]
     return jax.default_backend() == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128
+
+
+def _cudnn_masks(query: Array, key: Array, segment_ids: SegmentIds | None) -> bool:
+    """Whether these lengths can be masked: a mask is a bias there, whose gradient wants them even.
+
+    That of training; what is run here for inference alone is not worth another rule.
+    """
+    return segment_ids is None or (query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0)
 
 
 def _splash(query: Array, key: Array, value: Array, segment_ids: SegmentIds | None) -> Array:
