@@ -25,8 +25,12 @@ from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
 
-# size: (pixels of the first stage, learning rate, drop path)
-SIZES = {"s16": (224, 4e-3, 0.05), "b16": (192, 3e-3, 0.2), "l16": (192, 3e-3, 0.45)}
+# size: (pixels of the first stage, learning rate, drop path of the first stage and of fine-tuning)
+SIZES = {
+    "s16": (224, 4e-3, (0.05, 0.0)),
+    "b16": (192, 3e-3, (0.2, 0.2)),
+    "l16": (192, 3e-3, (0.45, 0.45)),
+}
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
@@ -43,7 +47,7 @@ def get_config(arg=None):
         "name": f"vit_{arg.variant}",
         "class_token_position": False,
         "layer_scale": 1e-4,
-        "drop_path": drop_path,
+        "drop_path": drop_path[bool(arg.checkpoint)],
         "constant_drop_path": True,
         "dtype": "bfloat16",
         "residual_dtype": "float32",
@@ -97,4 +101,6 @@ def _fine_tune(config, arg):
     config.task.label_smoothing = 0.1
     config.optim.lr = 1e-5
     config.optim.weight_decay = 0.1
+    # Their cosine ends at its least rate, 1e-5, where it begins.
+    config.optim.schedule.name = "constant"
     config.optim.schedule.warmup = "5 epochs"

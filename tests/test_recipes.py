@@ -141,6 +141,16 @@ def test_big_visions_decay_is_not_multiplied_by_the_learning_rate(root):
     assert (optim.decay_coupling, optim.weight_decay, optim.lr) == ("schedule", 1.6e-3, 1.6)
 
 
+def test_deit3_is_fine_tuned_at_one_rate_and_s_without_stochastic_depth(root):
+    found = {}
+    for size in ("s16", "b16", "l16"):
+        for arguments in ((), ("checkpoint=x",)):
+            config = load(path(root, f"deit3:{size}", *arguments))
+            found.setdefault(size, []).append(config.model.drop_path)
+    assert found == {"s16": [0.05, 0.0], "b16": [0.2, 0.2], "l16": [0.45, 0.45]}
+    assert (config.optim.schedule.name, config.optim.lr) == ("constant", 1e-5)
+
+
 def test_data_of_the_recipes(root):
     config = load(path(root, "vit_s16_i1k", "others=real+a"))
     assert config.data.pp == "decode_jpeg_and_inception_crop(224)|flip_lr|randaug(2,10)"
