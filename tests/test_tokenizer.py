@@ -51,6 +51,14 @@ def test_word_piece_has_one_mark_and_pads_with_zero(words):
     np.testing.assert_array_equal(open_tokenizer(words, 3).encode(["a 3 above a 7"]), [[2, 4, 5]])
 
 
+def test_only_line_feeds_part_the_pieces_of_a_vocabulary(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\na\u2028b\ncat\n", encoding="utf-8")
+    tokenizer = open_tokenizer(str(path), 2)
+    assert tokenizer.vocab_size == 5
+    np.testing.assert_array_equal(tokenizer.encode(["cat"]), [[2, 4]])
+
+
 def test_sentence_piece_always_ends_with_the_end_mark(pieces):
     whole = sentencepiece.SentencePieceProcessor(model_file=pieces).encode("a 3 above a 7")
     tokenizer = open_tokenizer(pieces, 32)

@@ -199,7 +199,7 @@ def restore_params(workdir: Workdir, task: TaskProtocol) -> Params:
 
 def _read_labels(path: str, num_classes: int) -> tuple[str, ...]:
     try:
-        names = tuple(Path(path).read_text().splitlines())
+        names = tuple(Path(path).read_text().removesuffix("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--labels={path}: {error}") from error
     if len(names) != num_classes:

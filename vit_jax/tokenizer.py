@@ -98,9 +98,11 @@ def _word_piece(path: Path, length: int) -> Tokenizer:
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     try:
-        pieces = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"vocabulary {path}: {error}") from error
+    # Not `splitlines`: a piece may be a character at which it would end a line, such as U+0085.
+    pieces = text.removesuffix("\n").split("\n")
     numbers = {piece: i for i, piece in enumerate(pieces) if piece}
     missing = [piece for piece in ("[PAD]", "[UNK]", "[CLS]") if piece not in numbers]
     if missing:

@@ -46,6 +46,16 @@ CONTENTS = {
 }
 
 
+def test_only_line_feeds_end_lines(folder):
+    """U+2028 and U+0085 may stand in a JSON text, and a line feed in a quoted cell."""
+    text = "a\u2028cat\x85!"
+    line = json.dumps({"image": "a.png", "caption": text}, ensure_ascii=False)
+    cells = f'image,caption\na.png,"{text}\nmiaow"\n'
+    for name, content in {"train.jsonl": f"{line}\r\n", "train.csv": cells}.items():
+        found = opened(folder, name, content).fetch(np.array([0]))["captions"][0][0].decode()
+        assert found.removesuffix("\nmiaow") == text
+
+
 @pytest.mark.parametrize("name", CONTENTS)
 def test_lines_of_an_image_are_its_captions(folder, name):
     source = opened(folder, name, CONTENTS[name], max_texts=3)

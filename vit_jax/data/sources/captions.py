@@ -10,6 +10,7 @@ line that names the columns `image` and `caption`; several lines of an image are
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,13 +87,14 @@ _KEYS = ("image", "caption")
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not `splitlines`, which also ends lines at characters that JSON texts may hold, as U+2028.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"line {number}", _parsed(path, line, f": line {number}")
 
 
 def _table(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-    rows = csv.DictReader(text.splitlines(), delimiter=_SEPARATORS[path.suffix])
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=_SEPARATORS[path.suffix])
     for row in rows:
         yield f"line {rows.line_num}", row
 
