@@ -1,13 +1,14 @@
 """`predict` on checkpoints: every pooling, images that are not square, the pictures; on runs."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import checkpoints, features, models, optim, tasks
+from vit_jax import checkpoints, features, models, optim, predict, tasks
 from vit_jax.__main__ import main
 from vit_jax.checkpoints.store import Store
 from vit_jax.durations import Duration
@@ -54,6 +55,20 @@ def test_pictures_of_every_pooling_and_of_images_that_are_not_square(
     assert width > height
     assert main([*argv, draw[0], photo, photo]) == 0
     assert Image.open(tmp_path / "attention.png").size != one
+
+
+def test_patches_are_drawn_at_the_size_that_is_read(tmp_path, monkeypatch):
+    """Not at the one that a FlexiViT keeps its kernel at."""
+    drawn = []
+    monkeypatch.setattr(predict.inside, "image_in_patches", lambda _, patch: drawn.append(patch))
+    monkeypatch.setattr(predict, "_write_png", lambda *_: None)
+    for sides, patch in ((4, (4, 4)), ((2, 4), (2, 4))):
+        fields = {"patch_size": sides, "width": 16, "depth": 1, "num_heads": 2}
+        model = models.build("flexivit_s", num_classes=3, **fields)
+        task = SimpleNamespace(model=model)
+        params = {"backbone": {"patch_embed": {"kernel": np.zeros((32, 32, 3, 16))}}}
+        Predictor(task, params, None).draw_patches(np.zeros((8, 8, 3), np.uint8), "x.png")
+        assert drawn.pop() == patch
 
 
 def test_images_of_16_bits_keep_their_greys(tmp_path):

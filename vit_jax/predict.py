@@ -152,11 +152,14 @@ class Predictor:
         Raises:
           UserError: the model does not cut images into patches, or the file cannot be written.
         """
-        backbone = self.params["backbone"]
-        if "patch_embed" not in backbone or "stem" in backbone:
-            name = type(self.task.model.backbone).__name__
+        backbone = self.task.model.backbone
+        # Not the sides of the kernel, which a FlexiViT keeps at another size than it reads.
+        sides = getattr(backbone, "patch_size", None)
+        if sides is None or "stem" in self.params["backbone"]:
+            name = type(backbone).__name__
             raise UserError(f"a {name} does not cut images into patches; a ViT or a Mixer does")
-        _write_png(inside.image_in_patches(image, backbone["patch_embed"]["kernel"].shape[:2]), out)
+        patch = (sides, sides) if isinstance(sides, int) else tuple(sides)
+        _write_png(inside.image_in_patches(image, patch), out)
 
 
 def _value_ops(text: str, info: DataInfo) -> str:

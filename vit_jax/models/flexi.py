@@ -21,8 +21,9 @@ from vit_jax.types import Array
 class FlexiViT(VisionTransformer):
     """A ViT whose parameters depend neither on `patch_size` nor on the size of images.
 
-    Training draws a patch size every step and calls `model.clone(patch_size=...)` on the same
-    parameters. The class token has no position. The other fields are those of `VisionTransformer`.
+    A loop of one's own may draw a patch size every step and apply `model.clone(patch_size=...)` to
+    the same parameters, as the authors trained it; `train` keeps to one. The class token has no
+    position. The other fields are those of `VisionTransformer`.
 
     Attributes:
       kernel_size: side at which the patch kernel is kept. table_grid: side of the grid for which
