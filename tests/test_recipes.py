@@ -151,6 +151,12 @@ def test_deit3_is_fine_tuned_at_one_rate_and_s_without_stochastic_depth(root):
     assert (config.optim.schedule.name, config.optim.lr) == ("constant", 1e-5)
 
 
+def test_segmenter_trains_all_layers_at_one_rate_that_ends_at_theirs(root):
+    optim = load(path(root, "segment_ade20k")).optim
+    assert (optim.layer_decay, optim.weight_decay, optim.lr) == (1.0, 0.0, 1e-3)
+    assert optim.lr * optim.schedule.end == pytest.approx(1e-5)
+
+
 def test_data_of_the_recipes(root):
     config = load(path(root, "vit_s16_i1k", "others=real+a"))
     assert config.data.pp == "decode_jpeg_and_inception_crop(224)|flip_lr|randaug(2,10)"
