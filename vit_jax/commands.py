@@ -185,10 +185,9 @@ def run_fewshot(arguments: argparse.Namespace) -> None:
 
 def run_data(arguments: argparse.Namespace) -> None:
     config = _load_config(arguments)
-    from vit_jax.data.contact_sheet import check_folder, contact_sheet
+    from vit_jax.data.contact_sheet import contact_sheet
     from vit_jax.run import Run
 
-    check_folder(arguments.out)
     _set_up(config, arguments)
     run = Run.build(config)
     with contextlib.closing(run.batches_seen(arguments.step)) as batches:

@@ -5,7 +5,6 @@ Boxes and segmentations are drawn on the images they belong to.
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,12 +18,6 @@ _BACKGROUND = (255, 255, 255)
 _INK = (40, 40, 40)
 _MIN_SHARE = 0.1
 """Of a class in a soft label that is named; smoothing gives every class a little."""
-
-
-def check_folder(path: str | PathLike) -> None:
-    """Raises a `UserError` where the folder that `path` is to be in does not exist."""
-    if not Path(path).absolute().parent.is_dir():
-        raise UserError(f"cannot write {path}: no such folder; make it first")
 
 
 def contact_sheet(
