@@ -21,12 +21,14 @@ class Features:
 
     grid: `[batch, height, width, dim]`, the last token or feature map (after the final norm).
     pooled: `[batch, dim]`, one vector an image; None where the backbone was built without pooling.
+    stages: maps of decreasing resolution, each `[batch, h, w, dim_i]`; a plain ViT has one.
     distill: `[batch, dim]`, what a head that imitates a teacher reads; None where that is `pooled`.
     registers: `[batch, num_registers, dim]`, tokens that stand for no place; None without any.
     """
 
     grid: Array | None
     pooled: Array | None
+    stages: tuple[Array, ...] = ()
     distill: Array | None = None
     registers: Array | None = None
 

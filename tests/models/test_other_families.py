@@ -76,10 +76,11 @@ def test_mixer_noise_in_training_alone():
     assert np.abs(np.asarray(calm) - noisy).max() > 1e-3
 
 
-def test_bit_halves_the_grid_at_every_stage_and_pools_it():
+def test_bit_gives_a_map_for_every_stage():
     model, params, inputs = build("bit", num_classes=None)
     features = jax.jit(model.apply)({"params": params}, inputs)
-    assert features.grid.shape == (2, 8, 8, 256)
+    assert [stage.shape for stage in features.stages] == [(2, 16, 16, 128), (2, 8, 8, 256)]
+    np.testing.assert_array_equal(features.stages[-1], features.grid)
     np.testing.assert_allclose(
         features.pooled, np.mean(features.grid, (1, 2)), rtol=1e-5, atol=1e-6
     )

@@ -173,6 +173,7 @@ def test_features_of_every_pooling():
         model = tiny(num_classes=0, pooling=pooling, num_registers=2)
         features = apply(model, init(model))
         assert features.grid.shape == (2, 3, 4, 32)
+        assert features.stages[0].shape == features.grid.shape
         assert (features.pooled is None) == (pooling == "none")
         if pooling == "mean":
             np.testing.assert_allclose(

@@ -139,7 +139,7 @@ class Mixer(nn.Module):
         x = make_norm("layernorm", name="norm", dtype=dtype)(x)
         grid = x.reshape(batch, rows, columns, self.width)
         pooled = jnp.mean(x, axis=1, dtype=jnp.float32)
-        return Features(grid=grid, pooled=pooled)
+        return Features(grid=grid, pooled=pooled, stages=(grid,))
 
 
 def _pad_to_patches(images: Array, patch: tuple[int, int]) -> Array:

@@ -240,15 +240,18 @@ class BiT(nn.Module):
         del train
         width, dtype = check_width_factor(self.width_factor), jnp.dtype(self.dtype)
         x = _Root(width, True, dtype, name="root")(images)
+        maps = []
         for i, num_units in enumerate(self.stages):
             stride = 1 if i == 0 else 2
             stage = _Stage(
                 PreActivationUnit, num_units, width * 2**i, stride, dtype, name=f"stage{i + 1}"
             )
             x = stage(x)
+            maps.append(x)
         x = nn.relu(_group_norm("norm", dtype, as_bit=True)(x))
+        maps[-1] = x
         pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        return Features(grid=x, pooled=pooled)
+        return Features(grid=x, pooled=pooled, stages=tuple(maps))
 
 
 STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -219,7 +219,7 @@ class VisionTransformer(nn.Module):
         if dropping:
             return Features(None, pooled, distill=distill, registers=registers)
         grid = tokens.reshape(batch, rows, columns, self.width)
-        return Features(grid, pooled, distill=distill, registers=registers)
+        return Features(grid, pooled, (grid,), distill=distill, registers=registers)
 
     @nn.nowrap
     def _stem(self, images: Array) -> Array:
