@@ -167,8 +167,10 @@ class Watched:
         return int(children[0]) if children else 0
 
     def kill(self, index):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.child(index), signal.SIGKILL)
+        child = self.child(index)
+        if child:  # Process 0 would be all of this group, this one among them.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
     def wait_for(self, moment):
         """Returns once `moment()` is true, or the run is over."""

@@ -40,7 +40,7 @@ def read(directory: epath.Path, step: int, place: jax.sharding.Sharding) -> Publ
 
     Raises:
       DamagedError: a file is missing, cut short or changed.
-      UserError: the checkpoint holds no parameters, or its optimizer is not known.
+      UserError: the checkpoint holds no parameters.
       KeyError, TypeError: its description is broken.
     """
     path = directory / str(step)
@@ -76,9 +76,11 @@ def _below(prefix: str, saved: _Shapes) -> _Shapes:
 
 
 def _rule(directory: epath.Path, saved: Iterable[str]) -> tuple[str, Rule | None]:
-    """The optimizer's name in the checkpoint and its rule; None where only parameters were saved.
+    """The optimizer's name in the checkpoint and its rule.
 
-    From the run's config or, where a checkpoint lies alone, by the name of the state.
+    From the run's config or, where a checkpoint lies alone, by the name of the state. None where
+    only parameters were saved, or the rule is one of somebody's that is not at hand: the parameters
+    are then used as they were trained.
     """
     names = {name.split(".")[1] for name in saved if name.startswith(f"{_STATE}.")}
     if not names:
@@ -86,7 +88,11 @@ def _rule(directory: epath.Path, saved: Iterable[str]) -> tuple[str, Rule | None
     config = directory.parent / "config.json"
     given = files.read_json(config)["config"]["optim"] if config.exists() else {"name": min(names)}
     keys = {**DEFAULTS, **given}
-    return state_name(keys["name"]), load_rule(keys["name"], keys["args"], blocks=keys["blocks"])
+    name = state_name(keys["name"])
+    try:
+        return name, load_rule(keys["name"], keys["args"], blocks=keys["blocks"])
+    except UserError:
+        return name, None
 
 
 @dataclasses.dataclass(frozen=True)
