@@ -25,8 +25,8 @@ def slide(
     """Logits `[b, H, W, classes]`: the mean over all windows that show a pixel.
 
     Windows start every `stride` pixels, which must cover them (see `covers`), the last one at the
-    far border. Images smaller than a
-    window are padded with zeros, which normalised images have in the middle of their range.
+    far border. Images smaller than a window are padded with zeros, which normalised images have in
+    the middle of their range.
     """
     height, width = images.shape[1:3]
     missing = [max(0, size - side) for size, side in zip(window, (height, width), strict=True)]
