@@ -64,6 +64,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     _add_run_commands(command)
     _add_checkpoint_commands(command)
     _add_tools(command)
+    _add_measuring(command)
     return parser, by_name
 
 
@@ -181,26 +182,6 @@ def _add_tools(command: Callable[..., Parser]) -> None:
     data.add_argument("--images", type=_positive, default=64, help="how many; default: %(default)s")
     data.add_argument("--step", type=int, default=0, help="from the batch of this step on")
 
-    plan = command(
-        "plan",
-        commands.run_plan,
-        "what a run would take on machines that are not at hand",
-        _OVERRIDES,
-    )
-    plan.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
-    plan.add_argument("--topology", default="", help="v5e:16x16, v5p-512, cpu:8; default: this one")
-    plan.add_argument("--slices", type=int, default=1, help="TPU slices; default: %(default)s")
-    plan.add_argument("--fit", action="store_true", help="search for the fastest setting that fits")
-    plan.add_argument(
-        "--input",
-        metavar="FILE",
-        default="",
-        help="how fast hosts prepare images: what `bench input --json=FILE` wrote, or `here`",
-    )
-    plan.add_argument("--placements", action="store_true", help="print where each parameter lives")
-    plan.add_argument("--json", type=_out_file, metavar="FILE", help="also write the plan there")
-    plan.add_argument("--save", type=_out_file, metavar="FILE", help="keep the compiled program")
-
     models = command(
         "models",
         commands.run_models,
@@ -228,6 +209,28 @@ def _add_tools(command: Callable[..., Parser]) -> None:
         action="store_true",
         help="count records, compare checksums (with --manual_dir: of archives)",
     )
+
+
+def _add_measuring(command: Callable[..., Parser]) -> None:
+    plan = command(
+        "plan",
+        commands.run_plan,
+        "what a run would take on machines that are not at hand",
+        _OVERRIDES,
+    )
+    plan.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
+    plan.add_argument("--topology", default="", help="v5e:16x16, v5p-512, cpu:8; default: this one")
+    plan.add_argument("--slices", type=int, default=1, help="TPU slices; default: %(default)s")
+    plan.add_argument("--fit", action="store_true", help="search for the fastest setting that fits")
+    plan.add_argument(
+        "--input",
+        metavar="FILE",
+        default="",
+        help="how fast hosts prepare images: what `bench input --json=FILE` wrote, or `here`",
+    )
+    plan.add_argument("--placements", action="store_true", help="print where each parameter lives")
+    plan.add_argument("--json", type=_out_file, metavar="FILE", help="also write the plan there")
+    plan.add_argument("--save", type=_out_file, metavar="FILE", help="keep the compiled program")
 
     bench = command("bench", commands.run_bench, "measure this machine; prints JSON", _OVERRIDES)
     bench.add_argument(

@@ -180,10 +180,9 @@ def make_train_step(
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         accepted, bad_steps, losses = _judge(state, loss, finite, max_skipped_steps, guard)
-        changed = (params, opt_state, ema)
-        unchanged = (state.params, state.opt_state, state.ema)
+        keep = functools.partial(jax.lax.select, accepted)
         params, opt_state, ema = jax.tree.map(
-            lambda new, old: jax.lax.select(accepted, new, old), changed, unchanged
+            keep, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
         )
         metrics = {
             "loss": loss,
