@@ -34,6 +34,7 @@ def get_config(arg=None):
     if arg.head == "tokens":
         config.model.num_registers = 16
         config.init.initialise = ["backbone/registers"]
+    config.optim.lr = 2e-3
     config.init.checkpoint = arg.checkpoint
     config.total = arg.steps
     return config

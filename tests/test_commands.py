@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from vit_jax import pretrained
 from vit_jax.__main__ import main
 from vit_jax.arguments import split_overrides
 from vit_jax.errors import UserError
@@ -218,6 +220,7 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["predict", "x.png", "--workdir=w", "--labels=l"], "--labels does not go with --workdir"),
         (["predict", "x.png", "--workdir=w", "--model.depth=7"], "--model.FIELD does not go"),
         (["predict", "x.png", "--workdir=w", "--top=0"], "'0' is no number from 1 on"),
+        (["predict", "x.png", "--workdir=w", "--out=x.jpg"], "written as a PNG: name it so"),
         (
             ["train", f"--config={TINY.parents[1] / 'setup.cfg'}", "--workdir=w"],
             "its name must end in .py",
@@ -260,6 +263,10 @@ def test_mistakes_are_one_line(capsys, argv, message):
         ("eval.sets.val.split=tset", "tset"),
         ("eval.sets.val2=5", "config.eval.sets.val2 must be a section"),
         ("total=_", "config.total='_' is no duration"),
+        ("checkpoint.keep_best=vall/accuracy", "where SPLIT is val or val_ema"),
+        ("eval.sets=5", "write config.eval.sets.KEY, KEY of: val"),
+        ("task.lora={'rank': 2, 'targets': '('}", "write one regular expression"),
+        ("task.lora={'rank': 2, 'targets': ['.*']}", "write one regular expression"),
     ],
 )
 def test_bad_config_values_are_one_line(capsys, digits_npz, tmp_path, override, message):
@@ -272,6 +279,24 @@ def test_config_that_is_no_python_file(capsys, tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 1")
     argv = ["train", f"--config={tmp_path}/config.yaml", "--workdir=w"]
     assert "its name must end in .py" in fails(capsys, *argv)
+
+
+def test_profile_of_steps_that_never_come(capsys, digits_npz, tmp_path):
+    argv = ["train", f"--config={TINY}:{digits_npz}", f"--workdir={tmp_path}", "--profile=50:60"]
+    assert "the run has only 12 steps" in fails(capsys, *argv)
+
+
+def test_out_of_memory_is_one_line(capsys, monkeypatch, digits_npz, tmp_path):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes.\nat"
+        )
+
+    monkeypatch.setattr(pretrained, "first_state", exhausted)
+    argv = ["train", f"--config={TINY}:{digits_npz}", f"--workdir={tmp_path}"]
+    assert main(argv) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "Out of memory allocating 4 bytes.): try more config.accum_steps" in line
 
 
 def test_evaluate_with_another_model(capsys, trained):

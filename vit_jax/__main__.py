@@ -47,6 +47,14 @@ def _failed(error: Exception) -> int:
     if isinstance(error, _TOLD):
         print(f"error: {error}", file=sys.stderr)
         return _leave(error.exit_code)
+    if errors.is_out_of_memory(error):
+        reason = str(error).strip().splitlines()[0][:200]
+        print(
+            f"error: out of memory ({reason}): try more config.accum_steps, config.model.remat=full"
+            " or a smaller config.batch_size; `plan --fit` looks for what fits",
+            file=sys.stderr,
+        )
+        return _leave(errors.FAILURE)
     if not _is_one_of_many():
         raise error
     traceback.print_exc()

@@ -119,18 +119,18 @@ def _add_run_commands(command: Callable[..., Parser]) -> None:
     predict.add_argument("--labels", metavar="FILE", help="class names, one a line")
     predict.add_argument(
         "--attention",
-        type=_out_file,
+        type=_png_file,
         metavar="OUT.png",
         help="draw where the model looked; all heads of one image",
     )
     predict.add_argument(
-        "--patches", type=_out_file, metavar="OUT.png", help="draw the first image in patches"
+        "--patches", type=_png_file, metavar="OUT.png", help="draw the first image in patches"
     )
     predict.add_argument(
         "--top", type=_positive, default=5, help="lines an image; default: %(default)s"
     )
     predict.add_argument(
-        "--out", type=_out_file, metavar="OUT.png", help="draw the answers on the images"
+        "--out", type=_png_file, metavar="OUT.png", help="draw the answers on the images"
     )
 
 
@@ -177,7 +177,7 @@ def _add_tools(command: Callable[..., Parser]) -> None:
     )
     data.add_argument("--config", metavar="FILE[:ARGS]", required=True, help=_CONFIG_HELP)
     data.add_argument(
-        "--out", type=_out_file, metavar="FILE", default="data.png", help="default: %(default)s"
+        "--out", type=_png_file, metavar="FILE", default="data.png", help="default: %(default)s"
     )
     data.add_argument("--images", type=_positive, default=64, help="how many; default: %(default)s")
     data.add_argument("--step", type=int, default=0, help="from the batch of this step on")
@@ -276,6 +276,13 @@ def _out_file(text: str) -> str:
     if path.is_dir() or not path.parent.is_dir():
         reason = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise argparse.ArgumentTypeError(f"cannot write {text}: {reason}")
+    return text
+
+
+def _png_file(text: str) -> str:
+    _out_file(text)
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text} is written as a PNG: name it so, as in out.png")
     return text
 
 

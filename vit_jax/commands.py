@@ -191,9 +191,23 @@ def run_data(arguments: argparse.Namespace) -> None:
     _set_up(config, arguments)
     run = Run.build(config)
     with contextlib.closing(run.batches_seen(arguments.step)) as batches:
-        names = run.source.class_names
-        contact_sheet(batches, names, arguments.out, num_images=arguments.images)
+        contact_sheet(
+            batches,
+            run.source.class_names,
+            arguments.out,
+            num_images=arguments.images,
+            tokenizer=_tokenizer(run.task.info.spec.get("tokens")),
+        )
     print(arguments.out)
+
+
+def _tokenizer(tokens):
+    """What made texts of a batch's tokens, where its spec tells."""
+    if not (tokens and tokens.vocab):
+        return None
+    from vit_jax.tokenizer import open_tokenizer
+
+    return open_tokenizer(tokens.vocab, tokens.shape[-1])
 
 
 def run_plan(arguments: argparse.Namespace) -> None:

@@ -140,7 +140,8 @@ def set_key(config: ConfigDict, dotted: str, value: Any) -> None:
     if last not in section and section.is_locked:
         _unknown(config, dotted)
     if isinstance(section.get(last), ConfigDict):
-        raise UserError(f"config.{dotted} is a section; set one of its keys: {_names(section)}")
+        names = _names(section[last]) or "NAME"
+        raise UserError(f"config.{dotted} is a section; write config.{dotted}.KEY, KEY of: {names}")
     section[last] = value
 
 

@@ -2,8 +2,13 @@
 
 import colorsys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import ImageFont
 
 IGNORED = 255
 """Value of a segmentation where nothing is labelled."""
@@ -17,6 +22,14 @@ def class_colour(number: int) -> tuple[int, int, int]:
     """RGB of a class; neighbours differ strongly, and a class always looks the same."""
     hue, value = (number * _GOLDEN) % 1.0, (1.0, 0.8, 0.65)[number // 8 % 3]
     return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.85, value))
+
+
+def font(size: int) -> "ImageFont.FreeTypeFont":
+    """DejaVu Sans, which has the letters of most alphabets; Pillow's own has those of ASCII."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
@@ -62,21 +75,21 @@ def with_boxes(
 
     boxes: `[n, 4]` as (y0, x0, y1, x1) in 0..1 of the image. labels: decide the colours.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     picture = Image.fromarray(enlarged(rgb(image)))
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12)
+    draw, letters = ImageDraw.Draw(picture), font(12)
     for box, label, text in zip(boxes, labels, texts, strict=True):
         y0, x0, y1, x1 = np.clip(box, 0, 1) * np.tile((picture.height, picture.width), 2)
         colour = class_colour(int(label))
         corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
         draw.rectangle(corners, outline=colour, width=2)
         if text:
-            left, _, right, bottom = draw.textbbox((0, 0), text, font)
+            left, _, right, bottom = draw.textbbox((0, 0), text, letters)
             place = max(0, min(x0, picture.width - right - 4)), max(0, y0 - bottom - 3)
             frame = (place[0], place[1], place[0] + right - left + 4, place[1] + bottom + 3)
             draw.rectangle(frame, fill=colour)
-            draw.text((place[0] + 2, place[1] + 1), text, _ink(colour), font)
+            draw.text((place[0] + 2, place[1] + 1), text, _ink(colour), letters)
     return np.asarray(picture)
 
 

@@ -41,6 +41,11 @@ class Diverged(Exception):
     exit_code = FAILURE
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is XLA's word that a device, or the compiler's plan for it, has no room."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A suggestion for a misspelt `name`: the closest of `valid`, or all of them if none is close.
 

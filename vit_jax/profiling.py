@@ -40,6 +40,11 @@ class Profiler:
             raise UserError(f"--profile={text}: write START:STOP, such as 10:15, counting from 1")
         return cls(int(match[1]), int(match[2]))
 
+    def check(self, total: int) -> None:
+        """Raises `UserError` where a run of `total` steps never gets to the first of them."""
+        if self.first > total:
+            raise UserError(f"--profile={self.first}:{self.last}: the run has only {total} steps")
+
     def before(self, step: int) -> None:
         """To be called before each step."""
         if self.first <= step <= self.last and not self._scratch:

@@ -145,7 +145,11 @@ SCHEMA: dict[str, Any] = {
         "ignore": Key([], FIXED, "[regex, ...]: arrays of the file that are left out"),
     },
     "data": {
-        "source": Key("tfds", FIXED, "tfds, folder, npz, fake or package.module:Class"),
+        "source": Key(
+            "tfds",
+            FIXED,
+            "tfds, folder, npz, segmentation_folder, coco, captions, fake or package.module:Class",
+        ),
         "name": Key("imagenet2012", FIXED, "dataset name (tfds), folder or file"),
         "dir": Key("", FREE, "where prepared TFDS datasets are; empty = TFDS's own default"),
         "split": Key("train", FIXED, "training split, such as train[:99%]"),

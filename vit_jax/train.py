@@ -91,6 +91,8 @@ def train(
         background = ThreadPoolExecutor(1, thread_name_prefix="vit-compile")
         compiling = background.submit(run.compile_step) if not workdir.is_done() else None
         evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
+        check_keep_best(config, evaluator)
+        profiler.check(run.duration.total)
         state, restored, merged = restore_or_init(run, store)
     if workdir.is_done() and restored and restored.step == run.duration.total:
         times.add_all(restored.metadata["seconds"])
@@ -182,7 +184,7 @@ class Trainer:
                 evaluating = is_due(at, evaluate_every, total)
                 found = self.evaluate(at) if evaluating and not stopping else None
                 stopping = stopping or (evaluating and found is None)
-                improved = self.is_best(found)
+                improved = self.is_best(at, found)
                 saving = is_due(at, save_every, total) or self.store.must_retry()
                 if stopping or improved or saving:
                     self.save(at, found, owes_evaluation=evaluating and found is None)
@@ -215,16 +217,18 @@ class Trainer:
                 " evaluation is not done; the same command makes up for it"
             )
 
-    def is_best(self, found: dict[str, float] | None) -> bool:
+    def is_best(self, at: int, found: dict[str, float] | None) -> bool:
         """Whether an evaluation is the best so far by `checkpoint.keep_best`, which is noted.
 
         Raises:
-          UserError: no evaluation gives that metric.
+          UserError: no evaluation gives that metric; the state is saved.
         """
         name = self.run.config.checkpoint.keep_best
         if not name or not found:
             return False
         if name not in found:
+            self.save(at, None, owes_evaluation=False)
+            self.store.wait()
             raise UserError(
                 f"config.checkpoint.keep_best={name!r} is no metric; {nearest(name, found)}"
             )
@@ -279,6 +283,21 @@ class Trainer:
                 "best": self.best,
             }
             self.store.save(at, self.state, metadata, metrics)
+
+
+def check_keep_best(config: ConfigDict, evaluator: Evaluator) -> None:
+    """Raises `UserError` where `checkpoint.keep_best` is of no split, before a step is trained.
+
+    Which metrics a split has is known only when it has been evaluated.
+    """
+    name = config.checkpoint.keep_best
+    endings = ("", "_ema") if config.ema_decay else ("",)
+    known = [f"{split.name}{ending}" for split in evaluator.splits for ending in endings]
+    if name and name.rpartition("/")[0] not in known:
+        raise UserError(
+            f"config.checkpoint.keep_best={name!r}: write SPLIT/METRIC, where SPLIT is"
+            f" {' or '.join(known) or 'one of config.eval.sets, which is empty'}"
+        )
 
 
 def open_log(run: Run, workdir: Workdir, start_step: int, times: Stopwatch) -> StepLog:

@@ -92,9 +92,15 @@ def test_broken_files_are_named(opened, stored, message):
         opened(stored)
 
 
-def test_bad_boxes_may_be_dropped_and_crowded_images_say_so(opened):
+def test_bad_boxes_may_be_dropped_and_crowded_images_say_so(opened, caplog):
     source = opened(annotated(bbox=[1, 2, 0, 4]), on_bad_box="drop")
     assert (source.fetch(np.array([0]))["box_label"] >= 0).sum() == 1
+    assert "boxes are left out" in caplog.text
+    corners = dataset()
+    for annotation in corners["annotations"]:
+        annotation["bbox"] = [19, 19, 20, 20]
+    with pytest.raises(UserError, match=r"not one of its \d boxes lies inside its image"):
+        opened(corners, on_bad_box="drop")
     with pytest.raises(UserError, match="on_bad_box='ignore'; write fail or drop"):
         opened(dataset(), on_bad_box="ignore")
     with pytest.raises(UserError, match=r"a.png has 2 objects.*max_objects=1; write 2 or more"):

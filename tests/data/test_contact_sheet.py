@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.data.contact_sheet import _caption, contact_sheet
+from vit_jax.tokenizer import BYTES, open_tokenizer
 
 
 def colours(image):
@@ -22,6 +23,17 @@ def test_tiny_images_are_magnified_without_blur(tmp_path):
         assert sheet.size == (2 * 120 + 8, 2 * (112 + 13 + 16) + 8)
         assert colours(sheet.crop((8, 8, 120, 64))) == {(200, 200, 200)}
         assert colours(sheet.crop((8, 64, 120, 120))) == {(0, 0, 0)}
+
+
+def test_texts_are_the_captions_of_images_that_have_them(tmp_path):
+    tokenizer = open_tokenizer(BYTES, 8)
+    batch = {"image": np.zeros((2, 8, 8, 3), np.uint8), "tokens": tokenizer.encode(["a 3", ""])}
+    path = tmp_path / "sheet.png"
+    contact_sheet([batch], None, path, tokenizer=tokenizer)
+    with Image.open(path) as sheet:
+        drawn = [colours(sheet.crop((8 + 120 * i, 122, 120 + 120 * i, 140))) for i in range(2)]
+    assert len(drawn[0]) > 1
+    assert len(drawn[1]) == 1
 
 
 def test_takes_no_more_than_it_needs_and_leaves_padding_out(tmp_path):

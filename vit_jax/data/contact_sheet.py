@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vit_jax import drawing
 from vit_jax.errors import UserError
+from vit_jax.tokenizer import Tokenizer
 
 _MIN_TILE = 112
 _GAP = 8
@@ -27,6 +28,7 @@ def contact_sheet(
     *,
     num_images: int = 64,
     columns: int = 8,
+    tokenizer: Tokenizer | None = None,
 ) -> int:
     """Draws the first images of `batches` and writes them as PNG.
 
@@ -38,6 +40,7 @@ def contact_sheet(
         path: the file to write.
         num_images: how many to draw; fewer if the batches end before.
         columns: images in a row.
+        tokenizer: of `tokens` `[b, length]`, whose texts are then the captions.
 
     Returns:
         The number of images drawn.
@@ -45,10 +48,10 @@ def contact_sheet(
     Raises:
         UserError: the file cannot be written.
     """
-    images, captions = _collect(batches, class_names, num_images)
+    images, captions = _collect(batches, class_names, num_images, tokenizer)
     if not images:
         raise ValueError("no images to draw")
-    font = ImageFont.load_default(size=13)
+    font = drawing.font(13)
     height, width = images[0].shape[:2]
     # Whole multiples keep the pixels of tiny images square and sharp.
     zoom = max(1, -(-_MIN_TILE // max(height, width)))
@@ -72,7 +75,10 @@ def contact_sheet(
 
 
 def _collect(
-    batches: Iterable[dict[str, np.ndarray]], class_names: Sequence[str] | None, num_images: int
+    batches: Iterable[dict[str, np.ndarray]],
+    class_names: Sequence[str] | None,
+    num_images: int,
+    tokenizer: Tokenizer | None,
 ) -> tuple[list[np.ndarray], list[str]]:
     """RGB pixels `[h, w, 3]` and captions of the first real rows."""
     images, captions = [], []
@@ -81,7 +87,10 @@ def _collect(
         mask = batch.get("mask", np.ones(len(batch["image"])))
         for row in np.flatnonzero(mask)[: num_images - len(images)]:
             images.append(_picture(visible, row, class_names))
-            captions.append(_caption(batch.get("label"), row, class_names))
+            told = _caption(batch.get("label"), row, class_names)
+            if tokenizer and "tokens" in batch:
+                told = tokenizer.decode(batch["tokens"][row])
+            captions.append(told)
         if len(images) == num_images:
             break
     return images, captions

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax import data, models, sharding
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, is_out_of_memory
 from vit_jax.hlo import Kernels, Program
 from vit_jax.planning.target import Target
 from vit_jax.run import Run
@@ -143,7 +143,7 @@ def make_plan(
 def _bytes_needed(error: Exception) -> int:
     """What a program that does not fit would take, from the compiler's message."""
     text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+    if not is_out_of_memory(error):
         raise error
     found = re.search(r"(?:required[^(]*\(|Used )([\d.]+)([KMGT])", text)
     if not found:

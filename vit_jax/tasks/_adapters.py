@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,13 @@ class Adapted:
         rank = keys.get("rank")
         if not isinstance(rank, int) or isinstance(rank, bool):
             raise UserError(f"config.task.lora.rank={rank!r}: write a whole number, such as 8")
+        targets = keys.get("targets", lora.ATTENTION_AND_MLP)
+        try:
+            re.compile(targets)
+        except (re.error, TypeError) as error:
+            raise UserError(
+                f"config.task.lora.targets={targets!r}: write one regular expression ({error})"
+            ) from error
         return cls(task, **keys)
 
     def init(self, key: Array) -> Params:

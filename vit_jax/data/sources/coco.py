@@ -12,7 +12,9 @@ they are there). Classes are the categories by ascending id.
 """
 
 import json
+import logging
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ _SECTIONS = {
     "annotations": {"image_id": _ID, "category_id": _ID, "bbox": list},
 }
 _OPTIONAL = {"area": _NUMBER, "iscrowd": int}
+
+
+logger = logging.getLogger(__name__)
 
 
 class Source:
@@ -146,7 +151,23 @@ def _objects(
             on_bad_box=on_bad_box,
             describe=lambda image=image: f"{path}: image {image['file_name']!r}",
         )
+    _tell_of_dropped(len(stored["annotations"]), checked.values(), path)
     return checked
+
+
+def _tell_of_dropped(total: int, kept: Iterable[boxes.Objects], path: Path) -> None:
+    """Few boxes may be bad; where all are, they are written in another way than COCO's."""
+    dropped = total - sum(len(objects.boxes) for objects in kept)
+    if total and dropped == total:
+        raise UserError(
+            f"{path}: not one of its {total} boxes lies inside its image; bbox is [x, y, width,"
+            " height] in pixels of the image"
+        )
+    if dropped:
+        logger.warning(
+            "%s: %d of %d boxes are left out: empty, or not inside their images",
+            path, dropped, total,
+        )  # fmt: skip
 
 
 def _as_objects(corners: list, labels: list, crowds: list, areas: list) -> boxes.Objects:
