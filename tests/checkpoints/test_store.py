@@ -253,7 +253,7 @@ def test_newer_layouts_are_refused(copy):
 
 def test_asking_for_a_damaged_step_is_a_user_error(copy):
     delete(copy / "3" / "manifest" / "metadata")
-    with pytest.raises(DamagedError, match="manifest"):
+    with pytest.raises(DamagedError, match=r"manifest.*there are also \[1, 2\]: `train` goes on"):
         Store(copy).restore(3, abstract(tree(mesh_of(8, 1))))
 
 

@@ -278,7 +278,7 @@ class Store:
             if len(damaged) > MAX_DAMAGED:
                 break
             try:
-                restored = self.restore(step, abstract)
+                restored = self._restore(step, abstract)
             except DamagedError as error:
                 damaged[step] = str(error)
                 continue
@@ -315,9 +315,21 @@ class Store:
         checkpoint does not have come back as None; those of another dtype are cast.
 
         Raises:
-          DamagedError: a file is missing, cut short or changed.
+          DamagedError: a file is missing, cut short or changed; it says which steps are left.
           UserError: the checkpoint was written by a newer version of this package.
         """
+        try:
+            return self._restore(step, abstract)
+        except DamagedError as error:
+            others = [other for other in self.steps() if other != step]
+            if not others:
+                raise
+            raise DamagedError(
+                f"{error}; there are also {others}: `train` goes on from the newest that is whole,"
+                " `evaluate --step=STEP` reads one of them"
+            ) from error
+
+    def _restore(self, step: int, abstract: Any) -> Restored:
         path = self.directory / str(step)
         try:
             manifest = json.loads((path / "manifest" / "metadata").read_text())

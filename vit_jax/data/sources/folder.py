@@ -8,6 +8,7 @@ a file keeps its place relative to the others when files are added.
 """
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -27,6 +28,9 @@ _SPLIT_FOLDERS = {
 _IGNORED = ("thumbs.db", "desktop.ini")
 
 
+logger = logging.getLogger(__name__)
+
+
 class Source:
     """`name` is ROOT, `split` the folder in it (`val` and `validation` are one), with `[a:b]`."""
 
@@ -39,6 +43,8 @@ class Source:
         self.class_names = _class_names(root, splits)
         self.num_classes = len(self.class_names)
         self._folder = folder
+        if folder == splits.get("train"):
+            _tell_of_untrained(folder, self.class_names)
         files = _image_files(folder, self.class_names)
         files.sort(key=lambda file: hashlib.blake2b(os.fsencode(file[0]), digest_size=8).digest())
         selected = split_range(split, len(files))
@@ -101,6 +107,13 @@ def _class_names(root: Path, splits: dict[str, Path]) -> tuple[str, ...]:
             f"as in {folders[0]}/CLASS/photo.jpg"
         )
     return tuple(names)
+
+
+def _tell_of_untrained(folder: Path, class_names: tuple[str, ...]) -> None:
+    """Such a class is more often a folder with another spelling than what somebody wants."""
+    missing = [name for name in class_names if not (folder / name).is_dir()]
+    if missing:
+        logger.warning("%s has no class %s, which another split has", folder, ", ".join(missing))
 
 
 def _image_files(folder: Path, class_names: tuple[str, ...]) -> list[tuple[str, int]]:
