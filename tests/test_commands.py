@@ -14,7 +14,7 @@ from PIL import Image
 from vit_jax import pretrained
 from vit_jax.__main__ import main
 from vit_jax.arguments import split_overrides
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, is_out_of_memory
 
 TINY = Path(__file__).parent / "tiny.py"
 
@@ -297,6 +297,11 @@ def test_out_of_memory_is_one_line(capsys, monkeypatch, digits_npz, tmp_path):
     assert main(argv) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "Out of memory allocating 4 bytes.): try more config.accum_steps" in line
+
+
+def test_an_object_store_that_is_asked_too_often_is_not_out_of_memory():
+    assert not is_out_of_memory(OSError("RESOURCE_EXHAUSTED: rate limit exceeded"))
+    assert is_out_of_memory(RuntimeError("Ran out of memory in memory space hbm"))
 
 
 def test_evaluate_with_another_model(capsys, trained):

@@ -42,8 +42,12 @@ class Diverged(Exception):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether this is XLA's word that a device, or the compiler's plan for it, has no room."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error)
+    """Whether this is XLA's word that a device, or the compiler's plan for it, has no room.
+
+    Object stores, too, say RESOURCE_EXHAUSTED, of their rates: memory has to be named.
+    """
+    text = str(error).lower()
+    return "out of memory" in text or ("resource_exhausted" in text and "allocat" in text)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
