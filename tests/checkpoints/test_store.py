@@ -251,6 +251,18 @@ def test_newer_layouts_are_refused(copy):
         Store(copy).restore_newest(abstract(tree(mesh_of(8, 1))))
 
 
+@pytest.mark.parametrize("described", [{"dtype": "float3"}, {"shape": 4}, {}])
+def test_a_manifest_that_describes_no_array_is_damaged(copy, described):
+    path = copy / "3" / "manifest" / "metadata"
+    manifest = json.loads(path.read_text())
+    for name, array in manifest["arrays"].items():
+        manifest["arrays"][name] = {**array, **described} if described else {}
+    path.write_text(json.dumps(manifest))
+    (copy / "3" / DIGESTS).unlink()
+    with pytest.raises(DamagedError, match="manifest"):
+        Store(copy).restore(3, abstract(tree(mesh_of(8, 1))))
+
+
 def test_asking_for_a_damaged_step_is_a_user_error(copy):
     delete(copy / "3" / "manifest" / "metadata")
     with pytest.raises(DamagedError, match=r"manifest.*there are also \[1, 2\]: `train` goes on"):

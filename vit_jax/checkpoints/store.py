@@ -344,11 +344,14 @@ class Store:
         digests.verify(path)
         asked = flatten(abstract)
         # As they were saved, for that is what the checksums are of.
-        common = {
-            name: leaf.update(dtype=saved[name]["dtype"])
-            for name, leaf in asked.items()
-            if name in saved and tuple(saved[name]["shape"]) == leaf.shape
-        }
+        try:
+            common = {
+                name: leaf.update(dtype=np.dtype(saved[name]["dtype"]))
+                for name, leaf in asked.items()
+                if name in saved and tuple(saved[name]["shape"]) == leaf.shape
+            }
+        except (KeyError, TypeError) as error:
+            raise DamagedError(f"{path}/manifest: {error}") from error
         arrays = _read(path, common)
         _verify(path, arrays, saved)
         arrays = {name: array.astype(asked[name].dtype) for name, array in arrays.items()}
