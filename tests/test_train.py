@@ -265,7 +265,7 @@ def test_best_checkpoint_is_kept(tiny_config, tmp_path):
     assert any(evaluated.get(at) == best for at in kept)
 
 
-def test_the_best_so_far_is_known_after_a_restart(tiny_config, tmp_path, monkeypatch):
+def test_the_best_so_far_is_kept_in_the_checkpoint(tiny_config, tmp_path):
     """Not from the log, which other processes may read while the first one cuts it back."""
     config = tiny_config(checkpoint__keep_best="val/loss", total=16)
     train(config, str(tmp_path))

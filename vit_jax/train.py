@@ -184,7 +184,7 @@ class Trainer:
                 evaluating = is_due(at, evaluate_every, total)
                 found = self.evaluate(at) if evaluating and not stopping else None
                 stopping = stopping or (evaluating and found is None)
-                improved = self.is_best(at, found)
+                improved = self.note_best(at, found)
                 saving = is_due(at, save_every, total) or self.store.must_retry()
                 if stopping or improved or saving:
                     self.save(at, found, owes_evaluation=evaluating and found is None)
@@ -217,8 +217,8 @@ class Trainer:
                 " evaluation is not done; the same command makes up for it"
             )
 
-    def is_best(self, at: int, found: dict[str, float] | None) -> bool:
-        """Whether an evaluation is the best so far by `checkpoint.keep_best`, which is noted.
+    def note_best(self, at: int, found: dict[str, float] | None) -> bool:
+        """Notes an evaluation that is the best so far by `checkpoint.keep_best`, and says whether.
 
         Raises:
           UserError: no evaluation gives that metric; the state is saved.

@@ -115,3 +115,10 @@ def test_counts_agree_with_the_recipes():
     known = KNOWN["imagenet2012"]
     assert known.num_classes == NUM_CLASSES
     assert known.splits == {"train": NUM_TRAIN, "validation": NUM_VALIDATION}
+
+
+def test_value_ops_are_those_of_their_module():
+    from vit_jax.data import ops, pp
+
+    defined = {name for name, op in ops._OPS.items() if op.function.__module__.endswith(".values")}
+    assert set(pp.VALUE_OPS) == defined
