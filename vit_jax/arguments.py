@@ -249,8 +249,9 @@ def _add_measuring(command: Callable[..., Parser]) -> None:
     bench.add_argument(
         "--against",
         metavar="PEERS",
-        help="in turns with others, commas between: timm, tfrecord (input); timm, timm-compile"
-        " (step --model); timm needs the extra `bench`",
+        help="in turns with others, commas between: timm, tfrecord (input); timm, timm-compile,"
+        " big_vision:FOLDER, vision_transformer:FOLDER (step --model; the folder of a checkout);"
+        " timm needs the extra `bench`",
     )
     bench.add_argument("--json", type=_out_file, metavar="FILE", help="also write the result there")
 

@@ -342,11 +342,12 @@ def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _peers(arguments: argparse.Namespace, known: Sequence[str]) -> list[str]:
-    """The names in --against, each of which is one of `known`."""
+    """What --against lists, each one of `known`, as NAME or NAME:FOLDER."""
     peers = arguments.against.split(",") if arguments.against else []
     for peer in peers:
         if not known:
             raise UserError("bench: --against goes with `bench input`, or `bench step --model`")
-        if peer not in known:
-            raise UserError(f"bench --against={peer}: not known here; {nearest(peer, known)}")
+        name = peer.partition(":")[0]
+        if name not in known:
+            raise UserError(f"bench --against={name}: not known here; {nearest(name, known)}")
     return peers

@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
+import vit_jax
 from vit_jax.__main__ import main
 from vit_jax.bench import model as bench_model
 from vit_jax.bench import peers as bench_peers
+from vit_jax.bench import torch_step
+from vit_jax.bench.flax_step import FlaxStep
 from vit_jax.errors import UserError
 
 WITHOUT_TENSORFLOW = """
@@ -81,10 +86,10 @@ def test_the_step_of_a_model_without_tensorflow(request):
 
 
 def test_timms_names():
-    assert bench_peers.timm_name("vit_ti16") == "vit_tiny_patch16_224"
-    assert bench_peers.timm_name("vit_b32") == "vit_base_patch32_224"
+    assert torch_step.timm_name("vit_ti16") == "vit_tiny_patch16_224"
+    assert torch_step.timm_name("vit_b32") == "vit_base_patch32_224"
     with pytest.raises(UserError, match="compares plain ViTs"):
-        bench_peers.timm_name("mixer_b16")
+        torch_step.timm_name("mixer_b16")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,8 @@ def test_timms_names():
         (["step"], "give --config=FILE, or for `bench step` --model=NAME"),
         (["input", "--model=vit_ti16"], "--model goes with `bench step`"),
         (["step", "--model=vit_ti16", "--against=tim"], "did you mean 'timm'?"),
+        (["step", "--model=vit_ti16", "--against=big_vison:/x"], "did you mean 'big_vision'?"),
+        (["step", "--model=vit_ti16", "--against=big_vision"], "give the folder of its checkout"),
         (["step", "--model=vit_tee16"], "model 'vit_tee16' is not known"),
         (["step", "--model=vit"], "not a whole image model"),
         (["step", "--model=vit_ti16", "--model.unrol=2"], "did you mean 'unroll'?"),
@@ -110,7 +117,7 @@ def test_what_cannot_be_measured(argv, message, capsys):
 def test_a_peer_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     answers = io.StringIO()
-    bench_peers.serve(["timm", "vit_tiny_patch16_224", "2", "float32"], io.StringIO(), answers)
+    bench_peers.serve(["timm", "vit_ti16", "2", "float32"], io.StringIO(), answers)
     assert "pip install -e '.[bench]'" in json.loads(answers.getvalue())
 
 
@@ -119,14 +126,14 @@ def test_a_peer_is_asked_and_answers(monkeypatch):
         first_seconds = 7.0
 
         def __init__(self, name, batch_size, dtype, compiled):
-            assert (name, batch_size, dtype, compiled) == ("vit_b", 2, "float32", True)
+            assert (name, batch_size, dtype, compiled) == ("vit_b16", 2, "float32", True)
 
         def seconds(self, steps):
             return 0.5 * steps
 
-    monkeypatch.setattr(bench_peers, "_TorchStep", Steps)
+    monkeypatch.setattr(torch_step, "TorchStep", Steps)
     answers = io.StringIO()
-    arguments = ["timm-compile", "vit_b", "2", "float32"]
+    arguments = ["timm-compile", "vit_b16", "2", "float32"]
     bench_peers.serve(arguments, io.StringIO("4\n6\n"), answers)
     answers.seek(0)
     monkeypatch.setattr(bench_peers.subprocess, "Popen", lambda *_, **__: Process(answers))
@@ -141,6 +148,85 @@ class Process:
 
     def __init__(self, answers):
         self.stdin, self.stdout = io.StringIO(), answers
+
+
+BIG_VISION = """
+import flax.linen as nn
+
+class _Model(nn.Module):
+    num_classes: int
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        return nn.Dense(self.num_classes)(image.mean(axis=(1, 2))), {}
+
+def Model(num_classes, *, variant, pool_type):
+    {"S/16": None}[variant]
+    return _Model(num_classes)
+"""
+
+VISION_TRANSFORMER = """
+import flax.linen as nn
+
+class VisionTransformer(nn.Module):
+    num_classes: int
+    hidden_size: int
+    @nn.compact
+    def __call__(self, image, *, train):
+        return nn.Dense(self.num_classes)(nn.Dense(self.hidden_size)(image.mean(axis=(1, 2))))
+"""
+
+
+@pytest.fixture
+def checkouts(tmp_path, monkeypatch):
+    """Where modules of both JAX codebases lie, in small; what imports them leaves no trace."""
+    files = {
+        "big_vision/big_vision/models/vit.py": BIG_VISION,
+        "vision_transformer/vit_jax/models_vit.py": VISION_TRANSFORMER,
+        "vision_transformer/vit_jax/configs/models.py": (
+            "MODEL_CONFIGS = {'ViT-Ti_16': {'hidden_size': 4}}"
+        ),
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(vit_jax, "__path__", list(vit_jax.__path__))
+    yield tmp_path
+    for name in list(sys.modules):
+        if name.startswith(("big_vision", "vit_jax.models_vit", "vit_jax.configs")):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("peer", "model"), [("big_vision", "vit_s16"), ("vision_transformer", "vit_ti16")]
+)
+def test_models_of_the_jax_codebases_train(peer, model, checkouts):
+    step = FlaxStep(peer, str(checkouts / peer), model, 2, "float32")
+    before = jax.device_get(step._state[0])
+    assert step.seconds(1) > 0
+    assert jax.tree.map(np.shape, step._state[0]) == jax.tree.map(np.shape, before)
+    assert any(map(np.any, jax.tree.leaves(jax.tree.map(np.subtract, step._state[0], before))))
+
+
+@pytest.mark.parametrize(
+    ("peer", "model", "dtype", "message"),
+    [
+        ("big_vision", "vit_b16", "float32", "big_vision has no ViT of size B/16"),
+        ("big_vision", "vit_s16", "bfloat16", "float32 alone"),
+        ("big_vision", "mixer_s16", "float32", "compares plain ViTs"),
+        ("vision_transformer", "vit_g14", "float32", "no model ViT-g_14"),
+        ("vision_transformer", "vit_ti16", "bfloat16", "float32 alone"),
+    ],
+)
+def test_what_the_jax_codebases_do_not_train(peer, model, dtype, message, checkouts):
+    with pytest.raises(UserError, match=message):
+        FlaxStep(peer, str(checkouts / peer), model, 2, dtype)
+
+
+def test_a_folder_without_the_codebase(tmp_path, checkouts):
+    with pytest.raises(UserError, match="give the folder that was cloned"):
+        FlaxStep("big_vision", str(tmp_path / "elsewhere"), "vit_s16", 2, "float32")
 
 
 @pytest.mark.interop
