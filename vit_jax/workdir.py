@@ -7,19 +7,17 @@ DONE          exists once the last step is finished
 import dataclasses
 import importlib.metadata
 import json
-import subprocess
 import sys
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from vit_jax import commit, schema
 from vit_jax import config as config_lib
-from vit_jax import schema
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, storage_errors
 from vit_jax.report.metrics import write_atomically
 from vit_jax.types import ArraySpec, DataInfo
 
@@ -47,7 +45,7 @@ class Workdir:
             workdir.path.mkdir(parents=True, exist_ok=True)
             probe.write_text("")
             probe.unlink()
-        except OSError as error:
+        except storage_errors() as error:
             raise UserError(f"--workdir={path}: cannot write there ({error})") from error
         return workdir
 
@@ -130,7 +128,7 @@ class Workdir:
             },
             "headline": headline,
             "command": ["python", "-m", "vit_jax", *sys.argv[1:]],
-            "commit": _commit(),
+            "commit": commit.current(),
             "packages": _package_versions(),
         }
         text = json.dumps(record, indent=2, default=str) + "\n"
@@ -166,21 +164,3 @@ def _package_versions() -> Mapping[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _commit() -> str | None:
-    """The commit of this code, with `+` where the tree has changes; None outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-ALL_PERMISSIONS = """{"permissions": ["storage.objects.create", "storage.objects.delete",
-  "storage.objects.get", "storage.objects.list"]}"""
+ALL_PERMISSIONS = """{"permissions": ["storage.buckets.get", "storage.objects.create",
+  "storage.objects.delete", "storage.objects.get", "storage.objects.list"]}"""
 
 
 @pytest.fixture

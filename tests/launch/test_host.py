@@ -65,6 +65,18 @@ def test_a_pinned_commit_is_installed_with_the_tpu_extra(host, tmp_path):
     assert f"error: pod-w-0: commit {'0' * 40} is not in" in done.stderr
 
 
+def test_a_copy_of_the_code_makes_way_for_a_commit(host, tmp_path):
+    commit = repository(tmp_path / "repository", "echo one")
+    code = host.home / "vit_jax_runs/pod/code"
+    code.mkdir(parents=True)
+    (code / "run.sh").write_text("the copy's")
+    assert host("bash host.sh pod prepare", str(tmp_path / "repository"), commit).returncode == 0
+    assert "echo one" in (code / "run.sh").read_text()
+    other = repository(tmp_path / "other", "echo two")
+    assert host("bash host.sh pod prepare", str(tmp_path / "other"), other).returncode == 0
+    assert "echo two" in (code / "run.sh").read_text()
+
+
 OLD_PYTHON = """#!/bin/bash
 case "$*" in
   -c*) exit 1 ;;
@@ -110,9 +122,17 @@ def test_a_missing_permission_names_the_role_that_has_it(host, cloud):
     (cloud / "permissions.json").write_text(json.dumps(held))
     done = host("bash host.sh pod check gs://bucket/run")
     assert done.returncode == 2
-    assert "runner@project.iam.gserviceaccount.com lacks" in done.stderr
-    assert "storage.objects.create storage.objects.delete on gs://bucket," in done.stderr
+    lacks = (
+        "lacks storage.buckets.get storage.objects.create storage.objects.delete on gs://bucket."
+    )
+    assert lacks in done.stderr
     assert "--role=roles/storage.objectUser" in done.stderr
+    assert "--role=roles/storage.legacyBucketReader" in done.stderr
+    held["permissions"] += ["storage.objects.create", "storage.objects.delete"]
+    (cloud / "permissions.json").write_text(json.dumps(held))
+    told = host("bash host.sh pod check gs://bucket/run").stderr
+    assert "lacks storage.buckets.get on gs://bucket." in told
+    assert "objectUser" not in told
     (cloud / "permissions.json").unlink()
     assert "gs://bucket does not exist" in host("bash host.sh pod check gs://bucket/run").stderr
 
@@ -150,6 +170,7 @@ def test_a_run_that_ends_leaves_its_code_and_last_line(host):
     run_of(host, 'echo first; echo "last $*"; exit 75')
     assert state_of(host, "ended") == "pod-w-0 ended 75 last train --config=c --restarts=20"
     assert host("bash host.sh pod logs").stdout.splitlines()[0] == "first"
+    assert host("bash host.sh pod arguments").stdout == "--config=c --restarts=20\n"
 
 
 def test_stop_lets_a_run_save_first(host):
@@ -161,6 +182,14 @@ def test_stop_lets_a_run_save_first(host):
     assert host("bash host.sh pod stop").returncode == 0
     assert host("bash host.sh pod state").stdout == "pod-w-0 ended 75 saved\n"
     assert host("bash host.sh pod stop").returncode == 0  # Nothing left to stop.
+
+
+def test_stop_does_not_wait_for_ever(host):
+    run_of(host, "trap '' TERM; echo going; while :; do sleep 0.05; done")
+    while "going" not in state_of(host, "running"):
+        continue
+    assert host("VIT_JAX_STOP_SECONDS=0.5 bash host.sh pod stop").returncode == 0
+    assert state_of(host, "none") == "pod-w-0 none"
 
 
 def test_unknown_actions_and_early_questions_are_errors(host):

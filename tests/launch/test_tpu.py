@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vit_jax import commit
 from vit_jax.__main__ import main
 from vit_jax.launch import tpu
 
@@ -34,7 +35,7 @@ def test_create_asks_for_one_slice(cloud, capsys):
     assert create == [
         "gcloud", "compute", "tpus", "tpu-vm", "create", "pod",
         "--accelerator-type=v5litepod-256", "--version=v2-alpha-tpuv5-lite",
-        "--zone=us-west4-a", "--project=p",
+        "--zone=us-west4-a", "--quiet", "--project=p",
     ]  # fmt: skip
     assert look[4:6] == ["describe", "pod"]
     assert not list(cloud.glob("config/**/*.json"))  # Nothing happened.
@@ -49,7 +50,7 @@ def test_several_slices_wait_in_a_queue(cloud, capsys):
         "queued-resources", "create", "pod", "--node-count=4", "--node-prefix=pod",
         "--accelerator-type=v5litepod-256", "--spot", "--internal-ips", "--network=n",
         "--subnetwork=s", "--service-account=a@b", "--runtime-version=special",
-        "--zone=us-west4-a",
+        "--zone=us-west4-a", "--quiet",
     ]  # fmt: skip
 
 
@@ -185,7 +186,14 @@ def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):
     (tmp_path / "new.py").write_text("not yet added")
     tpu.pack(tmp_path, tmp_path / "runs/code.tgz")
     with tarfile.open(tmp_path / "runs/code.tgz") as tar:
-        assert sorted(tar.getnames()) == [".gitignore", "new.py"]
+        assert sorted(tar.getnames()) == [".commit", ".gitignore", "new.py"]
+        assert tar.extractfile(".commit").read() == b""  # Nothing is committed yet.
+    git("-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "m")
+    tpu.pack(tmp_path, tmp_path / "runs/code.tgz")
+    with tarfile.open(tmp_path / "runs/code.tgz") as tar:
+        tar.extractall(tmp_path / "runs/copy", filter="data")
+    assert commit.of(tmp_path / "runs/copy") == commit.of(tmp_path)
+    assert commit.of(tmp_path).endswith("+")  # `gone.py` is gone.
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="copies a git checkout to the hosts")

@@ -18,8 +18,11 @@ Command = list[str]
 READY = ("READY", "ACTIVE")
 COMING = (
     "CREATING", "STARTING", "RESTARTING", "REPAIRING", "REIMAGING", "ACCEPTED",
-    "PROVISIONING", "WAITING_FOR_RESOURCES",
+    "PROVISIONING", "WAITING_FOR_RESOURCES", "SUSPENDING",
 )  # fmt: skip
+"""States that become another one by themselves."""
+LOST = ("PREEMPTED", "TERMINATED", "SUSPENDED", "FAILED")
+"""States in which Cloud TPU has taken slices away, which then have to be made anew."""
 ABSENT = "ABSENT"
 
 # Runtimes with today's drivers; cloud.google.com/tpu/docs/runtimes. First match wins.
@@ -84,8 +87,8 @@ class Slices:
 
     def delete(self) -> Command:
         if self.is_queued:
-            return self._tpus("queued-resources", "delete", self.name, "--force", "--quiet")
-        return self._tpus("tpu-vm", "delete", self.name, "--quiet")
+            return self._tpus("queued-resources", "delete", self.name, "--force")
+        return self._tpus("tpu-vm", "delete", self.name)
 
     def describe(self) -> Command:
         if self.is_queued:
@@ -111,7 +114,8 @@ class Slices:
         raise UserError(f"--type={self.type}: its TPU runtime is not known; add --version=NAME")
 
     def _tpus(self, *arguments: str) -> Command:
-        where = [f"--zone={self.zone}"]
+        # Nobody would see its questions: `Gcloud` keeps what it says for the errors.
+        where = [f"--zone={self.zone}", "--quiet"]
         where += [f"--project={self.project}"] if self.project else []
         return ["gcloud", "compute", "tpus", *arguments, *where]
 
@@ -175,7 +179,13 @@ class Gcloud:
     def _call(self, command: Command, stdout: int | None) -> subprocess.CompletedProcess:
         try:
             return subprocess.run(
-                command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                check=False,
             )
         except FileNotFoundError:
             raise UserError(
@@ -184,9 +194,13 @@ class Gcloud:
 
 
 def _last_line(text: str) -> str:
-    """What went wrong: the lines of gcloud that say ERROR, or the last one."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    told = [line for line in lines if line.lower().startswith("error")]
+    """What went wrong: the lines of gcloud, of `host.sh` or git that say so, or the last one.
+
+    Around them gcloud tells, framed by `#`, on which host a command has failed.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip(" #")]
+    lines = [line for line in lines if not line.startswith("#")]
+    told = [line for line in lines if line.lower().startswith(("error", "fatal"))]
     return " ".join(told or lines[-1:]) or "without a word"
 
 

@@ -9,8 +9,10 @@
 #   host.sh NAME start ARGUMENTS...            `./run.sh train ARGUMENTS`, in the background, unless
 #                                              it is already running
 #   host.sh NAME state                         HOST none | running LAST LINE | ended CODE LAST LINE
+#   host.sh NAME arguments                     those of the run that was started last, in a line
 #   host.sh NAME logs                          what the run says, until it ends
-#   host.sh NAME stop                          asks the run to save and end, and waits for that
+#   host.sh NAME stop                          asks the run to save and end; kills it after
+#                                              VIT_JAX_STOP_SECONDS (600)
 set -euo pipefail
 
 fail() {
@@ -18,11 +20,16 @@ fail() {
   exit 2
 }
 
+# Without ensurepip a Python makes no environments (Debian's, until python3-venv is installed).
+is_supported() {
+  "$1" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+    2>/dev/null
+}
+
 newest_python() {
   local candidate
   for candidate in python3.13 python3.12 python3.11 python3; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-      2>/dev/null; then
+    if is_supported "$candidate"; then
       command -v "$candidate"
       return
     fi
@@ -41,7 +48,9 @@ prepare() {
   local code="$run/code" python
   mkdir -p "$run"
   if [[ $# -gt 0 ]]; then
-    [[ -d $code/.git ]] || git clone --quiet "$1" "$code"
+    if [[ $(git -C "$code" remote get-url origin 2>/dev/null) != "$1" ]]; then
+      rm -rf "$code" && git clone --quiet "$1" "$code"
+    fi
     git -C "$code" fetch --quiet origin
     git -C "$code" checkout --quiet "$2" || fail "commit $2 is not in $1"
   else
@@ -80,25 +89,31 @@ metadata() {
 
 # Asks the bucket which of the permissions that a run needs this host's service account has.
 check_bucket() {
-  local bucket=${1#gs://} token account granted missing=() permission query=''
-  local wanted=(storage.objects.create storage.objects.delete storage.objects.get
-    storage.objects.list)
+  local api=https://storage.googleapis.com/storage/v1 bucket=${1#gs://} token account granted missing=() permission query=''
+  # TensorFlow looks at the bucket itself before it makes a folder in it.
+  local wanted=(storage.buckets.get storage.objects.create storage.objects.delete
+    storage.objects.get storage.objects.list)
+  local role roles=()
   bucket=${bucket%%/*}
   account=$(metadata email) || fail "this host has no service account; add --service-account=EMAIL"
   token=$(metadata token | sed 's/.*"access_token" *: *"\([^"]*\)".*/\1/')
   for permission in "${wanted[@]}"; do
     query+="&permissions=$permission"
   done
-  granted=$(curl -sf -H "Authorization: Bearer $token" \
-    "https://storage.googleapis.com/storage/v1/b/$bucket/iam/testPermissions?${query#&}") ||
+  granted=$(curl -sf -H @- "$api/b/$bucket/iam/testPermissions?${query#&}" \
+    <<<"Authorization: Bearer $token") ||
     fail "bucket gs://$bucket does not exist, or $account may not see it"
   for permission in "${wanted[@]}"; do
     [[ $granted == *"\"$permission\""* ]] || missing+=("$permission")
   done
   if [[ ${#missing[@]} -gt 0 ]]; then
-    fail "service account $account lacks ${missing[*]} on gs://$bucket, which are in the role" \
-      "roles/storage.objectUser. Grant it: gcloud storage buckets add-iam-policy-binding" \
-      "gs://$bucket --member=serviceAccount:$account --role=roles/storage.objectUser"
+    [[ ${missing[*]} != *storage.objects.* ]] || roles+=(roles/storage.objectUser)
+    [[ ${missing[*]} != *storage.buckets.* ]] || roles+=(roles/storage.legacyBucketReader)
+    fail "service account $account lacks ${missing[*]} on gs://$bucket. Grant what has them:" \
+      "$(for role in "${roles[@]}"; do
+        echo "gcloud storage buckets add-iam-policy-binding gs://$bucket" \
+          "--member=serviceAccount:$account --role=$role;"
+      done | paste -sd ' ')"
   fi
 }
 
@@ -112,6 +127,7 @@ start() {
   fi
   rm -f "$run/code_of_exit"
   cd "$run/code"
+  echo "$*" >"$run/arguments"
   VIT_JAX_EXTRAS=tpu VIT_JAX_VENV=$run/venv setsid nohup bash -c '
     ./run.sh train "${@:2}" & child=$!
     trap "kill -TERM $child" TERM
@@ -144,17 +160,23 @@ logs() {
   fi
 }
 
+arguments() {
+  [[ ! -f $run/arguments ]] || cat "$run/arguments"
+}
+
 stop() {
   is_running || return 0
-  kill -TERM "$(<"$run/pid")"
-  tail --pid="$(<"$run/pid")" -f /dev/null
+  local pid
+  pid=$(<"$run/pid")
+  kill -TERM "$pid"
+  timeout "${VIT_JAX_STOP_SECONDS:-600}" tail --pid="$pid" -f /dev/null || kill -KILL -- "-$pid"
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
   name=$1
   run=~/vit_jax_runs/$name
   case $2 in
-    prepare | start | state | logs | stop) "$2" "${@:3}" ;;
+    prepare | start | state | arguments | logs | stop) "$2" "${@:3}" ;;
     check)
       check_tpu_is_free
       if [[ ${3:-} == gs://* ]]; then

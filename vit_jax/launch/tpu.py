@@ -1,10 +1,12 @@
-"""`tpu create|train|logs|status|delete NAME`: runs on Cloud TPU slices, kept going until done.
+"""`tpu create|train|logs|status|stop|delete NAME`: runs on Cloud TPU slices, kept going until done.
 
 The local side of it. What the hosts do is in `host.sh`, which is copied to them with the code.
 """
 
 import argparse
 import dataclasses
+import io
+import re
 import shlex
 import subprocess
 import tarfile
@@ -13,16 +15,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from vit_jax import commit
 from vit_jax.errors import Interrupted, UserError, nearest
 from vit_jax.launch import gcloud
-from vit_jax.launch.gcloud import ABSENT, COMING, READY, Gcloud, Slices
+from vit_jax.launch.gcloud import ABSENT, COMING, LOST, READY, Gcloud, Slices
 
 HOST_SCRIPT = Path(__file__).parent / "host.sh"
 REPOSITORY = Path(__file__).parent.parent.parent
 
 RESTARTS = 20
 """Times in a row that a host starts a run again by itself before it is looked at."""
-
 
 MAX_UNREACHED = 20
 """Looks in a row that may fail before the launcher gives up; the run itself goes on."""
@@ -38,13 +40,17 @@ class HostState:
     last_line: str
 
     @classmethod
-    def parse(cls, line: str) -> "HostState":
-        host, kind, *rest = line.split(" ", 2)
-        text = rest[0] if rest else ""
-        if kind != "ended":
-            return cls(host, kind, None, text)
-        code, _, text = text.partition(" ")
-        return cls(host, kind, int(code), text)
+    def parse(cls, line: str) -> "HostState | None":
+        """What a line of `host.sh NAME state` says; None if it is a greeting of the machine's."""
+        found = re.fullmatch(r"(\S+) (?:(none|running)|(ended) (\d+))(?: (.*))?", line)
+        if not found:
+            return None
+        host, going, ended, code, text = found.groups()
+        return cls(host, going or ended, int(code) if code else None, text or "")
+
+
+class _Unusable(UserError):
+    """There are no slices, and none are to be made: not what another look would change."""
 
 
 @dataclasses.dataclass
@@ -54,78 +60,133 @@ class Launcher:
     slices: Slices
     cloud: Gcloud
     poll: float = 30.0
+    _told: str = dataclasses.field(default="", init=False)
+    _begun: bool = dataclasses.field(default=False, init=False)
 
     def create(self) -> None:
-        """Asks for the slices, and waits until they are there."""
+        """Asks for the slices, and waits until they are there.
+
+        Raises:
+          UserError: others of that name exist, or these cannot be had.
+        """
         if not self.cloud.dry_run:
+            known = gcloud.recall(self.slices.name)
+            if known not in (None, self.slices) and self.cloud.state(known) != ABSENT:
+                raise UserError(
+                    f"there is a {known.name} of type {known.type} already; ./run.sh tpu delete it,"
+                    " or choose another name"
+                )
             gcloud.remember(self.slices)
         self.cloud.run(self.slices.create())
-        self._wait_until_ready()
-
-    def _wait_until_ready(self) -> None:
-        told = ""
-        while (state := self.cloud.state(self.slices)) not in READY:
-            if state not in COMING:
-                raise UserError(f"{self.slices.name} is {state}; delete it, and create it again")
-            if state != told:
-                self.cloud.say(f"{self.slices.name}: {state}")
-                told = state
-            time.sleep(self.poll)
-        self.cloud.say(f"{self.slices.name}: {state}")
+        self._look_until(lambda: 0 if self._is_ready() else None)
 
     def train(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> int:
         """Starts the run on all hosts, and starts it again until it is done or has failed.
 
         arguments: of `train`. pin: repository and commit; without, the working tree is copied.
         Returns the run's exit code.
+
+        Raises:
+          UserError: the slices do not exist, or are deleted meanwhile; another run is going on
+            them; `MAX_UNREACHED` looks in a row have failed.
         """
-        state = self.cloud.state(self.slices)
-        if state == ABSENT:
-            raise UserError(f"there is no {self.slices.name}; ./run.sh tpu create it first")
-        if state in COMING:
-            self._wait_until_ready()
-        if self.cloud.dry_run or (self._is_up() and not self._is_going()):
+        self._look_until(lambda: 0 if self._is_ready(replace=True) else None)
+        if self.cloud.dry_run or not self._adopts(arguments):
             self._begin(arguments, workdir, pin)
+
+        def look() -> int | None:
+            if not self._is_ready(replace=True):
+                return None
+            if not self._begun:
+                self._begin(arguments, workdir, pin)
+            return self._look_at_hosts()
+
+        return self._look_until(look)
+
+    def _look_until(self, look: Callable[[], int | None]) -> int:
+        """What `look` finds in the end; it may fail, as when hosts are being taken away."""
         unreached = 0
         while True:
             try:
-                if not self._is_up():
-                    self._create_again()
-                    self._begin(arguments, workdir, pin)
-                states = self.states()
+                found = look()
                 unreached = 0
-            except UserError as error:  # Hosts cannot be reached while they are taken away.
+            except _Unusable:
+                raise
+            except UserError as error:
                 unreached += 1
                 if unreached > MAX_UNREACHED:
                     raise
                 self.cloud.say(f"{error}; looking again")
-                time.sleep(self.poll)
-                continue
-            if any(state.kind == "none" for state in states):  # A host was restarted.
-                self._on_hosts("start", *arguments)
-            code = self._verdict(states)
-            if code is not None:
-                return code
-            self.cloud.say(f"{states[0].host}: {states[0].last_line}")
+                found = None
+            if found is not None:
+                return found
             time.sleep(self.poll)
 
-    def _is_up(self) -> bool:
-        return self.cloud.state(self.slices) in (*READY, *COMING)
+    def _is_ready(self, *, replace: bool = False) -> bool:
+        """Whether the slices are there, or only coming; says so when that changes.
 
-    def _is_going(self) -> bool:
-        return any(state.kind == "running" for state in self.states())
+        replace: make them anew where they were taken away.
 
-    def _create_again(self) -> None:
-        """Replaces slices that were preempted, however long there is no capacity for new ones."""
+        Raises:
+          _Unusable: neither.
+        """
+        state = self.cloud.state(self.slices)
+        if replace and state in LOST:
+            self._replace()
+            return False
+        if state not in (*READY, *COMING):
+            name = self.slices.name
+            create = "" if state == ABSENT else f"./run.sh tpu delete {name}, then "
+            raise _Unusable(f"{name} is {state}; {create}./run.sh tpu create it first")
+        if state != self._told:
+            self.cloud.say(f"{self.slices.name}: {state}")
+            self._told = state
+        return state in READY
+
+    def _replace(self) -> None:
+        """Makes slices that were taken away anew, however long there is no capacity for them."""
         self.cloud.say(f"{self.slices.name} was preempted; creating it again")
+        self._begun = False
         while True:
             try:
-                if self.cloud.state(self.slices) != ABSENT:
-                    self.cloud.run(self.slices.delete())
-                return self.create()
+                state = self.cloud.state(self.slices)
+                if state in (*READY, *COMING):
+                    return
+                made = self.slices.create() if state == ABSENT else self.slices.delete()
+                self.cloud.run(made)
             except UserError as error:
                 self.cloud.say(f"{error}; trying again")
                 time.sleep(self.poll)
+
+    def _look_at_hosts(self) -> int | None:
+        """The run's exit code once it has ended for good."""
+        states = self.states()
+        if any(state.kind == "none" for state in states):  # A host was restarted, or made anew.
+            self._on_hosts("stop")
+            self._begun = False
+            return None
+        code = self._verdict(states)
+        if code is None:
+            self.cloud.say(f"{states[0].host}: {states[0].last_line}")
+        return code
+
+    def _adopts(self, arguments: Sequence[str]) -> bool:
+        """Whether this run is going on the hosts already. Raises `UserError` if another one is."""
+        if not any(state.kind == "running" for state in self.states()):
+            return False
+        self._begun = True
+        told = self.cloud.everywhere(self.slices, self._script("arguments"))
+        others = {line.strip() for line in told.splitlines()} - {" ".join(arguments), ""}
+        if others:
+            raise UserError(
+                f"another run is going on {self.slices.name}: {others.pop()}; ./run.sh tpu stop"
+                f" {self.slices.name} lets it save and end"
+            )
+        return True
+
+    def stop(self) -> None:
+        """Lets the run save and end on all hosts; the slices stay."""
+        self._on_hosts("stop")
 
     def _begin(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> None:
         name = self.slices.name
@@ -141,16 +202,19 @@ class Launcher:
             self._on_hosts("prepare")
         self._on_hosts("check", *([workdir] if workdir.startswith("gs://") else []))
         self._on_hosts("start", *arguments)
+        self._begun = True
 
     def _on_hosts(self, action: str, *arguments: str) -> None:
-        script = shlex.join(["bash", "host.sh", self.slices.name, action, *arguments])
-        self.cloud.everywhere(self.slices, script)
+        self.cloud.everywhere(self.slices, self._script(action, *arguments))
+
+    def _script(self, action: str, *arguments: str) -> str:
+        return shlex.join(["bash", "host.sh", self.slices.name, action, *arguments])
 
     def _verdict(self, states: Sequence[HostState]) -> int | None:
         """The run's exit code once there is one; stops the hosts that would wait for the others."""
         ended = [state for state in states if state.kind == "ended"]
         if len(ended) == len(states) and all(state.code == 0 for state in states):
-            self.cloud.say(f"{self.slices.name}: done")
+            self.cloud.say(f"{self.slices.name}: done{self._still_there()}")
             return 0
         failed = [state for state in ended if state.code]
         if not failed:
@@ -159,19 +223,23 @@ class Launcher:
         for state in own or failed:
             self.cloud.say(f"{state.host} ended with {state.code}: {state.last_line}")
         self._on_hosts("stop")
+        self.cloud.say(f"{self.slices.name}: ended{self._still_there()}")
         return (own or failed)[0].code
+
+    def _still_there(self) -> str:
+        return f"; it is there, and costs, until ./run.sh tpu delete {self.slices.name}"
 
     def states(self) -> list[HostState]:
         """What every host says of the run, in order of their names."""
-        ask = f"bash host.sh {self.slices.name} state"
+        ask = self._script("state")
         script = f'if [ -f host.sh ]; then {ask}; else echo "$(hostname) none"; fi'
         told = self.cloud.everywhere(self.slices, script, pretend=f"{self.slices.name} ended 0\n")
-        lines = filter(None, told.splitlines())
-        return sorted(map(HostState.parse, lines), key=lambda state: state.host)
+        states = filter(None, map(HostState.parse, told.splitlines()))
+        return sorted(states, key=lambda state: state.host)
 
     def logs(self, node: str, worker: str) -> None:
         """Shows what one host says, until its run ends."""
-        self.cloud.run(self.slices.ssh(node, f"bash host.sh {self.slices.name} logs", worker))
+        self.cloud.run(self.slices.ssh(node, self._script("logs"), worker))
 
     def status(self) -> None:
         """Prints the state of the slices and of every host."""
@@ -192,6 +260,8 @@ class Launcher:
 def pack(folder: Path, tar: Path) -> None:
     """Writes the files of a git checkout, changed ones as they are, without what git ignores.
 
+    And a note of the commit.
+
     Raises:
       UserError: the package was not installed from a checkout.
     """
@@ -203,6 +273,10 @@ def pack(folder: Path, tar: Path) -> None:
         for name in filter(None, done.stdout.split("\0")):
             if (folder / name).exists():
                 file.add(folder / name, name)
+        told = (commit.of(folder) or "").encode()
+        note = tarfile.TarInfo(commit.NOTE)
+        note.size = len(told)
+        file.addfile(note, io.BytesIO(told))
 
 
 def run(
@@ -215,7 +289,8 @@ def run(
     overrides: of config keys. parser_type: whose errors the user meets.
     """
     actions: dict[str, Callable] = {
-        "create": _create, "train": _train, "logs": _logs, "status": _status, "delete": _delete,
+        "create": _create, "train": _train, "logs": _logs, "status": _status, "stop": _stop,
+        "delete": _delete,
     }  # fmt: skip
     if arguments and not arguments[0].startswith("-") and arguments[0] not in actions:
         raise UserError(f"tpu: unknown action {arguments[0]!r}; {nearest(arguments[0], actions)}")
@@ -268,6 +343,7 @@ def _parser(parser_type: type) -> argparse.ArgumentParser:
     logs.add_argument("--worker", default="0", help="which host of the slice")
     logs.add_argument("--slice", type=int, default=0, help="which slice")
     action("status", "show the state of slices and hosts")
+    action("stop", "let the run save and end; the slices stay")
     action("delete", "delete the slices; the workdir stays")
     return parser
 
@@ -327,6 +403,10 @@ def _logs(launcher: Launcher, given: argparse.Namespace) -> None:
 
 def _status(launcher: Launcher, _: argparse.Namespace) -> None:
     launcher.status()
+
+
+def _stop(launcher: Launcher, _: argparse.Namespace) -> None:
+    launcher.stop()
 
 
 def _delete(launcher: Launcher, _: argparse.Namespace) -> None:

@@ -1,0 +1,193 @@
+"""What the launcher does while it watches: a scripted cloud, no processes."""
+
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.launch import tpu
+from vit_jax.launch.gcloud import Gcloud, Slices
+
+SLICES = Slices("pod", "z", type="v4-8")
+ARGUMENTS = ["--config=c.py", "--workdir=/shared"]
+GOING, DONE, NONE = "h0 running step 3", "h0 ended 0 done", "h0 none"
+
+
+class Cloud(Gcloud):
+    """Answers from lists, of which the last item stays; an exception among them is raised.
+
+    states: of the slices, one a look. hosts: what they say of the run. failures: texts of commands
+    that fail → how often.
+    """
+
+    def __init__(self, states, hosts=(DONE,), failures=()):
+        super().__init__()
+        self.states, self.hosts, self.failures = list(states), list(hosts), dict(failures)
+        self.commands, self.said = [], []
+
+    def _next(self, items):
+        item = items.pop(0) if len(items) > 1 else items[0]
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def _note(self, command):
+        text = " ".join(command)
+        self.commands.append(text)
+        for part in self.failures:
+            if part in text and self.failures[part] > 0:
+                self.failures[part] -= 1
+                raise UserError(f"{part} failed")
+
+    def run(self, command):
+        self._note(command)
+
+    def ask(self, command, pretend=""):
+        self._note(command)
+        if " describe " in self.commands[-1]:
+            return self._next(self.states)
+        if " state;" in self.commands[-1]:
+            return self._next(self.hosts) + "\n"
+        return " ".join(ARGUMENTS) + "\n" if " arguments" in self.commands[-1] else ""
+
+    def say(self, text):
+        self.said.append(text)
+
+    def done(self, *words):
+        """How many commands had all of these words."""
+        return sum(all(word in command for word in words) for command in self.commands)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(tpu, "pack", lambda folder, tar: None)
+
+
+def train(cloud, arguments=ARGUMENTS):
+    return tpu.Launcher(SLICES, cloud, poll=0).train(arguments, "/shared", None)
+
+
+def test_it_begins_looks_and_tells_that_slices_cost(elsewhere):
+    cloud = Cloud(["READY"], [NONE, GOING, GOING, DONE])
+    assert train(cloud) == 0
+    assert cloud.done("host.sh pod start") == 1
+    assert "h0: step 3" in cloud.said
+    assert "until ./run.sh tpu delete pod" in cloud.said[-1]
+
+
+def test_a_run_that_is_going_is_watched():
+    cloud = Cloud(["READY"], [GOING, GOING, DONE])
+    assert train(cloud) == 0
+    assert cloud.done("start") == 0
+
+
+def test_another_run_that_is_going_is_left_alone():
+    with pytest.raises(UserError, match=r"--workdir=/shared; \./run\.sh tpu stop pod"):
+        train(Cloud(["READY"], [GOING]), ["--config=other.py"])
+
+
+def test_preempted_slices_are_made_again():
+    cloud = Cloud(["READY", "READY", "PREEMPTED", "PREEMPTED", "ABSENT", "CREATING", "READY"],
+                  [NONE, GOING, GOING, DONE])  # fmt: skip
+    assert train(cloud) == 0
+    assert cloud.done("tpu-vm delete") == cloud.done("tpu-vm create") == 1
+    assert cloud.done("host.sh pod start") == 2
+
+
+def test_slices_that_were_deleted_are_not_bought_again():
+    cloud = Cloud(["READY", "READY", "ABSENT"], [NONE, GOING])
+    with pytest.raises(UserError, match=r"pod is ABSENT; \./run\.sh tpu create it"):
+        train(cloud)
+    assert not cloud.done("tpu-vm create")
+
+
+def test_a_look_that_fails_costs_no_place_in_the_queue():
+    states = ["PREEMPTED", "ABSENT", UserError("503"), "CREATING", UserError("503"), "READY"]
+    cloud = Cloud(states, [NONE, DONE])
+    assert train(cloud) == 0
+    assert cloud.done("tpu-vm create") == 1
+    assert not cloud.done("tpu-vm delete")
+
+
+def test_without_capacity_it_asks_again():
+    cloud = Cloud(["PREEMPTED", "ABSENT", "ABSENT", "ABSENT", "READY"], [NONE, DONE],
+                  {"tpu-vm create": 2})  # fmt: skip
+    assert train(cloud) == 0
+    assert cloud.done("tpu-vm create") == 3
+    assert "tpu-vm create failed; trying again" in cloud.said
+
+
+def test_hosts_that_could_not_be_prepared_after_a_preemption_are_prepared_again():
+    cloud = Cloud(["READY", "READY", "PREEMPTED", "READY"], [NONE, GOING, DONE])
+    prepare, cloud._prepared = cloud._note, 0
+
+    def fails_the_second_time(command):
+        prepare(command)
+        if "scp" in command:
+            cloud._prepared += 1
+            if cloud._prepared == 2:
+                raise UserError("scp failed")
+
+    cloud._note = fails_the_second_time
+    assert train(cloud) == 0
+    assert cloud._prepared == 3
+    assert "scp failed; looking again" in cloud.said
+
+
+def test_a_mistake_is_told_at_once():
+    cloud = Cloud(["READY"], [NONE], {"host.sh pod check": 1})
+    with pytest.raises(UserError, match="check failed"):
+        train(cloud)
+    assert not cloud.done("start")
+
+
+def test_a_host_that_was_restarted_begins_again_with_the_others():
+    cloud = Cloud(["READY"], [NONE, GOING, NONE, DONE], {"host.sh pod stop": 1})
+    cloud.hosts.insert(3, NONE)
+    assert train(cloud) == 0
+    assert cloud.done("host.sh pod stop") == 2  # The first try did not reach them.
+    assert cloud.done("host.sh pod start") == 2
+
+
+def test_repairs_are_waited_for():
+    states = ["READY", "READY", *["REPAIRING"] * (2 * tpu.MAX_UNREACHED), "READY"]
+    cloud = Cloud(states, [NONE, GOING, DONE])
+    assert train(cloud) == 0
+    assert cloud.said.count("pod: REPAIRING") == 1
+
+
+def test_it_gives_up_where_nothing_can_be_reached():
+    cloud = Cloud(["READY", "READY", UserError("no route")], [NONE, GOING])
+    with pytest.raises(UserError, match="no route"):
+        train(cloud)
+    assert cloud.said.count("no route; looking again") == tpu.MAX_UNREACHED
+
+
+def test_a_failure_stops_the_other_hosts():
+    cloud = Cloud(["READY"], [NONE, "h0 ended 2 error: no such file\nh1 running step 3"])
+    assert train(cloud) == 2
+    assert cloud.done("host.sh pod stop") == 1
+    assert "h0 ended with 2: error: no such file" in cloud.said
+    assert "costs" in cloud.said[-1]
+
+
+def test_what_was_created_is_not_forgotten_for_what_could_not_be(capsys):
+    tpu.Launcher(SLICES, Cloud(["READY"]), poll=0).create()
+    other = Slices("pod", "z", type="v6e-8")
+    cloud = Cloud(["READY"])
+    with pytest.raises(UserError, match="there is a pod of type v4-8 already"):
+        tpu.Launcher(other, cloud, poll=0).create()
+    assert not cloud.done("create")
+    tpu.Launcher(other, Cloud(["ABSENT", "CREATING", "READY"]), poll=0).create()
+
+
+def test_slices_that_fail_while_they_are_made():
+    with pytest.raises(UserError, match=r"pod is FAILED; \./run\.sh tpu delete pod, then"):
+        tpu.Launcher(SLICES, Cloud(["CREATING", "FAILED"]), poll=0).create()
+
+
+def test_a_greeting_among_the_states():
+    assert tpu.HostState.parse("Welcome to Ubuntu") is None
+    assert tpu.HostState.parse("h0 ended 75 saved step 3") == tpu.HostState(
+        "h0", "ended", 75, "saved step 3"
+    )
+    assert tpu.HostState.parse("h0 none") == tpu.HostState("h0", "none", None, "")
