@@ -16,8 +16,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 venv=${VIT_JAX_VENV:-.venv}
 extras=${VIT_JAX_EXTRAS:-}
 
+# Without ensurepip a Python makes no environments (Debian's, until python3-venv is installed).
 is_supported() {
-  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+  "$1" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+    2>/dev/null
 }
 
 find_python() {
@@ -31,7 +33,8 @@ find_python() {
       return
     fi
   done
-  echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or name it with VIT_JAX_PYTHON" >&2
+  echo "error: no Python 3.11, 3.12 or 3.13 with venv found; install one (Debian: python3-venv)," \
+    "or name it with VIT_JAX_PYTHON" >&2
   exit 2
 }
 
@@ -42,7 +45,8 @@ install() {
   if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
     return
   fi
-  if [[ ! -x $venv/bin/python ]]; then
+  # Not there, or cut short while it was made.
+  if ! "$venv/bin/python" -m pip --version &>/dev/null; then
     python=$(find_python) || exit 2
     "$python" -m venv "$venv"
   fi
