@@ -115,6 +115,13 @@ def test_a_lost_process_is_told_from_other_errors():
     told.__cause__ = gone
     assert runtime.lost_process(told)
     assert runtime.lost_process(ValueError("UNKNOWN: Gloo AllReduce failed: Read error"))
+    restarted = TimeoutError("Timed out while waiting for async_write_complete barrier.")
+    restarted.__cause__ = jax.errors.JaxRuntimeError(
+        "INTERNAL: Barrier failed because: task is set to ERROR: ABORTED: 1 unexpectedly tried to"
+        " connect with a different incarnation. It has likely restarted."
+        " [type.googleapis.com/tensorflow.CoordinationServiceError='']"
+    )
+    assert "likely restarted" in runtime.lost_process(restarted)
     assert runtime.lost_process(jax.errors.JaxRuntimeError("UNAVAILABLE: socket closed"))
     assert not runtime.lost_process(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
     assert not runtime.lost_process(ValueError("Connection reset"))

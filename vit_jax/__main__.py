@@ -16,7 +16,7 @@ from vit_jax.errors import UserError, nearest
 
 _LAST_WORDS_SECONDS = 2.0
 
-_TOLD = UserError | errors.DoesNotFit | errors.Diverged | errors.LostProcess
+_TOLD = UserError | errors.DoesNotFit | errors.Diverged | errors.LostProcess | errors.CannotSave
 """Errors whose message is all that there is to say."""
 
 

@@ -2,10 +2,11 @@
 
 Exit codes: 0 done; 1 anything unforeseen; 2 the user's input was wrong (`UserError`); 3 the plan
 does not fit; 75 interrupted, and the same command goes on from what is saved (`Interrupted`,
-`LostProcess`; the value is BSD's EX_TEMPFAIL, on which schedulers restart).
+`LostProcess`, `CannotSave`; the value is BSD's EX_TEMPFAIL, on which schedulers restart).
 """
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 FAILURE = 1
@@ -35,10 +36,22 @@ class LostProcess(Exception):
     exit_code = 75
 
 
+class CannotSave(Exception):
+    """Storage failed one of several processes, which cannot try the save again by themselves."""
+
+    exit_code = 75
+
+
 class Diverged(Exception):
     """Too many steps in a row were not finite. The message is one line, the state is saved."""
 
     exit_code = FAILURE
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """What reading and writing files raises: for gs://... that is TensorFlow's own errors."""
+    tensorflow = sys.modules.get("tensorflow")
+    return (OSError, tensorflow.errors.OpError) if tensorflow else (OSError,)
 
 
 def is_out_of_memory(error: Exception) -> bool:

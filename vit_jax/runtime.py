@@ -29,7 +29,7 @@ _GOOGLE_PCI_VENDOR = "0x1ae0"
 
 # What is said of a lost peer: by collectives (Gloo, NCCL) and the coordination service, whoever
 # raises it, and by JAX's own errors, where the same words could not come from a file's storage.
-_LOST = re.compile(r"Gloo \w+ failed|NCCL .*remote process|[Cc]oordination service|heartbeat")
+_LOST = re.compile(r"Gloo \w+ failed|NCCL .*remote process|[Cc]oordination ?[Ss]ervice|heartbeat")
 _LOST_FOR_JAX = re.compile(
     r"Connection (?:closed|reset|refused)|Broken pipe|UNAVAILABLE|DEADLINE_EXCEEDED|[Tt]imed out"
 )

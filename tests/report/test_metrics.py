@@ -9,6 +9,7 @@ import string
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -310,16 +311,25 @@ def test_importing_the_report_loads_nothing_heavy():
     assert result.stdout.strip() == "[]"
 
 
-@pytest.fixture
-def strict_store(object_store, monkeypatch):
+class TensorflowError(Exception):
+    """What etils raises of gs://..., where TensorFlow is imported: no OSError."""
+
+
+@pytest.fixture(params=["OSError", "TensorFlow's error"])
+def strict_store(object_store, monkeypatch, request):
     """A store that refuses appends, and every second write as too early; lists the writes."""
+    refusal = OSError(429, "rateLimitExceeded")
+    if request.param != "OSError":
+        refusal = TensorflowError("rateLimitExceeded")
+        module = types.SimpleNamespace(errors=types.SimpleNamespace(OpError=TensorflowError))
+        monkeypatch.setitem(sys.modules, "tensorflow", module)
     writes, path_type = [], type(epath.Path("/"))
     write = path_type.write_bytes
 
     def limited(path, data):
         writes.append(path.name)
         if len(writes) % 2:
-            raise OSError(429, "rateLimitExceeded")
+            raise refusal
         return write(path, data)
 
     def refuse(*args, **kwargs):

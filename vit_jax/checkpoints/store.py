@@ -30,7 +30,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vit_jax.checkpoints import digests
 from vit_jax.checkpoints.checksums import checksums
 from vit_jax.checkpoints.digests import DamagedError
-from vit_jax.errors import UserError
+from vit_jax.errors import CannotSave, UserError, storage_errors
 from vit_jax.types import Array
 
 VERSION = 1
@@ -43,9 +43,6 @@ _POLL_SECONDS = 0.02
 
 _LEAST_PART = 1 << 20
 """Bytes from which on the devices that hold an array write a part of it each."""
-
-# What Orbax raises where files cannot be written.
-_STORAGE_ERRORS = (OSError, ValueError)
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +152,7 @@ class Store:
         self._last = _Save(step, flatten(tree), dict(metadata), dict(metrics) if metrics else None)
         try:
             self._finish()
-        except _STORAGE_ERRORS as error:  # Of the save before, which this one stands in for.
+        except _orbax_errors() as error:  # Of the save before, which this one stands in for.
             self._failed(error)
         self._start()
 
@@ -166,7 +163,7 @@ class Store:
         if self._pending and not self.is_busy():
             try:
                 self._finish()
-            except _STORAGE_ERRORS as error:
+            except _orbax_errors() as error:
                 self._failed(error, pause=False)
         return self._manager is None and self._failures > 0 and time.monotonic() >= self._retry_at
 
@@ -181,7 +178,7 @@ class Store:
         while True:
             try:
                 return self._start_once(self._last)
-            except _STORAGE_ERRORS as error:
+            except _orbax_errors() as error:
                 self._failed(error)
 
     def _start_once(self, save: "_Save") -> None:
@@ -219,7 +216,7 @@ class Store:
         while True:
             try:
                 return self._finish()
-            except _STORAGE_ERRORS as error:
+            except _orbax_errors() as error:
                 if any(array.is_deleted() for array in self._last.arrays.values()):
                     raise self._cannot_save(error) from error
                 self._failed(error)
@@ -235,13 +232,20 @@ class Store:
         self._pending, self._failures = False, 0
 
     def _failed(self, error: Exception, *, pause: bool = True) -> None:
-        """Notes a failed save. Raises `UserError` if it was the last that may fail."""
+        """Notes a failed save.
+
+        Raises:
+          UserError: it was the last that may fail.
+          CannotSave: it is one of several processes'.
+        """
         # Orbax drops the other writes of a save that failed, which Python would tell at its exit.
         warnings.filterwarnings("ignore", ".* was never awaited", RuntimeWarning)
         self._failures += 1
-        if self._failures > self._retries or jax.process_count() > 1:
+        if jax.process_count() > 1:  # The others know nothing of it.
+            raise CannotSave(f"{self._cannot_save(error)}; start all again") from error
+        if self._failures > self._retries:
             raise self._cannot_save(error) from error
-        with contextlib.suppress(*_STORAGE_ERRORS):
+        with contextlib.suppress(*_orbax_errors()):
             self._manager.close()
         # The next manager clears away what this one has left.
         self._manager, self._pending = None, False
@@ -394,6 +398,11 @@ def _seal(manager: ocp.CheckpointManager, path: epath.Path) -> None:
         time.sleep(_POLL_SECONDS)
     if path.exists():  # A save that failed has left nothing, and raises when it is waited for.
         digests.write(path)
+
+
+def _orbax_errors() -> tuple[type[Exception], ...]:
+    """What Orbax raises where files cannot be written."""
+    return (*storage_errors(), ValueError)
 
 
 def _first_line(error: Exception) -> str:

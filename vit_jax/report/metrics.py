@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 from absl import logging
 from etils import epath
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, storage_errors
 
 LOG_NAME = "metrics.jsonl"
 PARTS_NAME = "metrics"
@@ -172,7 +172,7 @@ def _upload(path: epath.Path, data: bytes) -> None:
         try:
             path.write_bytes(data)
             return
-        except OSError as error:
+        except storage_errors() as error:
             logging.warning("%s: %s; trying again in %g s", path, error, pause)
             time.sleep(pause)
     path.write_bytes(data)
@@ -376,8 +376,8 @@ def _explained(workdir: epath.Path) -> Iterator[None]:
     """Turns a failure of the file system into one line for the user."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except storage_errors() as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"workdir {os.fspath(workdir)}: cannot write the metrics log there ({reason}); "
             "free space, or name a directory you may write to with --workdir"
