@@ -10,7 +10,7 @@ PACKAGE = ROOT / "vit_jax"
 
 # Lowest first. A module may import from lower floors, and from its own room.
 FLOORS = [
-    {"version", "errors", "types", "chips", "drawing", "hlo"},
+    {"version", "commit", "errors", "types", "chips", "drawing", "hlo"},
     {"schema", "durations", "tokenizer", "fields"},
     {"config", "spikes"},
     {"imagenet", "digit_scenes"},
