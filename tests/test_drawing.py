@@ -52,3 +52,21 @@ def test_segmentations_tint_and_what_is_ignored_turns_grey(background):
 def test_float_images_are_stretched_and_grey_ones_get_three_channels():
     picture = drawing.rgb(np.array([[[-1.0], [1.0]]]))
     assert picture.tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+def test_a_class_is_named_where_it_is():
+    """Class 1 is a ring: its middle lies outside of it, its name does not."""
+    segmentation = np.zeros((32, 32), int)
+    segmentation[4:28, 4:28] = 1
+    segmentation[8:24, 8:24] = 2
+    segmentation[0, 0] = 3  # Too little.
+    picture = drawing.with_names(BLACK[:32, :32], segmentation, ["none", "ring", "disc", "dot"])
+    assert picture.shape == (192, 192, 3)
+    for number, low, high in ((1, 4, 28), (2, 8, 24)):
+        rows, columns = np.nonzero((picture == drawing.class_colour(number)).all(-1))
+        assert low <= rows.min() / 6 < rows.max() / 6 <= high
+        assert low <= columns.min() / 6 < high
+    for number in (0, 3):
+        assert not (picture == drawing.class_colour(number)).all(-1).any()
+    with_ignored = np.full((32, 32), drawing.IGNORED)
+    assert not drawing.with_names(BLACK[:32, :32], with_ignored, ["none"]).any()

@@ -108,20 +108,24 @@ def run_report(arguments: argparse.Namespace) -> None:
 def run_predict(arguments: argparse.Namespace) -> None:
     predictor = _predictor(arguments)
     images = predictor.read(arguments.images)
+    if arguments.patches:
+        predictor.draw_patches(images[0], arguments.patches)
     outputs = predictor.predict(images)
     lines = predictor.task.lines(outputs, arguments.top)
     for path, said in zip(arguments.images, lines, strict=True):
         print("\n  ".join([path, *said]))
     if arguments.out:
         predictor.draw(images, outputs, arguments.out)
-        print(f"drawn: {arguments.out}")
     if arguments.attention:
         captions = predictor.task.captions(outputs)
         predictor.draw_attention(images, captions, arguments.attention)
-        print(f"attention: {arguments.attention}")
-    if arguments.patches:
-        predictor.draw_patches(images[0], arguments.patches)
-        print(f"patches: {arguments.patches}")
+    for what, file in (
+        ("drawn", arguments.out),
+        ("attention", arguments.attention),
+        ("patches", arguments.patches),
+    ):
+        if file:
+            print(f"{what}: {file}")
 
 
 def _predictor(arguments: argparse.Namespace, *, headless: bool = False):

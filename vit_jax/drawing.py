@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from PIL import ImageFont
+    from PIL import Image, ImageFont
 
 IGNORED = 255
 """Value of a segmentation where nothing is labelled."""
 
 _OPACITY = 0.55
 _GOLDEN = 0.618034
+_LEAST_SHARE = 0.01
 _MIN_SIDE = 192  # Pixels; smaller pictures are enlarged by whole multiples, so that texts fit.
 
 
@@ -78,19 +79,56 @@ def with_boxes(
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(enlarged(rgb(image)))
-    draw, letters = ImageDraw.Draw(picture), font(12)
+    draw = ImageDraw.Draw(picture)
     for box, label, text in zip(boxes, labels, texts, strict=True):
         y0, x0, y1, x1 = np.clip(box, 0, 1) * np.tile((picture.height, picture.width), 2)
         colour = class_colour(int(label))
         corners = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
         draw.rectangle(corners, outline=colour, width=2)
         if text:
-            left, _, right, bottom = draw.textbbox((0, 0), text, letters)
-            place = max(0, min(x0, picture.width - right - 4)), max(0, y0 - bottom - 3)
-            frame = (place[0], place[1], place[0] + right - left + 4, place[1] + bottom + 3)
-            draw.rectangle(frame, fill=colour)
-            draw.text((place[0] + 2, place[1] + 1), text, _ink(colour), letters)
+            _write(picture, text, colour, (x0, y0))
     return np.asarray(picture)
+
+
+def with_names(
+    picture: np.ndarray,
+    segmentation: np.ndarray,
+    names: Sequence[str],
+    *,
+    background: int | None = 0,
+) -> np.ndarray:
+    """uint8 `[h, w, 3]`, enlarged if it is small: a segmented picture with its classes' names.
+
+    Each stands on the pixel of its class that is nearest to their middle; what covers less than
+    `_LEAST_SHARE` has none.
+    """
+    from PIL import Image
+
+    segmentation = segmentation.reshape(segmentation.shape[:2])
+    written = Image.fromarray(enlarged(picture))
+    zoom = written.height / segmentation.shape[0]
+    for number in np.unique(segmentation):
+        places = np.argwhere(segmentation == number)
+        is_small = len(places) < _LEAST_SHARE * segmentation.size
+        if is_small or number == background or not 0 <= number < len(names):
+            continue
+        y, x = places[np.square(places - places.mean(0)).sum(1).argmin()] * zoom
+        _write(written, names[number], class_colour(int(number)), (x, y + zoom))
+    return np.asarray(written)
+
+
+def _write(
+    picture: "Image.Image", text: str, colour: tuple[int, int, int], place: tuple[float, float]
+) -> None:
+    """A framed text whose lower left corner is at `place` (x, y), moved where it would be cut."""
+    from PIL import ImageDraw
+
+    draw, letters = ImageDraw.Draw(picture), font(12)
+    left, _, right, bottom = draw.textbbox((0, 0), text, letters)
+    x = max(0, min(place[0], picture.width - right - 4))
+    y = max(0, place[1] - bottom - 3)
+    draw.rectangle((x, y, x + right - left + 4, y + bottom + 3), fill=colour)
+    draw.text((x + 2, y + 1), text, _ink(colour), letters)
 
 
 def _ink(colour: tuple[int, int, int]) -> str:

@@ -21,6 +21,18 @@ def test_attention_panel_has_a_row_for_each_kind(rng):
     rendered(figure)
 
 
+def test_attention_panel_of_many_images_has_several_lines(rng):
+    images = list(rng.integers(0, 255, (11, 6, 9, 3), np.uint8))
+    captions = [f"caption {number}" for number in range(11)]
+    figure = inside.attention_panel(images, {"rollout": images}, captions)
+    assert len(figure.axes) == 22
+    assert set(captions) <= set(texts(figure))
+    tops = {round(axes.get_position().y1, 3) for axes in figure.axes}
+    assert len(tops) == 4
+    assert texts(figure).count("rollout") == 2
+    rendered(figure)
+
+
 def cells_of(figure, axes_index, grid, size):
     """The maps of a mosaic, `[rows, columns, h, w]`, cut at the gaps."""
     axes = figure.axes[axes_index]

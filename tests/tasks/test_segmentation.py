@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_jax import tasks
+from vit_jax import drawing, tasks
 from vit_jax.errors import UserError
 from vit_jax.models._dense import _around_cells
 from vit_jax.tasks._sliding import over_scales, slide
@@ -205,8 +205,9 @@ def test_pictures_lines_and_sections():
     assert task.captions(examples)[1] == "50.0% sky, 50.0% land"
     first, second = task.pictures(examples)
     assert (first == 9).all()
-    assert (second[:4] != 9).any()
-    assert (second[4:] == 9).all()
+    tint = np.round(9 + 0.55 * (np.array(drawing.class_colour(2)) - 9))
+    assert (second[:4, -1] == tint).all()  # The upper half, enlarged; the name is on its left.
+    assert (second[len(second) // 2 :] == 9).all()
     (section,) = task.sections(examples)
     assert section.title == "Segmentations beside the truth"
     assert section.image is not None

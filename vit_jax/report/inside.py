@@ -27,6 +27,8 @@ from vit_jax.report.figures import (
     quiet_axes,
 )
 
+MAX_COLUMNS = 8
+
 _MOSAIC_SIDE = 40  # pixels that a map has at least
 
 
@@ -38,23 +40,27 @@ def attention_panel(
     """A column for each image: the image, and under it its overlays, a labelled row for each kind.
 
     Args:
-      images: up to about eight.
+      images: of more than `MAX_COLUMNS` the others follow below.
       overlays: kind, such as "rollout" → one picture an image.
       captions: a line above each image.
     """
     kinds = {"image": images, **overlays}
-    columns = len(images)
+    columns = min(len(images), MAX_COLUMNS)
+    lines = math.ceil(len(images) / columns)
     aspect = images[0].shape[0] / images[0].shape[1]
     width = (PAGE_WIDTH - 0.4) / max(columns, 5)
-    figure = new_figure(columns * width + 0.4, len(kinds) * width * aspect + 0.35)
-    for line, (kind, pictures) in enumerate(kinds.items()):
-        for column, picture in enumerate(pictures):
-            axes = figure.add_subplot(len(kinds), columns, line * columns + column + 1)
+    height = lines * (len(kinds) * width * aspect + 0.35)
+    figure = new_figure(columns * width + 0.4, height)
+    for row, (kind, pictures) in enumerate(kinds.items()):
+        for index, picture in enumerate(pictures):
+            line, column = divmod(index, columns)
+            place = (line * len(kinds) + row) * columns + column + 1
+            axes = figure.add_subplot(lines * len(kinds), columns, place)
             draw_image(axes, np.asarray(picture))
             if column == 0:
                 axes.set_ylabel(kind, color=MUTED, fontsize=9)
-            if line == 0 and captions:
-                axes.set_title(captions[column], color=INK, fontsize=8.5, fontweight="bold")
+            if row == 0 and captions:
+                axes.set_title(captions[index], color=INK, fontsize=8.5, fontweight="bold")
     return figure
 
 

@@ -263,17 +263,15 @@ class Task:
         return found
 
     def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Each image tinted by the predicted classes."""
-        pairs = zip(examples["image"], examples["predicted"], strict=True)
-        return [drawing.with_segmentation(image, predicted) for image, predicted in pairs]
+        """Each image tinted by the predicted classes, with their names."""
+        return self._pictures(examples["image"], examples["predicted"])
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
         """Predictions beside the truth."""
         from vit_jax.report import inside  # matplotlib, which training can do without
 
-        pairs = zip(examples["image"], examples["segmentation"], strict=True)
-        truth = [drawing.with_segmentation(image, marks) for image, marks in pairs]
         pictures = [drawing.rgb(image) for image in examples["image"]]
+        truth = self._pictures(examples["image"], examples["segmentation"])
         rows = {"truth": truth, "predicted": self.pictures(examples)}
         return [
             Section(
@@ -281,6 +279,14 @@ class Task:
                 "The colour tells the class; grey is not labelled.",
                 inside.attention_panel(pictures, rows),
             )
+        ]
+
+    def _pictures(self, images: np.ndarray, segmentations: np.ndarray) -> list[np.ndarray]:
+        tinted = map(drawing.with_segmentation, images, segmentations)
+        names = self._names()
+        return [
+            drawing.with_names(picture, marks, names)
+            for picture, marks in zip(tinted, segmentations, strict=True)
         ]
 
     def _names(self) -> tuple[str, ...]:
