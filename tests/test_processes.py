@@ -18,6 +18,7 @@ import pytest
 TINY = Path(__file__).parent / "tiny.py"
 STEPS = 8
 KILLS = 10
+STEPS_OF_MANY_KILLS = 80  # The next attempt goes on where one was killed: enough for all of them.
 
 
 def free_port():
@@ -26,9 +27,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(workdir, npz, processes, *overrides, scheduler=False, stderr=None):
+def start(workdir, npz, processes, *overrides, steps=STEPS, scheduler=False, stderr=None):
     """Starts the command in `processes` processes of one device each.
 
+    steps: of the whole run.
     scheduler: let variables tell them of each other, as SLURM sets them, instead of flags.
     stderr: files, one a process; default: pipes.
     """
@@ -40,9 +42,9 @@ def start(workdir, npz, processes, *overrides, scheduler=False, stderr=None):
     port = free_port()
     started = []
     for index in range(processes):
-        own, variables = [f"--config={TINY}:npz={npz},steps={STEPS}"], {}
+        own, variables = [f"--config={TINY}:npz={npz},steps={steps}"], {}
         if callable(npz):
-            own = [f"--config={TINY}:npz={npz(index)},steps={STEPS}"]
+            own = [f"--config={TINY}:npz={npz(index)},steps={steps}"]
         if processes > 1 and scheduler:
             variables = {
                 "SLURM_JOB_ID": "1",
@@ -152,13 +154,13 @@ def assert_same_losses(workdir, alone):
 class Watched:
     """Two processes with parents that start them again; what they say goes to files."""
 
-    def __init__(self, folder, workdir, npz):
+    def __init__(self, folder, workdir, npz, steps=STEPS):
         self.workdir = workdir
         self.logs = [folder / f"{index}.log" for index in range(2)]
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(log.open("w")) for log in self.logs]
             flags = ("--config.checkpoint.every=1", "--restarts=30")
-            self.parents = start(workdir, npz, 2, *flags, stderr=files)
+            self.parents = start(workdir, npz, 2, *flags, steps=steps, stderr=files)
 
     def child(self, index):
         """The process that parent `index` watches over; 0 while there is none."""
@@ -243,24 +245,29 @@ def test_kills_during_a_save_a_restore_and_an_evaluation(alone, digits_npz, tmp_
     assert_same_losses(run.workdir, alone)
 
 
+@pytest.fixture(scope="module")
+def long_alone(tmp_path_factory, digits_npz):
+    workdir = tmp_path_factory.mktemp("long_alone")
+    train(workdir, digits_npz, 1, steps=STEPS_OF_MANY_KILLS)
+    return workdir
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(10))
-def test_ten_kills_of_either_process_at_any_moment(alone, digits_npz, tmp_path, seed):
-    """Fewer where the run is over before."""
+def test_ten_kills_of_either_process_at_any_moment(long_alone, digits_npz, tmp_path, seed):
     rng = random.Random(seed)
-    # What every attempt says, whatever step it starts from.
-    moments = ("connected to 1 peer", "resuming after", "step ", "evaluating")
-    run = Watched(tmp_path, shortened(alone, tmp_path), digits_npz)
-    moment = run.says(rng.choice(moments))
-    kills = 0
-    for _ in range(KILLS):
+    # What every attempt but the first says, whatever step it starts from.
+    moments = ("2 cpu device(s)", "resuming after", "step ", "evaluating")
+    run = Watched(tmp_path, tmp_path / "run", digits_npz, STEPS_OF_MANY_KILLS)
+    moment, kills = run.says("step 2/"), 0
+    while kills < KILLS and run.parents[0].poll() is None:
         run.wait_for(moment)
         time.sleep(rng.uniform(0, 0.2))
         moment = run.says(rng.choice(moments))
         kills += run.kill(rng.randrange(2))
     run.end()
-    assert kills
-    assert_same_losses(run.workdir, alone)
+    assert kills == KILLS
+    assert_same_losses(run.workdir, long_alone)
 
 
 def test_a_process_that_fails_by_itself_takes_the_others_along(digits_npz, tmp_path):
