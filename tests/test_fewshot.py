@@ -63,6 +63,19 @@ def test_neighbours_vote_by_cosine():
     np.testing.assert_allclose(votes, [[np.exp(2), np.exp(1.2) + 1, 0]])
 
 
+def test_pieces_change_nothing(monkeypatch):
+    """ImageNet is worked on piece by piece."""
+    random = np.random.default_rng(0)
+    train = Labelled(random.normal(size=(50, 6)).astype(np.float32), random.integers(0, 3, 50))
+    queries = random.normal(size=(9, 6)).astype(np.float32)
+    scores = fewshot.least_squares(train, queries, 3, [2.0])[2.0]
+    votes = fewshot.neighbour_votes(train, queries, 3)
+    monkeypatch.setattr(fewshot, "_CHUNK", 7)
+    monkeypatch.setattr(fewshot, "_SIMILARITIES", 100)
+    np.testing.assert_allclose(fewshot.least_squares(train, queries, 3, [2.0])[2.0], scores)
+    np.testing.assert_allclose(fewshot.neighbour_votes(train, queries, 3), votes, rtol=1e-6)
+
+
 def random_like(shapes):
     random = np.random.default_rng(0)
     return jax.tree.map(lambda x: random.normal(0, 0.1, x.shape).astype(np.float32), shapes)
@@ -77,7 +90,7 @@ def checkpoint(tiny_config, tmp_path):
     return str(tmp_path / "tiny.npz"), task
 
 
-def test_features_of_a_checkpoint_on_the_data_of_a_config(checkpoint, tiny_config):
+def test_features_of_a_checkpoint_on_the_data_of_a_config(checkpoint, tiny_config, caplog):
     path, _ = checkpoint
     config = tiny_config(init__checkpoint=path, eval__batch_size=7)
     found = fewshot.run(config, shots=[1, 5], seeds=[0], l2_regs=[1024.0])
@@ -85,6 +98,10 @@ def test_features_of_a_checkpoint_on_the_data_of_a_config(checkpoint, tiny_confi
     assert list(found) == [f"val/{name}" for name in names]
     assert found["val/linear/l2_1024"] > 0.3  # Even random features tell digits apart.
     assert found["val/knn"] > 0.3
+    assert list(fewshot.run(config, shots=[5, 1000], seeds=[0], l2_regs=[32.0])) == [
+        "val/fewshot_5/l2_32", "val/linear/l2_32", "val/knn"
+    ]  # fmt: skip
+    assert "the smallest class has " in caplog.text
     with pytest.raises(UserError, match=r"config\.init\.checkpoint is empty"):
         fewshot.run(tiny_config())
 

@@ -9,6 +9,7 @@ instance discrimination", section 3.4) and Caron et al. 2021 (DINO).
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -30,7 +31,10 @@ TEMPERATURE = 0.07
 _BIAS = 100.0
 """The constant feature; large, so that regularising its weight hardly binds the bias."""
 _EPSILON = 1e-5
-_CHUNK = 1024
+
+# Examples and similarities that are worked on at a time, so that ImageNet fits into memory.
+_CHUNK = 1 << 14
+_SIMILARITIES = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +58,12 @@ def run(
     `config.eval.sets` is the test. The head takes no part.
 
     Returns:
-      `SETNAME/fewshot_N/l2_R` for each number of examples a class, mean of the seeds;
+      `SETNAME/fewshot_N/l2_R` for each number of examples a class that all classes have, mean of
+      the seeds;
       `SETNAME/linear/l2_R` for all examples; `SETNAME/knn`.
 
     Raises:
-      UserError: no checkpoint, no single label an image, or a class with too few examples.
+      UserError: no checkpoint, or no single label an image.
     """
     if not config.init.checkpoint:
         raise UserError("config.init.checkpoint is empty; write whose features to measure")
@@ -73,6 +78,10 @@ def run(
     train = _features(embed, source, config.data.eval_pp, config)
     test = _features(embed, split.source, split.pp, config)
     classes = source.num_classes
+    least = int(np.bincount(train.labels, minlength=classes).min())
+    if max(shots) > least:
+        logging.warning("the smallest class has %d examples: no more shots than that", least)
+    shots = [count for count in shots if count <= least]
     found = few_shot(train, test, classes, shots=shots, seeds=seeds, l2_regs=l2_regs)
     found |= {
         f"linear/l2_{l2:g}": accuracy(scores, test.labels)
@@ -150,11 +159,22 @@ def least_squares(
         scaled = (np.asarray(x, np.float64) - mean) / deviation
         return np.pad(scaled, [(0, 0), (0, 1)], constant_values=_BIAS)
 
-    x, targets = prepared(train.features), 2.0 * np.eye(num_classes)[train.labels] - 1.0
-    few = len(x) < x.shape[1]
-    values, vectors = np.linalg.eigh(x @ x.T if few else x.T @ x)
-    projected = vectors.T @ (targets if few else x.T @ targets)
-    queries = prepared(features) @ (x.T @ vectors if few else vectors)
+    def targets(labels: np.ndarray) -> np.ndarray:
+        return 2.0 * np.eye(num_classes)[labels] - 1.0
+
+    queries = prepared(features)
+    if len(train.features) <= train.features.shape[1]:
+        x = prepared(train.features)
+        values, vectors = np.linalg.eigh(x @ x.T)
+        projected, queries = vectors.T @ targets(train.labels), queries @ (x.T @ vectors)
+    else:
+        gram, cross = 0.0, 0.0
+        for start in range(0, len(train.labels), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            x = prepared(train.features[rows])
+            gram, cross = gram + x.T @ x, cross + x.T @ targets(train.labels[rows])
+        values, vectors = np.linalg.eigh(gram)
+        projected, queries = vectors.T @ cross, queries @ vectors
     return {l2: queries @ (projected / (values + l2)[:, None]) for l2 in l2_regs}
 
 
@@ -173,8 +193,9 @@ def neighbour_votes(
     )
     neighbours = min(neighbours, len(known))
     votes = np.zeros((len(unknown), num_classes))
-    for start in range(0, len(unknown), _CHUNK):
-        cosines = unknown[start : start + _CHUNK] @ known.T
+    chunk = max(1, _SIMILARITIES // len(known))
+    for start in range(0, len(unknown), chunk):
+        cosines = unknown[start : start + chunk] @ known.T
         nearest = np.argpartition(-cosines, neighbours - 1, axis=1)[:, :neighbours]
         weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / temperature)
         rows = start + np.arange(len(cosines))[:, None]
