@@ -1,6 +1,7 @@
 """Low-rank adapters: the product, what is trained, and the way out to other codebases' files."""
 
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from vit_jax import attention, checkpoints, models, pretrained, tasks
 from vit_jax.checkpoints.store import Store, flatten
 from vit_jax.config import load, set_key, validate
 from vit_jax.errors import UserError
+from vit_jax.evaluate import evaluate_checkpoint
 from vit_jax.models import lora
 from vit_jax.predict import Predictor
 from vit_jax.run import Run
@@ -153,6 +155,30 @@ def test_adapters_start_from_a_checkpoint(plain, config, tmp_path):
     for name, expected in flat(params).items():
         np.testing.assert_array_equal(flat(state.params)[name], expected, err_msg=name)
     assert flat(state.params)["lora/backbone/blocks/mlp/dense1/kernel/down"].any()
+
+
+def test_towers_are_frozen_where_they_are_adapted():
+    kernel = {"blocks": {"attn": {"query": {"kernel": {"down": 0, "up": 0}}}}}
+    image, both = {"backbone": kernel}, {"backbone": kernel, "text": kernel}
+    assert len(lora.frozen({"lora": image})) == 1
+    patterns = lora.frozen({"lora": both})
+
+    def is_frozen(name):
+        return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+    for name in ("backbone/patch_embed/kernel", "text/token_embed", "text/blocks/mlp/dense1/bias"):
+        assert is_frozen(name), name
+    for name in ("head/kernel", "scale", "text_head/kernel", "lora/text/blocks/attn/x/down"):
+        assert not is_frozen(name), name
+
+
+def test_a_checkpoint_is_evaluated_without_adapters(plain, config, tmp_path):
+    base = Run.build(plain)
+    params = jax.device_get(base.make_state().params)
+    checkpoints.save(params, base.task.model, tmp_path / "base.npz", "npz")
+    found = evaluate_checkpoint(config, str(tmp_path / "base.npz"))
+    alone = evaluate_checkpoint(plain, str(tmp_path / "base.npz"))
+    assert found == pytest.approx(alone, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.report import Section, figures, inside
 from vit_jax.types import Array, Params
@@ -238,8 +239,13 @@ def sections(
             " With enough training neighbours become alike, and so do rows and columns."
         )
         rows, columns = maps.grid
-        table = jax.device_get(tree["pos_embed"])[0, -rows * columns :]
-        similarity = inside.position_similarity(table.reshape(rows, columns, -1))
+        table = jax.device_get(tree["pos_embed"])[0]
+        side = getattr(_backbone(model, params)[0], "table_grid", None)  # Of a FlexiViT.
+        if side:
+            table = models.resize_grid(table.reshape(side, side, -1), (rows, columns))
+        else:
+            table = table[-rows * columns :].reshape(rows, columns, -1)
+        similarity = inside.position_similarity(np.asarray(table))
         found.append(Section("What positions are like", text, similarity))
     return found
 

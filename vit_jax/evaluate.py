@@ -194,7 +194,8 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
     Raises:
       UserError: the checkpoint does not fit the config's model, or has no head of its own.
     """
-    run = Run.build(_without_teacher(config))
+    config = _as_evaluated(config)
+    run = Run.build(config)
     height, width, channels = run.task.info.spec["image"].shape
     params = checkpoints.load(
         path, run.task.model, image_size=(height, width), channels=channels, head="keep"
@@ -203,10 +204,11 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
     return Evaluator(config, run.task, run.abstract, run.mesh).run(placed)
 
 
-def _without_teacher(config: ConfigDict) -> ConfigDict:
-    """`config` of a student alone: a teacher has no part in evaluation."""
+def _as_evaluated(config: ConfigDict) -> ConfigDict:
+    """`config` of the model alone: teachers and adapters have no part in a checkpoint's metrics."""
     plain = config.to_dict()
-    plain["task"].pop("distill", None)
+    for training_only in ("distill", "lora"):
+        plain["task"].pop(training_only, None)
     return validate(ConfigDict(plain))
 
 

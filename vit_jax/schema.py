@@ -86,7 +86,8 @@ _OPTIM = {
         " that is missing the blocks are stacked along the first axis",
     ),
     "stem": Key(
-        r"(?:.*/)?(?:(?:patch_embed|stem)/.*|token_embed|pos_embed|cls|distill|registers)",
+        r"(?:.*/)?(?:(?:patch_embed|stem|embed_norm)/.*|(?:token|segment|pos)_embed|cls|distill"
+        r"|registers)",
         WARNED,
         "regex of parameters before the first block, the lowest layer of layer_decay",
     ),

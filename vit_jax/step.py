@@ -258,7 +258,8 @@ def _loss_and_grads(
         zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
         parts = jax.tree.map(split, batch)
         ((loss, count), grads), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accum_steps)))
-    count = jnp.maximum(count, 1)  # A batch may have no terms, such as images without objects.
+    # A batch may have no terms, such as images without objects; weights may add up to little.
+    count = jnp.where(count > 0, count, 1)
     return loss / count, jax.tree.map(lambda g: g / count, grads)
 
 

@@ -58,6 +58,8 @@ MODELS = {
     ),
     "rope": ("vit", {"position": "rope"}, (12, 12), ""),
     "parallel": ("vit", {"parallel": True}, (12, 12), ""),
+    "windows": ("vit", {"window": 2, "pooling": "mean", "scan": False}, (16, 16), ""),
+    "distill": ("vit", {"distill_token": True}, (12, 12), ""),
     "flexi": (
         "flexivit_s",
         {"kernel_size": 4, "table_grid": 3, "scan": True},

@@ -56,6 +56,16 @@ def test_head_is_kept_where_it_fits_and_started_at_zero_where_not(token):
         checkpoints.load(path, model, head="kept")
 
 
+def test_a_head_of_another_task_is_not_made_up_where_it_is_to_be_kept(token):
+    backbone = variant(num_classes=None, pooling="none", position="learned")
+    segmenter = models.Segmenter(backbone, 3)
+    path = token[3]
+    started = checkpoints.load_with_report(path, segmenter)[1].initialised
+    assert all(line.startswith("decoder/") for line in started)
+    with pytest.raises(UserError, match="cannot be kept: there is no decoder/score/bias in"):
+        checkpoints.load(path, segmenter, head="keep")
+
+
 def test_a_head_behind_another_layer_is_not_kept(tmp_path, token):
     """As many classes, but trained on the representation layer's output."""
     _, _, _, path = token

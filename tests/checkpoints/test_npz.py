@@ -1,6 +1,7 @@
 """Loading the `.npz` files of vision_transformer and big_vision, against recorded outputs."""
 
 import functools
+import re
 
 import golden_cases
 import jax
@@ -75,17 +76,41 @@ def test_loading_at_another_size_as_the_reference_does(case):
     assert_close(logits_of(model, params, io["images"]), io["logits"])
 
 
-def test_text_tower_logits():
+def test_scanned_text_towers_are_read_like_others(tmp_path):
     config, path, io = load_case(VT, "lit_texttransformer")
+    flat = dict(np.load(path))
+    block = re.compile(r"(.*Encoder_0/encoderblock)_(\d+)/(.*)")
+    stacked, rest = {}, {}
+    for name, array in flat.items():
+        match = block.fullmatch(name)
+        if match:
+            stacked.setdefault(f"{match[1]}/{match[3]}", {})[int(match[2])] = array
+        else:
+            rest[name] = array
+    assert stacked
+    stacked = {n: np.stack([by[i] for i in range(len(by))]) for n, by in stacked.items()}
+    np.savez(tmp_path / "scanned.npz", **rest, **stacked)
+    model = text_model(config)
+    params = checkpoints.load(tmp_path / "scanned.npz", model)
+    assert_close(logits_of(model, params, io["tokens"]), io["out/txt/logits"])
+
+
+def text_model(config):
     text = config["config"]["text"]
-    fields = {"width": text["width"], "depth": text["num_layers"], "num_heads": text["num_heads"]}
-    model = models.build(
+    return models.build(
         "text",
         num_classes=config["config"]["out_dim"][1],
+        width=text["width"],
+        depth=text["num_layers"],
+        num_heads=text["num_heads"],
         mlp_dim=text["mlp_dim"],
         vocab_size=text["vocab_size"],
-        **fields,
     )
+
+
+def test_text_tower_logits():
+    config, path, io = load_case(VT, "lit_texttransformer")
+    model = text_model(config)
     params = checkpoints.load(path, model)
     assert_close(logits_of(model, params, io["tokens"]), io["out/txt/logits"])
 

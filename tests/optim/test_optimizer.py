@@ -1,5 +1,7 @@
 """The composition: order of operations, groups, state and errors."""
 
+import re
+
 import flax.linen as nn
 import flax.serialization
 import flax.traverse_util
@@ -10,6 +12,7 @@ import optax
 import pytest
 
 from vit_jax import models, optim
+from vit_jax.config import default_config
 from vit_jax.errors import UserError
 
 RULES = [
@@ -213,6 +216,21 @@ def test_layer_decay_table(make, params, unstack):
     assert {rows["backbone/norm/scale"], rows["head/kernel"], rows["head/bias"]} == {1.0}
     stacked = {row.path: row.lr_mult for row in make(params, layer_decay=0.5).describe()}
     assert stacked["backbone/blocks/norm1/scale"] == (0.125, 0.25, 0.5)
+
+
+def test_layers_of_a_frozen_teacher_do_not_count(make, params):
+    teacher = jax.tree.map(lambda x: x[:2] if x.shape[:1] == (3,) else x, params)
+    both = {**params, "teacher": teacher}
+    rows = {
+        r.path: r.lr_mult for r in make(both, layer_decay=0.5, freeze=["teacher/.*"]).describe()
+    }
+    assert rows["backbone/blocks/norm1/scale"] == (0.125, 0.25, 0.5)
+
+
+def test_the_stem_of_a_text_tower_is_its_lowest_layer():
+    stem = re.compile(default_config().optim.stem)
+    for name in ("token_embed", "segment_embed", "pos_embed", "embed_norm/scale"):
+        assert stem.fullmatch(f"text/{name}"), name
 
 
 STATE_PARTS = {

@@ -235,6 +235,14 @@ def test_patches_that_do_not_tile_must_be_allowed():
     assert task(info(image=(9, 8, 1)), crop_to_patches=True).crop_to_patches
 
 
+def test_cells_of_a_stem_count():
+    """Patches of 8 cells, which are 4 pixels each."""
+    hybrid = {"name": "r_ti16", "depth": 1}
+    with pytest.raises(UserError, match="40×40 pixels into tokens of 32×32"):
+        tasks.build({"name": "classification"}, hybrid, info(image=(40, 40, 3)))
+    tasks.build({"name": "classification"}, hybrid, info(image=(64, 64, 3)))
+
+
 def softmax_terms(logits):
     return -np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
 

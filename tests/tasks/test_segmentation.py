@@ -143,6 +143,18 @@ def test_pixels_are_shown_with_half_a_cell_around_them():
             assert sorted(shown[0, row, column]) == sorted(around.ravel())
 
 
+def test_pixels_beyond_the_last_patch_have_their_neighbours_answer():
+    """14 pixels, patches of 4: each cell's answer stays where the cell is."""
+    task = build(info(side=14), crop_to_patches=True)
+    size, grid = (14, 14), (3, 3)
+    cells = jnp.arange(9.0).reshape(1, 3, 3, 1).repeat(3, -1)
+    logits = task.model._over_pixels(cells, size, grid)
+    assert logits.shape == (1, 14, 14, 3)
+    centres = logits[0, 1:12:4, 1:12:4, 0] + logits[0, 2:12:4, 2:12:4, 0]
+    np.testing.assert_allclose(centres / 2, cells[0, ..., 0], atol=0.6)
+    np.testing.assert_array_equal(logits[0, 12:, :12], jnp.stack([logits[0, 11, :12]] * 2))
+
+
 def test_pixels_need_cells_of_one_size():
     task = build(info(side=11), head="pixels", crop_to_patches=True)
     with pytest.raises(UserError, match=r"divide, not \[11, 11\] pixels in \[2, 2\] cells"):

@@ -257,9 +257,11 @@ class Merge:
         for name in (*HEAD, *HIDDEN):
             if name not in self.target.shapes:
                 self.drop(name, "the model has no such head")
-        for name in self.target.shapes.keys() - self.arrays.keys():
-            if not name.startswith("backbone/"):
-                self.make(name, None, "not in the checkpoint")
+        absent = self.target.shapes.keys() - self.arrays.keys()
+        for name in sorted(name for name in absent if not name.startswith("backbone/")):
+            if self.options.head == "keep":
+                raise self.error(f"the head cannot be kept: there is no {name} in the checkpoint")
+            self.make(name, None, "not in the checkpoint")
 
     def leave_other_tasks(self) -> None:
         """Of our own checkpoints: decoders and text towers that this model does not have."""

@@ -155,7 +155,8 @@ def _read_both(arrays: Mapping[str, np.ndarray]) -> Weights:
 
 def _read_tower(arrays: Mapping[str, np.ndarray], text: bool) -> Weights:
     mine, ignored = _tower(arrays, text)
-    mine = map_blocks(mine, "Transformer/encoderblock", lambda i: f"Transformer/encoderblock_{i}")
+    blocks = "Encoder_0/encoderblock" if text else "Transformer/encoderblock"
+    mine = map_blocks(mine, blocks, lambda i: f"{blocks}_{i}")
     table, class_row, naming = _recognise(mine, text)
     found: dict[str, np.ndarray] = {}
     unknown = []

@@ -141,6 +141,8 @@ def _vit_traits(backbone: VisionTransformer) -> set[str]:
         "SwiGLU in attention pooling": backbone.mlp == "swiglu" and attends,
         "RMSNorm": backbone.norm == "rmsnorm",
         "parallel blocks": backbone.parallel,
+        "a distillation token": backbone.distill_token,
+        "attention within windows": backbone.window,
         "a FlexiViT": isinstance(backbone, FlexiViT),
         "a hybrid": isinstance(backbone, Hybrid),
     }

@@ -19,6 +19,7 @@ A new model is one new file here with a table `VARIANTS`.
 from vit_jax.models._cost import flops, param_count, product_flops
 from vit_jax.models._dense import Detector, Segmenter
 from vit_jax.models._heads import Classifier
+from vit_jax.models._layers import token_stride
 from vit_jax.models._registry import Variant, build, field_names, find, names, variants
 from vit_jax.models._resize import resize_grid, resize_patch_kernel
 from vit_jax.models._towers import Compared, TwoTowers
@@ -41,6 +42,7 @@ __all__ = [
     "resize_grid",
     "resize_patch_kernel",
     "stack_blocks",
+    "token_stride",
     "unstack_blocks",
     "variants",
 ]

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
-from vit_jax.models._layers import Linear, check_choice, cut_patches, lift, make_norm
+from vit_jax.models._layers import (
+    Linear,
+    check_choice,
+    cut_patches,
+    lift,
+    make_norm,
+    token_stride,
+)
 from vit_jax.models._pyramid import Pyramid, check_scales, merge, spread
 from vit_jax.models._transformer import Block, BlockSpec
 from vit_jax.types import Array, Features
@@ -87,8 +94,20 @@ class Segmenter(nn.Module):
                 self.num_classes, width, self.decoder_depth, train, name="decoder"
             )
             logits = decoder(grid)
-        shape = (len(images), *images.shape[1:3], self.num_classes)
-        return jax.image.resize(logits, shape, "bilinear")
+        return self._over_pixels(logits, images.shape[1:3], features.grid.shape[1:3])
+
+    @nn.nowrap
+    def _over_pixels(self, logits: Array, size: Sequence[int], grid: Sequence[int]) -> Array:
+        """Logits at every pixel; those that fill no patch have their neighbours'."""
+        stride = token_stride(self.backbone)
+        if stride is None:
+            read = list(size)
+        else:
+            read = [min(s * n, side) for s, n, side in zip(stride, grid, size, strict=True)]
+        shape = (logits.shape[0], *read, self.num_classes)
+        logits = jax.image.resize(logits, shape, "bilinear")
+        rest = [(0, side - end) for side, end in zip(size, read, strict=True)]
+        return jnp.pad(logits, ((0, 0), *rest, (0, 0)), mode="edge")
 
 
 class _LinearDecoder(nn.Module):

@@ -217,6 +217,16 @@ def cut_patches(images: Array, patch: tuple[int, int]) -> Array:
     return x.reshape(batch, rows, columns, ph * pw * channels)
 
 
+def token_stride(backbone: nn.Module) -> tuple[int, int] | None:
+    """Pixels from one token to the next, down and across; None for what does not cut patches."""
+    patch = getattr(backbone, "patch_size", None)
+    if patch is None:
+        return None
+    stem = getattr(backbone, "stem_stride", 1)
+    height, width = pair(patch)
+    return stem * height, stem * width
+
+
 class PatchEmbed(nn.Module):
     """A convolution whose stride is its kernel, written as one matrix product of flattened patches.
 

@@ -31,6 +31,11 @@ class Hybrid(VisionTransformer):
         check_width_factor(self.width_factor)
         super().__post_init__()
 
+    @property
+    def stem_stride(self) -> int:
+        """Pixels from one cell of the feature map to the next."""
+        return 4 * 2 ** max(0, len(self.stages) - 1)
+
     @nn.nowrap
     def _stem(self, images: Array) -> Array:
         dtype = jnp.dtype(self.dtype)

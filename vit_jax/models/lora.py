@@ -31,8 +31,17 @@ KEY = "lora"
 ATTENTION_AND_MLP = r"(?:.*/)?blocks(?:_\d+)?/(?:attn|mlp)/\w+/kernel"
 """The kernels of a transformer's blocks, by whole name."""
 
-FROZEN = rf"(?!{KEY}/)(?:.*/)?backbone/.*"
-"""What is not trained beside the adapters: the backbone, but not the head."""
+_TOWERS = ("backbone", "text")
+
+
+def frozen(params: Params) -> list[str]:
+    """Patterns of what is not trained beside the adapters: the towers they adapt, but no head.
+
+    The backbone is among them whatever is adapted.
+    """
+    names = (name.split("/") for name in flax.traverse_util.flatten_dict(params[KEY], sep="/"))
+    adapted = {"backbone", *(part for name in names for part in name)}
+    return [rf"(?!{KEY}/)(?:.*/)?{tower}/.*" for tower in _TOWERS if tower in adapted]
 
 
 def init(key: Array, params: Params, *, rank: int, targets: str) -> Params:

@@ -55,7 +55,8 @@ def group_parameters(spec: Mapping[str, Any], params: Params) -> dict[str, Group
     frozen = _first_values(freeze, shapes, "freeze", default=False)
     if all(frozen.values()):
         raise UserError("config.optim.freeze: every parameter is frozen; leave one to train")
-    layer_mults = _layer_multipliers(spec, shapes)
+    trained = {path: shape for path, shape in shapes.items() if not frozen[path]}
+    layer_mults = dict.fromkeys(shapes, 1.0) | _layer_multipliers(spec, trained)
     return {
         path: Group(
             path=path,

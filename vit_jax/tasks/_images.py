@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+from vit_jax import models
 from vit_jax.errors import UserError, nearest
 from vit_jax.types import Array, DataInfo
 
@@ -185,13 +186,13 @@ def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int)
 def check_geometry(model: nn.Module, shape: tuple[int, ...], crop_to_patches: bool) -> None:
     """Raises a `UserError` where patches do not tile `shape` `(h, w, c)` and nobody allowed it."""
     backbone = getattr(model, "backbone", model)
-    patch = getattr(backbone, "patch_size", None)
-    if patch is None or crop_to_patches:
+    stride = models.token_stride(backbone)
+    if stride is None or crop_to_patches:
         return
-    height, width = (patch, patch) if isinstance(patch, int) else patch
-    if shape[0] % height or shape[1] % width:
+    if shape[0] % stride[0] or shape[1] % stride[1]:
         raise UserError(
-            f"config.model.patch_size={patch} does not divide the image of {shape[0]}×{shape[1]}"
-            " pixels; change config.data.pp's size, or drop the excess with"
+            f"config.model.patch_size={backbone.patch_size} does not divide the image of"
+            f" {shape[0]}×{shape[1]} pixels into tokens of {stride[0]}×{stride[1]}; change"
+            " config.data.pp's size, or drop the excess with"
             " --config.task.crop_to_patches=true"
         )
