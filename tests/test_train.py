@@ -331,6 +331,18 @@ def test_micro_batches_draw_their_own_dropout(tiny_config):
     np.testing.assert_allclose(together, (first + second) / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("accum_steps", [1, 2])
+def test_small_class_weights_do_not_scale_the_loss(tiny_config, accum_steps):
+    losses = []
+    for weight in (1.0, 0.01):
+        keys = {"accum_steps": accum_steps, "model__dropout": 0.0, "task__mixup": 0.0}
+        run = Run.build(tiny_config(task__class_weights=[weight] * 10, **keys))
+        with run.open_feed(0) as feed:
+            _, metrics = run.compile_step()(run.make_state(), feed.next_batch())
+        losses.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
 def test_accumulation_changes_only_rounding(tiny_config):
     norms = []
     for accum_steps in (1, 2):
@@ -341,3 +353,17 @@ def test_accumulation_changes_only_rounding(tiny_config):
         np.testing.assert_allclose(metrics["loss"], np.log(10), rtol=1e-5)
         norms.append(float(metrics["grad_norm"]))
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
+
+
+def test_one_cpu_runs_straight_code_and_others_loops(tiny_config):
+    def unroll(devices, **keys):
+        return Run.build(tiny_config(**keys), jax.devices()[:devices]).task.model.backbone.unroll
+
+    assert unroll(1) == 0
+    assert unroll(1, model__unroll=1) == 1
+    assert unroll(2) == 1
+    config = tiny_config()
+    with config.unlocked():
+        config.model = {"name": "bit_r50x1"}
+    resnet = Run.build(config, jax.devices()[:1]).task.model.backbone
+    assert not hasattr(resnet, "unroll")

@@ -35,7 +35,7 @@ class Peer:
     compile_seconds = 2.0
 
     def __init__(self, name, model, batch_size, dtype):
-        self.name = name
+        self.name = name.partition(":")[0]
 
     def seconds(self, steps):
         return 0.3 * steps
@@ -61,7 +61,8 @@ def test_ratios_and_shares(monkeypatch):
     monkeypatch.setattr(bench_peers, "PeerStep", Peer)
     monkeypatch.setattr(bench_model, "matmul_rate", lambda _: 20e6)
     case = bench_model.Case("vit_ti16", 16, "float32")
-    found = bench_model.bench_model(case, ["timm-compile"])
+    found = bench_model.bench_model(case, ["timm-compile", "big_vision:/a/checkout"])
+    assert found["big_vision_ratio"] == pytest.approx(3)
     assert found["images_per_sec"] == pytest.approx(160)
     assert found["timm_compile_ratio"] == pytest.approx(3)
     assert found["timm_compile_compile_seconds"] == 2

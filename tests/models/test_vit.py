@@ -75,6 +75,7 @@ def test_unscanned_blocks_compute_the_same(option):
         ({"remat": "dots_with_no_batch_dims_saveable"}, {}),
         ({"remat": "full", "unroll": 2}, {}),
         ({"unroll": 3}, {}),
+        ({"unroll": 0}, {}),
     ],
 )
 def test_remat_and_unrolling_change_nothing(fields, plain):
@@ -97,9 +98,9 @@ def test_remat_and_unrolling_change_nothing(fields, plain):
     )
 
 
-@pytest.mark.parametrize("unroll", [0, True, 1.5])
+@pytest.mark.parametrize("unroll", [-1, True, 1.5])
 def test_unroll_is_a_number_of_blocks(unroll):
-    with pytest.raises(UserError, match=f"unroll={unroll}: write (1 or more|a whole number)"):
+    with pytest.raises(UserError, match=f"unroll={unroll}: write (0 or more|a whole number)"):
         apply(tiny(unroll=unroll), {})
 
 

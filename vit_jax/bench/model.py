@@ -101,22 +101,23 @@ def bench_model(
 ) -> dict[str, float]:
     """Seconds a step, ours and each peer's in turns, and the machine's own rate of products.
 
-    against: of `peers.PEERS`. `matmul_fraction` is the share of the measured rate of a large
-    square product that the model's own products make of the step; `mfu` the share of the
-    chip's published peak, where it is known. A peer's `..._ratio` is the median over the rounds of
-    its time over ours: above 1 ours is faster.
+    against: of `peers.PEERS`, with the folder of a checkout where one is due. `matmul_fraction` is
+    the share of the measured rate of a large square product that the model's own products make of
+    the step; `mfu` the share of the chip's published peak, where it is known. A peer's `..._ratio`
+    is the median over the rounds of its time over ours: above 1 ours is faster.
 
     Raises:
       UserError: no such model, or a peer has no such model or is not installed.
     """
     if against:  # The peers need room on the same device.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    own, theirs, rates = [], {name: [] for name in against}, []
+    own, rates = [], []
     with contextlib.ExitStack() as opened:
         peers = []
         for name in against:
             peers.append(peers_lib.PeerStep(name, case.model, case.batch_size, case.dtype))
             opened.callback(peers[-1].close)
+        theirs = {peer.name: [] for peer in peers}
         ours = OurStep(case)
         for _ in range(rounds):
             own.append(ours.seconds(steps) / steps)

@@ -152,9 +152,9 @@ class StackSpec:
     drop_path: rate of the last block; it grows linearly from 0 at the first, or is the same for all
     with `constant_drop_path`.
     scan: one compiled block looped over stacked parameters, so that compile time does not grow with
-    depth. unroll: blocks in one turn of that loop in training; `depth` makes straight code of it,
-    which runs faster where blocks are small, and still traces one block. remat: what the backward
-    pass recomputes, "none" or a key of `REMAT_POLICIES`.
+    depth. unroll: blocks in one turn of that loop in training; 0 makes straight code of all, which
+    runs faster on CPUs and where blocks are small, and still traces one block.
+    remat: what the backward pass recomputes, "none" or a key of `REMAT_POLICIES`.
     """
 
     depth: int
@@ -166,7 +166,7 @@ class StackSpec:
 
     def __post_init__(self) -> None:
         check_least(0, depth=self.depth)
-        check_least(1, unroll=self.unroll)
+        check_least(0, unroll=self.unroll)
         check_choice("remat", self.remat, REMATS)
         check_rate("drop_path", self.drop_path)
 
@@ -227,7 +227,7 @@ def scan_or_unroll(
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast for _ in shared)),
         length=stack.depth,
-        unroll=stack.unroll if train else 1,
+        unroll=(stack.unroll or stack.depth) if train else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     x, _ = scanned(*fields, name="blocks")(x, rates, *shared)

@@ -100,8 +100,9 @@ class VisionTransformer(nn.Module):
       dropout: after the embedding, attention and both layers of the MLP. attention_dropout: of
         attention weights.
       scan: blocks are one loop over stacked parameters. unroll: blocks in a turn of it, in
-        training. remat: "none", "full" or the name of a checkpoint policy: what the backward pass
-        computes again instead of keeping.
+        training; 0: all.
+      remat: "none", "full" or the name of a checkpoint policy: what the backward pass computes
+        again instead of keeping.
       attention: "auto", "xla", "cudnn" or "splash"; the numbers are the same.
       window: blocks attend within squares of this many by this many tokens, all but those whose
         numbers are in `global_blocks` (Li et al. 2022, ViTDet: 14, and 4 global blocks); 0 is
