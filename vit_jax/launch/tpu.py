@@ -60,7 +60,7 @@ class Launcher:
     slices: Slices
     cloud: Gcloud
     poll: float = 30.0
-    _told: str = dataclasses.field(default="", init=False)
+    _told: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
     _begun: bool = dataclasses.field(default=False, init=False)
 
     def create(self) -> None:
@@ -138,10 +138,14 @@ class Launcher:
             name = self.slices.name
             create = "" if state == ABSENT else f"./run.sh tpu delete {name}, then "
             raise _Unusable(f"{name} is {state}; {create}./run.sh tpu create it first")
-        if state != self._told:
-            self.cloud.say(f"{self.slices.name}: {state}")
-            self._told = state
+        self._tell(self.slices.name, state)
         return state in READY
+
+    def _tell(self, who: str, text: str) -> None:
+        """Says what is new of somebody."""
+        if text and text != self._told.get(who):
+            self.cloud.say(f"{who}: {text}")
+            self._told[who] = text
 
     def _replace(self) -> None:
         """Makes slices that were taken away anew, however long there is no capacity for them."""
@@ -167,7 +171,7 @@ class Launcher:
             return None
         code = self._verdict(states)
         if code is None:
-            self.cloud.say(f"{states[0].host}: {states[0].last_line}")
+            self._tell(states[0].host, states[0].last_line)
         return code
 
     def _adopts(self, arguments: Sequence[str]) -> bool:
