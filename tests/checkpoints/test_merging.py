@@ -1,5 +1,7 @@
 """Fitting a checkpoint to another model: what is kept, changed, started anew, or refused."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -239,3 +241,22 @@ def test_our_own_checkpoints_know_their_class_row(tmp_path, size, pooling):
         )
         jax.tree.map(np.testing.assert_array_equal, loaded, params)
         assert not report.resized
+
+
+def test_a_run_knows_the_grid_of_its_images(tmp_path):
+    """16 positions of 8×32 pixels, which would pass for a square."""
+    model = variant()
+    params = random_params(model, np.zeros((1, 8, 32, 3), np.float32))
+    checkpoints.save(params, model, tmp_path / "run/checkpoints", "orbax")
+    square = {"patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
+    record = {
+        "config": {"model": {"name": "vit", **square}},
+        "data_info": {"spec": {"image": {"shape": [8, 32, 3], "dtype": "uint8"}}},
+    }
+    with pytest.raises(UserError, match="either 4x4 or 2x8"):
+        checkpoints.load(tmp_path / "run", model, image_size=(8, 32))
+    (tmp_path / "run/config.json").write_text(json.dumps(record))
+    same = checkpoints.load(tmp_path / "run", model, image_size=(8, 32))
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    report = checkpoints.load_with_report(tmp_path / "run", model, image_size=(16, 16))[1]
+    assert any("2x8 to 4x4" in line for line in report.resized)

@@ -11,6 +11,7 @@ from etils import epath
 from vit_jax import models
 from vit_jax.checkpoints import files, published
 from vit_jax.checkpoints.digests import DamagedError
+from vit_jax.checkpoints.merging import POSITIONS
 from vit_jax.checkpoints.store import Store
 from vit_jax.checkpoints.weights import Weights, backbone_of
 from vit_jax.errors import UserError
@@ -54,28 +55,50 @@ def read(directory: epath.Path, step: int) -> Weights:
         for name, x in found.params.items()
         if not name.startswith(f"{TEACHER}.")
     }
+    arrays = _numbered(lora.merge_named(flat))
+    backbone, record = _run_of(directory)
     return Weights(
-        arrays=_numbered(lora.merge_named(flat)),
+        arrays=arrays,
         format=f"our checkpoint of step {step}",
-        class_row=_class_row(directory, found.metadata),
+        class_row=_class_row(backbone, found.metadata),
+        grid=_grid(backbone, record, arrays),
         ours=True,
         notes=(found.note,) if found.note else (),
     )
 
 
-def _class_row(directory: epath.Path, metadata: Any) -> bool | None:
+def _run_of(directory: epath.Path) -> tuple[Any, Mapping[str, Any]]:
+    """The backbone and the record of the run that wrote the checkpoints; (None, {}) of no run."""
+    path = directory.parent / "config.json"
+    try:
+        record = files.read_json(path) if path.exists() else {}
+        return backbone_of(models.build(**{"num_classes": 1, **record["config"]["model"]})), record
+    except (UserError, KeyError, TypeError):
+        return None, {}
+
+
+def _class_row(backbone: Any, metadata: Any) -> bool | None:
     """Whether the position table has a row for the class token: as written, or as the run's config
     says; None where nothing does."""
     if isinstance(metadata, Mapping) and isinstance(metadata.get(CLASS_ROW), bool):
         return metadata[CLASS_ROW]
-    config = directory.parent / "config.json"
-    if not config.exists():
-        return None
+    return getattr(backbone, "class_token_position", None)
+
+
+def _grid(
+    backbone: Any, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> tuple[int, int] | None:
+    """(rows, columns) of the patches of the run's images, where its table has a row for each."""
+    stride = models.token_stride(backbone)
     try:
-        model = models.build(**{"num_classes": 1, **files.read_json(config)["config"]["model"]})
-    except (UserError, KeyError, TypeError):
+        height, width, _ = record["data_info"]["spec"]["image"]["shape"]
+    except (KeyError, TypeError, ValueError):
         return None
-    return getattr(backbone_of(model), "class_token_position", None)
+    if stride is None or POSITIONS not in arrays:
+        return None
+    grid = height // stride[0], width // stride[1]
+    own_row = int(bool(getattr(backbone, "class_token_position", False)))
+    return grid if grid[0] * grid[1] + own_row == arrays[POSITIONS].shape[1] else None
 
 
 def _numbered(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
