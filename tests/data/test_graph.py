@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import element_spec, eval_batches, open_source, train_batches
+from vit_jax.data import element_spec, eval_batches, open_source, sampling, train_batches
+from vit_jax.data import pp as preprocessing
+from vit_jax.data.graph import PreprocessedStream
 from vit_jax.errors import UserError
 
 NUM_EXAMPLES = 23
@@ -203,6 +205,67 @@ def test_bad_images_are_replaced_in_place_purely(images, reference):
     for part, batch in zip(half, whole, strict=True):
         np.testing.assert_array_equal(part["image"], batch["image"][4:])
     assert_same(take(train(broken(images), start_step=5, on_bad_image="skip"), 4), whole[5:])
+
+
+def expected_labels(source, steps):
+    """What is in the place of bad images, worked out one image at a time."""
+    from vit_jax.data.host_tensorflow import tf
+
+    example, seed, count = preprocessing.build(PP), 3, len(source)
+
+    def is_bad(index, key):
+        record = {name: tf.constant(x[0]) for name, x in source.fetch(np.array([index])).items()}
+        try:
+            example(record, tf.constant(key))
+        except UserError:  # What a bad image is outside of a graph.
+            return True
+        return False
+
+    positions = np.concatenate([sampling.train_positions(step, BATCH_SIZE) for step in steps])
+    labels, _ = sampling.example_at(positions, count, seed)
+    for row, key in enumerate(sampling.augment_seeds(seed, positions)):
+        attempt = 0
+        while is_bad(labels[row], key):
+            attempt += 1
+            labels[row] = sampling.replacement(int(positions[row]), attempt, count, seed)
+    return labels
+
+
+@pytest.mark.parametrize("start", [0, 4])
+def test_bad_images_do_not_start_the_graph_again(images, monkeypatch, start):
+    starts = []
+    begin = PreprocessedStream._start
+    monkeypatch.setattr(
+        PreprocessedStream, "_start", lambda *args: starts.append(1) or begin(*args)
+    )
+    source = broken(images)
+    batches = take(train(source, start_step=start, on_bad_image="skip"), 12 - start)
+    assert len(starts) == 1
+    labels = np.concatenate([batch["label"] for batch in batches])
+    np.testing.assert_array_equal(labels, expected_labels(source, range(start, 12)))
+
+
+def test_a_source_of_mostly_bad_images_is_as_pure(images, monkeypatch):
+    monkeypatch.setattr(PreprocessedStream, "_max_in_flight", lambda _: 4)  # The graph ends early.
+    source = Files([b"" if number % 5 > 1 else file for number, file in enumerate(images * 3)])
+    options = {"on_bad_image": "skip", "num_threads": 2, "prefetch": 1}
+    whole = take(train(source, **options), 40)
+    labels = np.concatenate([batch["label"] for batch in whole])
+    np.testing.assert_array_equal(labels, expected_labels(source, range(40)))
+    assert_same(take(train(source, start_step=31, **options), 9), whole[31:])
+
+
+def test_a_replacement_of_another_size_is_said_to_form_no_batch(images):
+    files = [encode(np.zeros((20, 20, 3), np.uint8))] * 40
+    files[0] = b""
+    odd = [encode(np.zeros((30, 20, 3), np.uint8)) if file else file for file in files]
+    first = int(np.argmax(sampling.example_at(np.arange(40), 40, 3)[0] == 0))
+    instead = sampling.replacement(first, 1, 40, 3)
+    files[instead] = odd[instead]
+    rows, step = np.array([first % BATCH_SIZE, (first + 1) % BATCH_SIZE]), first // BATCH_SIZE
+    batches = train(Files(files), rows, pp="decode", start_step=step, on_bad_image="skip")
+    with batches, pytest.raises(UserError, match="do not form a batch; end it with a resize"):
+        take(batches, 1)
 
 
 def test_bad_image_in_evaluation_is_an_error(images):

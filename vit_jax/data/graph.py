@@ -1,13 +1,16 @@
 """Preprocessing with tf.data: decodes and augments, one example a call, several at a time.
 
 Records are fetched in Python, a batch at a time, and handed to the graph; the graph's threads are
-its own. Because a batch is a pure function of its step, an example that cannot be decoded is dealt
-with by finding it, replacing it and starting the graph again at the same step.
+its own. An example that cannot be decoded is an error, or, where bad ones are to be skipped, left
+out by the graph, which goes on: rows carry their number, so that the gap is seen and filled with
+another example. Nothing is remembered of bad examples, so that a batch stays a pure function of its
+step.
 """
 
 import collections
 import re
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +25,13 @@ from vit_jax.types import ArraySpec
 _MAX_SAMPLES = 20
 # Batches fetched ahead, still encoded, where a batch may have to wait for a whole file.
 _BLOCK_READ_AHEAD = 16
+# Batches, over those that the graph holds when all is well, that may be lost to bad examples before
+# the graph ends: it would go on for ever where preprocessing fits no example.
+_MAX_LOST = 8
 _SEED = "augment_seed"
 """Field that carries the key of an example through the graph."""
+_ROW = "stream_row"
+"""Field that carries the number of an example, from 0 at each start of the graph."""
 
 
 def output_spec(source: Source, pp: str) -> dict[str, ArraySpec]:
@@ -46,6 +54,18 @@ def output_spec(source: Source, pp: str) -> dict[str, ArraySpec]:
     raise UserError(f"preprocessing {pp!r} fails on every image, the last tried is {failure}")
 
 
+class _Piece(NamedTuple):
+    """Some finished rows of a batch."""
+
+    rows: np.ndarray
+    """Their numbers, ascending, int64 [k]."""
+    outputs: dict[str, np.ndarray]
+
+    def cut(self, start: int | None, stop: int | None) -> "_Piece":
+        part = slice(start, stop)
+        return _Piece(self.rows[part], {key: x[part] for key, x in self.outputs.items()})
+
+
 class _Run:
     """One start of the graph: the batches in flight from a step on."""
 
@@ -57,6 +77,12 @@ class _Run:
         self.error: Exception | None = None
         """What ended the reading of records, to be raised after the batches before it."""
         self.outputs: Iterator = iter(())
+        self.next_row = 0
+        """The number of the first row of the batch that comes next."""
+        self.left: _Piece | None = None
+        """What the graph has finished of the batches after the last."""
+        self.is_full = False
+        """Whether the graph was ended because it held too many batches."""
 
     def end(self) -> None:
         """Stops reading, and lets go of the graph, whose generator in turn holds this object."""
@@ -110,16 +136,27 @@ class PreprocessedStream:
             for key, x in sample.items()
         }
         signature[_SEED] = tf.TensorSpec([self._feed.num_rows, 2], tf.int32)
+        signature[_ROW] = tf.TensorSpec([self._feed.num_rows], tf.int64)
         options = tf.data.Options()
         options.deterministic = True
         options.threading.private_threadpool_size = self._workers.num_threads
         options.threading.max_intra_op_parallelism = 1  # One example a thread is enough.
-        preprocess = tf.autograph.experimental.do_not_convert(self._example)
-        return (
+
+        @tf.autograph.experimental.do_not_convert
+        def preprocess(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            fields = dict(record)
+            row = fields.pop(_ROW)
+            return self._example(fields) | {_ROW: row}
+
+        examples = (
             tf.data.Dataset.from_generator(self._raw_batches, output_signature=signature)
             .unbatch()
             .map(preprocess, num_parallel_calls=self._workers.num_threads)
-            .batch(self._feed.num_rows, drop_remainder=True)
+        )
+        if self._reader.skip_bad:
+            examples = examples.ignore_errors()
+        return (
+            examples.batch(self._feed.num_rows, drop_remainder=True)
             .prefetch(max(1, self._workers.prefetch))
             .with_options(options)
         )
@@ -128,13 +165,22 @@ class PreprocessedStream:
         """Feeds the graph. Runs on one of its threads, once for every start."""
         run = self._run
         try:
-            for raw in run.raw_batches:
+            for number, raw in enumerate(run.raw_batches):
                 run.in_flight.append(raw)
-                yield raw.records | {_SEED: raw.seeds}
+                rows = np.arange(len(raw.indices)) + number * len(raw.indices)
+                yield raw.records | {_SEED: raw.seeds, _ROW: rows}
+                run.is_full = len(run.in_flight) >= self._max_in_flight()
+                if run.is_full:
+                    return
         except Exception as error:
             run.error = error
 
-    def _start(self, step: int) -> None:
+    def _max_in_flight(self) -> int:
+        in_map = self._workers.num_threads // self._feed.num_rows
+        # Where three of four examples are bad, a batch of the graph is made of four.
+        return 4 * max(1, self._workers.prefetch) + in_map + _MAX_LOST
+
+    def _start(self, step: int) -> _Run:
         """(Re)starts the graph so that the batch of `step` comes next."""
         if self._run:
             self._run.end()
@@ -146,44 +192,93 @@ class PreprocessedStream:
         raw_batches = OrderedPrefetcher(self._feed.load, steps, workers, source.fingerprint)
         self._run = _Run(step, raw_batches)
         self._run.outputs = self._dataset.as_numpy_iterator()  # Which does not copy.
+        return self._run
 
     def _batch(self, step: int) -> dict[str, np.ndarray]:
         """The finished batch of `step`. Called for one step after the other."""
-        while not self._closed:
-            if self._run is None or self._run.step != step:
-                self._start(step)
-            run = self._run
-            try:
-                outputs = next(run.outputs)
-            except StopIteration:
-                if run.error:
-                    raise run.error from None
-                break
-            except tf.errors.OpError as error:
-                self._replace_bad(run.in_flight[0], error)
-                self._start(step)
-                continue
-            run.step += 1
-            mask = run.in_flight.popleft().mask
-            return mask_padding(outputs, mask)
-        raise RuntimeError("the stream of batches was closed")
+        run = self._run
+        if run is None or run.step != step or (run.is_full and not run.in_flight):
+            run = self._start(step)
+        pieces = self._pieces(run)
+        if self._closed or not run.in_flight:
+            raise RuntimeError("the stream of batches was closed")
+        raw = run.in_flight[0]
+        done = np.concatenate([piece.rows for piece in pieces] or [[]])
+        missing = np.setdiff1d(np.arange(self._feed.num_rows), done)
+        pieces += [self._single(raw, row) for row in missing.tolist()]
+        run.in_flight.popleft()
+        run.step += 1
+        run.next_row += self._feed.num_rows
+        return mask_padding(self._joined(pieces), raw.mask)
 
-    def _replace_bad(self, raw: RawBatch, error: Exception) -> None:
-        """Finds the examples on which the graph failed, and reports each."""
-        reasons = {}
-        for row, seed in enumerate(raw.seeds):
-            record = {key: tf.constant(x[row]) for key, x in raw.records.items()}
+    def _pieces(self, run: _Run) -> list[_Piece]:
+        """What the graph makes of the batch that comes next, rows counted from its first one."""
+        stop = run.next_row + self._feed.num_rows
+        pieces = []
+        while True:
+            piece = run.left or self._next_piece(run)
+            if piece is None:
+                return pieces
+            inside = int(np.searchsorted(piece.rows, stop))
+            run.left = piece.cut(inside, None) if inside < len(piece.rows) else None
+            if inside:
+                ours = piece.cut(None, inside)
+                pieces.append(ours._replace(rows=ours.rows - run.next_row))
+            if run.left or piece.rows[-1] == stop - 1:
+                return pieces
+
+    def _next_piece(self, run: _Run) -> _Piece | None:
+        """The next rows that the graph finishes; None at its end, with batches still to be made."""
+        try:
+            outputs = dict(next(run.outputs))
+        except StopIteration:
+            if run.error and not run.in_flight:
+                raise run.error from None
+            return None
+        except tf.errors.OpError as error:
+            if not self._reader.skip_bad:
+                self._fail(run.in_flight[0])
+            raise self._no_batch(_reason(error)) from None
+        return _Piece(outputs.pop(_ROW), outputs)
+
+    def _fail(self, raw: RawBatch) -> None:
+        """Raises a `UserError` for the first example of a batch that cannot be preprocessed."""
+        for row in range(self._feed.num_rows):
+            self._single(raw, row)
+
+    def _single(self, raw: RawBatch, row: int) -> _Piece:
+        """A row of a batch, made outside of the graph, of the first example that is not bad."""
+        index, position = raw.indices[row : row + 1], raw.positions[row : row + 1]
+        records = {key: x[row : row + 1] for key, x in raw.records.items()}
+        while True:
+            record = {key: tf.constant(x[0]) for key, x in records.items()}
             try:
-                self._example(record | {_SEED: tf.constant(seed)})
-            except tf.errors.OpError as failure:
-                reasons[row] = _reason(failure)
-        if not reasons:
-            raise UserError(
-                f"the images that preprocessing {self._pp!r} makes do not form a batch; end it "
-                f"with a resize or crop to a fixed size ({_reason(error)})"
-            )
-        for row, reason in reasons.items():
-            self._reader.report_bad(int(raw.indices[row]), int(raw.positions[row]), reason)
+                outputs = self._example(record | {_SEED: tf.constant(raw.seeds[row])})
+            except tf.errors.OpError as error:
+                instead = self._reader.report_bad(int(index[0]), int(position[0]), _reason(error))
+                records, index = self._reader.read(np.array([instead]), position)
+                continue
+            return _Piece(np.array([row]), {key: x.numpy()[None] for key, x in outputs.items()})
+
+    def _joined(self, pieces: list[_Piece]) -> dict[str, np.ndarray]:
+        """The whole batch; not copied where the graph made it in one piece."""
+        if len(pieces) == 1:
+            return pieces[0].outputs
+        joined = {}
+        for key, first in pieces[0].outputs.items():
+            joined[key] = np.empty((self._feed.num_rows, *first.shape[1:]), first.dtype)
+            for piece in pieces:
+                x = piece.outputs[key]
+                if x.shape[1:] != first.shape[1:]:
+                    raise self._no_batch(f"{key}: {first.shape[1:]} and {x.shape[1:]}")
+                joined[key][piece.rows] = x
+        return joined
+
+    def _no_batch(self, reason: str) -> UserError:
+        return UserError(
+            f"the images that preprocessing {self._pp!r} makes do not form a batch; end it "
+            f"with a resize or crop to a fixed size ({reason})"
+        )
 
 
 def _example_function(sample: Records, pp: str) -> Callable:

@@ -52,7 +52,7 @@ class RecordReader:
     def __init__(self, source: Source, *, seed: int = 0, skip_bad: bool = False):
         self.source = source
         self._seed = seed
-        self._skip_bad = skip_bad
+        self.skip_bad = skip_bad
         self._lock = threading.Lock()
         self._attempts: dict[int, int] = {}
         self._replacements: dict[int, int] = {}
@@ -80,7 +80,7 @@ class RecordReader:
             UserError: bad records are not to be skipped, or too many were bad at this position.
         """
         description = f"{self.source.describe(index)}: {reason}"
-        if not self._skip_bad:
+        if not self.skip_bad:
             raise UserError(
                 f"bad image {description} (in training, data.on_bad_image='skip' passes over it)"
             )
