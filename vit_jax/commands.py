@@ -273,7 +273,10 @@ def run_prepare(arguments: argparse.Namespace) -> None:
         print(line, file=sys.stderr, flush=True)
 
     if arguments.check and arguments.manual_dir:
-        imagenet_tars.check_archives(Path(arguments.manual_dir), tell)
+        _refuse(arguments, "tfrecord", "copy_to", "data_dir", beside="check --manual_dir")
+        if name != imagenet_tars.NAME:
+            raise UserError(f"prepare: --check --manual_dir goes with {imagenet_tars.NAME} alone")
+        imagenet_tars.check_archives(Path(arguments.manual_dir).expanduser(), tell)
         return
     if arguments.tfrecord:
         folder = prepare.convert_tfrecord(name, arguments.tfrecord, data_dir, tell)

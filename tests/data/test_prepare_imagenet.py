@@ -3,11 +3,14 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from vit_jax.__main__ import main
@@ -35,6 +38,15 @@ def tar_of(files):
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return out.getvalue()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """ImageNet of four classes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imagenet_tars, "COUNTS", {"train": 14, "validation": 5})
+        patch.setattr(imagenet_tars, "SYNSETS", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +234,94 @@ def test_archives_that_are_cut_off_or_none(manual_dir, tmp_path):
         imagenet_tars.read_index("validation", path)
 
 
+def fill_half(source, folder, split):
+    """An archive whose space is reserved and whose first half has come; returns the whole."""
+    path = source / imagenet_tars.ARCHIVES[split]
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    (folder / path.name).write_bytes(whole[:half] + bytes(len(whole) - half))
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train", r"img_train\.tar holds \d+ images of [123] synsets; ImageNet has 14 images of 4"),
+        ("validation", r"img_val\.tar holds [1234] images; ImageNet has 5 images"),
+    ],
+)
+def test_a_half_filled_archive_is_refused(manual_dir, tmp_path, split, message):
+    whole = fill_half(manual_dir, tmp_path, split)
+    for _ in range(2):  # Nothing of it is remembered.
+        with pytest.raises(UserError, match=message):
+            prepare.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lambda _: None)
+    (tmp_path / imagenet_tars.ARCHIVES[split]).write_bytes(whole)
+    prepare.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lambda _: None)
+    assert len(records(tmp_path / "data", split)[0]) == imagenet_tars.COUNTS[split]
+
+
+def test_validation_labels_go_by_the_number_in_the_name():
+    import tensorflow_datasets as tfds
+
+    labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
+    names = np.array([f"ILSVRC2012_val_{number:08d}.JPEG" for number in (50000, 7, 1)])
+    images = imagenet_tars.Images(names, *[np.zeros(3, int)] * 3)
+    found = imagenet_tars._labels("validation", images)
+    assert found.tolist() == [labels[49999], labels[6], labels[0]]
+    with pytest.raises(UserError, match=r"img_val\.tar holds cat\.jpg, which"):
+        imagenet_tars._labels("validation", images._replace(names=np.array(["cat.jpg"])))
+
+
+def test_another_archive_is_indexed_again_and_its_files_begin_anew(
+    manual_dir, tmp_path, monkeypatch
+):
+    """As where an attempt of an earlier version had taken half an archive for a whole one."""
+    archive = tmp_path / imagenet_tars.ARCHIVES["validation"]
+    whole = (manual_dir / archive.name).read_bytes()
+    archive.write_bytes(tar_of({"ILSVRC2012_val_00000003.JPEG": b"an image"}))
+    write = shards.write
+
+    def write_and_break_off(*arguments):
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet_tars, "COUNTS", {"validation": 1})
+        patch.setattr(shards, "write", write_and_break_off)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lambda _: None)
+    archive.write_bytes(whole)
+    lines = []
+    prepare.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lines.append)
+    assert not [line for line in lines if "there already" in line]
+    assert len(records(tmp_path / "data", "validation")[0]) == 5
+
+
+def test_an_archive_with_another_date_keeps_what_was_written(manual_dir, tmp_path):
+    folder = tmp_path / "building"
+    folder.mkdir()
+    archive = tmp_path / "val.tar"
+    archive.write_bytes((manual_dir / imagenet_tars.ARCHIVES["validation"]).read_bytes())
+    written = folder / "imagenet2012-validation.array_record-00000-of-00001"
+    written.write_bytes(b"records")
+    (folder / shards.CHECKSUMS).write_text(json.dumps({written.name: shards.checksum(written)}))
+    for time in (1, 2):
+        os.utime(archive, (time, time))
+        imagenet_tars._kept_index("imagenet2012", "validation", archive, folder)
+    assert written.exists()
+
+
+def test_a_finished_dataset_without_a_split_whose_archive_is_there(manual_dir, tmp_path, capsys):
+    name = imagenet_tars.ARCHIVES["validation"]
+    (tmp_path / name).write_bytes((manual_dir / name).read_bytes())
+    command = ["prepare", "imagenet2012", f"--data_dir={tmp_path}/data"]
+    assert main([*command, f"--manual_dir={tmp_path}"]) == 0
+    assert main([*command, f"--manual_dir={tmp_path}"]) == 0
+    capsys.readouterr()
+    assert main([*command, f"--manual_dir={manual_dir}"]) == 2
+    assert "is finished, without the split 'train' of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -229,12 +329,42 @@ def test_archives_that_are_cut_off_or_none(manual_dir, tmp_path):
         (["--tfrecord=nowhere", "--data_dir=there"], "holds no dataset"),
         (["--check", "--data_dir=nowhere"], "prepare it first"),
         (["--data_dir=gs://bucket/x"], "--copy_to=gs://"),
+        (["--tfrecord=here", "--data_dir=./here"], "another folder"),
+        (["--check", "--manual_dir=m", "--tfrecord=t"], "--tfrecord does not go with --check"),
+        (["--check", "--manual_dir=m", "--copy_to=c"], "--copy_to does not go with --check"),
+        (["--check", "--manual_dir=m", "--data_dir=d"], "--data_dir does not go with --check"),
+        (["--check", "--manual_dir=~/m"], "/home/of/someone/m/ILSVRC2012_img_train.tar is missing"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/of/someone")
     assert main(["prepare", "imagenet2012", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_archives_of_another_dataset_cannot_be_checked(capsys):
+    assert main(["prepare", "digits", "--check", "--manual_dir=m"]) == 2
+    assert "goes with imagenet2012 alone" in capsys.readouterr().err
+
+
+def test_the_default_folder_may_be_a_bucket_too(monkeypatch):
+    bucket = types.SimpleNamespace(data_path=epath.Path("gs://bucket/tfds/imagenet2012/5.1.0"))
+    monkeypatch.setattr(prepare, "find_builder", lambda *_, **__: bucket)
+    monkeypatch.setattr(prepare, "is_prepared", lambda _: False)
+    with pytest.raises(UserError, match=r"gs://bucket/tfds/\S+: datasets are written to a local"):
+        prepare.prepare("imagenet2012")
+
+
+def test_a_bucket_that_cannot_be_reached_is_told(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def fail(*_, **__):
+        raise RuntimeError("NotFoundError: Could not find directory gs://bucket/tfds")
+
+    monkeypatch.setattr(tfds, "builder", fail)
+    with pytest.raises(UserError, match="cannot open the dataset 'imagenet2012': NotFoundError"):
+        prepare.find_builder("imagenet2012", "gs://bucket/tfds")
 
 
 def test_checksums_are_noted_for_every_file(prepared):

@@ -201,6 +201,76 @@ def test_damaged_tfrecord_file_is_named(tfrecord_dir, tmp_path):
         open_digits(str(folder), "test").fetch(np.array([0]))
 
 
+@pytest.mark.parametrize("damage", ["cut off", "changed"])
+def test_damaged_tfrecord_is_neither_checked_nor_converted(tfrecord_dir, tmp_path, damage, capsys):
+    import shutil
+
+    from vit_jax.__main__ import main
+
+    folder = tmp_path / "copy"
+    shutil.copytree(tfrecord_dir, folder)
+    check = ["prepare", "digits", f"--data_dir={folder}", "--check"]
+    assert main(check) == 0
+    assert "checksums agree" in capsys.readouterr().err
+    (path,) = folder.rglob("digits-train.tfrecord*")
+    content = bytearray(path.read_bytes())
+    if damage == "changed":
+        content[60] ^= 1
+    path.write_bytes(content[:-100] if damage == "cut off" else content)
+    convert = ["prepare", "digits", f"--tfrecord={folder}", f"--data_dir={tmp_path}/new"]
+    for command in (check, convert):
+        assert main(command) == 2
+        assert f"{path} is damaged after " in capsys.readouterr().err
+
+
+def test_tfrecord_that_ends_between_two_records_is_short(tfrecord_dir, tmp_path):
+    import shutil
+    import types
+
+    from vit_jax.data import prepare, tfrecord
+
+    shutil.copytree(tfrecord_dir, tmp_path, dirs_exist_ok=True)
+    (path,) = tmp_path.rglob("digits-test.tfrecord*")
+    data = path.read_bytes()
+    shard = types.SimpleNamespace(filename=str(path), examples_in_shard=360)
+    end_of_first = tfrecord.record_places(data, shard)[0, 1] + 4
+    path.write_bytes(data[:end_of_first])
+    with pytest.raises(UserError, match=r"digits-test\S+ has 1 of 360 records"):
+        prepare.check("digits", str(tmp_path))
+
+
+def test_preparing_where_a_tfrecord_build_is_says_that_it_can_be_read(tfrecord_dir, capsys):
+    from vit_jax.__main__ import main
+
+    assert main(["prepare", "digits", f"--data_dir={tfrecord_dir}"]) == 0
+    shown = capsys.readouterr()
+    assert "is TFRecord, which is read as it is; --tfrecord=" in shown.err
+    assert shown.out.startswith(tfrecord_dir)
+
+
+def test_tfrecord_known_only_from_its_files_is_converted(tfrecord_dir, data_dir, tmp_path):
+    from pathlib import Path
+
+    from vit_jax.data.prepare import convert_tfrecord, find_builder
+
+    (source,) = Path(tfrecord_dir).glob("digits/*")
+    copy = tmp_path / "old" / "mydata" / source.name
+    copy.mkdir(parents=True)
+    for path in source.iterdir():
+        content = path.read_bytes()
+        if path.name == "dataset_info.json":
+            content = content.replace(b'"name": "digits"', b'"name": "mydata"')
+        (copy / path.name.replace("digits-", "mydata-")).write_bytes(content)
+    folder = convert_tfrecord("mydata", str(tmp_path / "old"), str(tmp_path / "new"))
+    assert folder == str(tmp_path / "new" / "mydata" / source.name)
+    assert find_builder("mydata", str(tmp_path / "new")).info.file_format.value == "array_record"
+    spec = {"source": "tfds", "name": "mydata", "dir": str(tmp_path / "new"), "split": "test"}
+    rows = np.arange(360)
+    ours, expected = open_source(spec).fetch(rows), open_digits(data_dir, "test").fetch(rows)
+    for key in expected:
+        np.testing.assert_array_equal(ours[key], expected[key])
+
+
 def test_files_fetched_whole_give_the_same_batches_on_any_processes(tfrecord_dir, monkeypatch):
     """As from an object store; the files are local, but read by the same means."""
     from vit_jax.data import prepare, tfrecord

@@ -25,6 +25,7 @@ from vit_jax.errors import UserError
 NAME = "imagenet2012"
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 COUNTS = {"train": 1_281_167, "validation": 50_000}
+SYNSETS = 1000
 # As image-net.org lists them.
 MD5 = {
     "train": "1d675b47d978889d74fa0da5fadfb00e",
@@ -70,7 +71,7 @@ def build(builder: Any, manual_dir: Path, tell: shards.Tell) -> None:
     lengths = {}
     for split, archive in found.items():
         tell(f"{split}: indexing {archive}")
-        images = in_order(split, _kept_index(split, archive, folder / f"index-{split}.npz"))
+        images = in_order(split, _kept_index(builder.name, split, archive, folder))
         labels = _labels(split, images)
         parts = _parts(builder, split, archive, images, labels)
         tell(f"{split}: {len(images.names)} images into {len(parts)} files")
@@ -81,11 +82,21 @@ def build(builder: Any, manual_dir: Path, tell: shards.Tell) -> None:
     shards.finish(builder, lengths, folder)
 
 
+def refuse_missing_splits(builder: Any, manual_dir: Path) -> None:
+    """Raises `UserError` where a finished dataset lacks a split whose archive is at hand."""
+    for split, name in ARCHIVES.items():
+        if (manual_dir / name).exists() and split not in builder.info.splits:
+            raise UserError(
+                f"{builder.data_path} is finished, without the split {split!r} of"
+                f" {manual_dir / name}; move that folder away and run this again for both"
+            )
+
+
 def read_index(split: str, archive: Path) -> Images:
     """The images of an archive in the order in which they lie there.
 
     Raises:
-      UserError: the archive is cut off, or is no tar.
+      UserError: the archive is cut off, or is no tar, or does not hold all of ImageNet.
     """
     rows = []
     try:
@@ -109,8 +120,22 @@ def read_index(split: str, archive: Path) -> Images:
     size = archive.stat().st_size
     if rows[-1][2] + rows[-1][3] > size:
         raise UserError(f"{archive} is cut off after {size} bytes; fetch it again")
-    names, synsets, offsets, sizes = zip(*rows, strict=True)
-    return Images(np.array(names), np.array(synsets), np.array(offsets), np.array(sizes))
+    images = Images(*(np.array(column) for column in zip(*rows, strict=True)))
+    _check_counts(split, archive, images)
+    return images
+
+
+def _check_counts(split: str, archive: Path, images: Images) -> None:
+    """Half of an archive may be as long as the whole: downloaders reserve the space first.
+
+    The rest is zeros then, which in a tar mean its end.
+    """
+    found, expected = f"{len(images.names)} images", f"{COUNTS[split]} images"
+    if split == "train":
+        found += f" of {len(np.unique(images.synsets))} synsets"
+        expected += f" of {SYNSETS} synsets"
+    if found != expected:
+        raise UserError(f"{archive} holds {found}; ImageNet has {expected}; fetch it again")
 
 
 def check_archives(manual_dir: Path, tell: shards.Tell) -> None:
@@ -155,16 +180,31 @@ class _Window(io.RawIOBase):
         return data
 
 
-def _kept_index(split: str, archive: Path, kept: Path) -> Images:
-    """`read_index`, remembered for the next attempt: of the real archive it takes minutes."""
-    if kept.exists():
-        with np.load(kept, allow_pickle=False) as arrays:
-            return Images(**arrays)
-    images = read_index(split, archive)
+def _kept_index(dataset: str, split: str, archive: Path, folder: Path) -> Images:
+    """`read_index`, remembered for the next attempt: of the real archive it takes minutes.
+
+    Another archive is indexed again, and files that were written from the former are forgotten.
+    """
+    kept = folder / f"index-{split}.npz"
+    status = archive.stat()
+    stamp = [status.st_size, status.st_mtime_ns]
+    former = _load(kept)
+    if np.array_equal(former.get("stamp", []), stamp):
+        return Images(*(former[column] for column in Images._fields))
+    images = read_index(split, archive)._asdict()
+    if former and not all(np.array_equal(former[name], images[name]) for name in images):
+        shards.forget(folder, f"{dataset}-{split}.")
     unfinished = kept.with_suffix(".incomplete.npz")
-    np.savez(unfinished, **images._asdict())
+    np.savez(unfinished, stamp=stamp, **images)
     unfinished.rename(kept)
-    return images
+    return Images(**images)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def in_order(split: str, images: Images) -> Images:
@@ -184,7 +224,13 @@ def _labels(split: str, images: Images) -> np.ndarray:
     import tensorflow_datasets as tfds
 
     path = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
-    by_name = dict(zip(sorted(images.names), path.read_text().split(), strict=False))
+    labels = path.read_text().split()
+    by_name = {f"ILSVRC2012_val_{i:08d}.JPEG": label for i, label in enumerate(labels, 1)}
+    for name in images.names:
+        if name not in by_name:
+            raise UserError(
+                f"{ARCHIVES[split]} holds {name}, which ImageNet's has not; fetch it again"
+            )
     return np.array([by_name[name] for name in images.names])
 
 

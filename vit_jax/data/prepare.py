@@ -3,16 +3,16 @@
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from vit_jax.data import builders, host_tensorflow, imagenet_tars, shards  # noqa: F401  TFDS must not find accelerators.
+from vit_jax.data import builders, imagenet_tars, shards
+from vit_jax.data.host_tensorflow import tf  # Before TFDS, which must not find accelerators.
 from vit_jax.data.shards import Tell
-from vit_jax.data.tfrecord import TfrecordReader
+from vit_jax.data.tfrecord import checked_records
 from vit_jax.errors import UserError, nearest
 
 _INFO = "dataset_info.json"
@@ -40,7 +40,8 @@ def find_builder(name: str, data_dir: str = "", *, file_format: str | None = Non
     except tfds.core.registered.DatasetNotFoundError as error:
         known = [*_own_builders(), *tfds.list_builders(with_community_datasets=False)]
         raise UserError(f"TFDS has no dataset {name!r}; {nearest(short, known)}") from error
-    except (ValueError, AssertionError) as error:
+    # A bucket that cannot be reached comes as a RuntimeError or as TensorFlow's own.
+    except (ValueError, AssertionError, RuntimeError, OSError, tf.errors.OpError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"TFDS cannot open the dataset {name!r}: {reason}") from error
 
@@ -60,12 +61,22 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "", tell: Tell = pr
     import tensorflow_datasets as tfds
 
     _check_local(data_dir)
-    builder = find_builder(name, data_dir, file_format=FILE_FORMAT)
+    builder = find_builder(name, data_dir)
+    _check_local(str(builder.data_path))  # TFDS's default may be a bucket, too.
+    default = Path(builder.data_path).parents[1] / "downloads" / "manual"
+    archives = Path(manual_dir).expanduser() if manual_dir else default
     if is_prepared(builder):
+        if builder.name == imagenet_tars.NAME:
+            imagenet_tars.refuse_missing_splits(builder, archives)
+        if _is_tfrecord(builder):
+            tell(
+                f"{builder.data_path} is TFRecord, which is read as it is;"
+                " --tfrecord=DIR --data_dir=ANOTHER_DIR converts it"
+            )
         return str(builder.data_path)
+    builder = find_builder(name, data_dir, file_format=FILE_FORMAT)
     if builder.name == imagenet_tars.NAME:
-        default = Path(builder.data_path).parents[1] / "downloads" / "manual"
-        imagenet_tars.build(builder, Path(manual_dir).expanduser() if manual_dir else default, tell)
+        imagenet_tars.build(builder, archives, tell)
         return str(builder.data_path)
     keys = {"manual_dir": manual_dir} if manual_dir else {}
     try:
@@ -86,32 +97,30 @@ def convert_tfrecord(name: str, source_dir: str, data_dir: str, tell: Tell = pri
     Record by record, undecoded, in the same order and as many files; goes on where it was
     interrupted. Returns the folder.
     """
-    import tensorflow_datasets as tfds
-
     if not data_dir:
         raise UserError("prepare: --tfrecord needs --data_dir=DIR, another folder to write to")
     _check_local(data_dir)
+    if Path(data_dir).expanduser().resolve() == Path(source_dir).expanduser().resolve():
+        raise UserError("prepare: --data_dir must be another folder than that of --tfrecord")
     source = find_builder(name, source_dir)
     if not is_prepared(source):
         raise UserError(f"prepare: --tfrecord={source_dir} holds no dataset {name!r}")
-    if source.info.file_format is not tfds.core.file_adapters.FileFormat.TFRECORD:
+    if not _is_tfrecord(source):
         raise UserError(f"{source.data_path} is {source.info.file_format.value}, not TFRecord")
-    target = find_builder(name, data_dir, file_format=FILE_FORMAT)
+    target = _target(source, name, data_dir)
     if is_prepared(target):
         return str(target.data_path)
     folder = shards.building_folder(target)
     lengths = {}
     for split, info in source.info.splits.items():
-        reader = TfrecordReader(info.file_instructions, bytes, remote="://" in source_dir)
         counts = info.shard_lengths
-        ends = np.cumsum(counts).tolist()
         parts = [
             shards.Part(
                 shards.file_name(target.name, split, number, len(counts)),
                 count,
-                functools.partial(_in_turn, reader, range(end - count, end)),
+                functools.partial(checked_records, str(path)),
             )
-            for number, (count, end) in enumerate(zip(counts, ends, strict=True))
+            for number, (count, path) in enumerate(zip(counts, info.filepaths, strict=True))
         ]
         shards.write(parts, folder, lambda line, split=split: tell(f"{split}: {line}"))
         lengths[split] = counts
@@ -119,15 +128,22 @@ def convert_tfrecord(name: str, source_dir: str, data_dir: str, tell: Tell = pri
     return str(target.data_path)
 
 
-def _in_turn(reader: TfrecordReader, rows: range) -> Iterator[bytes]:
-    for row in rows:
-        yield from reader.__getitems__([row])
+def _target(source, name: str, data_dir: str):
+    """The builder that writes the dataset of `source` into `data_dir`."""
+    import tensorflow_datasets as tfds
+
+    if not isinstance(source, tfds.core.read_only_builder.ReadOnlyBuilder):
+        return find_builder(name, data_dir, file_format=FILE_FORMAT)
+    # Known only from its files, so these tell what it is; TFDS takes it to be where they are.
+    target = tfds.core.read_only_builder.builder_from_directory(source.data_path)
+    target._data_dir = str(Path(data_dir).expanduser() / source.info.full_name)
+    return target
 
 
-def _check_local(data_dir: str) -> None:
-    if "://" in data_dir:
+def _check_local(folder: str) -> None:
+    if "://" in folder:
         raise UserError(
-            f"prepare: --data_dir={data_dir}: datasets are written to a local disk; prepare there,"
+            f"prepare: --data_dir={folder}: datasets are written to a local disk; prepare there,"
             " then --copy_to=gs://... brings the dataset to a bucket"
         )
 
@@ -154,7 +170,9 @@ def copy(name: str, data_dir: str, destination: str, tell: Tell = print) -> str:
 
 
 def check(name: str, data_dir: str, tell: Tell = print) -> str:
-    """Counts the records of every file and compares checksums where the build noted some.
+    """Counts the records of every file and compares checksums where there are some.
+
+    Those that the build noted; and TFRecord has one for every record.
 
     Raises:
       UserError: the first file that is missing, short or changed; for ImageNet, other counts than
@@ -173,7 +191,8 @@ def check(name: str, data_dir: str, tell: Tell = print) -> str:
                 f"{builder.data_path}: split {split!r} has {info.num_examples} images; ImageNet"
                 f" has {expected}"
             )
-    tell("checksums agree" if sums else "no checksums were noted when this was written")
+    compared = sums or _is_tfrecord(builder)
+    tell("checksums agree" if compared else "no checksums were noted when this was written")
     return str(builder.data_path)
 
 
@@ -184,12 +203,26 @@ def _check_file(instruction: Any, sums: Mapping[str, Mapping[str, Any]]) -> None
     noted = sums.get(path.name)
     if noted and shards.checksum(path) != noted:
         raise UserError(f"{path} has changed since it was written; prepare or copy it again")
+    found = _count(path)
+    if found not in (None, instruction.examples_in_shard):
+        raise UserError(f"{path} has {found} of {instruction.examples_in_shard} records")
+
+
+def _count(path: epath.Path) -> int | None:
+    """How many records a file has; None where that cannot be told."""
+    if ".tfrecord" in path.name:
+        return sum(1 for _ in checked_records(str(path)))
     if ".array_record" in path.name and "://" not in str(path):
         from array_record.python import array_record_module
 
-        found = array_record_module.ArrayRecordReader(str(path)).num_records()
-        if found != instruction.examples_in_shard:
-            raise UserError(f"{path} has {found} of {instruction.examples_in_shard} records")
+        return array_record_module.ArrayRecordReader(str(path)).num_records()
+    return None
+
+
+def _is_tfrecord(builder) -> bool:
+    import tensorflow_datasets as tfds
+
+    return builder.info.file_format is tfds.core.file_adapters.FileFormat.TFRECORD
 
 
 def _require_prepared(builder, name: str) -> None:

@@ -87,6 +87,15 @@ def read_checksums(folder: epath.PathLike) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def forget(folder: Path, prefix: str) -> None:
+    """Deletes the written files whose names begin so; `write` will write them anew."""
+    sums = read_checksums(folder)
+    names = {name for name in sums if name.startswith(prefix)}
+    _write_json(folder / CHECKSUMS, {name: sums[name] for name in sums if name not in names})
+    for name in names:
+        (folder / name).unlink()
+
+
 def _write_json(path: Path, content: Mapping) -> None:
     unfinished = path.with_suffix(".incomplete")
     unfinished.write_text(json.dumps(content, indent=1))
@@ -114,7 +123,8 @@ def finish(builder: Any, lengths: Mapping[str, Sequence[int]], folder: Path) -> 
             sums[file_name(builder.name, name, i, len(counts))]["size"] for i in range(len(counts))
         )
         splits.append(tfds.core.SplitInfo(name, list(counts), size, template))
-    builder.info.set_file_format(file_format, override=True)
+    # The information may be that of the dataset which these are the records of.
+    builder.info.set_file_format(file_format, override=True, override_if_initialized=True)
     builder.info.set_splits(tfds.core.splits.SplitDict(splits))
     builder.info.write_to_directory(folder)
     destination = Path(builder.data_path)

@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, BinaryIO
 
@@ -167,3 +167,24 @@ def record_places(data: bytes | mmap.mmap, shard: Any) -> np.ndarray:
             "whole; fetch or prepare it again"
         )
     return np.array(places, np.int64).reshape(-1, 2)
+
+
+def checked_records(path: str) -> Iterator[bytes]:
+    """The records of a file, local or remote, from the front, all checksums compared.
+
+    Raises:
+        UserError: the file cannot be read, or is damaged.
+    """
+    from vit_jax.data.host_tensorflow import tf
+
+    whole = 0
+    try:
+        for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            yield record
+            whole += 1
+    except tf.errors.DataLossError as error:
+        raise UserError(
+            f"{path} is damaged after {whole} records; fetch or prepare it again"
+        ) from error
+    except tf.errors.OpError as error:
+        raise UserError(f"cannot read {path}: {error.message}") from error
