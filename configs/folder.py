@@ -10,11 +10,12 @@ one machine; from a few hundred images on, fine-tuning a released checkpoint doe
 from pathlib import Path
 
 from vit_jax.config import default_config, parse_arg
+from vit_jax.data.sources.folder import split_folders
 
 
 def get_config(arg=None):
     arg = parse_arg(arg, root="", model="vit_ti16", size=96, epochs=50)
-    has_validation = any((Path(arg.root) / name).is_dir() for name in ("val", "validation"))
+    has_validation = "validation" in split_folders(Path(arg.root).expanduser())
     config = default_config()
     config.total = f"{arg.epochs} epochs"
     config.batch_size = 64

@@ -170,6 +170,19 @@ def test_data_of_the_recipes(root):
     assert folder.data.repeats == 3
 
 
+@pytest.mark.parametrize("folder", ["val", "valid", "validation"])
+def test_a_folder_of_ones_own_is_validated_on_its_validation_split(
+    root, tmp_path, monkeypatch, folder
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for split in ("train", folder):
+        (tmp_path / "photos" / split / "cat").mkdir(parents=True)
+    for given in (str(tmp_path / "photos"), "~/photos"):
+        config = load(path(root, "folder", given))
+        assert config.data.split == "train"
+        assert config.eval.sets.val.split == "validation"
+
+
 def test_the_flagship_is_the_recipe_whose_steps_are_recorded(root):
     """`tests/optim/test_trajectory.py` holds 30 steps of these settings to big_vision's."""
     recorded = json.loads(

@@ -57,6 +57,11 @@ def test_only_line_feeds_end_lines(folder):
 
 
 @pytest.mark.parametrize("name", CONTENTS)
+def test_a_byte_order_mark_is_passed_over(folder, name):
+    assert len(opened(folder, name, "\ufeff" + CONTENTS[name])) == 2
+
+
+@pytest.mark.parametrize("name", CONTENTS)
 def test_lines_of_an_image_are_its_captions(folder, name):
     source = opened(folder, name, CONTENTS[name], max_texts=3)
     assert len(source) == 2
@@ -88,6 +93,7 @@ def test_captions_reach_the_batch_as_tokens(folder):
         ("c.jsonl", "[1]", "c.jsonl: line 1 has no 'image'"),
         ("c.csv", "image,text\na.png,a", "c.csv: line 2 has no 'caption'"),
         ("c.csv", "image,caption\na.png, ", "c.csv: line 2 has no 'caption'"),
+        ("c.csv", f"image,caption\na.png,{'x' * 140_000}", "c.csv: .* line 1 .*field limit.*quote"),
         ("c.json", "{}", "c.json has no list 'images'"),
         ("c.json", '{"images": [], "annotations": [{"caption": "a"}]}', r"\[0\] has no 'image'"),
         ("c.json", "{", "c.json is no JSON"),

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vit_jax.config import load, validate
-from vit_jax.data import eval_batches, open_source
+from vit_jax.data import eval_batches, open_source, train_batches
 from vit_jax.errors import UserError
 from vit_jax.run import Run
 
@@ -105,6 +105,27 @@ def test_bad_boxes_may_be_dropped_and_crowded_images_say_so(opened, caplog):
         opened(dataset(), on_bad_box="ignore")
     with pytest.raises(UserError, match=r"a.png has 2 objects.*max_objects=1; write 2 or more"):
         opened(dataset(), max_objects=1)
+
+
+def test_an_image_of_another_size_than_its_boxes_are_for_is_bad(tmp_path, opened):
+    """As a photograph that EXIF turns: annotated upright, decoded lying on its side."""
+    source = opened(dataset())
+    turned = Image.Exif()
+    turned[0x112] = 6
+    for name in ("a.png", "b.png"):  # b has no boxes to be misplaced
+        Image.new("RGB", (10, 20)).save(tmp_path / name, exif=turned)
+    pp = "joint_decode|joint_fit(16)"
+    reason = r"boxes are for\] \[10 20\] \[pixels but the image is\] \[20 10\]"
+    options = {"batch_size": 2, "rows": np.arange(2), "pp": pp}
+    with pytest.raises(UserError, match=rf"bad image .*a\.png: .*{reason}"):
+        next(eval_batches(source, **options))
+    with train_batches(source, seed=0, on_bad_image="skip", **options) as batches:
+        assert (next(batches)["box_label"] == -1).all()
+        assert batches.num_bad_images
+
+
+def test_a_byte_order_mark_is_passed_over(opened):
+    assert len(opened("\ufeff" + json.dumps(dataset()))) == 2
 
 
 def test_missing_files(opened):

@@ -30,10 +30,10 @@ def flat(tmp_path):
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """ImageNet's layout; the splits do not have the same classes."""
+    """ImageNet's layout; a class has no images in one split."""
     for number in range(3):
-        write(tmp_path / "train" / "n01440764" / f"n01440764_{number}.JPEG")
-        write(tmp_path / "train" / "n02102040" / f"n02102040_{number}.JPEG")
+        for name in ("n01440764", "n02102040", "n03000684"):
+            write(tmp_path / "train" / name / f"{name}_{number}.JPEG")
     write(tmp_path / "val" / "n02102040" / "ILSVRC2012_val_1.JPEG")
     write(tmp_path / "val" / "n03000684" / "ILSVRC2012_val_2.jpeg")
     return tmp_path
@@ -76,14 +76,40 @@ def test_the_order_does_not_depend_on_the_file_system(flat, tmp_path_factory):
     assert tails[0] == tails[1]
 
 
-def test_classes_are_numbered_over_all_splits(imagenet, caplog):
+def test_classes_are_numbered_by_the_training_split(imagenet):
     train, validation = open_folder(imagenet), open_folder(imagenet, "validation")
-    assert caplog.text.count("has no class n03000684, which another split has") == 1
     assert train.class_names == validation.class_names
     assert train.class_names == ("n01440764", "n02102040", "n03000684")
-    assert sorted(train.fetch(np.arange(6))["label"]) == [0, 0, 0, 1, 1, 1]
+    assert sorted(train.fetch(np.arange(9))["label"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert sorted(validation.fetch(np.arange(2))["label"]) == [1, 2]
     assert len(open_folder(imagenet, "val")) == 2
+
+
+def test_a_test_folder_of_unlabelled_images_is_no_class(imagenet):
+    write(imagenet / "test" / "all" / "1.jpg")
+    write(imagenet / "test" / "all" / "2.jpg")
+    assert open_folder(imagenet).class_names == ("n01440764", "n02102040", "n03000684")
+    assert open_folder(imagenet, "val").num_classes == 3
+    with pytest.raises(UserError, match=r"test has the class all, which \S+train lacks: rename"):
+        open_folder(imagenet, "test")
+
+
+def test_splits_without_training_share_their_classes(imagenet):
+    shutil.rmtree(imagenet / "train")
+    write(imagenet / "test" / "n01440764" / "1.jpg")
+    assert open_folder(imagenet, "val").class_names == ("n01440764", "n02102040", "n03000684")
+
+
+def test_flat_images_of_a_split_have_no_class(imagenet):
+    shutil.rmtree(imagenet / "val")
+    write(imagenet / "val" / "ILSVRC2012_val_1.JPEG")
+    with pytest.raises(UserError, match=r"val has no class folders: .*val/CLASS/photo\.jpg"):
+        open_folder(imagenet, "val")
+
+
+def test_folders_are_local():
+    with pytest.raises(UserError, match="gs://b/x: image folders are read from local disks"):
+        open_folder("gs://b/x")
 
 
 def test_a_set_of_the_size_and_oddities_of_imagenet(tmp_path):

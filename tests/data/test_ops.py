@@ -113,6 +113,16 @@ def test_grey_and_cmyk_jpegs_become_rgb(spec):
     assert red.shape == (16, 16, 3)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "WEBP"])
+def test_precise_decoding_reads_every_kind_of_file(kind):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), (255, 0, 0)).save(file, kind)
+    content = file.getvalue()
+    np.testing.assert_array_equal(
+        apply_to_image("decode(precise=True)", content), apply_to_image("decode", content)
+    )
+
+
 def test_inception_crop_covers_the_areas_and_ratios_it_should():
     # The pixels hold their coordinates, which gives the window away.
     rows, columns = np.mgrid[:100, :120].astype(np.uint8)

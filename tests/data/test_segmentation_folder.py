@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import eval_batches, open_source
+from vit_jax.data import eval_batches, open_source, train_batches
 from vit_jax.errors import UserError
 
 PP = "joint_decode|check_segmentation(4)"
@@ -83,6 +83,27 @@ def test_layouts_of_cityscapes_and_voc(tmp_path):
     (tmp_path / "train.txt").write_text("gone\n")
     with pytest.raises(UserError, match="gone is listed, but no such image"):
         source(tmp_path, "train", **listed)
+
+
+def test_listed_names_may_hold_spaces(tmp_path):
+    for stem in ("my cat", "dog"):
+        write(tmp_path, stem, mask())
+    (tmp_path / "train.txt").write_text("\ufeffmy cat \r\n\ndog\n", encoding="utf-8")
+    assert len(source(tmp_path, listed="{split}.txt")) == 2
+
+
+@pytest.mark.parametrize("kind", [mask, palette])
+def test_truncated_masks_are_skipped(tmp_path, kind):
+    for stem in "abcd":
+        write(tmp_path, stem, kind(1))
+    path = tmp_path / "masks/b.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    options = {"batch_size": 4, "rows": np.arange(4), "pp": PP}
+    with train_batches(source(tmp_path), seed=0, on_bad_image="skip", **options) as batches:
+        next(batches)
+        assert batches.num_bad_images
+    with pytest.raises(UserError, match=r"bad image .*images/b\.png"):
+        only(source(tmp_path))
 
 
 def test_parts_of_one_folder_share_nothing(tmp_path):

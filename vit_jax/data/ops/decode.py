@@ -11,17 +11,21 @@ def encoded(image: tf.Tensor) -> bool:
 
 @image_op
 def decode(image: tf.Tensor, channels: int = 3, precise: bool = False) -> tf.Tensor:
-    """JPEG, PNG, GIF (first frame) or BMP bytes to uint8 `[h, w, channels]`.
+    """JPEG, PNG, GIF (first frame), BMP or WebP bytes to uint8 `[h, w, channels]`.
 
     `precise` decodes JPEG with the slower, exact cosine transform (PIL's); the default is the one
     most published models were trained with.
     """
     if not encoded(image):
         return image
-    if precise:
-        pixels = tf.image.decode_jpeg(image, channels=channels, dct_method="INTEGER_ACCURATE")
-    else:
-        pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
+
+    def of_any_kind() -> tf.Tensor:
+        return tf.io.decode_image(image, channels=channels, expand_animations=False)
+
+    def of_jpeg() -> tf.Tensor:
+        return tf.image.decode_jpeg(image, channels=channels, dct_method="INTEGER_ACCURATE")
+
+    pixels = tf.cond(tf.io.is_jpeg(image), of_jpeg, of_any_kind) if precise else of_any_kind()
     return tf.ensure_shape(pixels, [None, None, channels])
 
 

@@ -20,10 +20,14 @@ GREY = 128
 def joint_decode(record: Record, channels: int = 3) -> Record:
     """Decodes `image` and `segmentation`, and notes `image_size`, int32 (height, width) in pixels.
 
-    A segmentation of another size than its image fails, as a truncated file does.
+    An image of another size than its segmentation, or than `listed_size` says (height and width;
+    0 for unknown), fails, as a truncated file does.
     """
     image = decode(record["image"], channels)
-    record = record | {"image": image, "image_size": tf.shape(image)[:2]}
+    record = dict(record)
+    if "listed_size" in record:
+        image = _checked_size(image, record.pop("listed_size"))
+    record |= {"image": image, "image_size": tf.shape(image)[:2]}
     if "segmentation" not in record:
         return record
     segmentation = decode(record["segmentation"], 1)
@@ -34,6 +38,16 @@ def joint_decode(record: Record, channels: int = 3) -> Record:
     )
     with tf.control_dependencies([same]):
         return record | {"segmentation": tf.identity(segmentation)}
+
+
+def _checked_size(image: tf.Tensor, listed: tf.Tensor) -> tf.Tensor:
+    size = tf.shape(image)[:2]
+    same = tf.debugging.Assert(
+        tf.reduce_all((size == listed) | (listed == 0)),
+        ["the boxes are for", listed, "pixels but the image is", size, "(turned by EXIF, perhaps)"],
+    )
+    with tf.control_dependencies([same]):
+        return tf.identity(image)
 
 
 @record_op

@@ -70,7 +70,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
     if not reader:
         raise UserError(f"{path}: write a file that ends in {', '.join(kinds)}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Excel's begin with a mark.
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -95,8 +95,14 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, dict]]:
 
 def _table(path: Path, text: str) -> Iterator[tuple[str, dict]]:
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=_SEPARATORS[path.suffix])
-    for row in rows:
-        yield f"line {rows.line_num}", row
+    try:
+        for row in rows:
+            yield f"line {rows.line_num}", row
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: the row that begins after line {rows.line_num} is no table's: {error}; is a "
+            "quote left open?"
+        ) from error
 
 
 def _coco(path: Path, text: str) -> Iterator[tuple[str, dict]]:

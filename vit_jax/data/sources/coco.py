@@ -82,10 +82,19 @@ class Source:
             files[row] = Path(self.describe(index)).read_bytes()
         objects = [self._of(self._images[index]) for index in indices]
         packed = boxes.pack(objects, self._max_objects, lambda row: self.describe(indices[row]))
-        return {"image": files, **packed}
+        sizes = [self._listed_size(self._images[index]) for index in indices]
+        return {"image": files, "listed_size": np.array(sizes, np.int32), **packed}
 
     def describe(self, index: int) -> str:
         return str(self._folder / self._images[index]["file_name"])
+
+    def _listed_size(self, image: dict) -> tuple[int, int]:
+        """Height and width that the boxes are for, which `joint_decode` compares; 0 without boxes.
+
+        Cameras store a photograph lying on its side and say so in EXIF. Tools that annotate turn
+        it, the decoder does not, and the boxes would then be at wrong places.
+        """
+        return (image["height"], image["width"]) if len(self._of(image).boxes) else (0, 0)
 
     def _of(self, image: dict) -> boxes.Objects:
         return self._objects.get(image["id"], self._empty)
@@ -94,7 +103,7 @@ class Source:
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The sections of the file, each entry with the keys that are needed. Raises `UserError`."""
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except ValueError as error:

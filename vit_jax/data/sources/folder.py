@@ -1,14 +1,14 @@
 """A folder of image files: `ROOT/CLASS/*.jpg|jpeg|png`, or `ROOT/SPLIT/CLASS/*`.
 
 The layout that PyTorch's ImageFolder reads, ImageNet's `train/n01440764/*.JPEG` included. Classes
-are the sorted folder names over all splits, so that a class has one number everywhere. Where there
-are no split folders, or a part of one is wanted, `train[:90%]` and `train[90%:]` divide the images:
-the order of a split is that of a hash of the files' paths, so that every part has all classes, and
-a file keeps its place relative to the others when files are added.
+are the sorted folder names of `train`, so that a class has one number everywhere; without a folder
+of that name, those over all splits. Where there are no split folders, or a part of one is wanted,
+`train[:90%]` and `train[90%:]` divide the images: the order of a split is that of a hash of the
+files' paths, so that every part has all classes, and a file keeps its place relative to the others
+when files are added.
 """
 
 import hashlib
-import logging
 import os
 from pathlib import Path
 
@@ -28,23 +28,21 @@ _SPLIT_FOLDERS = {
 _IGNORED = ("thumbs.db", "desktop.ini")
 
 
-logger = logging.getLogger(__name__)
-
-
 class Source:
     """`name` is ROOT, `split` the folder in it (`val` and `validation` are one), with `[a:b]`."""
 
     def __init__(self, name: str, split: str = "train"):
+        if "://" in name:
+            raise UserError(f"{name}: image folders are read from local disks; copy it to one")
         root = Path(name).expanduser()
         if not root.is_dir():
             raise UserError(f"no such folder: {root}")
-        splits = _split_folders(root)
+        splits = split_folders(root)
         folder = _chosen_folder(root, splits, split)
         self.class_names = _class_names(root, splits)
         self.num_classes = len(self.class_names)
         self._folder = folder
-        if folder == splits.get("train"):
-            _tell_of_untrained(folder, self.class_names)
+        _check_class_folders(folder, self.class_names, splits)
         files = _image_files(folder, self.class_names)
         files.sort(key=lambda file: hashlib.blake2b(os.fsencode(file[0]), digest_size=8).digest())
         selected = split_range(split, len(files))
@@ -67,7 +65,7 @@ class Source:
         return os.path.join(self._folder, self._names[index])
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def split_folders(root: Path) -> dict[str, Path]:
     """The split folders of `root` by the canonical name of the split; empty if it has none."""
     found = {}
     for split, names in _SPLIT_FOLDERS.items():
@@ -96,24 +94,31 @@ def _chosen_folder(root: Path, splits: dict[str, Path], split: str) -> Path:
 
 
 def _class_names(root: Path, splits: dict[str, Path]) -> tuple[str, ...]:
-    """Sorted names of the class folders over all splits."""
-    folders = list(splits.values()) or [root]
-    names = sorted(
-        {entry.name for folder in folders for entry in _visible(folder) if entry.is_dir()}
-    )
-    if not names:
+    """Sorted names of the class folders: a folder that only a test split has is no class."""
+    folders = [splits["train"]] if "train" in splits else list(splits.values()) or [root]
+    return tuple(sorted(set().union(*map(_subfolders, folders))))
+
+
+def _check_class_folders(
+    folder: Path, class_names: tuple[str, ...], splits: dict[str, Path]
+) -> None:
+    """Images outside class folders, or in those of unknown classes, have no label."""
+    found = _subfolders(folder)
+    if not found:
         raise UserError(
-            f"{folders[0]} has no class folders: put images into one folder a class, "
-            f"as in {folders[0]}/CLASS/photo.jpg"
+            f"{folder} has no class folders: put images into one folder a class, "
+            f"as in {folder}/CLASS/photo.jpg"
         )
-    return tuple(names)
+    unknown = sorted(found.difference(class_names))
+    if unknown:
+        raise UserError(
+            f"{folder} has the class {', '.join(unknown)}, which {splits['train']} lacks: rename "
+            "or remove it (images without known classes are for `predict`)"
+        )
 
 
-def _tell_of_untrained(folder: Path, class_names: tuple[str, ...]) -> None:
-    """Such a class is more often a folder with another spelling than what somebody wants."""
-    missing = [name for name in class_names if not (folder / name).is_dir()]
-    if missing:
-        logger.warning("%s has no class %s, which another split has", folder, ", ".join(missing))
+def _subfolders(folder: Path) -> set[str]:
+    return {entry.name for entry in _visible(folder) if entry.is_dir()}
 
 
 def _image_files(folder: Path, class_names: tuple[str, ...]) -> list[tuple[str, int]]:
@@ -121,7 +126,7 @@ def _image_files(folder: Path, class_names: tuple[str, ...]) -> list[tuple[str, 
     files = []
     for label, name in enumerate(class_names):
         class_folder = folder / name
-        if not class_folder.is_dir():  # A class that only another split has.
+        if not class_folder.is_dir():  # A class of which this split has no images.
             continue
         before = len(files)
         for entry in _visible(class_folder):
@@ -132,8 +137,6 @@ def _image_files(folder: Path, class_names: tuple[str, ...]) -> list[tuple[str, 
             files.append((f"{name}/{entry.name}", label))
         if len(files) == before:
             raise UserError(f"class folder {class_folder} has no images: fill it or remove it")
-    if not files:
-        raise UserError(f"{folder} has no images")
     return files
 
 

@@ -122,9 +122,10 @@ def _image_names(folder: Path, image_end: str) -> list[str]:
 
 def _listed(path: Path) -> list[str]:
     try:
-        return path.read_text().split()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _grey_png(path: Path) -> bytes:
@@ -145,7 +146,8 @@ def _grey_png(path: Path) -> bytes:
         with Image.open(io.BytesIO(data)) as file:
             labels = np.asarray(file).astype(np.uint8)
     except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: not a readable PNG file ({error})") from error
+        # Not a `UserError`: one truncated mask is skipped as one truncated image is.
+        raise OSError(f"{path}: not a readable PNG file ({error})") from error
     if data[_COLOUR_TYPE] == _GREY and data[_BIT_DEPTH] in (2, 4):
         labels //= 255 // (2 ** data[_BIT_DEPTH] - 1)  # Pillow makes the largest of them white.
     Image.fromarray(labels).save(buffer, "PNG")
