@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -229,6 +230,14 @@ def _check_meanings(split: Split, task: TaskProtocol) -> None:
             f"config.eval.sets.{split.name} has {found} classes, config.data has {trained}; labels"
             " must mean the same in both"
         )
+    names = split.source.class_names or (), task.info.class_names or ()
+    for number, (here, there) in enumerate(zip(*names, strict=False)):
+        if here != there:
+            logging.warning(
+                "config.eval.sets.%s calls class %d %r, training %r: is it the same?",
+                split.name, number, here, there,
+            )  # fmt: skip
+            break
     for name, vocab in data.vocabularies(split.pp).items():
         learned = task.info.spec[name].vocab if name in task.info.spec else ""
         if learned and vocab != learned:

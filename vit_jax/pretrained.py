@@ -55,6 +55,7 @@ def _load(run: Run) -> tuple[Params, MergeReport]:
             channels=channels,
             head=init.head,
             interpolation=init.interpolation,
+            source_grid=tuple(init.source_grid) or None,
             initialise=tuple(init.initialise),
             ignore=tuple(init.ignore),
             seed=run.config.seed,

@@ -142,6 +142,9 @@ SCHEMA: dict[str, Any] = {
         "interpolation": Key(
             "corners", FIXED, "of its positions: corners (as published), bilinear or bicubic"
         ),
+        "source_grid": Key(
+            [], FIXED, "[rows, columns] of its positions; empty = as it tells, or a square"
+        ),
         "initialise": Key([], FIXED, "[regex, ...]: parameters that start anew"),
         "ignore": Key([], FIXED, "[regex, ...]: arrays of the file that are left out"),
     },

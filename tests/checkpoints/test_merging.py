@@ -68,6 +68,23 @@ def test_a_head_of_another_task_is_not_made_up_where_it_is_to_be_kept(token):
         checkpoints.load(path, segmenter, head="keep")
 
 
+def test_a_head_of_another_task_starts_anew_if_asked(tmp_path):
+    segmenter = models.Segmenter(variant(num_classes=None, pooling="none"), 3)
+    params = random_params(segmenter, np.zeros((1, 8, 8, 3), np.float32))
+    checkpoints.save(params, segmenter, tmp_path / "own", "orbax")
+    for head, anew in (("auto", []), ("zero", ["decoder/score/bias", "decoder/score/kernel"])):
+        loaded, report = checkpoints.load_with_report(tmp_path / "own", segmenter, head=head)
+        assert names(report.initialised) == anew
+        kept = loaded["decoder"]["score"]["kernel"] == params["decoder"]["score"]["kernel"]
+        assert np.all(kept) == (not anew)
+
+
+@pytest.mark.parametrize("grid", [(4,), (4, 0), (2.0, 8.0)])
+def test_a_grid_is_two_numbers(token, grid):
+    with pytest.raises(UserError, match="write two whole numbers, rows and columns"):
+        checkpoints.load(token[3], token[0], source_grid=grid)
+
+
 def test_a_head_behind_another_layer_is_not_kept(tmp_path, token):
     """As many classes, but trained on the representation layer's output."""
     _, _, _, path = token

@@ -1,6 +1,7 @@
 """ImageNet as a folder, with all that is odd in the real one, and the further test sets' labels."""
 
 import io
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from vit_jax.data import eval_batches, open_source, pp, train_batches
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops.subsets import allowed_classes
 from vit_jax.errors import UserError
-from vit_jax.evaluate import Evaluator
+from vit_jax.evaluate import Evaluator, _check_meanings
 from vit_jax.run import Run
 from vit_jax.types import ArraySpec, DataInfo
 
@@ -178,6 +179,20 @@ def test_a_set_with_other_classes_is_not_scored(digits_npz, tiny_config, tmp_pat
     run = Run.build(config)
     with pytest.raises(UserError, match=r"eval\.sets\.other has 4 classes, config\.data has 10"):
         Evaluator(config, run.task, run.abstract, run.mesh)
+
+
+def test_classes_of_other_names_are_told(caplog):
+    def check(names):
+        source = types.SimpleNamespace(num_classes=2, class_names=names)
+        split = types.SimpleNamespace(source=source, name="other", pp="decode")
+        info = DataInfo({}, 2, ("cat", "dog"))
+        _check_meanings(split, types.SimpleNamespace(info=info))
+
+    check(("cat", "dog"))
+    check(None)
+    assert not caplog.text
+    check(("bird", "cat"))
+    assert "config.eval.sets.other calls class 0 'bird', training 'cat'" in caplog.text
 
 
 @pytest.mark.parametrize("name", imagenet.OTHER_SETS)

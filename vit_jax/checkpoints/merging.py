@@ -40,6 +40,11 @@ class Options:
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise UserError(f"head={self.head!r} is not known; {nearest(self.head, HEADS)}")
+        if self.source_grid is not None and not (
+            len(self.source_grid) == 2 and all(type(n) is int and n > 0 for n in self.source_grid)
+        ):
+            given = list(self.source_grid)
+            raise UserError(f"source_grid={given}: write two whole numbers, rows and columns")
         for pattern in (*self.initialise, *self.ignore):
             try:
                 re.compile(pattern)
@@ -257,6 +262,10 @@ class Merge:
         for name in (*HEAD, *HIDDEN):
             if name not in self.target.shapes:
                 self.drop(name, "the model has no such head")
+        if self.options.head == "zero" and not isinstance(self.target.model, models.TwoTowers):
+            for name in self.target.shapes:
+                if not name.startswith("backbone/"):
+                    self.drop(name, "head='zero'")
         absent = self.target.shapes.keys() - self.arrays.keys()
         for name in sorted(name for name in absent if not name.startswith("backbone/")):
             if self.options.head == "keep":
