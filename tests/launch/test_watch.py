@@ -148,6 +148,23 @@ def test_a_host_that_was_restarted_begins_again_with_the_others():
     assert cloud.done("host.sh pod start") == 2
 
 
+def test_hosts_that_are_new_have_nothing_to_stop():
+    """Or the launcher would ask in vain for a script that is not there, and give up."""
+    cloud = Cloud(["READY"], [NONE, GOING, NONE, DONE])
+    assert train(cloud) == 0
+    asked = [command for command in cloud.commands if "host.sh pod stop" in command]
+    assert asked
+    assert all("if [ -f host.sh ]; then bash host.sh pod stop; else true; fi" in a for a in asked)
+
+
+def test_silence_is_not_success():
+    with pytest.raises(UserError, match="no host of pod tells its state"):
+        train(Cloud(["READY"], ["Welcome to Ubuntu"]))
+    cloud = Cloud(["READY"], [NONE, "", "Welcome to Ubuntu", GOING, DONE])
+    assert train(cloud) == 0
+    assert cloud.said.count("no host of pod tells its state; looking again") == 2
+
+
 def test_repairs_are_waited_for():
     states = ["READY", "READY", *["REPAIRING"] * (2 * tpu.MAX_UNREACHED), "READY"]
     cloud = Cloud(states, [NONE, GOING, DONE])

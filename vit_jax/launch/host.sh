@@ -89,7 +89,8 @@ metadata() {
 
 # Asks the bucket which of the permissions that a run needs this host's service account has.
 check_bucket() {
-  local api=https://storage.googleapis.com/storage/v1 bucket=${1#gs://} token account granted missing=() permission query=''
+  local api=https://storage.googleapis.com/storage/v1 bucket=${1#gs://}
+  local token account granted missing=() permission query=''
   # TensorFlow looks at the bucket itself before it makes a folder in it.
   local wanted=(storage.buckets.get storage.objects.create storage.objects.delete
     storage.objects.get storage.objects.list)

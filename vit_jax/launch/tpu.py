@@ -91,7 +91,8 @@ class Launcher:
             them; `MAX_UNREACHED` looks in a row have failed.
         """
         self._look_until(lambda: 0 if self._is_ready(replace=True) else None)
-        if self.cloud.dry_run or not self._adopts(arguments):
+        self._begun = not self.cloud.dry_run and self._is_going(arguments)
+        if not self._begun:
             self._begin(arguments, workdir, pin)
 
         def look() -> int | None:
@@ -166,7 +167,7 @@ class Launcher:
         """The run's exit code once it has ended for good."""
         states = self.states()
         if any(state.kind == "none" for state in states):  # A host was restarted, or made anew.
-            self._on_hosts("stop")
+            self.stop()
             self._begun = False
             return None
         code = self._verdict(states)
@@ -174,12 +175,11 @@ class Launcher:
             self._tell(states[0].host, states[0].last_line)
         return code
 
-    def _adopts(self, arguments: Sequence[str]) -> bool:
+    def _is_going(self, arguments: Sequence[str]) -> bool:
         """Whether this run is going on the hosts already. Raises `UserError` if another one is."""
         if not any(state.kind == "running" for state in self.states()):
             return False
-        self._begun = True
-        told = self.cloud.everywhere(self.slices, self._script("arguments"))
+        told = self.cloud.everywhere(self.slices, self._script_if_prepared("arguments"))
         others = {line.strip() for line in told.splitlines()} - {" ".join(arguments), ""}
         if others:
             raise UserError(
@@ -190,7 +190,7 @@ class Launcher:
 
     def stop(self) -> None:
         """Lets the run save and end on all hosts; the slices stay."""
-        self._on_hosts("stop")
+        self.cloud.everywhere(self.slices, self._script_if_prepared("stop"))
 
     def _begin(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> None:
         name = self.slices.name
@@ -214,6 +214,10 @@ class Launcher:
     def _script(self, action: str, *arguments: str) -> str:
         return shlex.join(["bash", "host.sh", self.slices.name, action, *arguments])
 
+    def _script_if_prepared(self, action: str, otherwise: str = "true") -> str:
+        """For hosts that may be new: made anew, they have lost `host.sh` with everything else."""
+        return f"if [ -f host.sh ]; then {self._script(action)}; else {otherwise}; fi"
+
     def _verdict(self, states: Sequence[HostState]) -> int | None:
         """The run's exit code once there is one; stops the hosts that would wait for the others."""
         ended = [state for state in states if state.kind == "ended"]
@@ -226,7 +230,7 @@ class Launcher:
         own = [state for state in failed if state.code != Interrupted.exit_code]
         for state in own or failed:
             self.cloud.say(f"{state.host} ended with {state.code}: {state.last_line}")
-        self._on_hosts("stop")
+        self.stop()
         self.cloud.say(f"{self.slices.name}: ended{self._still_there()}")
         return (own or failed)[0].code
 
@@ -234,11 +238,16 @@ class Launcher:
         return f"; it is there, and costs, until ./run.sh tpu delete {self.slices.name}"
 
     def states(self) -> list[HostState]:
-        """What every host says of the run, in order of their names."""
-        ask = self._script("state")
-        script = f'if [ -f host.sh ]; then {ask}; else echo "$(hostname) none"; fi'
+        """What every host says of the run, in order of their names.
+
+        Raises:
+          UserError: none says anything.
+        """
+        script = self._script_if_prepared("state", otherwise='echo "$(hostname) none"')
         told = self.cloud.everywhere(self.slices, script, pretend=f"{self.slices.name} ended 0\n")
-        states = filter(None, map(HostState.parse, told.splitlines()))
+        states = [state for line in told.splitlines() if (state := HostState.parse(line))]
+        if not states:
+            raise UserError(f"no host of {self.slices.name} tells its state")
         return sorted(states, key=lambda state: state.host)
 
     def logs(self, node: str, worker: str) -> None:
