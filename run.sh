@@ -16,9 +16,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 venv=${VIT_JAX_VENV:-.venv}
 extras=${VIT_JAX_EXTRAS:-}
 
-# Without ensurepip a Python makes no environments (Debian's, until python3-venv is installed).
+# is_supported PYTHON [MODULE]: that it has.
 is_supported() {
-  "$1" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+  "$1" -c "import ${2:-sys}, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" \
     2>/dev/null
 }
 
@@ -28,13 +28,13 @@ find_python() {
     candidates=("$VIT_JAX_PYTHON")
   fi
   for candidate in "${candidates[@]}"; do
-    if is_supported "$candidate"; then
+    if is_supported "$candidate" "${1:-}"; then
       command -v "$candidate"
       return
     fi
   done
-  echo "error: no Python 3.11, 3.12 or 3.13 with venv found; install one (Debian: python3-venv)," \
-    "or name it with VIT_JAX_PYTHON" >&2
+  echo "error: no Python 3.11, 3.12 or 3.13${1:+ with venv} found; install one" \
+    "${1:+(Debian: and python3-venv) }or name it with VIT_JAX_PYTHON" >&2
   exit 2
 }
 
@@ -47,7 +47,8 @@ install() {
   fi
   # Not there, or cut short while it was made.
   if ! "$venv/bin/python" -m pip --version &>/dev/null; then
-    python=$(find_python) || exit 2
+    # Debian's Python makes no environments until python3-venv is installed.
+    python=$(find_python ensurepip) || exit 2
     "$python" -m venv "$venv"
   fi
   echo "installing into $venv (once; some minutes on a first run)" >&2

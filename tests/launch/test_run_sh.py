@@ -70,5 +70,5 @@ def test_an_environment_that_was_cut_short_is_made_again(checkout):
 def test_a_python_that_makes_no_environments_is_not_taken(checkout):
     done = checkout("models", supported=False)
     assert done.returncode == 2
-    assert "with venv found; install one (Debian: python3-venv)" in done.stderr
+    assert "with venv found; install one (Debian: and python3-venv)" in done.stderr
     assert not checkout.venv.exists()
