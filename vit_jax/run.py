@@ -174,7 +174,7 @@ def _optim_keys(config: ConfigDict, params: Params) -> dict[str, Any]:
 def _model_fields(model: Mapping[str, Any], mesh: Mesh) -> Mapping[str, Any]:
     """`config.model`, as straight code on one CPU unless it says: loops over layers are slow there.
 
-    By a fifth to a third for ViT-Ti/16 and -S/16, see docs/performance.md.
+    Straight code takes a fifth to a quarter less a step, see docs/performance.md.
     """
     is_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     if is_one_cpu and "unroll" in models.field_names(model["name"]):

@@ -262,15 +262,14 @@ class Merge:
         for name in (*HEAD, *HIDDEN):
             if name not in self.target.shapes:
                 self.drop(name, "the model has no such head")
-        if self.options.head == "zero" and not isinstance(self.target.model, models.TwoTowers):
-            for name in self.target.shapes:
-                if not name.startswith("backbone/"):
-                    self.drop(name, "head='zero'")
-        absent = self.target.shapes.keys() - self.arrays.keys()
-        for name in sorted(name for name in absent if not name.startswith("backbone/")):
-            if self.options.head == "keep":
+        anew = self.options.head == "zero" and not isinstance(self.target.model, models.TwoTowers)
+        for name in sorted(n for n in self.target.shapes if not n.startswith("backbone/")):
+            if anew:
+                self.make(name, None, "head='zero'")
+            elif name not in self.arrays and self.options.head == "keep":
                 raise self.error(f"the head cannot be kept: there is no {name} in the checkpoint")
-            self.make(name, None, "not in the checkpoint")
+            elif name not in self.arrays:
+                self.make(name, None, "not in the checkpoint")
 
     def leave_other_tasks(self) -> None:
         """Of our own checkpoints: decoders and text towers that this model does not have."""
