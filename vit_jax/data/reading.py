@@ -13,6 +13,8 @@ from vit_jax.errors import UserError
 
 _MAX_ATTEMPTS = 20
 _MAX_DESCRIPTIONS = 100
+# Positions whose bad records are remembered: far more than the batches that are being made hold.
+_MAX_POSITIONS = 100_000
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +57,16 @@ class RecordReader:
         self.skip_bad = skip_bad
         self._lock = threading.Lock()
         self._attempts: dict[int, int] = {}
-        self._replacements: dict[int, int] = {}
         self.bad_images: list[str] = []
         self.num_bad_images = 0
 
     def read(self, indices: np.ndarray, positions: np.ndarray) -> tuple[Records, np.ndarray]:
         """The records `indices`, and the record numbers actually used (int64 [k])."""
-        if self._replacements:
+        if self._attempts:
             indices = indices.copy()
             for row, position in enumerate(positions.tolist()):
-                indices[row] = self._replacements.get(position, indices[row])
+                if attempt := self._attempts.get(position):
+                    indices[row] = self._replacement(position, attempt)
         try:
             return self.source.fetch(indices), indices
         except UserError:
@@ -85,7 +87,9 @@ class RecordReader:
                 f"bad image {description} (in training, data.on_bad_image='skip' passes over it)"
             )
         with self._lock:
-            attempt = self._attempts[position] = self._attempts.get(position, 0) + 1
+            attempt = self._attempts[position] = self._attempts.pop(position, 0) + 1
+            if len(self._attempts) > _MAX_POSITIONS:
+                del self._attempts[next(iter(self._attempts))]
             if attempt > _MAX_ATTEMPTS:
                 raise UserError(
                     f"{attempt} images in a row cannot be used, the last is {description}"
@@ -93,10 +97,11 @@ class RecordReader:
             self.num_bad_images += 1
             if len(self.bad_images) < _MAX_DESCRIPTIONS:
                 self.bad_images.append(description)
-            instead = replacement(position, attempt, len(self.source), self._seed)
-            self._replacements[position] = instead
         logger.warning("skipped bad image %s", description)
-        return instead
+        return self._replacement(position, attempt)
+
+    def _replacement(self, position: int, attempt: int) -> int:
+        return replacement(position, attempt, len(self.source), self._seed)
 
     def _read_singly(
         self, indices: np.ndarray, positions: np.ndarray
