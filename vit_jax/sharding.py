@@ -49,6 +49,9 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 MIN_SPLIT = 2**16
 """Elements below which a parameter whose own axis for `fsdp` cannot be split stays whole."""
 
+_TILE_ROWS = 16
+"""Of a tile of bfloat16 in the memory of a TPU."""
+
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes `data`, `fsdp`, `tensor` in that order.
@@ -81,12 +84,13 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         )
     # Auto, because under today's default (Explicit) Linen's backward pass does not trace.
     auto = (AxisType.Auto,) * len(AXES)
-    if num_slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
     inside = (shape[0] // num_slices, *shape[1:])
-    grid = mesh_utils.create_hybrid_device_mesh(
-        inside, (num_slices, 1, 1), devices, allow_split_physical_axes=True
-    )
+    if num_slices == 1:
+        grid = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inside, (num_slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     return Mesh(grid, AXES, axis_types=auto)
 
 
@@ -141,8 +145,9 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
             )
         shape = leaf.value.shape
         spec = _divisible(nn.logical_to_mesh_axes(leaf.names, RULES), shape, mesh)
-        if math.prod(shape) >= MIN_SPLIT:
-            spec = _split_further(spec, leaf.names, shape, mesh, "fsdp")
+        if "fsdp" in spec or math.prod(shape) >= MIN_SPLIT:
+            others = P(*(None if axes == "fsdp" else axes for axes in spec))
+            spec = _split_further(others, leaf.names, shape, mesh, "fsdp")
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, boxed, is_leaf=_is_box)
@@ -193,13 +198,24 @@ def _split_further(
 ) -> P:
     """`spec` with a dimension also split over `axis`; as it was, where that is there or none can.
 
-    The first choice is `embed`, then the other dimensions from the last to the first. Layers are
-    never split: the loop over them takes one slice at a time.
+    TPUs scatter the sum of a gradient along the outer dimensions and the rows of a tile only, else
+    they send all of it. Their layout of a kernel of attention has the heads outside, the rows of
+    each head in tiles, and `embed` along the lanes; that of another kernel has its inputs as rows.
+    Layers are never split: the loop over them takes one slice at a time.
     """
     if mesh.shape[axis] == 1 or any(axis in _axis_names(axes) for axes in spec):
         return spec
-    order = sorted(range(len(shape)), key=lambda i: (names[i] != "embed", -i))
-    for i in order:
+
+    def preference(i: int) -> tuple[int, int]:
+        if names[i] == "heads":
+            return 0, i
+        if names[i] == "head_dim" and shape[i] % (_TILE_ROWS * mesh.shape[axis]) == 0:
+            return 1, i
+        if names[i] in ("embed", "mlp", "token_mixing"):
+            return 2, i
+        return 3, -i
+
+    for i in sorted(range(len(shape)), key=preference):
         if names[i] == "layers":
             continue
         axes = (*_axis_names(spec[i]), axis)
