@@ -29,6 +29,8 @@ _FREE = {
     "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier",
 }  # fmt: skip
 
+# `call-start` hands a computation to a TPU's SparseCore.
+_CALLS = {"call", "conditional", "async-start", "call-start"}
 _COMPUTING = {"fusion", "dot", "convolution", "while", "call", "conditional", "custom-call"}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -86,6 +88,11 @@ class Collective:
     @property
     def total_sent(self) -> float:
         return self.sent * self.times
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether it is a sum of which every device keeps a part."""
+        return self.kind in ("reduce-scatter", SCATTERED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +164,13 @@ class Program:
         for name, computation in self._computations.items():
             inside = name.startswith("async_collective_fusion")
             for at, instruction in enumerate(computation):
-                kind = instruction.opcode.removesuffix("-start")
-                if kind in COLLECTIVES and (inside or _computes_until_done(computation[at:])):
-                    found.add(_channel(instruction))
+                if not (inside or _computes_until_done(computation[at:])):
+                    continue
+                called = self._branches(instruction) if instruction.opcode in _CALLS else ()
+                below = [i for name in called for i in self._computations.get(name, ())]
+                for started in below or [instruction]:
+                    if started.opcode.removesuffix("-start") in COLLECTIVES:
+                        found.add(_channel(started))
         return found
 
     def kernels(self) -> Kernels:
@@ -210,9 +221,7 @@ class Program:
                 trips = self._trip_count(instruction, name)
                 body = instruction.called("body")
                 yield from self._run(body, times * trips, into_fusions=into_fusions)
-            elif instruction.opcode in ("call", "conditional") or instruction.opcode.startswith(
-                "async-start"
-            ):
+            elif instruction.opcode in _CALLS:
                 for inner in self._branches(instruction):
                     yield from self._run(inner, times, into_fusions=into_fusions)
             elif instruction.opcode == "fusion" and into_fusions:

@@ -140,6 +140,32 @@ def test_what_is_sent_while_the_device_computes():
     assert overlapped == [True, False, True, False]
 
 
+def test_what_a_sparse_core_sends():
+    text = """HloModule m, num_partitions=4
+
+%called_computation.1 (x: f32[1024]) -> f32[256] {
+  ROOT %r = f32[256]{0} reduce-scatter(%x), channel_id=1, dimensions={0}
+}
+
+%called_computation.2 (x: f32[256]) -> f32[1024] {
+  ROOT %g = f32[1024]{0} all-gather(%x), channel_id=2, dimensions={0}
+}
+
+ENTRY %main (x: f32[1024]) -> f32[1024] {
+  %s = (f32[1024]{0}, f32[256]{0}) call-start(%x), to_apply=%called_computation.1
+  %c = f32[1024]{0} fusion(%x), kind=kLoop, calls=%square
+  %d = f32[256]{0} call-done(%s)
+  %t = (f32[256]{0}, f32[1024]{0}) call-start(%d), to_apply=%called_computation.2
+  ROOT %e = f32[1024]{0} call-done(%t)
+}
+"""
+    scattered, gathered = Program(text).collectives()
+    assert (scattered.kind, scattered.is_overlapped) == ("reduce-scatter", True)
+    assert (gathered.kind, gathered.is_overlapped) == ("all-gather", False)
+    assert scattered.sent == gathered.sent == 1024 * 4 * 3 / 4
+    assert (scattered.is_scattered, gathered.is_scattered) == (True, False)
+
+
 def test_kernels_of_a_step():
     kernels = Program(BESIDE).kernels()
     assert (kernels.fusions, kernels.copies, kernels.copied_bytes) == (2, 1, 4096)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -16,6 +18,7 @@ from vit_jax.__main__ import main
 from vit_jax.planning import command, fit
 from vit_jax.planning import plan as plan_lib
 from vit_jax.planning.plan import Memory, Plan
+from vit_jax.planning.table import table
 from vit_jax.planning.target import Target
 from vit_jax.run import Run
 
@@ -106,6 +109,38 @@ def made_up(remat="none", accum=1, mesh=(8, 1, 1), zero1=False, activations=20 *
         bounds={"compute": 1.0, "memory": 0.5},
     )
     return dataclasses.replace(plan, **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "slices", "mesh", "expected"),
+    [
+        ("v5e:4x4", 1, (1, 16, 1), (4, 4, 1)),
+        ("v5e:4x4", 2, (2, 16, 1), (8, 4, 1)),
+        ("v5p:4x8x8", 1, (1, 64, 4), (4, 16, 4)),
+        ("v5e:4x4", 1, (2, 8, 1), None),  # A part of the slice already.
+        ("v5e:4x4", 1, (1, 1, 16), None),
+        ("v5e:4x4", 1, (1, 2, 8), None),  # Fewer than a side has.
+    ],
+)
+def test_mesh_over_which_sums_are_scattered(name, slices, mesh, expected):
+    sides = tuple(int(side) for side in name.partition(":")[2].split("x"))
+    plan = made_up(mesh=mesh, sides=sides, num_slices=slices, num_devices=math.prod(sides) * slices)
+    axes = ("data", "fsdp", "tensor")
+    assert plan_lib.part_of_slice(plan) == (expected and dict(zip(axes, expected, strict=True)))
+
+
+def test_sums_that_are_not_scattered_are_told_with_what_to_write():
+    plan = made_up(mesh=(1, 16, 1), hbm_traffic=1, ici_bytes=1.0)
+    told = "--config.mesh.data=4 --config.mesh.fsdp=4"
+    assert told not in table(plan)
+    assert told in table(dataclasses.replace(plan, scattering_mesh={"data": 4, "fsdp": 4}))
+
+
+def test_search_splits_over_a_part_of_a_slice_before_the_whole(vit_config):
+    plan = made_up(mesh=(16, 1, 1), sides=(4, 4), num_devices=16)
+    fastest = sorted(fit.candidates(vit_config, plan), key=lambda c: c.time)
+    split = [dict(c.mesh)["fsdp"] for c in fastest if not dict(c.mesh)["zero1"]]
+    assert split[:3] == [1, 4, 16]
 
 
 def test_time_and_chip_hours():
@@ -213,8 +248,6 @@ def test_program_that_cannot_be_saved(monkeypatch, tmp_path):
 
 
 def test_several_slices_need_data_to_span_them():
-    from types import SimpleNamespace
-
     from vit_jax.sharding import make_mesh
 
     devices = [SimpleNamespace(slice_index=i // 4) for i in range(8)]

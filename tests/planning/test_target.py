@@ -88,3 +88,24 @@ def test_meshes_that_cut_through_the_torus(slices):
     assert dict(mesh.shape) == {"data": 2 * slices, "fsdp": 128, "tensor": 1}
     for row in mesh.devices.reshape(slices, -1):
         assert len({getattr(device, "slice_index", None) for device in row}) == 1
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra `tpu`)")
+@pytest.mark.parametrize(("name", "fsdp"), [("v6e:4x4", 8), ("v5p:4x4x4", 8), ("v3:4x4", 8)])
+def test_meshes_that_cut_a_side_of_the_torus(name, fsdp):
+    devices = Target.find(name).devices
+    mesh = make_mesh({"data": -1, "fsdp": fsdp, "tensor": 1}, devices)
+    assert dict(mesh.shape) == {"data": len(devices) // fsdp, "fsdp": fsdp, "tensor": 1}
+    assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in devices)
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra `tpu`)")
+@pytest.mark.parametrize(
+    ("name", "slices", "sides"), [("v5e:8x16", 2, [8, 16]), ("v5p:4x4x8", 1, [4, 4, 8])]
+)
+def test_sides_of_a_slice(name, slices, sides):
+    assert sorted(side for side in Target.find(name, slices).sides if side > 1) == sides
+
+
+def test_other_devices_have_no_sides():
+    assert Target.find("cpu:8").sides == ()

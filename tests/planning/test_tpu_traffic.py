@@ -19,16 +19,17 @@ pytestmark = pytest.mark.skipif(
 TOKENS = 7 * 7 + 1
 
 
-def compiled(depth, num_heads=2, **mesh):
-    """A small ViT over 4 chips, every block computed twice.
+def compiled(depth, num_heads=2, topology="v5e:2x2", width=256, **mesh):
+    """A small ViT, 16 images a chip, every block computed twice.
 
     Returns the run, MB that a chip sends, and the kinds of what it sends beside computation.
     """
     config = config_lib.default_config()
-    config.batch_size = 64
+    devices = Target.find(topology).devices
+    config.batch_size = 16 * len(devices)
     config.total = 10
     config.model = {
-        "name": "vit", "patch_size": 32, "width": 256, "depth": depth, "num_heads": num_heads,
+        "name": "vit", "patch_size": 32, "width": width, "depth": depth, "num_heads": num_heads,
         "remat": "full", "dtype": "bfloat16",
     }  # fmt: skip
     config.task.mixup = 0.2
@@ -37,7 +38,7 @@ def compiled(depth, num_heads=2, **mesh):
     for key, value in mesh.items():
         config.mesh[key] = value
     config = config_lib.validate(config)
-    run = Run.build(config, Target.find("v5e:2x2").devices, data.expect(config.data))
+    run = Run.build(config, devices, data.expect(config.data))
     program = Program(run.compile_step().as_text())
     sent = program.collectives()
     beside = {collective.kind for collective in sent if collective.is_overlapped}
@@ -81,6 +82,31 @@ def test_sharded_parameters_send_two_gathers_and_one_sum():
     assert 0.95 * least < sent <= 1.1 * least, sent / least
 
 
+@pytest.mark.parametrize(
+    ("num_heads", "width"),
+    [(6, 384), (12, 768)],  # Split along the width of a head, and along heads.
+)
+def test_sums_of_attention_kernels_are_scattered(num_heads, width):
+    """XLA lays them out with `embed` along the lanes, where a TPU cannot scatter."""
+    run, sent, _ = compiled(2, num_heads, width=width, data=1, fsdp=4)
+    blocks, patches, head = millions(run)
+    least = 3 / 4 * (3 * 2 * blocks + 2 * 2 * patches + (2 + 4) * head) + MIXUP
+    assert 0.95 * least < sent <= 1.1 * least, sent / least
+
+
+@pytest.mark.parametrize(
+    ("topology", "data", "fsdp"), [("v5e:4x4", 4, 4), ("v6e:4x4", 4, 4), ("v5p:2x2x2", 2, 4)]
+)
+def test_sums_are_scattered_over_a_part_of_a_slice(topology, data, fsdp):
+    """Each device then sums its part over `data`. Over the whole slice XLA scatters nothing."""
+    run, sent, _ = compiled(2, 4, topology=topology, data=data, fsdp=fsdp)
+    blocks, patches, head = millions(run)
+    sharded = (fsdp - 1) / fsdp * (3 * 2 * blocks + 2 * 2 * patches + (2 + 4) * head)
+    parts = 2 * (data - 1) / data / fsdp * (2 * blocks + 2 * patches + 4 * head)
+    least = sharded + parts + MIXUP
+    assert 0.95 * least < sent <= 1.1 * least, sent / least
+
+
 def sums_over_tensor(depth, batch, ways):
     """A block sums its outputs twice forward, twice backward, and once as it is computed again."""
     return depth * 5 * 2 * (ways - 1) / ways * batch * TOKENS * 256 * 2 / 1e6
@@ -92,9 +118,8 @@ def test_tensor_parallel_sends_five_sums_a_block():
 
 
 def test_sharded_and_tensor_parallel_sends_both():
-    """At the depth of ViT-L: both ends of the model, and some gradients, are sent whole."""
-    run, sent, _ = compiled(24, num_heads=4, data=1, fsdp=2, tensor=2)
+    run, sent, _ = compiled(12, num_heads=4, data=1, fsdp=2, tensor=2)
     blocks, patches, head = millions(run)
     parameters = 1 / 2 * (3 * 2 * blocks / 2 + 2 * 2 * patches + (2 + 4) * head)
-    least = sums_over_tensor(24, 32, 2) + parameters + MIXUP
+    least = sums_over_tensor(12, 32, 2) + parameters + MIXUP
     assert 0.95 * least < sent <= 1.1 * least, sent / least

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import models, sharding
 from vit_jax.chips import GIB
-from vit_jax.planning.plan import Plan, make_plan, with_overrides
+from vit_jax.planning.plan import Plan, make_plan, part_of_slice, with_overrides
 from vit_jax.planning.target import Target
 
 MAX_COMPILES = 10
@@ -147,7 +147,10 @@ def _remats(config: ConfigDict) -> list[str | None]:
 
 
 def _meshes(plan: Plan) -> list[tuple[tuple[str, Any], ...]]:
-    """As it is, with ZeRO-1, and with parameters sharded over all that only the batch was."""
+    """As it is, with ZeRO-1, and with parameters sharded over all that only the batch was.
+
+    Before that over a part of the slice, where sums are scattered.
+    """
     mesh, zero1 = dict(plan.mesh), plan.settings["zero1"]
     inside = mesh["data"] // plan.num_slices
     sharded = {"data": plan.num_slices, "fsdp": mesh["fsdp"] * inside, "tensor": mesh["tensor"]}
@@ -155,7 +158,8 @@ def _meshes(plan: Plan) -> list[tuple[tuple[str, Any], ...]]:
     if mesh["data"] > 1:
         options.append({**mesh, "zero1": True})
     if inside > 1:
-        options.append({**sharded, "zero1": zero1})
+        part = part_of_slice(dataclasses.replace(plan, mesh=sharded))
+        options += [{**sizes, "zero1": zero1} for sizes in (part, sharded) if sizes]
     return [tuple(option.items()) for option in options]
 
 

@@ -56,6 +56,8 @@ class Plan:
       memory.
     ici_bytes, dcn_bytes: that a device sends a step inside its slice, and to others.
     overlapped_bytes: of the former, those that it sends while it computes.
+    sides: of a TPU slice, in chips.
+    scattering_mesh: over which XLA scatters sums of gradients, where over `mesh` it does not.
     least_seconds: of a step, by the slowest of compute, memory and both networks at their peaks.
     """
 
@@ -81,7 +83,9 @@ class Plan:
     hbm_traffic: int = 0
     ici_bytes: float = 0.0
     overlapped_bytes: float = 0.0
+    scattering_mesh: Mapping[str, int] | None = None
     dcn_bytes: float = 0.0
+    sides: tuple[int, ...] = ()
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -180,6 +184,7 @@ def _without_traffic(
         num_slices=target.num_slices,
         num_devices=len(target.devices),
         num_chips=target.num_chips,
+        sides=target.sides,
         mesh=dict(run.mesh.shape),
         settings={
             "remat": config.model.get("remat", "none"),
@@ -205,6 +210,7 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
     program = Program(compiled.as_text())
     collectives = program.collectives()
     near = sum(c.total_sent for c in collectives)
+    scatters = any(c.is_scattered for c in collectives)
     far = program.sent_between_slices(plan.num_slices)
     # What is written is read at least once.
     traffic = 2 * program.stored_bytes()
@@ -224,9 +230,23 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
         hbm_traffic=traffic,
         ici_bytes=near,
         overlapped_bytes=sum(c.total_sent for c in collectives if c.is_overlapped),
+        scattering_mesh=None if scatters else part_of_slice(plan),
         dcn_bytes=far,
         bounds=bounds,
     )
+
+
+def part_of_slice(plan: Plan) -> dict[str, int] | None:
+    """The plan's mesh with `fsdp` over all but the shortest side of a TPU slice.
+
+    None where it is over a part already. XLA scatters sums over lines, planes and other parts of a
+    torus, but over all of it only on slices as short as 2x4, and sends twice as much elsewhere.
+    """
+    mesh, shortest = plan.mesh, min((side for side in plan.sides if side > 1), default=1)
+    is_whole = mesh["fsdp"] * mesh["tensor"] == plan.num_devices // plan.num_slices
+    if not is_whole or mesh["fsdp"] % shortest or mesh["fsdp"] == shortest:
+        return None
+    return {**mesh, "data": mesh["data"] * shortest, "fsdp": mesh["fsdp"] // shortest}
 
 
 def save_executable(compiled: Any, path: str) -> None:

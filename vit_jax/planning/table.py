@@ -70,6 +70,13 @@ def _work(plan: Plan) -> Iterator[tuple[str, str]]:
             "sent in the slice",
             f"{plan.ici_bytes / 1e6:,.1f} MB per device and step, {beside:.0%} beside computation",
         )
+        if plan.scattering_mesh:
+            sizes = plan.scattering_mesh
+            yield (
+                "  of it, sums",
+                "not scattered: XLA cannot over all of this slice. Over a part of it less is sent:"
+                f" --config.mesh.data={sizes['data']} --config.mesh.fsdp={sizes['fsdp']}",
+            )
     if plan.num_slices > 1:
         yield "sent between slices", f"{plan.dcn_bytes / 1e6:,.1f} MB per device and step"
 

@@ -59,6 +59,14 @@ class Target:
         return len({device.process_index for device in self.devices})
 
     @property
+    def sides(self) -> tuple[int, ...]:
+        """Chips along each side of a TPU slice; nothing for other devices."""
+        if self.platform != "tpu":
+            return ()
+        places = zip(*(device.coords for device in self.devices), strict=True)
+        return tuple(len(set(places_along)) for places_along in places)
+
+    @property
     def platform(self) -> str:
         return self.devices[0].platform
 
