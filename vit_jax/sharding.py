@@ -198,9 +198,9 @@ def _split_further(
 ) -> P:
     """`spec` with a dimension also split over `axis`; as it was, where that is there or none can.
 
-    TPUs scatter the sum of a gradient along the outer dimensions and the rows of a tile only, else
-    they send all of it. Their layout of a kernel of attention has the heads outside, the rows of
-    each head in tiles, and `embed` along the lanes; that of another kernel has its inputs as rows.
+    For TPUs XLA scatters the sum of a gradient along outer dimensions and the rows of tiles; along
+    their lanes it often sends all of it. It lays out a kernel of attention with heads outside, the
+    width of a head as rows and `embed` along the lanes, another kernel with its inputs as rows.
     Layers are never split: the loop over them takes one slice at a time.
     """
     if mesh.shape[axis] == 1 or any(axis in _axis_names(axes) for axes in spec):

@@ -112,21 +112,26 @@ def made_up(remat="none", accum=1, mesh=(8, 1, 1), zero1=False, activations=20 *
 
 
 @pytest.mark.parametrize(
-    ("name", "slices", "mesh", "expected"),
+    ("name", "slices", "mesh", "zero1", "expected"),
     [
-        ("v5e:4x4", 1, (1, 16, 1), (4, 4, 1)),
-        ("v5e:4x4", 2, (2, 16, 1), (8, 4, 1)),
-        ("v5p:4x8x8", 1, (1, 64, 4), (4, 16, 4)),
-        ("v5e:4x4", 1, (2, 8, 1), None),  # A part of the slice already.
-        ("v5e:4x4", 1, (1, 1, 16), None),
-        ("v5e:4x4", 1, (1, 2, 8), None),  # Fewer than a side has.
+        ("v5e:4x4", 1, (1, 16, 1), False, (4, 4, 1)),
+        ("v5e:4x4", 2, (2, 16, 1), False, (8, 4, 1)),
+        ("v5p:4x8x8", 1, (1, 64, 4), False, (4, 16, 4)),
+        ("v5e:4x4", 1, (16, 1, 1), True, (4, 4, 1)),
+        ("v5e:4x4", 2, (8, 4, 1), True, (8, 4, 1)),
+        ("v5e:4x4", 1, (2, 8, 1), False, None),  # A part of the slice already.
+        ("v5e:4x4", 1, (16, 1, 1), False, None),
+        ("v5e:4x4", 1, (1, 1, 16), False, None),
+        ("v5e:4x4", 1, (1, 2, 8), False, None),  # Fewer than a side has.
     ],
 )
-def test_mesh_over_which_sums_are_scattered(name, slices, mesh, expected):
+def test_mesh_over_which_sums_are_scattered(name, slices, mesh, zero1, expected):
     sides = tuple(int(side) for side in name.partition(":")[2].split("x"))
-    plan = made_up(mesh=mesh, sides=sides, num_slices=slices, num_devices=math.prod(sides) * slices)
-    axes = ("data", "fsdp", "tensor")
-    assert plan_lib.part_of_slice(plan) == (expected and dict(zip(axes, expected, strict=True)))
+    num_devices = math.prod(sides) * slices
+    plan = made_up(mesh=mesh, zero1=zero1, sides=sides, num_slices=slices, num_devices=num_devices)
+    axes = ("data", "fsdp", "tensor", "zero1")
+    wanted = expected and dict(zip(axes, (*expected, False), strict=True))
+    assert plan_lib.part_of_slice(plan) == wanted
 
 
 def test_sums_that_are_not_scattered_are_told_with_what_to_write():

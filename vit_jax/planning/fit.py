@@ -159,7 +159,8 @@ def _meshes(plan: Plan) -> list[tuple[tuple[str, Any], ...]]:
         options.append({**mesh, "zero1": True})
     if inside > 1:
         part = part_of_slice(dataclasses.replace(plan, mesh=sharded))
-        options += [{**sizes, "zero1": zero1} for sizes in (part, sharded) if sizes]
+        options += [part] if part else []
+        options.append({**sharded, "zero1": zero1})
     return [tuple(option.items()) for option in options]
 
 

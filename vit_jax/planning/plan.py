@@ -236,17 +236,22 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
     )
 
 
-def part_of_slice(plan: Plan) -> dict[str, int] | None:
-    """The plan's mesh with `fsdp` over all but the shortest side of a TPU slice.
+def part_of_slice(plan: Plan) -> dict[str, Any] | None:
+    """`config.mesh` as the plan has it, but parameters over all but a slice's shortest side.
 
-    None where it is over a part already. XLA scatters sums over lines, planes and other parts of a
-    torus, but over all of it only on slices as short as 2x4, and sends twice as much elsewhere.
+    None where nothing is sharded, or over a part already. XLA scatters sums over lines, planes and
+    other parts of a torus, but over all of it only on slices as short as 2x4, and sends twice as
+    much elsewhere. With ZeRO-1 that is so for any mesh whose `data` and `fsdp` fill a slice.
     """
-    mesh, shortest = plan.mesh, min((side for side in plan.sides if side > 1), default=1)
-    is_whole = mesh["fsdp"] * mesh["tensor"] == plan.num_devices // plan.num_slices
-    if not is_whole or mesh["fsdp"] % shortest or mesh["fsdp"] == shortest:
+    mesh, ways = plan.mesh, plan.mesh["fsdp"]
+    if plan.settings["zero1"]:
+        ways *= mesh["data"] // plan.num_slices
+    shortest = min((side for side in plan.sides if side > 1), default=1)
+    is_whole = ways * mesh["tensor"] == plan.num_devices // plan.num_slices
+    if not is_whole or ways % shortest or ways == shortest:
         return None
-    return {**mesh, "data": mesh["data"] * shortest, "fsdp": mesh["fsdp"] // shortest}
+    part = {"data": plan.num_slices * shortest, "fsdp": ways // shortest}
+    return {**mesh, **part, "zero1": False}
 
 
 def save_executable(compiled: Any, path: str) -> None:

@@ -71,11 +71,15 @@ def _work(plan: Plan) -> Iterator[tuple[str, str]]:
             f"{plan.ici_bytes / 1e6:,.1f} MB per device and step, {beside:.0%} beside computation",
         )
         if plan.scattering_mesh:
-            sizes = plan.scattering_mesh
+            own = {**plan.mesh, "zero1": plan.settings["zero1"]}
+            other = " ".join(
+                f"--config.mesh.{name}={value}"
+                for name, value in plan.scattering_mesh.items()
+                if value != own[name]
+            )
             yield (
                 "  of it, sums",
-                "not scattered: XLA cannot over all of this slice. Over a part of it less is sent:"
-                f" --config.mesh.data={sizes['data']} --config.mesh.fsdp={sizes['fsdp']}",
+                f"whole: XLA scatters none over all of this slice; less is sent with {other}",
             )
     if plan.num_slices > 1:
         yield "sent between slices", f"{plan.dcn_bytes / 1e6:,.1f} MB per device and step"
