@@ -17,9 +17,9 @@ _ASYNC_COLLECTIVES = {
     "xla_tpu_overlap_compute_collective_tc": True,
     "xla_enable_async_all_gather": True,
 }
-# Not for v4, where more gathers run beside computation without it (14 of 15 in place of 11, ViT-S
-# with four blocks over eight chips). On the others none does without it; libtpu 0.0.52 refuses it
-# on all but v5e, and this table with it.
+# For v5e alone. libtpu 0.0.52 refuses it elsewhere, since "incorrect results, hang, SDC" may follow;
+# the pinned one takes it, and MaxText sets it for v5p and v6e, where without it next to no gather
+# runs beside computation.
 _FUSED_GATHERS = {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": True}
 # For parameters split over `fsdp`.
 _SHARDED_PARAMETERS = {
@@ -45,7 +45,6 @@ TPU: Mapping[str, Mapping[str, bool | int | str]] = {
         **_SHARDED_PARAMETERS,
         **_DATA_PARALLEL,
         **_ASYNC_COLLECTIVES,
-        **_FUSED_GATHERS,
         "xla_tpu_megacore_fusion_allow_ags": False,
         "xla_enable_async_collective_permute": True,
         "xla_tpu_enable_ag_backward_pipelining": True,
@@ -54,7 +53,6 @@ TPU: Mapping[str, Mapping[str, bool | int | str]] = {
     "v6e": {
         **_SHARDED_PARAMETERS,
         **_ASYNC_COLLECTIVES,
-        **_FUSED_GATHERS,
         "xla_tpu_scoped_vmem_limit_kib": 98304,
     },
     # Of 64 MiB a core. Gathers and reductions run on its SparseCores by default.
