@@ -17,8 +17,8 @@ _ASYNC_COLLECTIVES = {
     "xla_tpu_overlap_compute_collective_tc": True,
     "xla_enable_async_all_gather": True,
 }
-# For v5e alone. libtpu 0.0.52 refuses it elsewhere, since "incorrect results, hang, SDC" may follow;
-# the pinned one takes it, and MaxText sets it for v5p and v6e, where without it next to no gather
+# For v5e alone. libtpu 0.0.52 refuses it elsewhere: "incorrect results, hang, SDC" might follow.
+# The pinned one takes it, and MaxText sets it for v5p and v6e, where without it next to no gather
 # runs beside computation.
 _FUSED_GATHERS = {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": True}
 # For parameters split over `fsdp`.
