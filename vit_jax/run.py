@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import compiler_flags, data, models, optim, sharding, step, tasks
 from vit_jax.durations import Duration, durations
+from vit_jax.errors import UserError
 from vit_jax.feed import DeviceFeed
 from vit_jax.models import lora
 from vit_jax.spikes import SpikeGuard
@@ -66,6 +67,11 @@ class Run:
         boxed = tasks.boxed_params(task)
         params = nn.unbox(boxed)
         optimizer = optim.build(_optim_keys(config, params), params, duration=duration)
+        if config.ema_decay and optimizer.rule.evaluation_params:
+            raise UserError(
+                f"config.ema_decay={config.ema_decay}: optim.name={config.optim.name!r} averages"
+                " the parameters itself; write 0"
+            )
         make_state, abstract = step.init_state(
             task,
             optimizer,

@@ -15,6 +15,8 @@ import pytest
 from vit_jax import optim
 from vit_jax.durations import Duration
 
+# What several test modules share.
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
 
 import sampled

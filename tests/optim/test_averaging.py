@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from vit_jax.errors import UserError
 from vit_jax.optim import ema_update
+from vit_jax.run import Run
 
 
 def test_warm_up_and_long_run():
@@ -26,3 +29,9 @@ def test_equal_parameters_stay_bit_for_bit():
 def test_average_keeps_its_own_dtype():
     ema = ema_update({"w": jnp.zeros(2)}, {"w": jnp.ones(2, jnp.bfloat16)}, 0, 0.9)
     assert ema["w"].dtype == jnp.float32
+
+
+def test_an_average_of_what_averages_itself_is_refused(tiny_config):
+    config = tiny_config(optim__name="schedule_free_adamw", ema_decay=0.9)
+    with pytest.raises(UserError, match=r"config\.ema_decay=0\.9: .* averages .* itself; write 0"):
+        Run.build(config)

@@ -1,8 +1,5 @@
 """The composition: order of operations, groups, state and errors."""
 
-import re
-
-import flax.linen as nn
 import flax.serialization
 import flax.traverse_util
 import jax
@@ -10,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toy_updates import STRUCTURED, assert_trees_close, flat, gradients, norm, one_update, run
 
-from vit_jax import models, optim
-from vit_jax.config import default_config
+from vit_jax import optim
 from vit_jax.errors import UserError
 
 RULES = [
@@ -26,48 +23,6 @@ RULES = [
     "schedule_free_adamw",
     "adopt",
 ]
-
-# Those that look at more than one element, or at names.
-STRUCTURED = ["adafactor", "lamb", "muon", "schedule_free_adamw"]
-
-
-def gradients(params, seed=1):
-    draw = np.random.default_rng(seed).standard_normal
-    return jax.tree.map(lambda p: draw(p.shape).astype(np.float32), params)
-
-
-def run(optimizer, params, steps=3):
-    """Parameters and state after a few updates with fixed gradients."""
-
-    @jax.jit
-    def apply(grads, state, params, step):
-        updates, state = optimizer.update(grads, state, params, step)
-        return optax.apply_updates(params, updates), state
-
-    state = jax.jit(optimizer.init)(params)
-    for step in range(steps):
-        params, state = apply(gradients(params, step), state, params, step)
-    return params, state
-
-
-def one_update(optimizer, params, step=0):
-    @jax.jit
-    def first(grads, params, step):
-        return optimizer.update(grads, optimizer.init(params), params, step)[0]
-
-    return first(gradients(params), params, step)
-
-
-def assert_trees_close(ours, theirs, **tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), ours, theirs)
-
-
-def norm(tree):
-    return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
-
-
-def flat(tree):
-    return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
 def test_equals_optax_adamw(make, params):
@@ -97,18 +52,6 @@ def test_the_two_couplings_agree_where_decay_is_divided_by_lr(make, params):
     assert_trees_close(run(pytorch, params)[0], run(big_vision, params)[0], rtol=0, atol=1e-6)
 
 
-def test_default_mask_decays_kernels_alone(make, params):
-    rows = make(params, weight_decay=0.1).describe()
-    assert [row.path for row in rows] == sorted(flat(params))
-    assert {row.path for row in rows if row.decay} == {
-        "backbone/patch_embed/kernel",
-        "backbone/blocks/attn/query/kernel",
-        "backbone/blocks/attn/out/kernel",
-        "backbone/blocks/mlp/dense1/kernel",
-        "head/kernel",
-    }
-
-
 def test_only_decay_moves_a_parameter_without_gradient(make, params):
     optimizer = make(params, lr=0.5, weight_decay=0.1, name="sgd", decay_mults=[["head/.*", 3.0]])
     zeros = jax.tree.map(np.zeros_like, params)
@@ -118,45 +61,6 @@ def test_only_decay_moves_a_parameter_without_gradient(make, params):
         factor = 0.0 if not name.endswith("kernel") else 3.0 if name == "head/kernel" else 1.0
         parameter = np.asarray(flat(params)[name])
         np.testing.assert_allclose(update, -0.5 * 0.1 * factor * parameter, rtol=1e-6)
-
-
-def test_lr_mults_first_match_wins(make, params):
-    mults = [["head/bias", 0.0], ["head/.*", 10.0], [".*/cls", 0.5]]
-    plain = flat(one_update(make(params), params))
-    scaled = flat(one_update(make(params, lr_mults=mults), params))
-    expected = {"head/bias": 0.0, "head/kernel": 10.0, "backbone/cls": 0.5}
-    for name in plain:
-        np.testing.assert_allclose(
-            scaled[name], expected.get(name, 1.0) * np.asarray(plain[name]), rtol=1e-6, err_msg=name
-        )
-
-
-def test_group_schedules(make, params):
-    groups = [["head/.*", {"name": "constant"}], [".*/cls", {"name": "constant", "warmup": 10}]]
-    optimizer = make(params, schedule={"name": "constant", "warmup": 4}, group_schedules=groups)
-    late = flat(one_update(optimizer, params, step=15))
-    early = flat(one_update(optimizer, params, step=1))
-    expected = {"head/kernel": 1.0, "head/bias": 1.0, "backbone/cls": 0.1}
-    for name in late:
-        np.testing.assert_allclose(
-            early[name], expected.get(name, 0.25) * np.asarray(late[name]), rtol=1e-5, err_msg=name
-        )
-    assert float(optimizer.lr(1)) == pytest.approx(0.25e-3)
-
-
-@pytest.mark.parametrize("name", ["adamw", *STRUCTURED])
-def test_frozen_parameters_stay_and_keep_no_state(make, params, name):
-    optimizer = make(
-        params, name=name, freeze=["backbone/(patch_embed|pos_embed).*"], weight_decay=0.1
-    )
-    after, state = run(optimizer, params)
-    before, after = flat(params), flat(after)
-    frozen = {row.path for row in optimizer.describe() if row.frozen}
-    assert frozen == {name for name in before if "patch_embed" in name or "pos_embed" in name}
-    for path in before:
-        assert np.array_equal(before[path], after[path]) == (path in frozen), path
-    names = flat(flax.serialization.to_state_dict(state))
-    assert not any("patch_embed" in name or "pos_embed" in name for name in names)
 
 
 def test_frozen_gradients_do_not_count_in_the_norm(make, params):
@@ -206,31 +110,6 @@ def test_stacked_blocks_train_like_separate_ones(make, params, unstack, name, ar
         return params
 
     assert_trees_close(unstack(train(params)), train(unstack(params)), rtol=0, atol=2e-6)
-
-
-def test_layer_decay_table(make, params, unstack):
-    rows = {row.path: row.lr_mult for row in make(unstack(params), layer_decay=0.5).describe()}
-    stem = ("patch_embed/kernel", "patch_embed/bias", "pos_embed", "cls")
-    assert {rows[f"backbone/{name}"] for name in stem} == {0.5**4}
-    assert [rows[f"backbone/blocks_{i}/norm1/scale"] for i in range(3)] == [0.5**3, 0.5**2, 0.5]
-    assert {rows["backbone/norm/scale"], rows["head/kernel"], rows["head/bias"]} == {1.0}
-    stacked = {row.path: row.lr_mult for row in make(params, layer_decay=0.5).describe()}
-    assert stacked["backbone/blocks/norm1/scale"] == (0.125, 0.25, 0.5)
-
-
-def test_layers_of_a_frozen_teacher_do_not_count(make, params):
-    teacher = jax.tree.map(lambda x: x[:2] if x.shape[:1] == (3,) else x, params)
-    both = {**params, "teacher": teacher}
-    rows = {
-        r.path: r.lr_mult for r in make(both, layer_decay=0.5, freeze=["teacher/.*"]).describe()
-    }
-    assert rows["backbone/blocks/norm1/scale"] == (0.125, 0.25, 0.5)
-
-
-def test_the_stem_of_a_text_tower_is_its_lowest_layer():
-    stem = re.compile(default_config().optim.stem)
-    for name in ("token_embed", "segment_embed", "pos_embed", "embed_norm/scale"):
-        assert stem.fullmatch(f"text/{name}"), name
 
 
 STATE_PARTS = {
@@ -430,39 +309,3 @@ def test_config_dicts_are_mappings(params):
     for kind in (config, FrozenConfigDict(config)):
         optimizer = optim.build(kind, params, duration=duration)
         assert float(optimizer.lr(1)) == pytest.approx(0.5e-3, rel=0.01)
-
-
-def test_defaults_know_the_names_of_our_models(make):
-    """Decay mask, blocks and stem are patterns over names that the models choose."""
-    model = models.build(
-        "vit_s16",
-        num_classes=10,
-        num_registers=2,
-        distill_token=True,
-        layer_scale=1e-5,
-        pooling="map",
-        class_token=True,
-    )
-    images = jnp.zeros((1, 32, 32, 3))
-    params = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), images)["params"]))
-    rows = make(params, weight_decay=0.1, layer_decay=0.75).describe()
-    stem = {row.path for row in rows if row.lr_mult == 0.75**13}
-    layers = {row.path for row in rows if isinstance(row.lr_mult, tuple)}
-    top = {row.path for row in rows if row.lr_mult == 1.0}
-    tokens = ("cls", "distill", "registers")
-    assert stem == {
-        f"backbone/{name}"
-        for name in ("patch_embed/kernel", "patch_embed/bias", "pos_embed", *tokens)
-    }
-    assert layers == {row.path for row in rows if "/blocks/" in row.path}
-    assert top == {row.path for row in rows if "norm/" in row.path or "head" in row.path} - layers
-    undecayed = {row.path.rpartition("/")[2] for row in rows if not row.decay}
-    assert undecayed == {
-        *("bias", "scale", "scale1", "scale2"),
-        *("pos_embed", *tokens, "probe"),
-    }
-    names = flat(jax.eval_shape(make(params, name="muon").init, params)["muon"].matrices.mu)
-    assert {name.removeprefix("backbone/blocks/") for name in names} == {
-        *(f"attn/{part}/kernel" for part in ("query", "key", "value", "out")),
-        *(f"mlp/{part}/kernel" for part in ("dense1", "dense2")),
-    }
