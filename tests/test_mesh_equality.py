@@ -18,7 +18,7 @@ from vit_jax.hlo import Program
 from vit_jax.types import ArraySpec, DataInfo
 
 STEPS, BATCH, SIZE, CLASSES = 5, 16, 16, 8
-TRANSFORMER = {"patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
+TRANSFORMER = {"patch_size": 8, "width": 16, "depth": 2, "num_heads": 4}
 FAMILIES = {
     "vit": {"name": "vit", **TRANSFORMER},
     "mixer": {

@@ -126,8 +126,9 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """Sharding of every parameter, from the logical axis names it carries.
 
     boxed: the (abstract) parameters as `init` returns them, in `nn.LogicallyPartitioned` boxes.
-    A dimension that its mesh axis does not divide stays whole; a large parameter that is not split
-    over `fsdp` for this reason is split along another of its dimensions, if one can be.
+    A dimension that its mesh axis does not divide stays whole. `RULES` say which parameters are
+    split over `fsdp`, together with all large ones; along which dimension is a matter of where the
+    sums of gradients can be scattered.
 
     Raises:
       ValueError: a parameter without logical axes, or with a name that `RULES` does not know (a
