@@ -89,11 +89,6 @@ class Collective:
     def total_sent(self) -> float:
         return self.sent * self.times
 
-    @property
-    def is_scattered(self) -> bool:
-        """Whether it is a sum of which every device keeps a part."""
-        return self.kind in ("reduce-scatter", SCATTERED)
-
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:

@@ -125,7 +125,7 @@ def made_up(remat="none", accum=1, mesh=(8, 1, 1), zero1=False, activations=20 *
         ("v5e:4x4", 1, (1, 2, 8), False, None),  # Fewer than a side has.
     ],
 )
-def test_mesh_over_which_sums_are_scattered(name, slices, mesh, zero1, expected):
+def test_mesh_that_sends_less(name, slices, mesh, zero1, expected):
     sides = tuple(int(side) for side in name.partition(":")[2].split("x"))
     num_devices = math.prod(sides) * slices
     plan = made_up(mesh=mesh, zero1=zero1, sides=sides, num_slices=slices, num_devices=num_devices)
@@ -134,11 +134,11 @@ def test_mesh_over_which_sums_are_scattered(name, slices, mesh, zero1, expected)
     assert plan_lib.part_of_slice(plan) == wanted
 
 
-def test_sums_that_are_not_scattered_are_told_with_what_to_write():
+def test_whole_kernels_that_are_sent_are_told_with_what_to_write():
     plan = made_up(mesh=(1, 16, 1), hbm_traffic=1, ici_bytes=1.0)
     told = "--config.mesh.data=4 --config.mesh.fsdp=4"
     assert told not in table(plan)
-    assert told in table(dataclasses.replace(plan, scattering_mesh={"data": 4, "fsdp": 4}))
+    assert told in table(dataclasses.replace(plan, mesh_that_sends_less={"data": 4, "fsdp": 4}))
 
 
 def test_search_splits_over_a_part_of_a_slice_before_the_whole(vit_config):

@@ -57,7 +57,7 @@ class Plan:
     ici_bytes, dcn_bytes: that a device sends a step inside its slice, and to others.
     overlapped_bytes: of the former, those that it sends while it computes.
     sides: of a TPU slice, in chips.
-    scattering_mesh: over which XLA scatters sums of gradients, where over `mesh` it does not.
+    mesh_that_sends_less: where XLA sends whole kernels or gradients over `mesh`.
     least_seconds: of a step, by the slowest of compute, memory and both networks at their peaks.
     """
 
@@ -83,7 +83,7 @@ class Plan:
     hbm_traffic: int = 0
     ici_bytes: float = 0.0
     overlapped_bytes: float = 0.0
-    scattering_mesh: Mapping[str, int] | None = None
+    mesh_that_sends_less: Mapping[str, Any] | None = None
     dcn_bytes: float = 0.0
     sides: tuple[int, ...] = ()
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -210,7 +210,9 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
     program = Program(compiled.as_text())
     collectives = program.collectives()
     near = sum(c.total_sent for c in collectives)
-    scatters = any(c.is_scattered for c in collectives)
+    ways = _ways(plan)
+    wholes = (c for c in collectives if c.kind == "all-reduce" and c.group_size >= ways)
+    is_more = sum(c.total_sent for c in wholes) > _sums(plan) / 2
     far = program.sent_between_slices(plan.num_slices)
     # What is written is read at least once.
     traffic = 2 * program.stored_bytes()
@@ -230,7 +232,7 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
         hbm_traffic=traffic,
         ici_bytes=near,
         overlapped_bytes=sum(c.total_sent for c in collectives if c.is_overlapped),
-        scattering_mesh=None if scatters else part_of_slice(plan),
+        mesh_that_sends_less=part_of_slice(plan) if is_more else None,
         dcn_bytes=far,
         bounds=bounds,
     )
@@ -239,19 +241,29 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
 def part_of_slice(plan: Plan) -> dict[str, Any] | None:
     """`config.mesh` as the plan has it, but parameters over all but a slice's shortest side.
 
-    None where nothing is sharded, or over a part already. XLA scatters sums over lines, planes and
-    other parts of a torus, but over all of it only on slices as short as 2x4, and sends twice as
-    much elsewhere. With ZeRO-1 that is so for any mesh whose `data` and `fsdp` fill a slice.
+    None where nothing is sharded, or over a part already. XLA scatters and gathers over lines,
+    planes and other parts of a torus, but over all of it only on slices as short as 2x4; elsewhere
+    it adds up whole arrays, and sends twice as much. With ZeRO-1 that is so for any mesh whose
+    `data` and `fsdp` fill a slice.
     """
-    mesh, ways = plan.mesh, plan.mesh["fsdp"]
-    if plan.settings["zero1"]:
-        ways *= mesh["data"] // plan.num_slices
+    mesh, ways = plan.mesh, _ways(plan)
     shortest = min((side for side in plan.sides if side > 1), default=1)
     is_whole = ways * mesh["tensor"] == plan.num_devices // plan.num_slices
     if not is_whole or ways % shortest or ways == shortest:
         return None
     part = {"data": plan.num_slices * shortest, "fsdp": ways // shortest}
     return {**mesh, **part, "zero1": False}
+
+
+def _ways(plan: Plan) -> int:
+    """Devices of a slice that gradients are split over, but for `tensor`."""
+    inside = plan.mesh["data"] // plan.num_slices if plan.settings["zero1"] else 1
+    return plan.mesh["fsdp"] * inside
+
+
+def _sums(plan: Plan) -> float:
+    """Bytes that a device sends a step if all gradients are scattered in bfloat16."""
+    return plan.memory.gradients / 2 * (_ways(plan) - 1)
 
 
 def save_executable(compiled: Any, path: str) -> None:

@@ -70,16 +70,16 @@ def _work(plan: Plan) -> Iterator[tuple[str, str]]:
             "sent in the slice",
             f"{plan.ici_bytes / 1e6:,.1f} MB per device and step, {beside:.0%} beside computation",
         )
-        if plan.scattering_mesh:
+        if plan.mesh_that_sends_less:
             own = {**plan.mesh, "zero1": plan.settings["zero1"]}
             other = " ".join(
                 f"--config.mesh.{name}={value}"
-                for name, value in plan.scattering_mesh.items()
+                for name, value in plan.mesh_that_sends_less.items()
                 if value != own[name]
             )
             yield (
-                "  of it, sums",
-                f"whole: XLA scatters none over all of this slice; less is sent with {other}",
+                "  more than needed",
+                f"over all of this slice XLA sends whole kernels; less is sent with {other}",
             )
     if plan.num_slices > 1:
         yield "sent between slices", f"{plan.dcn_bytes / 1e6:,.1f} MB per device and step"
