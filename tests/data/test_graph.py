@@ -11,6 +11,7 @@ from PIL import Image
 
 from vit_jax.data import element_spec, eval_batches, open_source, sampling, train_batches
 from vit_jax.data import pp as preprocessing
+from vit_jax.data import reading
 from vit_jax.data.graph import PreprocessedStream
 from vit_jax.errors import UserError
 
@@ -243,6 +244,14 @@ def test_bad_images_do_not_start_the_graph_again(images, monkeypatch, start):
     assert len(starts) == 1
     labels = np.concatenate([batch["label"] for batch in batches])
     np.testing.assert_array_equal(labels, expected_labels(source, range(start, 12)))
+
+
+def test_bad_images_that_are_forgotten_are_replaced_alike(images, monkeypatch):
+    monkeypatch.setattr(reading, "_MAX_POSITIONS", 1)
+    source = Files([b"" if number % 3 else file for number, file in enumerate(images)])
+    batches = take(train(source, on_bad_image="skip"), 12)
+    labels = np.concatenate([batch["label"] for batch in batches])
+    np.testing.assert_array_equal(labels, expected_labels(source, range(12)))
 
 
 def test_a_source_of_mostly_bad_images_is_as_pure(images, monkeypatch):
