@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import element_spec, eval_batches, open_source, sampling, train_batches
+from vit_jax.data import element_spec, eval_batches, open_source, reading, sampling, train_batches
 from vit_jax.data import pp as preprocessing
-from vit_jax.data import reading
 from vit_jax.data.graph import PreprocessedStream
 from vit_jax.errors import UserError
 
