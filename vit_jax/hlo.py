@@ -161,12 +161,19 @@ class Program:
             for at, instruction in enumerate(computation):
                 if not (inside or _computes_until_done(computation[at:])):
                     continue
-                called = self._branches(instruction) if instruction.opcode in _CALLS else ()
-                below = [i for name in called for i in self._computations.get(name, ())]
-                for started in below or [instruction]:
-                    if started.opcode.removesuffix("-start") in COLLECTIVES:
-                        found.add(_channel(started))
+                found |= {
+                    _channel(started)
+                    for started in self._handed_on(instruction)
+                    if started.opcode.removesuffix("-start") in COLLECTIVES
+                }
         return found
+
+    def _handed_on(self, instruction: Instruction) -> list[Instruction]:
+        """The instructions of what a call runs; of anything else itself."""
+        if instruction.opcode not in _CALLS:
+            return [instruction]
+        called = self._branches(instruction)
+        return [inner for name in called for inner in self._computations.get(name, ())]
 
     def kernels(self) -> Kernels:
         """What a step has a device carry out, beside collectives."""

@@ -24,7 +24,8 @@ BATCH_AXES = ("data", "fsdp")
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     # Order matters: a mesh axis goes to the first logical axis of an array that asks for it, so an
-    # activation's batch takes "fsdp" before its embed can, while a parameter's embed gets it.
+    # activation's batch takes "fsdp" before its embed can. A parameter that asks for "fsdp" may get
+    # it along another axis than the one that asked: see `_split_further`.
     ("batch", BATCH_AXES),
     ("heads", "tensor"),
     ("mlp", "tensor"),
