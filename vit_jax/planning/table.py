@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from vit_jax.chips import GIB
 from vit_jax.planning.feeding import Feeding
+from vit_jax.planning.fit import command_line
 from vit_jax.planning.plan import ASSUMED_MFU, Plan
 
 
@@ -72,14 +73,12 @@ def _work(plan: Plan) -> Iterator[tuple[str, str]]:
         )
         if plan.mesh_that_sends_less:
             own = {**plan.mesh, "zero1": plan.settings["zero1"]}
-            other = " ".join(
-                f"--config.mesh.{name}={value}"
-                for name, value in plan.mesh_that_sends_less.items()
-                if value != own[name]
-            )
+            other = plan.mesh_that_sends_less
+            changed = {f"mesh.{name}": size for name, size in other.items() if size != own[name]}
             yield (
                 "  more than needed",
-                f"over all of this slice XLA sends whole kernels; less is sent with {other}",
+                "over all of this slice XLA sends whole kernels; less is sent with "
+                + command_line(changed),
             )
     if plan.num_slices > 1:
         yield "sent between slices", f"{plan.dcn_bytes / 1e6:,.1f} MB per device and step"
