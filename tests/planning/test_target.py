@@ -10,7 +10,9 @@ from vit_jax.planning import target
 from vit_jax.planning.target import Target, parse_tpu
 from vit_jax.sharding import make_mesh
 
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra `tpu`)"
+)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_virtual_cpus_and_what_is_here():
     assert (len(here.devices), here.num_chips, here.chip) == (len(jax.devices()), 8, None)
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra `tpu`)")
+@needs_libtpu
 @pytest.mark.parametrize(
     ("name", "slices", "devices", "num_chips"),
     [("v5e:4x4", 1, 16, 16), ("v5p-512", 1, 256, 256), ("v4-8", 1, 4, 4), ("v3-8", 1, 8, 4),
@@ -73,13 +75,13 @@ def test_tpu_topologies(name, slices, devices, num_chips):
     assert len({getattr(d, "slice_index", None) for d in found.devices}) == slices
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra `tpu`)")
+@needs_libtpu
 def test_shape_that_no_tpu_has():
     with pytest.raises(UserError, match=r"plan: --topology=v5e:3x3: .*not divisible"):
         Target.find("v5e:3x3")
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra `tpu`)")
+@needs_libtpu
 @pytest.mark.parametrize("slices", [1, 4])
 def test_meshes_that_cut_through_the_torus(slices):
     """128 is no side of a 16×16 slice, nor a product of its sides; data spans the slices."""
@@ -90,7 +92,7 @@ def test_meshes_that_cut_through_the_torus(slices):
         assert len({getattr(device, "slice_index", None) for device in row}) == 1
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra `tpu`)")
+@needs_libtpu
 @pytest.mark.parametrize(("name", "fsdp"), [("v6e:4x4", 8), ("v5p:4x4x4", 8), ("v3:4x4", 8)])
 def test_meshes_that_cut_a_side_of_the_torus(name, fsdp):
     devices = Target.find(name).devices
@@ -99,7 +101,7 @@ def test_meshes_that_cut_a_side_of_the_torus(name, fsdp):
     assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in devices)
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra `tpu`)")
+@needs_libtpu
 @pytest.mark.parametrize(
     ("name", "slices", "sides"), [("v5e:8x16", 2, [8, 16]), ("v5p:4x4x8", 1, [4, 4, 8])]
 )
