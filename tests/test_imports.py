@@ -11,7 +11,7 @@ PACKAGE = ROOT / "vit_jax"
 # Lowest first. A module may import from lower floors, and from its own room.
 FLOORS = [
     {"version", "commit", "errors", "types", "chips", "drawing", "hlo"},
-    {"schema", "durations", "tokenizer", "fields"},
+    {"schema", "durations", "tokenizer", "fields", "randaugment"},
     {"config", "spikes"},
     {"imagenet", "digit_scenes"},
     {"models", "optim", "data", "sharding", "report"},

@@ -13,6 +13,7 @@ import pytest
 import sampled
 
 from vit_jax import config as config_lib
+from vit_jax import randaugment as strengths
 from vit_jax import sharding, tasks
 from vit_jax.errors import UserError
 from vit_jax.hlo import Program
@@ -66,7 +67,7 @@ def test_cutout_greys_a_square_that_may_reach_over_the_border():
 @pytest.mark.parametrize("magnitude", [10, 20])
 def test_products_read_what_gathers_read(magnitude):
     """What TPUs compute instead, at the angles of two and of three phases."""
-    matrices = _randaugment._matrices(magnitude / 10, IMAGES.shape[1:3], False)
+    matrices = strengths.matrices(magnitude / 10, IMAGES.shape[1:3], False)
     phases = _gathers.num_phases(matrices)
     assert phases == {10: 2, 20: 3}[magnitude]
     y, x = (grid[None].astype(np.float32) for grid in np.mgrid[:20, :24])

@@ -10,12 +10,13 @@ step.
 import collections
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vit_jax.data import pp as preprocessing
 from vit_jax.data.host_tensorflow import tf
+from vit_jax.data.ops import Batched
 from vit_jax.data.prefetch import OrderedPrefetcher, Workers
 from vit_jax.data.reading import Feed, RawBatch, RecordReader, mask_padding, sample_record
 from vit_jax.data.sources import Records, Source
@@ -25,6 +26,8 @@ from vit_jax.types import ArraySpec
 _MAX_SAMPLES = 20
 # Batches fetched ahead, still encoded, where a batch may have to wait for a whole file.
 _BLOCK_READ_AHEAD = 16
+# Examples that a compiled loop over images takes at once.
+_TOGETHER = 16
 # Batches, over those that the graph holds when all is well, that may be lost to bad examples before
 # the graph ends: it would go on for ever where preprocessing fits no example.
 _MAX_LOST = 8
@@ -142,24 +145,55 @@ class PreprocessedStream:
         options.threading.private_threadpool_size = self._workers.num_threads
         options.threading.max_intra_op_parallelism = 1  # One example a thread is enough.
 
-        @tf.autograph.experimental.do_not_convert
-        def preprocess(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            fields = dict(record)
-            row = fields.pop(_ROW)
-            return self._example(fields) | {_ROW: row}
+        examples = tf.data.Dataset.from_generator(
+            self._raw_batches, output_signature=signature
+        ).unbatch()
+        self._num_mapped = 0
+        *stages, last = preprocessing.stages(self._pp)
+        for stage in stages:
+            examples = self._together(*self._mapped(stage, examples)).unbatch()
+        examples, kernels = self._mapped(_then_for_device(last, self._pp), examples)
+        if kernels:
+            batches = self._together(examples, kernels)
+            batches = batches.rebatch(self._feed.num_rows, drop_remainder=True)
+        else:
+            batches = examples.batch(self._feed.num_rows, drop_remainder=True)
+        return batches.prefetch(max(1, self._workers.prefetch)).with_options(options)
 
-        examples = (
-            tf.data.Dataset.from_generator(self._raw_batches, output_signature=signature)
-            .unbatch()
-            .map(preprocess, num_parallel_calls=self._workers.num_threads)
-        )
-        if self._reader.skip_bad:
-            examples = examples.ignore_errors()
-        return (
-            examples.batch(self._feed.num_rows, drop_remainder=True)
-            .prefetch(max(1, self._workers.prefetch))
-            .with_options(options)
-        )
+    def _mapped(self, stage: Callable, examples: tf.data.Dataset) -> tuple[tf.data.Dataset, dict]:
+        """What a stage makes of examples one by one, and by field the kernels that it leaves."""
+        kernels: dict[str, Callable] = {}
+
+        @tf.autograph.experimental.do_not_convert
+        def preprocess(record: dict[str, tf.Tensor]) -> dict[str, Any]:
+            fields = dict(record)
+            own = {key: fields.pop(key) for key in (_SEED, _ROW)}
+            made = stage(fields, own[_SEED])
+            for key, x in made.items():
+                if not isinstance(x, Batched):
+                    continue
+                if all(argument.shape.is_fully_defined() for argument in x.arguments):
+                    kernels[key], made[key] = x
+                else:
+                    made[key] = x.apply_alone()
+            return made | own
+
+        num_threads = self._workers.num_threads
+        self._num_mapped += num_threads
+        examples = examples.map(preprocess, num_parallel_calls=num_threads)
+        return (examples.ignore_errors() if self._reader.skip_bad else examples), kernels
+
+    def _together(self, examples: tf.data.Dataset, kernels: dict) -> tf.data.Dataset:
+        """Small batches, with the kernels applied."""
+
+        @tf.autograph.experimental.do_not_convert
+        def apply(record: dict[str, Any]) -> dict[str, tf.Tensor]:
+            made = {key: Batched(kernel, record[key]).apply() for key, kernel in kernels.items()}
+            return record | made
+
+        num_threads = self._workers.num_threads
+        self._num_mapped += _TOGETHER * num_threads
+        return examples.batch(_TOGETHER).map(apply, num_parallel_calls=num_threads)
 
     def _raw_batches(self) -> Iterator[Records]:
         """Feeds the graph. Runs on one of its threads, once for every start."""
@@ -176,7 +210,7 @@ class PreprocessedStream:
             run.error = error
 
     def _max_in_flight(self) -> int:
-        in_map = self._workers.num_threads // self._feed.num_rows
+        in_map = self._num_mapped // self._feed.num_rows
         # Where three of four examples are bad, a batch of the graph is made of four.
         return 4 * max(1, self._workers.prefetch) + in_map + _MAX_LOST
 
@@ -239,6 +273,7 @@ class PreprocessedStream:
             if not self._reader.skip_bad:
                 self._fail(run.in_flight[0])
             raise self._no_batch(_reason(error)) from None
+        del outputs[_SEED]
         return _Piece(outputs.pop(_ROW), outputs)
 
     def _fail(self, raw: RawBatch) -> None:
@@ -287,19 +322,11 @@ def _example_function(sample: Records, pp: str) -> Callable:
     Raises:
         UserError: the string does not fit the records.
     """
-    preprocess = preprocessing.build(pp)
+    preprocess = _then_for_device(preprocessing.build(pp), pp)
 
     def example(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         fields = dict(record)
-        seed = fields.pop(_SEED)
-        outputs = {}
-        for key, x in preprocess(fields, seed).items():
-            if x.dtype == tf.string:
-                if key == "image":
-                    raise UserError(f"preprocessing {pp!r} leaves images encoded: add 'decode'")
-                continue  # File names and the like cannot go to a device.
-            outputs[key] = tf.cast(x, _DEVICE_DTYPES.get(x.dtype, x.dtype))
-        return outputs
+        return preprocess(fields, fields.pop(_SEED))
 
     signature = {
         key: tf.TensorSpec(x.shape[1:], _graph_dtype(x), name=key) for key, x in sample.items()
@@ -308,6 +335,23 @@ def _example_function(sample: Records, pp: str) -> Callable:
     function = tf.function(example, input_signature=[signature], autograph=False)
     function.get_concrete_function()
     return function
+
+
+def _then_for_device(stage: Callable, pp: str) -> Callable:
+    """The last stage of `pp`, or all of it, leaving only what can go to a device."""
+
+    def for_device(record: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, Any]:
+        outputs = {}
+        for key, x in stage(record, seed).items():
+            if isinstance(x, Batched):
+                outputs[key] = x
+            elif x.dtype != tf.string:  # File names and the like stay behind.
+                outputs[key] = tf.cast(x, _DEVICE_DTYPES.get(x.dtype, x.dtype))
+            elif key == "image":
+                raise UserError(f"preprocessing {pp!r} leaves images encoded: add 'decode'")
+        return outputs
+
+    return for_device
 
 
 # What 64-bit values become: devices compute in 32 bits.

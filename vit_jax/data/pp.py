@@ -5,12 +5,14 @@ Ops are joined by `|` and take literal arguments. An image op works on the field
 """
 
 import ast
+import functools
 import inspect
+import itertools
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from vit_jax.data.ops import Op, find_op
+from vit_jax.data.ops import Batched, Op, find_op
 from vit_jax.errors import UserError, nearest
 from vit_jax.fields import fits
 
@@ -70,30 +72,59 @@ def build(pp: str) -> Callable[[Record, Any], Record]:
 
     `seed` is int32 `[2]`; each random op of the string gets a key split from it.
     """
+
+    def preprocess(record: Record, seed: Any) -> Record:
+        for stage in stages(pp):
+            record = {
+                key: x.apply_alone() if isinstance(x, Batched) else x
+                for key, x in stage(record, seed).items()
+            }
+        return record
+
+    return preprocess
+
+
+def stages(pp: str) -> list[Callable[[Record, Any], Record]]:
+    """The function of `build` in pieces, each of which may leave a `Batched` in its record.
+
+    What that stands for has to be in its place before the next piece.
+    """
     from vit_jax.data.host_tensorflow import tf
 
     steps = parse(pp)
     num_random = sum(step.op.is_random for step in steps)
 
-    def preprocess(record: Record, seed: tf.Tensor) -> Record:
-        seeds = iter(tf.unstack(tf.random.split(seed, num_random)) if num_random else ())
-        for step in steps:
-            try:
-                record = _apply(step, record, seeds)
-            except UserError as error:
-                raise UserError(f"preprocessing op {step.text!r}: {error}") from error
-            except KeyError as error:
-                field = error.args[0]
-                raise UserError(
-                    f"preprocessing op {step.text!r} needs the field {field!r}, which records do"
-                    f" not have here; {nearest(str(field), record)}"
-                ) from error
-            except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise UserError(f"preprocessing op {step.text!r} does not fit: {reason}") from error
+    def stage(start: int, stop: int, record: Record, seed: tf.Tensor) -> Record:
+        keys = tf.unstack(tf.random.split(seed, num_random)) if num_random else []
+        keys = iter(keys[sum(step.op.is_random for step in steps[:start]) :])
+        for step in steps[start:stop]:
+            record = _checked(step, record, keys)
         return record
 
-    return preprocess
+    ends = [number for number, step in enumerate(steps, 1) if step.op.is_batched]
+    bounds = [0, *ends]
+    if not ends or ends[-1] < len(steps):
+        bounds.append(len(steps))
+    return [functools.partial(stage, *bound) for bound in itertools.pairwise(bounds)]
+
+
+def _checked(step: Step, record: Record, seeds: typing.Iterator) -> Record:
+    """`_apply`, whose errors name the op."""
+    from vit_jax.data.host_tensorflow import tf
+
+    try:
+        return _apply(step, record, seeds)
+    except UserError as error:
+        raise UserError(f"preprocessing op {step.text!r}: {error}") from error
+    except KeyError as error:
+        field = error.args[0]
+        raise UserError(
+            f"preprocessing op {step.text!r} needs the field {field!r}, which records do"
+            f" not have here; {nearest(str(field), record)}"
+        ) from error
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"preprocessing op {step.text!r} does not fit: {reason}") from error
 
 
 def _apply(step: Step, record: Record, seeds: typing.Iterator) -> Record:

@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.randaugment import FILL
 from vit_jax.types import Array
-
-FILL = 128
-"""What comes in from outside."""
 
 
 def product(numbers: Array | np.ndarray, factor: Array | np.ndarray) -> Array:

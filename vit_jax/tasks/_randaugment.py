@@ -9,7 +9,6 @@ compiling, so tables and matrices are NumPy's.
 Each operation equals the host's to the bit; the draws are others.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,18 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import randaugment
 from vit_jax.errors import UserError, nearest
-from vit_jax.tasks._gathers import FILL, count, look_up, num_phases, product, warp
+from vit_jax.randaugment import FILL, OPERATIONS, STRONGEST
+from vit_jax.tasks._gathers import count, look_up, num_phases, product, warp
 from vit_jax.types import Array, ArraySpec
 
-OPERATIONS = (
-    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "Color", "Contrast",
-    "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout",
-    "SolarizeAdd",
-)  # fmt: skip
 KEYS = ("num_layers", "magnitude", "corrected")
-STRONGEST = 20.0
-"""Magnitude; published recipes go from 0 to this one, at which `Rotate` turns by 60 degrees."""
 
 
 def check(fields: Mapping[str, Any], image: ArraySpec) -> None:
@@ -103,9 +97,9 @@ def apply(
     other way. place: row and column of Cutout's centre, float32 `[b, 2]`.
     """
     level, size = magnitude / 10.0, images.shape[1:3]
-    enhance = np.float32(level * 1.8 + 0.1)
-    matrices = _matrices(level, size, corrected)
-    is_moved = (matrices != _IDENTITY).any((1, 2, 3))
+    enhance = randaugment.enhancement(level)
+    matrices = randaugment.matrices(level, size, corrected)
+    is_moved = (matrices != randaugment.IDENTITY).any((1, 2, 3))
 
     def chosen(*names: str) -> Array:
         wanted = np.isin(OPERATIONS, names)
@@ -115,17 +109,12 @@ def apply(
     grey = _grey(images)
     tables = _tables(operation, images, grey, level, corrected)
     moved = warp(images, jnp.asarray(matrices)[operation, negative], num_phases(matrices))
-    hidden = _hidden(place, _scaled(level * 40.0, size[0], corrected), size)
+    hidden = _hidden(place, randaugment.half_side(level, size[0], corrected), size)
     result = look_up(tables, images)
     result = jnp.where(chosen("Color"), _blend(grey, pixels, enhance), result)
     result = jnp.where(chosen("Sharpness"), _blend(_smooth(pixels), pixels, enhance), result)
     result = jnp.where(chosen("Cutout") & hidden, FILL, result)
     return jnp.where(chosen(*np.array(OPERATIONS)[is_moved]), moved, result)
-
-
-def _scaled(pixels: float, side: int, corrected: bool) -> np.float32:
-    """A length for images of side 224; only `corrected` measures others by their own side."""
-    return np.float32(pixels) * np.float32(side) / 224 if corrected else np.float32(pixels)
 
 
 # Arithmetic that rounds as the host's does.
@@ -148,31 +137,11 @@ def _tables(operation: Array, images: Array, grey: Array, level: float, correcte
     counts = count(images)
     of_image = {"AutoContrast": _auto_contrast(counts), "Equalize": _equalize(counts)}
     if corrected:
-        of_image["Contrast"] = _contrast(grey, np.float32(level * 1.8 + 0.1))
-    fixed = jnp.asarray(_fixed_tables(level, images.shape[1:3], corrected))[operation]
+        of_image["Contrast"] = _contrast(grey, randaugment.enhancement(level))
+    fixed = randaugment.fixed_tables(level, images.shape[1:3], corrected)
+    fixed = jnp.asarray(fixed)[operation]
     drawn = [(operation == OPERATIONS.index(name))[:, None, None] for name in of_image]
     return jnp.select(drawn, list(of_image.values()), fixed[..., None])
-
-
-def _fixed_tables(level: float, size: tuple[int, int], corrected: bool) -> np.ndarray:
-    """The tables that are the same for every image, uint8 `[operations, 256]`."""
-    values = np.arange(256)
-    enhance = np.float32(level * 1.8 + 0.1)
-    threshold, addition = int(level * 256), int(level * 110)
-    if not corrected:
-        threshold %= 256
-    cleared = min(8 - int(level * 4), 7)
-    by_size = np.float32(min(size[0] * size[1] // 256, 255))
-    tables = {
-        "Invert": 255 - values,
-        "Posterize": values >> cleared << cleared,
-        "Solarize": np.where(values >= threshold, 255 - values, values),
-        "SolarizeAdd": np.where(values < 128, np.minimum(values + addition, 255), values),
-        "Brightness": enhance * np.float32(values),
-        "Contrast": by_size + enhance * (np.float32(values) - by_size),
-    }
-    rows = [tables.get(name, values) for name in OPERATIONS]
-    return np.clip(rows, 0, 255).astype(np.uint8)
 
 
 def _auto_contrast(counts: Array) -> Array:
@@ -250,42 +219,11 @@ def _fused(total: Array, pixels: Array, weight: np.float32) -> Array:
     return rounded + (lost + small)
 
 
-def _hidden(place: Array, half_side: np.float32, size: tuple[int, int]) -> Array:
+def _hidden(place: Array, half_side: int, size: tuple[int, int]) -> Array:
     """Cutout's square of side `2 * half_side` about `place` `[b, 2]`: bool `[b, h, w, 1]`."""
 
     def near(axis: int) -> Array:
         offset = jnp.arange(size[axis])[None] - place[:, axis, None].astype(jnp.int32)
-        return (offset >= -int(half_side)) & (offset < int(half_side))
+        return (offset >= -half_side) & (offset < half_side)
 
     return (near(0)[:, :, None] & near(1)[:, None, :])[..., None]
-
-
-# Operations that move pixels: matrices.
-
-_IDENTITY = np.float32([[1, 0, 0], [0, 1, 0]])
-
-
-def _matrices(level: float, size: tuple[int, int], corrected: bool) -> np.ndarray:
-    """Where the operations read, both ways each: float32 `[operations, 2, 2, 3]`.
-
-    The output pixel (x, y) is the one at `matrix @ (x, y, 1)` of the input.
-    """
-    matrices = np.tile(_IDENTITY, (len(OPERATIONS), 2, 1, 1))
-    for negative, sign in enumerate(np.float32([1, -1])):
-        of = dict(zip(OPERATIONS, matrices[:, negative], strict=True))
-        of["Rotate"][:] = _rotation(sign * np.float32(level) * np.float32(30), size)
-        of["ShearX"][0, 1] = of["ShearY"][1, 0] = sign * level * 0.3
-        for name, axis, side in (("TranslateX", 0, size[1]), ("TranslateY", 1, size[0])):
-            shift = np.round(sign * _scaled(level * 100.0, side, corrected))
-            of[name][axis, 2] = np.clip(shift, -side, side)
-    return matrices
-
-
-def _rotation(degrees: np.float32, size: tuple[int, int]) -> np.ndarray:
-    """About the centre, counter-clockwise; float32 throughout, as the host computes it."""
-    angle = degrees * np.float32(math.pi / 180)
-    cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    bottom, right = np.float32(size) - 1
-    x = (right - (cos * right - sin * bottom)) / 2
-    y = (bottom - (sin * right + cos * bottom)) / 2
-    return np.stack([[cos, -sin, x], [sin, cos, y]])

@@ -1,14 +1,14 @@
 """RandAugment (Cubuk et al., 2020, arXiv:1909.13719), as published ViTs were trained with it."""
 
-from collections.abc import Callable
+import functools
+from typing import NamedTuple
 
+import numpy as np
+
+from vit_jax import randaugment as strengths
 from vit_jax.data.host_tensorflow import tf
-from vit_jax.data.ops import _augmentations as augment
-from vit_jax.data.ops import random_image_op
-
-MAX_LEVEL = 10.0
-
-Choice = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+from vit_jax.data.ops import Batched, random_image_op, require_uint8
+from vit_jax.data.ops import _pixels as pixels
 
 
 @random_image_op
@@ -19,7 +19,7 @@ def randaug(
     magnitude: float = 10.0,
     *,
     corrected: bool = False,
-) -> tf.Tensor:
+) -> Batched:
     """Applies `num_layers` operations, each drawn from 16, all at strength `magnitude` (of 10).
 
     The same operation may be drawn twice, and a drawn one is always applied. Three oddities are
@@ -29,51 +29,93 @@ def randaug(
     leaves little of a small one. `corrected` leaves the image alone in the first case, uses its
     mean grey in the second, and scales with the side in the third (224 pixels being 1).
     """
-    augment.require_uint8(image)
-    choices = list(_choices(magnitude, corrected).values())
-    for layer_seed in tf.unstack(tf.random.split(seed, num_layers)):
-        draw_seed, sign_seed, place_seed = tf.unstack(tf.random.split(layer_seed, 3))
-        drawn = tf.random.stateless_uniform([], draw_seed, 0, len(choices), tf.int32)
-        negate = tf.random.stateless_uniform([], sign_seed) < 0.5
-        sign = tf.where(negate, -1.0, 1.0)
-        branches = [_bind(choice, image, sign, place_seed) for choice in choices]
-        image = tf.switch_case(drawn, branches)
-    return image
+    require_uint8(image)
+    draws = [_draw(layer_seed, image) for layer_seed in _split(seed, num_layers)]
+    draws = tf.stack(draws) if draws else tf.zeros([0, 4], tf.int32)
+
+    def apply(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        return _augment(images, draws, _operations(magnitude / 10.0, images.shape[1:3], corrected))
+
+    return Batched(apply, (image, draws))
 
 
-def _bind(choice: Choice, image: tf.Tensor, sign: tf.Tensor, seed: tf.Tensor) -> Callable:
-    return lambda: tf.ensure_shape(choice(image, sign, seed), image.shape)
+def _draw(seed: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+    """The draws of a layer: operation, 1 where a geometric one goes the other way, row, column."""
+    draw_seed, sign_seed, place_seed = _split(seed, 3)
+    drawn = tf.random.stateless_uniform([], draw_seed, 0, len(strengths.OPERATIONS), tf.int32)
+    negative = tf.cast(tf.random.stateless_uniform([], sign_seed) < 0.5, tf.int32)
+    place = [
+        tf.random.stateless_uniform([], side_seed, 0, side, tf.int32)
+        for side_seed, side in zip(
+            _split(place_seed, 2), tf.unstack(tf.shape(image)[:2]), strict=True
+        )
+    ]
+    return tf.stack([drawn, negative, *place])
 
 
-def _choices(magnitude: float, corrected: bool) -> dict[str, Choice]:
-    """The 16 operations at a strength, as functions of (image, sign, seed).
+def _split(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
+    return tf.unstack(tf.random.split(seed, count))
 
-    The sign, drawn at random, is that of the geometric ones.
+
+class _Operations(NamedTuple):
+    """What the operations do to images of one size."""
+
+    tables: np.ndarray
+    """uint8 `[operations, 256]`."""
+    matrices: np.ndarray
+    """float32 `[operations, 2, 2, 3]`."""
+    enhancement: np.float32
+    half_side: int
+    contrast_by_size: bool
+
+
+@functools.cache
+def _operations(level: float, size: tuple[int, int], corrected: bool) -> _Operations:
+    return _Operations(
+        strengths.fixed_tables(level, size, corrected),
+        strengths.matrices(level, size, corrected),
+        strengths.enhancement(level),
+        strengths.half_side(level, size[0], corrected),
+        not corrected,
+    )
+
+
+(
+    AUTO_CONTRAST, EQUALIZE, _, ROTATE, _, _, COLOR, CONTRAST,
+    _, SHARPNESS, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, CUTOUT, _,
+) = range(len(strengths.OPERATIONS))  # fmt: skip
+
+
+@pixels.kernel
+def _augment(images, draws, operations):
+    """The drawn operations, one after the other, on each of the images.
+
+    images: uint8 `[b, h, w, c]`. draws: int32 `[b, layers, 4]`, as `_draw` makes them.
+    operations: an `_Operations` for images of this size.
     """
-    level = magnitude / MAX_LEVEL
-    enhance = level * 1.8 + 0.1
-    threshold = int(level * 256) if corrected else int(level * 256) % 256
-    contrast = augment.contrast if corrected else augment.contrast_by_size
-
-    def pixels(image: tf.Tensor, axis: int, length: float) -> tf.Tensor | float:
-        side = tf.cast(tf.shape(image)[axis], tf.float32)
-        return level * length * side / 224.0 if corrected else level * length
-
-    return {
-        "AutoContrast": lambda x, *_: augment.auto_contrast(x),
-        "Equalize": lambda x, *_: augment.equalize(x),
-        "Invert": lambda x, *_: augment.invert(x),
-        "Rotate": lambda x, sign, _: augment.rotate(x, sign * level * 30.0),
-        "Posterize": lambda x, *_: augment.posterize(x, int(level * 4)),
-        "Solarize": lambda x, *_: augment.solarize(x, threshold),
-        "Color": lambda x, *_: augment.color(x, enhance),
-        "Contrast": lambda x, *_: contrast(x, enhance),
-        "Brightness": lambda x, *_: augment.brightness(x, enhance),
-        "Sharpness": lambda x, *_: augment.sharpness(x, enhance),
-        "ShearX": lambda x, sign, _: augment.shear_x(x, sign * level * 0.3),
-        "ShearY": lambda x, sign, _: augment.shear_y(x, sign * level * 0.3),
-        "TranslateX": lambda x, sign, _: augment.translate_x(x, sign * pixels(x, 1, 100.0)),
-        "TranslateY": lambda x, sign, _: augment.translate_y(x, sign * pixels(x, 0, 100.0)),
-        "Cutout": lambda x, _, seed: augment.cutout(x, tf.cast(pixels(x, 0, 40.0), tf.int32), seed),
-        "SolarizeAdd": lambda x, *_: augment.solarize_add(x, int(level * 110)),
-    }
+    enhancement = operations.enhancement
+    out = np.empty_like(images)
+    num_channels = images.shape[3]
+    for number in range(len(images)):
+        image = images[number].copy()
+        for layer in range(draws.shape[1]):
+            drawn, negative, row, column = draws[number, layer]
+            if drawn == AUTO_CONTRAST:
+                image = pixels.auto_contrast(image)
+            elif drawn == EQUALIZE:
+                image = pixels.equalize(image)
+            elif drawn == COLOR:
+                image = pixels.color(image, enhancement)
+            elif drawn == CONTRAST and not operations.contrast_by_size:
+                image = pixels.contrast(image, enhancement)
+            elif drawn == SHARPNESS:
+                image = pixels.sharpness(image, enhancement)
+            elif drawn == CUTOUT:
+                image = pixels.cutout(image, operations.half_side, row, column)
+            elif drawn == ROTATE or SHEAR_X <= drawn <= TRANSLATE_Y:
+                image = pixels.warp(image, operations.matrices[drawn, negative])
+            else:
+                table = operations.tables[drawn]
+                image = pixels.look_up(image, pixels.same_for(num_channels, table))
+        pixels.assign(out, number, image)
+    return out
