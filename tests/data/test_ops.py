@@ -271,7 +271,7 @@ class TestColor:
         assert all(15 <= count <= 45 for count in kinds.values())
 
     def test_blur_is_a_gaussian(self):
-        from vit_jax.data.ops._pixels import gaussian_blur
+        from vit_jax.data.ops._kernels import gaussian_blur
 
         image = np.zeros((21, 21, 1), np.uint8)
         image[10, 10] = 255
@@ -282,7 +282,7 @@ class TestColor:
 
     @pytest.mark.parametrize("shape", [(5, 30, 3), (30, 4, 3), (1, 1, 2)])
     def test_blur_mirrors_the_border(self, shape):
-        from vit_jax.data.ops._pixels import gaussian_blur
+        from vit_jax.data.ops._kernels import gaussian_blur
 
         image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         weights = np.exp(-(np.arange(-6.0, 7) ** 2) / (2 * 1.3**2))

@@ -23,11 +23,12 @@ ARRAYS = sampled.load(GOLDEN / "randaug_ops.npz")
 
 def run(operation, image, *, magnitude, sign=1.0, place=(0, 0), corrected=False):
     """One of the 16 operations."""
-    from vit_jax.data.ops import randaugment
+    from vit_jax.data.ops._kernels import augment
+    from vit_jax.data.ops.randaugment import at_strength
 
     draws = np.int32([[[OPERATIONS.index(operation), sign < 0, *place]]])
-    at_strength = randaugment._operations(magnitude / 10, image.shape[:2], corrected)
-    return randaugment._augment(image[None], draws, at_strength)[0]
+    operations = at_strength(magnitude / 10, image.shape[:2], corrected)
+    return augment(image[None], draws, operations)[0]
 
 
 def draw(spec, image, count):
@@ -135,14 +136,14 @@ def test_on_the_device_the_operations_are_the_same(magnitude, corrected):
 def test_greys_are_tensorflows(step):
     """Of a thirtieth of the colours, or of all; on the device, too."""
     from vit_jax.data.host_tensorflow import tf
-    from vit_jax.data.ops import _pixels
+    from vit_jax.data.ops import _kernels
 
     levels = np.arange(0, 256, step, dtype=np.uint8)
     grey = jax.jit(_randaugment._grey)
     for red in levels:
         colours = np.stack(np.broadcast_arrays(red, *np.meshgrid(levels, levels)), -1)
         expected = tf.image.rgb_to_grayscale(tf.constant(colours)).numpy()
-        np.testing.assert_array_equal(_pixels.grayscale(colours), expected.repeat(3, -1))
+        np.testing.assert_array_equal(_kernels.grayscale(colours), expected.repeat(3, -1))
         np.testing.assert_array_equal(grey(colours[None])[0], expected)
 
 

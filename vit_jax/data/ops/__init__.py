@@ -103,7 +103,8 @@ random_record_op = _register("random_record")
 def find_op(name: str) -> Op:
     """The op called `name`."""
     for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{__name__}.{module.name}")
     if name not in _OPS:
         raise UserError(f"unknown preprocessing op {name!r}; {nearest(name, _OPS)}")
     return _OPS[name]

@@ -1,10 +1,7 @@
 """Random changes of colour and sharpness, on uint8 images."""
 
-import numpy as np
-
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import Batched, image_op, random_image_op, require_uint8
-from vit_jax.data.ops import _pixels as pixels
 
 _BLUR_SIGMA = (0.1, 2.0)
 
@@ -24,28 +21,9 @@ def color_jitter(
     draws = tf.random.stateless_uniform([3], factor_seed, -1.0, 1.0)
     factors = tf.maximum(1.0 + strengths * draws, 0.0)
     order = tf.argsort(tf.random.stateless_uniform([3], order_seed))
-    return Batched(_jitter, (image, order, factors))
+    from vit_jax.data.ops._kernels import jitter
 
-
-BRIGHTNESS, CONTRAST = range(2)
-
-
-@pixels.kernel
-def _jitter(images, orders, factors):
-    """orders: int32 `[b, 3]`, which property comes first. factors: float32 `[b, 3]`."""
-    out = np.empty_like(images)
-    for number in range(len(images)):
-        image = images[number].copy()
-        for drawn in orders[number]:
-            factor = factors[number, drawn]
-            if drawn == BRIGHTNESS:
-                image = pixels.brightness(image, factor)
-            elif drawn == CONTRAST:
-                image = pixels.contrast(image, factor)
-            else:
-                image = pixels.color(image, factor)
-        pixels.assign(out, number, image)
-    return out
+    return Batched(jitter, (image, order, factors))
 
 
 @random_image_op
@@ -59,26 +37,9 @@ def three_augment(image: tf.Tensor, seed: tf.Tensor) -> Batched:
     draw_seed, blur_seed = tf.unstack(tf.random.split(seed))
     drawn = tf.random.stateless_uniform([], draw_seed, 0, 3, tf.int32)
     sigma = tf.random.stateless_uniform([], blur_seed, *_BLUR_SIGMA)
-    return Batched(_one_of_three, (image, drawn, sigma))
+    from vit_jax.data.ops._kernels import one_of_three
 
-
-GREYSCALE, SOLARISATION = range(2)
-
-
-@pixels.kernel
-def _one_of_three(images, drawn, sigmas):
-    """drawn: int32 `[b]`, which of the three. sigmas: float32 `[b]`, of the blur."""
-    out = np.empty_like(images)
-    for number in range(len(images)):
-        image = images[number].copy()
-        if drawn[number] == GREYSCALE:
-            image = pixels.grayscale(image)
-        elif drawn[number] == SOLARISATION:
-            image = pixels.solarize(image, 128)
-        else:
-            image = pixels.gaussian_blur(image, sigmas[number])
-        pixels.assign(out, number, image)
-    return out
+    return Batched(one_of_three, (image, drawn, sigma))
 
 
 @image_op

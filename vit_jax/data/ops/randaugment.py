@@ -8,7 +8,6 @@ import numpy as np
 from vit_jax import randaugment as strengths
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import Batched, random_image_op, require_uint8
-from vit_jax.data.ops import _pixels as pixels
 
 
 @random_image_op
@@ -34,7 +33,9 @@ def randaug(
     draws = tf.stack(draws) if draws else tf.zeros([0, 4], tf.int32)
 
     def apply(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        return _augment(images, draws, _operations(magnitude / 10.0, images.shape[1:3], corrected))
+        from vit_jax.data.ops._kernels import augment
+
+        return augment(images, draws, at_strength(magnitude / 10.0, images.shape[1:3], corrected))
 
     return Batched(apply, (image, draws))
 
@@ -57,7 +58,7 @@ def _split(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
     return tf.unstack(tf.random.split(seed, count))
 
 
-class _Operations(NamedTuple):
+class Operations(NamedTuple):
     """What the operations do to images of one size."""
 
     tables: np.ndarray
@@ -70,52 +71,11 @@ class _Operations(NamedTuple):
 
 
 @functools.cache
-def _operations(level: float, size: tuple[int, int], corrected: bool) -> _Operations:
-    return _Operations(
+def at_strength(level: float, size: tuple[int, int], corrected: bool) -> Operations:
+    return Operations(
         strengths.fixed_tables(level, size, corrected),
         strengths.matrices(level, size, corrected),
         strengths.enhancement(level),
         strengths.half_side(level, size[0], corrected),
         not corrected,
     )
-
-
-(
-    AUTO_CONTRAST, EQUALIZE, _, ROTATE, _, _, COLOR, CONTRAST,
-    _, SHARPNESS, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, CUTOUT, _,
-) = range(len(strengths.OPERATIONS))  # fmt: skip
-
-
-@pixels.kernel
-def _augment(images, draws, operations):
-    """The drawn operations, one after the other, on each of the images.
-
-    images: uint8 `[b, h, w, c]`. draws: int32 `[b, layers, 4]`, as `_draw` makes them.
-    operations: an `_Operations` for images of this size.
-    """
-    enhancement = operations.enhancement
-    out = np.empty_like(images)
-    num_channels = images.shape[3]
-    for number in range(len(images)):
-        image = images[number].copy()
-        for layer in range(draws.shape[1]):
-            drawn, negative, row, column = draws[number, layer]
-            if drawn == AUTO_CONTRAST:
-                image = pixels.auto_contrast(image)
-            elif drawn == EQUALIZE:
-                image = pixels.equalize(image)
-            elif drawn == COLOR:
-                image = pixels.color(image, enhancement)
-            elif drawn == CONTRAST and not operations.contrast_by_size:
-                image = pixels.contrast(image, enhancement)
-            elif drawn == SHARPNESS:
-                image = pixels.sharpness(image, enhancement)
-            elif drawn == CUTOUT:
-                image = pixels.cutout(image, operations.half_side, row, column)
-            elif drawn == ROTATE or SHEAR_X <= drawn <= TRANSLATE_Y:
-                image = pixels.warp(image, operations.matrices[drawn, negative])
-            else:
-                table = operations.tables[drawn]
-                image = pixels.look_up(image, pixels.same_for(num_channels, table))
-        pixels.assign(out, number, image)
-    return out

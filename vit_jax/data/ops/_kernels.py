@@ -1,9 +1,10 @@
-"""Image operations in compiled loops: what RandAugment, 3-Augment and colour jitter choose from.
+"""Images in compiled loops: RandAugment, 3-Augment, colour jitter, and what they choose from.
 
 uint8 `[h, w, c]` in and out, C-contiguous. Where a computation is in floats, its result is
 truncated, not rounded, and every sum and product is rounded to float32: published models were
-trained so. Compiled by Numba at the first use and kept beside this file, or in the user's cache.
-They run without Python's lock.
+trained so. Compiled by Numba at the first use and kept beside this file, or in the user's cache;
+all in one file, because only its own changes have it compiled anew. They run without Python's lock.
+Imported when it is needed, because Numba takes half a second to load.
 
 Kernels read along slices, not with offsets to an index, which Numba would have to check for being
 negative.
@@ -15,7 +16,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from vit_jax.randaugment import FILL
+from vit_jax.randaugment import FILL, OPERATIONS
 
 F = np.float32
 
@@ -342,3 +343,86 @@ def warp(image, matrix):
 def _nearest(place):
     """`round` of C. In double precision, because just below a half the sum would be rounded up."""
     return np.int32(np.float64(place) + np.copysign(0.5, np.float64(place)))
+
+
+# What is drawn, for several images.
+
+(
+    AUTO_CONTRAST, EQUALIZE, _, ROTATE, _, _, COLOR, CONTRAST,
+    _, SHARPNESS, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, CUTOUT, _,
+) = range(len(OPERATIONS))  # fmt: skip
+
+
+@kernel
+def augment(images, draws, operations):
+    """The drawn operations, one after the other, on each of the images.
+
+    images: uint8 `[b, h, w, c]`. draws: int32 `[b, layers, 4]`: number of the operation, 1 where a
+    geometric one goes the other way, row and column. operations: `Operations` for this size.
+    """
+    enhancement = operations.enhancement
+    out = np.empty_like(images)
+    num_channels = images.shape[3]
+    for number in range(len(images)):
+        image = images[number].copy()
+        for layer in range(draws.shape[1]):
+            drawn, negative, row, column = draws[number, layer]
+            if drawn == AUTO_CONTRAST:
+                image = auto_contrast(image)
+            elif drawn == EQUALIZE:
+                image = equalize(image)
+            elif drawn == COLOR:
+                image = color(image, enhancement)
+            elif drawn == CONTRAST and not operations.contrast_by_size:
+                image = contrast(image, enhancement)
+            elif drawn == SHARPNESS:
+                image = sharpness(image, enhancement)
+            elif drawn == CUTOUT:
+                image = cutout(image, operations.half_side, row, column)
+            elif drawn == ROTATE or SHEAR_X <= drawn <= TRANSLATE_Y:
+                image = warp(image, operations.matrices[drawn, negative])
+            else:
+                table = operations.tables[drawn]
+                image = look_up(image, same_for(num_channels, table))
+        assign(out, number, image)
+    return out
+
+
+BY_BRIGHTNESS, BY_CONTRAST = range(2)
+
+
+@kernel
+def jitter(images, orders, factors):
+    """orders: int32 `[b, 3]`, which property comes first. factors: float32 `[b, 3]`."""
+    out = np.empty_like(images)
+    for number in range(len(images)):
+        image = images[number].copy()
+        for drawn in orders[number]:
+            factor = factors[number, drawn]
+            if drawn == BY_BRIGHTNESS:
+                image = brightness(image, factor)
+            elif drawn == BY_CONTRAST:
+                image = contrast(image, factor)
+            else:
+                image = color(image, factor)
+        assign(out, number, image)
+    return out
+
+
+GREYSCALE, SOLARISATION = range(2)
+
+
+@kernel
+def one_of_three(images, drawn, sigmas):
+    """drawn: int32 `[b]`, which of the three. sigmas: float32 `[b]`, of the blur."""
+    out = np.empty_like(images)
+    for number in range(len(images)):
+        image = images[number].copy()
+        if drawn[number] == GREYSCALE:
+            image = grayscale(image)
+        elif drawn[number] == SOLARISATION:
+            image = solarize(image, 128)
+        else:
+            image = gaussian_blur(image, sigmas[number])
+        assign(out, number, image)
+    return out
