@@ -355,13 +355,15 @@ def test_accumulation_changes_only_rounding(tiny_config):
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
 
 
-def test_one_cpu_runs_straight_code_and_others_loops(tiny_config):
-    def unroll(devices, **keys):
-        return Run.build(tiny_config(**keys), jax.devices()[:devices]).task.model.backbone.unroll
+def test_one_cpu_has_fields_of_its_own(tiny_config):
+    def fields(devices, **keys):
+        backbone = Run.build(tiny_config(**keys), jax.devices()[:devices]).task.model.backbone
+        return backbone.unroll, backbone.attention
 
-    assert unroll(1) == 0
-    assert unroll(1, model__unroll=1) == 1
-    assert unroll(2) == 1
+    assert fields(1) == (0, "heads_first")
+    assert fields(1, model__unroll=1) == (1, "heads_first")
+    assert fields(1, model__attention="xla") == (0, "xla")
+    assert fields(2) == (1, "auto")
     config = tiny_config()
     with config.unlocked():
         config.model = {"name": "bit_r50x1"}

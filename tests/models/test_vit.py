@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_trees import random_params
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vit_jax import models
 from vit_jax.errors import UserError
@@ -119,6 +122,60 @@ def test_splash_attention_gives_the_same_logits_and_gradients():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), grads, expected_grads
     )
+
+
+def test_heads_first_gives_the_same_logits_and_gradients():
+    params = init(tiny(pooling="map"))
+
+    def run(attention):
+        model = tiny(pooling="map", attention=attention)
+        return jax.jit(
+            jax.value_and_grad(lambda p: jnp.sum(model.apply({"params": p}, IMAGES) ** 2))
+        )(params)
+
+    (value, grads), (expected, expected_grads) = run("heads_first"), run("xla")
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    # Sums in another order: relative to the largest of each gradient.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * abs(b).max() + 1e-6),
+        grads,
+        expected_grads,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@given(
+    num_queries=st.integers(1, 9),
+    num_keys=st.integers(1, 9),
+    num_segments=st.integers(0, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=20, deadline=None)
+def test_heads_first_is_attention(dtype, num_queries, num_keys, num_segments, seed):
+    """float32 to 2e-6; bfloat16, whose results are rounded to 8 bits, to two of their steps."""
+    random = np.random.default_rng(seed)
+    draw = partial(random.standard_normal, dtype=np.float32)
+    query, *pair = (draw((2, n, 3, 4)).astype(dtype) for n in (num_queries, num_keys, num_keys))
+    segments = None
+    if num_segments:  # Every query's segment has a key.
+        keys = random.integers(0, num_segments, (2, num_keys))
+        queries = random.permuted(np.tile(keys, num_queries), axis=1)[:, :num_queries]
+        segments = queries.astype(np.int32), keys.astype(np.int32)
+
+    def run(implementation):
+        def loss(*arrays):
+            y = attend(*arrays, segments, implementation=implementation)
+            return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
+
+        gradients, y = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(query, *pair)
+        return [y, *gradients]
+
+    tolerance = {"float32": 2e-6, "bfloat16": 2**-6}[dtype]
+    for ours, plain in zip(run("heads_first"), run("xla"), strict=True):
+        assert (ours.shape, ours.dtype) == (plain.shape, plain.dtype)
+        expected = np.asarray(plain, np.float32)
+        atol = tolerance * max(1.0, abs(expected).max())
+        np.testing.assert_allclose(np.asarray(ours, np.float32), expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("num_heads", [2, 1])

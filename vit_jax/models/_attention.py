@@ -23,7 +23,7 @@ from vit_jax.models._positions import MixedFrequencies, rotate
 from vit_jax.models._windows import Windows
 from vit_jax.types import Array
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+IMPLEMENTATIONS = ("auto", "xla", "heads_first", "cudnn", "splash")
 
 # Splash attention works on tiles of 128 lanes; sequences are padded up to it.
 SPLASH_TILE = 128
@@ -131,9 +131,10 @@ def attend(
 ) -> Array:
     """Softmax attention of query `[b, q, h, d]` to key and value `[b, k, h, d]`.
 
-    implementation: `xla` is explicit; `cudnn` is the fused kernel of NVIDIA GPUs (float16 or
-      bfloat16); `splash` the Pallas kernel of TPUs, interpreted elsewhere; `auto` takes cudnn where
-      it runs, else xla. ViT sequences are short enough that XLA's own fusion serves TPUs well.
+    implementation: `xla` is explicit; `heads_first` the same for CPUs, with an order of axes and a
+      backward pass of its own; `cudnn` is the fused kernel of NVIDIA GPUs (float16 or bfloat16);
+      `splash` the Pallas kernel of TPUs, interpreted elsewhere; `auto` takes cudnn where it runs,
+      else xla. ViT sequences are short enough that XLA's own fusion serves TPUs well.
 
     Returns `[b, q, h, d]` in the values' dtype.
     """
@@ -155,6 +156,8 @@ def attend(
         return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
     if implementation == "splash":
         return _splash(query, key, value, segment_ids)
+    if implementation == "heads_first":
+        return _heads_first(query, key, value, segment_ids)
     return weighted_sum(attention_weights(query, key, segment_ids), value)
 
 
@@ -163,9 +166,7 @@ def attention_weights(query: Array, key: Array, segment_ids: SegmentIds | None =
     # The query is smaller than the logits, and cheaper to scale.
     query = query / math.sqrt(query.shape[-1])
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    if segment_ids is not None:
-        logits = jnp.where(_same_segment(segment_ids), logits, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(logits, axis=-1)
+    return _softmax(logits, segment_ids)
 
 
 def weighted_sum(weights: Array, value: Array) -> Array:
@@ -173,9 +174,61 @@ def weighted_sum(weights: Array, value: Array) -> Array:
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
+def _softmax(logits: Array, segment_ids: SegmentIds | None) -> Array:
+    """Of `[b, h, q, k]` over the keys of the query's own segment."""
+    if segment_ids is not None:
+        logits = jnp.where(_same_segment(segment_ids), logits, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(logits, axis=-1)
+
+
 def _same_segment(segment_ids: SegmentIds) -> Array:
     queries, keys = segment_ids
     return queries[:, None, :, None] == keys[:, None, None, :]
+
+
+def _heads_first(query: Array, key: Array, value: Array, segment_ids: SegmentIds | None) -> Array:
+    query = query / math.sqrt(query.shape[-1])
+    swapped = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(_of_heads(*swapped, segment_ids), 1, 2)
+
+
+@jax.custom_vjp
+def _of_heads(query: Array, key: Array, value: Array, segment_ids: SegmentIds | None) -> Array:
+    """Attention of scaled queries `[b, h, q, d]` to keys and values `[b, h, k, d]`: `[b, h, q, d]`.
+
+    From `xla`, the weighted sum and its gradients come with the last two axes the other way round,
+    and the weights are read twice as often.
+    """
+    return _of_heads_forward(query, key, value, segment_ids)[0]
+
+
+def _of_heads_forward(
+    query: Array, key: Array, value: Array, segment_ids: SegmentIds | None
+) -> tuple[Array, tuple]:
+    weights = _softmax(_product(query, key, 3, 3), segment_ids)
+    y = _product(weights.astype(value.dtype), value, 3, 2).astype(value.dtype)
+    return y, (query, key, value, weights, y)
+
+
+def _of_heads_backward(kept: tuple, dy: Array) -> tuple[Array | None, ...]:
+    query, key, value, weights, y = kept
+    dvalue = _product(weights.astype(dy.dtype), dy, 2, 2)
+    dweights = _product(dy, value, 3, 3)
+    # Softmax wants the sum of weights * dweights, which is that of y * dy: far fewer numbers
+    # (Dao et al. 2022, FlashAttention, appendix B.2).
+    total = jnp.sum(y.astype(jnp.float32) * dy, axis=-1, keepdims=True)
+    dlogits = (weights * (dweights - total)).astype(key.dtype)
+    dquery, dkey = _product(dlogits, key, 3, 2), _product(dlogits, query, 2, 2)
+    return dquery.astype(query.dtype), dkey.astype(key.dtype), dvalue.astype(value.dtype), None
+
+
+_of_heads.defvjp(_of_heads_forward, _of_heads_backward)
+
+
+def _product(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
+    """Summed over one axis each of `[b, h, …]`, in float32."""
+    dimensions = (((left_axis,), (right_axis,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
 
 def _cudnn_runs(query: Array) -> bool:
