@@ -3,6 +3,8 @@
 import gc
 import io
 import itertools
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -366,3 +368,38 @@ def test_fake_photographs_are_of_imagenets_size():
     assert 90_000 < np.mean([len(file) for file in files]) < 130_000
     assert {Image.open(io.BytesIO(file)).size for file in files} >= {(500, 375), (375, 500)}
     assert element_spec(source, PP)["image"].shape == (16, 16, 3)
+
+
+CLOSED_EARLY = """
+import itertools, threading, time
+import numpy as np
+from vit_jax.data import open_source, pipeline
+from vit_jax.data.ops import _kernels
+
+calls, ahead = itertools.count(1), threading.Event()
+
+def of_a_batch(images, draws, operations):
+    # The first batches are there at once, and wanted; those that are made ahead take their time.
+    if next(calls) >= 4:
+        ahead.set()
+        time.sleep(2)  # Without Python's lock, like the loops themselves.
+    return images
+
+_kernels.augment = of_a_batch
+keys = {"source": "fake", "name": "fake", "dir": "", "split": "train", "image_size": 8}
+source = open_source({**keys, "num_examples": 64})
+batches = pipeline.train_batches(
+    source, batch_size=8, rows=np.arange(8), seed=0, pp="randaug(2, 10)", num_threads=2
+)
+next(batches)
+assert ahead.wait(60)
+kept = batches._stream._run.outputs  # As if the garbage collector had not been there.
+batches.close()
+print("closed")
+"""
+
+
+def test_python_ends_though_a_loop_was_running_when_batches_were_closed():
+    command = [sys.executable, "-c", CLOSED_EARLY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout == "closed\n", done.stderr

@@ -26,7 +26,7 @@ from vit_jax.types import ArraySpec
 _MAX_SAMPLES = 20
 # Batches fetched ahead, still encoded, where a batch may have to wait for a whole file.
 _BLOCK_READ_AHEAD = 16
-# Examples that a compiled loop over images takes at once.
+# Examples that a compiled loop over images takes at once, but no more than a batch has.
 _TOGETHER = 16
 # Batches, over those that the graph holds when all is well, that may be lost to bad examples before
 # the graph ends: it would go on for ever where preprocessing fits no example.
@@ -88,9 +88,25 @@ class _Run:
         """Whether the graph was ended because it held too many batches."""
 
     def end(self) -> None:
-        """Stops reading, and lets go of the graph, whose generator in turn holds this object."""
+        """Stops reading, and lets go of the graph, whose generator in turn holds this object.
+
+        What has been read is still made: when its iterator goes, TensorFlow waits for the compiled
+        loops that are running, and where that is as late as Python's own end, they never return.
+        """
         self.raw_batches.close()
+        exhaust(self.outputs)
         self.outputs = iter(())
+
+
+def exhaust(outputs: Iterator) -> None:
+    """Takes what is left of a finite graph's outputs, bad examples or not."""
+    while True:
+        try:
+            next(outputs)
+        except (StopIteration, tf.errors.CancelledError):
+            return
+        except tf.errors.OpError:
+            continue
 
 
 class PreprocessedStream:
@@ -148,7 +164,7 @@ class PreprocessedStream:
         examples = tf.data.Dataset.from_generator(
             self._raw_batches, output_signature=signature
         ).unbatch()
-        self._num_mapped = 0
+        self._num_mapped = 0  # Examples that are somewhere in the maps below, at most.
         *stages, last = preprocessing.stages(self._pp)
         for stage in stages:
             examples = self._together(*self._mapped(stage, examples)).unbatch()
@@ -191,9 +207,9 @@ class PreprocessedStream:
             made = {key: Batched(kernel, record[key]).apply() for key, kernel in kernels.items()}
             return record | made
 
-        num_threads = self._workers.num_threads
-        self._num_mapped += _TOGETHER * num_threads
-        return examples.batch(_TOGETHER).map(apply, num_parallel_calls=num_threads)
+        num_threads, num_together = self._workers.num_threads, min(_TOGETHER, self._feed.num_rows)
+        self._num_mapped += num_together * num_threads
+        return examples.batch(num_together).map(apply, num_parallel_calls=num_threads)
 
     def _raw_batches(self) -> Iterator[Records]:
         """Feeds the graph. Runs on one of its threads, once for every start."""
