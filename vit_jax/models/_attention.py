@@ -197,7 +197,7 @@ def _of_heads(query: Array, key: Array, value: Array, segment_ids: SegmentIds | 
     """Attention of scaled queries `[b, h, q, d]` to keys and values `[b, h, k, d]`: `[b, h, q, d]`.
 
     From `xla`, the weighted sum and its gradients come with the last two axes the other way round,
-    and the weights are read twice as often.
+    and the backward pass reads the weights once more.
     """
     return _of_heads_forward(query, key, value, segment_ids)[0]
 
