@@ -107,17 +107,17 @@ def test_unroll_is_a_number_of_blocks(unroll):
         apply(tiny(unroll=unroll), {})
 
 
+def loss_and_gradients(attention):
+    """Of blocks, many queries to many keys, and of a probe with one query."""
+    model = tiny(pooling="map", attention=attention)
+    params = init(tiny(pooling="map"))
+    return jax.jit(jax.value_and_grad(lambda p: jnp.sum(model.apply({"params": p}, IMAGES) ** 2)))(
+        params
+    )
+
+
 def test_splash_attention_gives_the_same_logits_and_gradients():
-    pooling = "map"  # one query to many keys, beside the blocks' many to many
-    params = init(tiny(pooling=pooling))
-
-    def run(attention):
-        model = tiny(pooling=pooling, attention=attention)
-        return jax.jit(
-            jax.value_and_grad(lambda p: jnp.sum(model.apply({"params": p}, IMAGES) ** 2))
-        )(params)
-
-    (value, grads), (expected, expected_grads) = run("splash"), run("xla")
+    (value, grads), (expected, expected_grads) = map(loss_and_gradients, ("splash", "xla"))
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), grads, expected_grads
@@ -125,15 +125,7 @@ def test_splash_attention_gives_the_same_logits_and_gradients():
 
 
 def test_heads_first_gives_the_same_logits_and_gradients():
-    params = init(tiny(pooling="map"))
-
-    def run(attention):
-        model = tiny(pooling="map", attention=attention)
-        return jax.jit(
-            jax.value_and_grad(lambda p: jnp.sum(model.apply({"params": p}, IMAGES) ** 2))
-        )(params)
-
-    (value, grads), (expected, expected_grads) = run("heads_first"), run("xla")
+    (value, grads), (expected, expected_grads) = map(loss_and_gradients, ("heads_first", "xla"))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     # Sums in another order: relative to the largest of each gradient.
     jax.tree.map(
