@@ -1,5 +1,8 @@
 """Who started this process, what the flags must say, and which errors mean a lost process."""
 
+import ctypes
+import platform
+
 import jax
 import pytest
 
@@ -125,3 +128,27 @@ def test_a_lost_process_is_told_from_other_errors():
     assert runtime.lost_process(jax.errors.JaxRuntimeError("UNAVAILABLE: socket closed"))
     assert not runtime.lost_process(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
     assert not runtime.lost_process(ValueError("Connection reset"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="gaps are those of glibc's heap")
+def test_gaps_are_taken_and_given_back_by_the_next_call():
+    libc = ctypes.CDLL("libc.so.6")
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    blocks = [libc.malloc(5000) for _ in range(1000)]
+    gaps = set(blocks[::2])
+    for gap in gaps:
+        libc.free(gap)
+
+    runtime.take_gaps()
+    again = [libc.malloc(5000) for _ in range(1000)]
+    assert len(gaps & set(again)) < 10
+    for block in again:
+        libc.free(block)
+
+    most_taken = len(runtime._taken)
+    for _ in range(3):
+        runtime.take_gaps()
+    assert len(runtime._taken) < 3 * most_taken
+    for block in blocks[1::2]:
+        libc.free(block)

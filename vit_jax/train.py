@@ -22,7 +22,7 @@ from vit_jax.monitor import Monitor
 from vit_jax.profiling import Profiler
 from vit_jax.report import format_duration, read_metrics
 from vit_jax.run import Run, TrainStep
-from vit_jax.runtime import StopSignal
+from vit_jax.runtime import StopSignal, take_gaps
 from vit_jax.steplog import StepLog, Stopwatch, total_seconds
 from vit_jax.types import Params
 from vit_jax.workdir import Workdir
@@ -168,6 +168,7 @@ class Trainer:
 
         with self.times("compile"):
             train_step = self.compiled()
+            take_gaps()
         with (
             self.run.open_feed(start) as feed,
             self.times("train"),

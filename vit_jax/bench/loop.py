@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vit_jax import step
 from vit_jax.bench.machine import matmul_rate
 from vit_jax.run import Run
+from vit_jax.runtime import take_gaps
 from vit_jax.steplog import StepLog
 from vit_jax.types import Array
 
@@ -29,6 +30,7 @@ def bench_step(config: ConfigDict, steps: int = 20, rounds: int = 5) -> dict[str
     started = time.perf_counter()
     train_step = run.compile_step()
     compile_seconds = time.perf_counter() - started
+    take_gaps()
 
     bare_seconds, loop_seconds = [], []
     with run.open_feed(0) as feed, tempfile.TemporaryDirectory() as folder:
