@@ -146,9 +146,9 @@ def test_gaps_are_taken_and_given_back_by_the_next_call():
     for block in again:
         libc.free(block)
 
-    most_taken = len(runtime._taken)
-    for _ in range(3):
-        runtime.take_gaps()
-    assert len(runtime._taken) < 3 * most_taken
+    # What is free beside a gap is one with it, once the gap is given back: fewer blocks fill both.
     for block in blocks[1::2]:
         libc.free(block)
+    num_taken = len(runtime._taken)
+    runtime.take_gaps()
+    assert len(runtime._taken) < num_taken - 250
