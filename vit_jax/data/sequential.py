@@ -16,6 +16,7 @@ _WARM_UP = 3
 """Batches before the clock starts: they fill buffers."""
 
 _IN_THE_MAKING = 4
+"""Batches after the last that is timed: tf.data works ahead, to the end as from the start."""
 
 _NUM_IMAGES = 512
 """Written once, and read over and over."""
@@ -42,7 +43,6 @@ def seconds_for(source: Source, pp: str, batch_size: int, batches: int, cores: i
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "images.tfrecord")
         _write(source, path)
-        # Some more at the end, so that as many are in the making there as at the start.
         num_examples = (_WARM_UP + batches + _IN_THE_MAKING) * batch_size
         dataset = tf.data.TFRecordDataset(path).repeat().enumerate().take(num_examples)
         dataset = dataset.map(example, num_parallel_calls=cores)
