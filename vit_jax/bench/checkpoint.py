@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.store import Store
 from vit_jax.run import Run
+from vit_jax.runtime import take_gaps
 
 METADATA = {"seconds": {}, "owes_evaluation": False}
 
@@ -26,6 +27,7 @@ def bench_checkpoint(config: ConfigDict, saves: int = 5, steps: int = 10) -> dic
     run = Run.build(config)
     train_step = run.compile_step()
     state = run.make_state()
+    take_gaps()
     bare, stalls, costs, written = [], [], [], []
     with run.open_feed(0) as feed, tempfile.TemporaryDirectory() as folder:
         batch = feed.next_batch()
