@@ -1,11 +1,14 @@
 """Eight virtual CPU devices, exact float32 products, no network: set before JAX is imported."""
 
 import os
+from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("VIT_JAX_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+if version("jaxlib").startswith("0.10."):  # Half the time to compile; newer ones end on this flag.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # Eight devices on two cores: programs that wait for one another must not overlap.
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
 # Tests, and the processes they start, compile much and compute little.
