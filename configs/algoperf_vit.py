@@ -14,8 +14,8 @@ Arguments: `steps=167999` (the workload's hint for the baseline), `data=ROOT`, `
 benchmark's test set, ImageNet-V2 (target error 0.3481), `runlocal`. Float32.
 """
 
-from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
+from vit_jax.recipes import imagenet
 
 
 def get_config(arg=None):

@@ -26,8 +26,8 @@ v5e-64 (9.1 of 16 GiB a chip), L/16 a v5e-128 (14.5): a quarter and half an hour
 chips' peak (by `plan`). Float32.
 """
 
-from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
+from vit_jax.recipes import imagenet
 
 
 def get_config(arg=None):

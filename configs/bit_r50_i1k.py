@@ -12,8 +12,8 @@ we have not run it. For comparison, a distilled ResNet-50 of the same shape reac
 Float32 with the TPU's default precision of products, momentum in bfloat16.
 """
 
-from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
+from vit_jax.recipes import imagenet
 
 
 def get_config(arg=None):

@@ -16,7 +16,7 @@ from scratch. `:loss=sigmoid` is SigLIP's loss; `:lit` freezes the image tower, 
 from pathlib import Path
 
 from vit_jax.config import parse_arg
-from vit_jax.digit_scenes import scenes_config
+from vit_jax.recipes.digit_scenes import scenes_config
 
 VOCAB = Path(__file__).with_name("scene_words.txt")
 TEXT_LENGTH = 16  # Of the longest captions, of four digits.

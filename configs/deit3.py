@@ -21,9 +21,9 @@ Their loss is a mean over classes, ours a sum, which LAMB and its clipping undo 
 clipping's threshold, kept at theirs in units of the mean.
 """
 
-from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
+from vit_jax.recipes import imagenet
 
 # size: (pixels of the first stage, learning rate, drop path of the first stage and of fine-tuning)
 SIZES = {

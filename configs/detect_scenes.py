@@ -13,8 +13,8 @@ detects with learned tokens (YOLOS) in the place of one proposal a token.
 """
 
 from vit_jax.config import parse_arg
-from vit_jax.data.scenes import MAX_DIGITS
-from vit_jax.digit_scenes import scenes_config
+from vit_jax.data.builders._scenes import MAX_DIGITS
+from vit_jax.recipes.digit_scenes import scenes_config
 
 
 def get_config(arg=None):

@@ -6,7 +6,7 @@
 
 Only the head is trained (`optim.freeze`), and the optimizer keeps no state for the rest. Arguments
 are those of `configs/finetune.py`, at 224 px. The head starts at zero, whatever the checkpoint has.
-`vit_jax.fewshot` answers the same question in closed form, without training.
+`vit_jax.inference.fewshot` answers the same question in closed form, without training.
 
 The forward passes are all the work: 50,000 images an epoch for CIFAR-10, 35 GFLOPs each with
 ViT-B/16, which fits a TPU v5e-4 (0.9 of 16 GiB a chip): a minute and a quarter at 30 % of its peak

@@ -12,8 +12,8 @@ Float32 with the TPU's default precision of products. Their stochastic depth doe
 keeps by the rate of keeping; ours does.
 """
 
-from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
+from vit_jax.recipes import imagenet
 
 
 def get_config(arg=None):

@@ -12,8 +12,8 @@ the paper's class token in front of the positions. It fits a TPU v3-32 (10.1 of 
 where it would take 4 hours at 30 % of the peak (by `plan`). Float32, first moment in bfloat16.
 """
 
-from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
+from vit_jax.recipes import imagenet
 
 
 def get_config(arg=None):

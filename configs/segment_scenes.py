@@ -14,7 +14,7 @@ again, for strokes are two pixels wide.
 """
 
 from vit_jax.config import parse_arg
-from vit_jax.digit_scenes import scenes_config
+from vit_jax.recipes.digit_scenes import scenes_config
 
 
 def get_config(arg=None):

@@ -17,9 +17,9 @@ chips' peak; B a v5e-64 (10.5 GiB) and 8 hours (both by `plan`).
 Products in bfloat16, the residual stream in float32.
 """
 
-from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
+from vit_jax.recipes import imagenet
 
 # variant: (learning rate, drop path); DeiT III's, which ViT-5 keeps.
 SIZES = {"s16": (4e-3, 0.05), "b16": (3e-3, 0.2)}

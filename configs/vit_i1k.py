@@ -16,9 +16,9 @@ of ResNet-50 on a TPU v3-128, at which B/16 has 4.3 times the operations.
 Float32 with the TPU's default precision of products, first moment in bfloat16.
 """
 
-from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
+from vit_jax.recipes import imagenet
 
 # The setting that did best between 30 and 300 epochs.
 BEST = {

@@ -22,9 +22,9 @@ peak, L/16 a v3-512 (11.7 GiB) and 46 hours (by `plan`; docs/planning.md has the
 Float32 with the TPU's default precision of products; bfloat16 from H/14 on.
 """
 
-from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
+from vit_jax.recipes import imagenet
 
 BEST = {
     "vit_ti16": "none",

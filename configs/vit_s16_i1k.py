@@ -5,7 +5,7 @@
     python -m vit_jax train --config=configs/vit_s16_i1k.py:300 --workdir=runs/s16-300
 
 Arguments: `epochs=90`; `data=ROOT`, an image folder in place of TFDS; `others=real+v2`, further
-test sets (see `vit_jax.imagenet`); `runlocal` tries it in seconds.
+test sets (see `vit_jax.recipes.imagenet`); `runlocal` tries it in seconds.
 
 Expected top-1 on the validation images, % (theirs; we have not run it):
 
@@ -19,8 +19,8 @@ is bfloat16. Their shuffle buffer of 250,000 is a whole permutation of every epo
 pairs neighbours of the whole batch, not of a device's share of it.
 """
 
-from vit_jax import imagenet
 from vit_jax.config import default_config, parse_arg
+from vit_jax.recipes import imagenet
 
 
 def get_config(arg=None):

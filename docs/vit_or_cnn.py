@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from vit_jax.report import read_metrics
+from vit_jax.tracking import read_metrics
 
 MODELS = {"vit": ("ViT", "tab:blue"), "bit": ("BiT-ResNet", "tab:orange")}
 KINDS = {

@@ -25,7 +25,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from vit_jax import config as config_lib
-from vit_jax import sharding
+from vit_jax.parallel import sharding
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -11,10 +11,12 @@ import sys
 import jax
 import numpy as np
 
-from vit_jax import evaluate, sharding
 from vit_jax.config import default_config, validate
-from vit_jax.data import boxes, scenes
-from vit_jax.run import Run
+from vit_jax.data import boxes
+from vit_jax.data.builders import _scenes as scenes
+from vit_jax.parallel import sharding
+from vit_jax.training import evaluate
+from vit_jax.training.run import Run
 
 NUM_SCENES, SIDE = 21, 32
 TASKS = {

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from vit_jax import errors
-from vit_jax.arguments import CONFIG_COMMANDS, MODEL_COMMANDS, Parser, parsers, split_overrides
+from vit_jax.cli.arguments import CONFIG_COMMANDS, MODEL_COMMANDS, Parser, parsers, split_overrides
 from vit_jax.errors import UserError, nearest
 
 _LAST_WORDS_SECONDS = 2.0
@@ -85,7 +85,7 @@ def _is_one_of_many() -> bool:
 
 def _lost_process(error: Exception) -> str:
     """What to say where all that went wrong is that another process of this run is gone."""
-    from vit_jax.runtime import lost_process
+    from vit_jax.parallel.processes import lost_process
 
     line = lost_process(error)
     advice = "start all processes again, and the run goes on from its last checkpoint"

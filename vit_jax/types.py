@@ -36,8 +36,8 @@ class Features:
 class ArraySpec(NamedTuple):
     """Shape (batch axis left out) and dtype of one array of a batch.
 
-    vocab: of token numbers, the vocabulary that made them of texts (see `vit_jax.tokenizer`); ""
-    of everything else, and where nobody tells.
+    vocab: of token numbers, the vocabulary that made them of texts (see
+    `vit_jax.data.tokenizer`); "" of everything else, and where nobody tells.
     """
 
     shape: tuple[int, ...]

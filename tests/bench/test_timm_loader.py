@@ -70,7 +70,7 @@ def test_against_goes_with_input_alone(request, capsys):
 def test_timms_loader_itself(request):
     """Where timm is installed: so many uint8 images of the right size."""
     pytest.importorskip("torch", reason="needs the extra `bench`")
-    from vit_jax.run import open_source
+    from vit_jax.training.run import open_source
 
     config = load(f"{request.config.rootpath}/configs/vit_s16_i1k.py:runlocal")
     loader = timm_loader._loader(open_source(config.data), config.data.pp, 4, 2, 0)

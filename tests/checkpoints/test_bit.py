@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from golden_cases import GOLDEN, assert_close
 
-from vit_jax import checkpoints, convert, models
+from vit_jax import checkpoints, models
 from vit_jax.checkpoints import files
 from vit_jax.errors import UserError
+from vit_jax.inference import convert
 
 
 @pytest.fixture(scope="module")

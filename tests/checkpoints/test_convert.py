@@ -8,12 +8,13 @@ import pytest
 from golden_cases import load_case
 from models_to_save import build
 
-from vit_jax import checkpoints, convert
+from vit_jax import checkpoints
 from vit_jax.checkpoints import files
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
+from vit_jax.inference import convert
+from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo
-from vit_jax.workdir import Workdir
 
 PUBLISHED = [
     case

@@ -15,8 +15,9 @@ import pytest
 from models_to_save import build
 
 from vit_jax import checkpoints
-from vit_jax.checkpoints import files, hf, loading
-from vit_jax.checkpoints.guess import model_of
+from vit_jax.checkpoints import files, loading
+from vit_jax.checkpoints.fit.guess import model_of
+from vit_jax.checkpoints.formats import hf
 from vit_jax.errors import UserError
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vit_jax.checkpoints import published
+from vit_jax.checkpoints import evaluation_params
 from vit_jax.checkpoints.store import Store
 
 
@@ -13,6 +13,6 @@ def test_parameters_of_an_optimizer_that_is_not_at_hand_are_used_as_trained(tmp_
     store.save(3, state, {})
     store.close()
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    found = published.read(store.directory, 3, place)
+    found = evaluation_params.read(store.directory, 3, place)
     assert found.params["w"].tolist() == [0, 1, 2, 3]
     assert not found.note

@@ -141,7 +141,7 @@ def test_the_call_says_what_timm_would_get_wrong(tmp_path):
 
 
 def test_ratio_gives_the_mlp_dim_back():
-    from vit_jax.checkpoints.timm import _ratio
+    from vit_jax.checkpoints.formats.timm import _ratio
 
     for width in (16, 192, 1152, 1408, 1664):
         for mlp_dim in (37, 4304, 4 * width, 8192, 15360):

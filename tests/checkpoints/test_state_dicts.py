@@ -10,7 +10,8 @@ import pytest
 from golden_cases import assert_close
 
 from vit_jax import checkpoints, models
-from vit_jax.checkpoints import files, surgery
+from vit_jax.checkpoints import files
+from vit_jax.checkpoints.fit import surgery
 from vit_jax.errors import UserError
 
 INTEROP = golden_cases.GOLDEN / "interop"

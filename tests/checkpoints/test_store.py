@@ -14,12 +14,12 @@ from hypothesis.extra import numpy as hnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
 from vit_jax.checkpoints.checksums import checksum
 from vit_jax.checkpoints.digests import FILE as DIGESTS
 from vit_jax.checkpoints.digests import DamagedError
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
 
 METADATA = {"seconds": {"train": 1.5}, "owes_evaluation": False}
 

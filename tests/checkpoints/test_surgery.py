@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden_cases import GOLDEN
 
-from vit_jax.checkpoints import surgery
+from vit_jax.checkpoints.fit import surgery
 from vit_jax.errors import UserError
 
 POSITIONS = GOLDEN / "vision_transformer" / "posemb_interpolation"

@@ -11,8 +11,8 @@ from PIL import Image
 from vit_jax.config import load, validate
 from vit_jax.data import element_spec, open_source
 from vit_jax.errors import UserError
-from vit_jax.evaluate import Evaluator, open_split
-from vit_jax.run import Run
+from vit_jax.training.evaluate import Evaluator, open_split
+from vit_jax.training.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAIRS = [("a.png", "a cat"), ("b.png", "a dog"), ("a.png", "a black, fat cat")]

@@ -12,7 +12,7 @@ from PIL import Image
 from vit_jax.config import load, validate
 from vit_jax.data import eval_batches, open_source, train_batches
 from vit_jax.errors import UserError
-from vit_jax.run import Run
+from vit_jax.training.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

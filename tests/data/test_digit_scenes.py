@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_jax.data import boxes as boxes_lib
-from vit_jax.data import eval_batches, open_source, scenes
-from vit_jax.data.contact_sheet import contact_sheet
-from vit_jax.data.scenes import draw_scene
+from vit_jax.data import eval_batches, open_source
+from vit_jax.data.builders import _scenes as scenes
+from vit_jax.data.builders._scenes import draw_scene
 from vit_jax.errors import UserError
+from vit_jax.report.contact_sheet import contact_sheet
 
 PP = "joint_decode|check_segmentation(11)"
 
@@ -128,7 +129,7 @@ def test_the_contact_sheet_shows_masks_and_boxes(scenes_dir, tmp_path):
 
         return {tuple(c) for c in np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3)}
 
-    from vit_jax.drawing import class_colour
+    from vit_jax.report.drawing import class_colour
 
     digits = {int(d) for i in range(4) for d in draw_scene(1, i, split="test", side=32).digits}
     assert {class_colour(d) for d in digits} <= colours("keep('image', 'boxes', 'box_label')")

@@ -10,7 +10,7 @@ from vit_jax import data
 from vit_jax.config import default_config, load
 from vit_jax.data import expected
 from vit_jax.data.expected import KNOWN
-from vit_jax.imagenet import NUM_CLASSES, NUM_TRAIN, NUM_VALIDATION
+from vit_jax.recipes.imagenet import NUM_CLASSES, NUM_TRAIN, NUM_VALIDATION
 
 
 def keys(**changes):

@@ -10,13 +10,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from vit_jax import imagenet, tasks
+from vit_jax import tasks
 from vit_jax.data import eval_batches, open_source, pp, train_batches
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops.subsets import allowed_classes
 from vit_jax.errors import UserError
-from vit_jax.evaluate import Evaluator, _check_meanings
-from vit_jax.run import Run
+from vit_jax.recipes import imagenet
+from vit_jax.training.evaluate import Evaluator, _check_meanings
+from vit_jax.training.run import Run
 from vit_jax.types import ArraySpec, DataInfo
 
 NUM_CLASSES = 1000

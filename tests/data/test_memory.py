@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vit_jax import runtime
 from vit_jax.config import default_config
-from vit_jax.run import host_batches, open_source
+from vit_jax.training.run import host_batches, open_source
 
 def resident_mib():
     pages = int(Path("/proc/self/statm").read_text().split()[1])

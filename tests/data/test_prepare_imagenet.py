@@ -14,7 +14,8 @@ from etils import epath
 from PIL import Image
 
 from vit_jax.__main__ import main
-from vit_jax.data import eval_batches, imagenet_tars, open_source, prepare, shards
+from vit_jax.data import eval_batches, open_source
+from vit_jax.data.prepare import datasets, imagenet_tars, shards
 from vit_jax.errors import UserError
 
 SYNSETS = ("n01440764", "n01443537", "n01739381", "n02105855")
@@ -146,7 +147,7 @@ def test_an_interrupted_build_goes_on(manual_dir, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_write_part", write_part)
         with pytest.raises(KeyboardInterrupt):
-            prepare.prepare("imagenet2012", str(tmp_path), str(manual_dir), lambda _: None)
+            datasets.prepare("imagenet2012", str(tmp_path), str(manual_dir), lambda _: None)
     with pytest.raises(UserError, match="not prepared"):
         records(tmp_path, "train")
 
@@ -158,7 +159,7 @@ def test_an_interrupted_build_goes_on(manual_dir, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(imagenet_tars, "read_index", only_validation(imagenet_tars.read_index))
     lines = []
-    prepare.prepare("imagenet2012", str(tmp_path), str(manual_dir), lines.append)
+    datasets.prepare("imagenet2012", str(tmp_path), str(manual_dir), lines.append)
     assert "train: 2 of 4 files are there already" in lines
     assert len(written) == len(set(written)) == 8
     assert written[:2] == first
@@ -193,13 +194,13 @@ def test_copies_and_checks(prepared, tmp_path, capsys, monkeypatch):
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     with pytest.raises(UserError, match="has changed since it was written"):
-        prepare.check("imagenet2012", f"{tmp_path}/bucket")
+        datasets.check("imagenet2012", f"{tmp_path}/bucket")
     damaged.unlink()
     with pytest.raises(UserError, match="is missing"):
-        prepare.check("imagenet2012", f"{tmp_path}/bucket")
+        datasets.check("imagenet2012", f"{tmp_path}/bucket")
     monkeypatch.setitem(counts, "train", 1_281_167)
     with pytest.raises(UserError, match="has 14 images; ImageNet has 1281167"):
-        prepare.check("imagenet2012", str(prepared))
+        datasets.check("imagenet2012", str(prepared))
 
 
 def test_archives_are_checked_by_md5(manual_dir, capsys, monkeypatch):
@@ -254,9 +255,9 @@ def test_a_half_filled_archive_is_refused(manual_dir, tmp_path, split, message):
     whole = fill_half(manual_dir, tmp_path, split)
     for _ in range(2):  # Nothing of it is remembered.
         with pytest.raises(UserError, match=message):
-            prepare.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lambda _: None)
+            datasets.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lambda _: None)
     (tmp_path / imagenet_tars.ARCHIVES[split]).write_bytes(whole)
-    prepare.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lambda _: None)
+    datasets.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lambda _: None)
     assert len(records(tmp_path / "data", split)[0]) == imagenet_tars.COUNTS[split]
 
 
@@ -289,10 +290,10 @@ def test_another_archive_is_indexed_again_and_its_files_begin_anew(
         patch.setattr(imagenet_tars, "COUNTS", {"validation": 1})
         patch.setattr(shards, "write", write_and_break_off)
         with pytest.raises(KeyboardInterrupt):
-            prepare.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lambda _: None)
+            datasets.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lambda _: None)
     archive.write_bytes(whole)
     lines = []
-    prepare.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lines.append)
+    datasets.prepare("imagenet2012", str(tmp_path / "data"), str(tmp_path), lines.append)
     assert not [line for line in lines if "there already" in line]
     assert len(records(tmp_path / "data", "validation")[0]) == 5
 
@@ -350,10 +351,10 @@ def test_archives_of_another_dataset_cannot_be_checked(capsys):
 
 def test_the_default_folder_may_be_a_bucket_too(monkeypatch):
     bucket = types.SimpleNamespace(data_path=epath.Path("gs://bucket/tfds/imagenet2012/5.1.0"))
-    monkeypatch.setattr(prepare, "find_builder", lambda *_, **__: bucket)
-    monkeypatch.setattr(prepare, "is_prepared", lambda _: False)
+    monkeypatch.setattr(datasets, "find_builder", lambda *_, **__: bucket)
+    monkeypatch.setattr(datasets, "is_prepared", lambda _: False)
     with pytest.raises(UserError, match=r"gs://bucket/tfds/\S+: datasets are written to a local"):
-        prepare.prepare("imagenet2012")
+        datasets.prepare("imagenet2012")
 
 
 def test_a_bucket_that_cannot_be_reached_is_told(monkeypatch):
@@ -364,7 +365,7 @@ def test_a_bucket_that_cannot_be_reached_is_told(monkeypatch):
 
     monkeypatch.setattr(tfds, "builder", fail)
     with pytest.raises(UserError, match="cannot open the dataset 'imagenet2012': NotFoundError"):
-        prepare.find_builder("imagenet2012", "gs://bucket/tfds")
+        datasets.find_builder("imagenet2012", "gs://bucket/tfds")
 
 
 def test_checksums_are_noted_for_every_file(prepared):

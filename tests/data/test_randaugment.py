@@ -11,10 +11,10 @@ import sampled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit_jax.augment import randaugment as _randaugment
+from vit_jax.augment.strengths import OPERATIONS
 from vit_jax.data import pp
 from vit_jax.errors import UserError
-from vit_jax.randaugment import OPERATIONS
-from vit_jax.tasks import _randaugment
 
 GOLDEN = Path(__file__).parents[1] / "golden/big_vision"
 CASES = json.loads((GOLDEN / "randaug_ops.json").read_text())["cases"]

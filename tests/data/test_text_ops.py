@@ -5,8 +5,8 @@ import pytest
 
 from vit_jax.data import pp
 from vit_jax.data.host_tensorflow import tf
+from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.errors import UserError
-from vit_jax.tokenizer import open_tokenizer
 
 
 def apply(text, record, count=1):

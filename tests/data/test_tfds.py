@@ -227,7 +227,8 @@ def test_tfrecord_that_ends_between_two_records_is_short(tfrecord_dir, tmp_path)
     import shutil
     import types
 
-    from vit_jax.data import prepare, tfrecord
+    from vit_jax.data import tfrecord
+    from vit_jax.data.prepare import datasets
 
     shutil.copytree(tfrecord_dir, tmp_path, dirs_exist_ok=True)
     (path,) = tmp_path.rglob("digits-test.tfrecord*")
@@ -236,7 +237,7 @@ def test_tfrecord_that_ends_between_two_records_is_short(tfrecord_dir, tmp_path)
     end_of_first = tfrecord.record_places(data, shard)[0, 1] + 4
     path.write_bytes(data[:end_of_first])
     with pytest.raises(UserError, match=r"digits-test\S+ has 1 of 360 records"):
-        prepare.check("digits", str(tmp_path))
+        datasets.check("digits", str(tmp_path))
 
 
 def test_preparing_where_a_tfrecord_build_is_says_that_it_can_be_read(tfrecord_dir, capsys):
@@ -273,9 +274,10 @@ def test_tfrecord_known_only_from_its_files_is_converted(tfrecord_dir, data_dir,
 
 def test_files_fetched_whole_give_the_same_batches_on_any_processes(tfrecord_dir, monkeypatch):
     """As from an object store; the files are local, but read by the same means."""
-    from vit_jax.data import prepare, tfrecord
+    from vit_jax.data import tfrecord
+    from vit_jax.data.prepare import datasets
 
-    builder = prepare.find_builder("digits", tfrecord_dir)
+    builder = datasets.find_builder("digits", tfrecord_dir)
     fetched = []
     fetch = tfrecord._RemoteFiles._fetch
     monkeypatch.setattr(
@@ -321,9 +323,10 @@ def test_files_fetched_whole_give_the_same_batches_on_any_processes(tfrecord_dir
 
 
 def test_file_missing_from_the_store_is_named(tfrecord_dir):
-    from vit_jax.data import prepare, tfrecord
+    from vit_jax.data import tfrecord
+    from vit_jax.data.prepare import datasets
 
-    builder = prepare.find_builder("digits", tfrecord_dir)
+    builder = datasets.find_builder("digits", tfrecord_dir)
     (whole,) = builder.info.splits["train"].file_instructions
     shard = dataclasses.replace(whole, filename=whole.filename + ".gone")
     reader = tfrecord.TfrecordReader([shard], bytes, remote=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vit_jax import commit
 from vit_jax.__main__ import main
 from vit_jax.launch import tpu
+from vit_jax.version import commit_of
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 6
@@ -192,8 +192,8 @@ def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):
     tpu.pack(tmp_path, tmp_path / "runs/code.tgz")
     with tarfile.open(tmp_path / "runs/code.tgz") as tar:
         tar.extractall(tmp_path / "runs/copy", filter="data")
-    assert commit.of(tmp_path / "runs/copy") == commit.of(tmp_path)
-    assert commit.of(tmp_path).endswith("+")  # `gone.py` is gone.
+    assert commit_of(tmp_path / "runs/copy") == commit_of(tmp_path)
+    assert commit_of(tmp_path).endswith("+")  # `gone.py` is gone.
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="copies a git checkout to the hosts")

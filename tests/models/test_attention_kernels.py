@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_vit import IMAGES, apply, init, tiny
 
 from vit_jax.errors import UserError
-from vit_jax.models._attention import attend
+from vit_jax.models.layers.attention import attend
 
 
 def loss_and_gradients(attention):

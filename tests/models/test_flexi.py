@@ -7,7 +7,7 @@ from golden_trees import random_params
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.models._resize import linear_resize_matrix
+from vit_jax.models.layers.resize import linear_resize_matrix
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
-from vit_jax.models._pyramid import Pyramid, merge, spread
+from vit_jax.models.heads.pyramid import Pyramid, merge, spread
 from vit_jax.types import Features
 
 SCALES = (4.0, 2.0, 1.0, 0.5)

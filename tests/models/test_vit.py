@@ -12,7 +12,7 @@ from tiny_vit import IMAGES, TINY, apply, init, tiny
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.models._positions import grid_coordinates, rope_angles, rotate, sincos_2d
+from vit_jax.models.layers.positions import grid_coordinates, rope_angles, rotate, sincos_2d
 
 OPTIONS = {
     "token": {"representation_size": 8, "class_token_position": False},

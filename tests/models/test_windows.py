@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from golden_trees import random_params
 
-from vit_jax import models, sharding
+from vit_jax import models
+from vit_jax.parallel import sharding
 
 # A grid of 3 by 4 patches: windows of 2 are cut off below, and one of 4 is padded.
 IMAGES = np.random.default_rng(0).normal(size=(2, 12, 16, 3)).astype(np.float32)

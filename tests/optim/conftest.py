@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vit_jax import optim
-from vit_jax.durations import Duration
+from vit_jax.config.durations import Duration
 
 # What several test modules share.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -7,7 +7,7 @@ import pytest
 
 from vit_jax.errors import UserError
 from vit_jax.optim import ema_update
-from vit_jax.run import Run
+from vit_jax.training.run import Run
 
 
 def test_warm_up_and_long_run():

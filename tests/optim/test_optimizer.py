@@ -302,7 +302,7 @@ def test_mistakes_are_named(make, params, keys, message):
 def test_config_dicts_are_mappings(params):
     from ml_collections import ConfigDict, FrozenConfigDict
 
-    from vit_jax.durations import Duration
+    from vit_jax.config.durations import Duration
 
     duration = Duration(total=20, batch_size=10, num_examples=100)
     config = ConfigDict({"lr_mults": [["head/.*", 2.0]], "schedule": {"warmup": "10%"}})

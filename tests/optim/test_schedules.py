@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.durations import Duration
+from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
 from vit_jax.optim import schedules
 from vit_jax.optim.spec import DEFAULTS

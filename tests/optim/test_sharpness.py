@@ -7,9 +7,9 @@ import optax
 import optax.contrib
 import pytest
 
-from vit_jax import step
 from vit_jax.errors import UserError
-from vit_jax.run import Run
+from vit_jax.training import step
+from vit_jax.training.run import Run
 
 
 def test_it_climbs_by_rho_along_the_gradient(make, params):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from vit_jax import commands
 from vit_jax import config as config_lib
 from vit_jax.bench import input as bench
+from vit_jax.cli import commands
 from vit_jax.errors import UserError
 from vit_jax.planning.feeding import Feeding, Rate, read_rate
 

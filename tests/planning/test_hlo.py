@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax.hlo import Program
-from vit_jax.sharding import make_mesh
+from vit_jax.parallel.sharding import make_mesh
+from vit_jax.planning.hlo import Program
 
 # Two layers of a loop that gathers a kernel in a ring, both ways, two steps an iteration.
 RING = """HloModule step, num_partitions=8

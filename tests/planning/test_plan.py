@@ -12,18 +12,19 @@ import jax
 import pytest
 from jax.experimental import serialize_executable
 
-from vit_jax import chips, models
 from vit_jax import config as config_lib
+from vit_jax import models
 from vit_jax.__main__ import main
+from vit_jax.parallel import accelerators
 from vit_jax.planning import command, fit
 from vit_jax.planning import plan as plan_lib
 from vit_jax.planning.plan import Memory, Plan
 from vit_jax.planning.table import table
 from vit_jax.planning.target import Target
-from vit_jax.run import Run
+from vit_jax.training.run import Run
 
 TINY = Path(__file__).parent.parent / "tiny.py"
-GIB = chips.GIB
+GIB = accelerators.GIB
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +202,7 @@ def test_does_not_fit_is_exit_code_3_with_the_shortfall_and_advice(
     vit_config, monkeypatch, capsys, tmp_path
 ):
     monkeypatch.setattr(command, "make_plan", lambda *args, **kwargs: (made_up(), []))
-    target = Target("v5e:2x4", jax.devices(), 1, chips.CHIPS["v5e"])
+    target = Target("v5e:2x4", jax.devices(), 1, accelerators.CHIPS["v5e"])
     monkeypatch.setattr(Target, "find", lambda *args: target)
     monkeypatch.setattr(config_lib, "load", lambda *args: vit_config)
     file = tmp_path / "plan.json"
@@ -253,7 +254,7 @@ def test_program_that_cannot_be_saved(monkeypatch, tmp_path):
 
 
 def test_several_slices_need_data_to_span_them():
-    from vit_jax.sharding import make_mesh
+    from vit_jax.parallel.sharding import make_mesh
 
     devices = [SimpleNamespace(slice_index=i // 4) for i in range(8)]
     with pytest.raises(plan_lib.UserError, match="does not divide into 2 slices"):

@@ -6,9 +6,9 @@ import jax
 import pytest
 
 from vit_jax.errors import UserError
+from vit_jax.parallel.sharding import make_mesh
 from vit_jax.planning import target
 from vit_jax.planning.target import Target, parse_tpu
-from vit_jax.sharding import make_mesh
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra `tpu`)"

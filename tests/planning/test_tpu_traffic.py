@@ -7,9 +7,9 @@ import pytest
 
 from vit_jax import config as config_lib
 from vit_jax import data
-from vit_jax.hlo import Program
+from vit_jax.planning.hlo import Program
 from vit_jax.planning.target import Target
-from vit_jax.run import Run
+from vit_jax.training.run import Run
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra `tpu`)"

@@ -11,15 +11,9 @@ import pytest
 from PIL import Image
 
 from vit_jax.errors import UserError
-from vit_jax.report import (
-    MetricsWriter,
-    Section,
-    figures,
-    headline,
-    save_sections,
-    write_report,
-)
+from vit_jax.report import Section, figures, save_sections, write_report
 from vit_jax.report.sections import read_sections
+from vit_jax.tracking import MetricsWriter, headline
 
 VOID = {"meta", "link", "img", "source", "br", "hr", "input", "line", "circle", "path"}
 

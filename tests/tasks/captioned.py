@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from vit_jax.tokenizer import open_tokenizer
+from vit_jax.data.tokenizer import open_tokenizer
 
 LENGTH = 6
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from vit_jax.data import scenes
-from vit_jax.tokenizer import open_tokenizer
+from vit_jax.data.builders import _scenes as scenes
+from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.types import ArraySpec, DataInfo
 
 # The reader of sampled arrays is shared by several folders.

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import affine_transform
 
 from vit_jax import tasks
+from vit_jax.augment import images as _images
 from vit_jax.errors import UserError
-from vit_jax.tasks import _images
 from vit_jax.tasks.classification import LOSSES
 from vit_jax.types import ArraySpec, DataInfo
 
@@ -132,7 +132,7 @@ def test_cutmix_labels_follow_the_area(seed):
 
 def test_mixing_pairs_rows_of_the_whole_batch_on_any_mesh():
     """big_vision pairs within a device's shard, so one row a device is never mixed there."""
-    from vit_jax import sharding
+    from vit_jax.parallel import sharding
 
     mesh = sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
     rows = np.arange(8, dtype=np.float32)[:, None]

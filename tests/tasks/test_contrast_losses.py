@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import sharding
 from vit_jax.config import default_config
 from vit_jax.models import Compared
+from vit_jax.parallel import sharding
 from vit_jax.tasks import _contrast
 
 CHUNKED = {"softmax": _contrast.softmax_loss, "sigmoid": _contrast.sigmoid_loss}

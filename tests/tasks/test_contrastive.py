@@ -7,15 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import checkpoints, convert, evaluate, models, tasks
+from vit_jax import checkpoints, models, tasks
 from vit_jax import config as config_lib
+from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.errors import UserError
-from vit_jax.predict import Predictor
+from vit_jax.inference import convert
+from vit_jax.inference.predict import Predictor
 from vit_jax.tasks import _retrieval
-from vit_jax.tokenizer import open_tokenizer
-from vit_jax.train import train
+from vit_jax.training import evaluate
+from vit_jax.training.loop import train
+from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo
-from vit_jax.workdir import Workdir
 
 GOLDEN = Path(__file__).parents[1] / "golden/vision_transformer"
 TINY = {"name": "vit", "width": 8, "depth": 1, "num_heads": 1, "patch_size": 4}

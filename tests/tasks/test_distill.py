@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import checkpoints, models, pretrained, tasks
+from vit_jax import checkpoints, models, tasks
 from vit_jax.__main__ import main
 from vit_jax.checkpoints.store import Store, flatten
 from vit_jax.errors import UserError
-from vit_jax.run import Run
 from vit_jax.tasks._distill import Teacher
+from vit_jax.training import initial_state
+from vit_jax.training.run import Run
 from vit_jax.types import ArraySpec, DataInfo
 
 TINY = {"name": "vit", "width": 8, "depth": 1, "num_heads": 1, "patch_size": 4}
@@ -126,7 +127,7 @@ def distilled(tiny_config, teacher_file):
 @pytest.mark.usefixtures("one_device")
 def test_teacher_is_loaded_kept_and_never_trained(distilled, teacher_file):
     run = Run.build(distilled(model__distill_token=True))
-    state, _ = pretrained.first_state(run)
+    state, _ = initial_state.first_state(run)
     frozen = {group.path for group in run.optimizer.describe() if group.frozen}
     assert frozen == {name for name in names(state.params) if name.startswith("teacher/")}
     assert frozen
@@ -146,13 +147,13 @@ def names(tree):
 @pytest.mark.usefixtures("one_device")
 def test_a_distilled_run_is_exported_and_evaluated_without_its_teacher(distilled, tmp_path, capsys):
     run = Run.build(distilled())
-    state, _ = pretrained.first_state(run)
+    state, _ = initial_state.first_state(run)
     store = Store(tmp_path / "checkpoints")
     store.save(1, state, {})
     store.wait()
     loaded = checkpoints.load(tmp_path, run.task.model, image_size=(8, 8), channels=1)
     assert set(loaded) == {"backbone", "head"}
-    from vit_jax.evaluate import evaluate_checkpoint
+    from vit_jax.training.evaluate import evaluate_checkpoint
 
     assert evaluate_checkpoint(distilled(), str(tmp_path))["val/num_examples"] == 30
 

@@ -3,9 +3,9 @@
 import pytest
 
 from vit_jax import config as config_lib
-from vit_jax import evaluate
-from vit_jax.train import train
-from vit_jax.workdir import Workdir
+from vit_jax.training import evaluate
+from vit_jax.training.loop import train
+from vit_jax.training.workdir import Workdir
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_jax import drawing, tasks
+from vit_jax import tasks
 from vit_jax.errors import UserError
-from vit_jax.models._dense import _around_cells
+from vit_jax.models.heads.dense import _around_cells
+from vit_jax.report import drawing
 from vit_jax.tasks._sliding import over_scales, slide
 from vit_jax.types import ArraySpec, DataInfo
 

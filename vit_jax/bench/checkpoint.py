@@ -9,8 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.store import Store
-from vit_jax.run import Run
-from vit_jax.runtime import take_gaps
+from vit_jax.parallel.processes import take_gaps
+from vit_jax.training.run import Run
 
 METADATA = {"seconds": {}, "owes_evaluation": False}
 

@@ -6,9 +6,9 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax import sharding
-from vit_jax.evaluate import Evaluator
-from vit_jax.run import Run
+from vit_jax.parallel import sharding
+from vit_jax.training.evaluate import Evaluator
+from vit_jax.training.run import Run
 from vit_jax.types import Params
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vit_jax.bench import timm_loader
 from vit_jax.data import sequential
 from vit_jax.errors import UserError
-from vit_jax.run import host_batches, open_source
+from vit_jax.training.run import host_batches, open_source
 
 RIVALS = {"timm": timm_loader.seconds_for, "tfrecord": sequential.seconds_for}
 """What `bench input --against` runs in turns with our pipeline."""

@@ -11,11 +11,11 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from vit_jax import step
 from vit_jax.bench.machine import matmul_rate
-from vit_jax.run import Run
-from vit_jax.runtime import take_gaps
-from vit_jax.steplog import StepLog
+from vit_jax.parallel.processes import take_gaps
+from vit_jax.tracking.step_log import StepLog
+from vit_jax.training import step
+from vit_jax.training.run import Run
 from vit_jax.types import Array
 
 

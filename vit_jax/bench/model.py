@@ -16,14 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax import chips, models, sharding
+from vit_jax import models
 from vit_jax.bench import peers as peers_lib
 from vit_jax.bench.machine import matmul_rate
 from vit_jax.config import default_config
 from vit_jax.data import Expected
 from vit_jax.errors import UserError
-from vit_jax.run import Run
-from vit_jax.runtime import take_gaps
+from vit_jax.parallel import accelerators, sharding
+from vit_jax.parallel.processes import take_gaps
+from vit_jax.training.run import Run
 from vit_jax.types import ArraySpec
 
 NUM_CLASSES = 1000
@@ -135,7 +136,7 @@ def bench_model(
         "matmul_fraction": ours.flops / seconds / rate,
         "num_devices": ours.num_devices,
     }
-    chip = chips.of_kind(jax.devices()[0].device_kind)
+    chip = accelerators.of_kind(jax.devices()[0].device_kind)
     if chip:
         found["mfu"] = ours.flops / seconds / (chip.flops_per_device * ours.num_devices)
     for peer in peers:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 IMPORTS = (
-    "import jax, flax, optax, orbax.checkpoint, tensorflow, tensorflow_datasets, vit_jax.train"
+    "import jax, flax, optax, orbax.checkpoint, tensorflow, tensorflow_datasets\n"
+    "import vit_jax.training.loop"
 )
 """What a training run on a TFDS dataset imports before it can do anything."""
 

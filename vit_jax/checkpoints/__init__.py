@@ -3,8 +3,8 @@
 `load` reads any of them into a model's parameters, `save` writes them for other codebases.
 """
 
+from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.loading import load, load_with_report
-from vit_jax.checkpoints.report import MergeReport
 from vit_jax.checkpoints.saving import FORMATS, save
 
 __all__ = ["FORMATS", "MergeReport", "load", "load_with_report", "save"]

@@ -9,10 +9,11 @@ import flax.linen as nn
 import numpy as np
 from etils import epath
 
-from vit_jax.checkpoints import bit, files, hf, npz, own, timm
-from vit_jax.checkpoints.merging import Merge, Options
-from vit_jax.checkpoints.report import MergeReport
-from vit_jax.checkpoints.target import Target, is_text
+from vit_jax.checkpoints import files
+from vit_jax.checkpoints.fit.merging import Merge, Options
+from vit_jax.checkpoints.fit.report import MergeReport
+from vit_jax.checkpoints.fit.target import Target, is_text
+from vit_jax.checkpoints.formats import bit, hf, npz, orbax, timm
 from vit_jax.checkpoints.weights import Weights, backbone_of, to_params
 from vit_jax.errors import UserError
 from vit_jax.types import Params
@@ -121,9 +122,9 @@ def recognise(
 
 
 def _read_directory(path: epath.Path) -> Weights:
-    found = own.find(path)
+    found = orbax.find(path)
     if found:
-        return own.read(*found)
+        return orbax.read(*found)
     if hf.is_directory(path):
         return hf.read_directory(path)
     raise UserError(

@@ -9,8 +9,10 @@ import numpy as np
 from etils import epath
 
 from vit_jax import models
-from vit_jax.checkpoints import bit, files, hf, npz, own, surgery, timm
-from vit_jax.checkpoints.merging import CLS, PATCHES, POSITIONS, sincos_table
+from vit_jax.checkpoints import files
+from vit_jax.checkpoints.fit import surgery
+from vit_jax.checkpoints.fit.merging import CLS, PATCHES, POSITIONS, sincos_table
+from vit_jax.checkpoints.formats import bit, hf, npz, orbax, timm
 from vit_jax.checkpoints.weights import backbone_of, from_params, has_head
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.bert import Bert
@@ -79,7 +81,7 @@ def save(
     if not os.fspath(path).endswith(ending):
         raise UserError(f"{path}: a file for {to} has a name that ends in {ending}")
     if to == "orbax":
-        own.write(path, params, model)
+        orbax.write(path, params, model)
         return f"wrote {os.fspath(path)}: load with vit_jax.checkpoints.load(path, model)"
     backbone = backbone_of(model)
     _check_expressible(model, to)

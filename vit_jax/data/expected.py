@@ -14,8 +14,8 @@ import numpy as np
 
 from vit_jax.data.pp import VALUE_OPS, operands
 from vit_jax.data.sources._splits import parse_split, split_range
+from vit_jax.data.tokenizer import BYTES
 from vit_jax.errors import UserError
-from vit_jax.tokenizer import BYTES
 from vit_jax.types import ArraySpec
 
 _Fields = Mapping[str, ArraySpec]

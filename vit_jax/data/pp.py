@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vit_jax.data.ops import Batched, Op, find_op
 from vit_jax.errors import UserError, nearest
-from vit_jax.fields import fits
+from vit_jax.plugins import fits
 
 Record = dict[str, Any]
 

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vit_jax import commit
 from vit_jax.errors import Interrupted, UserError, nearest
 from vit_jax.launch import gcloud
 from vit_jax.launch.gcloud import ABSENT, COMING, LOST, READY, Gcloud, Slices
+from vit_jax.version import COMMIT_FILE, commit_of
 
 HOST_SCRIPT = Path(__file__).parent / "host.sh"
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -286,8 +286,8 @@ def pack(folder: Path, tar: Path) -> None:
         for name in filter(None, done.stdout.split("\0")):
             if (folder / name).exists():
                 file.add(folder / name, name)
-        told = (commit.of(folder) or "").encode()
-        note = tarfile.TarInfo(commit.NOTE)
+        told = (commit_of(folder) or "").encode()
+        note = tarfile.TarInfo(COMMIT_FILE)
         note.size = len(told)
         file.addfile(note, io.BytesIO(told))
 

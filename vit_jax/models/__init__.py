@@ -8,22 +8,23 @@ Images are normalised floats `[batch, height, width, channels]`. Every backbone 
 `vit_jax.types.Features`, so that every head fits every backbone. `train=True` switches on dropout,
 drop path and patch dropout, which draw from the "dropout" key of `rngs`.
 
-Every parameter carries logical axis names (`nn.LogicallyPartitioned`), which `vit_jax.sharding`
-maps to the mesh: embed, heads, head_dim, mlp, layers (stacked blocks), classes, patch_h, patch_w,
-channels; conv_h, conv_w, conv_in, conv_out (convolutional networks); token_mixing (Mixer); vocab
-(text). Activations are constrained as batch, tokens, embed, heads, head_dim, mlp.
+Every parameter carries logical axis names (`nn.LogicallyPartitioned`), which
+`vit_jax.parallel.sharding` maps to the mesh: embed, heads, head_dim, mlp, layers (stacked blocks),
+classes, patch_h, patch_w, channels; conv_h, conv_w, conv_in, conv_out (convolutional networks);
+token_mixing (Mixer); vocab (text). Activations are constrained as batch, tokens, embed, heads,
+head_dim, mlp.
 
 A new model is one new file here with a table `VARIANTS`.
 """
 
-from vit_jax.models._cost import flops, param_count, product_flops
-from vit_jax.models._dense import Detector, Segmenter
-from vit_jax.models._heads import Classifier
-from vit_jax.models._layers import token_stride
-from vit_jax.models._registry import Variant, build, field_names, find, names, variants
-from vit_jax.models._resize import resize_grid, resize_patch_kernel
-from vit_jax.models._towers import Compared, TwoTowers
-from vit_jax.models._transformer import stack_blocks, unstack_blocks
+from vit_jax.models.cost import flops, param_count, product_flops
+from vit_jax.models.heads.classifier import Classifier
+from vit_jax.models.heads.dense import Detector, Segmenter
+from vit_jax.models.heads.two_towers import Compared, TwoTowers
+from vit_jax.models.layers.basic import token_stride
+from vit_jax.models.layers.resize import resize_grid, resize_patch_kernel
+from vit_jax.models.layers.transformer import stack_blocks, unstack_blocks
+from vit_jax.models.registry import Variant, build, field_names, find, names, variants
 
 __all__ = [
     "Classifier",

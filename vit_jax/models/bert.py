@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.models._attention import SegmentIds
-from vit_jax.models._layers import float_dtype, make_norm
-from vit_jax.models._registry import Variant
-from vit_jax.models._transformer import BlockSpec, StackSpec, scan_or_unroll
+from vit_jax.models.layers.attention import SegmentIds
+from vit_jax.models.layers.basic import float_dtype, make_norm
+from vit_jax.models.layers.transformer import BlockSpec, StackSpec, scan_or_unroll
+from vit_jax.models.registry import Variant
 from vit_jax.types import Array, Features
 
 NORM_EPSILON = 1e-12

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 
 from vit_jax.errors import UserError
-from vit_jax.models._layers import PatchEmbed, pair
-from vit_jax.models._registry import Variant
-from vit_jax.models._resize import resize_grid
+from vit_jax.models.layers.basic import PatchEmbed, pair
+from vit_jax.models.layers.resize import resize_grid
+from vit_jax.models.registry import Variant
 from vit_jax.models.vit import SIZES, VisionTransformer
 from vit_jax.types import Array
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models._registry import Variant
+from vit_jax.models.registry import Variant
 from vit_jax.models.resnet import ResNetStem, check_width_factor
 from vit_jax.models.vit import SIZES, VisionTransformer
 from vit_jax.types import Array

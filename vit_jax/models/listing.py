@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from vit_jax.models._cost import flops, param_count
-from vit_jax.models._registry import build, find, names, variants
+from vit_jax.models.cost import flops, param_count
+from vit_jax.models.registry import build, find, names, variants
 
 
 class Row(NamedTuple):

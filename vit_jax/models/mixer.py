@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vit_jax.models._layers import (
+from vit_jax.models.layers.basic import (
     Linear,
     Mlp,
     PatchEmbed,
@@ -29,8 +29,8 @@ from vit_jax.models._layers import (
     make_norm,
     pair,
 )
-from vit_jax.models._registry import Variant
-from vit_jax.models._transformer import StackSpec, scan_or_unroll
+from vit_jax.models.layers.transformer import StackSpec, scan_or_unroll
+from vit_jax.models.registry import Variant
 from vit_jax.types import Array, Features
 
 

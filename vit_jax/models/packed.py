@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models._heads import MapHead
-from vit_jax.models._layers import cut_patches, pair
-from vit_jax.models._registry import Variant
-from vit_jax.models._resize import linear_weights
 from vit_jax.models.flexi import FlexiViT
+from vit_jax.models.heads.classifier import MapHead
+from vit_jax.models.layers.basic import cut_patches, pair
+from vit_jax.models.layers.resize import linear_weights
+from vit_jax.models.registry import Variant
 from vit_jax.models.vit import SIZES
 from vit_jax.types import Array, Features
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.models._layers import float_dtype
-from vit_jax.models._registry import Variant
+from vit_jax.models.layers.basic import float_dtype
+from vit_jax.models.registry import Variant
 from vit_jax.types import Array, Features
 
 NUM_GROUPS = 32

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.models._heads import MapHead
-from vit_jax.models._layers import check_choice, float_dtype, make_norm, stored_shape
-from vit_jax.models._registry import Variant
-from vit_jax.models._transformer import BlockSpec, StackSpec, run_blocks
+from vit_jax.models.heads.classifier import MapHead
+from vit_jax.models.layers.basic import check_choice, float_dtype, make_norm, stored_shape
+from vit_jax.models.layers.transformer import BlockSpec, StackSpec, run_blocks
+from vit_jax.models.registry import Variant
 from vit_jax.models.vit import SIZES
 from vit_jax.types import Array, Features
 

@@ -45,8 +45,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.models._heads import MapHead
-from vit_jax.models._layers import (
+from vit_jax.models.heads.classifier import MapHead
+from vit_jax.models.layers.basic import (
     PatchEmbed,
     check_choice,
     check_least,
@@ -59,16 +59,16 @@ from vit_jax.models._layers import (
     pair,
     stored_shape,
 )
-from vit_jax.models._positions import (
+from vit_jax.models.layers.positions import (
     POSITIONS,
     check_position,
     grid_coordinates,
     rope_angles,
     sincos_2d,
 )
-from vit_jax.models._registry import Variant
-from vit_jax.models._transformer import BlockSpec, StackSpec, run_blocks
-from vit_jax.models._windows import Windows, check_windows
+from vit_jax.models.layers.transformer import BlockSpec, StackSpec, run_blocks
+from vit_jax.models.layers.windows import Windows, check_windows
+from vit_jax.models.registry import Variant
 from vit_jax.types import Array, Features
 
 POOLINGS = ("token", "mean", "map", "none")

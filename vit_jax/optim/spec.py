@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax import schema
+from vit_jax.config import schema
 from vit_jax.errors import UserError, nearest
 
 DEFAULTS = schema.section_defaults("optim")

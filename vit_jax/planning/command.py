@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vit_jax import sharding
 from vit_jax.errors import DoesNotFit, UserError
+from vit_jax.parallel import sharding
 from vit_jax.planning import fit as fitting
 from vit_jax.planning.feeding import Feeding, Rate
 from vit_jax.planning.plan import Plan, make_plan

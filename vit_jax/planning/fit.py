@@ -8,8 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax import models, sharding
-from vit_jax.chips import GIB
+from vit_jax import models
+from vit_jax.parallel import sharding
+from vit_jax.parallel.accelerators import GIB
 from vit_jax.planning.plan import Plan, make_plan, part_of_slice, with_overrides
 from vit_jax.planning.target import Target
 

@@ -13,11 +13,12 @@ from jax.experimental import serialize_executable
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax import data, models, sharding
+from vit_jax import data, models
 from vit_jax.errors import UserError, is_out_of_memory
-from vit_jax.hlo import Kernels, Program
+from vit_jax.parallel import sharding
+from vit_jax.planning.hlo import Kernels, Program
 from vit_jax.planning.target import Target
-from vit_jax.run import Run
+from vit_jax.training.run import Run
 
 ASSUMED_MFU = (0.3, 0.4, 0.5)
 """Shares of the chips' peak for which a plan gives the time: what good training steps reach."""

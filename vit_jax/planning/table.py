@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from vit_jax.chips import GIB
+from vit_jax.parallel.accelerators import GIB
 from vit_jax.planning.feeding import Feeding
 from vit_jax.planning.fit import command_line
 from vit_jax.planning.plan import ASSUMED_MFU, Plan

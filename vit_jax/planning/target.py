@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from vit_jax import chips
 from vit_jax.errors import UserError, nearest
+from vit_jax.parallel import accelerators
 
 TPUS = ("v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
 # How Cloud TPU spells generations in the names of slices.
@@ -48,7 +48,7 @@ class Target:
     name: str
     devices: Sequence[jax.Device]
     num_slices: int
-    chip: chips.Chip | None
+    chip: accelerators.Chip | None
 
     @property
     def num_chips(self) -> int:
@@ -88,10 +88,10 @@ class Target:
         else:
             generation, shape = parse_tpu(topology)
             devices = _tpu_devices(generation, shape, num_slices)
-            return cls(f"{generation}:{shape}", devices, num_slices, chips.CHIPS[generation])
+            return cls(f"{generation}:{shape}", devices, num_slices, accelerators.CHIPS[generation])
         if num_slices > 1:
             raise UserError(f"plan: --slices={num_slices} needs a TPU --topology, not {topology!r}")
-        chip = chips.of_kind(devices[0].device_kind)
+        chip = accelerators.of_kind(devices[0].device_kind)
         return cls(topology or devices[0].device_kind, devices, 1, chip)
 
 

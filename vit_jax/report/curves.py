@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vit_jax.report.metrics import is_loss
+from vit_jax.tracking.metrics import is_loss
 
 Row = Mapping[str, int | float]
 Points = list[tuple[int, float]]

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from vit_jax.errors import UserError, nearest
-from vit_jax.fields import check_fields
+from vit_jax.plugins import check_fields
 from vit_jax.tasks._adapters import Adapted
 from vit_jax.types import Array, Batch, DataInfo, Params
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax.tokenizer import NO_TEXT
+from vit_jax.data.tokenizer import NO_TEXT
 
 CUTOFFS = (1, 5, 10)
 

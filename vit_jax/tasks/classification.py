@@ -15,11 +15,8 @@ import numpy as np
 import optax
 
 from vit_jax import models
-from vit_jax.errors import UserError
-from vit_jax.report import Section
-from vit_jax.tasks import _classes, _randaugment
-from vit_jax.tasks._distill import Teacher
-from vit_jax.tasks._images import (
+from vit_jax.augment import randaugment as _randaugment
+from vit_jax.augment.images import (
     check_affine,
     check_data,
     check_geometry,
@@ -32,6 +29,10 @@ from vit_jax.tasks._images import (
     normalise,
     random_affine,
 )
+from vit_jax.errors import UserError
+from vit_jax.report import Section
+from vit_jax.tasks import _classes
+from vit_jax.tasks._distill import Teacher
 from vit_jax.types import TEACHER, Array, Batch, DataInfo, Params
 
 LOSSES = {

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
+from vit_jax.augment.images import check_data, check_geometry, check_statistics, normalise
+from vit_jax.data.tokenizer import NO_TEXT, Tokenizer, open_tokenizer
 from vit_jax.errors import UserError
 from vit_jax.report import Section
 from vit_jax.tasks import _classes, _contrast, _retrieval
-from vit_jax.tasks._images import check_data, check_geometry, check_statistics, normalise
-from vit_jax.tokenizer import NO_TEXT, Tokenizer, open_tokenizer
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 LOSSES = {"softmax": _contrast.softmax_loss, "sigmoid": _contrast.sigmoid_loss}
@@ -36,9 +36,9 @@ class Task:
     """Contrastive learning of images and texts (CLIP, LiT, SigLIP).
 
     text: `name` and fields of the text tower, as `config.model` has those of the image tower.
-    vocab: of `vit_jax.tokenizer`: its size is the text tower's, class names are read by it, and
-      captions shown. "" takes the one that `config.data.pp` tokenizes with; of a source that has
-      tokens already, it is to be named here.
+    vocab: of `vit_jax.data.tokenizer`: its size is the text tower's, class names are read by it,
+      and captions shown. "" takes the one that `config.data.pp` tokenizes with; of a source that
+      has tokens already, it is to be named here.
     dim: of the vectors. project_image: False takes the image tower's vector as it is (LiT).
     loss: "softmax" (CLIP) or "sigmoid" (SigLIP). With `accum_steps`, pairs are compared within each
       micro-batch alone.

@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax import drawing, models
-from vit_jax.errors import UserError
-from vit_jax.report import Section
-from vit_jax.tasks import _average_precision
-from vit_jax.tasks._images import (
+from vit_jax import models
+from vit_jax.augment.images import (
     check_data,
     check_geometry,
     check_share,
     check_statistics,
     normalise,
 )
+from vit_jax.errors import UserError
+from vit_jax.report import Section, drawing
+from vit_jax.tasks import _average_precision
 from vit_jax.tasks._matching import assign, generalised_iou, l1, mosaic
 from vit_jax.types import Array, Batch, DataInfo, Params
 

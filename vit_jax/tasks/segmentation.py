@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax import drawing, models
-from vit_jax.errors import UserError
-from vit_jax.report import Section
-from vit_jax.tasks._images import (
+from vit_jax import models
+from vit_jax.augment.images import (
     check_data,
     check_geometry,
     check_not_negative,
     check_statistics,
     normalise,
 )
+from vit_jax.errors import UserError
+from vit_jax.report import Section, drawing
 from vit_jax.tasks._sliding import covers, over_scales, slide
 from vit_jax.types import Array, Batch, DataInfo, Params
 

@@ -1,4 +1,4 @@
-"""Digit scenes, as `vit_jax.data.scenes` draws them: 60,000 to train with and 500 to test.
+"""Digit scenes, drawn by `_scenes.py`: 60,000 to train with and 500 to test.
 
 `digit_scenes/16px_single` is for pre-training, with 240,000 images: one digit that fills half to
 all of the image, so that it is as large, in pixels, as those of `digit_scenes/32px`, and its
@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vit_jax.data import scenes
-from vit_jax.data.scenes import CLASS_NAMES, DIGIT_SHARE, MAX_DIGITS, draw_scene
+from vit_jax.data.builders import _scenes as scenes
+from vit_jax.data.builders._scenes import CLASS_NAMES, DIGIT_SHARE, MAX_DIGITS, draw_scene
 
 NUM_SCENES = {"train": 60_000, "test": 500}
 NUM_SINGLE_DIGITS = {"train": 240_000, "test": 500}

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vit_jax.data.scenes import NUM_TRAIN_DIGITS as NUM_TRAIN
+from vit_jax.data.builders._scenes import NUM_TRAIN_DIGITS as NUM_TRAIN
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):

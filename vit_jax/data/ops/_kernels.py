@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from vit_jax.randaugment import FILL, OPERATIONS
+from vit_jax.augment.strengths import FILL, OPERATIONS
 
 F = np.float32
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax import randaugment as strengths
+from vit_jax.augment import strengths
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import Batched, random_image_op, require_uint8
 

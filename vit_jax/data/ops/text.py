@@ -5,8 +5,8 @@ import numpy as np
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import random_record_op, record_op
 from vit_jax.data.ops.records import Record, field
+from vit_jax.data.tokenizer import BYTES, open_tokenizer
 from vit_jax.errors import UserError
-from vit_jax.tokenizer import BYTES, open_tokenizer
 
 
 @record_op
@@ -37,7 +37,7 @@ def tokenize(
 ) -> Record:
     """`length` token numbers of a text, or of each: int32 `[length]` or `[texts, length]`.
 
-    vocab: see `vit_jax.tokenizer`. An empty text gives -1 throughout.
+    vocab: see `vit_jax.data.tokenizer`. An empty text gives -1 throughout.
     """
     texts = _texts(record, key)
     tokenizer = open_tokenizer(vocab, length)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax.data import boxes, prepare
+from vit_jax.data import boxes
+from vit_jax.data.prepare import datasets
 from vit_jax.data.sources import Records
 from vit_jax.data.tfrecord import TfrecordReader
 from vit_jax.errors import UserError, nearest
@@ -57,8 +58,8 @@ class Source:
     ):
         boxes.check_choice(on_bad_box)
         self._max_objects, self._on_bad_box = max_objects, on_bad_box
-        builder = prepare.find_builder(name, dir)
-        if not prepare.is_prepared(builder):
+        builder = datasets.find_builder(name, dir)
+        if not datasets.is_prepared(builder):
             where = f" --data_dir={dir}" if dir else ""
             raise UserError(
                 f"dataset {name!r} is not prepared in {builder.data_path}; "

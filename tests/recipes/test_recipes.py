@@ -1,0 +1,228 @@
+"""Every recipe: it loads, has the published size, takes two steps when shrunk; the data is fake."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax.config import load, validate
+from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
+from vit_jax.training import step
+from vit_jax.training.run import Run
+
+# Parameters at 1,000 classes, as published: by big_vision's and vision_transformer's own counts
+# where there is one, else that count with what the recipe adds or leaves out.
+B, S, L = 86_566_120, 22_049_896, 304_324_584  # Mean pooling, learned positions at 224 px.
+RECIPES = {
+    "vit_s16_i1k": 22_122_472,
+    "vit_s16_i1k:300": 22_122_472,
+    "vit_i1k": B + 768 + 768 * 769,  # Class token; pre-logits.
+    "vit_i1k:vit_s32,aug=light1": 22_878_184 + 384 + 384 * 385,
+    "vit_i21k": B + 20_843 * 769,
+    "vit_i21k:vit_l16": L + 20_843 * 1025,
+    "augreg": 86_567_656 + (24**2 - 14**2) * 768,
+    "augreg:r26_s32,size=224": 36_431_912,
+    "deit3": S + 384 + 24 * 384,  # Class token, LayerScale.
+    "deit3:b16": B + 768 + 24 * 768 - (14**2 - 12**2) * 768,
+    "deit3:l16,checkpoint=x": L + 1024 + 48 * 1024,
+    "mixer_b16_i1k": 59_880_472,
+    "bit_r50_i1k": 25_549_352,
+    "r26_s32": 36_431_912,
+    # No table of positions, registers, LayerScale, norms without bias, query and key norms,
+    # rotary frequencies.
+    "strong_i1k": S - 196 * 384 + 4 * 384 + 24 * 384 - 25 * 384 + 24 * 64 + 12 * 384,
+    "algoperf_vit": 22_122_472,
+}
+# All of them, in one form.
+RUN = (
+    "vit_s16_i1k", "vit_i1k", "vit_i21k:vit_G14", "augreg", "deit3", "mixer_b16_i1k",
+    "bit_r50_i1k", "r26_s32", "strong_i1k:b16", "algoperf_vit",
+)  # fmt: skip
+SIZE = re.compile(r"(?:crop|resize)\((\d+)")
+
+
+def path(root, recipe, *arguments):
+    name, _, given = recipe.partition(":")
+    given = ",".join(filter(None, (given, *arguments)))
+    return f"{root}/configs/{name}.py:{given}"
+
+
+def with_made_up_images(config, classes=1000):
+    """The config over decoded random images of the size it crops to."""
+    size = int(SIZE.search(config.data.pp)[1])
+    changed = config.to_dict()
+    changed["data"] |= {"source": "fake", "name": "x", "split": "train", "pp": "", "eval_pp": ""}
+    changed["data"]["args"] = {"num_examples": 64, "num_classes": classes, "image_size": size}
+    changed["init"]["checkpoint"] = ""
+    changed["eval"]["sets"] = {}
+    return validate(type(config)(changed))
+
+
+@pytest.fixture(scope="module")
+def root(request):
+    return request.config.rootpath
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_full_size_is_the_published_one(recipe, root):
+    config = load(path(root, recipe))
+    assert json.loads(json.dumps(config.to_dict())) is not None
+    classes = 21_843 if "i21k" in recipe else 1000
+    config = with_made_up_images(config, classes)
+    shortened = config.to_dict()
+    shortened["total"] = 200_000
+    shortened["optim"]["schedule"]["warmup"] = "5 percent"
+    run = Run.build(validate(type(config)(shortened)))
+    assert run.num_params() == RECIPES[recipe]
+    train_step = step.make_train_step(run.task, run.optimizer, run.abstract, run.mesh)
+    batch = sharding.abstract_batch(run.task.info.spec, run.mesh, config.batch_size)
+    with sharding.activate(run.mesh):
+        state, metrics = train_step.eval_shape(run.abstract, batch)
+    assert jax.tree.structure(state) == jax.tree.structure(run.abstract)
+    assert metrics["loss"].shape == ()
+
+
+def made_up(abstract):
+    """A state without compiling its initialisation: small random parameters, everything else 0."""
+    draw = np.random.default_rng(0).normal
+    params = jax.tree.map(lambda x: draw(0, 0.02, x.shape), abstract.params)
+    state = jax.tree.map(lambda x: np.zeros(x.shape), abstract).replace(params=params)
+    return jax.tree.map(
+        lambda x, to: jax.device_put(x.astype(to.dtype), to.sharding), state, abstract
+    )
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("recipe", RUN)
+def test_shrunk_it_takes_two_steps(recipe, root, monkeypatch):
+    # Compiling the sampler of Beta variables takes a second a recipe; others test it.
+    monkeypatch.setattr(jax.random, "beta", lambda key, a, b: jax.random.uniform(key))
+    config = with_made_up_images(load(path(root, recipe, "runlocal")), classes=10)
+    run = Run.build(config)
+    state = made_up(run.abstract)
+    before = jax.device_get(state.params)
+    train_step = run.compile_step()
+    with run.open_feed(0) as feed:
+        for _ in range(run.duration.total):
+            state, metrics = train_step(state, feed.next_batch())
+            assert np.isfinite(metrics["loss"])
+    assert state.step == 2
+    assert metrics["bad_steps"] == 0
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, jax.device_get(state.params))
+    assert changed["head"]["bias"]
+
+
+def test_a_wrong_key_or_argument_is_refused(root):
+    with pytest.raises(UserError, match=r"optim\.lrr is unknown"):
+        load(path(root, "vit_s16_i1k"), {"optim.lrr": "1"})
+    for recipe, message in {
+        "vit_s16_i1k:epoch=3": "did you mean 'epochs'",
+        "vit_s16_i1k:others=reel": "did you mean 'real'",
+        "vit_i1k:vit_b17": "did you mean 'vit_b16'",
+        "vit_i1k:aug=medium3": "did you mean 'medium",
+        "vit_i21k:vit_G15": "did you mean 'vit_G14'",
+        "deit3:b17": "did you mean 'b16'",
+        "strong_i1k:b17": "did you mean 'b16'",
+        "digits_rehearsal:vitt": "did you mean 'vit'",
+        "digits_rehearsal:vit,data=hgih": "did you mean 'high'",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load(path(root, recipe))
+
+
+def test_big_visions_decay_is_not_multiplied_by_the_learning_rate(root):
+    """1e-4 beside a learning rate of 1e-3 is what `decay_coupling="lr"` calls 0.1."""
+    for recipe in ("vit_s16_i1k", "vit_i1k", "vit_i21k", "mixer_b16_i1k", "r26_s32"):
+        optim = load(path(root, recipe)).optim
+        assert (optim.decay_coupling, optim.weight_decay, optim.lr) == ("schedule", 1e-4, 1e-3)
+    optim = load(path(root, "bit_r50_i1k")).optim
+    assert (optim.decay_coupling, optim.weight_decay, optim.lr) == ("schedule", 1.6e-3, 1.6)
+
+
+def test_deit3_is_fine_tuned_at_one_rate_and_s_without_stochastic_depth(root):
+    found = {}
+    for size in ("s16", "b16", "l16"):
+        for arguments in ((), ("checkpoint=x",)):
+            config = load(path(root, f"deit3:{size}", *arguments))
+            found.setdefault(size, []).append(config.model.drop_path)
+    assert found == {"s16": [0.05, 0.0], "b16": [0.2, 0.2], "l16": [0.45, 0.45]}
+    assert (config.optim.schedule.name, config.optim.lr) == ("constant", 1e-5)
+
+
+def test_segmenter_trains_all_layers_at_one_rate_that_ends_at_theirs(root):
+    optim = load(path(root, "segment_ade20k")).optim
+    assert (optim.layer_decay, optim.weight_decay, optim.lr) == (1.0, 0.0, 1e-3)
+    assert optim.lr * optim.schedule.end == pytest.approx(1e-5)
+
+
+def test_data_of_the_recipes(root):
+    config = load(path(root, "vit_s16_i1k", "others=real+a"))
+    assert config.data.pp == "decode_jpeg_and_inception_crop(224)|flip_lr|randaug(2,10)"
+    eval_pp = "decode|resize_small(256)|central_crop(224)"
+    assert config.data.eval_pp == eval_pp
+    assert config.eval.sets.minival.split == "train[99%:]"
+    assert config.eval.sets.real.pp == eval_pp + '|copy("real_label","label")'
+    assert config.eval.sets.a.name == "imagenet_a"
+    folder = load(path(root, "deit3", "data=/somewhere/imagenet"))
+    assert (folder.data.source, folder.data.split) == ("folder", "train")
+    assert folder.data.repeats == 3
+
+
+@pytest.mark.parametrize("folder", ["val", "valid", "validation"])
+def test_a_folder_of_ones_own_is_validated_on_its_validation_split(
+    root, tmp_path, monkeypatch, folder
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for split in ("train", folder):
+        (tmp_path / "photos" / split / "cat").mkdir(parents=True)
+    for given in (str(tmp_path / "photos"), "~/photos"):
+        config = load(path(root, "folder", given))
+        assert config.data.split == "train"
+        assert config.eval.sets.val.split == "validation"
+
+
+def test_the_flagship_is_the_recipe_whose_steps_are_recorded(root):
+    """`tests/optim/test_trajectory.py` holds 30 steps of these settings to big_vision's."""
+    recorded = json.loads(
+        (root / "tests/golden/big_vision/trajectory_s16_recipe_bf16mu.json").read_text()
+    )
+    config, theirs = load(path(root, "vit_s16_i1k")), recorded["optimizer"]
+    optim = config.optim
+    assert (optim.lr, optim.weight_decay) == (theirs["lr"], theirs["wd"])
+    assert (optim.clip_norm, dict(optim.args)) == (theirs["grad_clip_norm"], theirs["optax"])
+    assert optim.schedule.name == theirs["schedule"]["decay_type"]
+    assert (optim.name, theirs["optax_name"]) == ("adamw", "scale_by_adam")
+    assert (config.model.pooling, recorded["model"]["pool_type"]) == ("mean", "gap")
+    assert config.model.position == recorded["model"]["posemb"]
+    assert config.task.get("loss", "softmax") == recorded["loss"].removesuffix("_xent")
+    assert config.task.mixup == recorded["mixup_p"]
+
+
+@pytest.mark.parametrize("model", ["vit", "bit"])
+def test_the_rehearsal_is_the_flagship_at_another_size(root, model):
+    flagship, rehearsal = (
+        load(path(root, "vit_s16_i1k")),
+        load(path(root, f"digits_rehearsal:{model}")),
+    )
+    for section in ("task", "precision", "accum_steps", "ema_decay"):
+        assert rehearsal[section] == flagship[section]
+    optim, theirs = rehearsal.optim.to_dict(), flagship.optim.to_dict()
+    assert optim["schedule"].pop("warmup") == "9 percent"
+    del theirs["schedule"]["warmup"]
+    assert optim == theirs
+    assert Run.build(with_made_up_images(rehearsal, 10)).num_params() == SMALL[model]
+
+
+SMALL = {"vit": 125_290, "bit": 121_130}
+
+
+def test_every_recipe_is_on_the_page_and_says_what_to_expect(root):
+    page = (root / "docs/recipes.md").read_text()
+    for name in {recipe.partition(":")[0] for recipe in RECIPES}:
+        assert f"`{name}.py" in page
+        text = (root / f"configs/{name}.py").read_text().partition('"""\n\nfrom')[0]
+        assert f"--config=configs/{name}.py" in text
+        assert re.search(r"[Ww]e have (?:not )?run", text.replace("\n", " "))

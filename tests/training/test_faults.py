@@ -1,0 +1,189 @@
+"""Kills, signals and broken storage: a finished run equals the undisturbed one, bit for bit."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TINY = Path(__file__).parents[1] / "tiny.py"
+STEPS = 40
+
+
+def command(workdir, npz, *overrides):
+    return [
+        sys.executable, "-m", "vit_jax", "train", f"--config={TINY}:npz={npz},steps={STEPS}",
+        f"--workdir={workdir}", "--config.checkpoint.every=2", "--config.eval.every=10", *overrides,
+    ]  # fmt: skip
+
+
+def environment():
+    # One device: the programs are smaller and a process reaches its first step sooner.
+    return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def run_to_end(workdir, npz, *overrides, **kwargs):
+    return subprocess.run(
+        command(workdir, npz, *overrides),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+        check=False,
+        **kwargs,
+    )
+
+
+def start(workdir, npz):
+    return subprocess.Popen(
+        command(workdir, npz),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+
+
+def arrays_of(workdir):
+    """The raw bytes that matter: checksums of every array in the last checkpoint."""
+    manifest = json.loads((workdir / f"checkpoints/{STEPS}/manifest/metadata").read_text())
+    return {name: entry["checksum"] for name, entry in manifest["arrays"].items()}
+
+
+def rows_of(workdir):
+    """Training rows, without what depends on the clock."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    timed = ("images_per_sec", "input_wait_fraction", "goodput", "run_seconds", "time/", "hosts/")
+    return [
+        {name: value for name, value in row.items() if not any(t in name for t in timed)}
+        for row in rows
+    ]
+
+
+def assert_same_run(workdir, undisturbed):
+    assert (workdir / "DONE").exists()
+    assert arrays_of(workdir) == arrays_of(undisturbed)
+    assert merged(rows_of(workdir)) == merged(rows_of(undisturbed))
+    steps = [row["step"] for row in rows_of(workdir) if "train/loss" in row]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def merged(rows):
+    by_step = {}
+    for row in rows:
+        for name, value in row.items():
+            assert name == "step" or name not in by_step.get(row["step"], {}), (name, row["step"])
+            by_step.setdefault(row["step"], {})[name] = value
+    return by_step
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, digits_npz):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    done = run_to_end(workdir, digits_npz)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def kill_at_random_moments(workdir, npz, kills, seed):
+    """Kills the run `kills` times, each after it has said a random number of lines more."""
+    rng = random.Random(seed)
+    for _ in range(kills):
+        process = start(workdir, npz)
+        lines = rng.randint(2, 2 + 3 * STEPS // (kills + 1))
+        for _ in range(lines):
+            if not process.stderr.readline():
+                break
+        time.sleep(rng.uniform(0, 0.05))  # Anywhere inside a step or a save, not only after a line.
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            break
+
+
+def test_killed_runs_finish_as_if_nothing_had_happened(undisturbed, digits_npz, tmp_path):
+    kill_at_random_moments(tmp_path, digits_npz, kills=3, seed=0)
+    done = run_to_end(tmp_path, digits_npz)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(5))
+def test_twenty_kills(undisturbed, digits_npz, tmp_path, seed):
+    kill_at_random_moments(tmp_path, digits_npz, kills=20, seed=seed)
+    done = run_to_end(tmp_path, digits_npz)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_say_so_and_exit_75(undisturbed, digits_npz, tmp_path, number):
+    process = start(tmp_path, digits_npz)
+    for line in process.stderr:
+        if line.startswith("step 7/"):
+            break
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 75, rest
+    last = rest.strip().splitlines()[-1]
+    assert f"{number.name}: saved step" in last
+    assert f"of {STEPS} in {tmp_path}" in last
+    assert "Traceback" not in rest
+    done = run_to_end(tmp_path, digits_npz)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_path):
+    """A process may write no file larger than the limit, so a save fails half-way.
+
+    One kernel of this model is more than four times the limit: no way of laying arrays out in
+    files lets a save pass.
+    """
+    wide = "--config.model.mlp_dim=4096"
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    first = run_to_end(tmp_path, digits_npz, wide, "--config.total=4")
+    assert first.returncode == 0, first.stderr
+    files = [path for path in (tmp_path / "checkpoints/4").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    more = (wide, "--config.total=8", "--config.checkpoint.retries=1")
+    failed = run_to_end(tmp_path, digits_npz, *more, preexec_fn=limit)
+    assert failed.returncode == 2, failed.stderr
+    last = failed.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: cannot save a checkpoint")
+    assert "the last good one is step 4" in last
+    assert failed.stderr.count("trying again") == 1
+    for path, content in before.items():
+        assert path.read_bytes() == content
+
+
+def test_damaged_checkpoint_is_set_aside_and_its_steps_are_saved_again(
+    undisturbed, digits_npz, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    (workdir / "DONE").unlink()
+    newest = workdir / "checkpoints" / str(STEPS)
+    largest = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    largest.write_bytes(content)
+    done = run_to_end(workdir, digits_npz)
+    assert done.returncode == 0, done.stderr
+    assert f"renamed {STEPS}.damaged" in done.stderr
+    assert (workdir / f"checkpoints/{STEPS}.damaged").is_dir()
+    assert_same_run(workdir, undisturbed)
+    np.testing.assert_equal(len(rows_of(workdir)) > 0, True)

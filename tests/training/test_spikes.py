@@ -1,0 +1,88 @@
+"""Loss spikes: which steps are skipped, what the state remembers, when a run stops."""
+
+import itertools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.checkpoints.store import Store, flatten
+from vit_jax.errors import Diverged, UserError
+from vit_jax.tracking import read_metrics
+from vit_jax.tracking.step_log import StepLog
+from vit_jax.training.loop import train
+from vit_jax.training.run import Run
+from vit_jax.training.spikes import LossHistory, SpikeGuard
+
+
+def judge(guard, losses, finite=math.isfinite):
+    """Runs the guard over losses; returns which were accepted, and the history after them."""
+    history, accepted = LossHistory.empty(), []
+    for loss in map(jnp.float32, losses):
+        fine = guard.accepts(history, loss)
+        used = fine & finite(loss)
+        history = guard.after(history, loss, fine, used)
+        accepted.append(bool(used))
+    return accepted, history
+
+
+def test_a_loss_far_above_the_recent_average_is_skipped():
+    guard = SpikeGuard(factor=2.0, window=2, max_skipped=3)
+    accepted, history = judge(guard, [1, 3, 3.9, 5, 5.1, 2])
+    # Averages: 1, 2, 2.95 after (2 + 3.9) / 2; 5 is below 5.9, the average is then 3.975.
+    assert accepted == [True, True, True, True, True, True]
+    np.testing.assert_allclose(history.mean, ((((2 + 3.9) / 2 + 5) / 2 + 5.1) / 2 + 2) / 2)
+    accepted, history = judge(guard, [1, 3, 4.1, 9, 3])
+    assert accepted == [True, True, False, False, True]
+    assert (int(history.accepted), int(history.in_a_row), int(history.total)) == (3, 0, 2)
+    np.testing.assert_allclose(history.mean, 2.5)
+
+
+def test_nothing_is_skipped_before_the_average_means_something():
+    assert judge(SpikeGuard(1.5, window=4, max_skipped=1), [1, 100, 1, 100])[0] == [True] * 4
+
+
+def test_non_finite_steps_are_another_matter():
+    accepted, history = judge(SpikeGuard(2.0, 1, 1), [1, math.nan, math.inf, 1])
+    assert accepted == [True, False, False, True]
+    assert int(history.total) == 0
+    np.testing.assert_array_equal(history.mean, 1)
+
+
+def test_too_many_in_a_row_hold_everything_back():
+    accepted, history = judge(SpikeGuard(2.0, 1, max_skipped=1), [1, 5, 5, 1, 1])
+    assert accepted == [True, False, False, False, False]
+    assert int(history.in_a_row) == 4
+
+
+def test_a_run_skips_its_spikes_and_says_so(tiny_config, tmp_path):
+    config = tiny_config(spikes__factor=1.0005, spikes__window=3, spikes__max_skipped=20)
+    train(config, str(tmp_path))
+    rows = read_metrics(tmp_path)
+    skipped = 0
+    for before, row in itertools.pairwise(rows[2:]):
+        is_spike = row["train/loss"] > 1.0005 * before["train/loss_mean"]
+        assert (row["train/spikes"] > 0) == is_spike
+        skipped += is_spike
+    assert 0 < skipped < 9
+    assert rows[-1]["train/spikes_total"] == skipped
+    run = Run.build(config)
+    state = flatten(Store(tmp_path / "checkpoints").restore_newest(run.abstract).tree)
+    assert state["opt_state.adamw.count"] == 12 - skipped == state["losses.accepted"]
+
+
+def test_a_loss_that_stays_up_stops_the_run(tmp_path):
+    with StepLog(
+        tmp_path, start_step=0, total=9, every=1, batch_size=1, max_skipped_steps=0, max_spikes=2,
+        tensorboard=False, is_writer=False,
+    ) as log:  # fmt: skip
+        log.check(7, bad_steps=0, spikes=2)
+        with pytest.raises(Diverged, match=r"spiked at step 6 and stayed there \(3 steps in a row"):
+            log.check(8, bad_steps=0, spikes=3)
+
+
+@pytest.mark.parametrize("keys", [{"spikes__factor": 0.9}, {"spikes__window": 0}])
+def test_settings_that_would_skip_everything_are_refused(tiny_config, keys):
+    with pytest.raises(UserError, match=r"config\.spikes"):
+        tiny_config(**keys)

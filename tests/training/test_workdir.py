@@ -1,0 +1,27 @@
+"""A run's directory: opened by many processes at a time, and what it tells of the data."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from vit_jax.config import default_config
+from vit_jax.training.workdir import Workdir
+from vit_jax.types import ArraySpec, DataInfo
+
+
+def test_many_open_one_workdir_at_the_same_time(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(lambda _: Workdir.open(str(tmp_path / "run")), range(400)))
+    assert {workdir.path for workdir in opened} == {tmp_path / "run"}
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_what_the_data_told_is_told_without_them(tmp_path):
+    spec = {
+        "image": ArraySpec((8, 8, 3), np.dtype(np.uint8)),
+        "tokens": ArraySpec((6,), np.dtype(np.int32), "words.txt"),
+    }
+    for info in (DataInfo(spec, 2, ("cat", "dog")), DataInfo(spec, 0)):
+        workdir = Workdir.open(str(tmp_path / f"run{info.num_classes}"))
+        workdir.write_config(default_config(), info, "accuracy")
+        assert workdir.read_info() == info

@@ -1,0 +1,1 @@
+"""Augmentation on the device, for any task: distortion, mixing, erasing, RandAugment."""

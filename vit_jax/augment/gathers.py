@@ -1,0 +1,131 @@
+"""Counting, looking up and moving pixels: by gathers, and on TPUs by products.
+
+Gathers and scatters are slow on TPUs, whose products are fast: of pixel values in bfloat16 with
+ones and zeros they are exact. Elsewhere it is the other way round. Both give the same bits.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.augment.strengths import FILL
+from vit_jax.types import Array
+
+
+def product(numbers: Array | np.ndarray, factor: Array | np.ndarray) -> Array:
+    """A product for a sum, rounded by itself: the minimum keeps compilers from fusing the two."""
+    return jnp.minimum(numbers * factor, 2.0**24)
+
+
+def count(images: Array) -> Array:
+    """How often each value occurs in each channel: int32 `[b, 256, c]`."""
+    return jax.lax.platform_dependent(images, tpu=_count_by_products, default=_count)
+
+
+def _count(images: Array) -> Array:
+    def of_channel(values: Array) -> Array:
+        return jnp.zeros(256, jnp.int32).at[values].add(1)
+
+    flat = images.reshape(len(images), -1, images.shape[-1])
+    return jax.vmap(jax.vmap(of_channel, 1, 1))(flat.astype(jnp.int32))
+
+
+def _count_by_products(images: Array) -> Array:
+    high, low = _digits(images)
+    counts = jnp.einsum("bpch,bpcl->bhlc", high, low, preferred_element_type=jnp.float32)
+    return counts.reshape(len(images), 256, -1).astype(jnp.int32)
+
+
+def look_up(tables: Array, images: Array) -> Array:
+    """What the tables, uint8 `[b, 256, c]`, say of each value: uint8 `[b, h, w, c]`."""
+    return jax.lax.platform_dependent(tables, images, tpu=_look_up_by_products, default=_look_up)
+
+
+def _look_up(tables: Array, images: Array) -> Array:
+    flat = images.reshape(len(images), -1, images.shape[-1])
+    return jnp.take_along_axis(tables, flat.astype(jnp.int32), 1).reshape(images.shape)
+
+
+def _look_up_by_products(tables: Array, images: Array) -> Array:
+    high, low = _digits(images)
+    tables = tables.reshape(len(tables), 16, 16, -1).astype(jnp.bfloat16)
+    rows = jnp.einsum("bpch,bhlc->bpcl", high, tables)
+    return (rows * low).sum(-1).astype(jnp.uint8).reshape(images.shape)
+
+
+def _digits(images: Array) -> tuple[Array, Array]:
+    """The two hexadecimal digits of each value, one-hot: bfloat16 `[b, h w, c, 16]` each."""
+    flat = images.reshape(len(images), -1, images.shape[-1])
+    return tuple(jax.nn.one_hot(digit, 16, dtype=jnp.bfloat16) for digit in (flat >> 4, flat & 15))
+
+
+def warp(images: Array, moves: Array, phases: int) -> Array:
+    """Every image read through its matrix, at the nearest pixel; `FILL` from outside.
+
+    moves: the matrices, `[b, 2, 3]`: the output pixel (x, y) is the one at `matrix @ (x, y, 1)` of
+    the input. phases: `num_phases` of all that there may be.
+    """
+    height, width = images.shape[1:3]
+    y, x = (grid[None].astype(jnp.float32) for grid in jnp.mgrid[:height, :width])
+    columns, rows = _sources(moves, x, y)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    read = jax.lax.platform_dependent(
+        images,
+        columns,
+        rows,
+        tpu=lambda images, _, rows: _read_by_products(images, rows, moves, phases),
+        default=_read,
+    )
+    return jnp.where(inside[..., None], read, FILL)
+
+
+def num_phases(matrices: np.ndarray) -> int:
+    """More than the pixels of a column, `[…, 2, 3]`, that may read one row of the input."""
+    return 1 + int(1 / matrices[..., 1, 1].min() + 0.01)
+
+
+def _sources(moves: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """(columns, rows) that the output pixels (x, y) read, int32 `[b, …]` as `x` and `y` are."""
+
+    def along(axis: int) -> Array:
+        by_x, by_y, offset = _as_factors(moves[:, axis], x.ndim)
+        place = product(x, by_x) + product(y, by_y) + offset
+        return jax.lax.round(place, jax.lax.RoundingMethod.AWAY_FROM_ZERO).astype(jnp.int32)
+
+    return along(0), along(1)
+
+
+def _as_factors(numbers: Array, ndim: int) -> tuple[Array, ...]:
+    """The columns of `[b, n]`, each to be multiplied with arrays `[b, …]` of so many axes."""
+    return tuple(jnp.expand_dims(numbers, range(2, 1 + ndim)).swapaxes(0, 1))
+
+
+def _read(images: Array, columns: Array, rows: Array) -> Array:
+    """`images[:, rows, columns]`; from outside, anything."""
+    batch, _, width, channels = images.shape
+    numbers = (rows * width + columns).reshape(batch, -1, 1)
+    flat = images.reshape(batch, -1, channels)
+    return jnp.take_along_axis(flat, numbers, 1, mode="clip").reshape(images.shape)
+
+
+def _read_by_products(images: Array, rows: Array, moves: Array, phases: int) -> Array:
+    """`_read` along rows, then along columns: one product for each line of an image.
+
+    In between, the pixel for (x, y) stands at x of the input's row `rows[y, x]`. A rotation may
+    have that row serve several pixels of the column, at most `phases`, one after the other. So the
+    output's rows that leave the same remainder by `phases` have a picture to themselves.
+    """
+    height, width = images.shape[1:3]
+    y, x = (grid[None, None].astype(jnp.float32) for grid in jnp.mgrid[:height, :width])
+    by_x, by_y, offset = _as_factors(moves[:, 1], x.ndim)
+    # The only output row of each phase that may read the input's row y at x.
+    phase = jnp.arange(phases, dtype=jnp.float32)[None, :, None, None]
+    served = phase + phases * jnp.round(((y - by_x * x - offset) / by_y - phase) / phases)
+    columns = _sources(moves, x, served)[0]
+    lines = images.astype(jnp.bfloat16)
+    ones = jax.nn.one_hot(columns, width, axis=-2, dtype=jnp.bfloat16)
+    along_rows = jnp.einsum("brjc,bprjx->bprcx", lines, ones)
+    ones = jax.nn.one_hot(rows, height, axis=1, dtype=jnp.bfloat16)
+    read = jnp.einsum("bprcx,bryx->bpyxc", along_rows, ones)
+    own = jax.nn.one_hot(jnp.arange(height) % phases, phases, axis=0, dtype=jnp.bfloat16)
+    return (read * own[None, :, :, None, None]).sum(1).astype(jnp.uint8)

@@ -1,0 +1,229 @@
+"""RandAugment on the device, for hosts with too few cores to do it (Cubuk et al. 2020).
+
+The 16 operations of the preprocessing op `randaug`, with its strengths and oddities, for a whole
+batch at once. Each image draws its own, and all images go through the same few passes, of which
+they keep what they drew: a table of 256 values for everything that looks at one pixel, one warp
+for everything that moves pixels, and two blends. How strong an operation is, is known before
+compiling, so tables and matrices are NumPy's.
+
+Each operation equals the host's to the bit; the draws are others.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.augment import strengths
+from vit_jax.augment.gathers import count, look_up, num_phases, product, warp
+from vit_jax.augment.strengths import FILL, OPERATIONS, STRONGEST
+from vit_jax.errors import UserError, nearest
+from vit_jax.types import Array, ArraySpec
+
+KEYS = ("num_layers", "magnitude", "corrected")
+
+
+def check(fields: Mapping[str, Any], image: ArraySpec) -> None:
+    """Raises a `UserError` where `config.task.randaug` or the images are not for `augment`."""
+    if not hasattr(fields, "items"):
+        raise UserError(f"config.task.randaug={fields!r}: set one of its keys, {', '.join(KEYS)}")
+    for name, value in fields.items():
+        if name not in KEYS:
+            raise UserError(f"config.task.randaug.{name} is unknown; {nearest(name, KEYS)}")
+        if name == "corrected" and not isinstance(value, bool):
+            raise UserError(f"config.task.randaug.corrected={value!r}: write true or false")
+        if name == "num_layers" and (type(value) is not int or value < 1):
+            raise UserError(f"config.task.randaug.num_layers={value!r}: write 1 or more")
+        if name == "magnitude" and (type(value) not in (int, float) or not 0 <= value <= STRONGEST):
+            raise UserError(
+                f"config.task.randaug.magnitude={value!r}: write a number from 0 to {STRONGEST:g}"
+            )
+    if fields and (image.dtype != np.uint8 or image.shape[-1] != 3):
+        raise UserError(
+            f"config.task.randaug needs uint8 images of 3 channels, not {image.dtype}"
+            f" {list(image.shape)}: leave value_range out of config.data.pp, the task normalises"
+        )
+
+
+def augment(
+    key: Array,
+    images: Array,
+    *,
+    num_layers: int = 2,
+    magnitude: float = 10.0,
+    corrected: bool = False,
+) -> Array:
+    """`num_layers` operations on each of `images`, uint8 `[b, h, w, 3]`, drawn for it alone.
+
+    `corrected` takes out three oddities of the published runs: see the preprocessing op `randaug`.
+    """
+
+    def layer(images: Array, draws: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return apply(images, *draws, magnitude=magnitude, corrected=corrected), None
+
+    # Two warps in a row would compose, rounded place by rounded place, into one with the same bits.
+    # Left apart: off TPUs a reading is cheap, and on TPUs only a single warp is two products.
+    return jax.lax.scan(layer, images, draw(key, num_layers, images.shape))[0]
+
+
+def draw(key: Array, num_layers: int, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """What `apply` is told of each layer: arrays `[num_layers, b, …]`.
+
+    shape: of the images, `[b, h, w, 3]`.
+    """
+    key_operation, key_sign, key_place = jax.random.split(key, 3)
+    drawn, size = (num_layers, shape[0]), jnp.array([[shape[1:3]]], jnp.float32)
+    return (
+        jax.random.randint(key_operation, drawn, 0, len(OPERATIONS)),
+        jax.random.bernoulli(key_sign, shape=drawn).astype(jnp.int32),
+        jax.random.uniform(key_place, (*drawn, 2)) * size,
+    )
+
+
+def apply(
+    images: Array,
+    operation: Array,
+    negative: Array,
+    place: Array,
+    *,
+    magnitude: float,
+    corrected: bool = False,
+) -> Array:
+    """One operation on each of `images`, uint8 `[b, h, w, 3]`.
+
+    operation: its number in `OPERATIONS`, int32 `[b]`. negative: 1 where a geometric one goes the
+    other way. place: row and column of Cutout's centre, float32 `[b, 2]`.
+    """
+    level, size = magnitude / 10.0, images.shape[1:3]
+    enhance = strengths.enhancement(level)
+    matrices = strengths.matrices(level, size, corrected)
+    is_moved = (matrices != strengths.IDENTITY).any((1, 2, 3))
+
+    def chosen(*names: str) -> Array:
+        wanted = np.isin(OPERATIONS, names)
+        return jnp.asarray(wanted)[operation][:, None, None, None]
+
+    pixels = images.astype(jnp.float32)
+    grey = _grey(images)
+    tables = _tables(operation, images, grey, level, corrected)
+    moved = warp(images, jnp.asarray(matrices)[operation, negative], num_phases(matrices))
+    hidden = _hidden(place, strengths.half_side(level, size[0], corrected), size)
+    result = look_up(tables, images)
+    result = jnp.where(chosen("Color"), _blend(grey, pixels, enhance), result)
+    result = jnp.where(chosen("Sharpness"), _blend(_smooth(pixels), pixels, enhance), result)
+    result = jnp.where(chosen("Cutout") & hidden, FILL, result)
+    return jnp.where(chosen(*np.array(OPERATIONS)[is_moved]), moved, result)
+
+
+# Arithmetic that rounds as the host's does.
+
+
+def _blend(start: Array, pixels: Array, factor: np.float32) -> Array:
+    """uint8: from `start` (factor 0) to `pixels` (1) and beyond; truncated, not rounded."""
+    return _to_uint8(start + product(pixels - start, factor))
+
+
+def _to_uint8(values: Array) -> Array:
+    return jnp.clip(values, 0.0, 255.0).astype(jnp.uint8)
+
+
+# Operations that look at one pixel: tables.
+
+
+def _tables(operation: Array, images: Array, grey: Array, level: float, corrected: bool) -> Array:
+    """What each value becomes, uint8 `[b, 256, 3]`; under other operations, itself."""
+    counts = count(images)
+    of_image = {"AutoContrast": _auto_contrast(counts), "Equalize": _equalize(counts)}
+    if corrected:
+        of_image["Contrast"] = _contrast(grey, strengths.enhancement(level))
+    fixed = strengths.fixed_tables(level, images.shape[1:3], corrected)
+    fixed = jnp.asarray(fixed)[operation]
+    drawn = [(operation == OPERATIONS.index(name))[:, None, None] for name in of_image]
+    return jnp.select(drawn, list(of_image.values()), fixed[..., None])
+
+
+def _auto_contrast(counts: Array) -> Array:
+    """Stretches each channel to 0..255; a channel of one value stays as it is."""
+    occurs = counts > 0
+    low, high = jnp.argmax(occurs, 1), 255 - jnp.argmax(occurs[:, ::-1], 1)
+    # By reciprocals divided beforehand: not every accelerator's division is exact.
+    scales = np.float32(255) / np.maximum(np.arange(256, dtype=np.float32), 1)
+    scale = jnp.asarray(scales)[high - low][:, None]
+    values = jnp.arange(256.0)[None, :, None]
+    offset = product(low[:, None].astype(jnp.float32), scale)
+    stretched = _to_uint8(product(values, scale) - offset)
+    return jnp.where((high > low)[:, None], stretched, values.astype(jnp.uint8))
+
+
+def _equalize(counts: Array) -> Array:
+    """Spreads the values of each channel so that all occur about equally often."""
+    below = jnp.cumsum(counts, 1) - counts
+    highest = 255 - jnp.argmax((counts > 0)[:, ::-1], 1, keepdims=True)
+    step = jnp.take_along_axis(below, highest, 1) // 255
+    at_least_one = jnp.maximum(step, 1)
+    table = jnp.minimum((below + at_least_one // 2) // at_least_one, 255)
+    values = jnp.arange(256)[None, :, None]
+    return jnp.where(step == 0, values, table * (values > 0)).astype(jnp.uint8)
+
+
+def _contrast(grey: Array, factor: np.float32) -> Array:
+    """Away from the image's mean grey."""
+    mean = grey.mean((1, 2, 3))[:, None, None]
+    return _blend(mean, jnp.arange(256.0)[None, :, None], factor)
+
+
+def _grey(images: Array) -> Array:
+    """Luma, truncated: whole numbers in float32 `[b, h, w, 1]`.
+
+    With the roundings of TensorFlow, which goes through 0..1 and comes back by way of 255.5.
+    """
+    channels = product(images.astype(jnp.float32), np.float32(1 / 255))
+    weighted = product(channels, np.float32([[[[0.2989, 0.587, 0.114]]]]))
+    luma = weighted[..., :1] + weighted[..., 1:2] + weighted[..., 2:]
+    return jnp.floor(luma * np.float32(255.5))
+
+
+# Operations that look around a pixel, or hide it.
+
+
+def _smooth(pixels: Array) -> Array:
+    """The filter [1 1 1; 1 5 1; 1 1 1] / 13, truncated; the border stays. float32 `[b, h, w, c]`.
+
+    Summed in the order of the published runs and by fused multiply-adds, as they did: where the sum
+    is a whole multiple of 13, rounding decides what truncation sees.
+    """
+    height, width = pixels.shape[1:3]
+    padded = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    total = jnp.zeros_like(pixels)
+    for row in range(3):
+        for column in range(3):
+            window = padded[:, row : row + height, column : column + width]
+            total = _fused(total, window, np.float32((5 if row == column == 1 else 1) / 13))
+    inner = np.pad(np.ones((height - 2, width - 2), bool), 1)[None, :, :, None]
+    return jnp.where(inner, jnp.floor(total), pixels)
+
+
+def _fused(total: Array, pixels: Array, weight: np.float32) -> Array:
+    """`total + pixels * weight`, rounded once, whether or not the processor has such a thing.
+
+    The weight in two parts has exact products with pixels; what the first sum rounds away (Knuth's
+    two-sum) and the second product are added together, again exactly.
+    """
+    coarse = np.float32(np.round(weight * 2**12) / 2**12)
+    large, small = pixels * coarse, pixels * (weight - coarse)
+    rounded = total + large
+    added = rounded - total
+    lost = (total - (rounded - added)) + (large - added)
+    return rounded + (lost + small)
+
+
+def _hidden(place: Array, half_side: int, size: tuple[int, int]) -> Array:
+    """Cutout's square of side `2 * half_side` about `place` `[b, 2]`: bool `[b, h, w, 1]`."""
+
+    def near(axis: int) -> Array:
+        offset = jnp.arange(size[axis])[None] - place[:, axis, None].astype(jnp.int32)
+        return (offset >= -half_side) & (offset < half_side)
+
+    return (near(0)[:, :, None] & near(1)[:, None, :])[..., None]

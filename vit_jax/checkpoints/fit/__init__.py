@@ -1,0 +1,1 @@
+"""Fitting the arrays of a checkpoint to a model: which model, which arrays, which shapes."""

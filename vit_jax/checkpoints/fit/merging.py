@@ -1,0 +1,369 @@
+"""Fitting a checkpoint's arrays to a model: every array is accounted for, or it is an error."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from vit_jax import models
+from vit_jax.checkpoints.fit import surgery
+from vit_jax.checkpoints.fit.report import MergeReport
+from vit_jax.checkpoints.fit.target import Target, split_table
+from vit_jax.checkpoints.weights import Weights, backbone_of
+from vit_jax.errors import UserError, nearest
+from vit_jax.models.layers.positions import grid_coordinates, sincos_2d
+
+HEADS = ("auto", "keep", "zero")
+
+CLS = "backbone/cls"
+POSITIONS = "backbone/pos_embed"
+PATCHES = "backbone/patch_embed/kernel"
+HEAD = ("head/kernel", "head/bias")
+HIDDEN = ("head/pre_logits/kernel", "head/pre_logits/bias")
+
+MAX_NAMES = 6
+"""Names that an error lists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How freely a checkpoint is fitted to a model; see `checkpoints.load`."""
+
+    head: str = "auto"
+    interpolation: str = "corners"
+    source_grid: surgery.Grid | None = None
+    initialise: Sequence[str] = ()
+    ignore: Sequence[str] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise UserError(f"head={self.head!r} is not known; {nearest(self.head, HEADS)}")
+        if self.source_grid is not None and not (
+            len(self.source_grid) == 2 and all(type(n) is int and n > 0 for n in self.source_grid)
+        ):
+            given = list(self.source_grid)
+            raise UserError(f"source_grid={given}: write two whole numbers, rows and columns")
+        for pattern in (*self.initialise, *self.ignore):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{pattern!r} is no regular expression: {error}") from error
+
+
+class Merge:
+    """One fitting under way: `arrays` become the model's, and each change is written down.
+
+    Steps for single kinds of array come first and leave the shapes that the model wants; `finish`
+    compares all names and shapes.
+    """
+
+    def __init__(self, weights: Weights, target: Target, options: Options, source: str):
+        self.weights = weights
+        self.target = target
+        self.options = options
+        self.source = source
+        self.arrays = dict(weights.arrays)
+        self.fresh: set[str] = set()
+        self.resized: dict[str, str] = {}
+        self.initialised: list[str] = []
+        self.ignored = list(weights.ignored)
+        self.notes = list(weights.notes)
+
+    def run(self) -> tuple[dict[str, np.ndarray], MergeReport]:
+        """All steps, in order. Raises `UserError` where something stays unexplained."""
+        self.shape_attention()
+        self.check_width()
+        self.fit_patches()
+        self.fit_tokens()
+        self.fit_head()
+        self.leave_other_tasks()
+        self.apply_patterns()
+        return self.finish()
+
+    def error(self, message: str) -> UserError:
+        return UserError(f"{self.source}: {message}")
+
+    def drop(self, name: str, reason: str) -> None:
+        if self.arrays.pop(name, None) is not None:
+            self.ignored.append(f"{name}: {reason}")
+
+    def make(self, name: str, value: np.ndarray | None, origin: str) -> None:
+        """Fills a parameter that the file lacks; `value` None: as training from scratch would."""
+        if value is None:
+            self.fresh.add(name)
+            self.arrays.pop(name, None)
+        else:
+            self.arrays[name] = value.astype(np.float32)
+        self.initialised.append(f"{name}: {origin}")
+
+    def shape_attention(self) -> None:
+        """Splits channels into the model's heads where the file does not tell their number."""
+        for name, array in self.arrays.items():
+            shape = self.target.shapes.get(name)
+            flat_ndim = 2 if name.endswith("/kernel") else 1
+            if shape and "/attn/" in name and array.ndim == flat_ndim < len(shape):
+                merged = (-1, shape[-1]) if "/out/" in name else (shape[0], -1)
+                wanted = np.broadcast_to(0, shape).reshape(merged if flat_ndim == 2 else -1).shape
+                if array.shape == wanted:
+                    self.arrays[name] = array.reshape(shape)
+
+    def check_width(self) -> None:
+        """A checkpoint of another size of model fails here, before a hundred names are listed."""
+        name = "backbone/norm/scale"
+        wanted, found = self.target.shapes.get(name), self.arrays.get(name)
+        if wanted and found is not None and found.ndim == 1 and found.shape != wanted:
+            raise self.error(
+                f"a model of width {found.shape[-1]}, but yours has {wanted[-1]}; build the size "
+                "that the checkpoint was trained with"
+            )
+        depths = [count_blocks(names) for names in (self.arrays, self.target.shapes)]
+        if depths[0] != depths[1]:
+            raise self.error(
+                f"a model of depth {depths[0]}, but yours has {depths[1]}; write depth={depths[0]}"
+            )
+
+    def fit_patches(self) -> None:
+        """Patches of another size, images of another number of channels."""
+        wanted, kernel = self.target.shapes.get(PATCHES), self.arrays.get(PATCHES)
+        if not wanted or kernel is None or kernel.ndim != 4 or kernel.shape == wanted:
+            return
+        if kernel.shape[3] != wanted[3] or "backbone/stem/root/conv/kernel" in self.target.shapes:
+            return  # `finish` reports the mismatch
+        changed = surgery.adapt_channels(kernel, wanted[2])
+        changed = surgery.resize_patches(changed, wanted[:2])
+        self.arrays[PATCHES] = changed
+        self.resized[PATCHES] = f"{list(kernel.shape)} to {list(wanted)}"
+
+    def fit_tokens(self) -> None:
+        """The class token and the positions: see `surgery`."""
+        table = self.arrays.pop(POSITIONS, None)
+        row = patches = None
+        if table is not None:
+            row, patches = self._split(table)
+        row = self._fit_class_token(row)
+        wanted = self.target.shapes.get(POSITIONS)
+        if table is None:
+            return
+        if wanted is None:
+            self._expect_fixed_positions(patches)
+            return
+        if patches.shape[2] != wanted[2]:
+            raise self.error(f"positions {list(table.shape)}, but the model wants {list(wanted)}")
+        new = self._resize_positions(patches)
+        if self.target.class_row:
+            first = np.zeros((1, 1, wanted[2]), np.float32) if row is None else row
+            new = np.concatenate([first, new], axis=1)
+        self.arrays[POSITIONS] = new
+        if new.shape != table.shape and POSITIONS not in self.resized:
+            held = "with" if self.target.class_row else "without"
+            self.resized[POSITIONS] = f"now {held} the class token's row"
+
+    def _split(self, table: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        if table.ndim != 3 or table.shape[0] != 1:
+            raise self.error(f"positions have shape {list(table.shape)}, not [1, tokens, width]")
+        return split_table(
+            self.weights,
+            table,
+            class_token=CLS in self.target.shapes,
+            class_row=self.target.class_row,
+            num_patches=self.target.num_patches,
+        )
+
+    def _fit_class_token(self, row: np.ndarray | None) -> np.ndarray | None:
+        """Makes `cls` what the model wants; returns the row of the table that goes with it."""
+        if CLS not in self.target.shapes:
+            self.drop(CLS, "the model has no class token")
+            if row is not None:
+                self.ignored.append(f"{POSITIONS} row 0: the class token's position")
+            return None
+        if CLS not in self.arrays:
+            if row is None:
+                zeros = np.zeros(self.target.shapes[CLS], np.float32)
+                self.make(CLS, zeros, "zeros; the checkpoint has no class token")
+            else:
+                self.arrays[CLS] = row
+                self.resized[CLS] = "taken from the first row of the positions"
+            return None
+        if row is not None and self.arrays[CLS].shape != row.shape:
+            raise self.error(f"{CLS} is {list(self.arrays[CLS].shape)}, not {list(row.shape)}")
+        if row is not None and not self.target.class_row:
+            self.arrays[CLS] = self.arrays[CLS] + row
+        if row is not None and np.any(row) and not self.target.class_row:
+            self.resized[CLS] = "its position added to it"
+        return row
+
+    def _expect_fixed_positions(self, patches: np.ndarray) -> None:
+        """A table may stand in the file for positions that the model computes."""
+        if not np.any(patches):
+            self.ignored.append(f"{POSITIONS}: zeros, which are no positions")
+            return
+        backbone = backbone_of(self.target.model)
+        position = getattr(backbone, "position", "none")
+        side = surgery.square_side(patches.shape[1])
+        grid = self.weights.grid or (side and (side, side))
+        if position == "sincos2d" and grid and patches.shape[2] % 4 == 0:
+            fixed = sincos_table(grid, patches.shape[2])
+            if np.allclose(patches, fixed, atol=1e-5):
+                self.ignored.append(f"{POSITIONS}: the sin-cos table that the model computes")
+                return
+        raise self.error(
+            f"the checkpoint has learned positions, but the model has position={position!r}; write "
+            "position='learned'"
+        )
+
+    def _resize_positions(self, patches: np.ndarray) -> np.ndarray:
+        new, count = self.target.grid, self.target.num_patches
+        given = self.weights.grid
+        if given and given[0] * given[1] != patches.shape[1]:
+            raise self.error(
+                f"a source grid of {given[0]}x{given[1]} is not {patches.shape[1]} positions"
+            )
+        if new is None:
+            if patches.shape[1] != count:
+                raise self.error(f"{patches.shape[1]} positions, but the model has {count}")
+            return patches
+        try:
+            old = given or surgery.infer_grid(patches.shape[1], new)
+        except UserError as error:
+            raise self.error(str(error)) from error
+        if old != new:
+            how = self.options.interpolation
+            sizes = f"{old[0]}x{old[1]} to {new[0]}x{new[1]}"
+            self.resized[POSITIONS] = f"{sizes}, {how}"
+        return surgery.resize_positions(patches, old, new, self.options.interpolation)
+
+    def fit_head(self) -> None:
+        """Keeps the classifier where it fits and is wanted; else starts it anew, at zero."""
+        target = self.target.shapes
+        if not isinstance(self.target.model, models.Classifier):
+            self._start_other_head()
+            return
+        reason = self._head_misfit()
+        if self.options.head == "keep" and reason:
+            raise self.error(f"the head cannot be kept: {reason}; write head='auto' or 'zero'")
+        if HIDDEN[0] not in target:
+            for name in HIDDEN:
+                self.drop(name, "the model has no representation layer")
+        elif HIDDEN[0] not in self.arrays:
+            for name in HIDDEN:
+                self.make(name, None, "the checkpoint has no representation layer")
+        if self.options.head == "zero" or reason:
+            for name in HEAD:
+                self.drop(name, reason or "head='zero'")
+            kernel = np.zeros(target[HEAD[0]], np.float32)
+            bias = np.full(target[HEAD[1]], self.target.model.head_bias_init, np.float32)
+            self.make(HEAD[0], kernel, "zeros, a new head")
+            self.make(HEAD[1], bias, "head_bias_init, a new head")
+
+    def _start_other_head(self) -> None:
+        """A bare backbone needs no head; that of another task starts as the model makes it."""
+        for name in (*HEAD, *HIDDEN):
+            if name not in self.target.shapes:
+                self.drop(name, "the model has no such head")
+        anew = self.options.head == "zero" and not isinstance(self.target.model, models.TwoTowers)
+        for name in sorted(n for n in self.target.shapes if not n.startswith("backbone/")):
+            if anew:
+                self.make(name, None, "head='zero'")
+            elif name not in self.arrays and self.options.head == "keep":
+                raise self.error(f"the head cannot be kept: there is no {name} in the checkpoint")
+            elif name not in self.arrays:
+                self.make(name, None, "not in the checkpoint")
+
+    def leave_other_tasks(self) -> None:
+        """Of our own checkpoints: decoders and text towers that this model does not have."""
+        kept = ("backbone/", "head")
+        for name in [*self.arrays] if self.weights.ours else ():
+            if name not in self.target.shapes and not name.startswith(kept):
+                self.drop(name, "of another task")
+
+    def _head_misfit(self) -> str:
+        """Why the checkpoint's head means nothing in this model; empty if it does."""
+        target = self.target.shapes
+        if any(name not in self.arrays for name in HEAD):
+            return "the checkpoint has none"
+        if (HIDDEN[0] in self.arrays) != (HIDDEN[0] in target):
+            return "only one of the two has a representation layer before it"
+        classes = self.arrays[HEAD[1]].size
+        if classes != target[HEAD[1]][0]:
+            return f"it has {classes} classes, the model {target[HEAD[1]][0]}"
+        return ""
+
+    def apply_patterns(self) -> None:
+        """What the caller said may be missing or left over."""
+        for name in [*self.arrays]:
+            if name not in self.target.shapes and _any_match(self.options.ignore, name):
+                self.drop(name, "asked for by `ignore`")
+        for name in self.target.shapes:
+            if _any_match(self.options.initialise, name):
+                self.drop(name, "asked for by `initialise`")
+                self.make(name, None, "asked for by `initialise`")
+
+    def finish(self) -> tuple[dict[str, np.ndarray], MergeReport]:
+        """The arrays of the model and the account of them."""
+        target = self.target.shapes
+        unknown = [n for n in self.weights.unknown if not _any_match(self.options.ignore, n)]
+        asked = sorted(set(self.weights.unknown) - set(unknown))
+        self.ignored += [f"{name}: asked for by `ignore`" for name in asked]
+        extra = sorted({*(self.arrays.keys() - target.keys()), *unknown})
+        missing = sorted(target.keys() - self.arrays.keys() - self.fresh)
+        common = sorted(target.keys() & self.arrays.keys())
+        wrong = [
+            f"{name} is {list(self.arrays[name].shape)} and should be {list(target[name])}"
+            for name in common
+            if self.arrays[name].shape != target[name]
+        ]
+        wrong += [
+            f"{name} holds {self.arrays[name].dtype}, not floating-point numbers"
+            for name in common
+            if self.arrays[name].dtype != np.float32
+        ]
+        self._refuse(extra, missing, wrong)
+        made = {line.partition(":")[0] for line in self.initialised}
+        loaded = [name for name in common if name not in self.resized and name not in made]
+        values = self.arrays | self.target.initialise(self.fresh, self.options.seed)
+        report = MergeReport(
+            source=self.source,
+            format=self.weights.format,
+            loaded=tuple(loaded),
+            resized=tuple(f"{name}: {how}" for name, how in self.resized.items()),
+            initialised=tuple(self.initialised),
+            ignored=tuple(self.ignored),
+            notes=tuple(self.notes),
+        )
+        return {name: values[name] for name in target}, report
+
+    def _refuse(self, extra: list[str], missing: list[str], wrong: list[str]) -> None:
+        parts = []
+        if extra:
+            parts.append(f"holds {_listed(extra)}, which the model has no place for")
+        if missing:
+            parts.append(f"lacks {_listed(missing)}")
+        if wrong:
+            parts.append(_listed(wrong))
+        if parts:
+            raise self.error(
+                f"{'; '.join(parts)}. Build the model that the checkpoint was trained as, or name "
+                "what may be left out with ignore= and initialise="
+            )
+
+
+def sincos_table(grid: surgery.Grid, width: int) -> np.ndarray:
+    """The fixed positions of position="sincos2d", `[1, rows * columns, width]`."""
+    return np.asarray(sincos_2d(grid_coordinates(*grid), width))[None]
+
+
+def count_blocks(names: Iterable[str]) -> int:
+    """Depth of the encoder whose parameters are named so."""
+    numbers = {m[1] for n in names if (m := re.match(r"backbone/blocks_(\d+)/", n))}
+    return len(numbers)
+
+
+def _any_match(patterns: Sequence[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

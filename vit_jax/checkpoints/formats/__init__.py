@@ -1,0 +1,1 @@
+"""Checkpoint formats: one file for each, with the names and layouts of another codebase."""

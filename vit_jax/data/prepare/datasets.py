@@ -1,0 +1,235 @@
+"""Finding, preparing, converting, copying and checking TFDS datasets, ours included."""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from vit_jax.data import builders
+from vit_jax.data.host_tensorflow import tf  # Before TFDS, which must not find accelerators.
+from vit_jax.data.prepare import imagenet_tars, shards
+from vit_jax.data.prepare.shards import Tell
+from vit_jax.data.tfrecord import checked_records
+from vit_jax.errors import UserError, nearest
+
+_INFO = "dataset_info.json"
+
+FILE_FORMAT = "array_record"
+"""The format of TFDS that can be read at random."""
+
+
+def find_builder(name: str, data_dir: str = "", *, file_format: str | None = None):
+    """The TFDS builder of `name` (`NAME`, `NAME/CONFIG`, with `:VERSION` if need be).
+
+    Args:
+        name: one of ours (`vit_jax/data/builders`), one of TFDS, or one that is only on disk.
+        data_dir: where prepared datasets are; empty for TFDS's own default.
+        file_format: of a dataset yet to be prepared; None for whichever is on disk.
+    """
+    import tensorflow_datasets as tfds
+
+    short = name.partition(":")[0].partition("/")[0]
+    if short in _own_builders():
+        importlib.import_module(f"{builders.__name__}.{short}")  # Registers it with TFDS.
+    try:
+        kwargs = {"file_format": file_format} if file_format else {}
+        return tfds.builder(name, data_dir=data_dir or None, try_gcs=False, **kwargs)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        known = [*_own_builders(), *tfds.list_builders(with_community_datasets=False)]
+        raise UserError(f"TFDS has no dataset {name!r}; {nearest(short, known)}") from error
+    # A bucket that cannot be reached comes as a RuntimeError or as TensorFlow's own.
+    except (ValueError, AssertionError, RuntimeError, OSError, tf.errors.OpError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"TFDS cannot open the dataset {name!r}: {reason}") from error
+
+
+def is_prepared(builder) -> bool:
+    """Whether the files of a builder's dataset are there, whole."""
+    return (builder.data_path / _INFO).exists()
+
+
+def prepare(name: str, data_dir: str = "", manual_dir: str = "", tell: Tell = print) -> str:
+    """Downloads and writes a dataset for random access; returns the folder it is in.
+
+    Atomic: a dataset is written under another name and renamed at the end, so an interrupted
+    preparation leaves nothing that could be taken for one. Does nothing if it is there. ImageNet,
+    which cannot be downloaded, is built from archives in `manual_dir` (see `imagenet_tars`).
+    """
+    import tensorflow_datasets as tfds
+
+    _check_local(data_dir)
+    builder = find_builder(name, data_dir)
+    _check_local(str(builder.data_path))  # TFDS's default may be a bucket, too.
+    default = Path(builder.data_path).parents[1] / "downloads" / "manual"
+    archives = Path(manual_dir).expanduser() if manual_dir else default
+    if is_prepared(builder):
+        if builder.name == imagenet_tars.NAME:
+            imagenet_tars.refuse_missing_splits(builder, archives)
+        if _is_tfrecord(builder):
+            tell(
+                f"{builder.data_path} is TFRecord, which is read as it is;"
+                " --tfrecord=DIR --data_dir=ANOTHER_DIR converts it"
+            )
+        return str(builder.data_path)
+    builder = find_builder(name, data_dir, file_format=FILE_FORMAT)
+    if builder.name == imagenet_tars.NAME:
+        imagenet_tars.build(builder, archives, tell)
+        return str(builder.data_path)
+    keys = {"manual_dir": manual_dir} if manual_dir else {}
+    try:
+        builder.download_and_prepare(
+            file_format=FILE_FORMAT, download_config=tfds.download.DownloadConfig(**keys)
+        )
+    except AssertionError as error:
+        # How TFDS says that files must be fetched by hand, with where to put them.
+        raise UserError(" ".join(str(error).split())) from error
+    except (OSError, tfds.download.DownloadError) as error:
+        raise UserError(f"dataset {name!r} could not be prepared: {error}") from error
+    return str(builder.data_path)
+
+
+def convert_tfrecord(name: str, source_dir: str, data_dir: str, tell: Tell = print) -> str:
+    """Writes the TFRecord build of a dataset in `source_dir` for random access into `data_dir`.
+
+    Record by record, undecoded, in the same order and as many files; goes on where it was
+    interrupted. Returns the folder.
+    """
+    if not data_dir:
+        raise UserError("prepare: --tfrecord needs --data_dir=DIR, another folder to write to")
+    _check_local(data_dir)
+    if Path(data_dir).expanduser().resolve() == Path(source_dir).expanduser().resolve():
+        raise UserError("prepare: --data_dir must be another folder than that of --tfrecord")
+    source = find_builder(name, source_dir)
+    if not is_prepared(source):
+        raise UserError(f"prepare: --tfrecord={source_dir} holds no dataset {name!r}")
+    if not _is_tfrecord(source):
+        raise UserError(f"{source.data_path} is {source.info.file_format.value}, not TFRecord")
+    target = _target(source, name, data_dir)
+    if is_prepared(target):
+        return str(target.data_path)
+    folder = shards.building_folder(target)
+    lengths = {}
+    for split, info in source.info.splits.items():
+        counts = info.shard_lengths
+        parts = [
+            shards.Part(
+                shards.file_name(target.name, split, number, len(counts)),
+                count,
+                functools.partial(checked_records, str(path)),
+            )
+            for number, (count, path) in enumerate(zip(counts, info.filepaths, strict=True))
+        ]
+        shards.write(parts, folder, lambda line, split=split: tell(f"{split}: {line}"))
+        lengths[split] = counts
+    shards.finish(target, lengths, folder)
+    return str(target.data_path)
+
+
+def _target(source, name: str, data_dir: str):
+    """The builder that writes the dataset of `source` into `data_dir`."""
+    import tensorflow_datasets as tfds
+
+    if not isinstance(source, tfds.core.read_only_builder.ReadOnlyBuilder):
+        return find_builder(name, data_dir, file_format=FILE_FORMAT)
+    # Known only from its files, so these tell what it is; TFDS takes it to be where they are.
+    target = tfds.core.read_only_builder.builder_from_directory(source.data_path)
+    target._data_dir = str(Path(data_dir).expanduser() / source.info.full_name)
+    return target
+
+
+def _check_local(folder: str) -> None:
+    if "://" in folder:
+        raise UserError(
+            f"prepare: --data_dir={folder}: datasets are written to a local disk; prepare there,"
+            " then --copy_to=gs://... brings the dataset to a bucket"
+        )
+
+
+def copy(name: str, data_dir: str, destination: str, tell: Tell = print) -> str:
+    """Copies a prepared dataset to another data_dir, such as `gs://bucket/tfds`.
+
+    Files that are there with the right size are not copied again; `dataset_info.json`, which makes
+    a dataset of them, goes last. Returns the folder.
+    """
+    builder = find_builder(name, data_dir)
+    _require_prepared(builder, name)
+    source = epath.Path(builder.data_path)
+    target = epath.Path(destination) / builder.info.full_name
+    target.mkdir(parents=True, exist_ok=True)
+    files = sorted(source.iterdir(), key=lambda path: (path.name == _INFO, path.name))
+    for number, path in enumerate(files, 1):
+        there = target / path.name
+        if there.exists() and there.stat().length == path.stat().length:
+            continue
+        path.copy(there, overwrite=True)
+        tell(f"{number} of {len(files)} files: {there}")
+    return str(target)
+
+
+def check(name: str, data_dir: str, tell: Tell = print) -> str:
+    """Counts the records of every file and compares checksums where there are some.
+
+    Those that the build noted; and TFRecord has one for every record.
+
+    Raises:
+      UserError: the first file that is missing, short or changed; for ImageNet, other counts than
+        the published ones.
+    """
+    builder = find_builder(name, data_dir)
+    _require_prepared(builder, name)
+    sums = shards.read_checksums(builder.data_path)
+    for split, info in builder.info.splits.items():
+        for instruction in info.file_instructions:
+            _check_file(instruction, sums)
+        tell(f"{split}: {info.num_examples} records in {len(info.shard_lengths)} files")
+        expected = imagenet_tars.COUNTS.get(split) if builder.name == imagenet_tars.NAME else None
+        if expected not in (None, info.num_examples):
+            raise UserError(
+                f"{builder.data_path}: split {split!r} has {info.num_examples} images; ImageNet"
+                f" has {expected}"
+            )
+    compared = sums or _is_tfrecord(builder)
+    tell("checksums agree" if compared else "no checksums were noted when this was written")
+    return str(builder.data_path)
+
+
+def _check_file(instruction: Any, sums: Mapping[str, Mapping[str, Any]]) -> None:
+    path = epath.Path(instruction.filename)
+    if not path.exists():
+        raise UserError(f"{path} is missing; prepare or copy the dataset again")
+    noted = sums.get(path.name)
+    if noted and shards.checksum(path) != noted:
+        raise UserError(f"{path} has changed since it was written; prepare or copy it again")
+    found = _count(path)
+    if found not in (None, instruction.examples_in_shard):
+        raise UserError(f"{path} has {found} of {instruction.examples_in_shard} records")
+
+
+def _count(path: epath.Path) -> int | None:
+    """How many records a file has; None where that cannot be told."""
+    if ".tfrecord" in path.name:
+        return sum(1 for _ in checked_records(str(path)))
+    if ".array_record" in path.name and "://" not in str(path):
+        from array_record.python import array_record_module
+
+        return array_record_module.ArrayRecordReader(str(path)).num_records()
+    return None
+
+
+def _is_tfrecord(builder) -> bool:
+    import tensorflow_datasets as tfds
+
+    return builder.info.file_format is tfds.core.file_adapters.FileFormat.TFRECORD
+
+
+def _require_prepared(builder, name: str) -> None:
+    if not is_prepared(builder):
+        raise UserError(f"dataset {name!r} is not in {builder.data_path}; prepare it first")
+
+
+def _own_builders() -> list[str]:
+    return [m.name for m in pkgutil.iter_modules(builders.__path__) if not m.name.startswith("_")]

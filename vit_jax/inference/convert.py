@@ -1,0 +1,133 @@
+"""`python -m vit_jax convert SRC DST --to=FORMAT`: checkpoints from any format to any other."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+from etils import epath
+
+from vit_jax import checkpoints, models, tasks
+from vit_jax.checkpoints import loading
+from vit_jax.checkpoints.fit.guess import model_of
+from vit_jax.checkpoints.fit.target import image_channels
+from vit_jax.checkpoints.weights import Weights, backbone_of
+from vit_jax.errors import UserError
+from vit_jax.models.hybrid import Hybrid
+from vit_jax.training.workdir import Workdir
+from vit_jax.types import Params
+
+
+def run(
+    src: str,
+    dst: str,
+    to: str,
+    *,
+    model: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+    image_size: int | Sequence[int] | None = None,
+) -> str:
+    """Converts a checkpoint; returns what was done and the call that loads the result.
+
+    Args:
+      src, dst, to: as `checkpoints.load` and `checkpoints.save` take them.
+      model, fields: name and fields of the model, for what the file does not tell; a workdir of
+        ours tells all.
+      image_size: resizes the positions; None keeps them.
+
+    Raises:
+      UserError: the file cannot be read, the model cannot be told, or the format cannot express it.
+        Nothing is made up: a parameter that the file lacks is an error.
+    """
+    weights = loading.read_weights(src)
+    module = _whole_model(src, weights, model, dict(fields or {}))
+    params, report = loading.fit(weights, module, src, image_size=image_size)
+    if report.initialised:
+        raise UserError(
+            f"{src} is not of this model: {report.initialised[0]}; write the fields of the model it"
+            " was trained as"
+        )
+    if len(report.ignored) > len(weights.ignored):
+        raise UserError(
+            f"{src} holds more than this model: {report.ignored[len(weights.ignored)]}; write the"
+            " fields of the model it was trained as"
+        )
+    written = checkpoints.save(params, module, dst, to, image_size=image_size)
+    return f"{report}\n{written}"
+
+
+def open_model(
+    src: str,
+    *,
+    model: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> tuple[nn.Module, Params, tuple[int, int, int]]:
+    """The model that a checkpoint is of, its parameters, and its images (height, width, channels).
+
+    image_size: (height, width); None for the size that the checkpoint's positions are for, or else
+      the size at which `model` is listed.
+
+    Raises:
+      UserError: the file cannot be read, or its model or image size cannot be told.
+    """
+    weights = loading.read_weights(src)
+    module = _model(src, weights, model, dict(fields or {}))
+    size = image_size or _trained_size(src, weights, module, model)
+    params, _ = loading.fit(weights, module, src, image_size=size)
+    return module, params, (*size, image_channels(weights.arrays))
+
+
+def _trained_size(
+    src: str, weights: Weights, module: nn.Module, name: str | None
+) -> tuple[int, int]:
+    table = weights.arrays.get("backbone/pos_embed")
+    patch = getattr(backbone_of(module), "patch_size", None)
+    if isinstance(backbone_of(module), Hybrid) or table is None or not isinstance(patch, int):
+        listed = models.variants()[models.find(name)].input_size if name and ":" not in name else 0
+        if not listed:
+            raise UserError(f"{src} does not tell its image size; write --image-size")
+        return listed, listed
+    if weights.grid:
+        return weights.grid[0] * patch, weights.grid[1] * patch
+    tokens = table.shape[1]
+    side = math.isqrt(tokens)  # A class token's row makes one more than a square.
+    if side * side not in (tokens, tokens - 1):
+        raise UserError(f"{src} has {tokens} positions, no square; write --image-size")
+    return side * patch, side * patch
+
+
+def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
+    """The backbone, with the classifier that the checkpoint may hold."""
+    run = None if name else _run_of(src)
+    if run:
+        head = weights.arrays.get("head/bias")
+        classes = {} if head is None else {"num_classes": head.shape[0]}
+        return models.build(**{**classes, **run.read_config().model.to_dict(), **fields})
+    return model_of(weights, name, **fields)
+
+
+def _whole_model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
+    """As `_model`, but with what the run's task puts around the backbone, if not a classifier."""
+    run = None if name else _run_of(src)
+    if run and not all(array.startswith(("backbone/", "head/")) for array in weights.arrays):
+        config = run.read_config()
+        model = {**config.model.to_dict(), **fields}
+        return tasks.build(config.task.to_dict(), model, run.read_info()).model
+    return _model(src, weights, name, fields)
+
+
+def _run_of(src: str) -> Workdir | None:
+    """The run that a checkpoint lies in."""
+    if "://" in src and not os.fspath(src).startswith(("gs://", "s3://")):
+        return None
+    path = epath.Path(src).expanduser()
+    for folder in (path, path.parent, path.parent.parent):
+        if (
+            path.is_dir()
+            and (folder / "config.json").exists()
+            and (folder / "checkpoints").exists()
+        ):
+            return Workdir.existing(os.fspath(folder))
+    return None

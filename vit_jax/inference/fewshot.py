@@ -1,0 +1,208 @@
+"""How good are frozen features? Least squares on a few examples a class or all, and neighbours.
+
+No training: a model's features of a training and a test split, then closed forms in float64.
+
+Few-shot accuracy by regularised least squares is the measure of Dosovitskiy et al. 2021 (section
+4.1); the numbers are those of big_vision's evaluator (same examples for a seed, same scaling).
+The nearest neighbours vote as in Wu et al. 2018 ("Unsupervised feature learning via non-parametric
+instance discrimination", section 3.4) and Caron et al. 2021 (DINO).
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax import data, tasks
+from vit_jax.errors import UserError
+from vit_jax.inference.features import Embedder, backbone_params
+from vit_jax.training.evaluate import open_split
+from vit_jax.training.run import open_source
+from vit_jax.types import DataInfo
+
+SHOTS = (1, 5, 10, 25)
+SEEDS = (0, 1, 2)
+L2_REGS = (2.0**5, 2.0**10, 2.0**13)
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+
+_BIAS = 100.0
+"""The constant feature; large, so that regularising its weight hardly binds the bias."""
+_EPSILON = 1e-5
+
+# Examples and similarities that are worked on at a time, so that ImageNet fits into memory.
+_CHUNK = 1 << 14
+_SIMILARITIES = 1 << 26
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Features float32 `[n, dim]` of a split, and its labels int `[n]`."""
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+def run(
+    config: ConfigDict,
+    *,
+    shots: Sequence[int] = SHOTS,
+    seeds: Sequence[int] = SEEDS,
+    l2_regs: Sequence[float] = L2_REGS,
+) -> dict[str, float]:
+    """Accuracies of the features of `config.init.checkpoint` on the config's data.
+
+    Examples to learn from are `config.data`'s, preprocessed by `eval_pp`; all of the first of
+    `config.eval.sets` is the test. The head takes no part.
+
+    Returns:
+      `SETNAME/fewshot_N/l2_R` for each number of examples a class that all classes have, mean of
+      the seeds;
+      `SETNAME/linear/l2_R` for all examples; `SETNAME/knn`.
+
+    Raises:
+      UserError: no checkpoint, or no single label an image.
+    """
+    if not config.init.checkpoint:
+        raise UserError("config.init.checkpoint is empty; write whose features to measure")
+    split = open_split(config, next(iter(config.eval.sets)))
+    source = open_source(config.data)
+    info = DataInfo(
+        data.element_spec(source, config.data.eval_pp), source.num_classes, source.class_names
+    )
+    task = tasks.build(config.task, config.model, info)
+    params = backbone_params(task, config.init.checkpoint, config.init.interpolation)
+    embed = Embedder(task, params)
+    train = _features(embed, source, config.data.eval_pp, config)
+    test = _features(embed, split.source, split.pp, config)
+    classes = source.num_classes
+    least = int(np.bincount(train.labels, minlength=classes).min())
+    if max(shots) > least:
+        logging.warning("the smallest class has %d examples: no more shots than that", least)
+    shots = [count for count in shots if count <= least]
+    found = few_shot(train, test, classes, shots=shots, seeds=seeds, l2_regs=l2_regs)
+    found |= {
+        f"linear/l2_{l2:g}": accuracy(scores, test.labels)
+        for l2, scores in least_squares(train, test.features, classes, l2_regs).items()
+    }
+    found["knn"] = accuracy(neighbour_votes(train, test.features, classes), test.labels)
+    return {f"{split.name}/{name}": value for name, value in found.items()}
+
+
+def _features(embed: Embedder, source: data.Source, pp: str, config: ConfigDict) -> Labelled:
+    size = config.eval.batch_size or config.batch_size
+    features, labels = [], []
+    with data.eval_batches(
+        source, batch_size=size, rows=np.arange(size), pp=pp, num_threads=config.data.threads
+    ) as batches:
+        for batch in batches:
+            real = batch["mask"] > 0
+            features.append(embed(batch["image"])[real])
+            labels.append(batch["label"][real])
+    found = Labelled(np.concatenate(features), np.concatenate(labels))
+    if found.labels.ndim != 1:
+        raise UserError(f"{source.fingerprint}: few-shot learning wants one label an image")
+    return found
+
+
+def few_shot(
+    train: Labelled,
+    test: Labelled,
+    num_classes: int,
+    *,
+    shots: Sequence[int] = SHOTS,
+    seeds: Sequence[int] = SEEDS,
+    l2_regs: Sequence[float] = L2_REGS,
+) -> dict[str, float]:
+    """Test accuracy `fewshot_N/l2_R` of least squares on N examples a class, mean of the seeds."""
+    sums: dict[str, float] = {}
+    for count in shots:
+        for seed in seeds:
+            chosen = draw_shots(train.labels, num_classes, count, seed)
+            few = Labelled(train.features[chosen], train.labels[chosen])
+            for l2, scores in least_squares(few, test.features, num_classes, l2_regs).items():
+                name = f"fewshot_{count}/l2_{l2:g}"
+                sums[name] = sums.get(name, 0.0) + accuracy(scores, test.labels)
+    return {name: total / len(seeds) for name, total in sums.items()}
+
+
+def draw_shots(labels: np.ndarray, num_classes: int, count: int, seed: int) -> np.ndarray:
+    """Row numbers of `count` examples of each class, classes ascending.
+
+    Raises:
+      UserError: a class has fewer.
+    """
+    random = np.random.default_rng(seed)
+    chosen = []
+    for label in range(num_classes):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < count:
+            raise UserError(f"{count} examples a class are wanted; class {label} has {len(rows)}")
+        chosen.append(random.permutation(rows)[:count])
+    return np.concatenate(chosen)
+
+
+def least_squares(
+    train: Labelled, features: np.ndarray, num_classes: int, l2_regs: Sequence[float]
+) -> Mapping[float, np.ndarray]:
+    """Scores float64 `[n, classes]` of `features` by ridge regression, for each strength.
+
+    Features are standardised by the training mean and deviation, a constant is appended, and +1 for
+    the label, -1 for the other classes regressed to. One eigendecomposition, of the smaller of
+    the two Gram matrices, serves all strengths.
+    """
+    mean, deviation = train.features.mean(axis=0), train.features.std(axis=0) + _EPSILON
+
+    def prepared(x: np.ndarray) -> np.ndarray:
+        scaled = (np.asarray(x, np.float64) - mean) / deviation
+        return np.pad(scaled, [(0, 0), (0, 1)], constant_values=_BIAS)
+
+    def targets(labels: np.ndarray) -> np.ndarray:
+        return 2.0 * np.eye(num_classes)[labels] - 1.0
+
+    queries = prepared(features)
+    if len(train.features) <= train.features.shape[1]:
+        x = prepared(train.features)
+        values, vectors = np.linalg.eigh(x @ x.T)
+        projected, queries = vectors.T @ targets(train.labels), queries @ (x.T @ vectors)
+    else:
+        gram, cross = 0.0, 0.0
+        for start in range(0, len(train.labels), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            x = prepared(train.features[rows])
+            gram, cross = gram + x.T @ x, cross + x.T @ targets(train.labels[rows])
+        values, vectors = np.linalg.eigh(gram)
+        projected, queries = vectors.T @ cross, queries @ vectors
+    return {l2: queries @ (projected / (values + l2)[:, None]) for l2 in l2_regs}
+
+
+def neighbour_votes(
+    train: Labelled,
+    features: np.ndarray,
+    num_classes: int,
+    *,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> np.ndarray:
+    """Votes `[n, classes]` of the nearest training features, exp(cosine / temperature) each."""
+    known, unknown = (
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        for x in (train.features, features)
+    )
+    neighbours = min(neighbours, len(known))
+    votes = np.zeros((len(unknown), num_classes))
+    chunk = max(1, _SIMILARITIES // len(known))
+    for start in range(0, len(unknown), chunk):
+        cosines = unknown[start : start + chunk] @ known.T
+        nearest = np.argpartition(-cosines, neighbours - 1, axis=1)[:, :neighbours]
+        weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / temperature)
+        rows = start + np.arange(len(cosines))[:, None]
+        np.add.at(votes, (rows, train.labels[nearest]), weights)
+    return votes
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Share of rows whose highest score is the label's."""
+    return float((scores.argmax(axis=1) == labels).mean())

@@ -1,0 +1,114 @@
+"""What turns a backbone's tokens or features into vectors and class scores."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vit_jax.models.layers.basic import Linear, lift, make_norm
+from vit_jax.models.layers.transformer import BlockSpec
+from vit_jax.types import Array, Features
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling (Zhai et al. 2022, "Scaling vision transformers").
+
+    A learned probe attends to all tokens; an MLP with a residual follows. There is no residual
+    around the attention. Parameters: probe `[1, 1, width]`, attn, norm, mlp.
+    """
+
+    spec: BlockSpec
+    train: bool
+
+    @nn.compact
+    def __call__(self, tokens: Array, segments: Array | None = None, num_probes: int = 1) -> Array:
+        """tokens `[batch, tokens, width]` to `[batch, num_probes, width]`.
+
+        segments: int32 `[batch, tokens]`; probe i then sees the tokens of segment i + 1 alone
+          (packed sequences: one copy of the probe an image).
+        """
+        batch, _, width = tokens.shape
+        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), (None, None, "embed"))
+        probe = self.param("probe", init, (1, 1, width), jnp.float32)
+        probe = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, num_probes, width))
+        ids = None
+        if segments is not None:
+            wanted = jnp.broadcast_to(jnp.arange(1, num_probes + 1)[None], (batch, num_probes))
+            ids = (wanted, segments)
+        x = self.spec.make_attention(train=self.train, name="attn")(probe, tokens, segment_ids=ids)
+        y = make_norm(self.spec.norm, name="norm", dtype=self.spec.dtype)(x)
+        return x + self.spec.make_mlp(train=self.train, name="mlp")(y)
+
+
+class ClassHead(nn.Module):
+    """Class scores of a vector, in float32 whatever the backbone computes in.
+
+    Parameters: kernel `[dim, classes]` and bias `[classes]`; `pre_logits` (dense, then tanh) with
+    `representation_size`, the hidden layer that the first ViT paper pre-trained with.
+    """
+
+    num_classes: int
+    representation_size: int | None
+    head_bias_init: float
+    head_zero_init: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.astype(jnp.float32)
+        if self.representation_size:
+            pre_logits = Linear(
+                (self.representation_size,),
+                ("embed", None),
+                kernel_init=nn.initializers.lecun_normal(),
+                name="pre_logits",
+            )
+            x = jnp.tanh(pre_logits(x))
+        init = nn.initializers.zeros if self.head_zero_init else nn.initializers.lecun_normal()
+        kernel_init = nn.with_logical_partitioning(init, ("embed", "classes"))
+        bias_init = nn.with_logical_partitioning(
+            nn.initializers.constant(self.head_bias_init), ("classes",)
+        )
+        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.num_classes), jnp.float32)
+        bias = self.param("bias", bias_init, (self.num_classes,), jnp.float32)
+        return x @ kernel + lift(bias, x.ndim)
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear head on its pooled features.
+
+    Attributes:
+      num_classes: length of the logits.
+      representation_size: width of a hidden tanh layer before them, or None.
+      head_bias_init: initial bias; about -log(classes) starts sigmoid losses low (-10 is usual).
+      head_zero_init: start the head's kernel at zero, so that training starts from equal logits and
+        a pre-trained backbone is not disturbed by a random head.
+    """
+
+    backbone: nn.Module
+    num_classes: int
+    representation_size: int | None = None
+    head_bias_init: float = 0.0
+    head_zero_init: bool = True
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> Array | tuple[Array, Array]:
+        """images `[batch, height, width, channels]` to float32 logits `[batch, classes]`.
+
+        A backbone built without pooling gives logits for every place, `[batch, h, w, classes]`. One
+        with a distillation token has a head for each of its two tokens: in training both logits
+        are returned, (class token's, distillation token's), otherwise their mean (DeiT, section 4).
+        """
+        features: Features = self.backbone(images, train=train)
+        logits = self._head("head")(features.grid if features.pooled is None else features.pooled)
+        if features.distill is None:
+            return logits
+        distilled = self._head("head_distill")(features.distill)
+        return (logits, distilled) if train else (logits + distilled) / 2
+
+    @nn.nowrap
+    def _head(self, name: str) -> ClassHead:
+        return ClassHead(
+            self.num_classes,
+            self.representation_size,
+            self.head_bias_init,
+            self.head_zero_init,
+            name=name,
+        )

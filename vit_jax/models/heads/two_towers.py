@@ -1,0 +1,88 @@
+"""An image and a text backbone whose vectors can be compared."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.layers.basic import Linear
+from vit_jax.types import Array, Features
+
+
+class Compared(NamedTuple):
+    """What two towers say of images and texts.
+
+    image, text: float32 unit vectors `[batch, dim]`; None of what was not given.
+    scale, bias: a pair's logit is `scale * image·text + bias`.
+    """
+
+    image: Array | None
+    text: Array | None
+    scale: Array
+    bias: Array
+
+    def logits(self, images: Array, texts: Array) -> Array:
+        """Those of all pairs `[images, texts]`; rounded less than a chip's products are."""
+        products = jnp.einsum("id,td->it", images, texts, precision="highest")
+        return self.scale * products + self.bias
+
+
+class TwoTowers(nn.Module):
+    """Two towers (Radford et al. 2021, CLIP; Zhai et al. 2022, LiT; 2023, SigLIP).
+
+    backbone/                       the image tower
+    text/                           the text tower
+    image_proj/, text_proj/         {kernel `[width, dim]`, bias}
+    log_scale `[1]`, bias `[1]`     the second only where `bias_init` is given
+
+    Attributes:
+      backbone, text: the towers. dim: of the vectors.
+      project_image: False takes the image tower's own vector, which must have `dim` numbers.
+      text_length: tokens of a text, for which the parameters are made.
+      scale_init: by how much products are multiplied at first.
+      bias_init: added to them at first; None for no bias.
+    """
+
+    backbone: nn.Module
+    text: nn.Module
+    dim: int
+    text_length: int
+    project_image: bool = True
+    scale_init: float = 10.0
+    bias_init: float | None = None
+
+    @nn.compact
+    def __call__(
+        self, images: Array | None = None, tokens: Array | None = None, *, train: bool = False
+    ) -> Compared:
+        """images `[batch, h, w, channels]`, tokens int32 `[batch, text_length]`, or one of them.
+
+        Initialised with images alone, all parameters are made.
+        """
+        if tokens is None and self.is_initializing():
+            tokens = jnp.zeros((1, self.text_length), jnp.int32)
+        image = text = None
+        if images is not None:
+            image = self._unit(self.backbone(images, train=train), "image_proj", self.project_image)
+        if tokens is not None:
+            text = self._unit(self.text(tokens, train=train), "text_proj", True)
+        scale = jnp.exp(self._number("log_scale", jnp.log(self.scale_init)))
+        no_bias = self.bias_init is None
+        bias = jnp.float32(0) if no_bias else self._number("bias", self.bias_init)
+        return Compared(image, text, scale, bias)
+
+    @nn.nowrap
+    def _unit(self, features: Features, name: str, project: bool) -> Array:
+        """Vectors of length one; one that is zero stays so."""
+        x = features.grid.mean((1, 2)) if features.pooled is None else features.pooled
+        x = x.astype(jnp.float32)
+        if project:
+            init = nn.initializers.lecun_normal()
+            x = Linear((self.dim,), ("embed", None), kernel_init=init, name=name)(x)
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-16))
+
+    @nn.nowrap
+    def _number(self, name: str, value: float) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.constant(value), (None,))
+        return self.param(name, init, (1,), jnp.float32)[0]

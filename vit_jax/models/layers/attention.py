@@ -1,0 +1,347 @@
+"""Multi-head attention, and the one place where a kernel is chosen for the machine at hand.
+
+Every implementation computes the same numbers (to rounding): logits and softmax in float32, of
+queries scaled by 1/sqrt(head_dim). Only the explicit one can return the weights or drop some.
+
+Logits have no soft cap: `qk_norm` bounds them already, no released ViT was trained with a cap, and
+cuDNN's kernel as JAX offers it takes none.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from vit_jax.errors import UserError
+from vit_jax.models.layers.basic import Linear, check_least, make_norm
+from vit_jax.models.layers.positions import MixedFrequencies, rotate
+from vit_jax.models.layers.windows import Windows
+from vit_jax.types import Array
+
+IMPLEMENTATIONS = ("auto", "xla", "heads_first", "cudnn", "splash")
+
+# Splash attention works on tiles of 128 lanes; sequences are padded up to it.
+SPLASH_TILE = 128
+SPLASH_BLOCK = 512
+
+SegmentIds = tuple[Array, Array]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `[batch, queries, embed]` to `[batch, keys, embed]`.
+
+    Parameters: query, key, value `[width, heads, head_dim]` and out `[heads, head_dim, width]`, all
+    with biases; `query_norm` and `key_norm` over head_dim with `qk_norm` (Dehghani et al. 2023,
+    ViT-22B); `rope_frequencies` with rope="mixed".
+
+    The weights `[batch, heads, queries, keys]` are sown as intermediates/attention when the caller
+    makes that collection mutable; they are then computed explicitly, whatever `implementation` is.
+    """
+
+    num_heads: int
+    head_dim: int
+    dtype: DTypeLike
+    implementation: str = "auto"
+    norm: str = "layernorm"
+    qk_norm: bool = False
+    rope: str | None = None
+    dropout: float = 0.0
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        keys: Array | None = None,
+        *,
+        rope: Array | None = None,
+        segment_ids: SegmentIds | None = None,
+        windows: Windows | None = None,
+    ) -> Array:
+        """Attends from `x` to `keys` (to itself when None).
+
+        rope: rotation angles `[(batch,) tokens, 1, head_dim / 2]`, or for mixed frequencies the
+          coordinates `[(batch,) tokens, 2]`.
+        segment_ids: int32 `[batch, queries]` and `[batch, keys]`; a query sees the keys whose id is
+          its own.
+        windows: tokens see those of their own window alone. Not together with segment_ids.
+        """
+        keys = x if keys is None else keys
+        query = self._project("query", x)
+        key = self._project("key", keys)
+        value = self._project("value", keys)
+        if self.qk_norm:
+            # No bias: softmax would not see the key's, and ViT-22B has none.
+            over_head = partial(
+                make_norm, self.norm, dtype=self.dtype, axis="head_dim", use_bias=False
+            )
+            query = over_head(name="query_norm")(query)
+            key = over_head(name="key_norm")(key)
+        if rope is not None:
+            if self.rope == "mixed":
+                rope = MixedFrequencies(self.num_heads, self.head_dim, name="rope")(rope)
+            query, key = rotate(query, rope), rotate(key, rope)
+        if windows is None:
+            y = self._attend(query, key, value, segment_ids)
+        else:
+            apart = windows.segment_ids(len(x))
+            y = windows.join(self._attend(*map(windows.split, (query, key, value)), apart, windows))
+        y = nn.with_logical_constraint(y, ("batch", "tokens", "heads", "head_dim"))
+        out_axes = ("heads", "head_dim", "embed")
+        return Linear((x.shape[-1],), out_axes, num_in=2, dtype=self.dtype, name="out")(y)
+
+    @nn.nowrap
+    def _project(self, name: str, x: Array) -> Array:
+        features, axes = (self.num_heads, self.head_dim), ("embed", "heads", "head_dim")
+        y = Linear(features, axes, dtype=self.dtype, name=name)(x)
+        return nn.with_logical_constraint(y, ("batch", "tokens", "heads", "head_dim"))
+
+    @nn.nowrap
+    def _attend(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        segment_ids: SegmentIds | None,
+        windows: Windows | None = None,
+    ) -> Array:
+        asked_for = self.is_mutable_collection("intermediates") and not self.is_initializing()
+        dropping = self.train and self.dropout > 0.0
+        if not asked_for and not dropping:
+            return attend(query, key, value, segment_ids, implementation=self.implementation)
+        weights = attention_weights(query, key, segment_ids)
+        if asked_for:
+            self.sow("intermediates", "attention", windows.whole(weights) if windows else weights)
+        weights = nn.Dropout(self.dropout, deterministic=not self.train)(weights)
+        return weighted_sum(weights, value)
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    segment_ids: SegmentIds | None = None,
+    *,
+    implementation: str = "auto",
+) -> Array:
+    """Softmax attention of query `[b, q, h, d]` to key and value `[b, k, h, d]`.
+
+    implementation: `xla` is explicit; `heads_first` the same for CPUs, with an order of axes and a
+      backward pass of its own; `cudnn` is the fused kernel of NVIDIA GPUs (float16 or bfloat16);
+      `splash` the Pallas kernel of TPUs, interpreted elsewhere; `auto` takes cudnn where it runs,
+      else xla. ViT sequences are short enough that XLA's own fusion serves TPUs well.
+
+    Returns `[b, q, h, d]` in the values' dtype.
+    """
+    if implementation == "auto":
+        runs = _cudnn_runs(query) and _cudnn_masks(query, key, segment_ids)
+        implementation = "cudnn" if runs else "xla"
+    if implementation == "cudnn":
+        if not _cudnn_runs(query):
+            raise UserError(
+                "attention='cudnn' needs an NVIDIA GPU, dtype bfloat16 or float16, and heads whose "
+                "width is a multiple of 8 up to 128; write attention='auto'"
+            )
+        if not _cudnn_masks(query, key, segment_ids):
+            raise UserError(
+                f"attention='cudnn' cannot train where {query.shape[1]} tokens see a part of"
+                f" {key.shape[1]}: a masked length must be even; write attention='auto'"
+            )
+        mask = None if segment_ids is None else _same_segment(segment_ids)
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+    if implementation == "splash":
+        return _splash(query, key, value, segment_ids)
+    if implementation == "heads_first":
+        return _heads_first(query, key, value, segment_ids)
+    return weighted_sum(attention_weights(query, key, segment_ids), value)
+
+
+def attention_weights(query: Array, key: Array, segment_ids: SegmentIds | None = None) -> Array:
+    """Softmax weights, float32 `[b, h, q, k]`. Every query must have a key of its own segment."""
+    # The query is smaller than the logits, and cheaper to scale.
+    query = query / math.sqrt(query.shape[-1])
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    return _softmax(logits, segment_ids)
+
+
+def weighted_sum(weights: Array, value: Array) -> Array:
+    """`[b, h, q, k]` weights of `[b, k, h, d]` values: `[b, q, h, d]` in the values' dtype."""
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+
+
+def _softmax(logits: Array, segment_ids: SegmentIds | None) -> Array:
+    """Of `[b, h, q, k]` over the keys of the query's own segment."""
+    if segment_ids is not None:
+        logits = jnp.where(_same_segment(segment_ids), logits, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def _same_segment(segment_ids: SegmentIds) -> Array:
+    queries, keys = segment_ids
+    return queries[:, None, :, None] == keys[:, None, None, :]
+
+
+def _heads_first(query: Array, key: Array, value: Array, segment_ids: SegmentIds | None) -> Array:
+    query = query / math.sqrt(query.shape[-1])
+    swapped = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(_of_heads(*swapped, segment_ids), 1, 2)
+
+
+@jax.custom_vjp
+def _of_heads(query: Array, key: Array, value: Array, segment_ids: SegmentIds | None) -> Array:
+    """Attention of scaled queries `[b, h, q, d]` to keys and values `[b, h, k, d]`: `[b, h, q, d]`.
+
+    From `xla`, the weighted sum and its gradients come with the last two axes the other way round,
+    and the backward pass reads the weights once more.
+    """
+    return _of_heads_forward(query, key, value, segment_ids)[0]
+
+
+def _of_heads_forward(
+    query: Array, key: Array, value: Array, segment_ids: SegmentIds | None
+) -> tuple[Array, tuple]:
+    weights = _softmax(_product(query, key, 3, 3), segment_ids)
+    y = _product(weights.astype(value.dtype), value, 3, 2).astype(value.dtype)
+    return y, (query, key, value, weights, y)
+
+
+def _of_heads_backward(kept: tuple, dy: Array) -> tuple[Array | None, ...]:
+    query, key, value, weights, y = kept
+    dvalue = _product(weights.astype(dy.dtype), dy, 2, 2)
+    dweights = _product(dy, value, 3, 3)
+    # Softmax wants the sum of weights * dweights, which is that of y * dy: far fewer numbers
+    # (Dao et al. 2022, FlashAttention, appendix B.2).
+    total = jnp.sum(y.astype(jnp.float32) * dy, axis=-1, keepdims=True)
+    dlogits = (weights * (dweights - total)).astype(key.dtype)
+    dquery, dkey = _product(dlogits, key, 3, 2), _product(dlogits, query, 2, 2)
+    return dquery.astype(query.dtype), dkey.astype(key.dtype), dvalue.astype(value.dtype), None
+
+
+_of_heads.defvjp(_of_heads_forward, _of_heads_backward)
+
+
+def _product(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
+    """Summed over one axis each of `[b, h, …]`, in float32."""
+    dimensions = (((left_axis,), (right_axis,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+
+
+def _cudnn_runs(query: Array) -> bool:
+    """Whether the fused GPU kernel takes this query: half precision, head_dim in 8s up to 128."""
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    head_dim = query.shape[-1]
+    return jax.default_backend() == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128
+
+
+def _cudnn_masks(query: Array, key: Array, segment_ids: SegmentIds | None) -> bool:
+    """Whether these lengths can be masked: a mask is a bias there, whose gradient wants them even.
+
+    That of training; what is run here for inference alone is not worth another rule.
+    """
+    return segment_ids is None or (query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0)
+
+
+def _splash(query: Array, key: Array, value: Array, segment_ids: SegmentIds | None) -> Array:
+    """Splash attention, a call per shard of the mesh: XLA cannot partition a Pallas kernel."""
+    num_queries = query.shape[1]
+    if segment_ids is None:
+        segment_ids = tuple(jnp.zeros(x.shape[:2], jnp.int32) for x in (query, key))
+    # Softmax in the kernel is over plain products: the scale goes in with the query.
+    query = query / math.sqrt(query.shape[-1])
+    query, key, value = (_pad_tokens(x, 0) for x in (query, key, value))
+    # -1 is nobody's segment, so padding is seen by padding alone.
+    query_ids, key_ids = (_pad_tokens(ids, -1) for ids in segment_ids)
+    kernel = _splash_on_one_shard
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        tokens = _dividing(("batch", None, "heads", None), query.shape, mesh)
+        ids = _dividing(("batch", None), query_ids.shape, mesh)
+        kernel = jax.shard_map(
+            kernel,
+            mesh=mesh,
+            in_specs=(tokens, tokens, tokens, ids, ids),
+            out_specs=tokens,
+            check_vma=False,
+        )
+    return kernel(query, key, value, query_ids, key_ids)[:, :num_queries]
+
+
+def _dividing(
+    names: Sequence[str | None], shape: Sequence[int], mesh: jax.sharding.AbstractMesh
+) -> P:
+    """The mesh axes of logical names, without those that do not divide their dimension."""
+
+    def ways(axes: str | tuple[str, ...]) -> int:
+        return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+
+    spec = nn.logical_to_mesh_axes(names)
+    split = (
+        axes if axes and n % ways(axes) == 0 else None for axes, n in zip(spec, shape, strict=True)
+    )
+    return P(*split)
+
+
+def _pad_tokens(x: Array, value: int) -> Array:
+    missing = -x.shape[1] % SPLASH_TILE
+    widths = [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _splash_on_one_shard(
+    query: Array, key: Array, value: Array, query_ids: Array, key_ids: Array
+) -> Array:
+    # Imported here: Pallas takes a second to load and few runs use it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    num_queries, num_heads = query.shape[1:3]
+    num_keys = key.shape[1]
+    mask = splash.MultiHeadMask([splash.FullMask((num_queries, num_keys))] * num_heads)
+    block_q, block_kv = (_largest_block(n) for n in (num_queries, num_keys))
+    sizes = splash.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_kv_compute=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_kv_dkv_compute=block_kv,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
+    )
+
+    def run(interpret: bool, query: Array, key: Array, value: Array, *ids: Array) -> Array:
+        kernel = splash.make_splash_mha(
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+        return jax.vmap(kernel)(query, key, value, segment_ids=splash.SegmentIds(*ids))
+
+    # By the platform compiled for, not the one at hand: a CPU may be compiling for a TPU.
+    heads_first = partial(jnp.swapaxes, axis1=1, axis2=2)
+    y = jax.lax.platform_dependent(
+        *map(heads_first, (query, key, value)),
+        query_ids,
+        key_ids,
+        tpu=partial(run, False),
+        default=partial(run, True),
+    )
+    return heads_first(y).astype(value.dtype)
+
+
+def _largest_block(length: int) -> int:
+    """The largest multiple of the tile, up to `SPLASH_BLOCK`, that divides a padded length."""
+    blocks = range(SPLASH_TILE, SPLASH_BLOCK + 1, SPLASH_TILE)
+    return max(block for block in blocks if length % block == 0)
+
+
+def check_heads(width: int, num_heads: int) -> int:
+    """The width of one head; raises `UserError` when heads do not divide the width."""
+    check_least(1, width=width, num_heads=num_heads)
+    if width % num_heads:
+        raise UserError(
+            f"width={width} cannot be cut into num_heads={num_heads}; write a divisor of {width}"
+        )
+    return width // num_heads

@@ -1,0 +1,258 @@
+"""The parts every model is put together from: projections, norms, MLPs, patches, drop path.
+
+Parameters are float32 and carry logical axis names (listed in `vit_jax.models`); computation runs
+in `dtype`. What a module returns has the dtype it computed in, unless its docstring says otherwise.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from vit_jax.errors import UserError, nearest
+from vit_jax.models.layers.resize import resize_patch_kernel
+from vit_jax.types import Array
+
+Initializer = Callable[..., Array]
+
+NORM_EPSILON = 1e-6
+
+
+def check_choice(what: str, value: str, valid: Sequence[str]) -> None:
+    """Raises `UserError` unless `value` is one of `valid`."""
+    if value not in valid:
+        raise UserError(f"{what}={value!r} is not known; {nearest(str(value), valid)}")
+
+
+def check_rate(what: str, value: float) -> None:
+    """Raises `UserError` unless `value` is a probability below 1."""
+    if not 0.0 <= value < 1.0:
+        raise UserError(f"{what}={value} is not a rate; write a number from 0 to below 1")
+
+
+def check_least(least: int, **values: int) -> None:
+    """Raises `UserError` unless each of `values` is at least `least`."""
+    for what, value in values.items():
+        if value < least:
+            raise UserError(f"{what}={value}: write {least} or more")
+
+
+def check_patch(patch_size: int | Sequence[int]) -> None:
+    """Raises `UserError` unless `patch_size` is one positive side or two."""
+    sides = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise UserError(f"patch_size={patch_size!r}: write pixels, 1 or more, or (height, width)")
+
+
+def float_dtype(what: str, value: DTypeLike) -> jnp.dtype:
+    """`value`, a dtype or its name, as a floating-point dtype. Raises `UserError`."""
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"{what}={value!r} is not a floating-point type; write float32 or bfloat16")
+    return dtype
+
+
+def flattened(init: Initializer, num_in: int) -> Initializer:
+    """`init` on a matrix, reshaped, so that fan-in and fan-out count whole groups of axes.
+
+    The first `num_in` axes of the shape are inputs, the others outputs.
+    """
+
+    def init_flat(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
+        matrix = (math.prod(shape[:num_in]), math.prod(shape[num_in:]))
+        return init(key, matrix, dtype).reshape(shape)
+
+    return init_flat
+
+
+def lift(x: Array, ndim: int) -> Array:
+    """`x` with leading axes of size 1 up to `ndim`, spelling out what broadcasting would guess."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
+class Linear(nn.Module):
+    """An affine map from the last `num_in` axes of its input to `features` new last axes.
+
+    Attributes:
+      features: sizes of the new axes.
+      axes: logical names of the kernel's axes, inputs first.
+      num_in: how many trailing axes of the input are contracted.
+    """
+
+    features: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    num_in: int = 1
+    dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel_init = nn.with_logical_partitioning(
+            flattened(self.kernel_init, self.num_in), self.axes
+        )
+        bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[self.num_in :])
+        inputs = x.shape[x.ndim - self.num_in :]
+        kernel = self.param("kernel", kernel_init, (*inputs, *self.features), jnp.float32)
+        bias = self.param("bias", bias_init, self.features, jnp.float32)
+        contracted = tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in))
+        y = jax.lax.dot_general(
+            x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ()))
+        )
+        return y + lift(bias.astype(self.dtype), y.ndim)
+
+
+NORMS = ("layernorm", "rmsnorm")
+
+
+def make_norm(
+    kind: str,
+    *,
+    name: str,
+    dtype: DTypeLike,
+    axis: str = "embed",
+    use_bias: bool = True,
+    epsilon: float = NORM_EPSILON,
+) -> nn.Module:
+    """A norm over the last axis, statistics in float32. `axis` is the scale's logical name."""
+    ones = nn.with_logical_partitioning(nn.initializers.ones, (axis,))
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
+    if kind == "rmsnorm":
+        return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=ones, name=name)
+    return nn.LayerNorm(
+        epsilon=epsilon,
+        dtype=dtype,
+        use_bias=use_bias,
+        scale_init=ones,
+        bias_init=zeros,
+        name=name,
+    )
+
+
+MLPS = ("gelu", "swiglu")
+
+
+class Mlp(nn.Module):
+    """The block's MLP, `[batch, tokens, embed]` to the same shape.
+
+    `gelu`: dense1, tanh-approximated GELU, dense2. `swiglu` (Shazeer 2020, "GLU variants improve
+    Transformer"): dense2(silu(gate(x)) * dense1(x)); three matrices, so that people shrink
+    `mlp_dim` by 2/3 to keep the parameter count.
+    """
+
+    mlp_dim: int
+    kind: str
+    dropout: float
+    train: bool
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        tiny_normal = nn.initializers.normal(stddev=1e-6)
+
+        def dense(features: int, axes: tuple[str, str], name: str) -> Linear:
+            return Linear((features,), axes, dtype=self.dtype, bias_init=tiny_normal, name=name)
+
+        hidden = dense(self.mlp_dim, ("embed", "mlp"), "dense1")(x)
+        if self.kind == "swiglu":
+            hidden = nn.silu(dense(self.mlp_dim, ("embed", "mlp"), "gate")(x)) * hidden
+        else:
+            hidden = nn.gelu(hidden, approximate=True)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "tokens", "mlp"))
+        hidden = nn.Dropout(self.dropout, deterministic=not self.train)(hidden)
+        y = dense(x.shape[-1], ("mlp", "embed"), "dense2")(hidden)
+        return nn.Dropout(self.dropout, deterministic=not self.train)(y)
+
+
+def drop_path(x: Array, rate: Array | float, key: Array) -> Array:
+    """Stochastic depth (Huang et al. 2016): zeroes whole examples of a residual branch.
+
+    x: `[batch, ...]`. Kept examples are divided by the probability of keeping, so that the
+    expectation is unchanged. `rate` may be traced: it differs between scanned layers.
+    """
+    keep = 1.0 - jnp.asarray(rate, jnp.float32)
+    kept = jax.random.bernoulli(key, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+def layer_scale(module: nn.Module, name: str, x: Array, init: float) -> Array:
+    """Multiplies channels by a learned scale `name` of `module` (Touvron et al. 2021, CaiT)."""
+    scale_init = nn.with_logical_partitioning(nn.initializers.constant(init), ("embed",))
+    scale = module.param(name, scale_init, (x.shape[-1],), jnp.float32)
+    return x * lift(scale.astype(x.dtype), x.ndim)
+
+
+def stored_shape(module: nn.Module, name: str) -> tuple[int, ...] | None:
+    """Shape of a parameter that the caller of `apply` handed in; None while initialising."""
+    if not module.has_variable("params", name):
+        return None
+    value = module.get_variable("params", name)
+    return (value.value if isinstance(value, nn.LogicallyPartitioned) else value).shape
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """`16` or `(16, 16)` as (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def cut_patches(images: Array, patch: tuple[int, int]) -> Array:
+    """`[b, H, W, c]` as `[b, H // ph, W // pw, ph * pw * c]`; pixels beyond are dropped."""
+    ph, pw = patch
+    batch, height, width, channels = images.shape
+    rows, columns = height // ph, width // pw
+    if not rows or not columns:
+        raise UserError(
+            f"images of {height}x{width} are smaller than one patch of {ph}x{pw}; "
+            "write a smaller patch_size or a larger image size"
+        )
+    x = images[:, : rows * ph, : columns * pw]
+    x = x.reshape(batch, rows, ph, columns, pw, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows, columns, ph * pw * channels)
+
+
+def token_stride(backbone: nn.Module) -> tuple[int, int] | None:
+    """Pixels from one token to the next, down and across; None for what does not cut patches."""
+    patch = getattr(backbone, "patch_size", None)
+    if patch is None:
+        return None
+    stem = getattr(backbone, "stem_stride", 1)
+    height, width = pair(patch)
+    return stem * height, stem * width
+
+
+class PatchEmbed(nn.Module):
+    """A convolution whose stride is its kernel, written as one matrix product of flattened patches.
+
+    The kernel keeps the convolution's layout, `[ph, pw, channels, width]`. `kept_patch` is the size
+    of patch it is kept for, where that differs from the patches it meets.
+    """
+
+    patch: tuple[int, int]
+    channels: int
+    width: int
+    dtype: DTypeLike
+    kept_patch: tuple[int, int] | None = None
+
+    @nn.compact
+    def __call__(self, patches: Array) -> Array:
+        """patches: `[..., ph * pw * channels]`, as `cut_patches` gives; returns `[..., width]`."""
+        axes = ("patch_h", "patch_w", "channels", "embed")
+        kernel_init = flattened(nn.initializers.lecun_normal(), num_in=3)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(kernel_init, axes),
+            (*(self.kept_patch or self.patch), self.channels, self.width),
+            jnp.float32,
+        )
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        bias = self.param("bias", bias_init, (self.width,), jnp.float32)
+        kernel = resize_patch_kernel(kernel, self.patch)
+        matrix = kernel.reshape(-1, self.width).astype(self.dtype)
+        return patches.astype(self.dtype) @ matrix + lift(bias.astype(self.dtype), patches.ndim)

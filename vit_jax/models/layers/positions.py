@@ -1,0 +1,114 @@
+"""Where a token is: grid coordinates, sin-cos tables, and rotary embeddings in two dimensions.
+
+Coordinates are (row, column) pairs, float32, so that packed sequences and non-square grids need no
+special case. Tokens without a place (class token, registers) are not turned.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError
+from vit_jax.models.layers.basic import lift
+from vit_jax.types import Array
+
+POSITIONS = ("learned", "sincos2d", "rope", "rope_dinov3", "rope_mixed", "none")
+
+ROPE_BASE = 100.0  # of the axial and the DINOv3 form alike
+MIXED_ROPE_BASE = 10.0
+
+
+def grid_coordinates(rows: int, columns: int) -> Array:
+    """(row, column) of every cell of a grid, row by row: float32 `[rows * columns, 2]`."""
+    row, column = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
+    return jnp.stack([row, column], axis=-1).reshape(-1, 2).astype(jnp.float32)
+
+
+def sincos_2d(coordinates: Array, width: int, max_wavelength: float = 10_000.0) -> Array:
+    """Sin-cos embedding of `[..., 2]` coordinates: `[..., width]` (Chen et al. 2021, MoCo v3).
+
+    The first half of the channels holds the column (sines, then cosines), the second half the row.
+    Frequencies run geometrically from 1 to 1 / max_wavelength, both included.
+    """
+    exponents = jnp.linspace(0.0, 1.0, width // 4)
+    frequencies = lift(max_wavelength**-exponents, coordinates.ndim)
+    row, column = jnp.split(coordinates, 2, axis=-1)
+    parts = [f(place * frequencies) for place in (column, row) for f in (jnp.sin, jnp.cos)]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def rope_angles(kind: str, coordinates: Array, grid: Array, head_dim: int) -> Array:
+    """Rotation angles of axial rotary embeddings, `[..., tokens, 1, head_dim / 2]`.
+
+    Half of the pairs of channels turn with the row, half with the column.
+
+    kind: "axial" turns by the cell's index (Heo et al. 2024, RoPE-ViT); "dinov3" by its centre's
+      place in an image that spans -1..1 both ways, a full turn per unit at the highest frequency
+      (Siméoni et al. 2025, DINOv3).
+    coordinates: `[..., tokens, 2]`. grid: (rows, columns) of the image, broadcastable to it.
+    """
+    pairs = head_dim // 4
+    if kind == "dinov3":
+        grid = lift(grid, coordinates.ndim)
+        coordinates = (2.0 * (coordinates + 0.5) / grid - 1.0) * (2 * math.pi)
+    frequencies = ROPE_BASE ** -(jnp.arange(pairs) / pairs)
+    angles = coordinates[..., None] * lift(
+        frequencies, coordinates.ndim + 1
+    )  # [..., tokens, 2, pairs]
+    return angles.reshape(*coordinates.shape[:-1], 1, 2 * pairs)
+
+
+class MixedFrequencies(nn.Module):
+    """Learned directions of rotation, one set a head (Heo et al. 2024, "mixed" RoPE).
+
+    Parameter: `frequencies` `[2, heads, head_dim / 2]` (row, column), started as the axial
+    frequencies turned by a random angle in every head.
+    """
+
+    num_heads: int
+    head_dim: int
+
+    @nn.compact
+    def __call__(self, coordinates: Array) -> Array:
+        """coordinates `[..., tokens, 2]` to angles `[..., tokens, heads, head_dim / 2]`."""
+        axes = (None, "heads", "head_dim")
+        init = nn.with_logical_partitioning(self._init, axes)
+        shape = (2, self.num_heads, self.head_dim // 2)
+        frequencies = self.param("frequencies", init, shape, jnp.float32)
+        return jnp.einsum("...tc,chf->...thf", coordinates, frequencies)
+
+    @nn.nowrap
+    def _init(self, key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        _, heads, half = shape
+        magnitude = MIXED_ROPE_BASE ** -(jnp.arange(half // 2) / (half // 2))
+        turn = jax.random.uniform(key, (heads, 1), maxval=2 * math.pi)
+        # Two orthogonal directions a head, as rows and columns are in the axial form.
+        direction = jnp.concatenate([turn, turn + math.pi / 2], axis=-1)[:, :, None]
+        magnitude = lift(magnitude, direction.ndim)
+        row = (magnitude * jnp.sin(direction)).reshape(heads, half)
+        column = (magnitude * jnp.cos(direction)).reshape(heads, half)
+        return jnp.stack([row, column]).astype(dtype)
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Turns channel i against channel i + head_dim / 2 by `angles`, in float32.
+
+    x: `[batch, tokens, heads, head_dim]`. angles: `[(batch,) tokens, heads or 1, head_dim / 2]`.
+    """
+    angles = lift(angles, x.ndim)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def check_position(position: str, width: int, head_dim: int) -> None:
+    """Raises `UserError` where the channels cannot be shared out between rows and columns."""
+    if position == "sincos2d" and width % 4:
+        raise UserError(f"position='sincos2d' needs a width divisible by 4, not {width}")
+    if position.startswith("rope") and head_dim % 4:
+        raise UserError(
+            f"position={position!r} needs width / num_heads divisible by 4, not {head_dim}"
+        )

@@ -1,0 +1,268 @@
+"""The pre-norm transformer encoder that the vision and text towers share."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from vit_jax.errors import UserError
+from vit_jax.models.layers.attention import IMPLEMENTATIONS, Attention, SegmentIds, check_heads
+from vit_jax.models.layers.basic import (
+    MLPS,
+    NORMS,
+    Mlp,
+    check_choice,
+    check_least,
+    check_rate,
+    drop_path,
+    layer_scale,
+    make_norm,
+)
+from vit_jax.models.layers.windows import Windows
+from vit_jax.types import Array, Params
+
+REMAT_POLICIES: Mapping[str, Callable[..., Any]] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots_saveable": jax.checkpoint_policies.dots_saveable,
+    "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+REMATS = ("none", *REMAT_POLICIES)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """What one transformer block is made of.
+
+    dtype: of matrix products. residual_dtype: of the stream that blocks add to.
+    rope: None, "fixed" (angles come with the call) or "mixed" (every layer learns its frequencies).
+    layer_scale: initial value, or None for none. parallel: attention and MLP read the same norm and
+    are added together (Dehghani et al. 2023, ViT-22B).
+    """
+
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    norm: str = "layernorm"
+    mlp: str = "gelu"
+    qk_norm: bool = False
+    parallel: bool = False
+    layer_scale: float | None = None
+    rope: str | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    attention: str = "auto"
+    dtype: DTypeLike = jnp.float32
+    residual_dtype: DTypeLike = jnp.float32
+
+    @classmethod
+    def create(
+        cls, *, width: int, num_heads: int, mlp_dim: int | None, **fields: Any
+    ) -> "BlockSpec":
+        """A checked spec; `mlp_dim` None is four times the width. Raises `UserError`."""
+        spec = cls(
+            num_heads=num_heads,
+            head_dim=check_heads(width, num_heads),
+            mlp_dim=mlp_dim or 4 * width,
+            **fields,
+        )
+        check_least(1, mlp_dim=spec.mlp_dim)
+        check_choice("norm", spec.norm, NORMS)
+        check_choice("mlp", spec.mlp, MLPS)
+        check_choice("attention", spec.attention, IMPLEMENTATIONS)
+        check_rate("dropout", spec.dropout)
+        check_rate("attention_dropout", spec.attention_dropout)
+        if spec.attention_dropout and spec.attention in ("cudnn", "splash"):
+            raise UserError(
+                f"attention={spec.attention!r} cannot drop attention weights; "
+                "write attention='xla' or attention_dropout=0"
+            )
+        return spec
+
+    def make_attention(self, *, train: bool, name: str, rope: str | None = None) -> Attention:
+        """The attention layer this spec describes."""
+        return Attention(
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+            implementation=self.attention,
+            norm=self.norm,
+            qk_norm=self.qk_norm,
+            rope=rope,
+            dropout=self.attention_dropout,
+            train=train,
+            name=name,
+        )
+
+    def make_mlp(self, *, train: bool, name: str) -> Mlp:
+        """The MLP this spec describes."""
+        return Mlp(self.mlp_dim, self.mlp, self.dropout, train, self.dtype, name=name)
+
+
+class Block(nn.Module):
+    """One pre-norm block: x += attention(norm1(x)); x += mlp(norm2(x)).
+
+    windows: within which it attends; None: to all tokens.
+    """
+
+    spec: BlockSpec
+    train: bool
+    windows: Windows | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        drop_rate: Array | None,
+        rope: Array | None,
+        segment_ids: SegmentIds | None,
+    ) -> tuple[Array, None]:
+        """x `[batch, tokens, embed]`; the pair it returns is what `nn.scan` expects of a body."""
+        spec = self.spec
+        attention = spec.make_attention(train=self.train, name="attn", rope=spec.rope)
+        mlp = spec.make_mlp(train=self.train, name="mlp")
+        y = make_norm(spec.norm, name="norm1", dtype=spec.dtype)(x)
+        attended = attention(y, rope=rope, segment_ids=segment_ids, windows=self.windows)
+        attended = nn.Dropout(spec.dropout, deterministic=not self.train)(attended)
+        if spec.parallel:
+            return self._add(x, attended + mlp(y), "scale1", drop_rate), None
+        x = self._add(x, attended, "scale1", drop_rate)
+        y = make_norm(spec.norm, name="norm2", dtype=spec.dtype)(x)
+        return self._add(x, mlp(y), "scale2", drop_rate), None
+
+    @nn.nowrap
+    def _add(self, x: Array, branch: Array, scale: str, drop_rate: Array | None) -> Array:
+        if self.spec.layer_scale is not None:
+            branch = layer_scale(self, scale, branch, self.spec.layer_scale)
+        if drop_rate is not None:
+            branch = drop_path(branch, drop_rate, self.make_rng("dropout"))
+        x = x + branch.astype(x.dtype)
+        return nn.with_logical_constraint(x, ("batch", "tokens", "embed"))
+
+
+@dataclasses.dataclass(frozen=True)
+class StackSpec:
+    """How a stack of blocks is built and run.
+
+    drop_path: rate of the last block; it grows linearly from 0 at the first, or is the same for all
+    with `constant_drop_path`.
+    scan: one compiled block looped over stacked parameters, so that compile time does not grow with
+    depth. unroll: blocks in one turn of that loop in training; 0 makes straight code of all, which
+    runs faster on CPUs and where blocks are small, and still traces one block.
+    remat: what the backward pass recomputes, "none" or a key of `REMAT_POLICIES`.
+    """
+
+    depth: int
+    drop_path: float = 0.0
+    scan: bool = True
+    unroll: int = 1
+    remat: str = "none"
+    constant_drop_path: bool = False
+
+    def __post_init__(self) -> None:
+        check_least(0, depth=self.depth)
+        check_least(0, unroll=self.unroll)
+        check_choice("remat", self.remat, REMATS)
+        check_rate("drop_path", self.drop_path)
+
+
+def run_blocks(
+    x: Array,
+    spec: BlockSpec,
+    stack: StackSpec,
+    *,
+    train: bool,
+    rope: Array | None = None,
+    segment_ids: SegmentIds | None = None,
+    windows: Sequence[Windows | None] = (),
+) -> Array:
+    """Applies `stack.depth` blocks to `[batch, tokens, embed]`, inside a compact method.
+
+    The calling module gets the parameters `blocks` (stacked, leading axis "layers") or, without
+    scan, `blocks_0`, `blocks_1`, ...
+
+    windows: of each block, without scan; empty where all blocks attend to all tokens.
+    """
+    x = nn.with_logical_constraint(x.astype(spec.residual_dtype), ("batch", "tokens", "embed"))
+    shared, own = (rope, segment_ids), [(one,) for one in windows]
+    return scan_or_unroll(Block, (spec, train), x, stack, shared, own=own, train=train)
+
+
+def scan_or_unroll(
+    block: type[nn.Module],
+    fields: tuple[Any, ...],
+    x: Array,
+    stack: StackSpec,
+    shared: tuple[Any, ...] = (),
+    *,
+    own: Sequence[tuple[Any, ...]] = (),
+    train: bool,
+) -> Array:
+    """Runs `block(*fields)(x, drop_rate, *shared)`, which returns (x, None), for every layer.
+
+    own: further fields of each layer's block; without scan only.
+    """
+    if stack.remat != "none":
+        # Inside a loop XLA cannot merge the recomputation with the forward pass anyway.
+        is_loop = stack.scan and stack.unroll == 1
+        block = nn.remat(block, policy=REMAT_POLICIES[stack.remat], prevent_cse=not is_loop)
+    rates = None
+    if train and stack.drop_path:
+        growth = jnp.arange(stack.depth) / max(stack.depth - 1, 1)
+        rates = stack.drop_path * (jnp.ones(stack.depth) if stack.constant_drop_path else growth)
+    if not stack.scan:
+        for i in range(stack.depth):
+            rate = None if rates is None else rates[i]
+            further = own[i] if own else ()
+            x, _ = block(*fields, *further, name=f"blocks_{i}")(x, rate, *shared)
+        return x
+    scanned = nn.scan(
+        block,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, *(nn.broadcast for _ in shared)),
+        length=stack.depth,
+        unroll=(stack.unroll or stack.depth) if train else 1,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    x, _ = scanned(*fields, name="blocks")(x, rates, *shared)
+    return x
+
+
+def unstack_blocks(params: Params) -> dict[str, Any]:
+    """Parameters of a scanned model as without scan: `blocks` → `blocks_0`, `blocks_1`, ..."""
+    out: dict[str, Any] = {}
+    for key, value in params.items():
+        if key == "blocks":
+            depth = len(jax.tree.leaves(value)[0])
+            for i in range(depth):
+                out[f"blocks_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], value)
+        else:
+            out[key] = unstack_blocks(value) if isinstance(value, Mapping) else value
+    return out
+
+
+def stack_blocks(params: Params) -> dict[str, Any]:
+    """The inverse of `unstack_blocks`: `blocks_0`, `blocks_1`, ... → `blocks`."""
+    out: dict[str, Any] = {}
+    numbered: dict[int, Any] = {}
+    for key, value in params.items():
+        match = re.fullmatch(r"blocks_(\d+)", key)
+        if match:
+            numbered[int(match[1])] = value
+        else:
+            out[key] = stack_blocks(value) if isinstance(value, Mapping) else value
+    if numbered:
+        out["blocks"] = jax.tree.map(_stack, *(numbered[i] for i in range(len(numbered))))
+    return out
+
+
+def _stack(*leaves: Array | np.ndarray) -> Array | np.ndarray:
+    # Checkpoints on the host stay there.
+    on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    return np.stack(leaves) if on_host else jnp.stack(leaves)

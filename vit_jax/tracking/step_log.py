@@ -1,0 +1,228 @@
+"""What a run says while it trains: rows of metrics, the console, where the time went."""
+
+import collections
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+from etils import epath
+
+from vit_jax.errors import Diverged
+from vit_jax.tracking import WITHIN_TRAIN, MetricsWriter, Progress
+from vit_jax.types import Array
+
+MAX_IN_FLIGHT = 2
+"""Steps handed to the device that may be unfinished: one that runs, one that follows at once."""
+
+
+def _no_additions(*_: float) -> dict[str, float]:
+    return {}
+
+
+class Stopwatch:
+    """Seconds spent in named parts of a run, over all its attempts.
+
+    The parts `WITHIN_TRAIN` lie in `train`; the others follow one another.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._running: dict[str, float] = {}
+        self._gauges: dict[str, Callable[[], float]] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        self._running[part] = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(part, time.monotonic() - self._running.pop(part))
+
+    def add(self, part: str, seconds: float) -> None:
+        """Books `seconds` under a part."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def add_all(self, seconds: Mapping[str, float]) -> None:
+        """Books what an earlier attempt at the same run had spent."""
+        for part, value in seconds.items():
+            self.add(part, value)
+
+    @contextlib.contextmanager
+    def gauge(self, part: str, read: Callable[[], float]) -> Iterator[None]:
+        """Books under a part what another clock, which starts at 0, has counted meanwhile."""
+        self._gauges[part] = read
+        try:
+            yield
+        finally:
+            self.add(part, self._gauges.pop(part)())
+
+    def so_far(self) -> dict[str, float]:
+        """All parts, those that are still running included."""
+        now = time.monotonic()
+        total = dict(self.seconds)
+        for part, started in self._running.items():
+            total[part] = total.get(part, 0.0) + now - started
+        for part, read in self._gauges.items():
+            total[part] = total.get(part, 0.0) + read()
+        return total
+
+    def total(self) -> float:
+        """Seconds of the whole run."""
+        return total_seconds(self.so_far())
+
+    def goodput(self) -> float:
+        """The share of the whole run's time in which steps ran: no start, input wait or saving."""
+        parts = self.so_far()
+        steps = parts.get("train", 0.0) - sum(parts.get(part, 0.0) for part in WITHIN_TRAIN)
+        return max(0.0, steps) / max(total_seconds(parts), 1e-9)
+
+
+def total_seconds(parts: Mapping[str, float]) -> float:
+    """The sum of parts of a run's time, those that lie in others left out."""
+    return sum(seconds for part, seconds in parts.items() if part not in WITHIN_TRAIN)
+
+
+class StepLog:
+    """Rows of the training steps, each written while the next step runs.
+
+    Reading a step's metrics waits until the device has finished it. A row is therefore held back
+    until the following step has been handed to the device, which then never runs dry.
+
+    Only process 0 logs (`is_writer`); in the others every call returns at once.
+
+    start_step: the step that the run resumes after; later rows of an earlier attempt are dropped.
+    total, every: the run's steps, and the steps between rows; the first and last have one too.
+    additions: called with images a second and the fraction of time spent waiting for input, for
+      what else a row should hold; in every process.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        start_step: int,
+        total: int,
+        every: int,
+        batch_size: int,
+        max_skipped_steps: int,
+        max_spikes: int = sys.maxsize,
+        tensorboard: bool,
+        is_writer: bool,
+        additions: Callable[[float, float], Mapping[str, float]] = _no_additions,
+    ):
+        self._total = total
+        self._every = max(1, every)
+        self._batch_size = batch_size
+        self._max_skipped_steps = max_skipped_steps
+        self._max_spikes = max_spikes
+        self._additions = additions
+        self._writer = MetricsWriter(
+            workdir, resume_step=start_step, is_writer=is_writer, tensorboard=tensorboard
+        )
+        self._progress = Progress(total, start_step) if is_writer else None
+        self._at = start_step
+        self._in_flight: collections.deque[Array] = collections.deque()
+        self._held: tuple[int, Mapping[str, Array], float] | None = None
+        self._last: tuple[int, float, float] | None = None  # step, when it was done, input wait
+        self._paused = 0.0
+
+    def step(self, at: int, metrics: Mapping[str, Array], waited: float) -> None:
+        """Step number `at` has been handed to the device; `waited`: input seconds so far.
+
+        Raises:
+          Diverged: an earlier step was the last straw.
+        """
+        self.flush()
+        self._at = at
+        # Without a bound the host would run ahead, and the batches of all those steps with it.
+        self._in_flight.append(metrics["loss"])
+        if len(self._in_flight) > MAX_IN_FLIGHT:
+            self._in_flight.popleft().block_until_ready()
+        if at == 1 or at % self._every == 0 or at == self._total:
+            self._held = (at, metrics, waited)
+
+    def flush(self) -> None:
+        """Writes the row that is held back, once its step is done.
+
+        Raises:
+          Diverged: more than `max_skipped_steps` steps in a row were not finite.
+        """
+        if self._held is None:
+            return
+        (at, metrics, waited), self._held = self._held, None
+        values = jax.device_get(metrics)
+        now = time.monotonic()
+        self.check(at, int(values["bad_steps"]), int(values.get("spikes", 0)))
+        row = {f"train/{name}": float(value) for name, value in values.items()}
+        if self._last is not None:
+            steps = at - self._last[0]
+            seconds = max(now - self._last[1] - self._paused, 1e-9)
+            speed = steps * self._batch_size / seconds
+            waiting = min(1.0, (waited - self._last[2]) / seconds)
+            row |= {"train/images_per_sec": speed, "train/input_wait_fraction": waiting}
+            row |= self._additions(speed, waiting)
+        self._last, self._paused = (at, now, waited), 0.0
+        self.write(at, row)
+        if self._progress:
+            self._progress.update(at, row)
+
+    def check(self, at: int, bad_steps: int, spikes: int = 0) -> None:
+        """Raises `Diverged` where step `at` ends too long a row of skipped steps."""
+        if spikes > self._max_spikes:
+            raise Diverged(
+                f"the loss spiked at step {at - spikes + 1} and stayed there ({spikes} steps in a"
+                f" row by step {at}); the state was left as it was before"
+            )
+        if bad_steps > self._max_skipped_steps:
+            raise Diverged(
+                f"loss or gradient was not finite at step {at - bad_steps + 1}"
+                f" ({bad_steps} in a row by step {at}); the state was left as it was before"
+            )
+
+    @contextlib.contextmanager
+    def paused(self, note: str = "") -> Iterator[None]:
+        """Time that is no training time, such as evaluation; `note` is shown meanwhile."""
+        while self._in_flight:
+            self._in_flight.popleft().block_until_ready()
+        started = time.monotonic()
+        if self._progress and note:
+            self._progress.update(self._at, {}, note)
+        yield
+        self._paused += time.monotonic() - started
+
+    def write(self, at: int, row: Mapping[str, float]) -> None:
+        """A row of plain scalars that belongs to step `at`."""
+        self._writer.write(at, row)
+
+    def bad_images(self, number: int) -> None:
+        """Tells of unreadable training images that others have stood in for."""
+        if number:
+            self.write(self._at, {"data/bad_images": number})
+            self.message(f"warning: {number} unreadable training images were replaced by others")
+
+    def message(self, text: str) -> None:
+        """A line for people."""
+        if self._progress:
+            self._progress.message(text)
+
+    def mute(self) -> None:
+        """Keeps the rows and drops the console."""
+        self._progress = None
+
+    def sync(self) -> None:
+        """Makes all rows so far durable."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Lets go of the console and the files."""
+        if self._progress:
+            self._progress.close()
+        self._writer.close()
+
+    def __enter__(self) -> "StepLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""Training and evaluation: the loop, the compiled step, and what serves them."""

@@ -1,0 +1,249 @@
+"""Exact metrics over whole splits: the same number for any batch size, mesh and process count."""
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vit_jax import checkpoints, data, tasks
+from vit_jax.checkpoints.store import Store
+from vit_jax.config import validate
+from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
+from vit_jax.tasks import TaskProtocol
+from vit_jax.training import step
+from vit_jax.training.run import Run, open_source
+from vit_jax.training.workdir import Workdir
+from vit_jax.types import Array, Batch, Params
+
+CACHE_BYTES = 256 << 20
+"""Splits smaller than this stay decoded in host memory between evaluations."""
+
+
+class Abandoned(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
+@dataclasses.dataclass
+class Split:
+    """One entry of `config.eval.sets`: a source, how it is preprocessed, and its decoded cache."""
+
+    name: str
+    source: data.Source
+    pp: str
+    cached: list[dict[str, np.ndarray]] | None = None
+
+
+class Evaluator:
+    """Evaluates parameters on every configured split.
+
+    task: whose `eval_sums`, `eval_rows` and `metrics` are used. abstract: the state's shapes and
+    shardings.
+    """
+
+    def __init__(self, config: ConfigDict, task: TaskProtocol, abstract: step.State, mesh: Mesh):
+        ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+        wanted = config.eval.batch_size or config.batch_size
+        self.batch_size = -(-wanted // ways) * ways
+        self.splits = [open_split(config, name) for name in config.eval.sets]
+        for split in self.splits:
+            _check_meanings(split, task)
+        self._task = task
+        self._mesh = mesh
+        self._threads = config.data.threads
+        self._timeout_s = config.data.timeout
+        self._rows = sharding.local_rows(mesh, self.batch_size)
+        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+        self._precompute = jax.jit(
+            functools.partial(tasks.precompute, task), out_shardings=sharding.replicated(mesh)
+        )
+        self._sums = jax.jit(task.eval_sums)  # Only asked for shapes, which it remembers.
+        self.step = step.make_eval_step(task, abstract, mesh)
+
+    def run(
+        self, params: Params, *, suffix: str = "", should_stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
+        """`{"NAME/metric": value}` over all splits, NAME being the split's and `suffix`.
+
+        Raises:
+          Abandoned: `should_stop` said so between two batches.
+        """
+        params = self.prepared(params)
+        results = {}
+        for split in self.splits:
+            found = self._statistics(split, params, should_stop)
+            for metric, value in self._task.metrics(found).items():
+                results[f"{split.name}{suffix}/{metric}"] = value
+        return results
+
+    def prepared(self, params: Params) -> Params:
+        """`params` where the evaluation wants them, with what the task makes of them once."""
+        params = sharding.moved(params, self._shardings)
+        with sharding.activate(self._mesh):
+            return {**params, **self._precompute(params)}
+
+    def _statistics(
+        self, split: Split, params: Params, should_stop: Callable[[], bool]
+    ) -> Mapping[str, np.ndarray]:
+        sums, parts = None, []
+        with sharding.activate(self._mesh):
+            for batch in self.batches(split):
+                if should_stop():
+                    raise Abandoned
+                placed = self.place(batch)
+                if sums is None:
+                    sums = self.zeros(params, placed)
+                sums, rows = self.step(params, placed, sums)
+                parts.append(rows)
+        if sums is None:
+            raise UserError(f"config.eval.sets.{split.name} has no examples")
+        return {**jax.device_get(sums), **join_rows(jax.device_get(parts))}
+
+    def place(self, batch: Batch) -> dict[str, Array]:
+        """This process's rows of a batch, on the devices."""
+        return sharding.place(batch, self._rows, self._mesh, self.batch_size)
+
+    def zeros(self, params: Params, batch: Batch) -> dict[str, Any]:
+        """What a split's sums start from."""
+        shapes = self._sums.eval_shape(params, batch)
+        zeros = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+        return jax.device_put(zeros, sharding.replicated(self._mesh))
+
+    def batches(self, split: Split) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of a split's batches, in host memory."""
+        if split.cached is not None:
+            yield from split.cached
+            return
+        kept: list[dict[str, np.ndarray]] | None = []
+        size = 0
+        with data.eval_batches(
+            split.source,
+            batch_size=self.batch_size,
+            rows=self._rows,
+            pp=split.pp,
+            num_threads=self._threads,
+            timeout_s=self._timeout_s,
+        ) as batches:
+            for batch in batches:
+                size += sum(array.nbytes for array in batch.values())
+                kept = None if kept is None or size > CACHE_BYTES else [*kept, batch]
+                yield batch
+        split.cached = kept
+
+    def examples(self, split: Split, params: Params, limit: int) -> dict[str, np.ndarray]:
+        """The first `limit` examples of a split, as the pipeline gives them, with predictions.
+
+        Every process gets all of them.
+        """
+        predict = jax.jit(
+            lambda params, batch: (batch, self._task.predict(params, batch)),
+            out_shardings=sharding.replicated(self._mesh),
+        )
+        parts: list[dict[str, np.ndarray]] = []
+        params = self.prepared(params)
+        with sharding.activate(self._mesh):
+            for number, batch in enumerate(self.batches(split)):
+                if number * self.batch_size >= limit:
+                    break
+                placed = self.place(batch)
+                inputs, outputs = jax.device_get(predict(params, placed))
+                parts.append({**inputs, **outputs})
+        return {name: array[:limit] for name, array in join_rows(parts).items()}
+
+
+def join_rows(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Batches of rows as one, without those whose `mask` is 0 (and without the mask)."""
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    real = joined.pop("mask", np.ones(0)) > 0
+    return {name: array[real] for name, array in joined.items()}
+
+
+def evaluate_workdir(
+    workdir: Workdir, overrides: Mapping[str, str], at: int | None = None
+) -> dict[str, float]:
+    """Metrics of a run's checkpoint (the newest, or that of step `at`) on its evaluation splits.
+
+    overrides: config keys to change, such as `eval.batch_size` or `data.dir`.
+
+    Raises:
+      UserError: no such checkpoint, it is damaged, or of a model of other shapes.
+    """
+    config = workdir.read_config(overrides)
+    run = Run.build(config)
+    evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
+    store = Store(workdir.checkpoints)
+    at = store.newest() if at is None else at
+    if at not in store.steps():
+        raise UserError(f"{store.directory} has no step {at}; it has {store.steps()}")
+    restored = store.restore(at, run.abstract)
+    restored.check_whole("params")
+    state = restored.tree
+    found = evaluator.run(run.optimizer.evaluation_params(state.params, state.opt_state))
+    if state.ema is not None:
+        found |= evaluator.run(state.ema, suffix="_ema")
+    return found
+
+
+def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
+    """Metrics of a checkpoint of any format on the evaluation splits of a config.
+
+    Raises:
+      UserError: the checkpoint does not fit the config's model, or has no head of its own.
+    """
+    config = _as_evaluated(config)
+    run = Run.build(config)
+    height, width, channels = run.task.info.spec["image"].shape
+    params = checkpoints.load(
+        path, run.task.model, image_size=(height, width), channels=channels, head="keep"
+    )
+    placed = jax.tree.map(sharding.place_whole, params, run.abstract.params)
+    return Evaluator(config, run.task, run.abstract, run.mesh).run(placed)
+
+
+def _as_evaluated(config: ConfigDict) -> ConfigDict:
+    """`config` of the model alone: teachers and adapters have no part in a checkpoint's metrics."""
+    plain = config.to_dict()
+    for training_only in ("distill", "lora"):
+        plain["task"].pop(training_only, None)
+    return validate(ConfigDict(plain))
+
+
+def open_split(config: ConfigDict, name: str) -> Split:
+    """The split that `config.eval.sets.NAME` describes; what it leaves out is `config.data`'s."""
+    entry = dict(config.eval.sets[name])
+    spec = {
+        key: entry.get(key, config.data[key]) for key in ("source", "name", "dir", "split", "args")
+    }
+    return Split(name, open_source(spec), entry.get("pp", config.data.eval_pp))
+
+
+def _check_meanings(split: Split, task: TaskProtocol) -> None:
+    """Other classes, or words, than in training would be scored all the same, and mean nothing."""
+    found, trained = split.source.num_classes, task.info.num_classes
+    if found and trained and found != trained:
+        raise UserError(
+            f"config.eval.sets.{split.name} has {found} classes, config.data has {trained}; labels"
+            " must mean the same in both"
+        )
+    names = split.source.class_names or (), task.info.class_names or ()
+    for number, (here, there) in enumerate(zip(*names, strict=False)):
+        if here != there:
+            logging.warning(
+                "config.eval.sets.%s calls class %d %r, training %r: is it the same?",
+                split.name, number, here, there,
+            )  # fmt: skip
+            break
+    for name, vocab in data.vocabularies(split.pp).items():
+        learned = task.info.spec[name].vocab if name in task.info.spec else ""
+        if learned and vocab != learned:
+            raise UserError(
+                f"config.eval.sets.{split.name} tokenizes with {vocab!r}, config.data.pp with"
+                f" {learned!r}; write one of them in both"
+            )

@@ -1,0 +1,88 @@
+"""The first state of a run that starts from a checkpoint, `config.init`, or learns from one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax import checkpoints
+from vit_jax.checkpoints import MergeReport
+from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
+from vit_jax.training import step
+from vit_jax.training.run import Run
+from vit_jax.types import TEACHER, Params
+
+
+def first_state(run: Run) -> tuple[step.State, MergeReport | None]:
+    """The state before the first step; with `config.init.checkpoint`, and what became of that.
+
+    Parameters that the checkpoint cannot hold, such as low-rank adapters, start as they would
+    without it. The optimizer's state and the moving average start from the loaded parameters.
+
+    Raises:
+      UserError: the checkpoint cannot be read, or does not fit the model.
+    """
+    loaded, report = _load(run) if run.config.init.checkpoint else ({}, None)
+    teacher = getattr(run.task, "teacher", None)
+    if teacher:
+        loaded = {**loaded, TEACHER: _load_teacher(run, teacher)}
+    state = run.make_state()
+    return (_restart(run, state, loaded) if loaded else state), report
+
+
+def _load_teacher(run: Run, teacher: Any) -> Params:
+    height, width, channels = run.task.info.spec["image"].shape
+    try:
+        return checkpoints.load(
+            teacher.checkpoint,
+            teacher.network,
+            image_size=(height, width),
+            channels=channels,
+            head="keep",
+        )
+    except UserError as error:
+        raise UserError(f"config.task.distill: {error}") from error
+
+
+def _load(run: Run) -> tuple[Params, MergeReport]:
+    init, spec = run.config.init, run.task.info.spec
+    height, width, channels = spec["image"].shape
+    try:
+        return checkpoints.load_with_report(
+            init.checkpoint,
+            run.task.model,
+            image_size=(height, width),
+            channels=channels,
+            head=init.head,
+            interpolation=init.interpolation,
+            source_grid=tuple(init.source_grid) or None,
+            initialise=tuple(init.initialise),
+            ignore=tuple(init.ignore),
+            seed=run.config.seed,
+        )
+    except UserError as error:
+        raise UserError(f"config.init: {error}") from error
+
+
+def _restart(run: Run, state: step.State, loaded: Mapping[str, Any]) -> step.State:
+    """`state` with the loaded parameters, each placed as the run shards it."""
+    abstract = {name: run.abstract.params.get(name) for name in loaded}
+    shapes = [jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (abstract, loaded)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"config.init.checkpoint: task {run.config.task.name!r} trains other parameters than"
+            " those of its model, so it cannot start from a checkpoint"
+        )
+    params = {**state.params, **jax.tree.map(sharding.place_whole, loaded, abstract)}
+
+    def others(params: Params) -> tuple[Any, Params | None]:
+        average = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return run.optimizer.init(params), average
+
+    wanted = (run.abstract.opt_state, run.abstract.ema)
+    places = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    with sharding.activate(run.mesh):
+        opt_state, ema = jax.jit(others, out_shardings=places)(params)
+    return state.replace(params=params, opt_state=opt_state, ema=ema)

@@ -1,0 +1,220 @@
+"""From a config to the parts of a run: mesh, source, task, optimizer, and the compiled step."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vit_jax import data, models, optim, tasks
+from vit_jax.config.durations import Duration, durations
+from vit_jax.errors import UserError
+from vit_jax.models import lora
+from vit_jax.parallel import compiler_flags, sharding
+from vit_jax.training import step
+from vit_jax.training.feed import DeviceFeed
+from vit_jax.training.spikes import SpikeGuard
+from vit_jax.types import TEACHER, Array, Batch, DataInfo, Params
+
+TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
+
+
+# Fields of a model that make its step faster on one CPU, and others on other machines.
+_FOR_ONE_CPU = {"unroll": 0, "attention": "heads_first"}
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts of a run that do not change from step to step.
+
+    abstract: shapes and shardings of the state. beside_state: shardings of gradients and updates,
+    which with `mesh.zero1` are those of the optimizer's state.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    source: data.Source | data.Expected
+    task: tasks.TaskProtocol
+    optimizer: optim.Optimizer
+    duration: Duration
+    make_state: Callable[[], step.State]
+    abstract: step.State
+    beside_state: Params
+
+    @classmethod
+    def build(
+        cls,
+        config: ConfigDict,
+        devices: Sequence[jax.Device] | None = None,
+        source: data.Expected | None = None,
+    ) -> "Run":
+        """Everything that can be wrong with a config is found here, before anything is computed.
+
+        devices: of the mesh; None: all there are. source: stands for what `config.data` names.
+
+        Raises:
+          UserError: what does not fit, and what to write instead.
+        """
+        mesh = sharding.make_mesh(config.mesh, devices)
+        sharding.check_batch_size(mesh, config.batch_size, config.accum_steps)
+        if source is None:
+            source = open_source(config.data)
+            spec = data.element_spec(source, config.data.pp)
+        else:
+            spec = source.spec
+        info = DataInfo(spec, source.num_classes, source.class_names)
+        task = tasks.build(config.task, _model_fields(config.model, mesh), info)
+        duration = durations(config, len(source))
+        boxed = tasks.boxed_params(task)
+        params = nn.unbox(boxed)
+        optimizer = optim.build(_optim_keys(config, params), params, duration=duration)
+        if config.ema_decay and optimizer.rule.evaluation_params:
+            raise UserError(
+                f"config.ema_decay={config.ema_decay}: optim.name={config.optim.name!r} averages"
+                " the parameters itself; write 0"
+            )
+        make_state, abstract = step.init_state(
+            task,
+            optimizer,
+            boxed,
+            seed=config.seed,
+            ema=config.ema_decay > 0,
+            mesh=mesh,
+            guard=SpikeGuard.of(config),
+            zero1=config.mesh.zero1,
+        )
+        beside_state = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+        if config.mesh.zero1:
+            beside_state = sharding.optimizer_shardings(boxed, beside_state, mesh)
+        return cls(
+            config, mesh, source, task, optimizer, duration, make_state, abstract, beside_state
+        )
+
+    def num_params(self) -> int:
+        """Parameters of backbone and head."""
+        own = {name: tree for name, tree in self.abstract.params.items() if name != TEACHER}
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
+
+    def train_flops_per_example(self) -> int:
+        """Floating-point operations of a training step for each example of its batch.
+
+        Three times those of the forward pass, for a product has two in its backward pass; that
+        again where SAM takes a second gradient. Where parameters are frozen their gradients are not
+        computed, and the products of the traced step are the most that it can be.
+        """
+        height, width, channels = self.task.info.spec["image"].shape
+        gradients = 2 if self.optimizer.sam_rho else 1
+        whole = gradients * 3 * models.flops(self.task.model, (height, width), channels)
+        if not any(group.frozen for group in self.optimizer.table.values()):
+            return whole
+        computed = models.product_flops(self.trace_step().jaxpr)
+        return min(whole, computed // self.config.batch_size)
+
+    def compile_step(self) -> TrainStep:
+        """The training step for exactly this run's state and batch, so it never compiles again."""
+        return self.compile(self.trace_step().lower())
+
+    def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        """A traced program, compiled with the options for this run's devices."""
+        return lowered.compile(compiler_options=compiler_flags.for_mesh(self.mesh))
+
+    def gradients(self) -> Params:
+        """The gradients of a step as abstract arrays, where they are summed."""
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            self.abstract.params,
+            self.beside_state,
+        )
+
+    def trace_step(self) -> jax.stages.Traced:
+        """The training step as JAX sees it, for this run's state, batch and mesh."""
+        config = self.config
+        jitted = step.make_train_step(
+            self.task,
+            self.optimizer,
+            self.abstract,
+            self.mesh,
+            accum_steps=config.accum_steps,
+            ema_decay=config.ema_decay,
+            max_skipped_steps=config.max_skipped_steps,
+            guard=SpikeGuard.of(config),
+            beside_state=self.beside_state,
+        )
+        batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
+        with sharding.activate(self.mesh):
+            return jitted.trace(self.abstract, batch)
+
+    def open_feed(self, start_step: int) -> DeviceFeed:
+        """This process's rows of the training batches from `start_step` on, on the devices."""
+        config = self.config
+        rows = sharding.local_rows(self.mesh, config.batch_size)
+        batches = host_batches(config, self.source, start_step=start_step, rows=rows)
+
+        def place(batch: Batch) -> dict[str, Array]:
+            return sharding.place(batch, rows, self.mesh, config.batch_size)
+
+        return DeviceFeed(batches, place, config.data.prefetch)
+
+    def batches_seen(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Training batches from `start_step` on as the model is given them, in host memory.
+
+        That is after what the task does on the device, with the random keys of those steps.
+        """
+        config = self.config
+        perturb = jax.jit(self.task.perturb)
+        with host_batches(config, self.source, start_step=start_step) as batches:
+            for at, batch in enumerate(batches, start_step):
+                key = step.random_key(np.uint32(config.seed), step.Purpose.PERTURB, at)
+                yield jax.device_get(perturb(batch, key))
+
+
+def _optim_keys(config: ConfigDict, params: Params) -> dict[str, Any]:
+    """`config.optim`, with a teacher frozen, and what adapters adapt unless it says otherwise."""
+    keys = config.optim.to_dict()
+    if lora.KEY in params and not keys["freeze"]:
+        keys["freeze"] = lora.frozen(params)
+    if TEACHER in params:
+        keys["freeze"] = [*keys["freeze"], f"{TEACHER}/.*"]
+    return keys
+
+
+def _model_fields(model: Mapping[str, Any], mesh: Mesh) -> Mapping[str, Any]:
+    """`config.model`; on one CPU, unless it says otherwise, with what is fast there.
+
+    That is straight code in place of loops over layers, and another order of axes in attention:
+    see docs/performance.md.
+    """
+    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
+        return model
+    known = models.field_names(model["name"])
+    return {**{key: x for key, x in _FOR_ONE_CPU.items() if key in known}, **model}
+
+
+def open_source(spec: Mapping[str, Any]) -> data.Source:
+    """The source that a section with the keys source, name, dir, split and args describes."""
+    own = {key: spec[key] for key in ("source", "name", "dir", "split")}
+    return data.open_source({**own, **dict(spec["args"])})
+
+
+def host_batches(
+    config: ConfigDict, source: data.Source, *, start_step: int, rows: np.ndarray | None = None
+) -> data.Batches:
+    """Training batches in host memory from `start_step` on: these rows of each, or all."""
+    return data.train_batches(
+        source,
+        batch_size=config.batch_size,
+        rows=np.arange(config.batch_size) if rows is None else rows,
+        seed=config.seed,
+        start_step=start_step,
+        pp=config.data.pp,
+        repeats=config.data.repeats,
+        on_bad_image=config.data.on_bad_image,
+        num_threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        timeout_s=config.data.timeout,
+    )

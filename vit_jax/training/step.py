@@ -1,0 +1,295 @@
+"""The training state and the compiled steps over it.
+
+Every random number is a function of (seed, purpose, step): `random_key` is the only source of
+keys, so a resumed run, or one on another mesh, draws what the undisturbed run would have drawn.
+"""
+
+import enum
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import optim, tasks
+from vit_jax.optim.averaging import ema_update
+from vit_jax.parallel import sharding
+from vit_jax.tasks import TaskProtocol
+from vit_jax.training import spikes
+from vit_jax.training.spikes import LossHistory, SpikeGuard
+from vit_jax.types import Array, Batch, Params
+
+
+class Purpose(enum.IntEnum):
+    """What a random key is for. The numbers are part of every result: never renumber."""
+
+    INIT = 0
+    PERTURB = 1
+    DROPOUT = 2
+
+
+@flax.struct.dataclass
+class State:
+    """Everything that a step changes.
+
+    step: int32, updates tried so far; also selects the batch, the keys and the learning rate.
+    seed: uint32, root of the random keys.
+    params, opt_state: as the model and the optimizer made them.
+    ema: moving average of `params`, or None where `config.ema_decay` is 0.
+    bad_steps: int32, steps in a row whose loss or gradient was not finite.
+    losses: what the guard against spikes remembers, or None where `config.spikes` is off.
+    """
+
+    step: Array
+    seed: Array
+    params: Params
+    opt_state: Any
+    ema: Params | None
+    bad_steps: Array
+    losses: LossHistory | None = None
+
+
+def random_key(seed: Array, purpose: Purpose, step: Array | int = 0) -> Array:
+    """The key for one purpose at one step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+
+
+def init_state(
+    task: TaskProtocol,
+    optimizer: optim.Optimizer,
+    boxed: Params,
+    *,
+    seed: int,
+    ema: bool,
+    mesh: Mesh,
+    guard: SpikeGuard | None = None,
+    zero1: bool = False,
+) -> tuple[Callable[[], State], State]:
+    """How to make the first state, and its abstract form with shardings.
+
+    boxed: shapes of the task's parameters, as `tasks.boxed_params` gives them.
+    zero1: split the optimizer's state and the average over `data` too.
+
+    Returns (`make`, `abstract`). `make()` is compiled with the shardings as outputs, so that a
+    model larger than one device's memory never exists on a single one.
+    """
+
+    def state_of(params: Params) -> State:
+        return State(
+            step=jnp.int32(0),
+            seed=jnp.uint32(seed),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, params) if ema else None,
+            bad_steps=jnp.int32(0),
+            losses=LossHistory.empty() if guard else None,
+        )
+
+    def make() -> State:
+        return state_of(nn.unbox(task.init(random_key(jnp.uint32(seed), Purpose.INIT))))
+
+    shapes = jax.eval_shape(state_of, nn.unbox(boxed))
+    shardings = state_shardings(shapes, boxed, mesh, zero1=zero1)
+    abstract = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
+    )
+    compiled = jax.jit(make, out_shardings=shardings)
+
+    def make_on_mesh() -> State:
+        with sharding.activate(mesh):
+            return compiled()
+
+    return make_on_mesh, abstract
+
+
+def state_shardings(shapes: State, boxed: Params, mesh: Mesh, *, zero1: bool = False) -> State:
+    """Where each array of the state lives: copies of parameters beside their parameters.
+
+    With `zero1` they, but not the parameters, are split over `data` too.
+    """
+    params = sharding.param_shardings(boxed, mesh)
+    copies = sharding.optimizer_shardings(boxed, params, mesh) if zero1 else params
+    everywhere = sharding.replicated(mesh)
+    return State(
+        step=everywhere,
+        seed=everywhere,
+        params=params,
+        opt_state=sharding.shardings_like(shapes.opt_state, shapes.params, copies, mesh),
+        ema=copies if shapes.ema is not None else None,
+        bad_steps=everywhere,
+        losses=jax.tree.map(lambda _: everywhere, shapes.losses),
+    )
+
+
+def make_train_step(
+    task: TaskProtocol,
+    optimizer: optim.Optimizer,
+    abstract: State,
+    mesh: Mesh,
+    *,
+    accum_steps: int = 1,
+    ema_decay: float = 0.0,
+    max_skipped_steps: int = 0,
+    guard: SpikeGuard | None = None,
+    beside_state: Params | None = None,
+) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
+    """The jitted step `(state, batch) → (state, metrics)`; the state's buffers are reused.
+
+    A step whose loss or gradient is not finite changes nothing but the counters. After more than
+    `max_skipped_steps` of them in a row every later update is held back too, so that the state
+    stays the last good one until the loop notices. So it is with steps that `guard` refuses.
+
+    beside_state: where gradients are summed and updates computed; None: where the parameters are.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    beside_state = beside_state or shardings.params
+
+    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        batch = task.perturb(batch, random_key(state.seed, Purpose.PERTURB, state.step))
+        key = random_key(state.seed, Purpose.DROPOUT, state.step)
+
+        def loss_and_grads(params: Params) -> tuple[Array, Params]:
+            loss, grads = _loss_and_grads(
+                lambda params, part, key: task.objective(optimizer.held(params), part, key),
+                params,
+                batch,
+                key,
+                accum_steps=accum_steps,
+                mesh=mesh,
+            )
+            # Without this the partitioner may leave gradients whole on every device.
+            return loss, jax.lax.with_sharding_constraint(grads, beside_state)
+
+        loss, grads = loss_and_grads(state.params)
+        if optimizer.sam_rho:
+            _, grads = loss_and_grads(optimizer.sharpest(state.params, grads))
+        grad_norm = optax.tree.norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
+        # With zero1 the new parameters are computed in parts, which the output puts together.
+        updates = jax.lax.with_sharding_constraint(updates, beside_state)
+        params = optax.apply_updates(state.params, updates)
+        params = jax.lax.with_sharding_constraint(params, beside_state)
+        averaged = state.ema is not None
+        ema = ema_update(state.ema, params, state.step, ema_decay) if averaged else None
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        accepted, bad_steps, losses = _judge(state, loss, finite, max_skipped_steps, guard)
+        keep = functools.partial(jax.lax.select, accepted)
+        params, opt_state, ema = jax.tree.map(
+            keep, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+        )
+        metrics = {
+            "loss": loss,
+            "lr": optimizer.lr(state.step),
+            "grad_norm": grad_norm,
+            "bad_steps": bad_steps,
+            **spikes.logged(losses),
+        }
+        new_state = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            bad_steps=bad_steps,
+            losses=losses,
+        )
+        return new_state, metrics
+
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _judge(
+    state: State, loss: Array, finite: Array, max_skipped_steps: int, guard: SpikeGuard | None
+) -> tuple[Array, Array, LossHistory | None]:
+    """Whether a step may change the parameters, and the state's `bad_steps` and `losses` after it.
+
+    finite: whether its loss and gradient are.
+    """
+    accepted = finite & (state.bad_steps <= max_skipped_steps)
+    bad_steps = jnp.where(accepted, 0, state.bad_steps + 1)
+    if not guard:
+        return accepted, bad_steps, None
+    fine = guard.accepts(state.losses, loss)
+    accepted &= fine
+    return accepted, bad_steps, guard.after(state.losses, loss, fine, accepted)
+
+
+def _loss_and_grads(
+    objective: Callable[[Params, Batch, Array], tuple[Array, Array]],
+    params: Params,
+    batch: Batch,
+    key: Array,
+    *,
+    accum_steps: int,
+    mesh: Mesh,
+) -> tuple[Array, Params]:
+    """Mean loss over the batch and its gradient, one micro-batch at a time.
+
+    Micro-batch i holds rows i, i + accum_steps, ...: every device keeps its own rows, where
+    consecutive blocks would move them. Each has a dropout key of its own.
+    """
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
+    if accum_steps == 1:
+        (loss, count), grads = value_and_grad(params, batch, key)
+    else:
+        where = NamedSharding(mesh, P(None, sharding.BATCH_AXES))
+
+        def split(array: Array) -> Array:
+            parts = array.reshape(-1, accum_steps, *array.shape[1:]).swapaxes(0, 1)
+            return jax.lax.with_sharding_constraint(parts, where)
+
+        def add(sums: Any, micro: tuple[Batch, Array]) -> tuple[Any, None]:
+            part, index = micro
+            return jax.tree.map(
+                jnp.add, sums, value_and_grad(params, part, jax.random.fold_in(key, index))
+            ), None
+
+        zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
+        parts = jax.tree.map(split, batch)
+        ((loss, count), grads), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accum_steps)))
+    # A batch may have no terms, such as images without objects; weights may add up to little.
+    count = jnp.where(count > 0, count, 1)
+    return loss / count, jax.tree.map(lambda g: g / count, grads)
+
+
+def make_eval_step(
+    task: TaskProtocol, abstract: State, mesh: Mesh
+) -> Callable[[Params, Batch, Mapping[str, Array]], tuple[dict[str, Array], dict[str, Array]]]:
+    """The jitted `(params, batch, sums) → (sums, rows)`, adding a batch's statistics.
+
+    params: with what `tasks.precompute` makes of them. rows: what the task wants to know of each
+    example, on every device, with the batch's `mask`.
+    """
+    everywhere = sharding.replicated(mesh)
+    beside = jax.eval_shape(functools.partial(tasks.precompute, task), abstract.params)
+    params = {
+        **jax.tree.map(lambda leaf: leaf.sharding, abstract.params),
+        **jax.tree.map(lambda _: everywhere, beside),
+    }
+
+    def eval_step(
+        params: Params, batch: Batch, sums: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        rows = task.eval_rows(params, batch)
+        rows = {**rows, "mask": batch["mask"]} if rows else {}
+        return jax.tree.map(jnp.add, dict(sums), task.eval_sums(params, batch)), rows
+
+    return jax.jit(
+        eval_step,
+        in_shardings=(params, sharding.batch_sharding(mesh), everywhere),
+        out_shardings=everywhere,
+        donate_argnums=2,
+    )

@@ -1,0 +1,167 @@
+"""What a run leaves on disk besides checkpoints and metrics, and what a later run may change.
+
+config.json   the resolved config, the command, versions of packages and of this code
+DONE          exists once the last step is finished
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import sys
+import uuid
+from collections.abc import Mapping
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from vit_jax import config as config_lib
+from vit_jax.config import schema
+from vit_jax.errors import UserError, storage_errors
+from vit_jax.tracking.metrics import write_atomically
+from vit_jax.types import ArraySpec, DataInfo
+from vit_jax.version import current_commit
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu",
+            "tensorflow", "tensorflow-datasets")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """A run's directory, local or on an object store."""
+
+    path: epath.Path
+
+    @classmethod
+    def open(cls, path: str) -> "Workdir":
+        """The directory, made if need be.
+
+        Raises:
+          UserError: it cannot be made or written to.
+        """
+        workdir = cls(_absolute(path))
+        # Processes of one run open it at the same time: each with a probe of its own.
+        probe = workdir.path / f".writable-{uuid.uuid4().hex}"
+        try:
+            workdir.path.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+        except storage_errors() as error:
+            raise UserError(f"--workdir={path}: cannot write there ({error})") from error
+        return workdir
+
+    @classmethod
+    def existing(cls, path: str) -> "Workdir":
+        """The directory of a run that has been started.
+
+        Raises:
+          UserError: there is no config.json.
+        """
+        workdir = cls(_absolute(path))
+        if not workdir._config_file.exists():
+            raise UserError(f"--workdir={path} holds no run (no config.json); train there first")
+        return workdir
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def _config_file(self) -> epath.Path:
+        return self.path / "config.json"
+
+    @property
+    def _done_file(self) -> epath.Path:
+        return self.path / "DONE"
+
+    def is_done(self) -> bool:
+        """Whether the run's last step has been finished."""
+        return self._done_file.exists()
+
+    def mark_done(self, is_done: bool, text: str = "") -> None:
+        """Writes `DONE`, or takes it away when training goes on."""
+        if is_done:
+            write_atomically(self._done_file, text.encode())
+        else:
+            self._done_file.unlink(missing_ok=True)
+
+    def read_config(self, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+        """The config of the run, brought to today's schema, with `overrides` applied.
+
+        Raises:
+          UserError: the file is broken, or of a newer version than this package.
+        """
+        try:
+            stored = json.loads(self._config_file.read_text())
+            values, version = stored["config"], stored["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._config_file} cannot be read: {error!r}") from error
+        config = config_lib.migrate(values, version)
+        config_lib.apply_overrides(config, overrides or {})
+        return config_lib.validate(config)
+
+    def read_info(self) -> DataInfo:
+        """What the task of this run knows of its data, without the data."""
+        stored = json.loads(self._config_file.read_text())["data_info"]
+        spec = {
+            # Runs of before did not record vocabularies.
+            name: ArraySpec(tuple(entry["shape"]), np.dtype(entry["dtype"]), entry.get("vocab", ""))
+            for name, entry in stored["spec"].items()
+        }
+        names = stored["class_names"]
+        return DataInfo(spec, stored["num_classes"], tuple(names) if names else None)
+
+    def write_config(self, config: ConfigDict, info: DataInfo, headline: str) -> None:
+        """Records the config that is about to run, with what would be needed to run it again.
+
+        headline: the metric that the run is judged by.
+        """
+        record = {
+            "version": config_lib.VERSION,
+            "config": config.to_dict(),
+            "data_info": {
+                "spec": {
+                    name: {**spec._asdict(), "dtype": str(spec.dtype)}
+                    for name, spec in info.spec.items()
+                },
+                "num_classes": info.num_classes,
+                "class_names": info.class_names,
+            },
+            "headline": headline,
+            "command": ["python", "-m", "vit_jax", *sys.argv[1:]],
+            "commit": current_commit(),
+            "packages": _package_versions(),
+        }
+        text = json.dumps(record, indent=2, default=str) + "\n"
+        write_atomically(self._config_file, text.encode())
+
+    def check_resume(self, config: ConfigDict) -> list[str]:
+        """Lines about warned keys that differ from the run that is resumed.
+
+        Raises:
+          UserError: a key that is fixed for a run with checkpoints differs.
+        """
+        if not self._config_file.exists():
+            return []
+        found = config_lib.changes(self.read_config().to_dict(), config.to_dict())
+        if found[schema.FIXED]:
+            raise UserError(
+                f"{self.path} has checkpoints of another run; these keys cannot change on resume:"
+                f" {'; '.join(found[schema.FIXED])}. Restore them, or use another --workdir"
+            )
+        return found[schema.WARNED]
+
+
+def _absolute(path: str) -> epath.Path:
+    """Orbax takes no relative paths; addresses of object stores are absolute as they are."""
+    return epath.Path(path) if "://" in path else epath.Path(path).expanduser().resolve()
+
+
+def _package_versions() -> Mapping[str, str]:
+    versions = {"python": sys.version.split()[0]}
+    for package in ("vit-jax", *PACKAGES):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
