@@ -6,7 +6,6 @@ does not fit; 75 interrupted, and the same command goes on from what is saved (`
 """
 
 import difflib
-import sys
 from collections.abc import Iterable
 
 FAILURE = 1
@@ -46,12 +45,6 @@ class Diverged(Exception):
     """Too many steps in a row were not finite. The message is one line, the state is saved."""
 
     exit_code = FAILURE
-
-
-def storage_errors() -> tuple[type[Exception], ...]:
-    """What reading and writing files raises: for gs://... that is TensorFlow's own errors."""
-    tensorflow = sys.modules.get("tensorflow")
-    return (OSError, tensorflow.errors.OpError) if tensorflow else (OSError,)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -19,6 +19,7 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit_jax import storage
 from vit_jax.errors import UserError
 from vit_jax.tracking import MetricsWriter, metrics, read_metrics
 
@@ -41,7 +42,7 @@ def log_lines(workdir):
 @pytest.fixture
 def object_store(monkeypatch):
     """Local paths are treated as if they could not be appended to."""
-    monkeypatch.setattr(metrics, "cannot_append", lambda path: True)
+    monkeypatch.setattr(storage, "is_remote", lambda path: True)
 
 
 def parts(workdir):
@@ -109,7 +110,7 @@ _values = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False)
 )
 def test_what_is_written_is_what_is_read(rows, is_store):
     with tempfile.TemporaryDirectory() as workdir, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "cannot_append", lambda path: is_store)
+        patch.setattr(storage, "is_remote", lambda path: is_store)
         write_rows(workdir, [{"step": s, **r} for s, r in rows.items()], tensorboard=False)
         assert read_metrics(workdir) == [{"step": step, **rows[step]} for step in sorted(rows)]
 
@@ -285,7 +286,7 @@ def scalar_events(directory):
 
 @pytest.mark.parametrize("is_store", [False, True])
 def test_tensorboard_holds_the_same_rows(tmp_path, monkeypatch, is_store):
-    monkeypatch.setattr(metrics, "cannot_append", lambda path: is_store)
+    monkeypatch.setattr(storage, "is_remote", lambda path: is_store)
     write_rows(tmp_path, [{"step": 10, "train/loss": 0.5}, {"step": 20, "train/loss": 0.25}])
     write_rows(tmp_path, [{"step": 20, "train/loss": 0.125}], resume_step=10)
     scalars, purges = scalar_events(tmp_path / "tensorboard")
@@ -339,7 +340,7 @@ def strict_store(object_store, monkeypatch, request):
 
     monkeypatch.setattr(path_type, "write_bytes", limited)
     monkeypatch.setattr(metrics, "open", refuse, raising=False)
-    monkeypatch.setattr(metrics, "UPLOAD_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(storage, "UPLOAD_PAUSES", (0.0, 0.0))
     return writes
 
 
@@ -354,7 +355,7 @@ def test_a_store_that_limits_the_rate_gets_few_requests_and_all_rows(tmp_path, s
 
 
 def test_a_store_that_refuses_for_good_is_told(tmp_path, strict_store, monkeypatch):
-    monkeypatch.setattr(metrics, "UPLOAD_PAUSES", ())
+    monkeypatch.setattr(storage, "UPLOAD_PAUSES", ())
     writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
     writer.write(1, {"train/loss": 1.0})
     with pytest.raises(UserError, match="rateLimitExceeded"):

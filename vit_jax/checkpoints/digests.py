@@ -10,7 +10,7 @@ from pathlib import Path
 from etils import epath
 
 from vit_jax.errors import UserError
-from vit_jax.tracking.metrics import write_atomically
+from vit_jax.storage import write_atomically
 
 FILE = "digests.json"
 

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax.errors import UserError
-from vit_jax.tracking.metrics import write_atomically
+from vit_jax.storage import write_atomically
 
 MAX_EXPANSION = 100
 """Largest ratio of the arrays' size to the file's. Weights hardly compress; zero heads do."""

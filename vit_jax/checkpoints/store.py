@@ -27,10 +27,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from vit_jax import storage
 from vit_jax.checkpoints import digests
 from vit_jax.checkpoints.checksums import checksums
 from vit_jax.checkpoints.digests import DamagedError
-from vit_jax.errors import CannotSave, UserError, storage_errors
+from vit_jax.errors import CannotSave, UserError
 from vit_jax.types import Array
 
 VERSION = 1
@@ -402,7 +403,7 @@ def _seal(manager: ocp.CheckpointManager, path: epath.Path) -> None:
 
 def _orbax_errors() -> tuple[type[Exception], ...]:
     """What Orbax raises where files cannot be written."""
-    return (*storage_errors(), ValueError)
+    return (*storage.errors(), ValueError)
 
 
 def _first_line(error: Exception) -> str:

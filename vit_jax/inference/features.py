@@ -15,8 +15,8 @@ from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
 from vit_jax.models import lora
 from vit_jax.parallel import sharding
+from vit_jax.storage import write_atomically
 from vit_jax.tasks import TaskProtocol
-from vit_jax.tracking.metrics import write_atomically
 from vit_jax.types import Array, Params
 
 SUFFIXES = (".jpg", ".jpeg", ".png")

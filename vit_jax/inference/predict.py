@@ -20,8 +20,8 @@ from vit_jax.errors import UserError
 from vit_jax.inference import convert
 from vit_jax.models import lora
 from vit_jax.report import figures, inside
+from vit_jax.storage import write_atomically
 from vit_jax.tasks import TaskProtocol, classification
-from vit_jax.tracking.metrics import write_atomically
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo, Params
 

@@ -25,8 +25,9 @@ from etils import epath
 from vit_jax.errors import UserError
 from vit_jax.report import curves
 from vit_jax.report.sections import FOLDER, StoredSection, read_sections
+from vit_jax.storage import write_atomically
 from vit_jax.tracking.console import format_duration
-from vit_jax.tracking.metrics import WITHIN_TRAIN, headline, is_loss, read_metrics, write_atomically
+from vit_jax.tracking.metrics import WITHIN_TRAIN, headline, is_loss, read_metrics
 
 REPORT_NAME = "report.html"
 CURVES_NAME = "curves.png"

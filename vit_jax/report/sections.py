@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from vit_jax.errors import UserError
-from vit_jax.tracking.metrics import write_atomically
+from vit_jax.storage import write_atomically
 
 FOLDER = "report"
 INDEX = "sections.json"

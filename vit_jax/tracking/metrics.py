@@ -30,14 +30,14 @@ from typing import Any, BinaryIO
 from absl import logging
 from etils import epath
 
-from vit_jax.errors import UserError, storage_errors
+from vit_jax import storage
+from vit_jax.errors import UserError
+from vit_jax.storage import write_atomically
 
 LOG_NAME = "metrics.jsonl"
 PARTS_NAME = "metrics"
 EVENTS_NAME = "tensorboard"
 
-UPLOAD_PAUSES = (1.0, 2.0, 4.0, 8.0)
-"""Seconds between attempts to write to an object store."""
 
 Scalar = int | float
 Row = dict[str, Scalar]
@@ -78,7 +78,7 @@ class MetricsWriter:
         workdir = epath.Path(workdir)
         with _explained(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            open_log = _PartedLog if cannot_append(workdir) else _AppendedLog
+            open_log = _PartedLog if storage.is_remote(workdir) else _AppendedLog
             self._log, rows = open_log.resume(workdir, resume_step)
         self._workdir = workdir
         self._events = _Events(workdir / EVENTS_NAME, resume_step) if tensorboard else None
@@ -139,43 +139,6 @@ def read_metrics(workdir: epath.PathLike) -> list[Row]:
         for name, value in row.items():
             first_values.setdefault(name, value)
     return [joined[step] for step in sorted(joined)]
-
-
-def cannot_append(path: epath.Path) -> bool:
-    """Whether `path` is on an object store, where a file is written whole or not at all."""
-    return "://" in os.fspath(path)
-
-
-def write_atomically(path: epath.Path, data: bytes) -> None:
-    """Writes `path` so that a reader, or a crash, meets the old content or the new, never a mix."""
-    if cannot_append(path):
-        _upload(path, data)
-        return
-    scratch = f"{os.fspath(path)}.tmp-{os.getpid()}"
-    try:
-        with open(scratch, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
-
-
-def _upload(path: epath.Path, data: bytes) -> None:
-    """Writes a whole object, which becomes visible only when it is complete.
-
-    Stores limit the rate of writes to one object, and sometimes fail: a few pauses are borne.
-    """
-    for pause in UPLOAD_PAUSES:
-        try:
-            path.write_bytes(data)
-            return
-        except storage_errors() as error:
-            logging.warning("%s: %s; trying again in %g s", path, error, pause)
-            time.sleep(pause)
-    path.write_bytes(data)
 
 
 class _AppendedLog:
@@ -275,7 +238,7 @@ class _Events:
         from tensorboardX.proto.event_pb2 import SessionLog
 
         local = os.fspath(self._directory)
-        if cannot_append(self._directory):
+        if storage.is_remote(self._directory):
             local = self._scratch = tempfile.mkdtemp(prefix="vit_jax_events_")
         os.makedirs(local, exist_ok=True)
         is_continued = self._directory.exists() and any(self._directory.iterdir())
@@ -376,7 +339,7 @@ def _explained(workdir: epath.Path) -> Iterator[None]:
     """Turns a failure of the file system into one line for the user."""
     try:
         yield
-    except storage_errors() as error:
+    except storage.errors() as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"workdir {os.fspath(workdir)}: cannot write the metrics log there ({reason}); "

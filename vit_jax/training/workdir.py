@@ -16,9 +16,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
+from vit_jax import storage
 from vit_jax.config import schema
-from vit_jax.errors import UserError, storage_errors
-from vit_jax.tracking.metrics import write_atomically
+from vit_jax.errors import UserError
+from vit_jax.storage import write_atomically
 from vit_jax.types import ArraySpec, DataInfo
 from vit_jax.version import current_commit
 
@@ -39,14 +40,14 @@ class Workdir:
         Raises:
           UserError: it cannot be made or written to.
         """
-        workdir = cls(_absolute(path))
+        workdir = cls(storage.absolute(path))
         # Processes of one run open it at the same time: each with a probe of its own.
         probe = workdir.path / f".writable-{uuid.uuid4().hex}"
         try:
             workdir.path.mkdir(parents=True, exist_ok=True)
             probe.write_text("")
             probe.unlink()
-        except storage_errors() as error:
+        except storage.errors() as error:
             raise UserError(f"--workdir={path}: cannot write there ({error})") from error
         return workdir
 
@@ -57,7 +58,7 @@ class Workdir:
         Raises:
           UserError: there is no config.json.
         """
-        workdir = cls(_absolute(path))
+        workdir = cls(storage.absolute(path))
         if not workdir._config_file.exists():
             raise UserError(f"--workdir={path} holds no run (no config.json); train there first")
         return workdir
@@ -150,11 +151,6 @@ class Workdir:
                 f" {'; '.join(found[schema.FIXED])}. Restore them, or use another --workdir"
             )
         return found[schema.WARNED]
-
-
-def _absolute(path: str) -> epath.Path:
-    """Orbax takes no relative paths; addresses of object stores are absolute as they are."""
-    return epath.Path(path) if "://" in path else epath.Path(path).expanduser().resolve()
 
 
 def _package_versions() -> Mapping[str, str]:
