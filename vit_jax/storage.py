@@ -1,0 +1,88 @@
+"""Files that may lie on an object store: atomic writes, and retries of what storage refused.
+
+A path with `://` in it, such as `gs://bucket/run`, is on an object store, where a file is written
+whole or not at all. Other paths are on a file system.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from etils import epath
+
+logger = logging.getLogger(__name__)
+
+UPLOAD_PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between the attempts to write an object; stores limit the rate of writes to one."""
+
+Result = TypeVar("Result")
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """Returns the exceptions that reading and writing raise: for `gs://`, TensorFlow's own."""
+    tensorflow = sys.modules.get("tensorflow")
+    return (OSError, tensorflow.errors.OpError) if tensorflow else (OSError,)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Returns whether `path` is on an object store, where nothing can be appended to a file."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: str) -> epath.Path:
+    """Returns `path` as an absolute path; addresses of object stores are absolute already."""
+    return epath.Path(path) if is_remote(path) else epath.Path(path).expanduser().resolve()
+
+
+def write_atomically(path: epath.PathLike, data: bytes) -> None:
+    """Writes a file so that readers, and a crash, see the old content or the new, never a mix.
+
+    Writes to an object store are tried again after pauses, since stores limit their rate.
+    """
+    path = epath.Path(path)
+    if is_remote(path):
+        retrying(lambda: path.write_bytes(data), UPLOAD_PAUSES, str(path))
+        return
+    with writing_whole(path) as scratch, open(scratch, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def writing_whole(path: epath.PathLike) -> Iterator[str]:
+    """Yields the name of a scratch file, which takes the name `path` when the block succeeds.
+
+    For libraries that write a local file by its name. When the block raises, the scratch file is
+    removed and `path` stays as it was.
+    """
+    scratch = f"{os.fspath(path)}.tmp-{os.getpid()}"
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+
+
+def retrying(attempt: Callable[[], Result], pauses: tuple[float, ...], what: str) -> Result:
+    """Returns the result of `attempt()`, which is called again after each pause while it fails.
+
+    Args:
+      pauses: seconds to wait after the first, second, ... failure.
+      what: the file or action, for the warning that each failure logs.
+
+    Raises:
+      The error of the last attempt, one of `errors()`. Other errors are raised at once.
+    """
+    for pause in pauses:
+        try:
+            return attempt()
+        except errors() as error:
+            logger.warning("%s: %s; trying again in %g s", what, error, pause)
+            time.sleep(pause)
+    return attempt()
