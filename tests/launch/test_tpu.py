@@ -74,6 +74,16 @@ def test_every_type_has_its_runtime(cloud, capsys, type_, version):
     assert f"--version={version}" in create
 
 
+def test_types_are_written_as_cloud_tpu_spells_them(cloud, capsys):
+    create, _ = dry(capsys, "create", "pod", "--type=v5e-8", "--zone=z")
+    assert "--accelerator-type=v5litepod-8" in create
+
+
+def test_a_generation_that_the_api_does_not_serve_is_told(cloud, capsys):
+    assert main(["tpu", "create", "pod", "--type=tpu7x-8", "--zone=z", "--dry-run"]) == 2
+    assert "does not serve tpu7x; use GKE or Compute Engine" in capsys.readouterr().err
+
+
 TRAIN = ["train", "pod", "--config=configs/digits.py", "--workdir=gs://bucket/run"]
 
 

@@ -26,6 +26,8 @@ needs_libtpu = pytest.mark.skipif(
         ("v4-8", ("v4", "2x2x1")),
         ("v6e-256", ("v6e", "16x16")),
         ("tpu7x:4x4x4", ("tpu7x", "4x4x4")),
+        ("tpu7x-128", ("tpu7x", "4x4x4")),  # TensorCores, two in a chip.
+        ("tpu7x-8", ("tpu7x", "2x2x1")),
     ],
 )
 def test_names_of_tpu_topologies(name, expected):
@@ -37,7 +39,7 @@ def test_names_of_tpu_topologies(name, expected):
     [
         ("v5f:4x4", 1, "no TPU 'v5f'; did you mean 'v5"),
         ("pod", 1, "not understood; write such as v5e:16x16"),
-        ("v5e-7", 1, "no usual shape; slices of v5e have 4, 8, 16"),
+        ("v5e-7", 1, "no usual shape; slices of v5e have 1, 4, 8, 16, 32, 64, 128, 256 chips"),
         ("cpu:0", 1, "write such as cpu:8"),
         ("cpu:9", 1, "has 8 virtual CPU devices"),
         ("cpu:8", 2, "--slices=2 needs a TPU --topology"),

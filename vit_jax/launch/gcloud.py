@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vit_jax.errors import UserError
+from vit_jax.parallel import accelerators
 
 Command = list[str]
 
@@ -24,14 +24,6 @@ COMING = (
 LOST = ("PREEMPTED", "TERMINATED", "SUSPENDED", "FAILED")
 """States in which Cloud TPU has taken slices away, which then have to be made anew."""
 ABSENT = "ABSENT"
-
-# Runtimes with today's drivers; cloud.google.com/tpu/docs/runtimes. First match wins.
-_VERSIONS = (
-    (r"v5lite|v5e", "v2-alpha-tpuv5-lite"),
-    (r"v5p", "v2-alpha-tpuv5"),
-    (r"v6e", "v2-alpha-tpuv6e"),
-    (r"v[234]-", "tpu-ubuntu2204-base"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Slices:
 
     def create(self) -> Command:
         """Raises `UserError` for a type whose runtime is not known."""
-        flags = [f"--accelerator-type={self.type}"]
+        flags = [f"--accelerator-type={self._accelerator_type()}"]
         flags += ["--spot"] if self.spot else []
         flags += ["--internal-ips"] if self.internal_ip else []
         for flag in ("network", "subnetwork", "service_account"):
@@ -108,10 +100,22 @@ class Slices:
         return ["--internal-ip"] if self.internal_ip else []
 
     def _usual_version(self) -> str:
-        for pattern, version in _VERSIONS:
-            if re.match(pattern, self.type):
-                return version
-        raise UserError(f"--type={self.type}: its TPU runtime is not known; add --version=NAME")
+        generation = accelerators.tpu_generation(self.type.partition("-")[0])
+        tpu = accelerators.TPUS.get(generation or "")
+        if tpu is None:
+            raise UserError(f"--type={self.type}: its TPU runtime is not known; add --version=NAME")
+        if not tpu.runtime:
+            raise UserError(
+                f"--type={self.type}: the Cloud TPU API does not serve {generation}; use GKE or"
+                " Compute Engine, see docs/launching.md"
+            )
+        return tpu.runtime
+
+    def _accelerator_type(self) -> str:
+        """Returns the type in Cloud TPU's own spelling: `v5litepod-8` where `v5e-8` was written."""
+        name, dash, size = self.type.partition("-")
+        tpu = accelerators.TPUS.get(accelerators.tpu_generation(name) or "")
+        return f"{tpu.type}{dash}{size}" if tpu else self.type
 
     def _tpus(self, *arguments: str) -> Command:
         # Nobody would see its questions: `Gcloud` keeps what it says for the errors.

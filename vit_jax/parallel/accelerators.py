@@ -1,38 +1,110 @@
-"""What accelerators can at most do, as their makers publish it.
+"""Accelerators: one row for each generation of TPU and each GPU, with everything about it.
 
-TPU figures are those of Google Cloud's page of each generation (docs.cloud.google.com/tpu/docs/v2
-to /v6e and /tpu7x, read 2026), of v2 and v3 of Jouppi et al. (2020), "A domain-specific
-supercomputer for training deep neural networks", Table 3. GPU figures are those of NVIDIA's data
-sheets: dense products, not the doubled ones with structured sparsity.
+TPU figures are from Google Cloud's page of each generation (docs.cloud.google.com/tpu/docs/v2 to
+/v6e and /tpu7x, read 2026); those of v2 and v3 are from Jouppi et al. (2020), "A domain-specific
+supercomputer for training deep neural networks", Table 3. GPU figures are from NVIDIA's data
+sheets, for dense products, not for the doubled rates with structured sparsity.
+
+Compiler options overlap communication with computation. The sets are those that MaxText trains with
+(github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py and configs/tpu).
+
+This module imports the standard library alone, because the launcher runs before anything is
+installed.
 """
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 GIB = 1 << 30
+
+Options = Mapping[str, bool | int | str]
+
+_ASYNC_COLLECTIVES = {
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+    "xla_enable_async_all_gather": True,
+}
+# These are for parameters that are sharded over `fsdp`.
+_SHARDED_PARAMETERS = {
+    # XLA would otherwise multiply with a kernel that is split along its inputs piece by piece,
+    # while the pieces travel in a ring and each is added to the whole result in memory. ViT-B/16
+    # with 128 images a chip on v5e:4x4, fsdp 16, remat full, writes 68 GB a step with that, and
+    # 26 GB without.
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
+    # XLA does not scatter sums that it has combined into one, so these send twice as much. This
+    # threshold lets it combine norms and biases, and keeps kernels apart.
+    "xla_jf_crs_combiner_threshold_in_bytes": 65_536,
+}
+DATA_PARALLEL: Options = {
+    "xla_tpu_enable_data_parallel_all_reduce_opt": True,
+    "xla_tpu_data_parallel_opt_different_sized_ops": True,
+}
+"""Compiler options for gradients that are summed over many chips or over several slices."""
+
+# The shapes that slices of so many chips have, from the page of each generation.
+_FLAT_SHAPES = {
+    4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
+    512: "16x32", 1024: "32x32",
+}  # fmt: skip
+_V5E_SHAPES = {1: "1x1"} | {chips: _FLAT_SHAPES[chips] for chips in _FLAT_SHAPES if chips <= 256}
+_CUBE_SHAPES = {
+    4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8",
+    512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16", 6144: "16x16x24",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+    """How Cloud TPU names and runs a generation, and how XLA compiles for it.
+
+    Attributes:
+      shapes: chips of a slice -> its shape, such as `4x4`.
+      cores_in_type: whether a type such as `v5p-8` counts TensorCores, two in a chip, not chips.
+      type: the first part of the type by which Cloud TPU makes a slice, such as `v5litepod`.
+      spellings: other names of the generation that people write.
+      runtime: the software version that Cloud TPU installs on the hosts
+        (docs.cloud.google.com/tpu/docs/runtimes); "" where its API does not serve the generation.
+      compiler_options: options of XLA's TPU compiler.
+      topology_options: what libtpu must be told to describe a slice as Cloud TPU runs it.
+    """
+
+    shapes: Mapping[int, str]
+    cores_in_type: bool
+    type: str
+    runtime: str
+    compiler_options: Options
+    spellings: tuple[str, ...] = ()
+    topology_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peaks of one chip.
+    """The peaks of one chip.
 
-    name: as `--topology` and the makers call it.
-    devices: JAX devices that one chip counts as; a device has that share of everything below.
-    flops: bfloat16 matrix products, FLOP a second.
-    hbm_bytes, hbm_bandwidth: memory, and bytes a second to and from it.
-    link_bandwidth: bytes a second over all of a chip's links to others (ICI, NVLink), both
-      directions together.
-    dcn_bandwidth: a chip's share of its host's network, bytes a second in one direction; 0 where
-      it is not published, or depends on the machine around the chip.
+    Attributes:
+      name: the name that `--topology` and the makers use.
+      kind: a pattern of what `jax.Device.device_kind` says; the first row that matches wins.
+      devices: JAX devices that one chip counts as; each has that share of everything below.
+      flops: bfloat16 matrix products, FLOP per second.
+      hbm_bytes, hbm_bandwidth: memory, and bytes per second to and from it.
+      link_bandwidth: bytes per second over all links of a chip to others (ICI, NVLink), both
+        directions together.
+      dcn_bandwidth: the chip's share of its host's network, bytes per second in one direction; 0
+        where it is not published, or depends on the machine around the chip.
+      tpu: facts about a TPU generation; None for GPUs.
     """
 
     name: str
+    kind: str
     devices: int
     flops: float
     hbm_bytes: int
     hbm_bandwidth: float
     link_bandwidth: float
     dcn_bandwidth: float = 0.0
+    tpu: Tpu | None = None
 
     @property
     def flops_per_device(self) -> float:
@@ -43,46 +115,86 @@ class Chip:
         return self.hbm_bytes // self.devices
 
 
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        # v2, v3: four links of 496 and 656 Gbit/s, each in both directions.
-        Chip("v2", 2, 46e12, 16 * GIB, 700e9, 496e9),
-        Chip("v3", 2, 123e12, 32 * GIB, 900e9, 656e9),
-        # v4: six links of 50 GB/s in each direction.
-        Chip("v4", 1, 275e12, 32 * GIB, 1200e9, 600e9),
-        Chip("v5e", 1, 197e12, 16 * GIB, 819e9, 400e9, 25e9 / 8),
-        Chip("v5p", 1, 459e12, 95 * GIB, 2765e9, 1200e9, 50e9 / 8),
-        Chip("v6e", 1, 918e12, 32 * GIB, 1640e9, 800e9, 100e9 / 8),
-        Chip("tpu7x", 2, 2307e12, 192 * GIB, 7380e9, 1200e9, 100e9 / 8),
-        Chip("a100-40gb", 1, 312e12, 40 * 10**9, 1555e9, 600e9),
-        Chip("a100-80gb", 1, 312e12, 80 * 10**9, 2039e9, 600e9),
-        Chip("h100-pcie", 1, 756e12, 80 * 10**9, 2000e9, 600e9),
-        Chip("h100", 1, 989e12, 80 * 10**9, 3350e9, 900e9),
-        Chip("h200", 1, 989e12, 141 * 10**9, 4800e9, 900e9),
-        Chip("b200", 1, 2250e12, 180 * 10**9, 8000e9, 1800e9),
-    )
-}
+_ROWS = (
+    # v2 and v3 have four links of 496 and 656 Gbit/s, each in both directions.
+    Chip(
+        "v2", r"TPU v2", 2, 46e12, 16 * GIB, 700e9, 496e9,
+        tpu=Tpu(_FLAT_SHAPES, True, "v2", "tpu-ubuntu2204-base", _SHARDED_PARAMETERS),
+    ),
+    Chip(
+        "v3", r"TPU v3", 2, 123e12, 32 * GIB, 900e9, 656e9,
+        tpu=Tpu(_FLAT_SHAPES, True, "v3", "tpu-ubuntu2204-base", _SHARDED_PARAMETERS),
+    ),
+    # v4 has six links of 50 GB/s in each direction. Its two cores are one device on Cloud TPU.
+    Chip(
+        "v4", r"TPU v4(?! lite)", 1, 275e12, 32 * GIB, 1200e9, 600e9,
+        tpu=Tpu(
+            _CUBE_SHAPES, True, "v4", "tpu-ubuntu2204-base",
+            _SHARDED_PARAMETERS | DATA_PARALLEL | _ASYNC_COLLECTIVES,
+            topology_options={"chip_config_name": "megacore"},
+        ),
+    ),
+    Chip(
+        "v5e", r"TPU v5 ?(lite|e)", 1, 197e12, 16 * GIB, 819e9, 400e9, 25e9 / 8,
+        Tpu(
+            _V5E_SHAPES, False, "v5litepod", "v2-alpha-tpuv5-lite",
+            # libtpu 0.0.52 refuses fused gathers on other generations, where "incorrect results,
+            # hang, SDC" might follow. The pinned one takes them, and MaxText sets them for v5p and
+            # v6e, where next to no gather runs beside computation without them.
+            _SHARDED_PARAMETERS | DATA_PARALLEL | _ASYNC_COLLECTIVES
+            | {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": True},
+            spellings=("v5litepod", "v5lite"),
+        ),
+    ),
+    Chip(
+        "v5p", r"TPU v5p?$", 1, 459e12, 95 * GIB, 2765e9, 1200e9, 50e9 / 8,
+        Tpu(
+            _CUBE_SHAPES, True, "v5p", "v2-alpha-tpuv5",
+            _SHARDED_PARAMETERS | DATA_PARALLEL | _ASYNC_COLLECTIVES
+            | {
+                "xla_tpu_megacore_fusion_allow_ags": False,
+                "xla_enable_async_collective_permute": True,
+                "xla_tpu_enable_ag_backward_pipelining": True,
+            },
+        ),
+    ),
+    # The limit is the KiB of vector memory, of 128 MiB, that one fusion may plan with.
+    Chip(
+        "v6e", r"TPU v6 ?(lite|e)", 1, 918e12, 32 * GIB, 1640e9, 800e9, 100e9 / 8,
+        Tpu(
+            _V5E_SHAPES, False, "v6e", "v2-alpha-tpuv6e",
+            _SHARDED_PARAMETERS | _ASYNC_COLLECTIVES
+            | {"xla_tpu_scoped_vmem_limit_kib": 98304},
+            spellings=("v6",),
+        ),
+    ),
+    # The limit is of 64 MiB for each core. Gathers and reductions run on SparseCores by default.
+    # The Cloud TPU API does not serve this generation (docs.cloud.google.com/tpu/docs/tpu7x).
+    Chip(
+        "tpu7x", r"TPU ?7x", 2, 2307e12, 192 * GIB, 7380e9, 1200e9, 100e9 / 8,
+        Tpu(
+            _CUBE_SHAPES, True, "tpu7x", "",
+            _SHARDED_PARAMETERS | {"xla_tpu_scoped_vmem_limit_kib": 65536},
+            spellings=("v7x", "7x"),
+        ),
+    ),
+    Chip("a100-80gb", r".*\bA100.*80GB", 1, 312e12, 80 * 10**9, 2039e9, 600e9),
+    Chip("a100-40gb", r".*\bA100", 1, 312e12, 40 * 10**9, 1555e9, 600e9),
+    Chip("h100-pcie", r".*\bH100 PCIe", 1, 756e12, 80 * 10**9, 2000e9, 600e9),
+    Chip("h100", r".*\bH100", 1, 989e12, 80 * 10**9, 3350e9, 900e9),
+    Chip("h200", r".*\bH200", 1, 989e12, 141 * 10**9, 4800e9, 900e9),
+    Chip("b200", r".*\bB200", 1, 2250e12, 180 * 10**9, 8000e9, 1800e9),
+)  # fmt: skip
 
-# What `jax.Device.device_kind` says; the first match wins.
-_KINDS = (
-    (r"TPU v2", "v2"),
-    (r"TPU v3", "v3"),
-    (r"TPU v4(?! lite)", "v4"),
-    (r"TPU v5 ?(lite|e)", "v5e"),
-    (r"TPU v5p?$", "v5p"),
-    (r"TPU v6 ?(lite|e)", "v6e"),
-    (r"TPU ?7x", "tpu7x"),
-    (r".*\bA100.*80GB", "a100-80gb"),
-    (r".*\bA100", "a100-40gb"),
-    (r".*\bH100 PCIe", "h100-pcie"),
-    (r".*\bH100", "h100"),
-    (r".*\bH200", "h200"),
-    (r".*\bB200", "b200"),
-)
+CHIPS = {chip.name: chip for chip in _ROWS}
+TPUS = {chip.name: chip.tpu for chip in _ROWS if chip.tpu}
 
 
 def of_kind(device_kind: str) -> Chip | None:
-    """The chip behind a JAX device; None for CPUs and for what is not in the table."""
-    names = (name for pattern, name in _KINDS if re.match(pattern, device_kind))
-    return CHIPS.get(next(names, ""))
+    """Returns the chip behind a JAX device; None for CPUs and for chips without a row."""
+    return next((chip for chip in _ROWS if re.match(chip.kind, device_kind)), None)
+
+
+def tpu_generation(name: str) -> str | None:
+    """Returns the generation that a name or another spelling of it stands for; None if none."""
+    return next((key for key, tpu in TPUS.items() if name in (key, *tpu.spellings)), None)

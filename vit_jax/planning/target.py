@@ -5,29 +5,12 @@ import dataclasses
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 
 from vit_jax.errors import UserError, nearest
 from vit_jax.parallel import accelerators
-
-TPUS = ("v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
-# How Cloud TPU spells generations in the names of slices.
-_SPELLINGS = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "v7x": "tpu7x", "7x": "tpu7x"}
-_COUNTED_IN_CORES = ("v2", "v3", "v4", "v5p")
-
-# The shape that Cloud TPU gives a slice of so many chips (docs.cloud.google.com/tpu/docs, the page
-# of each generation).
-_FLAT = {
-    4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
-    512: "16x32", 1024: "32x32",
-}  # fmt: skip
-_CUBES = {
-    4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8",
-    512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16", 6144: "16x16x24",
-}  # fmt: skip
-_THREE_DIMENSIONAL = ("v4", "v5p", "tpu7x")
 
 # libtpu looks for a TPU and for the cloud around it, which compiling needs neither of.
 _TPU_ENVIRONMENT = {
@@ -96,29 +79,31 @@ class Target:
 
 
 def parse_tpu(topology: str) -> tuple[str, str]:
-    """(generation, shape) of `v5e:16x16`, or of a slice as Cloud TPU names it: `v5p-512`.
+    """Returns (generation, shape) of `v5e:16x16`, or of a type as Cloud TPU names it: `v5p-512`.
 
-    Cloud TPU counts v2 to v4 and v5p in TensorCores, two a chip, and the others in chips.
+    The number in a type counts TensorCores, two in a chip, for all generations but v5e and v6e,
+    where it counts chips.
     """
     match = re.fullmatch(r"([a-z]*\d+[a-z]*)(?::([\dx]+)|-(\d+))", topology)
     if not match:
         raise UserError(f"plan: --topology={topology!r} is not understood; {EXAMPLES}")
-    generation = _SPELLINGS.get(match[1], match[1])
-    if generation not in TPUS:
+    generation = accelerators.tpu_generation(match[1])
+    if generation is None:
         raise UserError(
-            f"plan: --topology={topology!r}: no TPU {match[1]!r}; {nearest(match[1], TPUS)}"
+            f"plan: --topology={topology!r}: no TPU {match[1]!r};"
+            f" {nearest(match[1], accelerators.TPUS)}"
         )
     if match[2]:
         return generation, match[2]
-    num_chips = int(match[3]) // (2 if generation in _COUNTED_IN_CORES else 1)
-    shapes: Mapping[int, str] = _CUBES if generation in _THREE_DIMENSIONAL else _FLAT
-    if num_chips not in shapes:
-        sizes = ", ".join(map(str, shapes))
+    tpu = accelerators.TPUS[generation]
+    num_chips = int(match[3]) // (2 if tpu.cores_in_type else 1)
+    if num_chips not in tpu.shapes:
+        sizes = ", ".join(map(str, tpu.shapes))
         raise UserError(
             f"plan: --topology={topology!r} has no usual shape; slices of {generation} have"
-            f" {sizes} chips, others are written out, such as {generation}:{shapes[16]}"
+            f" {sizes} chips, others are written out, such as {generation}:{tpu.shapes[16]}"
         )
-    return generation, shapes[num_chips]
+    return generation, tpu.shapes[num_chips]
 
 
 def _tpu_devices(generation: str, shape: str, num_slices: int) -> Sequence[jax.Device]:
@@ -133,8 +118,7 @@ def _tpu_devices(generation: str, shape: str, num_slices: int) -> Sequence[jax.D
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
-    # A v4 chip is one device, as it is on Cloud TPU; libtpu describes its two cores otherwise.
-    options = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    options = accelerators.TPUS[generation].topology_options
     try:
         description = topologies.get_topology_desc(
             f"{generation}:{shape}", platform="tpu", num_slices=num_slices, **options
