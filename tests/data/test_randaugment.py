@@ -116,9 +116,12 @@ def test_draws_are_pinned():
     assert draws == [[11, 0, 133, 190], [10, 0, 206, 107]]
 
 
-@pytest.mark.parametrize(("magnitude", "corrected"), [(17, False), (13, True)])
+@pytest.mark.parametrize(
+    ("magnitude", "corrected"),
+    [*((magnitude, False) for magnitude in (*range(21), 29)), (13, True), (15.5, True)],
+)
 def test_on_the_device_the_operations_are_the_same(magnitude, corrected):
-    """Beyond the recorded magnitudes."""
+    """Also at magnitudes of which no golden was recorded."""
     image = ARRAYS["img"]
     apply = functools.partial(_randaugment.apply, magnitude=magnitude, corrected=corrected)
     places = np.float32([[3, 70]] * 32)

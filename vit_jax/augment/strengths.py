@@ -1,10 +1,14 @@
-"""What RandAugment's operations are at a strength, before any image is seen (Cubuk et al. 2020).
+"""The tables and matrices of RandAugment's operations at a given strength (Cubuk et al. 2020).
 
-Tables and matrices in NumPy, for the host (`data.ops.randaugment`) and the device
-(`tasks._randaugment`) alike. Magnitudes go from 0 to 10 in the paper, here to `STRONGEST`; `level`
-is a tenth of one. `corrected` takes out three oddities of the published runs: Solarize's threshold
-wraps at 256, so that magnitude 10 inverts the whole image; Contrast moves away from a grey that
-depends on the image's size; and moves and holes are up to 100 and 80 pixels, whatever that size is.
+They depend on no pixel, so NumPy computes them once, for the host (`data.ops.randaugment`) and the
+device (`augment.randaugment`) alike. As in the published code, strengths are computed in double
+precision and rounded to float32 once, at the end: a second rounding would move a shear by one unit
+in the last place, and with it some pixels.
+
+Magnitudes go from 0 to 10 in the paper and to `STRONGEST` here; `level` is magnitude / 10.
+`corrected` removes three oddities of the published runs: Solarize's threshold wraps at 256, so that
+magnitude 10 inverts the whole image; Contrast moves away from a grey that depends on the image's
+size; and translations and holes are up to 100 and 80 pixels, for images of any size.
 """
 
 import math
@@ -17,33 +21,39 @@ OPERATIONS = (
     "SolarizeAdd",
 )  # fmt: skip
 STRONGEST = 20.0
-"""Magnitude; published recipes go from 0 to this one, at which `Rotate` turns by 60 degrees."""
+"""The largest magnitude of published recipes, at which `Rotate` turns by 60 degrees."""
 FILL = 128
-"""What comes in from outside of an image, and hides a part of it."""
+"""The value of pixels that come from outside of the image, and of the pixels that Cutout hides."""
 IDENTITY = np.float32([[1, 0, 0], [0, 1, 0]])
 
 
 def enhancement(level: float) -> np.float32:
-    """The factor of Color, Contrast, Brightness and Sharpness."""
+    """Returns the factor of Color, Contrast, Brightness and Sharpness."""
     return np.float32(level * 1.8 + 0.1)
 
 
 def half_side(level: float, height: int, corrected: bool) -> int:
-    """Half the side of what Cutout hides."""
+    """Returns half the side of the square that Cutout hides, in pixels."""
     return int(_scaled(level * 40.0, height, corrected))
 
 
 def fixed_tables(level: float, size: tuple[int, int], corrected: bool) -> np.ndarray:
-    """What each value becomes, where that is the same for every image of (height, width).
+    """Returns the new value of each pixel value, for operations that treat all images alike.
 
-    uint8 `[operations, 256]`; the value itself for the other operations.
+    Args:
+      level: magnitude / 10.
+      size: (height, width) of the images.
+      corrected: see the top of this file.
+
+    Returns:
+      uint8 `[operations, 256]`; the rows of the other operations change nothing.
     """
     values = np.arange(256)
     enhance = enhancement(level)
     threshold, addition = int(level * 256), int(level * 110)
     if not corrected:
         threshold %= 256
-    cleared = min(8 - int(level * 4), 7)
+    cleared = min(max(8 - int(level * 4), 0), 7)
     by_size = np.float32(min(size[0] * size[1] // 256, 255))
     tables = {
         "Invert": 255 - values,
@@ -58,28 +68,37 @@ def fixed_tables(level: float, size: tuple[int, int], corrected: bool) -> np.nda
 
 
 def matrices(level: float, size: tuple[int, int], corrected: bool) -> np.ndarray:
-    """Where the operations read, both ways each: float32 `[operations, 2, 2, 3]`.
+    """Returns the matrix of each geometric operation, for both signs of its strength.
 
-    The output pixel (x, y) is the one at `matrix @ (x, y, 1)` of the input.
+    The output pixel (x, y) is read at `matrix @ (x, y, 1)` of the input.
+
+    Args:
+      level: magnitude / 10.
+      size: (height, width) of the images.
+      corrected: see the top of this file.
+
+    Returns:
+      float32 `[operations, 2, 2, 3]`; the second axis is the sign, positive first. The matrices of
+      the other operations are `IDENTITY`.
     """
     found = np.tile(IDENTITY, (len(OPERATIONS), 2, 1, 1))
-    for negative, sign in enumerate(np.float32([1, -1])):
+    for negative, sign in enumerate((1.0, -1.0)):
         of = dict(zip(OPERATIONS, found[:, negative], strict=True))
-        of["Rotate"][:] = _rotation(sign * np.float32(level) * np.float32(30), size)
-        of["ShearX"][0, 1] = of["ShearY"][1, 0] = sign * level * 0.3
+        of["Rotate"][:] = _rotation(np.float32(sign * (level * 30.0)), size)
+        of["ShearX"][0, 1] = of["ShearY"][1, 0] = np.float32(sign * (level * 0.3))
         for name, axis, side in (("TranslateX", 0, size[1]), ("TranslateY", 1, size[0])):
-            shift = np.round(sign * _scaled(level * 100.0, side, corrected))
+            shift = np.round(np.float32(sign) * _scaled(level * 100.0, side, corrected))
             of[name][axis, 2] = np.clip(shift, -side, side)
     return found
 
 
 def _scaled(pixels: float, side: int, corrected: bool) -> np.float32:
-    """A length for images of side 224; only `corrected` measures others by their own side."""
+    """Returns a length for images of side 224; `corrected` scales it with the image's own side."""
     return np.float32(pixels) * np.float32(side) / 224 if corrected else np.float32(pixels)
 
 
 def _rotation(degrees: np.float32, size: tuple[int, int]) -> np.ndarray:
-    """About the centre, counter-clockwise; float32 throughout, as the published runs had it."""
+    """Returns the counter-clockwise rotation about the centre, in float32 as in published runs."""
     angle = degrees * np.float32(math.pi / 180)
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     bottom, right = np.float32(size) - 1
