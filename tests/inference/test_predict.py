@@ -96,7 +96,7 @@ def left_by_a_run(config, path, image_dtype, state=lambda params: {}):
     label = ArraySpec((), np.dtype(np.int32))
     info = DataInfo({"image": ArraySpec((8, 8, 3), np.dtype(image_dtype)), "label": label}, 3)
     workdir = Workdir.open(str(path))
-    workdir.write_config(config, info, headline="accuracy")
+    workdir.write_config(config, info, headline="accuracy", metric_info={})
     shapes = tasks.abstract_params(tasks.build(config.task, config.model, info))
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda x: random.normal(0, 0.3, x.shape).astype(np.float32), shapes)

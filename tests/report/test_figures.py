@@ -103,11 +103,11 @@ def test_images_of_any_range_become_displayable(image, expected):
 def test_learning_curves_draw_the_main_charts():
     rows = [{"step": s, "train/loss": 1.0 / s, "train/grad_norm": 1.0} for s in range(1, 5)]
     rows[-1]["eval/test/accuracy"] = 0.5
-    figure = figures.learning_curves(rows)
+    figure = figures.learning_curves(rows, {})
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Accuracy"]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [1, 1 / 2, 1 / 3, 1 / 4])
     rendered(figure)
-    assert figures.learning_curves([{"step": 1, "model/num_params": 3}]) is None
+    assert figures.learning_curves([{"step": 1, "model/num_params": 3}], {}) is None
 
 
 def test_a_figure_for_a_dark_page_differs_only_in_its_inks():

@@ -13,7 +13,8 @@ from PIL import Image
 from vit_jax.errors import UserError
 from vit_jax.report import Section, figures, save_sections, write_report
 from vit_jax.report.sections import read_sections
-from vit_jax.tracking import MetricsWriter, headline
+from vit_jax.tracking import Metric, MetricsWriter
+from vit_jax.tracking.metrics import as_json
 
 VOID = {"meta", "link", "img", "source", "br", "hr", "input", "line", "circle", "path"}
 
@@ -226,6 +227,20 @@ def test_values_that_are_not_finite_are_left_out_of_curves(tmp_path):
     assert not re.search(r'd="[^"]*(nan|inf)', source)
 
 
+def test_the_best_of_a_metric_is_by_its_declared_direction(tmp_path):
+    writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
+    for step, value in ((1, math.nan), (2, 4.0), (3, 2.0), (4, 3.0)):
+        names = ("rmse", "gain", "unknown")
+        writer.write(step, {f"eval/test/{name}": value for name in names})
+    writer.close()
+    info = {"rmse": Metric(higher_is_better=False), "gain": Metric(higher_is_better=True)}
+    (tmp_path / "config.json").write_text(json.dumps({"metrics": as_json(info)}))
+    source = write_report(tmp_path).read_text()
+    rows = re.findall(r'<td class="mono">eval/test/(\w+)</td>(.*)</tr>', source)
+    best = {name: re.findall(r'<td class="n">([^<]*)</td>', cells) for name, cells in rows}
+    assert best == {"rmse": ["3", "2", "3"], "gain": ["3", "4", "2"], "unknown": ["3", "", ""]}
+
+
 def test_names_cannot_break_the_page(tmp_path):
     workdir = tmp_path / "<script>alert(1)<&'"
     workdir.mkdir()
@@ -250,22 +265,6 @@ def test_a_broken_file_is_named(workdir, name):
     (workdir / name).write_text("{")
     with pytest.raises(UserError, match=name):
         write_report(workdir)
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["train/loss"], None),
-        (["eval/val/loss", "eval/val/num_examples"], None),
-        (["eval/val/loss", "eval/val/miou"], "eval/val/miou"),
-        (["eval/val/accuracy", "eval/val/miou"], "eval/val/miou"),
-        (["eval/val/miou", "eval/val_ema/miou"], "eval/val_ema/miou"),
-        (["eval/a/miou", "eval/b/miou"], "eval/a/miou"),
-        (["val/miou", "val_ema/miou"], "val_ema/miou"),
-    ],
-)
-def test_the_headline_is_the_tasks_own_of_averaged_parameters(names, expected):
-    assert headline("miou", names) == expected
 
 
 def test_saving_a_section_again_replaces_it_in_place(tmp_path):

@@ -4,11 +4,13 @@ Regresses the label as a number: named `tests.tasks.regression:Task` in a config
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
+from vit_jax.tracking import Metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,11 @@ class Task:
     scale: float = 10.0
 
     headline = "rank_correlation"
+    metric_info: ClassVar = {
+        "rmse": Metric(higher_is_better=False),
+        "rank_correlation": Metric(higher_is_better=True),
+        "num_examples": Metric(unit="count"),
+    }
     pictured = 4
 
     @classmethod

@@ -1,362 +1,165 @@
-"""The metrics log: each row once, whatever happened in between."""
+"""The meaning of metrics is declared by tasks, and not guessed from names."""
 
-import contextlib
-import json
+import logging
 import math
-import os
-import signal
-import string
-import subprocess
-import sys
-import tempfile
-import types
-from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from etils import epath
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from vit_jax import storage
+from vit_jax import tasks
 from vit_jax.errors import UserError
-from vit_jax.tracking import MetricsWriter, metrics, read_metrics
+from vit_jax.tracking import Metric, headline
+from vit_jax.tracking.metrics import (
+    BEFORE_DECLARATIONS,
+    COUNT,
+    LOSS,
+    SCORE,
+    as_json,
+    best_metric,
+    declared,
+    from_json,
+    meaning,
+)
 
-
-def write_rows(workdir, rows, resume_step=0, **options):
-    writer = MetricsWriter(workdir, resume_step=resume_step, **options)
-    for row in rows:
-        writer.write(row["step"], {name: value for name, value in row.items() if name != "step"})
-    writer.close()
-
-
-def losses(steps, offset=0.0):
-    return [{"step": step, "train/loss": step / 7 + offset} for step in steps]
-
-
-def log_lines(workdir):
-    return (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-
-
-@pytest.fixture
-def object_store(monkeypatch):
-    """Local paths are treated as if they could not be appended to."""
-    monkeypatch.setattr(storage, "is_remote", lambda path: True)
-
-
-def parts(workdir):
-    return sorted(path.name for path in (Path(workdir) / "metrics").iterdir())
-
-
-def test_rows_are_json_objects_with_the_step_first(tmp_path):
-    write_rows(tmp_path, [{"step": 3, "train/loss": 0.5, "train/lr": 1e-3}])
-    assert log_lines(tmp_path) == ['{"step": 3, "train/loss": 0.5, "train/lr": 0.001}']
-
-
-def test_a_row_is_readable_as_soon_as_it_is_written(tmp_path):
-    writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
-    writer.write(1, {"train/loss": 2.0})
-    assert read_metrics(tmp_path) == [{"step": 1, "train/loss": 2.0}]
-    writer.close()
+INFO = {
+    "rmse": Metric(higher_is_better=False, unit="pixels"),
+    "gain": Metric(higher_is_better=True),
+    "iou/*": SCORE,
+    "iou/worst": LOSS,
+    "num_examples": COUNT,
+}
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    ("name", "expected"),
     [
-        (np.float32(0.1), float(np.float32(0.1))),
-        (np.float64(0.1), 0.1),
-        (np.int64(2**53 + 1), 2**53 + 1),
-        (np.array(7, np.int32), 7),
-        (True, 1),
+        ("rmse", "rmse"),
+        ("val/rmse", "rmse"),
+        ("eval/val_ema/rmse", "rmse"),
+        ("eval/a/b/rmse", "rmse"),
+        ("val/iou/road", "iou/*"),
+        ("val/iou/rmse", "iou/*"),
+        ("val/iou/[x]*", "iou/*"),
+        ("val/iou/worst", "iou/worst"),
     ],
 )
-def test_scalars_of_any_kind_become_plain_and_exact(tmp_path, value, expected):
-    write_rows(tmp_path, [{"step": np.int64(1), "x": value}], tensorboard=False)
-    (row,) = read_metrics(tmp_path)
-    assert row == {"step": 1, "x": expected}
-    assert type(row["x"]) is type(expected)
+def test_a_declaration_is_found_with_or_without_the_split(name, expected):
+    assert declared(name, INFO) is INFO[expected]
 
 
-def test_jax_scalars_are_accepted(tmp_path):
-    write_rows(tmp_path, [{"step": 1, "x": jnp.float32(0.5), "n": jnp.int32(3)}])
-    assert read_metrics(tmp_path) == [{"step": 1, "x": 0.5, "n": 3}]
+def test_of_undeclared_names_only_loss_tells_a_direction():
+    assert declared("val/mae", INFO) is None
+    assert meaning("val/mae", INFO) == Metric()
+    assert meaning("val/dice_loss", INFO).higher_is_better is False
+    assert meaning("val/accuracy", {}) == Metric()
 
 
-def test_non_finite_values_are_valid_json_and_come_back(tmp_path):
-    values = {"nan": math.nan, "up": math.inf, "down": -math.inf}
-    write_rows(tmp_path, [{"step": 1, **values}])
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    stored = json.loads(log_lines(tmp_path)[0], parse_constant=refuse)
-    assert stored == {"step": 1, "nan": "NaN", "up": "Infinity", "down": "-Infinity"}
-    (row,) = read_metrics(tmp_path)
-    assert math.isnan(row["nan"])
-    assert (row["up"], row["down"]) == (math.inf, -math.inf)
-
-
-_names = st.text(string.ascii_letters + '/_é"\\\n', min_size=1).filter(lambda name: name != "step")
-_values = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.dictionaries(
-        st.integers(0, 2**62), st.dictionaries(_names, _values, min_size=1), max_size=8
-    ),
-    st.booleans(),
+@pytest.mark.parametrize(
+    ("name", "best_is", "is_higher"),
+    [
+        ("val/rmse", "", False),
+        ("val/gain", "", True),
+        ("val/iou/road", "", True),
+        ("val/mae", "lowest", False),
+        ("val/rmse", "highest", True),
+    ],
 )
-def test_what_is_written_is_what_is_read(rows, is_store):
-    with tempfile.TemporaryDirectory() as workdir, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "is_remote", lambda path: is_store)
-        write_rows(workdir, [{"step": s, **r} for s, r in rows.items()], tensorboard=False)
-        assert read_metrics(workdir) == [{"step": step, **rows[step]} for step in sorted(rows)]
+def test_the_best_is_what_the_task_or_the_config_says(name, best_is, is_higher):
+    assert best_metric(name, INFO, best_is).higher_is_better is is_higher
 
 
-def test_a_second_write_of_a_step_adds_only_new_names(tmp_path):
-    writer = MetricsWriter(tmp_path, resume_step=0)
-    writer.write(5, {"train/loss": 1.0})
-    writer.write(5, {"train/loss": 9.0, "eval/test/accuracy": 0.5})
-    writer.write(5, {"train/loss": 9.0})
-    writer.close()
-    assert len(log_lines(tmp_path)) == 2
-    assert read_metrics(tmp_path) == [{"step": 5, "train/loss": 1.0, "eval/test/accuracy": 0.5}]
+def test_no_metric_to_keep_the_best_by():
+    assert best_metric("", INFO, "") is None
 
 
-def test_resuming_removes_rows_after_the_checkpoint(tmp_path):
-    write_rows(tmp_path, losses(range(0, 60, 10)))
-    write_rows(tmp_path, losses(range(40, 80, 10)), resume_step=30)
-    assert read_metrics(tmp_path) == losses(range(0, 80, 10))
-    assert len(log_lines(tmp_path)) == 8
+@pytest.mark.parametrize(
+    ("name", "info", "best_is", "message"),
+    [
+        ("val/rmsee", INFO, "", "did you mean 'val/rmse'.*best_is=highest or lowest"),
+        ("val/mae", {}, "", "declares no metrics.*best_is"),
+        ("val/num_examples", INFO, "", "best_is"),
+        ("val/mae", {}, "smallest", "write highest or lowest"),
+    ],
+)
+def test_a_direction_that_nothing_tells_is_asked_for(name, info, best_is, message):
+    with pytest.raises(UserError, match=message):
+        best_metric(name, info, best_is)
 
 
-def test_a_value_computed_again_after_a_restart_is_not_logged_again(tmp_path):
-    write_rows(tmp_path, losses([10, 20]))
-    write_rows(tmp_path, losses([20, 30], offset=1e-9), resume_step=20)
-    assert read_metrics(tmp_path) == losses([10, 20]) + losses([30], offset=1e-9)
+def test_a_direction_inferred_from_a_name_is_said_once(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert best_metric("val/dice_loss", {}, "").higher_is_better is False
+        assert best_metric("val/loss", {"loss": LOSS}, "").higher_is_better is False
+    assert [record.getMessage().count("val/dice_loss") for record in caplog.records] == [1]
 
 
-def test_a_fresh_run_clears_the_rows_of_one_that_never_saved(tmp_path):
-    write_rows(tmp_path, losses([0, 10, 20]))
-    write_rows(tmp_path, losses([0, 5], offset=1.0), resume_step=0)
-    assert read_metrics(tmp_path) == losses([0]) + losses([5], offset=1.0)
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        (SCORE, [0.5, 0.7, 0.6], 0.7),
+        (LOSS, [0.5, 0.7, 0.4], 0.4),
+        (SCORE, [math.nan, 0.1, math.nan], 0.1),
+        (LOSS, [math.nan, math.inf, 3.0], 3.0),
+        (LOSS, [math.nan], None),
+        (COUNT, [1, 2], None),
+    ],
+)
+def test_the_best_of_several_values(metric, values, best):
+    found = None
+    for value in values:
+        found = value if metric.is_better(value, found) else found
+    assert found == best
 
 
-@pytest.mark.parametrize("cut", [1, 2, 9, 20])
-def test_a_line_cut_short_by_a_crash_is_removed(tmp_path, cut):
-    write_rows(tmp_path, losses([10, 20, 30]))
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(path.read_bytes()[:-cut])
-    survivors = [10, 20, 30] if cut == 1 else [10, 20]
-    assert read_metrics(tmp_path) == losses(survivors)
-    write_rows(tmp_path, losses([30, 40]), resume_step=30)
-    assert read_metrics(tmp_path) == losses([10, 20, 30, 40])
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        (SCORE, 0.95833, "95.83%"),
+        (LOSS, 12.5, "12.5"),
+        (Metric(unit="pixels"), 3.25, "3.25 pixels"),
+        (COUNT, 12345, "12,345"),
+        (LOSS, math.nan, "nan"),
+        (COUNT, math.inf, "inf"),
+    ],
+)
+def test_values_are_written_in_their_unit(metric, value, text):
+    assert metric.text(value) == text
 
 
-def test_a_damaged_line_inside_costs_that_line_alone(tmp_path):
-    write_rows(tmp_path, losses([10, 20, 30]))
-    path = tmp_path / "metrics.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + b'\x00\x00"garbage\n[1]\n' + lines[2])
-    assert read_metrics(tmp_path) == losses([10, 30])
+def test_declarations_survive_json():
+    found = from_json(as_json(INFO))
+    assert {name: found[name] for name in INFO} == INFO
+    assert found["train/mfu"].unit == "fraction"
 
 
-def test_opening_an_undamaged_log_leaves_the_file_alone(tmp_path):
-    write_rows(tmp_path, losses([10, 20]))
-    before = os.stat(tmp_path / "metrics.jsonl")
-    write_rows(tmp_path, [], resume_step=20)
-    after = os.stat(tmp_path / "metrics.jsonl")
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+@pytest.mark.parametrize("stored", [[], 5, "x", {"a": 1, "b": {"higher_is_better": "yes"}}])
+def test_what_is_no_declaration_is_left_out(stored):
+    assert not {"a", "b"} & from_json(stored).keys()
+    assert "AP*" not in from_json(stored)
 
 
-def test_a_killed_process_loses_no_row(tmp_path):
-    script = (
-        "import os, signal, sys\n"
-        "from vit_jax.tracking import MetricsWriter\n"
-        "writer = MetricsWriter(sys.argv[1], resume_step=0, tensorboard=False)\n"
-        "for step in range(1, 101): writer.write(step, {'train/loss': step / 7})\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", script, tmp_path], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert read_metrics(tmp_path) == losses(range(1, 101))
+def test_runs_from_before_declarations_have_those_of_their_time():
+    assert meaning("eval/val/top5_accuracy", from_json(None)) == SCORE
 
 
-def test_a_failing_rewrite_keeps_the_old_log(tmp_path, monkeypatch):
-    write_rows(tmp_path, losses([10, 20, 30]))
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(metrics.os, "replace", fail)
-    with pytest.raises(UserError, match="No space left on device"):
-        MetricsWriter(tmp_path, resume_step=10)
-    assert read_metrics(tmp_path) == losses([10, 20, 30])
-    assert not list(tmp_path.glob("*.tmp*"))
+@pytest.mark.parametrize("name", ["classification", "contrastive", "detection", "segmentation"])
+def test_our_tasks_declare_their_headline(name):
+    task = tasks.metric_info(name)
+    assert declared(tasks._find(name).headline, task) == SCORE
+    assert declared("num_examples", task) == COUNT
+    assert all(meaning(n.replace("*", "x"), BEFORE_DECLARATIONS) == task[n] for n in task)
 
 
-def test_other_processes_write_nothing(tmp_path):
-    write_rows(tmp_path / "new", losses([1]), is_writer=False)
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_workdir_that_cannot_be_written_is_the_users_error(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"workdir .*file/run.*--workdir"):
-        MetricsWriter(tmp_path / "file" / "run", resume_step=0)
-
-
-def test_step_is_no_name_of_a_metric(tmp_path):
-    writer = MetricsWriter(tmp_path, resume_step=0)
-    with pytest.raises(ValueError, match="step"):
-        writer.write(1, {"step": 2})
-    writer.close()
-
-
-def test_closing_twice_is_harmless(tmp_path):
-    writer = MetricsWriter(tmp_path, resume_step=0)
-    writer.write(1, {"x": 1})
-    writer.close()
-    writer.close()
-
-
-def test_nothing_logged_reads_as_nothing(tmp_path):
-    assert read_metrics(tmp_path) == []
-
-
-def test_object_stores_get_a_part_for_each_checkpoint(tmp_path, object_store):
-    writer = MetricsWriter(tmp_path, resume_step=0)
-    for step in (10, 20):
-        writer.write(step, {"train/loss": step / 7})
-    assert read_metrics(tmp_path) == []
-    writer.flush()
-    assert read_metrics(tmp_path) == losses([10, 20])
-    writer.write(30, {"train/loss": 30 / 7})
-    writer.flush()
-    writer.flush()
-    writer.close()
-    assert parts(tmp_path) == [
-        "part-000000000010-000000000020.jsonl",
-        "part-000000000030-000000000030.jsonl",
-    ]
-    assert read_metrics(tmp_path) == losses([10, 20, 30])
-    assert not (tmp_path / "metrics.jsonl").exists()
-
-
-def test_two_flushes_at_one_step_keep_both_rows(tmp_path, object_store):
-    writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
-    writer.write(10, {"train/loss": 1.0})
-    writer.flush()
-    writer.write(10, {"eval/test/accuracy": 0.5})
-    writer.close()
-    assert read_metrics(tmp_path) == [{"step": 10, "train/loss": 1.0, "eval/test/accuracy": 0.5}]
-
-
-def test_resuming_on_an_object_store_cuts_parts(tmp_path, object_store):
-    for first in (10, 40):
-        write_rows(tmp_path, losses(range(first, first + 30, 10)), resume_step=first - 10)
-    write_rows(tmp_path, losses([30, 40]), resume_step=20)
-    assert read_metrics(tmp_path) == losses([10, 20, 30, 40])
-    assert parts(tmp_path) == [
-        "part-000000000010-000000000020.jsonl",
-        "part-000000000030-000000000040.jsonl",
-    ]
-
-
-def scalar_events(directory):
-    """[(step, name, value)] and purge steps, read with tensorboardX's own protocol buffers."""
-    import struct
-
-    from tensorboardX.proto.event_pb2 import Event
-
-    scalars, purges = [], []
-    for path in sorted(Path(directory).iterdir()):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
-            data = data[16 + length :]
-            if event.HasField("session_log"):
-                purges.append(event.step)
-            scalars += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-    return scalars, purges
-
-
-@pytest.mark.parametrize("is_store", [False, True])
-def test_tensorboard_holds_the_same_rows(tmp_path, monkeypatch, is_store):
-    monkeypatch.setattr(storage, "is_remote", lambda path: is_store)
-    write_rows(tmp_path, [{"step": 10, "train/loss": 0.5}, {"step": 20, "train/loss": 0.25}])
-    write_rows(tmp_path, [{"step": 20, "train/loss": 0.125}], resume_step=10)
-    scalars, purges = scalar_events(tmp_path / "tensorboard")
-    assert sorted(scalars) == [
-        (10, "train/loss", 0.5),
-        (20, "train/loss", 0.125),
-        (20, "train/loss", 0.25),
-    ]
-    assert purges == [11]
-
-
-def test_tensorboard_can_be_switched_off(tmp_path):
-    write_rows(tmp_path, losses([1]), tensorboard=False)
-    assert not (tmp_path / "tensorboard").exists()
-
-
-def test_importing_the_report_loads_nothing_heavy():
-    heavy = {"jax", "matplotlib", "tensorflow", "tensorboardX", "jinja2", "PIL"}
-    script = (
-        f"import sys, vit_jax.report, vit_jax.tracking; print(sorted({heavy} & set(sys.modules)))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
-
-
-class TensorflowError(Exception):
-    """What etils raises of gs://..., where TensorFlow is imported: no OSError."""
-
-
-@pytest.fixture(params=["OSError", "TensorFlow's error"])
-def strict_store(object_store, monkeypatch, request):
-    """A store that refuses appends, and every second write as too early; lists the writes."""
-    refusal = OSError(429, "rateLimitExceeded")
-    if request.param != "OSError":
-        refusal = TensorflowError("rateLimitExceeded")
-        module = types.SimpleNamespace(errors=types.SimpleNamespace(OpError=TensorflowError))
-        monkeypatch.setitem(sys.modules, "tensorflow", module)
-    writes, path_type = [], type(epath.Path("/"))
-    write = path_type.write_bytes
-
-    def limited(path, data):
-        writes.append(path.name)
-        if len(writes) % 2:
-            raise refusal
-        return write(path, data)
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("opened for appending")
-
-    monkeypatch.setattr(path_type, "write_bytes", limited)
-    monkeypatch.setattr(metrics, "open", refuse, raising=False)
-    monkeypatch.setattr(storage, "UPLOAD_PAUSES", (0.0, 0.0))
-    return writes
-
-
-def test_a_store_that_limits_the_rate_gets_few_requests_and_all_rows(tmp_path, strict_store):
-    with contextlib.closing(MetricsWriter(tmp_path, resume_step=0, tensorboard=False)) as writer:
-        for step in range(1, 101):
-            writer.write(step, {"train/loss": step / 7})
-            if step % 50 == 0:
-                writer.flush()
-    assert read_metrics(tmp_path) == losses(range(1, 101))
-    assert len(strict_store) == 4  # Two checkpoints, each refused once.
-
-
-def test_a_store_that_refuses_for_good_is_told(tmp_path, strict_store, monkeypatch):
-    monkeypatch.setattr(storage, "UPLOAD_PAUSES", ())
-    writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
-    writer.write(1, {"train/loss": 1.0})
-    with pytest.raises(UserError, match="rateLimitExceeded"):
-        writer.flush()
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train/loss"], None),
+        (["eval/val/loss", "eval/val/num_examples"], None),
+        (["eval/val/loss", "eval/val/miou"], "eval/val/miou"),
+        (["eval/val/accuracy", "eval/val/miou"], "eval/val/miou"),
+        (["eval/val/miou", "eval/val_ema/miou"], "eval/val_ema/miou"),
+        (["eval/a/miou", "eval/b/miou"], "eval/a/miou"),
+        (["val/miou", "val_ema/miou"], "val_ema/miou"),
+    ],
+)
+def test_the_headline_is_the_tasks_own_of_averaged_parameters(names, expected):
+    assert headline("miou", names) == expected

@@ -11,7 +11,9 @@ from vit_jax import data
 from vit_jax.checkpoints.store import Store, flatten
 from vit_jax.errors import Diverged, Interrupted, UserError
 from vit_jax.parallel import sharding
+from vit_jax.tasks import classification
 from vit_jax.tracking import read_metrics
+from vit_jax.tracking.metrics import SCORE
 from vit_jax.tracking.step_log import StepLog
 from vit_jax.training import step
 from vit_jax.training.evaluate import Abandoned, Evaluator
@@ -295,6 +297,22 @@ def test_an_evaluation_that_is_interrupted_twice_is_still_owed(tiny_config, tmp_
 def test_fewer_steps_than_are_done(undisturbed, tiny_config):
     with pytest.raises(UserError, match=r"is at step 12, and config.total=4 ends before it"):
         train(tiny_config(total=4), str(undisturbed[1]))
+
+
+def test_the_best_by_a_metric_of_one_class_is_kept(tiny_config, tmp_path, monkeypatch):
+    metrics = classification.Task.metrics
+
+    def of_each_class(self, found):
+        return {**metrics(self, found), "recall/a/b": metrics(self, found)["accuracy"]}
+
+    monkeypatch.setattr(classification.Task, "metrics", of_each_class)
+    monkeypatch.setitem(classification.Task.metric_info, "recall/*", SCORE)
+    config = tiny_config(checkpoint__keep_best="val/recall/a/b", checkpoint__keep_last=1, total=16)
+    train(config, str(tmp_path))
+    name = "eval/val/recall/a/b"
+    evaluated = {row["step"]: row[name] for row in read_metrics(tmp_path) if name in row}
+    best = max(evaluated.values())
+    assert any(evaluated.get(at) == best for at in Store(tmp_path / "checkpoints").steps())
 
 
 def test_best_by_a_metric_that_does_not_exist(tiny_config, tmp_path):

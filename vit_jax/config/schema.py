@@ -190,6 +190,9 @@ SCHEMA: dict[str, Any] = {
         "keep_best": Key(
             "", FREE, "metric whose best checkpoint is kept too, such as val/accuracy"
         ),
+        "best_is": Key(
+            "", FREE, "value of keep_best to keep: highest or lowest; empty = as the task declares"
+        ),
     },
     "log": {
         "every": _duration("1 percent", FREE, "between rows of metrics"),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vit_jax.tracking.metrics import is_loss
+from vit_jax.tracking.metrics import Metric, meaning
 
 Row = Mapping[str, int | float]
 Points = list[tuple[int, float]]
@@ -21,7 +21,6 @@ _MAX_POINTS = 400  # of one line; a screen shows no more
 _LOG_SCALE_FROM = 50  # largest over smallest value
 _MAIN_TRAIN = ("train/loss", "train/lr", "train/images_per_sec")
 _RUN = ("train/", "device/", "hosts/")
-_SHARES = ("accuracy", "fraction", "mfu", "goodput", "precision", "recall", "iou", "top", "map")
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,18 @@ class Chart:
         return len(self.series) > 1 or not self.series[0].label.startswith("train ")
 
 
-def charts(rows: Sequence[Row]) -> list[Chart]:
-    """The charts that the metrics of `rows` fill, the most telling first."""
+def charts(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[Chart]:
+    """Returns the charts that the metrics of `rows` fill, the most telling first.
+
+    metric_info: the declarations of the metrics.
+    """
+    is_count, is_share = (
+        lambda name, unit=unit: meaning(name, metric_info).unit == unit
+        for unit in ("count", "fraction")
+    )
     names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
     evaluated = [n for n in names if n.startswith("eval/") and not is_count(n)]
-    losses = [n for n in ("train/loss", *evaluated) if n in names and is_loss(n)]
+    losses = [n for n in ("train/loss", *evaluated) if n in names and kind(n) == "loss"]
     accuracies = [n for n in evaluated if kind(n) == "accuracy"]
     wanted = [("Loss", losses, True, "auto"), ("Accuracy", accuracies, True, "auto")]
     kinds = dict.fromkeys(kind(n) for n in evaluated if n not in losses + accuracies)
@@ -81,7 +87,11 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
             scale = "zero" if is_share(name) else "auto"
             wanted.append((sentence(kind(name)), [name], False, scale))
     found = (
-        Chart(title, tuple(s for s in (_series(rows, n) for n in chosen) if s.points), *style)
+        Chart(
+            title,
+            tuple(s for s in (_series(rows, n, is_share(n)) for n in chosen) if s.points),
+            *style,
+        )
         for title, chosen, *style in wanted
     )
     return [chart for chart in found if chart.series]
@@ -100,21 +110,6 @@ def readable(name: str) -> str:
 def is_averaged(name: str) -> bool:
     """Whether the metric is of the moving average of parameters."""
     return "ema" in name.replace("/", "_").split("_")
-
-
-def is_count(name: str) -> bool:
-    """Whether the metric only says how many there were; no curve, no score."""
-    return kind(name).startswith("num_") or kind(name) in (
-        "step",
-        "epoch",
-        "examples_seen",
-        "run_seconds",
-    )
-
-
-def is_share(name: str) -> bool:
-    """Whether the metric is a part of one, written as a percentage."""
-    return any(word in kind(name) for word in _SHARES)
 
 
 def kind(name: str) -> str:
@@ -255,10 +250,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _series(rows: Sequence[Row], name: str) -> Series:
+def _series(rows: Sequence[Row], name: str, is_share: bool) -> Series:
     points = [(row["step"], row[name]) for row in rows if name in row]
     finite = [(step, value) for step, value in points if math.isfinite(value)]
-    return Series(readable(name), finite, is_share(name))
+    return Series(readable(name), finite, is_share)
 
 
 def _thinned(points: Points) -> Points:

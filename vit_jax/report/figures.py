@@ -17,6 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
 from vit_jax.report import curves
+from vit_jax.tracking import Metric
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#68727e", "#e3e7ec", "#ffffff"
 DARK = {INK: "#e9ecf1", MUTED: "#98a3b0", GRID: "#2b323c", PAPER: "#14181e"}
@@ -66,9 +67,11 @@ def recolored(figure: Figure) -> Iterator[Figure]:
             setter(color)
 
 
-def learning_curves(rows: Sequence[Mapping[str, float]]) -> Figure | None:
+def learning_curves(
+    rows: Sequence[Mapping[str, float]], metric_info: Mapping[str, Metric]
+) -> Figure | None:
     """The main charts of the metrics log, two a row; None where nothing was logged."""
-    charts = [chart for chart in curves.charts(rows) if chart.is_main]
+    charts = [chart for chart in curves.charts(rows, metric_info) if chart.is_main]
     if not charts:
         return None
     columns = min(2, len(charts))

@@ -26,15 +26,16 @@ from vit_jax.errors import UserError
 from vit_jax.report import curves
 from vit_jax.report.sections import FOLDER, StoredSection, read_sections
 from vit_jax.storage import write_atomically
+from vit_jax.tracking import WITHIN_TRAIN, Metric, headline, read_metrics
 from vit_jax.tracking.console import format_duration
-from vit_jax.tracking.metrics import WITHIN_TRAIN, headline, is_loss, read_metrics
+from vit_jax.tracking.metrics import from_json, meaning
 
 REPORT_NAME = "report.html"
 CURVES_NAME = "curves.png"
 
 Row = Mapping[str, int | float]
 
-_NOT_FACTS = ("config", "version", "headline")
+_NOT_FACTS = ("config", "version", "headline", "metrics")
 
 
 def write_report(workdir: epath.PathLike, *, is_done: bool | None = None) -> epath.Path:
@@ -50,17 +51,17 @@ def write_report(workdir: epath.PathLike, *, is_done: bool | None = None) -> epa
     workdir = epath.Path(workdir)
     if not workdir.is_dir():
         raise UserError(f"workdir {workdir}: no such directory; name one that a run has written to")
-    rows = read_metrics(workdir)
+    rows, stored = read_metrics(workdir), _read_json(workdir / "config.json")
     page = render(
         name=workdir.name,
-        stored=_read_json(workdir / "config.json"),
+        stored=stored,
         rows=rows,
         sections=read_sections(workdir),
         is_done=(workdir / "DONE").exists() if is_done is None else is_done,
     )
     path = workdir / REPORT_NAME
     try:
-        _save_curves(workdir / FOLDER, rows)
+        _save_curves(workdir / FOLDER, rows, from_json(stored.get("metrics")))
         write_atomically(path, page.encode())
     except OSError as error:
         raise UserError(f"{path}: cannot write the report ({error.strerror or error})") from error
@@ -82,7 +83,7 @@ def render(
     """
     import jinja2
 
-    config = stored.get("config", {})
+    config, metric_info = stored.get("config", {}), from_json(stored.get("metrics"))
     last = _last_values(rows)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vit_jax.report", "."),
@@ -92,15 +93,15 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = _data_uri
-    charts = [_drawn(chart) for chart in curves.charts(rows)]
+    charts = [_drawn(chart) for chart in curves.charts(rows, metric_info)]
     return environment.get_template("template.html").render(
         name=name,
         title=_title(config) or name,
         status=_status(rows, is_done),
-        tiles=_tiles(stored, rows, last),
+        tiles=_tiles(stored, rows, last, metric_info),
         main_charts=[chart for chart in charts if chart["is_main"]],
         more_charts=[chart for chart in charts if not chart["is_main"]],
-        scores=_scores(rows),
+        scores=_scores(rows, metric_info),
         sections=sections,
         timing=_timing(last),
         config=_config_groups(config),
@@ -117,10 +118,12 @@ def _read_json(path: epath.Path) -> dict:
         raise UserError(f"{path}: not valid JSON ({error}); restore it or remove it") from error
 
 
-def _save_curves(folder: epath.Path, rows: Sequence[Row]) -> None:
+def _save_curves(
+    folder: epath.Path, rows: Sequence[Row], metric_info: Mapping[str, Metric]
+) -> None:
     from vit_jax.report import figures
 
-    figure = figures.learning_curves(rows)
+    figure = figures.learning_curves(rows, metric_info)
     if figure is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CURVES_NAME, figures.png(figure))
@@ -151,7 +154,10 @@ def _status(rows: Sequence[Row], is_done: bool) -> dict[str, str]:
 
 
 def _tiles(
-    stored: Mapping[str, Any], rows: Sequence[Row], last: Mapping[str, tuple[int, float]]
+    stored: Mapping[str, Any],
+    rows: Sequence[Row],
+    last: Mapping[str, tuple[int, float]],
+    metric_info: Mapping[str, Metric],
 ) -> list[dict[str, str]]:
     """The headline numbers: label, value, and a note under it."""
     tiles = []
@@ -162,7 +168,8 @@ def _tiles(
     # Runs of old did not say what their task is judged by.
     score = headline(stored.get("headline", "accuracy"), last)
     if score is not None:
-        value = curves.format_value(last[score][1], curves.is_share(score))
+        share = meaning(score, metric_info).unit == "fraction"
+        value = curves.format_value(last[score][1], share)
         add(curves.readable(score), value, _out_of(score, last))
     if "model/num_params" in last:
         add("parameters", curves.compact(last["model/num_params"][1]))
@@ -209,22 +216,26 @@ def _drawn(chart: curves.Chart) -> dict[str, Any]:
     }
 
 
-def _scores(rows: Sequence[Row]) -> list[dict[str, str]]:
+def _scores(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[dict[str, str]]:
     """The final value of every evaluated metric, and its best with the step it was reached at."""
     scores = []
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval/"))
     for name in sorted(names):
         points = [(row["step"], row[name]) for row in rows if name in row]
-        share = curves.is_share(name)
+        info = meaning(name, metric_info)
+        share = info.unit == "fraction"
         score = {
             "name": name,
             "final": curves.format_value(points[-1][1], share),
             "best": "",
             "step": "",
         }
-        if not curves.is_count(name):
-            better = min if is_loss(name) else max
-            step, value = better(points, key=lambda point: point[1])
+        best = None
+        for step, value in points:
+            if info.is_better(value, best and best[1]):
+                best = (step, value)
+        if best:
+            step, value = best
             score |= {"best": curves.format_value(value, share), "step": f"{step:,}"}
         scores.append(score)
     return scores

@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 from vit_jax.errors import UserError, nearest
 from vit_jax.plugins import check_fields
 from vit_jax.tasks._adapters import Adapted
+from vit_jax.tracking.metrics import Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 
@@ -73,6 +74,12 @@ class TaskProtocol(Protocol):
     headline: str
     """The metric that names a run's quality, such as `accuracy`."""
 
+    metric_info: ClassVar[Mapping[str, Metric]]
+    """The direction and unit of each metric; see `vit_jax.tracking.metrics`. A task may have none.
+
+    An attribute of the class, because it is read before the task is built.
+    """
+
     pictured: int
     """Examples that `sections` is given, at most."""
 
@@ -98,6 +105,15 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
         raise UserError("config.task: lora and distill cannot go together; leave one out")
     built = task_class.create(model, info, **fields)
     return Adapted.create(built, adapters) if adapters else built
+
+
+def metric_info(name: str) -> Mapping[str, Metric]:
+    """Returns what the task called `name` declares of its metrics, as its class has it.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    return getattr(_find(name), "metric_info", {})
 
 
 def abstract_params(task: TaskProtocol) -> Params:

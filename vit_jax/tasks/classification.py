@@ -6,7 +6,7 @@ The plug-in that other tasks copy: fields are the keys of `config.task`, methods
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,7 @@ from vit_jax.errors import UserError
 from vit_jax.report import Section
 from vit_jax.tasks import _classes
 from vit_jax.tasks._distill import Teacher
+from vit_jax.tracking.metrics import COUNT, LOSS, SCORE, Metric
 from vit_jax.types import TEACHER, Array, Batch, DataInfo, Params
 
 LOSSES = {
@@ -83,6 +84,12 @@ class Task:
     teacher: Teacher | None = dataclasses.field(default=None, init=False)
 
     headline = "accuracy"
+    metric_info: ClassVar[Mapping[str, Metric]] = {
+        "accuracy": SCORE,
+        "top5_accuracy": SCORE,
+        "loss": LOSS,
+        "num_examples": COUNT,
+    }
     pictured = 10_000
 
     @classmethod

@@ -6,7 +6,7 @@ evaluation an image may have several texts, `[texts, length]`, or a `label` in t
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ from vit_jax.data.tokenizer import NO_TEXT, Tokenizer, open_tokenizer
 from vit_jax.errors import UserError
 from vit_jax.report import Section
 from vit_jax.tasks import _classes, _contrast, _retrieval
+from vit_jax.tracking.metrics import COUNT, SCORE, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 LOSSES = {"softmax": _contrast.softmax_loss, "sigmoid": _contrast.sigmoid_loss}
@@ -70,6 +71,14 @@ class Task:
     crop_to_patches: bool = False
 
     headline = "image_to_text_recall1"
+    metric_info: ClassVar[Mapping[str, Metric]] = {
+        "image_to_text_recall*": SCORE,
+        "text_to_image_recall*": SCORE,
+        "caption_among_*": SCORE,
+        "accuracy": SCORE,
+        "top5_accuracy": SCORE,
+        "num_examples": COUNT,
+    }
     pictured = 64
 
     @classmethod

@@ -7,7 +7,7 @@ Boxes are (y0, x0, y1, x1) in 0..1 of the image without padding; the batch has `
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,7 @@ from vit_jax.errors import UserError
 from vit_jax.report import Section, drawing
 from vit_jax.tasks import _average_precision
 from vit_jax.tasks._matching import assign, generalised_iou, l1, mosaic
+from vit_jax.tracking.metrics import COUNT, SCORE, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 LOSSES = ("focal", "softmax")
@@ -73,6 +74,11 @@ class Task:
     crop_to_patches: bool = False
 
     headline = "AP"
+    metric_info: ClassVar[Mapping[str, Metric]] = {
+        "AP*": SCORE,
+        "AR": SCORE,
+        "num_examples": COUNT,
+    }
     pictured = SHOWN
 
     @classmethod

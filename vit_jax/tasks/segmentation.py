@@ -5,7 +5,7 @@ The batch has `image` and `segmentation`, integers `[h, w, 1]` in which 255 is "
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,7 @@ from vit_jax.augment.images import (
 from vit_jax.errors import UserError
 from vit_jax.report import Section, drawing
 from vit_jax.tasks._sliding import covers, over_scales, slide
+from vit_jax.tracking.metrics import COUNT, SCORE, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 IGNORED = drawing.IGNORED
@@ -67,6 +68,12 @@ class Task:
     crop_to_patches: bool = False
 
     headline = "miou"
+    metric_info: ClassVar[Mapping[str, Metric]] = {
+        "miou": SCORE,
+        "pixel_accuracy": SCORE,
+        "iou/*": SCORE,
+        "num_examples": COUNT,
+    }
     pictured = SHOWN
 
     @classmethod

@@ -4,22 +4,15 @@ Importing this package is cheap, because the training loop does it: no JAX, no m
 """
 
 from vit_jax.tracking.console import Progress, format_duration
-from vit_jax.tracking.metrics import (
-    WITHIN_TRAIN,
-    MetricsWriter,
-    headline,
-    is_better,
-    is_loss,
-    read_metrics,
-)
+from vit_jax.tracking.log import WITHIN_TRAIN, MetricsWriter, read_metrics
+from vit_jax.tracking.metrics import Metric, headline
 
 __all__ = [
     "WITHIN_TRAIN",
+    "Metric",
     "MetricsWriter",
     "Progress",
     "format_duration",
     "headline",
-    "is_better",
-    "is_loss",
     "read_metrics",
 ]

@@ -6,20 +6,21 @@ config → source → batch → task(model) → step → checkpoint → report
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vit_jax import report, tracking
+from vit_jax import report, tasks, tracking
 from vit_jax.checkpoints import MergeReport
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.errors import Diverged, Interrupted, UserError, nearest
 from vit_jax.parallel import sharding
 from vit_jax.parallel.processes import StopSignal, take_gaps
-from vit_jax.tracking import format_duration, read_metrics
+from vit_jax.tracking import Metric, format_duration, read_metrics
+from vit_jax.tracking.metrics import best_metric, meaning
 from vit_jax.tracking.step_log import StepLog, Stopwatch, total_seconds
 from vit_jax.training import initial_state, pictures, step
 from vit_jax.training.evaluate import Abandoned, Evaluator
@@ -36,6 +37,7 @@ class Outcome:
 
     results: dict[str, float]
     headline: tuple[str, float] | None
+    metric_info: Mapping[str, Metric]
     seconds: dict[str, float]
     report: str
 
@@ -45,13 +47,15 @@ class Outcome:
     ) -> "Outcome":
         name = tracking.headline(run.task.headline, results)
         headline = (name, results[name]) if name else None
-        return cls(results, headline, times.seconds, str(workdir.path / "report.html"))
+        info = tasks.metric_info(run.config.task.name)
+        return cls(results, headline, info, times.seconds, str(workdir.path / "report.html"))
 
     def describe(self) -> str:
         """All metrics, then what a person wants to know in three lines."""
         lines = [f"{name:32} {value:.6g}" for name, value in self.results.items()]
         if self.headline:
-            lines.append(f"\n{self.headline[0]}: {self.headline[1]:.2%}")
+            name, value = self.headline
+            lines.append(f"\n{name}: {meaning(name, self.metric_info).text(value)}")
         lines.append(f"training took {format_duration(self.seconds.get('train', 0.0))}")
         lines.append(f"report: {self.report}")
         return "\n".join(lines)
@@ -79,12 +83,14 @@ def train(
         times.add("start", time.monotonic() - started)
     with times("setup"):
         profiler = Profiler.parse(profile)
+        metric_info = tasks.metric_info(config.task.name)
+        best = best_metric(config.checkpoint.keep_best, metric_info, config.checkpoint.best_is)
         workdir = Workdir.open(workdir_path)
         store = Store(
             workdir.checkpoints,
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
-            least_is_best=tracking.is_loss(config.checkpoint.keep_best),
+            least_is_best=best is not None and not best.higher_is_better,
             retries=config.checkpoint.retries,
         )
         changed = workdir.check_resume(config) if store.steps() else []
@@ -106,7 +112,7 @@ def train(
         )
     if jax.process_index() == 0:
         workdir.mark_done(False)
-        workdir.write_config(config, run.task.info, run.task.headline)
+        workdir.write_config(config, run.task.info, run.task.headline, metric_info)
     start_step = restored.step if restored else 0
     if restored:
         times.add("lost to restart", lost_seconds(workdir, restored))
@@ -119,7 +125,7 @@ def train(
             log.message(line)
         compiled = compiling.result if compiling else run.compile_step
         trainer = Trainer(
-            run, compiled, evaluator, store, log, times, stop, workdir, state, profiler
+            run, compiled, evaluator, store, log, times, stop, workdir, state, profiler, best
         )
         try:
             trainer.train_from(restored)
@@ -152,6 +158,8 @@ class Trainer:
     workdir: Workdir
     state: step.State
     profiler: Profiler
+    best_metric: Metric | None
+    """The meaning of the metric that `checkpoint.keep_best` names."""
     results: dict[str, float] = dataclasses.field(default_factory=dict)
     best: dict[str, float] = dataclasses.field(default_factory=dict)
     """What `checkpoint.keep_best` names, at its best."""
@@ -227,7 +235,7 @@ class Trainer:
           UserError: no evaluation gives that metric; the state is saved.
         """
         name = self.run.config.checkpoint.keep_best
-        if not name or not found:
+        if self.best_metric is None or not found:
             return False
         if name not in found:
             self.save(at, None, owes_evaluation=False)
@@ -235,7 +243,7 @@ class Trainer:
             raise UserError(
                 f"config.checkpoint.keep_best={name!r} is no metric; {nearest(name, found)}"
             )
-        if not tracking.is_better(name, found[name], self.best.get(name)):
+        if not self.best_metric.is_better(found[name], self.best.get(name)):
             return False
         self.best = {name: found[name]}
         return True
@@ -296,7 +304,7 @@ def check_keep_best(config: ConfigDict, evaluator: Evaluator) -> None:
     name = config.checkpoint.keep_best
     endings = ("", "_ema") if config.ema_decay else ("",)
     known = [f"{split.name}{ending}" for split in evaluator.splits for ending in endings]
-    if name and name.rpartition("/")[0] not in known:
+    if name and not name.startswith(tuple(f"{split}/" for split in known)):
         raise UserError(
             f"config.checkpoint.keep_best={name!r}: write SPLIT/METRIC, where SPLIT is"
             f" {' or '.join(known) or 'one of config.eval.sets, which is empty'}"

@@ -20,6 +20,7 @@ from vit_jax import storage
 from vit_jax.config import schema
 from vit_jax.errors import UserError
 from vit_jax.storage import write_atomically
+from vit_jax.tracking.metrics import Metric, as_json
 from vit_jax.types import ArraySpec, DataInfo
 from vit_jax.version import current_commit
 
@@ -112,10 +113,17 @@ class Workdir:
         names = stored["class_names"]
         return DataInfo(spec, stored["num_classes"], tuple(names) if names else None)
 
-    def write_config(self, config: ConfigDict, info: DataInfo, headline: str) -> None:
+    def write_config(
+        self,
+        config: ConfigDict,
+        info: DataInfo,
+        headline: str,
+        metric_info: Mapping[str, Metric],
+    ) -> None:
         """Records the config that is about to run, with what would be needed to run it again.
 
-        headline: the metric that the run is judged by.
+        headline: the metric that the run is judged by. metric_info: the meaning of the metrics,
+        for the report.
         """
         record = {
             "version": config_lib.VERSION,
@@ -129,6 +137,7 @@ class Workdir:
                 "class_names": info.class_names,
             },
             "headline": headline,
+            "metrics": as_json(metric_info),
             "command": ["python", "-m", "vit_jax", *sys.argv[1:]],
             "commit": current_commit(),
             "packages": _package_versions(),
