@@ -4,7 +4,7 @@
 #   ./run.sh [--config.KEY=VALUE ...]   train configs/digits.py on real images, evaluate, report
 #   ./run.sh test [PYTEST ARGUMENTS]    run the tests
 #   ./run.sh imagenet [ARGUMENTS]       prepare ImageNet: what it takes, step by step
-#   ./run.sh COMMAND ...                any other command of `python -m vit_jax`
+#   ./run.sh COMMAND ...                any other command of `vit-jax`, such as `./run.sh train`
 #   ./run.sh tpu ...                    creates and uses Cloud TPU slices; installs nothing here
 #   ./run.sh install                    only sets everything up
 #
@@ -13,6 +13,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+export VIT_JAX_PROGRAM=./run.sh  # How messages call the program.
 venv=${VIT_JAX_VENV:-.venv}
 extras=${VIT_JAX_EXTRAS:-}
 
@@ -61,7 +62,7 @@ case ${1:-} in
   test)
     shift
     install test
-    exec "$venv/bin/python" -m pytest "$@"
+    exec env -u VIT_JAX_PROGRAM "$venv/bin/python" -m pytest "$@"
     ;;
   imagenet)
     shift

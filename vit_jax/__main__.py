@@ -1,6 +1,6 @@
-"""The commands: `python -m vit_jax COMMAND ...`, also installed as `vit-jax`.
+"""The program: `vit-jax COMMAND ...`, or `python -m vit_jax COMMAND ...`.
 
-What they take is in `arguments.py`, what they do in `commands.py`; here is how they begin and end.
+The commands are in `cli/`. This file says how the process starts, and how it ends after an error.
 """
 
 import logging
@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Sequence
 
 from vit_jax import errors
-from vit_jax.cli.arguments import CONFIG_COMMANDS, MODEL_COMMANDS, Parser, parsers, split_overrides
-from vit_jax.errors import UserError, nearest
+from vit_jax.cli import parser
+from vit_jax.errors import UserError
 
 _LAST_WORDS_SECONDS = 2.0
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _silence_echoes()
     try:
-        return _run(argv) or 0
+        return parser.run(argv) or 0
     except errors.Interrupted as notice:
         print(notice, file=sys.stderr)
         return notice.exit_code
@@ -106,34 +106,6 @@ def _leave(code: int) -> int:
             time.sleep(_LAST_WORDS_SECONDS)
         os._exit(code)
     return code
-
-
-def _run(argv: list[str]) -> int | None:
-    if argv[:1] == ["tpu"]:
-        from vit_jax.launch import tpu
-
-        argv, overrides = split_overrides(argv[1:], "--config.")
-        return tpu.run(argv, overrides, Parser)
-    given = argv
-    argv, overrides = split_overrides(argv, "--config.")
-    argv, fields = split_overrides(argv, "--model.")
-    parser, by_name = parsers()
-    if argv and not argv[0].startswith("-") and argv[0] not in by_name:
-        raise UserError(f"unknown command {argv[0]!r}; {nearest(argv[0], by_name)}")
-    arguments, unknown = parser.parse_known_args(argv)
-    if arguments.command is None:
-        parser.print_help()
-        return None
-    if unknown:
-        flags = by_name[arguments.command]._option_string_actions
-        flag = unknown[0].split("=")[0]
-        raise UserError(f"{arguments.command}: unknown argument {flag!r}; {nearest(flag, flags)}")
-    if overrides and arguments.command not in CONFIG_COMMANDS:
-        raise UserError(f"{arguments.command} takes no --config.{next(iter(overrides))}")
-    if fields and arguments.command not in MODEL_COMMANDS:
-        raise UserError(f"{arguments.command} takes no --model.{next(iter(fields))}")
-    arguments.given, arguments.overrides, arguments.fields = given, overrides, fields
-    return arguments.run(arguments)
 
 
 if __name__ == "__main__":

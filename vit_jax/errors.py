@@ -6,6 +6,8 @@ does not fit; 75 interrupted, and the same command goes on from what is saved (`
 """
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 
 FAILURE = 1
@@ -66,3 +68,14 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"valid: {', '.join(valid)}" if valid else "none is valid here"
+
+
+def program() -> str:
+    """Returns how the user called this program, for messages that tell what to type next.
+
+    `run.sh`, which calls the program for the user, sets VIT_JAX_PROGRAM.
+    """
+    called = os.path.basename(sys.argv[0]).removesuffix(".exe")
+    return os.environ.get("VIT_JAX_PROGRAM") or (
+        called if called == "vit-jax" else "python -m vit_jax"
+    )

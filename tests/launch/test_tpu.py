@@ -138,6 +138,9 @@ def test_what_was_created_is_known_by_its_name(cloud, capsys, monkeypatch):
     [
         (["tran", "pod"], "did you mean 'train'?"),
         (["create"], "NAME"),
+        (["create", "../../x", "--type=v4-8", "--zone=z"], "is no name of a slice"),
+        (["status", "Pod_1", "--zone=z"], "is no name of a slice"),
+        (["delete", "-x"], "NAME"),
         (["create", "pod", "--zone=z"], "--type is missing"),
         (["create", "pod", "--type=v4-8"], "--zone is missing"),
         (["create", "pod", "--type=v9-8", "--zone=z", "--dry-run"], "add --version=NAME"),
@@ -149,7 +152,7 @@ def test_what_was_created_is_known_by_its_name(cloud, capsys, monkeypatch):
         ([*TRAIN[:3], "--workdir=runs/here", "--zone=z"], "gs://BUCKET"),
         (["train", "pod", "--config=nope.py", TRAIN[3], "--zone=z"], "no such file"),
         ([*TRAIN, "--zone=z", "--commit=abc"], "go together"),
-        ([*TRAIN, "--zone=z"], "./run.sh tpu create it first"),
+        ([*TRAIN, "--zone=z"], "python -m vit_jax tpu create it first"),
         (["logs", "pod", "--zone=z", "--slice=1"], "there are 1"),
     ],
 )
@@ -177,7 +180,7 @@ def test_help_needs_no_installation(cloud):
         env={**os.environ, "VIT_JAX_PYTHON": sys.executable, "VIT_JAX_VENV": "/nowhere"},
     )
     assert "create" in done.stdout
-    assert "start a run on all hosts" in done.stdout
+    assert "Start a run on all hosts" in done.stdout
 
 
 def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):

@@ -1,6 +1,10 @@
 """What the launcher does while it watches: a scripted cloud, no processes."""
 
+import subprocess
+
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from vit_jax.errors import UserError
 from vit_jax.launch import tpu
@@ -9,6 +13,13 @@ from vit_jax.launch.gcloud import Gcloud, Slices
 SLICES = Slices("pod", "z", type="v4-8")
 ARGUMENTS = ["--config=c.py", "--workdir=/shared"]
 GOING, DONE, NONE = "h0 running step 3", "h0 ended 0 done", "h0 none"
+
+
+def ran(*arguments):
+    """What `host.sh NAME arguments` prints of a run with these arguments."""
+    script = 'source "$1"; on_one_line "${@:2}"'
+    command = ["bash", "-c", script, "bash", str(tpu.HOST_SCRIPT), *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
 
 
 class Cloud(Gcloud):
@@ -46,7 +57,7 @@ class Cloud(Gcloud):
             return self._next(self.states)
         if " state;" in self.commands[-1]:
             return self._next(self.hosts) + "\n"
-        return " ".join(ARGUMENTS) + "\n" if " arguments" in self.commands[-1] else ""
+        return ran(*ARGUMENTS) if " arguments" in self.commands[-1] else ""
 
     def say(self, text):
         self.said.append(text)
@@ -71,7 +82,7 @@ def test_it_begins_looks_and_tells_that_slices_cost(elsewhere):
     assert train(cloud) == 0
     assert cloud.done("host.sh pod start") == 1
     assert "h0: step 3" in cloud.said
-    assert "until ./run.sh tpu delete pod" in cloud.said[-1]
+    assert "until python -m vit_jax tpu delete pod" in cloud.said[-1]
 
 
 def test_a_run_that_is_going_is_watched():
@@ -81,7 +92,7 @@ def test_a_run_that_is_going_is_watched():
 
 
 def test_another_run_that_is_going_is_left_alone():
-    with pytest.raises(UserError, match=r"--workdir=/shared; \./run\.sh tpu stop pod"):
+    with pytest.raises(UserError, match=r"--workdir=/shared; python -m vit_jax tpu stop pod"):
         train(Cloud(["READY"], [GOING]), ["--config=other.py"])
 
 
@@ -95,7 +106,7 @@ def test_preempted_slices_are_made_again():
 
 def test_slices_that_were_deleted_are_not_bought_again():
     cloud = Cloud(["READY", "READY", "ABSENT"], [NONE, GOING])
-    with pytest.raises(UserError, match=r"pod is ABSENT; \./run\.sh tpu create it"):
+    with pytest.raises(UserError, match=r"pod is ABSENT; python -m vit_jax tpu create it"):
         train(cloud)
     assert not cloud.done("tpu-vm create")
 
@@ -198,7 +209,7 @@ def test_what_was_created_is_not_forgotten_for_what_could_not_be(capsys):
 
 
 def test_slices_that_fail_while_they_are_made():
-    with pytest.raises(UserError, match=r"pod is FAILED; \./run\.sh tpu delete pod, then"):
+    with pytest.raises(UserError, match=r"pod is FAILED; python -m vit_jax tpu delete pod, then"):
         tpu.Launcher(SLICES, Cloud(["CREATING", "FAILED"]), poll=0).create()
 
 
@@ -208,3 +219,26 @@ def test_a_greeting_among_the_states():
         "h0", "ended", 75, "saved step 3"
     )
     assert tpu.HostState.parse("h0 none") == tpu.HostState("h0", "none", None, "")
+
+
+@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.given(
+    strategies.lists(
+        strategies.text(strategies.sampled_from("a =\n\r\\\t'\"é\u2028$"), min_size=1),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_a_run_is_recognised_whatever_its_arguments_hold(values):
+    arguments = [f"--config.task.x={value}" for value in values]
+    assert ran(*arguments) == tpu.on_one_line(arguments) + "\n"
+    assert tpu.on_one_line(arguments) != tpu.on_one_line([*arguments, "--config.seed=1"])
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\rb", "a ", "\\n", "a\u2028b"])
+def test_an_override_with_a_line_break_is_the_same_run(monkeypatch, value):
+    arguments = [*ARGUMENTS, f"--config.x={value}"]
+    monkeypatch.setitem(globals(), "ARGUMENTS", arguments)
+    cloud = Cloud(["READY"], [GOING, DONE])
+    assert train(cloud, arguments) == 0
+    assert not cloud.done("host.sh pod start")

@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax import config as config_lib
 from vit_jax.bench import input as bench
-from vit_jax.cli import commands
+from vit_jax.cli.commands import plan
 from vit_jax.errors import UserError
 from vit_jax.planning.feeding import Feeding, Rate, read_rate
 
@@ -70,5 +70,5 @@ def test_measured_here_on_photographs(monkeypatch):
         return {"images_per_sec_per_core": 640.0}
 
     monkeypatch.setattr(bench, "bench_input", bench_input)
-    assert commands._rate_here(imagenet()).images_per_sec_per_core == 640
+    assert plan._rate_here(imagenet()).images_per_sec_per_core == 640
     assert seen == [("fake", True, "decode_jpeg_and_inception_crop(32)|flip_lr")]

@@ -1,1 +1,1 @@
-"""The command line: the parser, and one file for each command with its flags and its body."""
+"""The command line: `parser.py` reads it, `commands/` holds one file for each command."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -26,13 +27,32 @@ LOST = ("PREEMPTED", "TERMINATED", "SUSPENDED", "FAILED")
 ABSENT = "ABSENT"
 
 
+def check_name(name: str) -> str:
+    """Returns the name of a slice. The name is also that of files, here and on the hosts.
+
+    Raises:
+      UserError: Cloud TPU does not take such names.
+    """
+    if not re.fullmatch(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise UserError(
+            f"{name!r} is no name of a slice; write at most 63 lower-case letters, digits and"
+            " hyphens, with a letter first and no hyphen last"
+        )
+    return name
+
+
 @dataclasses.dataclass(frozen=True)
 class Slices:
-    """What was, or is to be, created under one name.
+    """The TPU slices that were, or will be, created under one name.
 
-    type: such as v5litepod-256. version: of the TPU runtime; empty for the usual one of the type.
-    slices: how many of that type, connected by the data centre's network.
-    queued: ask by a queued resource, which waits for capacity; several slices always do.
+    Attributes:
+      type: the accelerator type, such as v5litepod-256.
+      version: the TPU runtime; empty for the usual one of the type.
+      slices: the number of slices of that type, connected by the data center's network.
+      queued: ask by a queued resource, which waits for capacity; several slices always do.
+
+    Raises:
+      UserError: Cloud TPU does not take the name.
     """
 
     name: str
@@ -47,6 +67,9 @@ class Slices:
     network: str = ""
     subnetwork: str = ""
     service_account: str = ""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
     @property
     def is_queued(self) -> bool:
@@ -227,4 +250,4 @@ def forget(name: str) -> None:
 
 def _memory(name: str) -> Path:
     home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(home) / "vit_jax" / "tpu" / f"{name}.json"
+    return Path(home) / "vit_jax" / "tpu" / f"{check_name(name)}.json"

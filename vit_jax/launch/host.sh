@@ -122,13 +122,20 @@ is_running() {
   [[ -f $run/pid ]] && kill -0 "$(<"$run/pid")" 2>/dev/null
 }
 
+# The launcher tells its own run from others by this line.
+on_one_line() {
+  local line=${*//\\/\\\\}
+  line=${line//$'\n'/\\n}
+  printf '%s\n' "${line//$'\r'/\\r}"
+}
+
 start() {
   if is_running; then
     return
   fi
   rm -f "$run/code_of_exit"
   cd "$run/code"
-  echo "$*" >"$run/arguments"
+  on_one_line "$@" >"$run/arguments"
   VIT_JAX_EXTRAS=tpu VIT_JAX_VENV=$run/venv setsid nohup bash -c '
     ./run.sh train "${@:2}" & child=$!
     trap "kill -TERM $child" TERM

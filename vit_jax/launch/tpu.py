@@ -1,9 +1,9 @@
-"""`tpu create|train|logs|status|stop|delete NAME`: runs on Cloud TPU slices, kept going until done.
+"""Starts runs on Cloud TPU slices from a local machine, and keeps them going until they are done.
 
-The local side of it. What the hosts do is in `host.sh`, which is copied to them with the code.
+The flags of the command `tpu` are in `vit_jax/cli/commands/tpu.py`. The hosts run `host.sh`, which
+is copied to them with the code.
 """
 
-import argparse
 import dataclasses
 import io
 import re
@@ -12,10 +12,10 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vit_jax.errors import Interrupted, UserError, nearest
+from vit_jax.errors import Interrupted, UserError, program
 from vit_jax.launch import gcloud
 from vit_jax.launch.gcloud import ABSENT, COMING, LOST, READY, Gcloud, Slices
 from vit_jax.version import COMMIT_FILE, commit_of
@@ -73,8 +73,8 @@ class Launcher:
             known = gcloud.recall(self.slices.name)
             if known not in (None, self.slices) and self.cloud.state(known) != ABSENT:
                 raise UserError(
-                    f"there is a {known.name} of type {known.type} already; ./run.sh tpu delete it,"
-                    " or choose another name"
+                    f"there is a {known.name} of type {known.type} already; {program()} tpu delete"
+                    " it, or choose another name"
                 )
             gcloud.remember(self.slices)
         self.cloud.run(self.slices.create())
@@ -137,8 +137,8 @@ class Launcher:
             return False
         if state not in (*READY, *COMING):
             name = self.slices.name
-            create = "" if state == ABSENT else f"./run.sh tpu delete {name}, then "
-            raise _Unusable(f"{name} is {state}; {create}./run.sh tpu create it first")
+            delete = "" if state == ABSENT else f"{program()} tpu delete {name}, then "
+            raise _Unusable(f"{name} is {state}; {delete}{program()} tpu create it first")
         self._tell(self.slices.name, state)
         return state in READY
 
@@ -180,11 +180,11 @@ class Launcher:
         if not any(state.kind == "running" for state in self.states()):
             return False
         told = self.cloud.everywhere(self.slices, self._script_if_prepared("arguments"))
-        others = {line.strip() for line in told.splitlines()} - {" ".join(arguments), ""}
+        others = set(told.split("\n")) - {on_one_line(arguments), ""}
         if others:
             raise UserError(
-                f"another run is going on {self.slices.name}: {others.pop()}; ./run.sh tpu stop"
-                f" {self.slices.name} lets it save and end"
+                f"another run is going on {self.slices.name}: {others.pop()};"
+                f" {program()} tpu stop {self.slices.name} lets it save and end"
             )
         return True
 
@@ -235,7 +235,7 @@ class Launcher:
         return (own or failed)[0].code
 
     def _still_there(self) -> str:
-        return f"; it is there, and costs, until ./run.sh tpu delete {self.slices.name}"
+        return f"; it is there, and costs, until {program()} tpu delete {self.slices.name}"
 
     def states(self) -> list[HostState]:
         """What every host says of the run, in order of their names.
@@ -245,7 +245,7 @@ class Launcher:
         """
         script = self._script_if_prepared("state", otherwise='echo "$(hostname) none"')
         told = self.cloud.everywhere(self.slices, script, pretend=f"{self.slices.name} ended 0\n")
-        states = [state for line in told.splitlines() if (state := HostState.parse(line))]
+        states = [state for line in told.split("\n") if (state := HostState.parse(line))]
         if not states:
             raise UserError(f"no host of {self.slices.name} tells its state")
         return sorted(states, key=lambda state: state.host)
@@ -270,6 +270,12 @@ class Launcher:
             gcloud.forget(self.slices.name)
 
 
+def on_one_line(arguments: Sequence[str]) -> str:
+    """Returns the arguments of a run as `host.sh` keeps them: one line, whatever they hold."""
+    line = " ".join(arguments).replace("\\", "\\\\")
+    return line.replace("\n", "\\n").replace("\r", "\\r")
+
+
 def pack(folder: Path, tar: Path) -> None:
     """Writes the files of a git checkout, changed ones as they are, without what git ignores.
 
@@ -290,137 +296,3 @@ def pack(folder: Path, tar: Path) -> None:
         note = tarfile.TarInfo(COMMIT_FILE)
         note.size = len(told)
         file.addfile(note, io.BytesIO(told))
-
-
-def run(
-    arguments: Sequence[str],
-    overrides: Mapping[str, str],
-    parser_type: type = argparse.ArgumentParser,
-) -> int:
-    """The command line behind `./run.sh tpu`; returns the exit code.
-
-    overrides: of config keys. parser_type: whose errors the user meets.
-    """
-    actions: dict[str, Callable] = {
-        "create": _create, "train": _train, "logs": _logs, "status": _status, "stop": _stop,
-        "delete": _delete,
-    }  # fmt: skip
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in actions:
-        raise UserError(f"tpu: unknown action {arguments[0]!r}; {nearest(arguments[0], actions)}")
-    parser = _parser(parser_type)
-    given = parser.parse_args(arguments)
-    if given.action is None:
-        parser.print_help()
-        return 0
-    if overrides and given.action != "train":
-        raise UserError(f"tpu {given.action} takes no --config.{next(iter(overrides))}")
-    given.overrides = overrides
-    slices = _slices(given)
-    launcher = Launcher(slices, Gcloud(dry_run=given.dry_run), given.poll)
-    return actions[given.action](launcher, given) or 0
-
-
-def _parser(parser_type: type) -> argparse.ArgumentParser:
-    parser = parser_type(
-        prog="./run.sh tpu",
-        description="Runs on Cloud TPU slices, kept going until done.",
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-
-    def action(name: str, summary: str) -> argparse.ArgumentParser:
-        added = actions.add_parser(name, help=summary, description=summary)
-        added.add_argument("name", metavar="NAME", help="of the slice, or slices")
-        added.add_argument("--zone", default="", help="default: as created")
-        added.add_argument("--project", default="", help="default: gcloud's")
-        added.add_argument("--dry-run", action="store_true", help="only print the commands")
-        added.add_argument("--poll", type=float, default=30.0, help="seconds between looks")
-        return added
-
-    create = action("create", "create a slice and wait until it is there")
-    create.add_argument("--type", default="", help="such as v5litepod-256")
-    create.add_argument("--slices", type=int, default=1, help="how many of that type")
-    create.add_argument("--spot", action="store_true", help="cheaper, may be preempted")
-    create.add_argument("--queued", action="store_true", help="wait in a queue for capacity")
-    create.add_argument("--version", default="", help="TPU runtime; default: the type's usual one")
-    create.add_argument("--internal-ip", action="store_true", help="hosts without outside address")
-    for flag in ("network", "subnetwork", "service-account"):
-        create.add_argument(f"--{flag}", default="", help="as gcloud takes it")
-
-    train = action("train", "start a run on all hosts, and again until it is done")
-    train.add_argument("--config", default="", metavar="FILE[:ARGS]", help="as `train` takes it")
-    train.add_argument("--workdir", default="", metavar="DIR", help="gs://..., or a shared disk")
-    train.add_argument("--commit", default="", help="run this commit instead of a copy of the code")
-    train.add_argument("--repository", default="", help="with --commit: where hosts clone it from")
-
-    logs = action("logs", "show what a host says")
-    logs.add_argument("--worker", default="0", help="which host of the slice")
-    logs.add_argument("--slice", type=int, default=0, help="which slice")
-    action("status", "show the state of slices and hosts")
-    action("stop", "let the run save and end; the slices stay")
-    action("delete", "delete the slices; the workdir stays")
-    return parser
-
-
-def _slices(given: argparse.Namespace) -> Slices:
-    """What the flags describe, or what was created under that name from this machine."""
-    known = gcloud.recall(given.name)
-    if given.action == "create":
-        for flag in ("type", "zone"):
-            if not getattr(given, flag):
-                raise UserError(f"tpu create: --{flag} is missing (see ./run.sh tpu create --help)")
-        names = [field.name for field in dataclasses.fields(Slices)]
-        return Slices(**{name: getattr(given, name) for name in names})
-    if known is None:
-        if not given.zone:
-            raise UserError(
-                f"tpu {given.action}: {given.name} was not created from this machine; add --zone"
-            )
-        return Slices(given.name, given.zone, project=given.project)
-    changes = {name: value for name in ("zone", "project") if (value := getattr(given, name))}
-    return dataclasses.replace(known, **changes)
-
-
-def _create(launcher: Launcher, _: argparse.Namespace) -> None:
-    launcher.create()
-
-
-def _train(launcher: Launcher, given: argparse.Namespace) -> int:
-    for flag in ("config", "workdir"):
-        if not getattr(given, flag):
-            raise UserError(f"tpu train: --{flag} is missing (see ./run.sh tpu train --help)")
-    if "://" not in given.workdir and not given.workdir.startswith("/"):
-        raise UserError(
-            f"--workdir={given.workdir}: write gs://BUCKET/..., or the absolute path of a disk that"
-            " all hosts share"
-        )
-    if bool(given.commit) != bool(given.repository):
-        raise UserError("tpu train: --commit and --repository go together")
-    path = given.config.partition(":")[0]
-    if not given.commit and not (REPOSITORY / path).is_file():
-        raise UserError(f"--config={path}: no such file in {REPOSITORY}, which the hosts get")
-    arguments = [
-        f"--restarts={RESTARTS}",
-        f"--config={given.config}",
-        f"--workdir={given.workdir}",
-        *(f"--config.{key}={value}" for key, value in given.overrides.items()),
-    ]
-    pin = (given.repository, given.commit) if given.commit else None
-    return launcher.train(arguments, given.workdir, pin)
-
-
-def _logs(launcher: Launcher, given: argparse.Namespace) -> None:
-    if not 0 <= given.slice < launcher.slices.slices:
-        raise UserError(f"--slice={given.slice}: there are {launcher.slices.slices}, from 0")
-    launcher.logs(launcher.slices.nodes[given.slice], given.worker)
-
-
-def _status(launcher: Launcher, _: argparse.Namespace) -> None:
-    launcher.status()
-
-
-def _stop(launcher: Launcher, _: argparse.Namespace) -> None:
-    launcher.stop()
-
-
-def _delete(launcher: Launcher, _: argparse.Namespace) -> None:
-    launcher.delete()

@@ -1,0 +1,59 @@
+"""`convert`: writes a checkpoint of any format in another format."""
+
+import argparse
+
+from vit_jax.cli.arguments import image_size
+from vit_jax.cli.parser import Command
+
+_FORMATS = ("npz", "big_vision", "timm", "hf", "orbax")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", metavar="SRC", help="The checkpoint to read.")
+    parser.add_argument("dst", metavar="DST", help="The file or folder to write.")
+    parser.add_argument(
+        "--to", required=True, choices=_FORMATS, help="The format of DST. Required."
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="The name of the model. Needed only if SRC does not tell it.",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="SIZE",
+        help="Resize the position embeddings for images of this size in pixels, such as 384, or"
+        " 192x256 (height x width).",
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from vit_jax import config
+    from vit_jax.inference import convert
+
+    print(
+        convert.run(
+            arguments.src,
+            arguments.dst,
+            arguments.to,
+            model=arguments.model,
+            fields=config.parse_values(arguments.fields),
+            image_size=arguments.image_size,
+        )
+    )
+
+
+COMMAND = Command(
+    summary="Write a checkpoint of any format in any other format.",
+    run=_run,
+    add_arguments=_add_arguments,
+    examples=(
+        "convert runs/digits digits.npz --to=npz",
+        "convert B_16.npz vit_b16.safetensors --to=timm",
+    ),
+    notes="SRC may be a workdir of vit_jax, an .npz of vision_transformer or big_vision, a timm\n"
+    "file (.safetensors, .bin, .pth) or a transformers folder. The call that loads the\n"
+    "result is printed.",
+    overrides=("model",),
+)
