@@ -52,10 +52,10 @@ def test_trouble_with_a_store_is_one_line(monkeypatch):
     model, _, _ = build("token")
     monkeypatch.setattr(loading.epath, "Path", type("Path", (), {
         "__init__": lambda *_: None, "expanduser": lambda self: self, "exists": fail,
-        "read_bytes": fail}))  # fmt: skip
+        "open": fail}))  # fmt: skip
     with pytest.raises(UserError, match=r"cannot read gs://bucket/c\.npz: no credentials$"):
         checkpoints.load("gs://bucket/c.npz", model)
     with pytest.raises(UserError, match=r"cannot read gs://bucket/index\.csv: no credentials$"):
-        files.open_file("gs://bucket/index.csv")
+        files.read_bytes("gs://bucket/index.csv")
     with pytest.raises(UserError, match="cannot read nothing://"):
         checkpoints.load("nothing://c.npz", model)

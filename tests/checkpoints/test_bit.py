@@ -7,7 +7,7 @@ import pytest
 from golden_cases import GOLDEN, assert_close
 
 from vit_jax import checkpoints, models
-from vit_jax.checkpoints import files
+from vit_jax.checkpoints import array_files
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
 
@@ -54,7 +54,10 @@ def test_other_namings_give_the_same_parameters(published, tmp_path):
 def test_files_come_back_bit_for_bit_without_a_word_about_the_model(published, tmp_path):
     convert.run(str(published), str(tmp_path / "own"), "orbax")
     text = convert.run(str(tmp_path / "own"), str(tmp_path / "c.npz"), "npz")
-    actual, expected = files.read_arrays(tmp_path / "c.npz"), files.read_arrays(published)
+    actual, expected = (
+        array_files.read_arrays(tmp_path / "c.npz"),
+        array_files.read_arrays(published),
+    )
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(actual[name], array)

@@ -9,7 +9,7 @@ from golden_cases import load_case
 from models_to_save import build
 
 from vit_jax import checkpoints
-from vit_jax.checkpoints import files
+from vit_jax.checkpoints import array_files
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
@@ -39,7 +39,7 @@ def test_relative_paths(tmp_path, monkeypatch):
 
 
 def same(path, other):
-    actual, expected = files.read_arrays(path), files.read_arrays(other)
+    actual, expected = array_files.read_arrays(path), array_files.read_arrays(other)
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(actual[name].reshape(array.shape), array, err_msg=name)
@@ -54,7 +54,9 @@ def test_published_files_come_back_bit_for_bit(tmp_path, case):
     if config["naming"] == "published":
         same(tmp_path / "c.npz", path)
     else:
-        assert len(files.read_arrays(tmp_path / "c.npz")) == len(files.read_arrays(path))
+        assert len(array_files.read_arrays(tmp_path / "c.npz")) == len(
+            array_files.read_arrays(path)
+        )
 
 
 @pytest.mark.parametrize("case", BIG_VISION)

@@ -10,7 +10,7 @@ import pytest
 from golden_cases import assert_close
 
 from vit_jax import checkpoints, models
-from vit_jax.checkpoints import files
+from vit_jax.checkpoints import array_files, files
 from vit_jax.checkpoints.fit import surgery
 from vit_jax.errors import UserError
 
@@ -46,7 +46,7 @@ def test_timm_logits_and_names(case, tmp_path):
 
 
 def assert_same_arrays(path, other):
-    actual, expected = files.read_arrays(path), files.read_arrays(other)
+    actual, expected = array_files.read_arrays(path), array_files.read_arrays(other)
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(actual[name], array, err_msg=name)
@@ -137,7 +137,7 @@ def test_transformers_positions_know_their_grid(hf_copy):
     model, _ = load_case("hf_classifier")
     params, report = checkpoints.load_with_report(hf_copy(), model, image_size=(12, 8))
     assert report.resized == ("backbone/pos_embed: 2x3 to 3x2, corners",)
-    table = files.read_arrays(INTEROP / "hf_classifier/model.safetensors")
+    table = array_files.read_arrays(INTEROP / "hf_classifier/model.safetensors")
     table = table["vit.embeddings.position_embeddings"]
     expected = surgery.resize_positions(table[:, 1:], (2, 3), (3, 2))
     np.testing.assert_array_equal(params["backbone"]["pos_embed"][:, 1:], expected)
@@ -154,7 +154,7 @@ def test_positions_as_timm_resamples_them():
 
 
 def test_norm_after_pooling_is_refused(tmp_path):
-    state = files.read_arrays(INTEROP / "timm_mean.safetensors")
+    state = array_files.read_arrays(INTEROP / "timm_mean.safetensors")
     for leaf in ("weight", "bias"):
         state[f"fc_norm.{leaf}"] = state.pop(f"norm.{leaf}")
     files.write_safetensors(tmp_path / "c.safetensors", state)
@@ -164,7 +164,7 @@ def test_norm_after_pooling_is_refused(tmp_path):
 
 def test_bias_of_query_norm_must_be_zero(tmp_path):
     case = "timm_registers_scale_qk_norm"
-    state = files.read_arrays(INTEROP / f"{case}.safetensors")
+    state = array_files.read_arrays(INTEROP / f"{case}.safetensors")
     state["blocks.1.attn.q_norm.bias"] = state["blocks.1.attn.q_norm.bias"] + 1
     files.write_safetensors(tmp_path / "c.safetensors", state)
     with pytest.raises(UserError, match="query_norm/bias, which the model has no place for"):

@@ -5,6 +5,7 @@
 Weights are random and nowhere zero, so that nothing can hide. Needs the extra `interop`.
 """
 
+import argparse
 import functools
 import json
 import pathlib
@@ -15,7 +16,7 @@ import tempfile
 import numpy as np
 import torch
 from real_packages import import_packages
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "checkpoints"))
 import bit_file  # found through the line before
@@ -144,6 +145,37 @@ def record_positions():
     np.savez_compressed(GOLDEN / "timm_positions.npz", **arrays)
 
 
+def record_torch_files():
+    """The arrays of `timm_token` in the files that torch writes, and tensors that are not read."""
+    state = load_file(GOLDEN / "timm_token.safetensors")
+    parameters = [torch.nn.Parameter(x.clone()) for x in state.values()]
+    optimizer = torch.optim.AdamW(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    arguments = argparse.Namespace(lr=1e-3, output=pathlib.PurePosixPath("out"), betas=(0.9, 0.95))
+    whole = {"model": state, "optimizer": optimizer.state_dict(), "epoch": 3, "args": arguments}
+    torch.save(whole, GOLDEN / "torch_training.pth")
+    backwards = {name: x.T.contiguous().T if x.ndim == 2 else x for name, x in state.items()}
+    base = torch.cat([x.flatten() for x in state.values() if x.ndim == 1])
+    start = 0
+    for name, x in state.items():
+        if x.ndim == 1:
+            backwards[name] = base[start : start + len(x)]
+            start += len(x)
+    torch.save(backwards, GOLDEN / "torch_views.pth")
+    half = {name: torch.nn.Parameter(x.bfloat16()) for name, x in state.items()}
+    torch.save(half, GOLDEN / "torch_old.bin", _use_new_zipfile_serialization=False)
+    odd = {
+        "sparse": torch.eye(4).to_sparse(),
+        "quantized": torch.quantize_per_tensor(torch.eye(4), 0.1, 0, torch.qint8),
+        "expanded": torch.zeros(1).expand(1_000_000, 2_000_000),
+        "float8": torch.eye(4).to(torch.float8_e4m3fn),
+    }
+    for name, x in odd.items():
+        torch.save({"head.weight": x}, GOLDEN / f"torch_{name}.pth")
+
+
 if __name__ == "__main__":
     shutil.rmtree(GOLDEN, ignore_errors=True)
     GOLDEN.mkdir(parents=True)
@@ -152,3 +184,4 @@ if __name__ == "__main__":
         record_transformers()
         record_bit()
         record_positions()
+    record_torch_files()

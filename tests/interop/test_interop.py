@@ -93,6 +93,6 @@ def test_torch_files_run_no_code(tmp_path, capsys):
     model, _, _ = build("token")
     for content in (Malicious(), {"head.weight": Malicious()}, types.SimpleNamespace(a=1)):
         torch.save(content, tmp_path / "c.pth")
-        with pytest.raises(UserError, match="cannot be read as weights alone"):
+        with pytest.raises(UserError, match=r"not a state dict|holds no arrays"):
             checkpoints.load(tmp_path / "c.pth", model)
     assert "never" not in capsys.readouterr().out

@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 from etils import epath
 
-from vit_jax.checkpoints import files
+from vit_jax.checkpoints import array_files, files
 from vit_jax.checkpoints.fit.merging import Merge, Options
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.fit.target import Target, is_text
@@ -104,7 +104,7 @@ def read_weights(path: epath.PathLike, *, tower: str = "image") -> Weights:
             # Orbax takes no relative paths; addresses of object stores are absolute as they are.
             return _read_directory(place if "://" in name else place.resolve())
         path = place
-    return recognise(files.read_arrays(path), path, tower=tower)
+    return recognise(array_files.read_arrays(path), path, tower=tower)
 
 
 def recognise(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vit_jax.checkpoints import files
+from vit_jax.checkpoints import array_files, files
 from vit_jax.checkpoints.formats import torch_layout
 from vit_jax.checkpoints.weights import Renames, Weights
 from vit_jax.errors import UserError
@@ -70,7 +70,7 @@ def read_directory(path: epath.Path) -> Weights:
         )
     state: dict[str, np.ndarray] = {}
     for name in _weight_files(path):
-        state |= files.read_arrays(path / name)
+        state |= array_files.read_arrays(path / name)
     return read(state, config, path)
 
 
