@@ -9,6 +9,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 FAILURE = 1
 
@@ -58,16 +59,32 @@ def is_out_of_memory(error: Exception) -> bool:
     return "out of memory" in text or ("resource_exhausted" in text and "allocat" in text)
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """A suggestion for a misspelt `name`: the closest of `valid`, or all of them if none is close.
+_QUOTED_LENGTH = 200
 
-    Returns a clause to append to an error message, such as `did you mean 'lr'?`.
+
+def nearest(name: str, valid: Iterable[str], otherwise: str = "") -> str:
+    """Returns a suggestion for a misspelt `name`: the closest of `valid`, or else all of them.
+
+    The result is a clause to append to an error message, such as `did you mean 'lr'?`. `otherwise`
+    takes the place of the list where no name is close.
     """
-    valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    valid = sorted(map(str, valid))
+    lowered = {one.lower(): one for one in valid}
+    close = difflib.get_close_matches(name[:_QUOTED_LENGTH].lower(), lowered, n=1, cutoff=0.6)
     if close:
-        return f"did you mean {close[0]!r}?"
-    return f"valid: {', '.join(valid)}" if valid else "none is valid here"
+        return f"did you mean {lowered[close[0]]!r}?"
+    return otherwise or (f"valid: {', '.join(valid)}" if valid else "none is valid here")
+
+
+def quoted(value: Any) -> str:
+    """Returns a value as error messages show it: its `repr` on one line, cut where it is long."""
+    try:
+        text = " ".join(line.strip() for line in repr(value).splitlines())
+    except (RecursionError, MemoryError, ValueError):
+        text = f"a {type(value).__name__}"
+    if len(text) <= _QUOTED_LENGTH:
+        return text
+    return f"{text[: _QUOTED_LENGTH - 20]}...{text[-10:]}"
 
 
 def program() -> str:

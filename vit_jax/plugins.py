@@ -11,27 +11,34 @@ import collections.abc
 import dataclasses
 import functools
 import importlib
+import inspect
 import numbers
+import os
 import pkgutil
+import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, nearest, quoted
 
 
-def check_known(name: str, known: Iterable[str], where: str, what: str = "") -> None:
+def check_known(
+    name: Any, known: Iterable[str], where: str, what: str = "", *, otherwise: str = ""
+) -> None:
     """Raises a `UserError` that suggests the nearest name unless `name` is one of `known`.
 
     Args:
       where: what the user wrote, such as `config.task.name='clasification'` or `--to=hg`.
       what: the kind of name, such as `task`; used as "is no {what}".
+      otherwise: advice for a name that is near none of `known`, in place of the list of them.
     """
     known = list(known)
     if name not in known:
         verdict = f"is no {what}" if what else "is unknown"
-        raise UserError(f"{where} {verdict}; {nearest(name, known)}")
+        raise UserError(f"{where} {verdict}; {nearest(str(name), known, otherwise)}")
 
 
 def names_in(package: str) -> list[str]:
@@ -40,32 +47,41 @@ def names_in(package: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(path) if module.name[0] != "_")
 
 
+def is_foreign(name: Any) -> bool:
+    """Returns whether a name stands for code from outside this package."""
+    return isinstance(name, str) and ":" in name
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """One kind of plug-in.
 
     Attributes:
       what: the kind in words, such as `optimizer`, for messages.
-      package: the package whose public modules are our plug-ins of this kind.
+      package: the package whose public modules are our plug-ins of this kind; "" for none.
       attribute: the object of such a module that is the plug-in; "" for the one that has the
         module's own name.
       form: what users write for a plug-in of their own.
       accepts: whether an imported object can be a plug-in of this kind.
+      requires: the attributes that an imported object must have.
       others: further names, of ours or of a library, and the plug-in of each.
+      otherwise: advice for a name that is near none of ours; "" for a list of ours.
     """
 
     what: str
-    package: str
+    package: str = ""
     attribute: str = ""
     form: str = "package.module:function"
     accepts: Callable[[Any], bool] = callable
+    requires: tuple[str, ...] = ()
     others: Callable[[], Mapping[str, Any]] = dict
+    otherwise: str = ""
 
     def names(self) -> list[str]:
         """Returns every name that `find` takes, but those of other packages."""
-        return sorted({*names_in(self.package), *self.others()})
+        return sorted({*self._modules(), *self.others()})
 
-    def find(self, name: str, where: str) -> Any:
+    def find(self, name: str, where: str = "") -> Any:
         """Returns the plug-in that `name` stands for.
 
         Args:
@@ -73,31 +89,94 @@ class Kind:
           where: the key or flag that the name was written for, such as `config.optim.name`.
 
         Raises:
-          UserError: there is no such plug-in, or what was imported is none.
+          UserError: there is no such plug-in, or the object of that name is none.
         """
+        written = f"{where}={quoted(name)}" if where else f"{self.what} {quoted(name)}"
         if not isinstance(name, str) or not name:
-            raise UserError(f"{where}={name!r}: write the name of a {self.what}, or {self.form}")
-        if ":" in name:
-            return self._import(name, where)
-        if name in names_in(self.package):
+            raise UserError(f"{written}: write the name of a {self.what}, or {self.form}")
+        if is_foreign(name):
+            return self._checked(_import(name, f"{written} cannot be imported", self.form), written)
+        if name in self._modules():
             module = importlib.import_module(f"{self.package}.{name}")
             return getattr(module, self.attribute or name)
-        check_known(name, self.names(), f"{where}={name!r}", f"{self.what} of ours")
-        return self.others()[name]
+        others = self.others()
+        what = self.what if where else ""
+        check_known(name, {*self._modules(), *others}, written, what, otherwise=self.otherwise)
+        return others[name]
 
-    def _import(self, name: str, where: str) -> Any:
-        module_name, _, attribute = name.partition(":")
-        try:
-            module = importlib.import_module(module_name)
-            found = functools.reduce(getattr, attribute.split("."), module)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise UserError(
-                f"{where}={name!r} cannot be imported ({reason}); write {self.form}"
-            ) from error
-        if not self.accepts(found):
-            raise UserError(f"{where}={name!r} is no {self.what}; write {self.form}")
+    def _modules(self) -> list[str]:
+        return names_in(self.package) if self.package else []
+
+    def _checked(self, found: Any, written: str) -> Any:
+        missing = [name for name in self.requires if not hasattr(found, name)]
+        if not self.accepts(found) or missing:
+            lacks = f" (it lacks {', '.join(missing)})" if missing else ""
+            raise UserError(f"{written} is no {self.what}{lacks}; write {self.form}")
         return found
+
+
+def _import(name: str, refusal: str, form: str) -> Any:
+    """Returns the object `package.module:name`; modules of the current folder are found, too."""
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    # The module is code of the user's, which can fail in any way.
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{refusal} ({_reason(error)}); write {form}") from error
+    try:
+        return functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        public = [name for name in dir(module) if not name.startswith("_")]
+        hint = nearest(attribute, public, f"write {form}")
+        raise UserError(f"{refusal}: module {module_name!r} has no such name; {hint}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Returns an error as one line; one from inside a module, with the place where it arose."""
+    lines = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {quoted(lines[0])[1:-1]}" if lines else repr(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and "importlib" not in frames[-1].filename and frames[-1].filename != __file__:
+        reason += f", {frames[-1].filename}:{frames[-1].lineno}"
+    return reason
+
+
+def takes(*arguments: str) -> Callable[[Any], bool]:
+    """Returns a check for `Kind.accepts`: a function that can be called with these arguments."""
+
+    def accepts(found: Any) -> bool:
+        try:
+            inspect.signature(found).bind(*arguments)
+        except (TypeError, ValueError):
+            return False
+        return _is_function(found)
+
+    return accepts
+
+
+def returns(*classes: type) -> Callable[[Any], bool]:
+    """Returns a check for `Kind.accepts`: a function that makes an object of one of `classes`.
+
+    A function without an annotation passes, for it can only be known from its result.
+    """
+
+    def accepts(found: Any) -> bool:
+        try:
+            hint = typing.get_type_hints(found).get("return", Any)
+        except (NameError, TypeError, AttributeError):
+            hint = Any
+        hints = typing.get_args(hint) or (hint,)
+        fitting = any(isinstance(one, type) and issubclass(one, classes) for one in hints)
+        return _is_function(found) and (hint is Any or fitting)
+
+    return accepts
+
+
+def _is_function(found: Any) -> bool:
+    """Returns whether an object is written in Python, which what a plug-in may be always is."""
+    return inspect.isfunction(inspect.unwrap(getattr(found, "func", found)))
 
 
 _KINDS: Mapping[Any, tuple[type, str]] = {

@@ -247,7 +247,7 @@ def test_mistakes_are_one_line(capsys, argv, message):
     [
         ("model.name=vit_z16", "vit_z16"),
         ("model.widht=3", "did you mean 'width'"),
-        ("task.name=regresion", "config.task.name='regresion' is unknown"),
+        ("task.name=regresion", "config.task.name='regresion' is no task"),
         ("task.mixop=1", "did you mean 'mixup'"),
         ("task.loss=hinge", "write softmax or sigmoid"),
         ("optim.name=adamm", "adamm"),

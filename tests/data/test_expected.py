@@ -120,5 +120,6 @@ def test_counts_agree_with_the_recipes():
 def test_value_ops_are_those_of_their_module():
     from vit_jax.data import ops, pp
 
-    defined = {name for name, op in ops._OPS.items() if op.function.__module__.endswith(".values")}
+    found = [ops.find_op(name) for name in ops.OPS.names()]
+    defined = {op.name for op in found if op.function.__module__.endswith(".values")}
     assert set(pp.VALUE_OPS) == defined

@@ -91,12 +91,12 @@ def test_a_file_that_is_no_archive(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"source": ""}, "data.source is not set"),
+        ({"source": ""}, "write the name of a data source"),
         ({"source": "fak"}, "did you mean 'fake'"),
         ({"source": "fake", "num_exmples": 3}, "did you mean 'num_examples'"),
-        ({"source": "npz", "name": "x", "image_size": 3}, "does not read the key 'image_size'"),
+        ({"source": "npz", "name": "x", "image_size": 3}, "image_size=3 is no key of source 'npz'"),
         ({"source": "npz"}, "needs the key 'name'"),
-        ({"source": "no.such.module:Source"}, "needs the module 'no'"),
+        ({"source": "no.such.module:Source"}, "No module named 'no'"),
         ({"source": "vit_jax.data.sources.npz:Sorce"}, "did you mean 'Source'"),
     ],
 )
@@ -119,7 +119,7 @@ def test_code_from_elsewhere(monkeypatch):
 def test_code_from_elsewhere_that_is_no_source(monkeypatch):
     monkeypatch.setattr("vit_jax.data.sources.Mine", Mine, raising=False)
     monkeypatch.delattr(Mine, "describe")
-    with pytest.raises(UserError, match="Mine' lacks describe"):
+    with pytest.raises(UserError, match="it lacks describe"):
         open_source({"source": "vit_jax.data.sources:Mine", "name": "n"})
 
 

@@ -95,7 +95,7 @@ def test_schedule_named_by_its_import_path(monkeypatch):
     ("spec", "message"),
     [
         ({"name": "cosin"}, "did you mean 'cosine'"),
-        ({"name": "cosine", "timescale": 5}, "schedule.timescale: the cosine schedule does not"),
+        ({"name": "cosine", "timescale": 5}, "schedule.timescale is no key of the cosine schedule"),
         ({"name": "cosine", "warmup": 61}, "schedule.warmup: 61 is 61 steps"),
         ({"name": "stair"}, "as many factors as boundaries"),
         ({"name": "stair", "boundaries": [9, 3], "factors": [1, 2]}, "must ascend"),

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from vit_jax import models
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError
+from vit_jax.plugins import check_known
 from vit_jax.types import Array, DataInfo
 
 
@@ -30,8 +31,7 @@ AFFINE_KEYS = ("rotate", "shift", "scale", "shear")
 def check_affine(bounds: Mapping[str, float]) -> None:
     """Raises a `UserError` where `config.task.affine` is not made of bounds of `random_affine`."""
     for name, bound in bounds.items():
-        if name not in AFFINE_KEYS:
-            raise UserError(f"config.task.affine.{name} is unknown; {nearest(name, AFFINE_KEYS)}")
+        check_known(name, AFFINE_KEYS, f"config.task.affine.{name}")
         if isinstance(bound, bool) or not isinstance(bound, int | float) or bound < 0:
             raise UserError(f"config.task.affine.{name}={bound!r}: write a number of at least 0")
 

@@ -19,7 +19,8 @@ import numpy as np
 from vit_jax.augment import strengths
 from vit_jax.augment.gathers import count, look_up, num_phases, product, warp
 from vit_jax.augment.strengths import FILL, OPERATIONS, STRONGEST
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError
+from vit_jax.plugins import check_known
 from vit_jax.types import Array, ArraySpec
 
 KEYS = ("num_layers", "magnitude", "corrected")
@@ -30,8 +31,7 @@ def check(fields: Mapping[str, Any], image: ArraySpec) -> None:
     if not hasattr(fields, "items"):
         raise UserError(f"config.task.randaug={fields!r}: set one of its keys, {', '.join(KEYS)}")
     for name, value in fields.items():
-        if name not in KEYS:
-            raise UserError(f"config.task.randaug.{name} is unknown; {nearest(name, KEYS)}")
+        check_known(name, KEYS, f"config.task.randaug.{name}")
         if name == "corrected" and not isinstance(value, bool):
             raise UserError(f"config.task.randaug.corrected={value!r}: write true or false")
         if name == "num_layers" and (type(value) is not int or value < 1):

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from vit_jax.config.durations import parse_duration
 from vit_jax.config.schema import EVAL_SET_KEYS, FIXED, FREE, SCHEMA, WARNED, Key, defaults, walk
 from vit_jax.errors import UserError, nearest
+from vit_jax.plugins import check_known
 
 VERSION = 1
 """Version of `config.json`; `MIGRATIONS[v]` turns a stored config of version v into v + 1."""
@@ -111,8 +112,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
                 text = "True"
             elif position == 0 and name not in defaults and defaults:
                 name, text = next(iter(defaults)), item
-        if name not in defaults:
-            raise UserError(f"config argument {name!r} is unknown; {nearest(name, defaults)}")
+        check_known(name, defaults, f"config argument {name!r}")
         default = defaults[name]
         value = text if isinstance(default, str) else _parse_value(text)
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -184,8 +184,7 @@ def validate(config: ConfigDict) -> ConfigDict:
 
 def _check_section(given: dict, schema: Mapping[str, Any], prefix: str) -> None:
     for name in given:
-        if name not in schema:
-            raise UserError(f"config.{prefix}{name} is unknown; {nearest(name, schema)}")
+        check_known(name, schema, f"config.{prefix}{name}")
     for name, entry in schema.items():
         dotted = prefix + name
         if name not in given:
@@ -268,10 +267,7 @@ def _check_values(given: dict) -> None:
             f" {entry!r}",
         )
         for key in entry:
-            require(
-                key in EVAL_SET_KEYS,
-                f"config.eval.sets.{name}.{key} is unknown; {nearest(key, EVAL_SET_KEYS)}",
-            )
+            check_known(key, EVAL_SET_KEYS, f"config.eval.sets.{name}.{key}")
 
 
 def changes(old: Mapping, new: Mapping) -> dict[str, list[str]]:

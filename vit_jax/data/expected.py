@@ -4,7 +4,6 @@ For planning: the datasets that the published recipes train on are known by name
 preprocessing string only what it does to shapes and dtypes is followed.
 """
 
-import ast
 import dataclasses
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.data.pp import VALUE_OPS, operands
+from vit_jax.data.pp import VALUE_OPS, calls
 from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.data.tokenizer import BYTES
 from vit_jax.errors import UserError
@@ -128,14 +127,8 @@ def records_of(known: Known, args: Mapping[str, Any]) -> _Fields:
 
 def _spec(pp: str, fields: _Fields) -> _Fields | None:
     """The arrays that a preprocessing string makes of a record, if it tells."""
-    for node in operands(pp):
-        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-        try:
-            args = [ast.literal_eval(argument) for argument in call.args]
-            kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        except ValueError:
-            return None
-        after = _after(getattr(call.func, "id", ""), fields, args, kwargs)
+    for call in calls(pp):
+        after = _after(call.name, fields, call.args, call.kwargs)
         if after is None:
             return None
         fields = after

@@ -1,20 +1,22 @@
 """Preprocessing strings, as big_vision writes them: `"decode|resize(256)|central_crop(224)"`.
 
 Ops are joined by `|` and take literal arguments. An image op works on the field `image` unless
-`key=`, or `inkey=` and `outkey=`, say otherwise. Strings are parsed, never evaluated.
+`key=`, or `inkey=` and `outkey=`, say otherwise. An op of your own is named
+`package.module:function`. Strings are parsed, never evaluated.
 """
 
 import ast
 import functools
 import inspect
 import itertools
+import re
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vit_jax.data.ops import Batched, Op, find_op
-from vit_jax.errors import UserError, nearest
-from vit_jax.plugins import fits
+from vit_jax.errors import UserError, nearest, quoted
+from vit_jax.plugins import check_known, fits
 
 Record = dict[str, Any]
 
@@ -32,27 +34,62 @@ class Step(NamedTuple):
     outkey: str
 
 
+class Call(NamedTuple):
+    """One op of a preprocessing string as it is written: nothing is looked up."""
+
+    text: str
+    name: str
+    args: list
+    kwargs: dict[str, Any]
+
+
 def parse(pp: str) -> list[Step]:
-    """The steps of a preprocessing string.
+    """Returns the steps of a preprocessing string.
 
     Raises:
         UserError: it is no such string, or names an op or an argument that does not exist, or an
             argument has the wrong type.
     """
-    return [_step(node) for node in operands(pp)]
+    return [_step(call) for call in calls(pp)]
 
 
-def operands(pp: str) -> list[ast.expr]:
-    """The ops of a preprocessing string as syntax, none of them looked up. Raises `UserError`."""
+def calls(pp: str) -> list[Call]:
+    """Returns the ops of a preprocessing string, none of them looked up. Raises `UserError`."""
     if not pp.strip():
         return []
-    try:
-        expression = ast.parse(pp.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
+    # A bar inside a quoted argument joins nothing.
+    masked = _QUOTED.sub(lambda match: "_" * len(match[0]), pp)
+    bars = [place for place, letter in enumerate(masked) if letter == "|"]
+    bounds = itertools.pairwise([-1, *bars, len(pp)])
+    return [_call(pp[start + 1 : end].strip(), pp) for start, end in bounds]
+
+
+_QUOTED = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:\\.|[^'\\])*'""")
+_NAME = re.compile(r"[^\W\d]\w*|[\w.]+:[\w.]+")
+
+
+def _call(text: str, pp: str) -> Call:
+    """Reads one op, such as `resize(224)`, of the preprocessing string `pp`."""
+    name, bracket, rest = text.partition("(")
+    name = name.strip()
+    if not _NAME.fullmatch(name):
         raise UserError(
-            f"preprocessing {pp!r} is not understood: join ops by '|', as in 'decode|resize(224)'"
+            f"preprocessing {quoted(pp)} is not understood: join ops by '|', as in"
+            " 'decode|resize(224)'"
+        )
+    try:
+        # Only arguments are Python: the name of an op from elsewhere has a colon.
+        node = ast.parse(f"_({rest}" if bracket else "_()", mode="eval").body
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            raise ValueError("it is no call")
+        args = [ast.literal_eval(argument) for argument in node.args]
+        kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise UserError(
+            f"preprocessing op {quoted(text)} is not understood: write name(arguments), the"
+            " arguments plain values"
         ) from error
-    return _operands(expression)
+    return Call(text, name, args, kwargs)
 
 
 def vocabularies(pp: str) -> dict[str, str]:
@@ -145,29 +182,14 @@ def _apply(step: Step, record: Record, seeds: typing.Iterator) -> Record:
     return record | {step.outkey: image}
 
 
-def _operands(node: ast.expr) -> list[ast.expr]:
-    """`a | b | c`, which Python reads as `(a | b) | c`, as a list."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return [*_operands(node.left), *_operands(node.right)]
-    return [node]
-
-
-def _step(node: ast.expr) -> Step:
-    text = ast.unparse(node)
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name):
-        raise UserError(f"preprocessing op {text!r} is not understood: write name(arguments)")
-    op = find_op(call.func.id)
-    try:
-        args = [ast.literal_eval(argument) for argument in call.args]
-        kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"preprocessing op {text!r}: arguments must be plain values") from error
+def _step(call: Call) -> Step:
+    op = find_op(call.name)
+    kwargs = dict(call.kwargs)
     inkey = outkey = "image"
     if not op.kind.endswith("record"):
         key = kwargs.pop("key", "image")
         inkey, outkey = kwargs.pop("inkey", key), kwargs.pop("outkey", key)
-    return Step(text, op, _bind(op, text, args, kwargs), inkey, outkey)
+    return Step(call.text, op, _bind(op, call.text, call.args, kwargs), inkey, outkey)
 
 
 def _bind(op: Op, text: str, args: list, kwargs: dict[str, Any]) -> inspect.BoundArguments:
@@ -176,10 +198,7 @@ def _bind(op: Op, text: str, args: list, kwargs: dict[str, Any]) -> inspect.Boun
     parameters = list(signature.parameters.values())[op.num_leading :]
     names = [parameter.name for parameter in parameters]
     for name in kwargs:
-        if name not in names:
-            raise UserError(
-                f"preprocessing op {text!r} has no argument {name!r}; {nearest(name, names)}"
-            )
+        check_known(name, names, f"preprocessing op {text!r}: {name}", "argument of it")
     try:
         bound = signature.replace(parameters=parameters).bind(*args, **kwargs)
     except TypeError as error:

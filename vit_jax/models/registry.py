@@ -7,16 +7,15 @@ elsewhere, so that a new model is one new file.
 import dataclasses
 import functools
 import importlib
-import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError
 from vit_jax.models.heads.classifier import Classifier
-from vit_jax.plugins import check_fields
+from vit_jax.plugins import Kind, check_fields, check_known, is_foreign, names_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +37,20 @@ class Variant:
 def variants() -> Mapping[str, Variant]:
     """Every named model, from all family modules of this package."""
     found: dict[str, Variant] = {}
-    package = importlib.import_module(__package__)
-    for info in pkgutil.iter_modules(package.__path__):
-        if not info.name.startswith("_"):
-            family = importlib.import_module(f"{__package__}.{info.name}")
-            found.update(getattr(family, "VARIANTS", {}))
+    for name in names_in(__package__):
+        family = importlib.import_module(f"{__package__}.{name}")
+        found.update(getattr(family, "VARIANTS", {}))
     return found
+
+
+MODELS = Kind(
+    "model",
+    form="package.module:Class",
+    accepts=lambda found: isinstance(found, type) and issubclass(found, nn.Module),
+    others=variants,
+    otherwise="`python -m vit_jax models` lists the names",
+)
+"""Where a model is looked for, by its canonical name."""
 
 
 def names() -> list[str]:
@@ -67,9 +74,8 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
     head_fields = _field_names(Classifier) - {"backbone", "num_classes"}
     backbone_fields = _field_names(variant.module)
     for key in overrides:
-        if key not in head_fields | backbone_fields:
-            suggestion = nearest(key, head_fields | backbone_fields)
-            raise UserError(f"model {name!r} has no field {key!r}; {suggestion}")
+        known = head_fields | backbone_fields
+        check_known(key, known, repr(key), f"field of model {name!r}")
     where = f"model {name!r}, "
     for owner in (Classifier, variant.module):
         check_fields(owner, overrides, where)
@@ -100,9 +106,9 @@ def find(name: str) -> str:
     spellings: dict[str, list[str]] = {}
     for canonical in variants():
         spellings.setdefault(_squash(canonical).lower(), []).append(canonical)
-    matches = spellings.get(_squash(name).lower())
+    matches = spellings.get(_squash(name).lower()) if isinstance(name, str) and name else None
     if not matches:
-        raise UserError(f"model {name!r} is not known; {_suggest(name)}")
+        MODELS.find(name)  # Raises an error that suggests a name.
     # Only g (giant) and G (gigantic) differ by case alone; the closest spelling is meant.
 
     def agreement(canonical: str) -> int:
@@ -111,32 +117,13 @@ def find(name: str) -> str:
     return max(matches, key=agreement)
 
 
-def _suggest(name: str) -> str:
-    """The nearest names; all names would not fit on a line."""
-    suggestion = nearest(name.lower(), variants())
-    if suggestion.startswith("valid"):
-        return "`python -m vit_jax models` lists the names"
-    return suggestion
-
-
 def _squash(name: str) -> str:
     """`R50+ViT-B_16` → `R50B16`: separators and the family's own name carry nothing."""
     return re.sub(r"[-_/+ ]|vit", "", name, flags=re.IGNORECASE) or "vit"
 
 
 def _variant(name: str) -> Variant:
-    if ":" not in name:
-        return variants()[find(name)]
-    module_name, _, class_name = name.partition(":")
-    try:
-        module = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"model {name!r} cannot be imported ({error}); write package.module:Class"
-        ) from error
-    if not (isinstance(module, type) and issubclass(module, nn.Module)):
-        raise UserError(f"model {name!r} is not a flax.linen.Module class")
-    return Variant(module, {})
+    return Variant(MODELS.find(name), {}) if is_foreign(name) else variants()[find(name)]
 
 
 def _fields(module: Any) -> list[dataclasses.Field]:

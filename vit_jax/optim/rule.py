@@ -9,9 +9,7 @@ fit, the function returns a `Rule` instead. A function with an argument `blocks`
 The state of a rule is made of named tuples and dicts whose names are those of checkpoints.
 """
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,12 +18,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from vit_jax.errors import UserError, nearest
-from vit_jax.optim import rules
-from vit_jax.optim.plugins import import_function
+from vit_jax.errors import UserError
+from vit_jax.plugins import Kind, check_fields, check_known, returns
 from vit_jax.types import Params
-
-_WHERE = "config.optim.name"
 
 
 class Rule(NamedTuple):
@@ -53,20 +48,23 @@ class Rule(NamedTuple):
 
 def load_rule(name: str, args: Mapping[str, Any], *, blocks: str) -> Rule:
     """The rule called `name`, made with `args`; mistakes in either raise `UserError`."""
-    function = _find(name)
+    function = RULES.find(name, "config.optim.name")
     parameters = inspect.signature(function).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for key in args:
-        if key not in parameters and not open_ended:
-            raise UserError(
-                f"config.optim.args.{key}: {name} does not take it; {nearest(key, parameters)}"
-            )
+    for key in () if open_ended else args:
+        check_known(key, parameters, f"config.optim.args.{key}", f"argument of {name}")
+    check_fields(function, args, "config.optim.args.")
     if "blocks" in parameters:
         args = {"blocks": blocks, **args}
     try:
         rule = function(**args)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.optim.args: {name} refuses {dict(args)}: {error}") from error
+    if not isinstance(rule, Rule | optax.GradientTransformation):
+        raise UserError(
+            f"config.optim.name={name!r} is no optimizer: its result is of type"
+            f" {type(rule).__name__}, not optax.GradientTransformation"
+        )
     return rule if isinstance(rule, Rule) else Rule(rule)
 
 
@@ -75,15 +73,21 @@ def state_name(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def _find(name: str) -> Callable:
-    if ":" in name:
-        return import_function(name, where=_WHERE, kind="optimizer")
-    ours = {module.name for module in pkgutil.iter_modules(rules.__path__)}
-    if name in ours:
-        return getattr(importlib.import_module(f"{rules.__name__}.{name}"), name)
+def _of_optax() -> Mapping[str, Callable]:
+    """Returns the functions that optax calls `scale_by_NAME`, by NAME."""
     prefix = "scale_by_"
-    for package in (optax, optax.contrib):
-        if hasattr(package, prefix + name):
-            return getattr(package, prefix + name)
-    in_optax = {n.removeprefix(prefix) for n in dir(optax) + dir(optax.contrib) if prefix in n}
-    raise UserError(f"{_WHERE}: unknown optimizer {name!r}; {nearest(name, ours | in_optax)}")
+    return {
+        name.removeprefix(prefix): getattr(package, name)
+        for package in (optax.contrib, optax)
+        for name in dir(package)
+        if name.startswith(prefix)
+    }
+
+
+RULES = Kind(
+    "optimizer",
+    "vit_jax.optim.rules",
+    accepts=returns(Rule, optax.GradientTransformation),
+    others=_of_optax,
+)
+"""Where `config.optim.name` is looked for."""

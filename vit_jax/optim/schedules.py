@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import UserError, nearest
-from vit_jax.optim.plugins import load_function
+from vit_jax.errors import UserError
 from vit_jax.optim.spec import DEFAULTS, DURATIONS
+from vit_jax.plugins import Kind, check_known, takes
 
 Step = int | jax.Array
 Schedule = Callable[[Step], jax.Array]
@@ -71,6 +71,9 @@ def stair(
 
 _CURVES = {curve.__name__: curve for curve in (cosine, linear, rsqrt, constant, stair)}
 
+SCHEDULES = Kind("schedule", accepts=takes("step", "start", "total"), others=lambda: _CURVES)
+"""Where `config.optim.schedule.name` is looked for."""
+
 
 def build(
     spec: Mapping[str, Any],
@@ -86,15 +89,12 @@ def build(
     times in any unit into steps. The result takes Python integers and traced int32 alike, up to
     2^31 - 1 steps: differences are taken in integers, so no float32 step count is ever formed.
     """
-    curve = load_function(spec["name"], _CURVES, where=f"{where}.name", kind="schedule")
+    curve = SCHEDULES.find(spec["name"], f"{where}.name")
     own = _keywords(curve)
     for key, value in spec.items():
-        if key not in {"name", "warmup", "cooldown", *own} and value != DEFAULTS["schedule"].get(
-            key
-        ):
-            raise UserError(
-                f"{where}.{key}: the {spec['name']} schedule does not read it; {nearest(key, own)}"
-            )
+        is_set = value != DEFAULTS["schedule"].get(key)
+        if is_set and key not in {"name", "warmup", "cooldown"}:
+            check_known(key, own, f"{where}.{key}", f"key of the {spec['name']} schedule")
     steps = {k: _in_steps(v, duration) if k in DURATIONS else v for k, v in spec.items()}
     warmup, cooldown = steps["warmup"], steps["cooldown"]
     for key in ("warmup", "cooldown"):

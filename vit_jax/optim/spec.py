@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.config import schema
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError
+from vit_jax.plugins import check_known
 
 DEFAULTS = schema.section_defaults("optim")
 """The keys, and the values they have where a config is silent; documented in `vit_jax.config`."""
@@ -34,10 +35,8 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"config.optim.layer_decay: {spec['layer_decay']} is not in (0, 1]; 1 is off"
         )
-    couplings = ("lr", "schedule")
-    if spec["decay_coupling"] not in couplings:
-        hint = nearest(spec["decay_coupling"], couplings)
-        raise UserError(f"config.optim.decay_coupling: unknown {spec['decay_coupling']!r}; {hint}")
+    coupling = spec["decay_coupling"]
+    check_known(coupling, ("lr", "schedule"), f"config.optim.decay_coupling={coupling!r}")
     return spec
 
 
@@ -45,8 +44,7 @@ def _merge(defaults: Mapping[str, Any], given: Any, where: str) -> dict[str, Any
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: a mapping is needed, got {given!r}")
     for key in given:
-        if key not in defaults:
-            raise UserError(f"{where}.{key}: unknown key; {nearest(str(key), defaults)}")
+        check_known(key, defaults, f"{where}.{key}")
     for key, value in given.items():
         _check_type(value, key, defaults[key], f"{where}.{key}")
     merged = {**defaults, **given}

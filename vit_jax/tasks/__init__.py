@@ -6,8 +6,6 @@ metrics and what the report shows; the loop, the step and the evaluation know no
 """
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -15,8 +13,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from vit_jax.errors import UserError, nearest
-from vit_jax.plugins import check_fields
+from vit_jax.errors import UserError
+from vit_jax.plugins import Kind, check_fields, check_known
 from vit_jax.tasks._adapters import Adapted
 from vit_jax.tracking.metrics import Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
@@ -84,6 +82,17 @@ class TaskProtocol(Protocol):
     """Examples that `sections` is given, at most."""
 
 
+TASKS = Kind(
+    "task",
+    "vit_jax.tasks",
+    "Task",
+    "package.module:Class",
+    accepts=lambda found: isinstance(found, type) and dataclasses.is_dataclass(found),
+    requires=("create", "init", "objective", "predict"),
+)
+"""Where `config.task.name` is looked for."""
+
+
 def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> TaskProtocol:
     """The task that `config.task` describes, around the backbone of `config.model`.
 
@@ -92,14 +101,11 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
     """
     fields = dict(task)
     name, adapters = fields.pop("name"), fields.pop("lora", None)
-    task_class = _find(name)
+    task_class = TASKS.find(name, "config.task.name")
     known = {field.name for field in dataclasses.fields(task_class) if field.init} | {"lora"}
     for field in fields:
-        if field not in known - {"model", "info"}:
-            raise UserError(
-                f"config.task.{field} is no field of task {name!r};"
-                f" {nearest(field, known - {'model', 'info'})}"
-            )
+        known_here = known - {"model", "info"}
+        check_known(field, known_here, f"config.task.{field}", f"field of task {name!r}")
     check_fields(task_class, fields, "config.task.")
     if adapters and fields.get("distill"):
         raise UserError("config.task: lora and distill cannot go together; leave one out")
@@ -113,7 +119,7 @@ def metric_info(name: str) -> Mapping[str, Metric]:
     Raises:
       UserError: there is no such task.
     """
-    return getattr(_find(name), "metric_info", {})
+    return getattr(TASKS.find(name, "config.task.name"), "metric_info", {})
 
 
 def abstract_params(task: TaskProtocol) -> Params:
@@ -140,16 +146,3 @@ def answering(task: TaskProtocol, texts: Sequence[str]) -> TaskProtocol:
     if not own:
         raise UserError("--text is for runs that learned images and texts (task contrastive)")
     return own(texts)
-
-
-def _find(name: str) -> type:
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"config.task.name={name!r}: {error}") from error
-    tasks = [module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"]
-    if name not in tasks:
-        raise UserError(f"config.task.name={name!r} is unknown; {nearest(name, tasks)}")
-    return importlib.import_module(f"{__name__}.{name}").Task

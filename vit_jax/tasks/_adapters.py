@@ -10,8 +10,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError
 from vit_jax.models import lora
+from vit_jax.plugins import check_known
 from vit_jax.types import Array, Params
 
 
@@ -34,10 +35,7 @@ class Adapted:
         if not isinstance(keys, Mapping | ConfigDict):
             raise UserError(f"config.task.lora={keys!r}: write {{'rank': 8}}")
         for key in keys:
-            if key not in ("rank", "targets"):
-                raise UserError(
-                    f"config.task.lora.{key} is unknown; {nearest(key, ('rank', 'targets'))}"
-                )
+            check_known(key, ("rank", "targets"), f"config.task.lora.{key}")
         rank = keys.get("rank")
         if not isinstance(rank, int) or isinstance(rank, bool):
             raise UserError(f"config.task.lora.rank={rank!r}: write a whole number, such as 8")

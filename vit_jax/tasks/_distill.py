@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax import models
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError
+from vit_jax.plugins import check_known
 from vit_jax.types import TEACHER, Array, Params
 
 KINDS = ("soft", "hard")
@@ -41,8 +42,7 @@ class Teacher:
         """The teacher for a student of so many classes. Raises `UserError`."""
         known = {"model", *(field.name for field in dataclasses.fields(cls))} - {"network"}
         for key in keys:
-            if key not in known:
-                raise UserError(f"config.task.distill.{key} is unknown; {nearest(key, known)}")
+            check_known(key, known, f"config.task.distill.{key}")
         for key in ("model", "checkpoint"):
             if not keys.get(key):
                 raise UserError(

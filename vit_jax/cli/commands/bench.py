@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from vit_jax.cli.arguments import add_config, load_config, out_file, positive, set_up
 from vit_jax.cli.parser import Command
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError
+from vit_jax.plugins import check_known
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,8 +116,7 @@ def _peers(arguments: argparse.Namespace, known: Sequence[str]) -> list[str]:
         if not known:
             raise UserError("bench: --against goes with `bench input`, or `bench step --model`")
         name = peer.partition(":")[0]
-        if name not in known:
-            raise UserError(f"bench --against={name}: not known here; {nearest(name, known)}")
+        check_known(name, known, f"bench --against={name}")
     return peers
 
 

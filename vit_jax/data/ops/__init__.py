@@ -1,9 +1,10 @@
-"""Preprocessing ops, found by name: every function below that carries one of the decorators.
+"""Preprocessing ops, found by name: every function of this package that carries a decorator.
 
 An op never holds state. Random ones get a key of their own, int32 `[2]`, derived from the stream
 position of the example, so that the same position always meets the same augmentation.
 
-To add one, decorate a function in any file of this package:
+To add one, decorate a function in any file of this package, or in any module of your own, where
+preprocessing strings name it `package.module:function`:
 
     @image_op              def name(image, ...) -> image
     @random_image_op       def name(image, seed, ...) -> image
@@ -16,15 +17,15 @@ What TensorFlow's own operations are slow at is done by compiled loops over seve
 an op of images that says `-> Batched` returns what is to be done, and to what.
 """
 
+import functools
 import importlib
 import inspect
-import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.errors import UserError, nearest
+from vit_jax.plugins import Kind, names_in
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -61,7 +62,7 @@ def require_uint8(image: "tf.Tensor") -> None:
 
 
 class Op(NamedTuple):
-    """A registered op; `kind` says what it is called with."""
+    """A decorated function under its name; `kind` says what it is called with."""
 
     name: str
     function: Callable[..., Any]
@@ -83,28 +84,45 @@ class Op(NamedTuple):
         return inspect.signature(self.function).return_annotation is Batched
 
 
-_OPS: dict[str, Op] = {}
+_MARK = "op_kind"
 
 
-def _register(kind: str) -> Callable[[Callable], Callable]:
-    def register(function: Callable) -> Callable:
-        _OPS[function.__name__] = Op(function.__name__, function, kind)
+def _marker(kind: str) -> Callable[[Callable], Callable]:
+    def mark(function: Callable) -> Callable:
+        setattr(function, _MARK, kind)
         return function
 
-    return register
+    return mark
 
 
-image_op = _register("image")
-random_image_op = _register("random_image")
-record_op = _register("record")
-random_record_op = _register("random_record")
+image_op = _marker("image")
+random_image_op = _marker("random_image")
+record_op = _marker("record")
+random_record_op = _marker("random_record")
+
+
+@functools.cache
+def _of_ours() -> Mapping[str, Callable]:
+    """Returns the ops of this package by name."""
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names_in(__name__)]
+    return {
+        name: function
+        for module in modules
+        for name, function in vars(module).items()
+        if hasattr(function, _MARK)
+    }
+
+
+OPS = Kind(
+    "preprocessing op",
+    accepts=inspect.isfunction,
+    requires=(_MARK,),
+    others=_of_ours,
+)
+"""Where the ops of preprocessing strings are looked for."""
 
 
 def find_op(name: str) -> Op:
-    """The op called `name`."""
-    for module in pkgutil.iter_modules(__path__):
-        if not module.name.startswith("_"):
-            importlib.import_module(f"{__name__}.{module.name}")
-    if name not in _OPS:
-        raise UserError(f"unknown preprocessing op {name!r}; {nearest(name, _OPS)}")
-    return _OPS[name]
+    """Returns the op called `name`. Raises `UserError` where there is none."""
+    function = OPS.find(name)
+    return Op(name, function, getattr(function, _MARK))

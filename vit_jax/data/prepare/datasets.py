@@ -2,21 +2,21 @@
 
 import functools
 import importlib
-import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from vit_jax.data import builders
 from vit_jax.data.host_tensorflow import tf  # Before TFDS, which must not find accelerators.
 from vit_jax.data.prepare import imagenet_tars, shards
 from vit_jax.data.prepare.shards import Tell
 from vit_jax.data.tfrecord import checked_records
 from vit_jax.errors import UserError, nearest
+from vit_jax.plugins import names_in
 
 _INFO = "dataset_info.json"
+_BUILDERS = "vit_jax.data.builders"
 
 FILE_FORMAT = "array_record"
 """The format of TFDS that can be read at random."""
@@ -33,14 +33,15 @@ def find_builder(name: str, data_dir: str = "", *, file_format: str | None = Non
     import tensorflow_datasets as tfds
 
     short = name.partition(":")[0].partition("/")[0]
-    if short in _own_builders():
-        importlib.import_module(f"{builders.__name__}.{short}")  # Registers it with TFDS.
+    if short in names_in(_BUILDERS):
+        importlib.import_module(f"{_BUILDERS}.{short}")  # Registers it with TFDS.
     try:
         kwargs = {"file_format": file_format} if file_format else {}
         return tfds.builder(name, data_dir=data_dir or None, try_gcs=False, **kwargs)
     except tfds.core.registered.DatasetNotFoundError as error:
-        known = [*_own_builders(), *tfds.list_builders(with_community_datasets=False)]
-        raise UserError(f"TFDS has no dataset {name!r}; {nearest(short, known)}") from error
+        known = [*names_in(_BUILDERS), *tfds.list_builders(with_community_datasets=False)]
+        hint = nearest(short, known, "tfds.list_builders() lists the names")
+        raise UserError(f"TFDS has no dataset {name!r}; {hint}") from error
     # A bucket that cannot be reached comes as a RuntimeError or as TensorFlow's own.
     except (ValueError, AssertionError, RuntimeError, OSError, tf.errors.OpError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -229,7 +230,3 @@ def _is_tfrecord(builder) -> bool:
 def _require_prepared(builder, name: str) -> None:
     if not is_prepared(builder):
         raise UserError(f"dataset {name!r} is not in {builder.data_path}; prepare it first")
-
-
-def _own_builders() -> list[str]:
-    return [m.name for m in pkgutil.iter_modules(builders.__path__) if not m.name.startswith("_")]

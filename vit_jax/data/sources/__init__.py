@@ -5,23 +5,19 @@ from several threads. `open_source` finds the file by its name, so a new source 
 or a class anywhere else that a config names as `package.module:ClassName`.
 """
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError
+from vit_jax.plugins import Kind, check_known
 
 Records = dict[str, np.ndarray]
 
 # Keys that every spec may carry although only some sources read them. Left unset they are ignored.
 _OPTIONAL_KEYS = ("name", "dir", "split", "num_examples", "num_classes", "image_size")
-
-
-_ATTRIBUTES = ("num_classes", "class_names", "fingerprint", "__len__", "fetch", "describe")
 
 
 @runtime_checkable
@@ -52,6 +48,17 @@ class Source(Protocol):
         ...
 
 
+SOURCES = Kind(
+    "data source",
+    "vit_jax.data.sources",
+    "Source",
+    "package.module:Class",
+    accepts=inspect.isclass,
+    requires=("__len__", "fetch", "describe"),
+)
+"""Where `config.data.source` is looked for."""
+
+
 def open_source(spec: Mapping[str, Any]) -> Source:
     """Opens the source that `spec` describes.
 
@@ -64,9 +71,7 @@ def open_source(spec: Mapping[str, Any]) -> Source:
             finds wrong (a missing folder, an unknown split, no examples).
     """
     source = spec.get("source")
-    if not source or not isinstance(source, str):
-        raise UserError(f"data.source is not set; {nearest('', _own_sources())}")
-    source_class = _source_class(source)
+    source_class = SOURCES.find(source, "config.data.source")
     accepted = inspect.signature(source_class).parameters
     arguments = {}
     for key, value in spec.items():
@@ -76,45 +81,16 @@ def open_source(spec: Mapping[str, Any]) -> Source:
         if key not in accepted:
             if unset and key in _OPTIONAL_KEYS:
                 continue
-            raise UserError(
-                f"source {source!r} does not read the key {key!r} (set to {value!r}); "
-                f"{nearest(key, accepted)}"
-            )
+            check_known(key, accepted, f"config.data: {key}={value!r}", f"key of source {source!r}")
         if not unset:
             arguments[key] = value
     for key, parameter in accepted.items():
         if parameter.default is parameter.empty and key not in arguments:
             raise UserError(f"source {source!r} needs the key {key!r}")
     opened = source_class(**arguments)
-    missing = [name for name in _ATTRIBUTES if not hasattr(opened, name)]
+    missing = [name for name in Source.__annotations__ if not hasattr(opened, name)]
     if missing:
         raise UserError(f"source {source!r} lacks {', '.join(missing)}; see vit_jax.data.Source")
     if len(opened) == 0:
         raise UserError(f"{opened.fingerprint} has no examples")
     return opened
-
-
-def _own_sources() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"]
-
-
-def _source_class(source: str) -> type:
-    """The class behind a source's name, ours or the user's."""
-    module_name, _, class_name = source.partition(":")
-    if not class_name:
-        if source not in _own_sources():
-            raise UserError(
-                f"unknown data.source {source!r}; {nearest(source, _own_sources())} "
-                "(code of your own is named package.module:ClassName)"
-            )
-        module_name, class_name = f"{__name__}.{source}", "Source"
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"data.source {source!r} needs the module {error.name!r}: {error}"
-        ) from error
-    if not hasattr(module, class_name):
-        suggestion = nearest(class_name, dir(module))
-        raise UserError(f"module {module_name!r} has no class {class_name!r}; {suggestion}")
-    return getattr(module, class_name)
