@@ -1,23 +1,26 @@
-"""The input pipeline alone, and in turns with others."""
+"""Measures the input pipeline alone, and in turns with others."""
 
+import contextlib
 import os
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax.bench import timm_loader
-from vit_jax.data import sequential
+from vit_jax.bench.rivals import Rival
+from vit_jax.data import Source
 from vit_jax.errors import UserError
 from vit_jax.training.run import host_batches, open_source
 
-RIVALS = {"timm": timm_loader.seconds_for, "tfrecord": sequential.seconds_for}
-"""What `bench input --against` runs in turns with our pipeline."""
+NUM_IMAGES = 512
+"""Images that rivals read, over and over."""
 
 
 def on_photographs(config: ConfigDict) -> ConfigDict:
-    """A config with its preprocessing on encoded photographs, in batches of 128."""
+    """Returns a config with the same preprocessing on encoded photographs, in batches of 128."""
     changed = ConfigDict(config.to_dict(), type_safe=False)
     changed.batch_size = 128
     changed.data.source, changed.data.name, changed.data.split = "fake", "fake", "train"
@@ -27,7 +30,7 @@ def on_photographs(config: ConfigDict) -> ConfigDict:
 
 
 def bench_input(config: ConfigDict, batches: int = 50) -> dict[str, float]:
-    """The input pipeline alone: host memory to host memory, without a device."""
+    """Measures the input pipeline alone: host memory to host memory, without a device."""
     with host_batches(config, open_source(config.data), start_step=0) as stream:
         for _ in range(3):  # The first ones fill buffers.
             next(stream)
@@ -46,11 +49,15 @@ def bench_input(config: ConfigDict, batches: int = 50) -> dict[str, float]:
 def bench_against(
     config: ConfigDict, rival: str, batches: int = 20, rounds: int = 3
 ) -> dict[str, float]:
-    """Our input pipeline and another in turns, on the same encoded images, with all cores each.
+    """Measures our input pipeline and another in turns, on the same images, with all cores each.
 
-    timm: its loader with the same crop, flip and RandAugment, decoding whole images with PIL.
-    tfrecord: tf.data reading a file from the front, with our preprocessing.
-    The ratio is the median over the rounds of our rate over theirs.
+    Args:
+      rival: `timm`, its loader with the same crop, flip and RandAugment, decoding whole images with
+        Pillow; or `tfrecord`, tf.data on a file that is read from the front, with our
+        preprocessing. Both read the first `NUM_IMAGES` images of our source, over and over.
+
+    Returns:
+      Rates in images per second; the ratio is the median over the rounds of our rate over theirs.
 
     Raises:
       UserError: images are not encoded, timm is not installed, or it lacks the preprocessing.
@@ -64,12 +71,24 @@ def bench_against(
     cores = len(os.sched_getaffinity(0))
     images = batches * config.batch_size
     ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(bench_input(config, batches)["images_per_sec"])
-        seconds = RIVALS[rival](source, config.data.pp, config.batch_size, batches, cores)
-        theirs.append(images / seconds)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "images"
+        _write_files(source, folder)
+        other = Rival.of_input(rival, str(folder), config.data.pp, config.batch_size)
+        with contextlib.closing(other):
+            for _ in range(rounds):
+                ours.append(bench_input(config, batches)["images_per_sec"])
+                theirs.append(images / other.seconds(batches))
     return {
         "images_per_sec_per_core": statistics.median(ours) / cores,
         f"{rival}_images_per_sec_per_core": statistics.median(theirs) / cores,
         f"{rival}_ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
     }
+
+
+def _write_files(source: Source, folder: Path) -> None:
+    """Writes the first encoded images of a source as files, named in their order."""
+    folder.mkdir()
+    for index in range(min(NUM_IMAGES, len(source))):
+        encoded = source.fetch(np.array([index]))["image"][0]
+        (folder / f"{index:06}").write_bytes(encoded)

@@ -1,4 +1,4 @@
-"""The training step of a named model on made-up images, beside other libraries' steps.
+"""Measures the training step of a named model on made-up images, in turns with other libraries.
 
 Nothing here reads data, so it runs where TensorFlow is not installed.
 """
@@ -17,8 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax import models
-from vit_jax.bench import peers as peers_lib
 from vit_jax.bench.machine import matmul_rate
+from vit_jax.bench.rivals import Rival
 from vit_jax.config import default_config
 from vit_jax.data import Expected
 from vit_jax.errors import UserError
@@ -32,10 +32,11 @@ NUM_CLASSES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What everybody trains: a model of `models.names()` on images of its own size, AdamW.
+    """The job that is measured: a model of `models.names()` on images of its own size, with AdamW.
 
-    dtype: of products; parameters and optimizer state are float32. fields: of our model, in place
-    of its own, such as `unroll` or `remat`.
+    Attributes:
+      dtype: the dtype of products; parameters and optimizer state are float32.
+      fields: fields of our model that replace its own, such as `unroll` or `remat`.
     """
 
     model: str
@@ -44,7 +45,7 @@ class Case:
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self) -> ConfigDict:
-        """Ours, with what the others do too: cross-entropy, AdamW, clipping by the global norm."""
+        """Returns our config: cross-entropy, AdamW, clipping by the global norm, as rivals do."""
         config = default_config()
         config.model = {"name": self.model, "dtype": self.dtype, **self.fields}
         config.task = {"name": "classification"}
@@ -55,7 +56,7 @@ class Case:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels at which the model is listed. Raises `UserError` where it is not."""
+        """The side in pixels at which the model is listed. Raises `UserError` where it is not."""
         variant = models.variants()[models.find(self.model)]
         if variant.input_size is None or variant.num_classes is None:
             raise UserError(
@@ -66,7 +67,7 @@ class Case:
 
 
 class OurStep:
-    """This library's compiled step, on one batch that stays on the device."""
+    """Our compiled step on one batch that stays on the device."""
 
     def __init__(self, case: Case):
         height = width = case.image_size
@@ -91,7 +92,7 @@ class OurStep:
         self.seconds(1)
 
     def seconds(self, steps: int) -> float:
-        """How long so many steps take, one after the other."""
+        """Returns the seconds that so many steps take, one after the other."""
         started = time.perf_counter()
         for _ in range(steps):
             self._state, _ = self._step(self._state, self._batch)
@@ -102,30 +103,35 @@ class OurStep:
 def bench_model(
     case: Case, against: Sequence[str], steps: int = 10, rounds: int = 5
 ) -> dict[str, float]:
-    """Seconds a step, ours and each peer's in turns, and the machine's own rate of products.
+    """Measures seconds per step, ours and each rival's in turns, and the machine's matmul rate.
 
-    against: of `peers.PEERS`, with the folder of a checkout where one is due. `matmul_fraction` is
-    the share of the measured rate of a large square product that the model's own products make of
-    the step; `mfu` the share of the chip's published peak, where it is known. A peer's `..._ratio`
-    is the median over the rounds of its time over ours: above 1 ours is faster.
+    Args:
+      against: names of `rivals.RIVALS`, with the folder of a checkout where one is needed.
+      steps: training steps of each round. rounds: turns, over which medians are taken.
+
+    Returns:
+      Numbers with their units in the names. `matmul_fraction` is the share of the step that the
+      model's own products would take at the measured rate of a large square product; `mfu` is
+      their share of the chip's published peak, where that is known. A rival's `..._ratio` is the
+      median over the rounds of its time over ours: above 1, ours is faster.
 
     Raises:
-      UserError: no such model, or a peer has no such model or is not installed.
+      UserError: there is no such model, or a rival has no such model or is not installed.
     """
-    if against:  # The peers need room on the same device.
+    if against:  # The rivals need room on the same device.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     own, rates = [], []
     with contextlib.ExitStack() as opened:
-        peers = []
+        rivals = []
         for name in against:
-            peers.append(peers_lib.PeerStep(name, case.model, case.batch_size, case.dtype))
-            opened.callback(peers[-1].close)
-        theirs = {peer.name: [] for peer in peers}
+            rivals.append(Rival.of_step(name, case.model, case.batch_size, case.dtype))
+            opened.callback(rivals[-1].close)
+        theirs = {rival.name: [] for rival in rivals}
         ours = OurStep(case)
         for _ in range(rounds):
             own.append(ours.seconds(steps) / steps)
-            for peer in peers:
-                theirs[peer.name].append(peer.seconds(steps) / steps)
+            for rival in rivals:
+                theirs[rival.name].append(rival.seconds(steps) / steps)
             rates.append(matmul_rate(jnp.dtype(case.dtype)))
     seconds, rate = statistics.median(own), statistics.median(rates) * ours.num_devices
     found = {
@@ -139,11 +145,11 @@ def bench_model(
     chip = accelerators.of_kind(jax.devices()[0].device_kind)
     if chip:
         found["mfu"] = ours.flops / seconds / (chip.flops_per_device * ours.num_devices)
-    for peer in peers:
-        key = peer.name.replace("-", "_")
-        found[f"{key}_step_seconds"] = statistics.median(theirs[peer.name])
-        found[f"{key}_compile_seconds"] = peer.compile_seconds
+    for rival in rivals:
+        key = rival.name.replace("-", "_")
+        found[f"{key}_step_seconds"] = statistics.median(theirs[rival.name])
+        found[f"{key}_compile_seconds"] = rival.ready_seconds
         found[f"{key}_ratio"] = statistics.median(
-            a / b for a, b in zip(theirs[peer.name], own, strict=True)
+            a / b for a, b in zip(theirs[rival.name], own, strict=True)
         )
     return found

@@ -1,12 +1,10 @@
 """`bench`: measures this machine and prints JSON."""
 
 import argparse
-from collections.abc import Sequence
 
 from vit_jax.cli.arguments import add_config, load_config, out_file, positive, set_up
 from vit_jax.cli.parser import Command
 from vit_jax.errors import UserError
-from vit_jax.plugins import check_known
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +37,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--against",
-        metavar="PEERS",
+        metavar="RIVALS",
+        default="",
         help="Also measure other software, in turns with ours; separate several by commas. For"
         " `bench input`: timm, tfrecord. For `bench step --model`: timm, timm-compile,"
         " big_vision:FOLDER, vision_transformer:FOLDER, where FOLDER is a checkout. timm needs"
@@ -68,12 +67,12 @@ def _bench_of_model(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.what != "step" or arguments.config or arguments.overrides:
         raise UserError("bench: --model goes with `bench step`, in place of --config")
     from vit_jax import config
-    from vit_jax.bench import model, peers
+    from vit_jax.bench import model, rivals
 
     given = {"batch_size": arguments.batch, "dtype": arguments.dtype}
     given = {name: value for name, value in given.items() if value is not None}
     case = model.Case(arguments.model, **given, fields=config.parse_values(arguments.fields))
-    against = _peers(arguments, peers.PEERS)
+    against = rivals.parse(arguments.against, "step")
     set_up(case.config(), arguments)
     return model.bench_model(case, against)
 
@@ -88,15 +87,17 @@ def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.dtype is not None:
         raise UserError("bench: --dtype goes with --model; write --config.model.dtype")
     config = load_config(arguments)
-    from vit_jax.bench import checkpoint, evaluation, loop, start
+    from vit_jax.bench import checkpoint, evaluation, loop, rivals, start
     from vit_jax.bench import input as feeding
 
-    rivals = _peers(arguments, tuple(feeding.RIVALS) if arguments.what == "input" else ())
+    if arguments.against and arguments.what != "input":
+        raise UserError("bench: --against goes with `bench input`, or `bench step --model`")
+    against = rivals.parse(arguments.against, "input")
     set_up(config, arguments)
-    if rivals:
+    if against:
         return {
             name: value
-            for rival in rivals
+            for rival in against
             for name, value in feeding.bench_against(config, rival).items()
         }
     measure = {
@@ -107,17 +108,6 @@ def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
         "checkpoint": checkpoint.bench_checkpoint,
     }[arguments.what]
     return measure(config)
-
-
-def _peers(arguments: argparse.Namespace, known: Sequence[str]) -> list[str]:
-    """Returns what --against lists: each is one of `known`, as NAME or NAME:FOLDER."""
-    peers = arguments.against.split(",") if arguments.against else []
-    for peer in peers:
-        if not known:
-            raise UserError("bench: --against goes with `bench input`, or `bench step --model`")
-        name = peer.partition(":")[0]
-        check_known(name, known, f"bench --against={name}")
-    return peers
 
 
 COMMAND = Command(

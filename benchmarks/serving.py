@@ -1,0 +1,72 @@
+"""How a rival talks to `vit_jax bench`: one JSON value for each line, in both directions.
+
+A rival is a script of this folder that runs in a process of its own, so that threads, memory and
+libraries stay apart. It answers first with the seconds that it took to get ready. Each request is a
+number of steps or batches, and its answer is the seconds that they took. A text in place of a
+number is a mistake of the user's, to be shown as it is.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TextIO
+
+Timed = Callable[[int], float]
+"""A function that runs so many steps or batches and returns the seconds that they took."""
+
+
+class UserMistake(Exception):
+    """The rival cannot be measured as asked. The message is one line for the user."""
+
+
+def serve(
+    prepare: Callable[..., Timed], arguments: Sequence[str], requests: TextIO, answers: TextIO
+) -> None:
+    """Prepares a rival with the arguments of its command line, then answers every request."""
+
+    def answer(value: float | str) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    started = time.perf_counter()
+    try:
+        seconds_for = prepare(*arguments)
+        answer(time.perf_counter() - started)
+        for request in requests:
+            answer(seconds_for(int(request)))
+    except UserMistake as mistake:
+        answer(str(mistake))
+
+
+def main(prepare: Callable[..., Timed]) -> None:
+    """Serves on standard input and output; what libraries print goes to standard error."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        serve(prepare, sys.argv[1:], sys.stdin, answers)
+
+
+def import_timm() -> ModuleType:
+    """Returns torch, with timm imported and ready.
+
+    Raises:
+      UserMistake: one of them is not installed.
+    """
+    try:
+        import torch
+
+        register = torch.library.register_fake
+        # A torchvision built for CUDA cannot register its operators with a build of torch for
+        # CPUs, and timm needs only its transforms.
+        torch.library.register_fake = lambda *_, **__: lambda function: function
+        try:
+            importlib.import_module("timm.data")
+        finally:
+            torch.library.register_fake = register
+    except ImportError as error:
+        raise UserMistake(
+            f"bench --against=timm needs timm ({error}); pip install -e '.[bench]'"
+        ) from error
+    return torch

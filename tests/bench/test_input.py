@@ -1,0 +1,63 @@
+"""Measuring the input in turns with other loaders."""
+
+import pytest
+
+from vit_jax.__main__ import main
+from vit_jax.bench import input as bench
+from vit_jax.config import load
+from vit_jax.errors import UserError
+
+
+def load_local(request):
+    return load(f"{request.config.rootpath}/configs/vit_s16_i1k.py:runlocal")
+
+
+class Other:
+    def __init__(self, seconds):
+        self._seconds = iter(seconds)
+
+    def seconds(self, batches):
+        return next(self._seconds)
+
+    def close(self):
+        pass
+
+
+def test_it_takes_turns(request, monkeypatch):
+    rates = iter([900.0, 100.0, 900.0])
+    monkeypatch.setattr(bench, "bench_input", lambda *_: {"images_per_sec": next(rates)})
+    monkeypatch.setattr(bench.Rival, "of_input", lambda *_: Other([2.0, 2.0, 1.0]))
+    monkeypatch.setattr(bench.os, "sched_getaffinity", lambda _: {0, 1})
+    found = bench.bench_against(load_local(request), "timm", batches=10)
+    # Theirs: 80 images in 2, 2, 1 s.
+    assert found["images_per_sec_per_core"] == 450
+    assert found["timm_images_per_sec_per_core"] == 20
+    assert found["timm_ratio"] == 11.25
+
+
+def test_plain_tfrecords_in_a_process_of_their_own(request):
+    config = load_local(request)
+    found = bench.bench_against(config, "tfrecord", batches=2, rounds=1)
+    assert found["tfrecord_ratio"] > 0
+    config.data.args.encoded = False
+    with pytest.raises(UserError, match="needs encoded images"):
+        bench.bench_against(config, "tfrecord")
+
+
+def test_without_a_checkout_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("vit_jax.bench.rivals.SCRIPTS", tmp_path)
+    with pytest.raises(UserError, match="needs a checkout of this project"):
+        bench.Rival.of_input("timm", "folder", "pp", 8)
+
+
+def test_a_rival_that_ends_is_told(tmp_path, monkeypatch):
+    (tmp_path / "timm_loader.py").write_text("import sys; sys.exit(1)")
+    monkeypatch.setattr("vit_jax.bench.rivals.SCRIPTS", tmp_path)
+    with pytest.raises(RuntimeError, match="the process of timm ended"):
+        bench.Rival.of_input("timm", "folder", "pp", 8)
+
+
+def test_against_goes_with_input_alone(request, capsys):
+    config = f"--config={request.config.rootpath}/configs/vit_s16_i1k.py:runlocal"
+    assert main(["bench", "step", config, "--against=timm"]) == 2
+    assert "goes with `bench input`" in capsys.readouterr().err

@@ -1,0 +1,104 @@
+"""Other people's software, measured in turns with ours, each in a process of its own.
+
+The scripts that run it are in `benchmarks/` of a checkout; they are not part of the installed
+package.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from vit_jax.errors import UserError
+from vit_jax.plugins import check_known
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+
+RIVALS = {
+    "step": {
+        "timm": ("timm_step.py", ()),
+        "timm-compile": ("timm_step.py", ("compile",)),
+        "big_vision": ("flax_step.py", ()),
+        "vision_transformer": ("flax_step.py", ()),
+    },
+    "input": {"timm": ("timm_loader.py", ()), "tfrecord": ("tfrecord_loader.py", ())},
+}
+"""The rivals of `bench step --model` and `bench input`: name -> script and its last arguments."""
+
+
+def parse(text: str, what: str) -> list[str]:
+    """Returns the rivals that `--against` lists for `bench {what}`: NAME or NAME:CHECKOUT each.
+
+    Raises:
+      UserError: one of them is not known.
+    """
+    rivals = text.split(",") if text else []
+    for rival in rivals:
+        name = rival.partition(":")[0]
+        check_known(name, RIVALS[what], f"bench {what} --against={name}")
+    return rivals
+
+
+class Rival:
+    """A rival that waits in its own process until it is asked for steps or batches.
+
+    Attributes:
+      name: what `--against` calls it.
+      ready_seconds: how long it took to get ready, its compilation included.
+
+    Raises:
+      UserError: the rival is not installed, cannot be measured so, or there is no checkout.
+    """
+
+    def __init__(self, script: str, name: str, *arguments: object):
+        if not (SCRIPTS / script).is_file():
+            raise UserError(
+                f"bench --against={name} needs a checkout of this project: {SCRIPTS / script} is"
+                " missing"
+            )
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, str(SCRIPTS / script), *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            self.ready_seconds = self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def of_step(cls, rival: str, model: str, batch_size: int, dtype: str) -> "Rival":
+        """Returns the rival's training step of a model, by our name, on a made-up batch."""
+        name, _, checkout = rival.partition(":")
+        script, last = RIVALS["step"][name]
+        first = (name, checkout) if script == "flax_step.py" else ()
+        return cls(script, name, *first, model, batch_size, dtype, *last)
+
+    @classmethod
+    def of_input(cls, name: str, folder: str, pp: str, batch_size: int) -> "Rival":
+        """Returns the rival's loader on the image files of a folder, with our preprocessing."""
+        script, last = RIVALS["input"][name]
+        return cls(script, name, folder, pp, batch_size, *last)
+
+    def seconds(self, count: int) -> float:
+        """Returns the seconds that so many steps or batches take, one after the other."""
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _answer(self) -> float:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self.name} ended; its error is above")
+        answer = json.loads(line)
+        if isinstance(answer, str):
+            raise UserError(answer)
+        return answer
