@@ -24,6 +24,8 @@ class Features:
     stages: maps of decreasing resolution, each `[batch, h, w, dim_i]`; a plain ViT has one.
     distill: `[batch, dim]`, what a head that imitates a teacher reads; None where that is `pooled`.
     registers: `[batch, num_registers, dim]`, tokens that stand for no place; None without any.
+    tokens: `[batch, n, dim]`, the encoded patches of a model that cuts patches; None of others.
+    kept: `[batch, n]`, the numbers of these patches where only some were encoded; else None.
     """
 
     grid: Array | None
@@ -31,6 +33,8 @@ class Features:
     stages: tuple[Array, ...] = ()
     distill: Array | None = None
     registers: Array | None = None
+    tokens: Array | None = None
+    kept: Array | None = None
 
 
 class ArraySpec(NamedTuple):

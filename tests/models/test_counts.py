@@ -107,17 +107,11 @@ def flexivit_by_name(rest):
     return vit_count(row, patch=32, grid=7) + row["width"]
 
 
-def navit_by_name(rest):
-    row = size_row(rest.removesuffix("16"))
-    return vit_count(row, patch=16, grid=16) + map_head_count(row["width"], row["mlp_dim"])
-
-
 BY_ARITHMETIC = {
     "bit": bit_by_name,
     "mixer": lambda rest: mixer_count(rest[0], int(rest[1:])),
     "vit": vit_by_name,
     "flexivit": flexivit_by_name,
-    "navit": navit_by_name,
     "text": lambda rest: text_count(size_row(rest)),
     "bert": {"base": BERT_BASE, "large": BERT_LARGE}.__getitem__,
 }
@@ -133,12 +127,6 @@ def vit_count(row, patch, grid):
     kernel = 3 * row["width"] * (patch**2 - 16**2)
     positions = row["width"] * (grid**2 - 14**2)
     return row["num_params"] + kernel + positions
-
-
-def map_head_count(width, mlp_dim):
-    """Probe, attention, norm and MLP."""
-    attention, mlp = 4 * (width * width + width), 2 * width * mlp_dim + mlp_dim + width
-    return width + attention + 2 * width + mlp
 
 
 def text_count(row):

@@ -81,9 +81,9 @@ def test_remat_and_unrolling_change_nothing(fields, plain):
     )
 
 
-@pytest.mark.parametrize("unroll", [-1, True, 1.5])
+@pytest.mark.parametrize("unroll", [-1, True, 1.5, "all"])
 def test_unroll_is_a_number_of_blocks(unroll):
-    with pytest.raises(UserError, match=f"unroll={unroll}: write (0 or more|a whole number)"):
+    with pytest.raises(UserError, match=f"unroll={unroll!r}: write (0 or more|a whole number)"):
         apply(tiny(unroll=unroll), {})
 
 
@@ -308,3 +308,35 @@ def test_a_module_of_ones_own_is_named_by_its_path():
 def test_importing_models_loads_no_tensorflow():
     code = "import sys, vit_jax.models; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("position", ["learned", "sincos2d", "rope", "rope_dinov3", "rope_mixed"])
+def test_the_patches_that_are_kept_are_all_that_the_encoder_sees(position):
+    """All of them in another order give the same tokens in that order; others change nothing."""
+    model = tiny(num_classes=0, position=position, num_registers=1)
+    params = init(model)
+    whole = apply(model, params)
+    order = np.random.default_rng(1).permuted(
+        np.tile(np.arange(12, dtype=np.int32), (2, 1)), axis=1
+    )
+    shuffled = apply(model, params, kept=order)
+    assert shuffled.grid is None
+    assert np.array_equal(shuffled.kept, order)
+    expected = np.take_along_axis(np.asarray(whole.tokens), order[:, :, None], axis=1)
+    np.testing.assert_allclose(shuffled.tokens, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(shuffled.pooled, whole.pooled, rtol=1e-4, atol=1e-5)
+    few = order[:, :5]
+    hidden = np.ones(12, bool)
+    hidden[few[0]] = False
+    noise = np.repeat(np.repeat(hidden.reshape(3, 4), 4, axis=0), 4, axis=1)[None, :, :, None]
+    np.testing.assert_array_equal(
+        apply(model, params, IMAGES[:1], kept=few[:1]).tokens,
+        apply(model, params, IMAGES[:1] + noise, kept=few[:1]).tokens,
+    )
+
+
+def test_windows_need_all_patches():
+    model = tiny(num_classes=0, pooling="mean", window=2, scan=False)
+    params = init(model)
+    with pytest.raises(UserError, match="needs all patches; write window=0"):
+        apply(model, params, kept=np.zeros((2, 1), np.int32))

@@ -94,7 +94,6 @@ COVERED = {
     "hybrid": {"name": "r26_s32", **FEW},
     "resnet": {"name": "bit_r50x1"},
     "text": {"name": "text_ti", "pooling": "map", **FEW},
-    "packed": {"name": "navit_s16", **FEW},
 }  # fmt: skip
 
 

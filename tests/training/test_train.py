@@ -375,17 +375,12 @@ def test_accumulation_changes_only_rounding(tiny_config):
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
 
 
-def test_one_cpu_has_fields_of_its_own(tiny_config):
-    def fields(devices, **keys):
-        backbone = Run.build(tiny_config(**keys), jax.devices()[:devices]).task.model.backbone
-        return backbone.unroll, backbone.attention
+def test_a_single_cpu_gets_the_program_that_is_fast_there(tiny_config):
+    def program(devices, **keys):
+        run = Run.build(tiny_config(**keys), jax.devices()[:devices])
+        return run.trace_step().lower().as_text()
 
-    assert fields(1) == (0, "heads_first")
-    assert fields(1, model__unroll=1) == (1, "heads_first")
-    assert fields(1, model__attention="xla") == (0, "xla")
-    assert fields(2) == (1, "auto")
-    config = tiny_config()
-    with config.unlocked():
-        config.model = {"name": "bit_r50x1"}
-    resnet = Run.build(config, jax.devices()[:1]).task.model.backbone
-    assert not hasattr(resnet, "unroll")
+    fast = {"model__unroll": 0, "model__attention": "heads_first"}
+    plain = {"model__unroll": 1, "model__attention": "xla"}
+    assert program(1) == program(1, **fast) != program(1, **plain)
+    assert program(2) == program(2, **plain)

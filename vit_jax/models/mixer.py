@@ -106,7 +106,7 @@ class Mixer(nn.Module):
     drop_path: float = 0.0
     dropout: float = 0.0
     scan: bool = True
-    unroll: int = 1
+    unroll: int | str = "auto"
     remat: str = "none"
     dtype: DTypeLike = "float32"
 

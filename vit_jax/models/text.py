@@ -42,7 +42,7 @@ class TextTransformer(nn.Module):
     drop_path: float = 0.0
     dropout: float = 0.0
     scan: bool = True
-    unroll: int = 1
+    unroll: int | str = "auto"
     remat: str = "none"
     attention: str = "auto"
     dtype: DTypeLike = "float32"

@@ -75,40 +75,44 @@ POOLINGS = ("token", "mean", "map", "none")
 
 
 class VisionTransformer(nn.Module):
-    """A ViT backbone. Images of any size and shape; pixels that fill no patch are dropped.
+    """A ViT backbone for images of any size and shape; pixels that fill no patch are dropped.
 
     Attributes:
-      patch_size: side of a patch in pixels, or (height, width).
-      width, depth, num_heads: of the encoder; `mlp_dim` None is four times the width. Depth 0
-        leaves out the encoder with its positions and last norm.
+      patch_size: the side of a patch in pixels, or (height, width).
+      width, depth, num_heads: the size of the encoder; `mlp_dim` None is four times the width.
+        Depth 0 leaves out the encoder with its positions and last norm.
       pooling: "token" takes the class token, "mean" averages the patches, "map" attends to them
         with a learned probe, "none" pools nothing.
-      class_token: None puts one in front where pooling needs it.
+      class_token: whether there is one; None adds it where pooling needs it.
       class_token_position: the learned table has a row for the class token, as in the ViT paper;
         False is the convention of big_vision, DeiT III and timm's `no_embed_class`.
       position: "learned", "sincos2d" (fixed; MoCo v3), "none", or rotary: "rope" (axial),
         "rope_dinov3" (centred and scaled to the image), "rope_mixed" (learned directions).
-      distill_token: a second class token whose head imitates a teacher (Touvron et al. 2021, DeiT,
-        section 4); it has no row in the table of positions, its own value says as much.
-      num_registers: extra tokens that nothing reads (Darcet et al. 2024).
-      layer_scale: initial scale of every residual branch, or None for no scale.
+      distill_token: whether there is a second class token, whose head imitates a teacher (Touvron
+        et al. 2021, DeiT, section 4). It has no row in the position table, because its own learned
+        value can hold one.
+      num_registers: the number of extra tokens that no head reads (Darcet et al. 2024).
+      layer_scale: the initial scale of every residual branch, or None for no scale.
       qk_norm, parallel: the choices of ViT-22B (Dehghani et al. 2023).
       norm: "layernorm" or "rmsnorm". mlp: "gelu" or "swiglu".
-      patch_drop: share of patches left out of every training image (Liu et al. 2022); the features
-        then have no grid. drop_path: stochastic depth of the last block, growing from 0 linearly;
-        the same for all with constant_drop_path (Touvron et al. 2022, DeiT III).
-      dropout: after the embedding, attention and both layers of the MLP. attention_dropout: of
-        attention weights.
-      scan: blocks are one loop over stacked parameters. unroll: blocks in a turn of it, in
-        training; 0: all.
+      patch_drop: the share of patches left out of every training image (Liu et al. 2022); the
+        features then have no grid. drop_path: the rate of stochastic depth in the last block, which
+        grows linearly from 0; all blocks have it with constant_drop_path (Touvron et al. 2022,
+        DeiT III).
+      dropout: the rate after the embedding, attention and both layers of the MLP.
+      attention_dropout: the rate of dropped attention weights.
+      scan: whether blocks are one loop over stacked parameters. unroll: the number of blocks in
+        one turn of that loop in training; 0 is all of them; "auto" is 0 on a single CPU, else 1.
       remat: "none", "full" or the name of a checkpoint policy: what the backward pass computes
         again instead of keeping.
-      attention: "auto", "xla", "cudnn" or "splash"; the numbers are the same.
-      window: blocks attend within squares of this many by this many tokens, all but those whose
-        numbers are in `global_blocks` (Li et al. 2022, ViTDet: 14, and 4 global blocks); 0 is
-        attention to all. For patches alone, and scan=False. The parameters are the same.
-      dtype: of computation. residual_dtype: of the stream between blocks; None means `dtype`.
-        Parameters are float32 either way.
+      attention: "auto", "xla", "heads_first", "cudnn" or "splash"; the numbers are the same (see
+        `layers.attention.attend`).
+      window: the side of the squares, in tokens, within which blocks attend, except for the blocks
+        whose numbers are in `global_blocks` (Li et al. 2022, ViTDet: 14, and 4 global blocks); 0
+        is attention to all tokens. Windows need scan=False and patches without other tokens. The
+        parameters are the same.
+      dtype: the dtype of computation. residual_dtype: the dtype of the stream between blocks; None
+        means `dtype`. Parameters are float32 either way.
     """
 
     patch_size: int | Sequence[int]
@@ -133,7 +137,7 @@ class VisionTransformer(nn.Module):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     scan: bool = True
-    unroll: int = 1
+    unroll: int | str = "auto"
     remat: str = "none"
     attention: str = "auto"
     window: int = 0
@@ -165,7 +169,7 @@ class VisionTransformer(nn.Module):
 
     @nn.nowrap
     def block_spec(self) -> BlockSpec:
-        """What the encoder's blocks, and the attention pooling, are made of."""
+        """Returns the spec of the encoder's blocks and of the attention pooling."""
         rope = {"rope": "fixed", "rope_dinov3": "fixed", "rope_mixed": "mixed"}
         return BlockSpec.create(
             width=self.width,
@@ -186,7 +190,7 @@ class VisionTransformer(nn.Module):
 
     @nn.nowrap
     def stack_spec(self) -> StackSpec:
-        """How the encoder's blocks are stacked."""
+        """Returns how the encoder's blocks are stacked."""
         return StackSpec(
             self.depth,
             self.drop_path,
@@ -197,17 +201,39 @@ class VisionTransformer(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool = False) -> Features:
-        """images: float `[batch, height, width, channels]`."""
+    def __call__(
+        self, images: Array, *, train: bool = False, kept: Array | None = None
+    ) -> Features:
+        """Encodes images, or the patches of them that are named.
+
+        Args:
+          images: float `[batch, height, width, channels]`.
+          train: whether dropout, stochastic depth and patch dropout are on; they draw from the
+            "dropout" key.
+          kept: int32 `[batch, n]`, the patches of each image to encode, numbered row by row, in
+            any order. The encoder sees no others, as masked pre-training wants it (He et al. 2022,
+            MAE). None encodes all patches, or with `train` and `patch_drop` a random share.
+
+        Returns:
+          Features whose `tokens` are `[batch, n, width]`, in the order of `kept`, which they hold
+          too; `grid` and `stages` are there only when all patches were encoded.
+
+        Raises:
+          UserError: `kept` is given to a model that attends within windows.
+        """
+        if kept is not None and self.window:
+            raise UserError("attention within windows needs all patches; write window=0")
         maps = self._stem(images)
         patches = cut_patches(maps, pair(self.patch_size))
         batch, rows, columns, _ = patches.shape
         x = self._project(patches.reshape(batch, rows * columns, -1), maps.shape[-1])
         coordinates = grid_coordinates(rows, columns)
         x, class_position = self._add_positions(x, coordinates, (rows, columns))
-        dropping = train and self.patch_drop > 0.0
-        if dropping:
-            x, coordinates = self._drop_patches(x, coordinates)
+        if kept is None and train and self.patch_drop > 0.0:
+            kept = self._random_patches(batch, rows * columns)
+        if kept is not None:
+            x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
+            coordinates = coordinates[kept]
         x = self._prepend_tokens(x, class_position)
         rope = self._rope(coordinates, jnp.asarray((rows, columns), jnp.float32))
         x = self._encode(x, train, rope=rope, windows=self._windows(rows, columns))
@@ -217,14 +243,15 @@ class VisionTransformer(nn.Module):
         registers = registers if self.num_registers else None
         pooled = self._pool(x, tokens, train)
         distill = x[:, int(self._has_class_token())] if self.distill_token else None
-        if dropping:
-            return Features(None, pooled, distill=distill, registers=registers)
+        extra = {"distill": distill, "registers": registers, "tokens": tokens, "kept": kept}
+        if kept is not None:
+            return Features(None, pooled, **extra)
         grid = tokens.reshape(batch, rows, columns, self.width)
-        return Features(grid, pooled, (grid,), distill=distill, registers=registers)
+        return Features(grid, pooled, (grid,), **extra)
 
     @nn.nowrap
     def _stem(self, images: Array) -> Array:
-        """What comes before the patches; hybrids put a convolutional network here."""
+        """Maps images before they are cut into patches; hybrids have a convolutional stem."""
         return images
 
     @nn.nowrap
@@ -237,7 +264,7 @@ class VisionTransformer(nn.Module):
 
     @nn.nowrap
     def _project(self, patches: Array, channels: int) -> Array:
-        """Flattened patches `[batch, tokens, ph * pw * channels]` to `[batch, tokens, width]`."""
+        """Embeds flattened patches `[batch, n, ph * pw * channels]` as `[batch, n, width]`."""
         spec, patch = self.block_spec(), pair(self.patch_size)
         embed = PatchEmbed(patch, channels, self.width, spec.dtype, name="patch_embed")
         return embed(patches).astype(spec.residual_dtype)
@@ -246,7 +273,7 @@ class VisionTransformer(nn.Module):
     def _add_positions(
         self, x: Array, coordinates: Array, grid: Sequence[int]
     ) -> tuple[Array, Array | None]:
-        """Patches `[batch, tokens, width]` with absolute positions, and the class token's own."""
+        """Adds absolute positions to patches `[batch, n, width]`; returns the class token's too."""
         if self.position == "sincos2d":
             return x + lift(sincos_2d(coordinates, self.width).astype(x.dtype), x.ndim), None
         if self.position != "learned":
@@ -258,7 +285,7 @@ class VisionTransformer(nn.Module):
 
     @nn.nowrap
     def _position_table(self, num_patches: int) -> Array:
-        """The learned table; its shape is that of the images the model was initialised with."""
+        """Returns the learned table, which fits the images that the model was initialized with."""
         rows = num_patches + int(self._has_class_token() and self.class_token_position)
         held = stored_shape(self, "pos_embed")
         if held is not None and held[1] != rows:
@@ -272,13 +299,12 @@ class VisionTransformer(nn.Module):
         return self.param("pos_embed", init, (1, rows, self.width), jnp.float32)
 
     @nn.nowrap
-    def _drop_patches(self, x: Array, coordinates: Array) -> tuple[Array, Array]:
-        """A random share of every image's patches, with their coordinates `[batch, kept, 2]`."""
-        batch, tokens, _ = x.shape
-        kept = max(1, round(tokens * (1.0 - self.patch_drop)))
-        noise = jax.random.uniform(self.make_rng("dropout"), (batch, tokens))
-        _, index = jax.lax.top_k(noise, kept)
-        return jnp.take_along_axis(x, index[:, :, None], axis=1), coordinates[index]
+    def _random_patches(self, batch: int, num_patches: int) -> Array:
+        """Draws the patches of every image that patch dropout keeps: int32 `[batch, n]`."""
+        count = max(1, round(num_patches * (1.0 - self.patch_drop)))
+        noise = jax.random.uniform(self.make_rng("dropout"), (batch, num_patches))
+        _, kept = jax.lax.top_k(noise, count)
+        return kept
 
     @nn.nowrap
     def _prepend_tokens(self, x: Array, class_position: Array | None) -> Array:
@@ -302,8 +328,8 @@ class VisionTransformer(nn.Module):
         return self.param(name, init, (1, count, self.width), jnp.float32)
 
     @nn.nowrap
-    def _turns(self, coordinates: Array, grid: Array) -> Array | None:
-        """What the rotary embeddings of the patches read: angles, or for rope_mixed coordinates."""
+    def _patch_rope(self, coordinates: Array, grid: Array) -> Array | None:
+        """Returns the rotation angles of the patches, or their coordinates for rope_mixed."""
         if not self.position.startswith("rope"):
             return None
         if self.position == "rope_mixed":
@@ -313,17 +339,17 @@ class VisionTransformer(nn.Module):
 
     @nn.nowrap
     def _rope(self, coordinates: Array, grid: Array) -> Array | None:
-        """`_turns` of all tokens; those in front of the patches are not turned."""
-        turns = self._turns(coordinates, grid)
-        if turns is None:
+        """Returns `_patch_rope` for all tokens; those before the patches are not rotated."""
+        rope = self._patch_rope(coordinates, grid)
+        if rope is None:
             return None
-        widths = [(0, 0)] * turns.ndim
+        widths = [(0, 0)] * rope.ndim
         widths[coordinates.ndim - 2] = (self._num_prefix_tokens(), 0)
-        return jnp.pad(turns, widths)
+        return jnp.pad(rope, widths)
 
     @nn.nowrap
     def _windows(self, rows: int, columns: int) -> list[Windows | None]:
-        """Of each block; empty where there are none."""
+        """Returns the windows of each block; an empty list when there are none."""
         if not self.window:
             return []
         windows = Windows(rows, columns, self.window)
@@ -331,7 +357,7 @@ class VisionTransformer(nn.Module):
 
     @nn.nowrap
     def _encode(self, x: Array, train: bool, **where: Any) -> Array:
-        """Dropout, the blocks (`where` goes to `run_blocks`) and the last norm."""
+        """Applies dropout, the blocks (`where` goes to `run_blocks`) and the last norm."""
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if not self.depth:
             return x

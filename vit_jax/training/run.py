@@ -24,10 +24,6 @@ from vit_jax.types import TEACHER, Array, Batch, DataInfo, Params
 TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
 
 
-# Fields of a model that make its step faster on one CPU, and others on other machines.
-_FOR_ONE_CPU = {"unroll": 0, "attention": "heads_first"}
-
-
 @dataclasses.dataclass
 class Run:
     """The parts of a run that do not change from step to step.
@@ -68,7 +64,7 @@ class Run:
         else:
             spec = source.spec
         info = DataInfo(spec, source.num_classes, source.class_names)
-        task = tasks.build(config.task, _model_fields(config.model, mesh), info)
+        task = tasks.build(config.task, config.model, info)
         duration = durations(config, len(source))
         boxed = tasks.boxed_params(task)
         params = nn.unbox(boxed)
@@ -181,18 +177,6 @@ def _optim_keys(config: ConfigDict, params: Params) -> dict[str, Any]:
     if TEACHER in params:
         keys["freeze"] = [*keys["freeze"], f"{TEACHER}/.*"]
     return keys
-
-
-def _model_fields(model: Mapping[str, Any], mesh: Mesh) -> Mapping[str, Any]:
-    """`config.model`; on one CPU, unless it says otherwise, with what is fast there.
-
-    That is straight code in place of loops over layers, and another order of axes in attention:
-    see docs/performance.md.
-    """
-    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
-        return model
-    known = models.field_names(model["name"])
-    return {**{key: x for key, x in _FOR_ONE_CPU.items() if key in known}, **model}
 
 
 def open_source(spec: Mapping[str, Any]) -> data.Source:

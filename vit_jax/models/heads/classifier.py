@@ -1,4 +1,4 @@
-"""What turns a backbone's tokens or features into vectors and class scores."""
+"""Attention pooling and the classification head."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,27 +19,19 @@ class MapHead(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, tokens: Array, segments: Array | None = None, num_probes: int = 1) -> Array:
-        """tokens `[batch, tokens, width]` to `[batch, num_probes, width]`.
-
-        segments: int32 `[batch, tokens]`; probe i then sees the tokens of segment i + 1 alone
-          (packed sequences: one copy of the probe an image).
-        """
+    def __call__(self, tokens: Array) -> Array:
+        """Pools tokens `[batch, n, width]` into `[batch, 1, width]`."""
         batch, _, width = tokens.shape
         init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), (None, None, "embed"))
         probe = self.param("probe", init, (1, 1, width), jnp.float32)
-        probe = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, num_probes, width))
-        ids = None
-        if segments is not None:
-            wanted = jnp.broadcast_to(jnp.arange(1, num_probes + 1)[None], (batch, num_probes))
-            ids = (wanted, segments)
-        x = self.spec.make_attention(train=self.train, name="attn")(probe, tokens, segment_ids=ids)
+        probe = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, 1, width))
+        x = self.spec.make_attention(train=self.train, name="attn")(probe, tokens)
         y = make_norm(self.spec.norm, name="norm", dtype=self.spec.dtype)(x)
         return x + self.spec.make_mlp(train=self.train, name="mlp")(y)
 
 
 class ClassHead(nn.Module):
-    """Class scores of a vector, in float32 whatever the backbone computes in.
+    """Class scores of a vector, always in float32.
 
     Parameters: kernel `[dim, classes]` and bias `[classes]`; `pre_logits` (dense, then tanh) with
     `representation_size`, the hidden layer that the first ViT paper pre-trained with.

@@ -1,10 +1,11 @@
-"""Multi-head attention, and the one place where a kernel is chosen for the machine at hand.
+"""Multi-head attention, and the one place where its implementation is chosen.
 
-Every implementation computes the same numbers (to rounding): logits and softmax in float32, of
-queries scaled by 1/sqrt(head_dim). Only the explicit one can return the weights or drop some.
+Every implementation computes the same numbers up to rounding: the queries are scaled by
+1/sqrt(head_dim), and logits and softmax are float32. Only the explicit one can return the weights
+or drop some of them.
 
-Logits have no soft cap: `qk_norm` bounds them already, no released ViT was trained with a cap, and
-cuDNN's kernel as JAX offers it takes none.
+Logits have no soft cap, because `qk_norm` bounds them already, no released ViT was trained with a
+cap, and JAX's interface to cuDNN's kernel takes none.
 """
 
 import math
@@ -63,13 +64,14 @@ class Attention(nn.Module):
         segment_ids: SegmentIds | None = None,
         windows: Windows | None = None,
     ) -> Array:
-        """Attends from `x` to `keys` (to itself when None).
+        """Attends from `x` to `keys`, or to `x` itself when `keys` is None.
 
-        rope: rotation angles `[(batch,) tokens, 1, head_dim / 2]`, or for mixed frequencies the
-          coordinates `[(batch,) tokens, 2]`.
-        segment_ids: int32 `[batch, queries]` and `[batch, keys]`; a query sees the keys whose id is
-          its own.
-        windows: tokens see those of their own window alone. Not together with segment_ids.
+        Args:
+          rope: rotation angles `[(batch,) tokens, 1, head_dim / 2]`, or for mixed frequencies the
+            coordinates `[(batch,) tokens, 2]`.
+          segment_ids: int32 `[batch, queries]` and `[batch, keys]`; a query attends to the keys
+            that have its own number.
+          windows: each token attends to those of its own window alone; not with segment_ids.
         """
         keys = x if keys is None else keys
         query = self._project("query", x)
@@ -131,16 +133,19 @@ def attend(
 ) -> Array:
     """Softmax attention of query `[b, q, h, d]` to key and value `[b, k, h, d]`.
 
-    implementation: `xla` is explicit; `heads_first` the same for CPUs, with an order of axes and a
-      backward pass of its own; `cudnn` is the fused kernel of NVIDIA GPUs (float16 or bfloat16);
-      `splash` the Pallas kernel of TPUs, interpreted elsewhere; `auto` takes cudnn where it runs,
-      else xla. ViT sequences are short enough that XLA's own fusion serves TPUs well.
+    Args:
+      segment_ids: int32 `[b, q]` and `[b, k]`; a query attends to keys with its own number.
+      implementation: `xla` multiplies explicitly. `heads_first` does the same with another order of
+        axes and a backward pass of its own, which is faster on CPUs. `cudnn` is the fused kernel of
+        NVIDIA GPUs, for float16 and bfloat16. `splash` is the Pallas kernel of TPUs, interpreted
+        elsewhere. `auto` takes cudnn where it runs, heads_first on a single CPU, and xla elsewhere:
+        ViT sequences are short enough that XLA's own fusion serves TPUs well.
 
-    Returns `[b, q, h, d]` in the values' dtype.
+    Returns:
+      `[b, q, h, d]` in the dtype of the values.
     """
     if implementation == "auto":
-        runs = _cudnn_runs(query) and _cudnn_masks(query, key, segment_ids)
-        implementation = "cudnn" if runs else "xla"
+        implementation = _fastest(query, key, segment_ids)
     if implementation == "cudnn":
         if not _cudnn_runs(query):
             raise UserError(
@@ -161,8 +166,26 @@ def attend(
     return weighted_sum(attention_weights(query, key, segment_ids), value)
 
 
+def on_single_cpu() -> bool:
+    """Returns whether the program being traced is for a mesh of one CPU.
+
+    Without a mesh in context the answer is no. The mesh is asked, not the machine, because a CPU
+    may be compiling for other devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size > 1:
+        return False
+    return getattr(mesh.abstract_device, "platform", None) == "cpu"
+
+
+def _fastest(query: Array, key: Array, segment_ids: SegmentIds | None) -> str:
+    if _cudnn_runs(query) and _cudnn_masks(query, key, segment_ids):
+        return "cudnn"
+    return "heads_first" if on_single_cpu() else "xla"
+
+
 def attention_weights(query: Array, key: Array, segment_ids: SegmentIds | None = None) -> Array:
-    """Softmax weights, float32 `[b, h, q, k]`. Every query must have a key of its own segment."""
+    """Returns softmax weights, float32 `[b, h, q, k]`; every query needs a key of its segment."""
     # The query is smaller than the logits, and cheaper to scale.
     query = query / math.sqrt(query.shape[-1])
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
@@ -170,12 +193,12 @@ def attention_weights(query: Array, key: Array, segment_ids: SegmentIds | None =
 
 
 def weighted_sum(weights: Array, value: Array) -> Array:
-    """`[b, h, q, k]` weights of `[b, k, h, d]` values: `[b, q, h, d]` in the values' dtype."""
+    """Returns `[b, q, h, d]`: the values `[b, k, h, d]`, summed with weights `[b, h, q, k]`."""
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
 def _softmax(logits: Array, segment_ids: SegmentIds | None) -> Array:
-    """Of `[b, h, q, k]` over the keys of the query's own segment."""
+    """Normalizes logits `[b, h, q, k]` over the keys of each query's own segment."""
     if segment_ids is not None:
         logits = jnp.where(_same_segment(segment_ids), logits, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(logits, axis=-1)
@@ -196,8 +219,8 @@ def _heads_first(query: Array, key: Array, value: Array, segment_ids: SegmentIds
 def _of_heads(query: Array, key: Array, value: Array, segment_ids: SegmentIds | None) -> Array:
     """Attention of scaled queries `[b, h, q, d]` to keys and values `[b, h, k, d]`: `[b, h, q, d]`.
 
-    From `xla`, the weighted sum and its gradients come with the last two axes the other way round,
-    and the backward pass reads the weights once more.
+    The `xla` implementation lays out the weighted sum and its gradients with the last two axes
+    exchanged, and its backward pass reads the weights once more.
     """
     return _of_heads_forward(query, key, value, segment_ids)[0]
 
@@ -226,28 +249,32 @@ _of_heads.defvjp(_of_heads_forward, _of_heads_backward)
 
 
 def _product(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
-    """Summed over one axis each of `[b, h, …]`, in float32."""
+    """Multiplies `[b, h, …]` arrays, summed over one axis of each, in float32."""
     dimensions = (((left_axis,), (right_axis,)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
 
 def _cudnn_runs(query: Array) -> bool:
-    """Whether the fused GPU kernel takes this query: half precision, head_dim in 8s up to 128."""
+    """Returns whether the fused GPU kernel takes this query.
+
+    It needs half precision and a head_dim that is a multiple of 8 up to 128.
+    """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     head_dim = query.shape[-1]
     return jax.default_backend() == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128
 
 
 def _cudnn_masks(query: Array, key: Array, segment_ids: SegmentIds | None) -> bool:
-    """Whether these lengths can be masked: a mask is a bias there, whose gradient wants them even.
+    """Returns whether cuDNN can train with segments at these lengths.
 
-    That of training; what is run here for inference alone is not worth another rule.
+    A mask is a bias in cuDNN, and the gradient of a bias needs even lengths. Inference would not
+    need them, but does not get a rule of its own.
     """
     return segment_ids is None or (query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0)
 
 
 def _splash(query: Array, key: Array, value: Array, segment_ids: SegmentIds | None) -> Array:
-    """Splash attention, a call per shard of the mesh: XLA cannot partition a Pallas kernel."""
+    """Runs splash attention once per shard of the mesh: XLA cannot partition a Pallas kernel."""
     num_queries = query.shape[1]
     if segment_ids is None:
         segment_ids = tuple(jnp.zeros(x.shape[:2], jnp.int32) for x in (query, key))
@@ -274,7 +301,7 @@ def _splash(query: Array, key: Array, value: Array, segment_ids: SegmentIds | No
 def _dividing(
     names: Sequence[str | None], shape: Sequence[int], mesh: jax.sharding.AbstractMesh
 ) -> P:
-    """The mesh axes of logical names, without those that do not divide their dimension."""
+    """Returns the mesh axes of logical names, less those that do not divide their dimension."""
 
     def ways(axes: str | tuple[str, ...]) -> int:
         return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
@@ -332,13 +359,13 @@ def _splash_on_one_shard(
 
 
 def _largest_block(length: int) -> int:
-    """The largest multiple of the tile, up to `SPLASH_BLOCK`, that divides a padded length."""
+    """Returns the largest multiple of the tile, up to `SPLASH_BLOCK`, that divides a length."""
     blocks = range(SPLASH_TILE, SPLASH_BLOCK + 1, SPLASH_TILE)
     return max(block for block in blocks if length % block == 0)
 
 
 def check_heads(width: int, num_heads: int) -> int:
-    """The width of one head; raises `UserError` when heads do not divide the width."""
+    """Returns the width of one head. Raises `UserError` when heads do not divide the width."""
     check_least(1, width=width, num_heads=num_heads)
     if width % num_heads:
         raise UserError(

@@ -1,7 +1,7 @@
 """Where a token is: grid coordinates, sin-cos tables, and rotary embeddings in two dimensions.
 
-Coordinates are (row, column) pairs, float32, so that packed sequences and non-square grids need no
-special case. Tokens without a place (class token, registers) are not turned.
+Coordinates are (row, column) pairs, float32, so that subsets of patches and non-square grids need
+no special case. Tokens without a place (class token, registers) are not rotated.
 """
 
 import math

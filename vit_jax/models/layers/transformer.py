@@ -12,7 +12,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers.attention import IMPLEMENTATIONS, Attention, SegmentIds, check_heads
+from vit_jax.models.layers.attention import (
+    IMPLEMENTATIONS,
+    Attention,
+    SegmentIds,
+    check_heads,
+    on_single_cpu,
+)
 from vit_jax.models.layers.basic import (
     MLPS,
     NORMS,
@@ -152,23 +158,31 @@ class StackSpec:
     drop_path: rate of the last block; it grows linearly from 0 at the first, or is the same for all
     with `constant_drop_path`.
     scan: one compiled block looped over stacked parameters, so that compile time does not grow with
-    depth. unroll: blocks in one turn of that loop in training; 0 makes straight code of all, which
-    runs faster on CPUs and where blocks are small, and still traces one block.
+    depth. unroll: blocks in one turn of that loop in training; 0 makes straight code of all blocks,
+    which still traces one block, and runs faster on CPUs and where blocks are small; "auto" is 0 on
+    a single CPU and 1 elsewhere.
     remat: what the backward pass recomputes, "none" or a key of `REMAT_POLICIES`.
     """
 
     depth: int
     drop_path: float = 0.0
     scan: bool = True
-    unroll: int = 1
+    unroll: int | str = "auto"
     remat: str = "none"
     constant_drop_path: bool = False
 
     def __post_init__(self) -> None:
         check_least(0, depth=self.depth)
-        check_least(0, unroll=self.unroll)
+        check_unroll(self.unroll)
         check_choice("remat", self.remat, REMATS)
         check_rate("drop_path", self.drop_path)
+
+
+def check_unroll(unroll: int | str) -> None:
+    """Raises `UserError` unless `unroll` is "auto" or a number of blocks."""
+    is_number = isinstance(unroll, int) and not isinstance(unroll, bool)
+    if unroll != "auto" and not (is_number and unroll >= 0):
+        raise UserError(f"unroll={unroll!r}: write 0 or more, or 'auto'")
 
 
 def run_blocks(
@@ -207,9 +221,10 @@ def scan_or_unroll(
 
     own: further fields of each layer's block; without scan only.
     """
+    unroll = (0 if on_single_cpu() else 1) if stack.unroll == "auto" else stack.unroll
     if stack.remat != "none":
         # Inside a loop XLA cannot merge the recomputation with the forward pass anyway.
-        is_loop = stack.scan and stack.unroll == 1
+        is_loop = stack.scan and unroll == 1
         block = nn.remat(block, policy=REMAT_POLICIES[stack.remat], prevent_cse=not is_loop)
     rates = None
     if train and stack.drop_path:
@@ -227,7 +242,7 @@ def scan_or_unroll(
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast for _ in shared)),
         length=stack.depth,
-        unroll=(stack.unroll or stack.depth) if train else 1,
+        unroll=(unroll or stack.depth) if train else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     x, _ = scanned(*fields, name="blocks")(x, rates, *shared)
