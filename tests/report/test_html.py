@@ -13,7 +13,7 @@ from PIL import Image
 from vit_jax.errors import UserError
 from vit_jax.report import Section, figures, save_sections, write_report
 from vit_jax.report.sections import read_sections
-from vit_jax.tracking import Metric, MetricsWriter
+from vit_jax.tracking import Metric, MetricsLog
 from vit_jax.tracking.metrics import as_json
 
 VOID = {"meta", "link", "img", "source", "br", "hr", "input", "line", "circle", "path"}
@@ -67,7 +67,7 @@ class Page(html.parser.HTMLParser):
 
 
 def log_a_run(workdir, steps=range(10, 101, 10)):
-    writer = MetricsWriter(workdir, resume_step=0, tensorboard=False)
+    writer = MetricsLog(workdir, resume_step=0)
     for step in steps:
         writer.write(
             step,
@@ -218,7 +218,7 @@ def test_a_run_cut_after_one_row_has_a_report(tmp_path):
 
 
 def test_values_that_are_not_finite_are_left_out_of_curves(tmp_path):
-    writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
+    writer = MetricsLog(tmp_path, resume_step=0)
     for step, loss in ((1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)):
         writer.write(step, {"train/loss": loss, "eval/test/loss": math.nan})
     writer.close()
@@ -228,7 +228,7 @@ def test_values_that_are_not_finite_are_left_out_of_curves(tmp_path):
 
 
 def test_the_best_of_a_metric_is_by_its_declared_direction(tmp_path):
-    writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
+    writer = MetricsLog(tmp_path, resume_step=0)
     for step, value in ((1, math.nan), (2, 4.0), (3, 2.0), (4, 3.0)):
         names = ("rmse", "gain", "unknown")
         writer.write(step, {f"eval/test/{name}": value for name in names})
@@ -245,7 +245,7 @@ def test_names_cannot_break_the_page(tmp_path):
     workdir = tmp_path / "<script>alert(1)<&'"
     workdir.mkdir()
     hostile = '"><script>alert(2)</script>'
-    writer = MetricsWriter(workdir, resume_step=0, tensorboard=False)
+    writer = MetricsLog(workdir, resume_step=0)
     writer.write(1, {f"eval/{hostile}/accuracy": 0.5})
     writer.close()
     (workdir / "config.json").write_text(json.dumps({"config": {"model": {"name": hostile}}}))

@@ -75,7 +75,7 @@ def test_a_run_skips_its_spikes_and_says_so(tiny_config, tmp_path):
 def test_a_loss_that_stays_up_stops_the_run(tmp_path):
     with StepLog(
         tmp_path, start_step=0, total=9, every=1, batch_size=1, max_skipped_steps=0, max_spikes=2,
-        tensorboard=False, is_writer=False,
+        is_writer=False,
     ) as log:  # fmt: skip
         log.check(7, bad_steps=0, spikes=2)
         with pytest.raises(Diverged, match=r"spiked at step 6 and stayed there \(3 steps in a row"):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.bench.machine import matmul_rate
 from vit_jax.parallel.processes import take_gaps
+from vit_jax.tracking.log import writer_names
 from vit_jax.tracking.step_log import StepLog
 from vit_jax.training import step
 from vit_jax.training.run import Run
@@ -77,8 +78,9 @@ def _quiet_log(run: Run, folder: str) -> StepLog:
         every=run.duration(run.config.log.every, "log.every"),
         batch_size=run.config.batch_size,
         max_skipped_steps=sys.maxsize,
-        tensorboard=run.config.log.tensorboard,
         is_writer=True,
+        writers=writer_names(run.config.log),
+        config=run.config.to_dict(),
     )
     log.mute()
     return log

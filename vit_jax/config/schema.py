@@ -196,7 +196,12 @@ SCHEMA: dict[str, Any] = {
     },
     "log": {
         "every": _duration("1 percent", FREE, "between rows of metrics"),
-        "tensorboard": Key(True, FREE, "write TensorBoard events beside metrics.jsonl"),
+        "writers": Key(
+            ["jsonl", "tensorboard"],
+            FREE,
+            "where rows of metrics go besides metrics.jsonl: tensorboard, or package.module:Class",
+        ),
+        "tensorboard": Key(True, FREE, "false leaves tensorboard out of log.writers"),
         "pictures": Key(
             True, FREE, "draw predictions and attention at the end; gathers all parameters"
         ),

@@ -4,13 +4,14 @@ Importing this package is cheap, because the training loop does it: no JAX, no m
 """
 
 from vit_jax.tracking.console import Progress, format_duration
-from vit_jax.tracking.log import WITHIN_TRAIN, MetricsWriter, read_metrics
-from vit_jax.tracking.metrics import Metric, headline
+from vit_jax.tracking.log import MetricsLog
+from vit_jax.tracking.metrics import WITHIN_TRAIN, Metric, headline
+from vit_jax.tracking.rows import read_metrics
 
 __all__ = [
     "WITHIN_TRAIN",
     "Metric",
-    "MetricsWriter",
+    "MetricsLog",
     "Progress",
     "format_duration",
     "headline",

@@ -1,67 +1,82 @@
-"""The metrics log: `metrics.jsonl`, and the same numbers as TensorBoard events.
+"""The metrics log of a run, and the protocol of the writers that it hands each row to.
 
-One JSON object a line, `step` first, then plain scalar names:
-
-    {"step": 100, "train/loss": 0.6931, "train/lr": 0.001}
-    {"step": 100, "eval/test/accuracy": 0.958}
-
-A row belongs to the step it names, and a value is logged once: the first value written for a
-(step, name) stands, also when a restarted run computes it again. A second write for a step adds
-only the names that are new there, as a line of its own; `read_metrics` joins the lines of a step.
-
-JSON has no NaN or infinity, so these are the strings "NaN", "Infinity" and "-Infinity" (the
-mapping of protocol buffers, and what Python's `float` reads back).
-
-Where files cannot be appended to (object stores), rows wait in memory until `flush`, which the
-loop calls at checkpoints, and become `metrics/part-FIRST-LAST.jsonl`. `read_metrics` reads both.
+A writer is a plug-in: a module of `vit_jax.tracking.writers` with a class `Writer`, or a class of
+the user's own that `config.log.writers` names as `package.module:Class`. `jsonl` is always among
+them, because the report reads its file.
 """
 
-import contextlib
-import json
-import math
+import logging
 import operator
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 
-from vit_jax import storage
 from vit_jax.errors import UserError
-from vit_jax.storage import write_atomically
+from vit_jax.plugins import Kind
+from vit_jax.tracking.rows import Scalar, read_metrics
 
-LOG_NAME = "metrics.jsonl"
-PARTS_NAME = "metrics"
-EVENTS_NAME = "tensorboard"
+logger = logging.getLogger(__name__)
 
+KIND = Kind("log writer", "vit_jax.tracking.writers", "Writer", "package.module:Class")
 
-Scalar = int | float
-Row = dict[str, Scalar]
-
-WITHIN_TRAIN = ("input wait", "eval", "save")
-"""Parts of the time of a run (`time/...`) that lie in its part `train`."""
-
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+ALWAYS = "jsonl"
+"""The writer that every run has."""
 
 
-class MetricsWriter:
-    """Appends rows of scalars to the log of a run and to its TensorBoard events.
+class Writer(Protocol):
+    """Takes the rows of one run somewhere.
 
-    Opening the log makes it what it was when the checkpoint of `resume_step` was saved: rows of
-    later steps, and a last line that a crash cut short, are removed.
+    The class is called as `Writer(workdir, resume_step=..., config=...)`: the `epath.Path` of the
+    run's directory, the step that the run resumes after (0 for a fresh one), and the config as
+    nested dicts. Only process 0 has writers. A writer sees each (step, name) once, also when a
+    resumed run computes a value again.
+
+    An exception costs one warning and never the run; the writer is called again for later rows. If
+    the class itself raises, the run goes on without this writer, unless it raises a `UserError`.
+
+    A writer may also have `message(text)` for the lines that the console shows, and
+    `image(step, name, png)` for the pictures of the report, as bytes of a PNG file.
+    """
+
+    def write(self, step: int, scalars: Mapping[str, Scalar]) -> None:
+        """Takes values of `step`. The training step waits for this call."""
+
+    def flush(self) -> None:
+        """Makes all rows so far durable; called when a checkpoint is saved."""
+
+    def close(self) -> None:
+        """Lets go of files and connections; called once, at the end."""
+
+
+def writer_names(section: ConfigDict) -> list[str]:
+    """Returns the writers that `config.log` asks for.
+
+    Raises:
+      UserError: one of them does not exist.
+    """
+    for name in section.writers:
+        KIND.find(name, "config.log.writers")
+    return [name for name in section.writers if name != "tensorboard" or section.tensorboard]
+
+
+class MetricsLog:
+    """Hands rows of scalars to the writers of a run.
+
+    A value is logged once: the first value written for a (step, name) stands, also when a restarted
+    run computes it again. A second write for a step adds only the names that are new there.
 
     Args:
       workdir: directory of the run, local or on an object store; made if absent.
-      resume_step: the step the run continues from; 0 for a fresh run.
-      is_writer: False on processes other than the first, whose writer then does nothing.
-      tensorboard: whether to write events too.
+      resume_step: the step the run continues from; 0 for a fresh run. Later rows are removed.
+      writers: names of writers besides `jsonl`.
+      config: the run's config as nested dicts, for the writers.
+      is_writer: False on processes other than the first, whose log then does nothing.
+      warn: called with a line about a writer that fails.
 
     Raises:
-      UserError: the directory or the log cannot be written.
+      UserError: a writer does not exist, or the workdir cannot be written to.
     """
 
     def __init__(
@@ -69,208 +84,78 @@ class MetricsWriter:
         workdir: epath.PathLike,
         *,
         resume_step: int,
+        writers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
         is_writer: bool = True,
-        tensorboard: bool = True,
+        warn: Callable[[str], None] = logger.warning,
     ):
-        self._log: _AppendedLog | _PartedLog | None = None
+        self._warn = warn
+        self._warned: set[str] = set()
+        self._writers: dict[str, Writer] = {}
+        self._names_at: dict[int, set[str]] = {}
         if not is_writer:
             return
         workdir = epath.Path(workdir)
-        with _explained(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
-            open_log = _PartedLog if storage.is_remote(workdir) else _AppendedLog
-            self._log, rows = open_log.resume(workdir, resume_step)
-        self._workdir = workdir
-        self._events = _Events(workdir / EVENTS_NAME, resume_step) if tensorboard else None
-        self._names_at: dict[int, set[str]] = {}
-        for row in rows:
+        for name in dict.fromkeys([ALWAYS, *writers]):
+            open_writer = KIND.find(name, "config.log.writers")
+            try:
+                self._writers[name] = open_writer(
+                    workdir, resume_step=resume_step, config=config or {}
+                )
+            except UserError:
+                raise
+            except Exception as error:  # A tracker that is down must not keep a run from training.
+                self._warn(f"warning: log writer {name} cannot start: {_line(error)}")
+        for row in read_metrics(workdir):
             self._names_at.setdefault(row["step"], set()).update(row)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Logs `scalars` (anything `float` takes: Python, NumPy or JAX) as values of `step`."""
-        if self._log is None:
+        if not self._writers:
             return
         if "step" in scalars:
             raise ValueError("'step' is the row's own key and cannot name a metric")
         step = operator.index(step)
         known = self._names_at.setdefault(step, set())
         new = {name: _plain(value) for name, value in scalars.items() if name not in known}
-        if not new:
-            return
-        known.update(new)
-        with _explained(self._workdir):
-            self._log.append({"step": step, **new})
-            if self._events is not None:
-                self._events.append(step, new)
+        if new:
+            known.update(new)
+            self._tell("write", step, new)
+
+    def message(self, text: str) -> None:
+        """Hands a line for people to the writers that take them."""
+        self._tell("message", text)
+
+    def image(self, step: int, name: str, png: bytes) -> None:
+        """Hands a picture, as bytes of a PNG file, to the writers that take them."""
+        self._tell("image", step, name, png)
 
     def flush(self) -> None:
         """Makes all rows so far durable; called when a checkpoint is saved."""
-        if self._log is None:
-            return
-        with _explained(self._workdir):
-            self._log.flush()
-            if self._events is not None:
-                self._events.flush()
+        self._tell("flush")
 
     def close(self) -> None:
-        """Flushes and lets go of the files; may be called twice."""
-        if self._log is None:
-            return
-        self.flush()
-        with _explained(self._workdir):
-            self._log.close()
-            if self._events is not None:
-                self._events.close()
-        self._log = None
+        """Closes all writers; may be called twice."""
+        self._warned.clear()  # What is lost at the end is lost for good, and said again.
+        self._tell("close")
+        self._writers = {}
+
+    def _tell(self, method: str, *args: Any) -> None:
+        for name, writer in self._writers.items():
+            try:
+                getattr(writer, method, _ignore)(*args)
+            except Exception as error:  # Whatever it is, the run is worth more than its log.
+                if name not in self._warned:
+                    self._warned.add(name)
+                    self._warn(f"warning: log writer {name} failed: {_line(error)}")
 
 
-def read_metrics(workdir: epath.PathLike) -> list[Row]:
-    """The log of `workdir`, one row a step in step order; empty where nothing was logged yet.
-
-    Safe to call while the run is going: a line still being written is left out.
-    """
-    workdir = epath.Path(workdir)
-    rows = _read_rows(workdir / LOG_NAME)
-    for part in _parts(workdir / PARTS_NAME):
-        rows += _read_rows(part)
-    joined: dict[int, Row] = {}
-    for row in rows:
-        first_values = joined.setdefault(row["step"], {})
-        for name, value in row.items():
-            first_values.setdefault(name, value)
-    return [joined[step] for step in sorted(joined)]
+def _ignore(*_: Any) -> None:
+    """Stands for the methods that a writer need not have."""
 
 
-class _AppendedLog:
-    """`metrics.jsonl` on a file system: a row reaches the kernel as soon as it is appended."""
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-
-    @classmethod
-    def resume(cls, workdir: epath.Path, resume_step: int) -> tuple["_AppendedLog", list[Row]]:
-        path = workdir / LOG_NAME
-        before = path.read_bytes() if path.exists() else b""
-        rows = _kept(_parse(before, path), resume_step)
-        after = _encode(rows)
-        if after != before:
-            write_atomically(path, after)
-        # Unbuffered: a process killed later takes no rows with it.
-        return cls(open(path, "ab", buffering=0)), rows
-
-    def append(self, row: Row) -> None:
-        line = memoryview(_encode([row]))
-        while line:  # a raw write may take only part of a line
-            line = line[self._file.write(line) :]
-
-    def flush(self) -> None:
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _PartedLog:
-    """`metrics/part-FIRST-LAST.jsonl` on an object store: a file for each flush."""
-
-    def __init__(self, directory: epath.Path):
-        self._directory = directory
-        self._rows: list[Row] = []
-
-    @classmethod
-    def resume(cls, workdir: epath.Path, resume_step: int) -> tuple["_PartedLog", list[Row]]:
-        log = cls(workdir / PARTS_NAME)
-        kept_rows = []
-        for part in _parts(log._directory):
-            rows = _read_rows(part)
-            kept = _kept(rows, resume_step)
-            kept_rows += kept
-            if len(kept) < len(rows):
-                # The shorter part first: a crash in between leaves rows twice, never none.
-                log._write_part(kept)
-                part.unlink()
-        return log, kept_rows
-
-    def append(self, row: Row) -> None:
-        self._rows.append(row)
-
-    def flush(self) -> None:
-        self._write_part(self._rows)
-        self._rows = []
-
-    def close(self) -> None:
-        """Nothing is held open; `flush` came before."""
-
-    def _write_part(self, rows: list[Row]) -> None:
-        if not rows:
-            return
-        steps = [row["step"] for row in rows]
-        self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._directory / f"part-{min(steps):012d}-{max(steps):012d}.jsonl"
-        earlier = _read_rows(path)  # two flushes may cover the same single step
-        write_atomically(path, _encode(earlier + [row for row in rows if row not in earlier]))
-
-
-class _Events:
-    """TensorBoard events through tensorboardX, which needs no TensorFlow.
-
-    Events are written at once, by this thread: tensorboardX's own writer queues them, and its
-    `flush` does not wait for the queue. On an object store the event file grows in a local scratch
-    directory and is copied at `flush`.
-    """
-
-    def __init__(self, directory: epath.Path, resume_step: int):
-        self._directory = directory
-        self._resume_step = resume_step
-        self._scratch: str | None = None
-        self._writer = None
-
-    def append(self, step: int, scalars: Mapping[str, Scalar]) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        if self._writer is None:
-            self._writer = self._open()
-        values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
-        self._write(step, summary=Summary(value=values))
-
-    def _open(self):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-
-        local = os.fspath(self._directory)
-        if storage.is_remote(self._directory):
-            local = self._scratch = tempfile.mkdtemp(prefix="vit_jax_events_")
-        os.makedirs(local, exist_ok=True)
-        is_continued = self._directory.exists() and any(self._directory.iterdir())
-        # The name holds seconds; the suffix keeps a quick restart from overwriting the file.
-        suffix = f".from{self._resume_step}"
-        self._writer = EventsWriter(os.path.join(local, "events"), suffix)
-        if is_continued:
-            # TensorBoard then hides what an earlier process logged past the checkpoint.
-            start = SessionLog(status=SessionLog.START)
-            self._write(self._resume_step + 1, session_log=start)
-        return self._writer
-
-    def _write(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
-        self._writer.flush()
-
-    def flush(self) -> None:
-        if self._writer is None or self._scratch is None:
-            return
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for path in epath.Path(self._scratch).iterdir():
-            path.copy(self._directory / path.name, overwrite=True)
-
-    def close(self) -> None:
-        if self._writer is None:
-            return
-        self._writer.close()
-        self._writer = None
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _plain(value: Any) -> Scalar:
@@ -279,69 +164,3 @@ def _plain(value: Any) -> Scalar:
         return int(operator.index(value))
     except TypeError:
         return float(value)
-
-
-def _kept(rows: Iterable[Row], resume_step: int) -> list[Row]:
-    return [row for row in rows if row["step"] <= resume_step]
-
-
-def _encode(rows: Iterable[Row]) -> bytes:
-    return b"".join(
-        json.dumps({name: _jsonable(value) for name, value in row.items()}).encode() + b"\n"
-        for row in rows
-    )
-
-
-def _jsonable(value: Scalar) -> Scalar | str:
-    if math.isfinite(value):
-        return value
-    if math.isnan(value):
-        return "NaN"
-    return "Infinity" if value > 0 else "-Infinity"
-
-
-def _read_rows(path: epath.Path) -> list[Row]:
-    return list(_parse(path.read_bytes(), path)) if path.exists() else []
-
-
-def _parse(data: bytes, path: epath.Path) -> Iterator[Row]:
-    """The rows of a log. Lines that are none are left out: silently at the end, else said."""
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        row = _parse_line(line)
-        if row is not None:
-            yield row
-        elif number < len(lines):  # a torn line has no newline after it
-            logging.warning("%s line %d is not a row of metrics; left out", path, number)
-
-
-def _parse_line(line: bytes) -> Row | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        return None
-    return {
-        name: _NON_FINITE.get(value, value) if isinstance(value, str) else value
-        for name, value in row.items()
-    }
-
-
-def _parts(directory: epath.Path) -> list[epath.Path]:
-    return sorted(directory.glob("part-*.jsonl")) if directory.exists() else []
-
-
-@contextlib.contextmanager
-def _explained(workdir: epath.Path) -> Iterator[None]:
-    """Turns a failure of the file system into one line for the user."""
-    try:
-        yield
-    except storage.errors() as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"workdir {os.fspath(workdir)}: cannot write the metrics log there ({reason}); "
-            "free space, or name a directory you may write to with --workdir"
-        ) from error

@@ -23,6 +23,9 @@ from vit_jax.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
+WITHIN_TRAIN = ("input wait", "eval", "save")
+"""The parts of a run's time (`time/...`) that lie within its part `train`."""
+
 BEST_IS = {"highest": True, "lowest": False}
 """Values of `config.checkpoint.best_is`, and whether higher is better under each."""
 

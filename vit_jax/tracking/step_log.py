@@ -4,13 +4,14 @@ import collections
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
 
 from vit_jax.errors import Diverged
-from vit_jax.tracking import WITHIN_TRAIN, MetricsWriter, Progress
+from vit_jax.tracking import WITHIN_TRAIN, MetricsLog, Progress
 from vit_jax.types import Array
 
 MAX_IN_FLIGHT = 2
@@ -108,8 +109,9 @@ class StepLog:
         batch_size: int,
         max_skipped_steps: int,
         max_spikes: int = sys.maxsize,
-        tensorboard: bool,
         is_writer: bool,
+        writers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
         additions: Callable[[float, float], Mapping[str, float]] = _no_additions,
     ):
         self._total = total
@@ -118,10 +120,15 @@ class StepLog:
         self._max_skipped_steps = max_skipped_steps
         self._max_spikes = max_spikes
         self._additions = additions
-        self._writer = MetricsWriter(
-            workdir, resume_step=start_step, is_writer=is_writer, tensorboard=tensorboard
-        )
         self._progress = Progress(total, start_step) if is_writer else None
+        self._log = MetricsLog(
+            workdir,
+            resume_step=start_step,
+            writers=writers,
+            config=config,
+            is_writer=is_writer,
+            warn=self._show,
+        )
         self._at = start_step
         self._in_flight: collections.deque[Array] = collections.deque()
         self._held: tuple[int, Mapping[str, Array], float] | None = None
@@ -194,7 +201,7 @@ class StepLog:
 
     def write(self, at: int, row: Mapping[str, float]) -> None:
         """A row of plain scalars that belongs to step `at`."""
-        self._writer.write(at, row)
+        self._log.write(at, row)
 
     def bad_images(self, number: int) -> None:
         """Tells of unreadable training images that others have stood in for."""
@@ -203,7 +210,15 @@ class StepLog:
             self.message(f"warning: {number} unreadable training images were replaced by others")
 
     def message(self, text: str) -> None:
-        """A line for people."""
+        """Shows a line on the console, and hands it to the log writers that take such lines."""
+        self._show(text)
+        self._log.message(text)
+
+    def image(self, at: int, name: str, png: bytes) -> None:
+        """Hands a picture to the log writers that take pictures."""
+        self._log.image(at, name, png)
+
+    def _show(self, text: str) -> None:
         if self._progress:
             self._progress.message(text)
 
@@ -213,13 +228,13 @@ class StepLog:
 
     def sync(self) -> None:
         """Makes all rows so far durable."""
-        self._writer.flush()
+        self._log.flush()
 
     def close(self) -> None:
         """Lets go of the console and the files."""
+        self._log.close()
         if self._progress:
             self._progress.close()
-        self._writer.close()
 
     def __enter__(self) -> "StepLog":
         return self

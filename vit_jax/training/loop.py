@@ -20,6 +20,7 @@ from vit_jax.errors import Diverged, Interrupted, UserError, nearest
 from vit_jax.parallel import sharding
 from vit_jax.parallel.processes import StopSignal, take_gaps
 from vit_jax.tracking import Metric, format_duration, read_metrics
+from vit_jax.tracking.log import writer_names
 from vit_jax.tracking.metrics import best_metric, meaning
 from vit_jax.tracking.step_log import StepLog, Stopwatch, total_seconds
 from vit_jax.training import initial_state, pictures, step
@@ -83,6 +84,7 @@ def train(
         times.add("start", time.monotonic() - started)
     with times("setup"):
         profiler = Profiler.parse(profile)
+        writer_names(config.log)  # Before anything is computed.
         metric_info = tasks.metric_info(config.task.name)
         best = best_metric(config.checkpoint.keep_best, metric_info, config.checkpoint.best_is)
         workdir = Workdir.open(workdir_path)
@@ -321,8 +323,9 @@ def open_log(run: Run, workdir: Workdir, start_step: int, times: Stopwatch) -> S
         batch_size=run.config.batch_size,
         max_skipped_steps=run.config.max_skipped_steps,
         max_spikes=run.config.spikes.max_skipped,
-        tensorboard=run.config.log.tensorboard,
         is_writer=jax.process_index() == 0,
+        writers=writer_names(run.config.log),
+        config=run.config.to_dict(),
         additions=Monitor(run, times).row,
     )
 
