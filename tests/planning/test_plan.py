@@ -132,7 +132,7 @@ def test_mesh_that_sends_less(name, slices, mesh, zero1, expected):
     plan = made_up(mesh=mesh, zero1=zero1, sides=sides, num_slices=slices, num_devices=num_devices)
     axes = ("data", "fsdp", "tensor", "zero1")
     wanted = expected and dict(zip(axes, (*expected, False), strict=True))
-    assert plan_lib.part_of_slice(plan) == wanted
+    assert plan.layout.on_part_of_slice() == wanted
 
 
 def test_whole_kernels_that_are_sent_are_told_with_what_to_write():

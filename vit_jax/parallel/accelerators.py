@@ -26,11 +26,11 @@ _ASYNC_COLLECTIVES = {
     "xla_tpu_overlap_compute_collective_tc": True,
     "xla_enable_async_all_gather": True,
 }
-# These are for parameters that are sharded over `fsdp`.
+# These are for sharded parameters.
 _SHARDED_PARAMETERS = {
     # XLA would otherwise multiply with a kernel that is split along its inputs piece by piece,
     # while the pieces travel in a ring and each is added to the whole result in memory. ViT-B/16
-    # with 128 images a chip on v5e:4x4, fsdp 16, remat full, writes 68 GB a step with that, and
+    # with 128 images a chip on v5e:4x4, all sharded, remat full, writes 68 GB a step with that, and
     # 26 GB without.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
     # XLA does not scatter sums that it has combined into one, so these send twice as much. This

@@ -1,4 +1,7 @@
-"""The cheapest setting that fits: remat policy × accumulation × sharding, by real compiles."""
+"""Searches remat policy, accumulation and sharding for the fastest setting that fits.
+
+Every setting that is proposed has been compiled.
+"""
 
 import dataclasses
 import itertools
@@ -11,28 +14,34 @@ from ml_collections import ConfigDict
 from vit_jax import models
 from vit_jax.parallel import sharding
 from vit_jax.parallel.accelerators import GIB
-from vit_jax.planning.plan import Plan, make_plan, part_of_slice, with_overrides
+from vit_jax.planning.layout import time_factor
+from vit_jax.planning.plan import Plan, make_plan, with_overrides
 from vit_jax.planning.target import Target
 
 MAX_COMPILES = 10
-"""Of one search. Compiling takes a minute or more; the estimates below rule the others out."""
+"""The most compiles of one search.
 
-# Time relative to keeping everything: a whole block again is a third more. And activations kept,
-# relative to "full"; ViT-B/16 with 128 images on a v5e: 24.4, 9.5, 6.5 and 2.5 GiB.
+A compile takes a minute or more, so the estimates below rule out the other candidates first.
+"""
+
+# Times are relative to keeping all activations: computing each block again adds a third. Memory is
+# that of the activations kept, relative to "full"; ViT-B/16 with 128 images on a v5e keeps 24.4,
+# 9.5, 6.5 and 2.5 GiB.
 _REMAT_TIME = {
     "none": 1.0, "dots_saveable": 1.02, "dots_with_no_batch_dims_saveable": 1.06, "full": 1.33,
 }  # fmt: skip
 _REMAT_MEMORY = {
     "none": 9.7, "dots_saveable": 3.8, "dots_with_no_batch_dims_saveable": 2.6, "full": 1.0,
 }  # fmt: skip
-_ACCUMULATION_TIME = 0.02  # More for each doubling: smaller products, more gathers.
-_SHARDED_TIME, _ZERO1_TIME = 0.01, 0.001  # What is sent more, or at worse moments.
-_CAUTION = 0.8  # A candidate is left out only if this share of its estimate is too much.
+# Each doubling of accumulation adds this share: products are smaller, and gathers are more.
+_ACCUMULATION_TIME = 0.02
+# A candidate is left out only if this share of its estimate does not fit, for estimates may err.
+_CAUTION = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A setting to try. remat is None for models without that field."""
+    """A setting to try. `remat` is None for models without that field."""
 
     remat: str | None
     accum_steps: int
@@ -40,14 +49,17 @@ class Candidate:
     time: float
 
     def overrides(self) -> dict[str, Any]:
-        """What it sets in a config."""
+        """Returns the config keys that it sets."""
         own = {"accum_steps": self.accum_steps, **{f"mesh.{k}": v for k, v in self.mesh}}
         return own if self.remat is None else {"model.remat": self.remat, **own}
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The end of a search. plan: of the setting found, or of the closest; tried: compiles made."""
+    """The result of a search.
+
+    plan: the plan of the setting that fits, or of the closest. tried: the number of compiles.
+    """
 
     plan: Plan
     overrides: Mapping[str, Any]
@@ -55,7 +67,7 @@ class Fit:
 
 
 def command_line(overrides: Mapping[str, Any]) -> str:
-    """Overrides as they are typed."""
+    """Returns overrides as they are typed on a command line."""
     return " ".join(f"--config.{key}={value}" for key, value in overrides.items())
 
 
@@ -64,7 +76,7 @@ def fit(
 ) -> Fit:
     """Compiles candidates, the fastest first, until one fits.
 
-    plan: of `config` as it is. say: is told of every compile.
+    plan: the plan of `config` as it is. say: a function that prints a line about each compile.
     """
     best, tried, known = Fit(plan, {}, 0), 0, plan
     tested = {_setting(plan)}
@@ -90,7 +102,7 @@ def fit(
 
 
 def advice(config: ConfigDict, plan: Plan, limit: int = 3) -> list[str]:
-    """Settings that should fit, by estimate, the fastest first."""
+    """Returns settings that should fit by estimate, the fastest first."""
     lines, seen = [], set()
     for candidate in sorted(candidates(config, plan), key=lambda c: c.time):
         expected = estimate(plan, candidate)
@@ -102,7 +114,7 @@ def advice(config: ConfigDict, plan: Plan, limit: int = 3) -> list[str]:
 
 
 def changes(candidate: Candidate, plan: Plan) -> dict[str, Any]:
-    """What a candidate sets differently from the planned config."""
+    """Returns what a candidate sets differently from the planned config."""
     own = {
         "model.remat": plan.settings["remat"],
         "accum_steps": plan.settings["accum_steps"],
@@ -113,56 +125,38 @@ def changes(candidate: Candidate, plan: Plan) -> dict[str, Any]:
 
 
 def candidates(config: ConfigDict, plan: Plan) -> Iterator[Candidate]:
-    """Every setting of the search that the batch can be divided by."""
-    for remat, mesh, power in itertools.product(_remats(config), _meshes(plan), range(9)):
-        sizes, accum = dict(mesh), 2**power
-        ways = accum * math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
-        if config.batch_size % ways == 0:
-            yield Candidate(remat, accum, mesh, _time(remat, accum, sizes))
+    """Yields every setting of the search that divides the batch evenly."""
+    meshes = plan.layout.alternatives()
+    for remat, mesh, power in itertools.product(_remats(config), meshes, range(9)):
+        accum = 2**power
+        parts = accum * math.prod(mesh[axis] for axis in sharding.BATCH_AXES)
+        if config.batch_size % parts == 0:
+            time = _time(remat, accum, mesh)
+            yield Candidate(remat, accum, tuple(mesh.items()), time)
 
 
 def _time(remat: str | None, accum_steps: int, mesh: Mapping[str, Any]) -> float:
-    """Estimated time of a step relative to the cheapest setting's."""
+    """Returns the estimated time of a step, relative to the cheapest setting."""
     time = _REMAT_TIME.get(remat, 1.0) * (1 + _ACCUMULATION_TIME * math.log2(accum_steps))
-    return time * (1 + _SHARDED_TIME * (mesh["fsdp"] > 1) + _ZERO1_TIME * mesh["zero1"])
+    return time * time_factor(mesh)
 
 
 def estimate(known: Plan, candidate: Candidate) -> float:
-    """Bytes per device of a candidate, scaled from a compiled plan of the same model and batch."""
+    """Returns bytes per device, scaled from a compiled plan of the same model and batch."""
     activations = known.memory.activations
     activations *= known.settings["accum_steps"] / candidate.accum_steps
     if candidate.remat is not None:
         activations *= _REMAT_MEMORY[candidate.remat] / _REMAT_MEMORY[known.settings["remat"]]
-    mesh, memory = dict(candidate.mesh), known.memory
-    ways = mesh["fsdp"] / known.mesh["fsdp"]
-    mirrors = mesh["data"] if mesh["zero1"] else 1
-    mirrors /= known.mesh["data"] if known.settings["zero1"] else 1
-    copies = memory.optimizer + memory.average + memory.gradients
-    state = memory.parameters / ways + copies / (ways * mirrors)
+    memory = known.memory
+    params_split, mirrors_split = known.layout.splits_more(dict(candidate.mesh))
+    mirrors = memory.optimizer + memory.average + memory.gradients
+    state = memory.parameters / params_split + mirrors / mirrors_split
     return activations + memory.batch + memory.code + state
 
 
 def _remats(config: ConfigDict) -> list[str | None]:
     has_remat = "remat" in models.field_names(config.model.name)
     return list(_REMAT_TIME) if has_remat else [None]
-
-
-def _meshes(plan: Plan) -> list[tuple[tuple[str, Any], ...]]:
-    """As it is, with ZeRO-1, and with parameters sharded over all that only the batch was.
-
-    Before that over a part of the slice, where sums are scattered.
-    """
-    mesh, zero1 = dict(plan.mesh), plan.settings["zero1"]
-    inside = mesh["data"] // plan.num_slices
-    sharded = {"data": plan.num_slices, "fsdp": mesh["fsdp"] * inside, "tensor": mesh["tensor"]}
-    options = [{**mesh, "zero1": zero1}]
-    if mesh["data"] > 1:
-        options.append({**mesh, "zero1": True})
-    if inside > 1:
-        part = part_of_slice(dataclasses.replace(plan, mesh=sharded))
-        options += [part] if part else []
-        options.append({**sharded, "zero1": zero1})
-    return [tuple(option.items()) for option in options]
 
 
 def _setting(plan: Plan) -> tuple:

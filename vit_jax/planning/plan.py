@@ -17,6 +17,7 @@ from vit_jax import data, models
 from vit_jax.errors import UserError, is_out_of_memory
 from vit_jax.parallel import sharding
 from vit_jax.planning.hlo import Kernels, Program
+from vit_jax.planning.layout import Layout
 from vit_jax.planning.target import Target
 from vit_jax.training.run import Run
 
@@ -47,19 +48,24 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run would take on a target. Bytes are of one device, FLOPs of all together.
+    """The resources that a run takes on a target.
 
-    hbm_bytes: what a device has; 0 where it is not known. used_bytes: what the step needs of it.
-    flops: of one step, from the model's products (a backward pass counts as two forward ones,
-      recomputation as nothing). computed_flops: of all products of the step, those too that are
-      computed again and those of the optimizer.
-    kernels: what a device carries out. hbm_traffic: bytes that it at least moves to and from
-      memory.
-    ici_bytes, dcn_bytes: that a device sends a step inside its slice, and to others.
-    overlapped_bytes: of the former, those that it sends while it computes.
-    sides: of a TPU slice, in chips.
-    mesh_that_sends_less: where XLA sends whole kernels or gradients over `mesh`.
-    least_seconds: of a step, by the slowest of compute, memory and both networks at their peaks.
+    Bytes are those of one device, FLOPs those of all devices together.
+
+    Attributes:
+      hbm_bytes: the memory of a device; 0 where it is not known. used_bytes: the memory of a device
+        that the step needs.
+      flops: model FLOPs of one step: a backward pass counts as two forward passes, recomputation as
+        nothing. computed_flops: FLOPs of all products of the step, recomputation and optimizer
+        included.
+      kernels: the kernels that a device runs. hbm_traffic: the least bytes that a device moves to
+        and from memory in a step.
+      ici_bytes, dcn_bytes: bytes that a device sends in a step inside its slice, and to others.
+      overlapped_bytes: the part of ici_bytes that is sent beside computation.
+      sides: chips along each side of a TPU slice.
+      mesh_that_sends_less: a mesh to prefer where XLA sends whole kernels or gradients over `mesh`.
+      least_seconds: the time of a step by the slowest of compute, memory and both networks, each at
+        its peak.
     """
 
     topology: str
@@ -90,6 +96,11 @@ class Plan:
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
+    def layout(self) -> Layout:
+        zero1 = self.settings["zero1"]
+        return Layout(self.mesh, zero1, self.num_devices, self.num_slices, self.sides)
+
+    @property
     def least_seconds(self) -> float:
         return max(self.bounds.values(), default=0.0)
 
@@ -98,12 +109,12 @@ class Plan:
         return max(self.bounds, key=self.bounds.get) if self.bounds else ""
 
     def seconds_at(self, mfu: float) -> float:
-        """Seconds of a step at a share of the chips' peak; 0 where the peak is not known."""
+        """Returns the seconds of a step at a share of the chips' peak; 0 where it is not known."""
         peak = self.flops_per_device * self.num_devices
         return self.flops / (mfu * peak) if peak else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Plain numbers and names, units in the names."""
+        """Returns the plan as plain numbers and names, with units in the names."""
         times = {
             f"{mfu:.0%}": {
                 "step_seconds": self.seconds_at(mfu),
@@ -211,9 +222,11 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
     program = Program(compiled.as_text())
     collectives = program.collectives()
     near = sum(c.total_sent for c in collectives)
-    ways = _ways(plan)
-    wholes = (c for c in collectives if c.kind == "all-reduce" and c.group_size >= ways)
-    is_more = sum(c.total_sent for c in wholes) > _sums(plan) / 2
+    shards = plan.layout.gradient_shards
+    wholes = (c for c in collectives if c.kind == "all-reduce" and c.group_size >= shards)
+    # A device sends that much if all gradients are scattered in bfloat16.
+    scattered = plan.memory.gradients / 2 * (shards - 1)
+    is_more = sum(c.total_sent for c in wholes) > scattered / 2
     far = program.sent_between_slices(plan.num_slices)
     # What is written is read at least once.
     traffic = 2 * program.stored_bytes()
@@ -233,38 +246,10 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
         hbm_traffic=traffic,
         ici_bytes=near,
         overlapped_bytes=sum(c.total_sent for c in collectives if c.is_overlapped),
-        mesh_that_sends_less=part_of_slice(plan) if is_more else None,
+        mesh_that_sends_less=plan.layout.on_part_of_slice() if is_more else None,
         dcn_bytes=far,
         bounds=bounds,
     )
-
-
-def part_of_slice(plan: Plan) -> dict[str, Any] | None:
-    """`config.mesh` as the plan has it, but parameters over all but a slice's shortest side.
-
-    None where nothing is sharded, or over a part already. XLA scatters and gathers over lines,
-    planes and other parts of a torus, but over all of it only on slices as short as 2x4; elsewhere
-    it adds up whole arrays, and sends twice as much. With ZeRO-1 that is so for any mesh whose
-    `data` and `fsdp` fill a slice.
-    """
-    mesh, ways = plan.mesh, _ways(plan)
-    shortest = min((side for side in plan.sides if side > 1), default=1)
-    is_whole = ways * mesh["tensor"] == plan.num_devices // plan.num_slices
-    if not is_whole or ways % shortest or ways == shortest:
-        return None
-    part = {"data": plan.num_slices * shortest, "fsdp": ways // shortest}
-    return {**mesh, **part, "zero1": False}
-
-
-def _ways(plan: Plan) -> int:
-    """Devices of a slice that gradients are split over, but for `tensor`."""
-    inside = plan.mesh["data"] // plan.num_slices if plan.settings["zero1"] else 1
-    return plan.mesh["fsdp"] * inside
-
-
-def _sums(plan: Plan) -> float:
-    """Bytes that a device sends a step if all gradients are scattered in bfloat16."""
-    return plan.memory.gradients / 2 * (_ways(plan) - 1)
 
 
 def save_executable(compiled: Any, path: str) -> None:
@@ -278,7 +263,7 @@ def save_executable(compiled: Any, path: str) -> None:
 
 
 def with_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """A validated copy of a config with other values."""
+    """Returns a validated copy of a config with other values."""
     changed = ConfigDict(config.to_dict(), type_safe=False)
     for key, value in overrides.items():
         config_lib.set_key(changed, key, value)
