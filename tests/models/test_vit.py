@@ -12,7 +12,7 @@ from tiny_vit import IMAGES, TINY, apply, init, tiny
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.models.layers.positions import grid_coordinates, rope_angles, rotate, sincos_2d
+from vit_jax.models.layers.positions import grid_coordinates, rotary_angles, rotate, sincos_2d
 
 OPTIONS = {
     "token": {"representation_size": 8, "class_token_position": False},
@@ -211,7 +211,7 @@ def test_rotary_products_depend_on_the_offset_alone(kind):
     grid = np.array([6.0, 5.0], np.float32)
     coordinates = grid_coordinates(6, 5)
     query, key = np.random.default_rng(1).normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
-    angles = rope_angles(kind, coordinates, grid, 16)
+    angles = rotary_angles(kind, coordinates, grid, 16)
     turned = [rotate(jnp.broadcast_to(x, (1, 30, 1, 16)), angles)[0, :, 0] for x in (query, key)]
     products = np.asarray(turned[0] @ turned[1].T)
     by_place = products.reshape(6, 5, 6, 5)
@@ -222,7 +222,7 @@ def test_rotary_products_depend_on_the_offset_alone(kind):
 
 
 def test_dinov3_angles_span_one_turn_each_way():
-    angles = rope_angles("dinov3", grid_coordinates(4, 2), np.array([4.0, 2.0]), 8)
+    angles = rotary_angles("dinov3", grid_coordinates(4, 2), np.array([4.0, 2.0]), 8)
     np.testing.assert_allclose(
         angles[:, 0, 0] / (2 * np.pi), np.repeat([-0.75, -0.25, 0.25, 0.75], 2), rtol=1e-5
     )

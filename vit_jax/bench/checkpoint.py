@@ -1,4 +1,4 @@
-"""What checkpoints cost: how long a save holds training up, and how fast both ways are."""
+"""Measures checkpoints: how long a save delays training, and the speed of saves and restores."""
 
 import itertools
 import statistics
@@ -16,7 +16,7 @@ METADATA = {"seconds": {}, "owes_evaluation": False}
 
 
 def bench_checkpoint(config: ConfigDict, saves: int = 5, steps: int = 10) -> dict[str, float]:
-    """Training steps with and without a save in the background, in turns; then a restore.
+    """Measures steps with and without a save in the background, in turns; then a restore.
 
     `stall_seconds` is the time until the arrays have left the devices, in which no step starts.
     `save_cost_seconds` adds what the steps take longer until the files are written, which is seen
@@ -72,7 +72,7 @@ def bench_checkpoint(config: ConfigDict, saves: int = 5, steps: int = 10) -> dic
 
 
 def _restore_seconds(folder: str, run: Run, rounds: int = 3) -> float:
-    """From the disk's cache, with all checksums verified."""
+    """Returns the seconds of a restore from the disk's cache, all checksums verified."""
     store = Store(folder)
     seconds = []
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Evaluation of whole splits, beside the forward pass alone."""
+"""Measures evaluation of whole splits, in turns with the forward pass alone."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ from vit_jax.types import Params
 
 
 def bench_eval(config: ConfigDict, rounds: int = 3) -> dict[str, float]:
-    """All of `config.eval.sets` evaluated, and as many batches through the same step, in turns.
+    """Measures evaluation of `config.eval.sets`, in turns with as many bare forward passes.
 
     The bare step sees one batch over and over that stays on the device. `eval_over_forward` is the
     rate of evaluation over that of the bare step, 1 being the most it could be. Small splits are
@@ -53,7 +53,7 @@ class _Forward:
             self._batch = evaluator.place(next(evaluator.batches(evaluator.splits[0])))
 
     def seconds(self, batches: int) -> float:
-        """How long so many batches take."""
+        """Returns the seconds that so many batches take."""
         sums, rows = self._evaluator.zeros(self._params, self._batch), None
         started = time.perf_counter()
         with sharding.activate(self._mesh):

@@ -1,4 +1,4 @@
-"""The training step of a config: alone, and in the loop with everything around it."""
+"""Measures the training step of a config: alone, and in the loop with everything around it."""
 
 import itertools
 import statistics
@@ -21,7 +21,7 @@ from vit_jax.types import Array
 
 
 def bench_step(config: ConfigDict, steps: int = 20, rounds: int = 5) -> dict[str, float]:
-    """The compiled training step alone, and inside the loop with input, logging and its guards.
+    """Measures the compiled step alone, and inside the loop with input, logging and guards.
 
     The two are run in turns of `steps` steps. `loop_overhead` is the loop's median time over the
     bare step's, minus one: what everything around the step costs.
@@ -70,7 +70,7 @@ def bench_step(config: ConfigDict, steps: int = 20, rounds: int = 5) -> dict[str
 
 
 def _quiet_log(run: Run, folder: str) -> StepLog:
-    """The log of a real run, without its console."""
+    """Opens the log of a real run, without its console."""
     log = StepLog(
         epath.Path(folder),
         start_step=0,

@@ -1,4 +1,4 @@
-"""What a machine is, and what its products could at most reach."""
+"""Facts about this machine, and the rate that its matrix products reach."""
 
 import os
 import statistics
@@ -12,7 +12,7 @@ MATMUL_SIZE = {"cpu": 1536, "gpu": 8192, "tpu": 8192}
 
 
 def matmul_rate(dtype: jnp.dtype = jnp.float32, repeats: int = 5) -> float:
-    """FLOP/s of a square matrix product on the first device: what a step could at most reach."""
+    """Returns FLOP/s of a square matrix product on the first device, the limit of a step."""
     size = MATMUL_SIZE[jax.default_backend()]
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: a @ b)
@@ -26,7 +26,7 @@ def matmul_rate(dtype: jnp.dtype = jnp.float32, repeats: int = 5) -> float:
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Where figures were measured."""
+    """Returns a description of the machine that figures were measured on."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,

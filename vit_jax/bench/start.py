@@ -1,4 +1,4 @@
-"""How long a run takes to its first step."""
+"""Measures the time from the start of a run to its first step."""
 
 import statistics
 import subprocess
@@ -12,13 +12,13 @@ IMPORTS = (
     "import jax, flax, optax, orbax.checkpoint, tensorflow, tensorflow_datasets\n"
     "import vit_jax.training.loop"
 )
-"""What a training run on a TFDS dataset imports before it can do anything."""
+"""The imports of a training run on a TFDS dataset."""
 
 
 def bench_start(
     config_spec: str, overrides: Mapping[str, str], rounds: int = 3
 ) -> dict[str, float]:
-    """How long a second start of a run takes to its first step, against its imports alone.
+    """Measures the time of a second start to its first step, against its imports alone.
 
     Both are whole processes, run in turns; one start before them fills the compilation cache.
     """

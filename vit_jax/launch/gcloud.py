@@ -167,7 +167,7 @@ class Gcloud:
             raise UserError(f"{shlex.join(command[:5])} failed: {_last_line(done.stderr)}")
 
     def ask(self, command: Command, pretend: str = "") -> str:
-        """What `command` prints; `pretend` in a dry run."""
+        """Returns the output of `command`; in a dry run, `pretend`."""
         if self.dry_run:
             print(shlex.join(command))
             return pretend
@@ -177,7 +177,7 @@ class Gcloud:
         return done.stdout
 
     def state(self, slices: Slices) -> str:
-        """The state that Cloud TPU tells, such as READY or PREEMPTED; `ABSENT` if there is none."""
+        """Returns the state of slices, such as READY or PREEMPTED; `ABSENT` if there are none."""
         try:
             return self.ask(slices.describe(), pretend="READY").strip() or ABSENT
         except UserError as error:
@@ -186,7 +186,7 @@ class Gcloud:
             raise
 
     def everywhere(self, slices: Slices, script: str, pretend: str = "") -> str:
-        """What a shell script prints on all hosts of all slices, which run it at the same time."""
+        """Runs a shell script on all hosts of all slices at the same time; returns its output."""
         commands = [slices.ssh(node, script) for node in slices.nodes]
         if self.dry_run:
             return "".join(self.ask(command, pretend) for command in commands)
@@ -199,7 +199,7 @@ class Gcloud:
             self.run(slices.scp(files, node))
 
     def say(self, text: str) -> None:
-        """A line for people, who in a dry run want the commands alone."""
+        """Prints a line for people; a dry run prints commands alone."""
         if not self.dry_run:
             print(text, file=sys.stderr, flush=True)
 
@@ -221,7 +221,7 @@ class Gcloud:
 
 
 def _last_line(text: str) -> str:
-    """What went wrong: the lines of gcloud, of `host.sh` or git that say so, or the last one.
+    """Returns the lines of gcloud, `host.sh` or git that name an error, or the last line.
 
     Around them gcloud tells, framed by `#`, on which host a command has failed.
     """
@@ -239,7 +239,7 @@ def remember(slices: Slices) -> None:
 
 
 def recall(name: str) -> Slices | None:
-    """What `remember` kept, on this machine."""
+    """Returns the slices that `remember` kept on this machine."""
     path = _memory(name)
     return Slices(**json.loads(path.read_text())) if path.exists() else None
 

@@ -32,7 +32,7 @@ MAX_UNREACHED = 20
 
 @dataclasses.dataclass(frozen=True)
 class HostState:
-    """What one host says of a run: none, running, or ended with an exit code."""
+    """The state of a run on one host: none, running, or ended with an exit code."""
 
     host: str
     kind: str
@@ -41,7 +41,7 @@ class HostState:
 
     @classmethod
     def parse(cls, line: str) -> "HostState | None":
-        """What a line of `host.sh NAME state` says; None if it is a greeting of the machine's."""
+        """Parses a line of `host.sh NAME state`; None if it is a greeting of the machine."""
         found = re.fullmatch(r"(\S+) (?:(none|running)|(ended) (\d+))(?: (.*))?", line)
         if not found:
             return None
@@ -55,7 +55,7 @@ class _Unusable(UserError):
 
 @dataclasses.dataclass
 class Launcher:
-    """What is done with the slices of one name. poll: seconds between looks."""
+    """Does what is asked with the slices of one name. poll: seconds between looks."""
 
     slices: Slices
     cloud: Gcloud
@@ -105,7 +105,7 @@ class Launcher:
         return self._look_until(look)
 
     def _look_until(self, look: Callable[[], int | None]) -> int:
-        """What `look` finds in the end; it may fail, as when hosts are being taken away."""
+        """Returns the first result of `look`, which may fail while hosts are being taken away."""
         unreached = 0
         while True:
             try:
@@ -124,7 +124,7 @@ class Launcher:
             time.sleep(self.poll)
 
     def _is_ready(self, *, replace: bool = False) -> bool:
-        """Whether the slices are there, or only coming; says so when that changes.
+        """Returns whether the slices are there; prints a line when their state changes.
 
         replace: make them anew where they were taken away.
 
@@ -164,7 +164,7 @@ class Launcher:
                 time.sleep(self.poll)
 
     def _look_at_hosts(self) -> int | None:
-        """The run's exit code once it has ended for good."""
+        """Returns the run's exit code once it has ended for good."""
         states = self.states()
         if any(state.kind == "none" for state in states):  # A host was restarted, or made anew.
             self.stop()
@@ -176,7 +176,7 @@ class Launcher:
         return code
 
     def _is_going(self, arguments: Sequence[str]) -> bool:
-        """Whether this run is going on the hosts already. Raises `UserError` if another one is."""
+        """Returns whether this run is going on already. Raises `UserError` if another one is."""
         if not any(state.kind == "running" for state in self.states()):
             return False
         told = self.cloud.everywhere(self.slices, self._script_if_prepared("arguments"))
@@ -215,11 +215,11 @@ class Launcher:
         return shlex.join(["bash", "host.sh", self.slices.name, action, *arguments])
 
     def _script_if_prepared(self, action: str, otherwise: str = "true") -> str:
-        """For hosts that may be new: made anew, they have lost `host.sh` with everything else."""
+        """Prepares hosts that may be new, and have lost `host.sh` with everything else."""
         return f"if [ -f host.sh ]; then {self._script(action)}; else {otherwise}; fi"
 
     def _verdict(self, states: Sequence[HostState]) -> int | None:
-        """The run's exit code once there is one; stops the hosts that would wait for the others."""
+        """Returns the run's exit code once there is one; stops hosts that wait for the others."""
         ended = [state for state in states if state.kind == "ended"]
         if len(ended) == len(states) and all(state.code == 0 for state in states):
             self.cloud.say(f"{self.slices.name}: done{self._still_there()}")
@@ -238,7 +238,7 @@ class Launcher:
         return f"; it is there, and costs, until {program()} tpu delete {self.slices.name}"
 
     def states(self) -> list[HostState]:
-        """What every host says of the run, in order of their names.
+        """Returns the state of the run on every host, in order of their names.
 
         Raises:
           UserError: none says anything.

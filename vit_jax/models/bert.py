@@ -35,7 +35,7 @@ class PostNormBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, drop_rate: None, segment_ids: SegmentIds) -> tuple[Array, None]:
-        """x `[batch, tokens, embed]`; the pair it returns is what `nn.scan` expects of a body."""
+        """Maps x `[batch, tokens, embed]` to (x, None), the pair that `nn.scan` expects."""
         del drop_rate
         spec = self.spec
         y = spec.make_attention(train=self.train, name="attn")(x, segment_ids=segment_ids)
@@ -73,7 +73,7 @@ class Bert(nn.Module):
 
     @nn.nowrap
     def block_spec(self) -> BlockSpec:
-        """What the encoder's blocks are made of."""
+        """Returns the spec of the encoder's blocks."""
         return BlockSpec.create(
             width=self.width,
             num_heads=self.num_heads,
@@ -85,18 +85,18 @@ class Bert(nn.Module):
 
     @nn.nowrap
     def stack_spec(self) -> StackSpec:
-        """How the encoder's blocks are stacked."""
+        """Returns how the encoder's blocks are stacked."""
         return StackSpec(self.depth, scan=self.scan, remat=self.remat)
 
     @nn.nowrap
     def example_input(self, length: int, channels: int) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of one text of `length` tokens, which have no channels."""
+        """Returns the shape and dtype of one text of `length` tokens, which have no channels."""
         del channels
         return jax.ShapeDtypeStruct((1, length), jnp.int32)
 
     @nn.compact
     def __call__(self, tokens: Array, *, train: bool = False) -> Features:
-        """tokens: int32 `[batch, length]`, ids below `vocab_size`. The features have no grid."""
+        """Encodes tokens int32 `[batch, length]`, numbers below `vocab_size`; there is no grid."""
         spec = self.block_spec()
         x = _norm("embed_norm", spec.dtype)(self._embed(tokens).astype(spec.dtype))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -108,7 +108,7 @@ class Bert(nn.Module):
 
     @nn.nowrap
     def _embed(self, tokens: Array) -> Array:
-        """Token, position and segment embeddings, float32 `[batch, length, width]`."""
+        """Returns token, position and segment embeddings, float32 `[batch, length, width]`."""
         length = tokens.shape[1]
         if length > self.max_length:
             raise UserError(

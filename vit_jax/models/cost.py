@@ -1,4 +1,4 @@
-"""What a model weighs and what one image costs, from its shapes alone: nothing is computed."""
+"""Counts parameters and FLOPs of a model from its shapes alone; nothing is computed."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from vit_jax.models.layers.basic import pair
 
 
 def param_count(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) -> int:
-    """Number of parameters of `model` initialised at `image_size` (side, or height and width)."""
+    """Returns the number of parameters of `model` at `image_size` (side, or height and width)."""
     leaves = jax.tree.leaves(_abstract_params(model, _inputs(model, image_size, channels)))
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def flops(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) -> int:
-    """Floating-point operations of the forward pass of one image, and of its text if it has one.
+    """Returns the FLOPs of the forward pass of one image, and of its text if it has one.
 
     Counts the matrix products and convolutions of the traced model, a multiply-add as 2; a training
     step costs about three times as much. XLA's own count is of no use: it takes the body of a loop
@@ -38,7 +38,7 @@ def flops(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) 
 
 
 def _inputs(model: nn.Module, image_size: int | Sequence[int], channels: int) -> Any:
-    """One image, or whatever else the backbone says it takes (text towers: tokens)."""
+    """Returns one abstract image, or the input that the backbone asks for (text: tokens)."""
     backbone = getattr(model, "backbone", model)
     if hasattr(backbone, "example_input"):
         return backbone.example_input(image_size, channels)
@@ -59,7 +59,7 @@ def _abstract_params(model: nn.Module, inputs: Any) -> Any:
 
 
 def product_flops(jaxpr: Any) -> int:
-    """Floating-point operations of all products of a traced program, loops multiplied out."""
+    """Returns the FLOPs of all products of a traced program, with loops multiplied out."""
     total = 0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name

@@ -121,12 +121,12 @@ class Mixer(nn.Module):
 
     @nn.nowrap
     def stack_spec(self) -> StackSpec:
-        """How the blocks are stacked."""
+        """Returns how the blocks are stacked."""
         return StackSpec(self.depth, self.drop_path, self.scan, self.unroll, self.remat)
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Features:
-        """images: float `[batch, height, width, channels]`."""
+        """Encodes images, float `[batch, height, width, channels]`."""
         dtype, patch = jnp.dtype(self.dtype), pair(self.patch_size)
         patches = cut_patches(_pad_to_patches(images, patch), patch)
         batch, rows, columns, _ = patches.shape

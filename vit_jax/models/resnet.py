@@ -180,7 +180,7 @@ class _Root(nn.Module):
 
 
 def check_width_factor(width_factor: float) -> int:
-    """The width of the root; raises `UserError` where groups do not divide it."""
+    """Returns the width of the root. Raises `UserError` where groups do not divide it."""
     width = ROOT_WIDTH * width_factor
     if width % NUM_GROUPS:
         raise UserError(f"width_factor={width_factor} is not a multiple of 0.5; write one")
@@ -236,7 +236,7 @@ class BiT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Features:
-        """images: float `[batch, height, width, channels]`; `train` changes nothing here."""
+        """Encodes images, float `[batch, height, width, channels]`; `train` changes nothing."""
         del train
         width, dtype = check_width_factor(self.width_factor), jnp.dtype(self.dtype)
         x = _Root(width, True, dtype, name="root")(images)

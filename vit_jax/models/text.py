@@ -56,7 +56,7 @@ class TextTransformer(nn.Module):
 
     @nn.nowrap
     def block_spec(self) -> BlockSpec:
-        """What the encoder's blocks are made of."""
+        """Returns the spec of the encoder's blocks."""
         return BlockSpec.create(
             width=self.width,
             num_heads=self.num_heads,
@@ -69,18 +69,18 @@ class TextTransformer(nn.Module):
 
     @nn.nowrap
     def stack_spec(self) -> StackSpec:
-        """How the encoder's blocks are stacked."""
+        """Returns how the encoder's blocks are stacked."""
         return StackSpec(self.depth, self.drop_path, self.scan, self.unroll, self.remat)
 
     @nn.nowrap
     def example_input(self, length: int, channels: int) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of one text of `length` tokens, which have no channels."""
+        """Returns the shape and dtype of one text of `length` tokens, which have no channels."""
         del channels
         return jax.ShapeDtypeStruct((1, length), jnp.int32)
 
     @nn.compact
     def __call__(self, tokens: Array, *, train: bool = False) -> Features:
-        """tokens: int32 `[batch, length]`, ids below `vocab_size`. The features have no grid."""
+        """Encodes tokens int32 `[batch, length]`, numbers below `vocab_size`; there is no grid."""
         spec = self.block_spec()
         x = self._embed(tokens).astype(spec.residual_dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -90,7 +90,7 @@ class TextTransformer(nn.Module):
 
     @nn.nowrap
     def _embed(self, tokens: Array) -> Array:
-        """Token and position embeddings, float32 `[batch, length, width]`."""
+        """Returns token and position embeddings, float32 `[batch, length, width]`."""
         init = nn.with_logical_partitioning(
             nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0),
             ("vocab", "embed"),

@@ -63,7 +63,7 @@ from vit_jax.models.layers.positions import (
     POSITIONS,
     check_position,
     grid_coordinates,
-    rope_angles,
+    rotary_angles,
     sincos_2d,
 )
 from vit_jax.models.layers.transformer import BlockSpec, StackSpec, run_blocks
@@ -335,7 +335,7 @@ class VisionTransformer(nn.Module):
         if self.position == "rope_mixed":
             return coordinates
         kind = "dinov3" if self.position == "rope_dinov3" else "axial"
-        return rope_angles(kind, coordinates, grid, self.width // self.num_heads)
+        return rotary_angles(kind, coordinates, grid, self.width // self.num_heads)
 
     @nn.nowrap
     def _rope(self, coordinates: Array, grid: Array) -> Array | None:

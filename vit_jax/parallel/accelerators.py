@@ -57,7 +57,7 @@ _CUBE_SHAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Tpu:
-    """How Cloud TPU names and runs a generation, and how XLA compiles for it.
+    """Facts about a TPU generation: names on Cloud TPU, slice shapes, compiler options.
 
     Attributes:
       shapes: chips of a slice -> its shape, such as `4x4`.

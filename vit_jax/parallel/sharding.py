@@ -1,4 +1,4 @@
-"""The mesh, the map from logical to mesh axes, and the placing of batches on devices.
+"""The mesh, the map from logical to mesh axes, and the placement of batches on devices.
 
 Models name the logical axes of their parameters and activations ("embed", "heads", "mlp", ...);
 `RULES` is the only place that says which mesh axis each of them is split over.
@@ -51,11 +51,11 @@ MIN_SPLIT = 2**16
 """Elements below which a parameter whose own axis for `fsdp` cannot be split stays whole."""
 
 _TILE_ROWS = 16
-"""Of a tile of bfloat16 in the memory of a TPU."""
+"""Rows of a tile of bfloat16 in the memory of a TPU."""
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes `data`, `fsdp`, `tensor` in that order.
+    """Makes a mesh with the axes `data`, `fsdp`, `tensor` in that order.
 
     One size may be -1: the devices that the other axes leave. Where the devices are of several
     slices, which only a data centre's network connects, `data` alone spans them: it sends the
@@ -108,7 +108,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A full copy on every device."""
+    """Returns the sharding of a full copy on every device."""
     return NamedSharding(mesh, P())
 
 
@@ -124,7 +124,7 @@ def check_batch_size(mesh: Mesh, batch_size: int, accum_steps: int = 1) -> None:
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """Sharding of every parameter, from the logical axis names it carries.
+    """Returns the sharding of every parameter, from the logical axis names that it carries.
 
     boxed: the (abstract) parameters as `init` returns them, in `nn.LogicallyPartitioned` boxes.
     A dimension that its mesh axis does not divide stays whole. `RULES` say which parameters are
@@ -185,7 +185,7 @@ def _divisible(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def _ways(axes: str | tuple[str, ...] | None, mesh: Mesh) -> int:
-    """Over how many devices an entry of a `PartitionSpec` splits its dimension."""
+    """Returns the number of devices over which an entry of a `PartitionSpec` splits."""
     return math.prod(mesh.shape[name] for name in _axis_names(axes))
 
 
@@ -198,7 +198,7 @@ def _axis_names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def _split_further(
     spec: P, names: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh, axis: str
 ) -> P:
-    """`spec` with a dimension also split over `axis`; as it was, where that is there or none can.
+    """Returns `spec` with one more dimension split over `axis`, if it can and need be.
 
     For TPUs XLA scatters the sum of a gradient along outer dimensions and the rows of tiles; along
     their lanes it often sends all of it. It lays out a kernel of attention with heads outside, the
@@ -259,7 +259,7 @@ def _names(path: Any) -> tuple[str, ...]:
 def abstract_batch(
     spec: Mapping[str, ArraySpec], mesh: Mesh, batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and placing of a global batch of examples of the given `spec`."""
+    """Returns the shapes and shardings of a global batch of examples of the given `spec`."""
     where = batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((batch_size, *array.shape), array.dtype, sharding=where)
@@ -268,13 +268,13 @@ def abstract_batch(
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a global batch that this process's devices hold, ascending."""
+    """Returns the rows of a global batch that this process's devices hold, ascending."""
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
 
 
 def place(batch: Batch, rows: np.ndarray, mesh: Mesh, batch_size: int) -> dict[str, Array]:
-    """Local rows of a batch → arrays over the whole mesh.
+    """Places local rows of a batch as arrays over the whole mesh.
 
     batch: arrays with leading axis `len(rows)`; `rows` as `local_rows` gave them.
     """
@@ -292,7 +292,7 @@ def place(batch: Batch, rows: np.ndarray, mesh: Mesh, batch_size: int) -> dict[s
 
 
 def place_whole(array: np.ndarray, like: jax.ShapeDtypeStruct) -> Array:
-    """An array that every process holds whole, as `like` shards it: each device takes its part."""
+    """Shards an array that every process holds whole: each device takes its part."""
     array = np.asarray(array, like.dtype)
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
@@ -308,7 +308,7 @@ class Placement(NamedTuple):
 
 
 def placements(tree: Any) -> list[Placement]:
-    """A row for every array (or abstract array with a sharding) of a tree, in the tree's order."""
+    """Returns a row for every array, abstract or not, of a tree, in the tree's order."""
     rows = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -323,7 +323,7 @@ def placements(tree: Any) -> list[Placement]:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What each device holds of all arrays of a tree."""
+    """Returns the bytes of all arrays of a tree that one device holds."""
     return sum(row.bytes_per_device for row in placements(tree))
 
 

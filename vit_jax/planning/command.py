@@ -64,7 +64,7 @@ def run(
 
 
 def _feeding(config: ConfigDict, target: Target, plan: Plan, rate: Rate | None) -> Feeding | None:
-    """What the hosts must do; None where the least step time is not known."""
+    """Returns the demands on the hosts; None where the least step time is not known."""
     if not plan.least_seconds:
         return None
     return Feeding.of(config, plan.batch_size / plan.least_seconds, target.num_hosts, rate)

@@ -1,4 +1,4 @@
-"""What the hosts of a target have to do so that its devices never wait for images."""
+"""The work that a target's hosts must do so that its devices never wait for images."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Feeding:
-    """What is asked of the hosts at a target's least step time; zeros where it is not known.
+    """Demands on the hosts at a target's least step time; zeros where that is not known.
 
     cores: of all hosts together. bytes_per_sec, requests_per_sec: that one host reads from an
     object store. Hosts beyond the parts that an epoch is cut into read what others read, too.
@@ -54,7 +54,7 @@ class Feeding:
         )
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """For the table of a plan."""
+        """Returns rows for the table of a plan."""
         hosts = f"{self.num_hosts} host{'s' if self.num_hosts > 1 else ''}"
         yield "images to feed", f"{self.images_per_sec:,.0f}/s at the least step time, to {hosts}"
         if self.cores:
@@ -71,7 +71,7 @@ class Feeding:
 
 
 def read_rate(path: str) -> Rate:
-    """The figure of `bench input --json=FILE`. Raises `UserError`."""
+    """Returns the rate in a file that `bench input --json=FILE` wrote. Raises `UserError`."""
     try:
         measured = float(json.loads(Path(path).read_text())["images_per_sec_per_core"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What a compiled program sends and stores, read from its HLO text, loops multiplied out.
+"""Reads from HLO text what a compiled program sends and stores, with loops multiplied out.
 
 XLA's own cost analysis takes the body of a loop once. Here every instruction counts as often as
 the loops around it run; a trip count is the bound that the loop's condition compares with, and 1
@@ -51,7 +51,7 @@ class Instruction:
     is_root: bool
 
     def called(self, attribute: str) -> str:
-        """The computation that `attribute=%NAME` names, or ""."""
+        """Returns the computation that `attribute=%NAME` names, or ""."""
         match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
         return match[1] if match else ""
 
@@ -92,7 +92,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """What a device carries out in a step, one after the other, loops multiplied out.
+    """The kernels that a device runs in a step, with loops multiplied out.
 
     fusions: of operations. copies: of arrays to another place or layout in the main memory.
     """
@@ -126,7 +126,7 @@ class Program:
         self._num_devices = int(header[1]) if header else 1
 
     def collectives(self) -> list[Collective]:
-        """Every collective operation, those that TPUs carry out in steps once."""
+        """Returns every collective operation; those that TPUs run in steps count once."""
         # A fusion that TPUs carry out as a reduce-scatter: they keep a part of the sum each.
         scattered = {
             instruction.name
@@ -169,14 +169,14 @@ class Program:
         return found
 
     def _handed_on(self, instruction: Instruction) -> list[Instruction]:
-        """The instructions of what a call runs; of anything else itself."""
+        """Returns the instructions that a call runs; any other instruction is its own."""
         if instruction.opcode not in _CALLS:
             return [instruction]
         called = self._branches(instruction)
         return [inner for name in called for inner in self._computations.get(name, ())]
 
     def kernels(self) -> Kernels:
-        """What a step has a device carry out, beside collectives."""
+        """Counts the kernels that a device runs in a step, without collectives."""
         run = [*self._run(self._entry, 1, into_fusions=False)]
         copies = [
             (times, sum(_main_memory(array) for array in _arrays(instruction.shape)))
@@ -216,7 +216,7 @@ class Program:
     def _run(
         self, name: str, times: int, *, into_fusions: bool = True
     ) -> Iterator[tuple[int, Instruction]]:
-        """Every instruction below a computation with the number of times that it runs."""
+        """Yields every instruction below a computation with the number of times that it runs."""
         for instruction in self._computations.get(name, ()):
             yield times, instruction
             if instruction.opcode == "while":
@@ -237,7 +237,7 @@ class Program:
         return [name for name in names if name]
 
     def _trip_count(self, loop: Instruction, caller: str) -> int:
-        """How often a loop runs: its counter goes from a constant to a constant by a constant.
+        """Returns how often a loop runs: its counter goes between constants by a constant.
 
         1 where it does not, which only loops over random draws do here.
         """
@@ -322,7 +322,7 @@ class Program:
         return sum(sizes)
 
     def _slice_updates(self, computation: str) -> list[int | None]:
-        """For each result of a fusion the bytes that it replaces in place, or None."""
+        """Returns for each result of a fusion the bytes that it replaces in place, or None."""
         inner = self._by_name(computation)
         root = next((i for i in inner.values() if i.is_root), None)
         if root is None:
@@ -334,13 +334,13 @@ class Program:
 
 
 def _channel(collective: Instruction) -> str:
-    """What all instructions that carry out one collective between them have in common."""
+    """Returns a key that all instructions of one collective operation share."""
     channel = re.search(r"channel_id=(\d+)", collective.rest)
     return channel[1] if channel else collective.name
 
 
 def _computes_until_done(begun: Sequence[Instruction]) -> bool:
-    """Whether something is computed between the first instruction and what waits for it."""
+    """Returns whether anything is computed between the start of a collective and its end."""
     started, *following = begun
     if not started.opcode.endswith("-start"):
         return False
@@ -365,7 +365,7 @@ def _slice_update(computation: Mapping[str, Instruction], result: Instruction) -
 
 
 def _element(computation: Mapping[str, Instruction], name: str, index: int) -> int:
-    """The constant that a tuple holds at `index`; 0 where it is none: counters start there."""
+    """Returns the constant at `index` of a tuple; 0 where there is none, as counters start."""
     made = computation.get(name)
     if made is None or made.opcode != "tuple":
         return 0
@@ -376,7 +376,7 @@ def _element(computation: Mapping[str, Instruction], name: str, index: int) -> i
 
 
 def _increment(body: Mapping[str, Instruction], name: str) -> int:
-    """What a loop's body adds to its counter, whose new value is `name`."""
+    """Returns what a loop's body adds to its counter, whose new value is `name`."""
     added = 0
     while (made := body.get(name)) is not None:
         if made.opcode in ("copy", "bitcast"):
@@ -394,7 +394,7 @@ def _increment(body: Mapping[str, Instruction], name: str) -> int:
 
 
 def _arrays(shape: str) -> list[tuple[str, str, str]]:
-    """(type, dimensions, layout) of every array in the text of a shape; flags left out."""
+    """Returns (type, dimensions, layout) of every array in the text of a shape, less flags."""
     return [a for a in _ARRAY.findall(shape) if a[0] == "token" or not _is_flag(a)]
 
 

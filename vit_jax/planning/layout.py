@@ -1,4 +1,4 @@
-"""How a step is spread over chips, and the other ways to spread it that are worth a try."""
+"""The layout of a step over chips, and other layouts that are worth a try."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Layout:
 
     @property
     def gradient_shards(self) -> int:
-        """The devices of a slice over which gradients are split, not counting `tensor`."""
+        """Devices of a slice over which gradients are split, not counting `tensor`."""
         return self.mesh["fsdp"] * (self._data_in_slice if self.zero1 else 1)
 
     @property

@@ -157,7 +157,7 @@ def make_plan(
 
 
 def _bytes_needed(error: Exception) -> int:
-    """What a program that does not fit would take, from the compiler's message."""
+    """Returns the memory of a program that does not fit, from the compiler's message."""
     text = str(error)
     if not is_out_of_memory(error):
         raise error

@@ -14,7 +14,7 @@ def gib(size: float) -> str:
 
 
 def table(plan: Plan, feeding: Feeding | None = None) -> str:
-    """Aligned rows of name and value."""
+    """Returns aligned rows of name and value."""
     rows = [*_machine(plan), *_memory(plan), *_work(plan), *_time(plan)]
     rows += feeding.rows() if feeding else ()
     width = max(len(name) for name, _ in rows)

@@ -1,4 +1,4 @@
-"""The devices that a plan is for: a TPU topology by name, virtual CPUs, or what is present."""
+"""Devices to plan for: a TPU topology by name, virtual CPUs, or the devices of this machine."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,10 @@ EXAMPLES = "write such as v5e:16x16, v5p-512, tpu7x:4x4x4, cpu:8, or leave it ou
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices to plan for. chip: what one is made of; None for CPUs and unknown ones."""
+    """Devices to plan for.
+
+    chip: the chip of each device; None for CPUs and unknown devices.
+    """
 
     name: str
     devices: Sequence[jax.Device]
@@ -55,7 +58,7 @@ class Target:
 
     @classmethod
     def find(cls, topology: str = "", num_slices: int = 1) -> "Target":
-        """The target that `--topology` and `--slices` name; "" are the devices of this machine.
+        """Returns the target of `--topology` and `--slices`; "" means this machine's devices.
 
         Must be asked for before JAX computes anything: it decides which of JAX's backends start.
 

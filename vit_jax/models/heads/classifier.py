@@ -82,7 +82,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array | tuple[Array, Array]:
-        """images `[batch, height, width, channels]` to float32 logits `[batch, classes]`.
+        """Maps images `[batch, height, width, channels]` to float32 logits `[batch, classes]`.
 
         A backbone built without pooling gives logits for every place, `[batch, h, w, classes]`. One
         with a distillation token has a head for each of its two tokens: in training both logits

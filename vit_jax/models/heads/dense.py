@@ -32,7 +32,7 @@ _EPSILON = 1e-6
 
 
 def _levels_of(features: Features, scales: Sequence[float], width: int) -> list[Array]:
-    """The maps that a head reads, float32 `[batch, rows, columns, dim]`: the grid, or a `pyramid`
+    """Returns the maps of a head, float32 `[batch, rows, columns, dim]`: the grid, or a `pyramid`
     of the calling module over it. Raises `UserError` if there is no grid."""
     if features.grid is None:
         raise UserError(
@@ -79,7 +79,7 @@ class Segmenter(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
-        """images `[batch, h, w, channels]` to float32 logits `[batch, h, w, classes]`."""
+        """Maps images `[batch, h, w, channels]` to float32 logits `[batch, h, w, classes]`."""
         features = self.backbone(images, train=train)
         grid = merge(_levels_of(features, self.pyramid, self.pyramid_width))
         if self.head == "linear":
@@ -122,7 +122,7 @@ class _LinearDecoder(nn.Module):
 
 
 class _PixelDecoder(nn.Module):
-    """As `_LinearDecoder`, behind a hidden layer that sees tokens and pixels.
+    """A `_LinearDecoder` after a hidden layer that reads tokens and pixels.
 
     Parameters: hidden, of `[token, pixels]`, and score.
     """
@@ -133,7 +133,7 @@ class _PixelDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, grid: Array, images: Array) -> Array:
-        """images: `[b, h, w, channels]`, as the backbone was given them."""
+        """Returns scores; images `[b, h, w, channels]` are those that the backbone was given."""
         pixels = _around_cells(images.astype(jnp.float32), grid.shape[1:3])
         both = jnp.concatenate([grid, pixels], axis=-1)
         hidden = nn.gelu(Linear((self.width,), (None, "mlp"), name="hidden")(both))
@@ -141,7 +141,7 @@ class _PixelDecoder(nn.Module):
 
 
 def _subcell_scores(grid: Array, num_classes: int, subcells: int, axis: str) -> Array:
-    """A linear layer `score` of the calling module, its scores at their places.
+    """Applies a linear layer `score` of the calling module and puts the scores at their places.
 
     grid: `[b, rows, columns, dim]`, whose last axis has the logical name `axis`.
     """
@@ -242,7 +242,7 @@ class Detector(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> tuple[Array, Array]:
-        """images `[batch, h, w, channels]` to float32 scores and boxes of N proposals.
+        """Maps images `[batch, h, w, channels]` to float32 scores and boxes of N proposals.
 
         Returns scores `[batch, N, num_classes]` (logits) and boxes `[batch, N, 4]` as
         (y0, x0, y1, x1), whose centres are within 0..1 of the image.
@@ -286,7 +286,7 @@ class _DetectionDecoder(nn.Module):
 
     @nn.nowrap
     def _read_grid(self, tokens: Array) -> Array:
-        """Detection tokens `[b, num_queries, dim]` after blocks over them and the grid."""
+        """Returns detection tokens `[b, num_queries, dim]` after blocks over them and the grid."""
         x = _with_tokens(self, "detection_tokens", tokens, self.num_queries)
         x = _run_layers(x, self.depth, self.train)
         x = make_norm("layernorm", name="norm", dtype=jnp.float32)(x)
@@ -319,7 +319,7 @@ class _Mlp(nn.Module):
 
 
 def _with_tokens(module: nn.Module, name: str, tokens: Array, count: int) -> Array:
-    """`tokens` `[b, n, width]` with `count` learned ones behind them, a parameter of `module`."""
+    """Appends `count` learned tokens, a parameter of `module`, to `tokens` `[b, n, width]`."""
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, "embed"))
     learned = module.param(name, init, (1, count, tokens.shape[-1]), jnp.float32)
     learned = jnp.broadcast_to(learned, (len(tokens), count, tokens.shape[-1]))
@@ -327,7 +327,7 @@ def _with_tokens(module: nn.Module, name: str, tokens: Array, count: int) -> Arr
 
 
 def _run_layers(x: Array, depth: int, train: bool) -> Array:
-    """Transformer blocks named layer0, layer1, ...: not the `blocks` that optimizers group."""
+    """Runs transformer blocks named layer0, layer1, ..., not the `blocks` that optimizers group."""
     width = x.shape[-1]
     num_heads = width // _HEAD_DIM if width % _HEAD_DIM == 0 else 1
     spec = BlockSpec.create(width=width, num_heads=num_heads, mlp_dim=None)
@@ -342,7 +342,7 @@ def _unit(x: Array) -> Array:
 
 
 def _place_logits(rows: int, columns: int) -> Array:
-    """Each token's own cell, `[rows * columns, 4]`, as logits of (centre y, x, height, width)."""
+    """Returns each token's cell `[rows * columns, 4]` as logits of (center y, x, height, width)."""
     y = (jnp.arange(rows) + 0.5) / rows
     x = (jnp.arange(columns) + 0.5) / columns
     centres = jnp.stack(jnp.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
@@ -352,6 +352,6 @@ def _place_logits(rows: int, columns: int) -> Array:
 
 
 def _corners(boxes: Array) -> Array:
-    """(centre y, centre x, height, width) to (y0, x0, y1, x1)."""
+    """Maps (center y, center x, height, width) to (y0, x0, y1, x1)."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return jnp.concatenate([centre - half, centre + half], -1)

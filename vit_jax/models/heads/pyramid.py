@@ -48,7 +48,7 @@ class Pyramid(nn.Module):
 
     @nn.compact
     def __call__(self, grid: Array) -> tuple[Array, ...]:
-        """`[b, rows, columns, dim]` to `[b, scale * rows, scale * columns, width]` of each scale.
+        """Maps `[b, rows, columns, dim]` to `[b, scale * rows, scale * columns, width]` per scale.
 
         Raises:
           UserError: pooling would leave some of the grid out.
@@ -91,7 +91,7 @@ class _Level(nn.Module):
 
 
 def _doubled(x: Array, name: str) -> Array:
-    """A transposed convolution of the calling module, its stride its kernel; half the channels."""
+    """Applies a transposed convolution whose stride is its kernel; it halves the channels."""
     features = (2, 2, x.shape[-1] // 2)
     axes = ("conv_in", None, None, "conv_out")
     init = nn.initializers.lecun_normal()
@@ -99,7 +99,7 @@ def _doubled(x: Array, name: str) -> Array:
 
 
 def spread(x: Array) -> Array:
-    """`[b, rows, columns, n, m, dim]` to `[b, rows * n, columns * m, dim]`, each at its place."""
+    """Maps `[b, rows, columns, n, m, dim]` to `[b, rows * n, columns * m, dim]`, in place."""
     batch, rows, columns, down, across, channels = x.shape
     return x.swapaxes(2, 3).reshape(batch, rows * down, columns * across, channels)
 
@@ -115,6 +115,6 @@ def _pooled(x: Array, size: int) -> Array:
 
 
 def merge(levels: Sequence[Array]) -> Array:
-    """The sum of all levels at the finest one's places (Kirillov et al. 2019, Panoptic FPN)."""
+    """Adds all levels at the places of the finest one (Kirillov et al. 2019, Panoptic FPN)."""
     finest = max(level.shape[:3] for level in levels)
     return sum(jax.image.resize(level, (*finest, level.shape[3]), "bilinear") for level in levels)

@@ -23,7 +23,7 @@ class Compared(NamedTuple):
     bias: Array
 
     def logits(self, images: Array, texts: Array) -> Array:
-        """Those of all pairs `[images, texts]`; rounded less than a chip's products are."""
+        """Returns the logits of all pairs `[images, texts]`, from products in full float32."""
         products = jnp.einsum("id,td->it", images, texts, precision="highest")
         return self.scale * products + self.bias
 
@@ -56,7 +56,7 @@ class TwoTowers(nn.Module):
     def __call__(
         self, images: Array | None = None, tokens: Array | None = None, *, train: bool = False
     ) -> Compared:
-        """images `[batch, h, w, channels]`, tokens int32 `[batch, text_length]`, or one of them.
+        """Encodes images `[batch, h, w, channels]`, tokens int32 `[batch, text_length]`, or both.
 
         Initialised with images alone, all parameters are made.
         """

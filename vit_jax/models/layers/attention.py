@@ -131,7 +131,7 @@ def attend(
     *,
     implementation: str = "auto",
 ) -> Array:
-    """Softmax attention of query `[b, q, h, d]` to key and value `[b, k, h, d]`.
+    """Applies softmax attention of query `[b, q, h, d]` to key and value `[b, k, h, d]`.
 
     Args:
       segment_ids: int32 `[b, q]` and `[b, k]`; a query attends to keys with its own number.
@@ -217,7 +217,7 @@ def _heads_first(query: Array, key: Array, value: Array, segment_ids: SegmentIds
 
 @jax.custom_vjp
 def _of_heads(query: Array, key: Array, value: Array, segment_ids: SegmentIds | None) -> Array:
-    """Attention of scaled queries `[b, h, q, d]` to keys and values `[b, h, k, d]`: `[b, h, q, d]`.
+    """Applies attention of scaled queries `[b, h, q, d]` to keys and values `[b, h, k, d]`.
 
     The `xla` implementation lays out the weighted sum and its gradients with the last two axes
     exchanged, and its backward pass reads the weights once more.

@@ -1,4 +1,4 @@
-"""The parts every model is put together from: projections, norms, MLPs, patches, drop path.
+"""The basic layers of every model: projections, norms, MLPs, patches, drop path.
 
 Parameters are float32 and carry logical axis names (listed in `vit_jax.models`); computation runs
 in `dtype`. What a module returns has the dtype it computed in, unless its docstring says otherwise.
@@ -48,7 +48,7 @@ def check_patch(patch_size: int | Sequence[int]) -> None:
 
 
 def float_dtype(what: str, value: DTypeLike) -> jnp.dtype:
-    """`value`, a dtype or its name, as a floating-point dtype. Raises `UserError`."""
+    """Returns `value`, a dtype or its name, as a floating-point dtype. Raises `UserError`."""
     try:
         dtype = jnp.dtype(value)
     except TypeError:
@@ -59,7 +59,7 @@ def float_dtype(what: str, value: DTypeLike) -> jnp.dtype:
 
 
 def flattened(init: Initializer, num_in: int) -> Initializer:
-    """`init` on a matrix, reshaped, so that fan-in and fan-out count whole groups of axes.
+    """Returns `init` of a matrix, reshaped: fan-in and fan-out count whole groups of axes.
 
     The first `num_in` axes of the shape are inputs, the others outputs.
     """
@@ -72,7 +72,7 @@ def flattened(init: Initializer, num_in: int) -> Initializer:
 
 
 def lift(x: Array, ndim: int) -> Array:
-    """`x` with leading axes of size 1 up to `ndim`, spelling out what broadcasting would guess."""
+    """Returns `x` with leading axes of size 1 up to `ndim`, so that broadcasting is explicit."""
     return x.reshape((1,) * (ndim - x.ndim) + x.shape)
 
 
@@ -120,7 +120,7 @@ def make_norm(
     use_bias: bool = True,
     epsilon: float = NORM_EPSILON,
 ) -> nn.Module:
-    """A norm over the last axis, statistics in float32. `axis` is the scale's logical name."""
+    """Returns a norm over the last axis, with float32 statistics; `axis` is its logical name."""
     ones = nn.with_logical_partitioning(nn.initializers.ones, (axis,))
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
     if kind == "rmsnorm":
@@ -171,7 +171,7 @@ class Mlp(nn.Module):
 
 
 def drop_path(x: Array, rate: Array | float, key: Array) -> Array:
-    """Stochastic depth (Huang et al. 2016): zeroes whole examples of a residual branch.
+    """Zeroes whole examples of a residual branch: stochastic depth (Huang et al. 2016).
 
     x: `[batch, ...]`. Kept examples are divided by the probability of keeping, so that the
     expectation is unchanged. `rate` may be traced: it differs between scanned layers.
@@ -189,7 +189,7 @@ def layer_scale(module: nn.Module, name: str, x: Array, init: float) -> Array:
 
 
 def stored_shape(module: nn.Module, name: str) -> tuple[int, ...] | None:
-    """Shape of a parameter that the caller of `apply` handed in; None while initialising."""
+    """Returns the shape of a parameter that `apply` was given; None while initializing."""
     if not module.has_variable("params", name):
         return None
     value = module.get_variable("params", name)
@@ -197,13 +197,13 @@ def stored_shape(module: nn.Module, name: str) -> tuple[int, ...] | None:
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """`16` or `(16, 16)` as (height, width)."""
+    """Returns `16` or `(16, 16)` as (height, width)."""
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
 
 
 def cut_patches(images: Array, patch: tuple[int, int]) -> Array:
-    """`[b, H, W, c]` as `[b, H // ph, W // pw, ph * pw * c]`; pixels beyond are dropped."""
+    """Cuts `[b, H, W, c]` into `[b, H // ph, W // pw, ph * pw * c]`, dropping pixels beyond."""
     ph, pw = patch
     batch, height, width, channels = images.shape
     rows, columns = height // ph, width // pw
@@ -218,7 +218,7 @@ def cut_patches(images: Array, patch: tuple[int, int]) -> Array:
 
 
 def token_stride(backbone: nn.Module) -> tuple[int, int] | None:
-    """Pixels from one token to the next, down and across; None for what does not cut patches."""
+    """Returns the pixels between tokens, down and across; None for models without patches."""
     patch = getattr(backbone, "patch_size", None)
     if patch is None:
         return None
@@ -242,7 +242,7 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Array) -> Array:
-        """patches: `[..., ph * pw * channels]`, as `cut_patches` gives; returns `[..., width]`."""
+        """Maps patches `[..., ph * pw * channels]`, as from `cut_patches`, to `[..., width]`."""
         axes = ("patch_h", "patch_w", "channels", "embed")
         kernel_init = flattened(nn.initializers.lecun_normal(), num_in=3)
         kernel = self.param(

@@ -1,4 +1,4 @@
-"""Where a token is: grid coordinates, sin-cos tables, and rotary embeddings in two dimensions.
+"""Positions of tokens: grid coordinates, sin-cos tables and two-dimensional rotary embeddings.
 
 Coordinates are (row, column) pairs, float32, so that subsets of patches and non-square grids need
 no special case. Tokens without a place (class token, registers) are not rotated.
@@ -21,13 +21,13 @@ MIXED_ROPE_BASE = 10.0
 
 
 def grid_coordinates(rows: int, columns: int) -> Array:
-    """(row, column) of every cell of a grid, row by row: float32 `[rows * columns, 2]`."""
+    """Returns (row, column) of every cell, row by row: float32 `[rows * columns, 2]`."""
     row, column = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
     return jnp.stack([row, column], axis=-1).reshape(-1, 2).astype(jnp.float32)
 
 
 def sincos_2d(coordinates: Array, width: int, max_wavelength: float = 10_000.0) -> Array:
-    """Sin-cos embedding of `[..., 2]` coordinates: `[..., width]` (Chen et al. 2021, MoCo v3).
+    """Embeds `[..., 2]` coordinates as `[..., width]` sines and cosines (Chen et al. 2021).
 
     The first half of the channels holds the column (sines, then cosines), the second half the row.
     Frequencies run geometrically from 1 to 1 / max_wavelength, both included.
@@ -39,14 +39,14 @@ def sincos_2d(coordinates: Array, width: int, max_wavelength: float = 10_000.0) 
     return jnp.concatenate(parts, axis=-1)
 
 
-def rope_angles(kind: str, coordinates: Array, grid: Array, head_dim: int) -> Array:
-    """Rotation angles of axial rotary embeddings, `[..., tokens, 1, head_dim / 2]`.
+def rotary_angles(kind: str, coordinates: Array, grid: Array, head_dim: int) -> Array:
+    """Returns angles of axial rotary embeddings, `[..., tokens, 1, head_dim / 2]`.
 
-    Half of the pairs of channels turn with the row, half with the column.
+    Half of the pairs of channels rotate with the row, half with the column.
 
-    kind: "axial" turns by the cell's index (Heo et al. 2024, RoPE-ViT); "dinov3" by its centre's
-      place in an image that spans -1..1 both ways, a full turn per unit at the highest frequency
-      (Siméoni et al. 2025, DINOv3).
+    kind: "axial" rotates by the index of the cell (Heo et al. 2024, RoPE-ViT); "dinov3" by the
+      center of the cell in an image that spans -1..1 both ways, one full turn per unit at the
+      highest frequency (Siméoni et al. 2025, DINOv3).
     coordinates: `[..., tokens, 2]`. grid: (rows, columns) of the image, broadcastable to it.
     """
     pairs = head_dim // 4
@@ -61,10 +61,10 @@ def rope_angles(kind: str, coordinates: Array, grid: Array, head_dim: int) -> Ar
 
 
 class MixedFrequencies(nn.Module):
-    """Learned directions of rotation, one set a head (Heo et al. 2024, "mixed" RoPE).
+    """Learned directions of rotation, one set per head (Heo et al. 2024, "mixed" RoPE).
 
-    Parameter: `frequencies` `[2, heads, head_dim / 2]` (row, column), started as the axial
-    frequencies turned by a random angle in every head.
+    Parameter: `frequencies` `[2, heads, head_dim / 2]` (row, column), initialized as the
+    axial frequencies, rotated by a random angle in every head.
     """
 
     num_heads: int
@@ -72,7 +72,7 @@ class MixedFrequencies(nn.Module):
 
     @nn.compact
     def __call__(self, coordinates: Array) -> Array:
-        """coordinates `[..., tokens, 2]` to angles `[..., tokens, heads, head_dim / 2]`."""
+        """Maps coordinates `[..., tokens, 2]` to angles `[..., tokens, heads, head_dim / 2]`."""
         axes = (None, "heads", "head_dim")
         init = nn.with_logical_partitioning(self._init, axes)
         shape = (2, self.num_heads, self.head_dim // 2)
@@ -93,7 +93,7 @@ class MixedFrequencies(nn.Module):
 
 
 def rotate(x: Array, angles: Array) -> Array:
-    """Turns channel i against channel i + head_dim / 2 by `angles`, in float32.
+    """Rotates each pair of channels (i, i + head_dim / 2) by `angles`, in float32.
 
     x: `[batch, tokens, heads, head_dim]`. angles: `[(batch,) tokens, heads or 1, head_dim / 2]`.
     """

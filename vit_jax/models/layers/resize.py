@@ -27,7 +27,7 @@ def linear_weights(place: Array, old: int, new: Array) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def linear_resize_matrix(old: int, new: int) -> np.ndarray:
-    """The matrix `[new, old]` of a linear, antialiased resize with half-pixel centres."""
+    """Returns the matrix `[new, old]` of a linear, antialiased resize with half-pixel centers."""
     return linear_weights(np.arange(new), old, np.full(new, new))
 
 
@@ -37,7 +37,7 @@ def _pseudo_inverse(old: int, new: int) -> np.ndarray:
 
 
 def resize_patch_kernel(kernel: Array | np.ndarray, patch: Sequence[int]) -> Array:
-    """A patch embedding kernel `[ph, pw, channels, width]` for patches of another size.
+    """Resizes a patch embedding kernel `[ph, pw, channels, width]` for patches of another size.
 
     With B the matrix of a bilinear resize, the new kernel is the least-squares solution of
     <B x, new> = <x, old> for all patches x: exact when patches grow, the best there is when they
@@ -53,7 +53,7 @@ def resize_patch_kernel(kernel: Array | np.ndarray, patch: Sequence[int]) -> Arr
 
 
 def resize_grid(table: Array | np.ndarray, grid: Sequence[int]) -> Array:
-    """A table of positions `[rows, columns, width]` resized bilinearly (antialiased) to `grid`."""
+    """Resizes a position table `[rows, columns, width]` bilinearly (antialiased) to `grid`."""
     rows = linear_resize_matrix(table.shape[0], grid[0]).astype(np.float32)
     columns = linear_resize_matrix(table.shape[1], grid[1]).astype(np.float32)
     return jnp.einsum("ip,jq,pqd->ijd", rows, columns, table)

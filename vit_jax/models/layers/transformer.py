@@ -43,9 +43,9 @@ REMATS = ("none", *REMAT_POLICIES)
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """What one transformer block is made of.
+    """The layers of one transformer block.
 
-    dtype: of matrix products. residual_dtype: of the stream that blocks add to.
+    dtype: the dtype of matrix products. residual_dtype: the dtype of the stream that blocks add to.
     rope: None, "fixed" (angles come with the call) or "mixed" (every layer learns its frequencies).
     layer_scale: initial value, or None for none. parallel: attention and MLP read the same norm and
     are added together (Dehghani et al. 2023, ViT-22B).
@@ -70,7 +70,7 @@ class BlockSpec:
     def create(
         cls, *, width: int, num_heads: int, mlp_dim: int | None, **fields: Any
     ) -> "BlockSpec":
-        """A checked spec; `mlp_dim` None is four times the width. Raises `UserError`."""
+        """Returns a checked spec; `mlp_dim` None is four times the width. Raises `UserError`."""
         spec = cls(
             num_heads=num_heads,
             head_dim=check_heads(width, num_heads),
@@ -91,7 +91,7 @@ class BlockSpec:
         return spec
 
     def make_attention(self, *, train: bool, name: str, rope: str | None = None) -> Attention:
-        """The attention layer this spec describes."""
+        """Returns the attention layer of this spec."""
         return Attention(
             num_heads=self.num_heads,
             head_dim=self.head_dim,
@@ -106,7 +106,7 @@ class BlockSpec:
         )
 
     def make_mlp(self, *, train: bool, name: str) -> Mlp:
-        """The MLP this spec describes."""
+        """Returns the MLP of this spec."""
         return Mlp(self.mlp_dim, self.mlp, self.dropout, train, self.dtype, name=name)
 
 
@@ -128,7 +128,7 @@ class Block(nn.Module):
         rope: Array | None,
         segment_ids: SegmentIds | None,
     ) -> tuple[Array, None]:
-        """x `[batch, tokens, embed]`; the pair it returns is what `nn.scan` expects of a body."""
+        """Maps x `[batch, tokens, embed]` to (x, None), the pair that `nn.scan` expects."""
         spec = self.spec
         attention = spec.make_attention(train=self.train, name="attn", rope=spec.rope)
         mlp = spec.make_mlp(train=self.train, name="mlp")
@@ -153,10 +153,10 @@ class Block(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class StackSpec:
-    """How a stack of blocks is built and run.
+    """The way in which a stack of blocks is built and run.
 
-    drop_path: rate of the last block; it grows linearly from 0 at the first, or is the same for all
-    with `constant_drop_path`.
+    drop_path: the rate of the last block; it grows linearly from 0 at the first block, or is the
+    same for all blocks with `constant_drop_path`.
     scan: one compiled block looped over stacked parameters, so that compile time does not grow with
     depth. unroll: blocks in one turn of that loop in training; 0 makes straight code of all blocks,
     which still traces one block, and runs faster on CPUs and where blocks are small; "auto" is 0 on
@@ -250,7 +250,7 @@ def scan_or_unroll(
 
 
 def unstack_blocks(params: Params) -> dict[str, Any]:
-    """Parameters of a scanned model as without scan: `blocks` → `blocks_0`, `blocks_1`, ..."""
+    """Returns parameters as a model without scan has them: `blocks` → `blocks_0`, ..."""
     out: dict[str, Any] = {}
     for key, value in params.items():
         if key == "blocks":
@@ -263,7 +263,7 @@ def unstack_blocks(params: Params) -> dict[str, Any]:
 
 
 def stack_blocks(params: Params) -> dict[str, Any]:
-    """The inverse of `unstack_blocks`: `blocks_0`, `blocks_1`, ... → `blocks`."""
+    """Inverts `unstack_blocks`: `blocks_0`, `blocks_1`, ... → `blocks`."""
     out: dict[str, Any] = {}
     numbered: dict[int, Any] = {}
     for key, value in params.items():

@@ -29,7 +29,7 @@ class Windows:
         return -(-self.rows // self.side), -(-self.columns // self.side)
 
     def split(self, x: Array) -> Array:
-        """`[batch, rows * columns, ...]` to `[batch * windows, side * side, ...]`."""
+        """Maps `[batch, rows * columns, ...]` to `[batch * windows, side * side, ...]`."""
         batch, _, *rest = x.shape
         (down, across), side = self.counts, self.side
         x = x.reshape(batch, self.rows, self.columns, *rest)
@@ -39,7 +39,7 @@ class Windows:
         return x.reshape(batch * down * across, side * side, *rest)
 
     def join(self, x: Array) -> Array:
-        """The inverse of `split`."""
+        """Inverts `split`."""
         (down, across), side = self.counts, self.side
         rest = x.shape[2:]
         x = x.reshape(-1, down, across, side, side, *rest).swapaxes(2, 3)
@@ -47,7 +47,7 @@ class Windows:
         return x.reshape(-1, self.rows * self.columns, *rest)
 
     def segment_ids(self, batch: int) -> tuple[Array, Array] | None:
-        """What keeps the grid (1) and its padding (0) apart; None where nothing is padded."""
+        """Returns 1 for tokens of the grid and 0 for padding; None where nothing is padded."""
         if self.rows % self.side == 0 and self.columns % self.side == 0:
             return None
         ids = self.split(jnp.ones((batch, self.rows * self.columns), jnp.int32))
