@@ -11,9 +11,6 @@ Array = jax.Array
 Params = Mapping[str, Any]
 Batch = Mapping[str, Array | np.ndarray]
 
-TEACHER = "teacher"
-"""Where, beside a model's own parameters, those of its teacher are while it is distilled."""
-
 
 @flax.struct.dataclass
 class Features:

@@ -151,14 +151,14 @@ def build(image=(8, 8, 3), dtype=np.uint8, **randaug):
 def test_augments_in_training_only_and_before_normalising():
     batch = {"image": jnp.asarray(IMAGES[:, :8, :8]), "label": jnp.zeros(32, jnp.int32)}
     plain, augmented = build(), build(num_layers=1, magnitude=8)
-    seen = jax.jit(augmented.perturb)(batch, jax.random.key(1))["image"]
-    again = jax.jit(augmented.perturb)(batch, jax.random.key(1))["image"]
+    seen = jax.jit(augmented.augment)(batch, jax.random.key(1))["image"]
+    again = jax.jit(augmented.augment)(batch, jax.random.key(1))["image"]
     np.testing.assert_array_equal(seen, again)
-    other = jax.jit(augmented.perturb)(batch, jax.random.key(2))["image"]
+    other = jax.jit(augmented.augment)(batch, jax.random.key(2))["image"]
     assert not np.array_equal(seen, other)
     values = np.asarray(seen) * 127.5 + 127.5
     np.testing.assert_allclose(values, values.round(), atol=1e-4)
-    unchanged = np.asarray(plain.perturb(batch, jax.random.key(1))["image"])
+    unchanged = np.asarray(plain.augment(batch, jax.random.key(1))["image"])
     np.testing.assert_array_equal(unchanged, plain.inputs(batch))
     np.testing.assert_array_equal(augmented.inputs(batch), unchanged)
 

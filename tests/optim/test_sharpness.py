@@ -15,7 +15,7 @@ from vit_jax.training.run import Run
 def test_it_climbs_by_rho_along_the_gradient(make, params):
     optimizer = make(params, sam_rho=0.3, freeze=["head/.*"])
     grads = jax.tree.map(lambda x: 2 * np.asarray(x) + 1, params)
-    found = jax.jit(optimizer.sharpest)(params, grads)
+    found = jax.jit(optimizer.ascend)(params, grads)
     trained = [np.ravel(x) for x in jax.tree.leaves(grads["backbone"])]
     norm = np.linalg.norm(np.concatenate(trained))
     table, slope = params["backbone"]["pos_embed"], grads["backbone"]["pos_embed"]
@@ -27,7 +27,7 @@ def test_it_climbs_by_rho_along_the_gradient(make, params):
 
 def test_without_a_gradient_it_stays(make, params):
     zeros = jax.tree.map(np.zeros_like, params)
-    found = jax.jit(make(params, sam_rho=0.3).sharpest)(params, zeros)
+    found = jax.jit(make(params, sam_rho=0.3).ascend)(params, zeros)
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
@@ -50,11 +50,11 @@ def test_a_step_is_that_of_optax(tiny_config):
         params = jax.device_get(state.params)
         after, metrics = run.compile_step()(state, feed._place(batch))
 
-    key = step.random_key(jnp.uint32(0), step.Purpose.PERTURB, 0)
-    perturbed = run.task.perturb(batch, key)
+    key = step.random_key(jnp.uint32(0), step.Purpose.AUGMENT, 0)
+    perturbed = run.task.augment(batch, key)
 
     def loss(params):
-        total, count = run.task.objective(params, perturbed, jax.random.key(0))
+        total, count = run.task.loss_fn(params, perturbed, jax.random.key(0))
         return total / count
 
     theirs = optax.contrib.sam(

@@ -9,17 +9,16 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import models
+from vit_jax.tasks import BaseTask
 from vit_jax.tracking import Metric
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(BaseTask):
     """Squared error of one output; `rmse` and, from every example, the rank correlation."""
 
-    model: object
-    info: object
     scale: float = 10.0
+    mixup: float = 0.0
 
     headline = "rank_correlation"
     metric_info: ClassVar = {
@@ -27,23 +26,12 @@ class Task:
         "rank_correlation": Metric(higher_is_better=True),
         "num_examples": Metric(unit="count"),
     }
-    pictured = 4
 
     @classmethod
     def create(cls, model, info, **fields):
-        return cls(models.build(**{"num_classes": 1, **model}), info, **fields)
+        return super().create({"num_classes": 1, **model}, info, **fields)
 
-    def init(self, key):
-        images = jnp.zeros((1, *self.info.spec["image"].shape))
-        return self.model.init(key, images)["params"]
-
-    def perturb(self, batch, key):
-        return {"image": self.inputs(batch), "label": batch["label"]}
-
-    def inputs(self, batch):
-        return jnp.asarray(batch["image"], jnp.float32) / 127.5 - 1
-
-    def objective(self, params, batch, key):
+    def loss_fn(self, params, batch, key):
         said = self.model.apply(
             {"params": params}, batch["image"], train=True, rngs={"dropout": key}
         )
@@ -71,15 +59,3 @@ class Task:
             "rank_correlation": float(np.corrcoef(*ranks)[0, 1]),
             "num_examples": int(found["examples"]),
         }
-
-    def captions(self, examples):
-        return [f"{value:.1f}" for value in examples["value"]]
-
-    def lines(self, examples, top):
-        return [[caption] for caption in self.captions(examples)]
-
-    def pictures(self, examples):
-        return list(examples["image"])
-
-    def sections(self, examples):
-        return []

@@ -94,9 +94,9 @@ def test_distortion_is_part_of_training_only():
     batch = {"image": jnp.asarray(images), "label": jnp.arange(4)}
     plain, distorted = task(), task(affine={"rotate": 20, "shift": 0.1})
     key = jax.random.key(1)
-    seen = distorted.perturb(batch, key)["image"]
-    assert not np.allclose(seen, plain.perturb(batch, key)["image"])
-    np.testing.assert_array_equal(seen, distorted.perturb(batch, key)["image"])
+    seen = distorted.augment(batch, key)["image"]
+    assert not np.allclose(seen, plain.augment(batch, key)["image"])
+    np.testing.assert_array_equal(seen, distorted.augment(batch, key)["image"])
     np.testing.assert_array_equal(distorted.inputs(batch), plain.inputs(batch))
 
 
@@ -145,7 +145,7 @@ def test_mixing_pairs_rows_of_the_whole_batch_on_any_mesh():
 
 def test_perturb_smooths_and_normalises():
     batch = {"image": np.full((2, 8, 8, 1), 255, np.uint8), "label": np.array([1, 4], np.int32)}
-    soft = task(label_smoothing=0.1).perturb(batch, jax.random.key(0))
+    soft = task(label_smoothing=0.1).augment(batch, jax.random.key(0))
     np.testing.assert_allclose(soft["image"], 1.0)
     np.testing.assert_allclose(soft["label"][0], [0.02, 0.92, 0.02, 0.02, 0.02], rtol=1e-6)
 
@@ -156,7 +156,7 @@ def test_float_images_pass_as_the_pipeline_made_them():
 
 
 def test_normalising_by_channel():
-    found = _images.normalise(jnp.full((1, 2, 2, 3), 10, jnp.uint8), (10, 8, 6), (1, 2, 4))
+    found = _images.normalize(jnp.full((1, 2, 2, 3), 10, jnp.uint8), (10, 8, 6), (1, 2, 4))
     np.testing.assert_allclose(found[0, 0, 0], [0, 1, 1])
 
 
@@ -216,9 +216,9 @@ def test_sections_and_captions():
         "label": np.array([0, 1, 2]),
         "probability": probability,
     }
-    assert instance.captions(examples) == ["0 80%", "0 60%", "2 70%"]
+    assert instance.summaries(examples) == ["0 80%", "0 60%", "2 70%"]
     titles = {section.title: section.text for section in instance.sections(examples)}
-    assert titles["The hardest mistakes"].startswith("1 of 3 images are misread.")
+    assert titles["The hardest mistakes"].startswith("1 of 3 images are misclassified.")
     assert "Confusion matrix" in titles
 
 
@@ -308,7 +308,7 @@ def test_mixed_images_are_examples_of_both_classes():
         "label": np.array([0, 1, 1, 4], np.int32),
     }
     mixing = task(loss="sigmoid", mixup=0.8, multihot_mixing=True)
-    labels = mixing.perturb(batch, jax.random.key(0))["label"]
+    labels = mixing.augment(batch, jax.random.key(0))["label"]
     expected = np.maximum(np.eye(5)[batch["label"]], np.eye(5)[np.roll(batch["label"], 1)])
     np.testing.assert_array_equal(labels, expected)
 
@@ -339,7 +339,7 @@ def test_erasing_keeps_what_mixing_drew():
         "image": np.full((4, 8, 8, 1), 200, np.uint8),
         "label": np.array([0, 1, 2, 4], np.int32),
     }
-    plain = task(mixup=0.2).perturb(batch, jax.random.key(5))
-    erased = task(mixup=0.2, erasing=1.0).perturb(batch, jax.random.key(5))
+    plain = task(mixup=0.2).augment(batch, jax.random.key(5))
+    erased = task(mixup=0.2, erasing=1.0).augment(batch, jax.random.key(5))
     np.testing.assert_array_equal(plain["label"], erased["label"])
     assert (np.asarray(plain["image"]) != np.asarray(erased["image"])).any()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_jax.config import default_config
-from vit_jax.models import Compared
+from vit_jax.models import TowerOutputs
 from vit_jax.parallel import sharding
 from vit_jax.tasks import _contrast
 
@@ -32,7 +32,7 @@ def compiled(loss, chunk, batch, dim, sizes):
     mesh = sharding.make_mesh(config.mesh)
 
     def value(image, text, scale, bias):
-        return CHUNKED[loss](Compared(image, text, scale, bias), chunk)
+        return CHUNKED[loss](TowerOutputs(image, text, scale, bias), chunk)
 
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     places = (rows, rows, whole, whole)

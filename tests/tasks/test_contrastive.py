@@ -86,6 +86,45 @@ def test_the_right_text_among_others_by_hand():
     assert _retrieval.right_among(split, 20) is None
 
 
+def test_images_without_texts_are_no_queries_and_no_answers():
+    """Texts may be missing at any place, of some images or of all."""
+    rng = np.random.default_rng(3)
+    images, vectors = rng.normal(size=(24, 4)), rng.normal(size=(24, 2, 4))
+    tokens = np.arange(48).reshape(24, 2)
+    tokens[::3] = -1
+    tokens[1::3, 0] = -1
+    found = split_of(images, vectors, tokens)
+    kept = np.arange(24) % 3 > 0
+    whole = split_of(images[kept], vectors[kept], tokens[kept])
+    assert _retrieval.right_among(found, 5) == _retrieval.right_among(whole, 5)
+    first = np.where(tokens[:, 0] < 0, 1, 0)[kept]
+    np.testing.assert_array_equal(whole.texts[whole.own[:, 0]], vectors[kept][np.arange(16), first])
+
+    scores = images @ found.texts.T
+    owner = np.array([np.flatnonzero((found.own == text).any(1))[0] for text in range(24)])
+    for_images = [
+        min((scores[i] > scores[i, text]).sum() for text in np.flatnonzero(owner == i))
+        for i in np.flatnonzero(kept)
+    ]
+    for_texts = [(scores[:, text] > scores[owner[text], text]).sum() for text in range(24)]
+    recalls = _retrieval.recalls(found)
+    for cutoff in (1, 5, 10):
+        expected = np.mean(np.array(for_images) < cutoff), np.mean(np.array(for_texts) < cutoff)
+        for name, share in zip(("image_to_text", "text_to_image"), expected, strict=True):
+            assert recalls[f"{name}_recall{cutoff}"] == pytest.approx(share)
+
+    without = split_of(images, vectors, np.full((24, 2), -1))
+    assert _retrieval.recalls(without) == {}
+    assert _retrieval.right_among(without, 2) is None
+
+
+def test_vectors_that_are_no_numbers_find_nothing():
+    images = np.full((12, 3), np.nan)
+    split = split_of(images, np.eye(12)[:, None, :3], np.arange(12)[:, None])
+    assert set(_retrieval.recalls(split).values()) == {0.0}
+    assert _retrieval.right_among(split, 5) == 0
+
+
 def lit(case_text, **fields):
     """(task with the towers of a stored LiT model, its file, inputs and outputs)."""
     io = dict(np.load(GOLDEN / f"lit_{case_text}.io.npz"))
@@ -191,7 +230,7 @@ def test_a_run_answers_which_text_fits(run):
     predictor = Predictor.from_workdir(workdir, texts=["a 3", "a 7, of course"])
     outputs = predictor.predict(images)
     np.testing.assert_allclose(outputs["probability"].sum(1), 1, rtol=1e-6)
-    lines = predictor.task.lines(outputs, 1)
+    lines = predictor.task.result_lines(outputs, 1)
     assert [len(one) for one in lines] == [1, 1]
     assert lines[0][0].split("  ")[-1] in ("a 3", "a 7, of course")
 
@@ -213,14 +252,9 @@ def test_a_run_is_exported_with_both_towers(run, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, read["c.npz"][part], params[part])
 
 
-def test_other_tasks_answer_with_no_texts():
-    with pytest.raises(UserError, match="--text is for runs that learned images and texts"):
-        tasks.answering(object(), ["a 3"])
-
-
 def test_a_task_with_adapters_keeps_them_when_it_answers():
     task = tasks.build({**FIELDS, "lora": {"rank": 2}}, TINY, info())
-    adapted = tasks.answering(task, ["a 3", "a 7"])
+    adapted = task.with_texts(["a 3", "a 7"])
     assert adapted.rank == 2
     assert adapted.classes == ("a 3", "a 7")
 
@@ -236,7 +270,7 @@ def test_class_names_are_averaged_over_prompts_and_pictures_have_captions(run):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(found[:2], vectors, rtol=1e-4, atol=1e-6)
     examples = {"image": images, "tokens": tokens, **said}
-    assert set(task.captions(examples)) <= {"a 0", "0!", "a 1", "1!"}
+    assert set(task.summaries(examples)) <= {"a 0", "0!", "a 1", "1!"}
     (section,) = task.sections(examples)
     assert section.title == "Captions beside the truth"
 
@@ -275,4 +309,4 @@ def test_data_without_tokens_is_named(scene_info):
     with pytest.raises(UserError, match="needs tokens"):
         tasks.build(FIELDS, TINY, info()).metrics({"examples": 3})
     with pytest.raises(UserError, match="write --text=TEXT once for each"):
-        tasks.build(FIELDS, TINY, info()).lines({"image_vector": np.ones((1, 8))}, 5)
+        tasks.build(FIELDS, TINY, info()).result_lines({"image_vector": np.ones((1, 8))}, 5)

@@ -67,10 +67,10 @@ def test_matching_ends_where_costs_are_not_numbers():
         ((0.5, 0.5, 0.5, 0.5), (0, 0, 1, 1), 0.0),
     ],
 )
-def test_generalised_iou_by_hand(a, b, value):
+def test_generalized_iou_by_hand(a, b, value):
     a, b = jnp.array(a, jnp.float32), jnp.array(b, jnp.float32)
-    np.testing.assert_allclose(_matching.generalised_iou(a, b), value, atol=1e-5)
-    assert np.isfinite(jax.grad(_matching.generalised_iou)(a, b)).all()
+    np.testing.assert_allclose(_matching.generalized_iou(a, b), value, atol=1e-5)
+    assert np.isfinite(jax.grad(_matching.generalized_iou)(a, b)).all()
 
 
 def perfect_answer(batch, loss, num_proposals=16, classes=10):
@@ -91,8 +91,8 @@ def perfect_answer(batch, loss, num_proposals=16, classes=10):
 def test_a_perfect_answer_costs_nothing_and_scores_all(build, scene_batch, loss):
     task = build(loss=loss)
     task = dataclasses.replace(task, model=Constant(*perfect_answer(scene_batch, loss)))
-    batch = task.perturb(scene_batch, jax.random.key(0))
-    total, count = jax.jit(task.objective)({}, batch, jax.random.key(0))
+    batch = task.augment(scene_batch, jax.random.key(0))
+    total, count = jax.jit(task.loss_fn)({}, batch, jax.random.key(0))
     assert count == (scene_batch["box_label"] >= 0).sum()
     assert total / count < 1e-4
     rows = task.eval_rows({}, scene_batch)
@@ -112,8 +112,8 @@ def test_the_softmax_loss_is_detrs_weighted_mean(build, scene_batch, num_objects
     scores = np.random.default_rng(0).normal(size=(*boxes.shape[:2], 11)).astype(np.float32)
     task = build(loss="softmax", l1_weight=0.0, giou_weight=0.0, class_weight=1.5)
     task = dataclasses.replace(task, model=Constant(scores, boxes))
-    batch = task.perturb({**scene_batch, "box_label": labels}, jax.random.key(0))
-    total, count = task.objective({}, batch, jax.random.key(0))
+    batch = task.augment({**scene_batch, "box_label": labels}, jax.random.key(0))
+    total, count = task.loss_fn({}, batch, jax.random.key(0))
     assert count == num_objects
     log_p = np.array(jax.nn.log_softmax(scores))
     target = np.full(scores.shape[:2], 10)
@@ -128,10 +128,10 @@ def test_the_softmax_loss_is_detrs_weighted_mean(build, scene_batch, num_objects
 def test_a_displaced_box_costs_its_distance(build, scene_batch):
     scores, boxes = perfect_answer(scene_batch, "focal")
     task = dataclasses.replace(build(), model=Constant(scores, boxes + 0.03))
-    batch = task.perturb(scene_batch, jax.random.key(0))
-    total, count = task.objective({}, batch, jax.random.key(0))
+    batch = task.augment(scene_batch, jax.random.key(0))
+    total, count = task.loss_fn({}, batch, jax.random.key(0))
     real = scene_batch["box_label"] >= 0
-    giou = _matching.generalised_iou(scene_batch["boxes"][real] + 0.03, scene_batch["boxes"][real])
+    giou = _matching.generalized_iou(scene_batch["boxes"][real] + 0.03, scene_batch["boxes"][real])
     expected = 5.0 * 2 * 0.03 * count + 2.0 * (1 - giou).sum()
     np.testing.assert_allclose(total, expected, rtol=1e-4)
 
@@ -139,8 +139,28 @@ def test_a_displaced_box_costs_its_distance(build, scene_batch):
 def test_crowds_are_not_learned_and_images_without_objects_have_no_terms(build, scene_batch):
     crowded = {**scene_batch, "box_crowd": np.ones_like(scene_batch["box_crowd"])}
     task = dataclasses.replace(build(), model=Constant(*perfect_answer(scene_batch, "focal")))
-    _, count = task.objective({}, task.perturb(crowded, jax.random.key(0)), jax.random.key(0))
+    _, count = task.loss_fn({}, task.augment(crowded, jax.random.key(0)), jax.random.key(0))
     assert count == 0
+
+
+@pytest.mark.parametrize("loss", ["focal", "softmax"])
+def test_objects_cropped_to_nothing_cost_something_finite(build, scene_batch, loss):
+    """An object may be left without area, at the border or in a corner."""
+    task = build(loss=loss)
+    scores, boxes = perfect_answer(scene_batch, loss)
+    objects = scene_batch["boxes"].copy()
+    objects[0, :, 2] = objects[0, :, 0]
+    objects[1], objects[2] = 0.0, 1.0
+    batch = task.augment({**scene_batch, "boxes": objects}, jax.random.key(0))
+
+    def mean_loss(scores, boxes):
+        found = dataclasses.replace(task, model=Constant(scores, boxes))
+        total, count = found.loss_fn({}, batch, jax.random.key(0))
+        return total / count
+
+    value, grads = jax.value_and_grad(mean_loss, (0, 1))(jnp.asarray(scores), jnp.asarray(boxes))
+    assert 0 < value < 20
+    assert all(np.isfinite(grad).all() for grad in grads)
 
 
 def test_padded_frames_answer_in_the_unpadded_image(build, scene_batch):
@@ -149,7 +169,7 @@ def test_padded_frames_answer_in_the_unpadded_image(build, scene_batch):
     scores, boxes = perfect_answer(scene_batch, "focal")
     task = dataclasses.replace(build(), model=Constant(scores, boxes * [0.5, 1, 0.5, 1]))
     padded = {**scene_batch, "content": content}
-    total, count = task.objective({}, task.perturb(padded, jax.random.key(0)), jax.random.key(0))
+    total, count = task.loss_fn({}, task.augment(padded, jax.random.key(0)), jax.random.key(0))
     assert total / count < 1e-4
     found = task.metrics({**jax.device_get(task.eval_rows({}, padded)), "examples": 8})
     assert found["AP"] == pytest.approx(1)
@@ -174,10 +194,10 @@ def test_mosaics_keep_boxes_on_their_objects(scene_batch):
 
 def test_a_mosaic_batch_has_every_object_four_times(build, scene_batch):
     task = build({"patch_size": 4}, mosaic=1.0)
-    batch = task.perturb(scene_batch, jax.random.key(0))
+    batch = task.augment(scene_batch, jax.random.key(0))
     objects = (scene_batch["box_label"] >= 0).sum()
     assert (batch["box_label"] >= 0).sum() == 4 * objects
-    never = build({"patch_size": 4}, mosaic=1e-9).perturb(scene_batch, jax.random.key(0))
+    never = build({"patch_size": 4}, mosaic=1e-9).augment(scene_batch, jax.random.key(0))
     assert (never["box_label"] >= 0).sum() == objects
     assert never["boxes"].shape == batch["boxes"].shape
 
@@ -186,8 +206,8 @@ def test_what_is_said_and_drawn(build, scene_batch):
     task = dataclasses.replace(build(), model=Constant(*perfect_answer(scene_batch, "focal")))
     examples = {**scene_batch, **jax.device_get(task.predict({}, scene_batch))}
     digit = str(scene_batch["box_label"][0, 0])
-    assert any(digit in line for line in task.lines(examples, 5)[0])
-    captions = task.captions(examples)
+    assert any(digit in line for line in task.result_lines(examples, 5)[0])
+    captions = task.summaries(examples)
     assert f"{digit} 100%" in captions[0]
     assert captions[7] == "nothing"
     assert task.pictures(examples)[0].shape == (192, 192, 3)

@@ -89,8 +89,8 @@ def test_a_step_reaches_the_parameters_and_evaluation_gives_numbers(
     @jax.jit
     def step_and_evaluate(key):
         params = nn.unbox(task.init(key))
-        perturbed = task.perturb(batch, key)
-        (loss, count), grads = jax.value_and_grad(task.objective, has_aux=True)(
+        perturbed = task.augment(batch, key)
+        (loss, count), grads = jax.value_and_grad(task.loss_fn, has_aux=True)(
             params, perturbed, key
         )
         sums, rows = task.eval_sums(params, batch), task.eval_rows(params, batch)
@@ -164,7 +164,7 @@ def test_eight_scenes_are_learned_by_heart(scene_batch, head):
     )
     task = tasks.build({"name": name, **fields}, model, info)
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0, 5e-3, 20, num_steps))
-    batch = task.perturb(scenes, jax.random.key(0))
+    batch = task.augment(scenes, jax.random.key(0))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def steps(params, state):
@@ -172,7 +172,7 @@ def test_eight_scenes_are_learned_by_heart(scene_batch, head):
             params, state = carry
 
             def mean(params):
-                loss, count = task.objective(params, batch, jax.random.key(0))
+                loss, count = task.loss_fn(params, batch, jax.random.key(0))
                 return loss / count
 
             loss, grads = jax.value_and_grad(mean)(params)

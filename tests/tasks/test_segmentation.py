@@ -41,7 +41,7 @@ class Constant:
         return self.logits
 
 
-def answering(task, logits):
+def that_predicts(task, logits):
     return dataclasses.replace(task, model=Constant(logits))
 
 
@@ -57,7 +57,7 @@ def random_case(seed, batch=4, side=8, classes=3):
 @given(st.integers(0, 10**6))
 def test_metrics_are_those_of_a_plain_count(seed):
     logits, batch = random_case(seed)
-    found = build().metrics(jax.device_get(answering(build(), logits).eval_sums({}, batch)))
+    found = build().metrics(jax.device_get(that_predicts(build(), logits).eval_sums({}, batch)))
     real = batch["mask"] > 0
     truth, said = batch["segmentation"][real][..., 0], logits[real].argmax(-1)
     known = truth != 255
@@ -91,7 +91,7 @@ def test_classes_that_never_occur_do_not_count():
     logits = np.zeros((1, 8, 8, 3), np.float32)
     logits[..., 0] = 1
     batch = {"image": labels, "segmentation": labels, "mask": np.ones(1)}
-    found = build().metrics(jax.device_get(answering(build(), logits).eval_sums({}, batch)))
+    found = build().metrics(jax.device_get(that_predicts(build(), logits).eval_sums({}, batch)))
     assert found["miou"] == 1.0
     assert "iou/1" not in found
 
@@ -99,7 +99,7 @@ def test_classes_that_never_occur_do_not_count():
 def test_labels_out_of_range_are_an_error():
     logits, batch = random_case(0)
     batch["segmentation"][0, 0, 0] = 7
-    sums = jax.device_get(answering(build(), logits).eval_sums({}, batch))
+    sums = jax.device_get(that_predicts(build(), logits).eval_sums({}, batch))
     with pytest.raises(UserError, match=r"1 pixels have labels.*check_segmentation\(3\)"):
         build().metrics(sums)
 
@@ -107,10 +107,10 @@ def test_labels_out_of_range_are_an_error():
 @pytest.mark.parametrize("dice", [0.0, 0.7])
 def test_loss_is_summed_over_labelled_pixels(dice):
     logits, batch = random_case(3)
-    task = answering(build(dice=dice), logits)
+    task = that_predicts(build(dice=dice), logits)
     labels = batch["segmentation"][..., 0].astype(np.int64)
-    perturbed = task.perturb(batch, jax.random.key(0))
-    loss, count = task.objective({}, perturbed, jax.random.key(0))
+    perturbed = task.augment(batch, jax.random.key(0))
+    loss, count = task.loss_fn({}, perturbed, jax.random.key(0))
     known = labels != 255
     log_p = np.asarray(jax.nn.log_softmax(logits))
     clipped = np.where(known, labels, 0)
@@ -129,8 +129,8 @@ def test_loss_is_summed_over_labelled_pixels(dice):
 def test_a_batch_without_labels_has_no_loss():
     logits, batch = random_case(3)
     batch["segmentation"][:] = 255
-    task = answering(build(dice=1.0), logits)
-    loss, count = task.objective({}, task.perturb(batch, jax.random.key(0)), jax.random.key(0))
+    task = that_predicts(build(dice=1.0), logits)
+    loss, count = task.loss_fn({}, task.augment(batch, jax.random.key(0)), jax.random.key(0))
     assert (loss, count) == (0, 0)
 
 
@@ -214,8 +214,8 @@ def test_pictures_lines_and_sections():
         "segmentation": np.full((2, 8, 8, 1), 255, np.uint8),
         "predicted": predicted,
     }
-    assert task.lines(examples, 2) == [["100.0% sky"], ["50.0% sky", "50.0% land"]]
-    assert task.captions(examples)[1] == "50.0% sky, 50.0% land"
+    assert task.result_lines(examples, 2) == [["100.0% sky"], ["50.0% sky", "50.0% land"]]
+    assert task.summaries(examples)[1] == "50.0% sky, 50.0% land"
     first, second = task.pictures(examples)
     assert (first == 9).all()
     tint = np.round(9 + 0.55 * (np.array(drawing.class_colour(2)) - 9))
@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_one_clear_line(fields, data, message):
 
 def test_dropped_patches_leave_nothing_to_segment():
     task = build(model={**TINY, "patch_drop": 0.5, "pooling": "mean"})
-    batch = task.perturb(random_case(0)[1], jax.random.key(0))
+    batch = task.augment(random_case(0)[1], jax.random.key(0))
     params = tasks.abstract_params(task)
     with pytest.raises(UserError, match="patch_drop=0"):
-        jax.eval_shape(lambda params: task.objective(params, batch, jax.random.key(0)), params)
+        jax.eval_shape(lambda params: task.loss_fn(params, batch, jax.random.key(0)), params)

@@ -339,12 +339,12 @@ def test_micro_batches_draw_their_own_dropout(tiny_config):
     key = step.random_key(jax.numpy.uint32(0), step.Purpose.DROPOUT)
     with sharding.activate(run.mesh):
         params = run.make_state().params
-        soft = run.task.perturb(batch, key)
+        soft = run.task.augment(batch, key)
         parts = [jax.tree.map(lambda x, i=i: x[i::2], soft) for i in range(2)]
         keys = [jax.random.fold_in(key, i) for i in range(2)]
-        separate = [run.task.objective(params, p, k) for p, k in zip(parts, keys, strict=True)]
+        separate = [run.task.loss_fn(params, p, k) for p, k in zip(parts, keys, strict=True)]
         together, _ = step._loss_and_grads(
-            run.task.objective, params, soft, key, accum_steps=2, mesh=run.mesh
+            run.task, lambda x: x, params, soft, key, accum_steps=2, mesh=run.mesh
         )
     first, second = (float(total / count) for total, count in separate)
     assert abs(first - second) > 1e-3

@@ -1,7 +1,8 @@
-"""Counting, looking up and moving pixels: by gathers, and on TPUs by products.
+"""Count, look up and move pixels: by gathers and scatters, and on TPUs by matrix products.
 
-Gathers and scatters are slow on TPUs, whose products are fast: of pixel values in bfloat16 with
-ones and zeros they are exact. Elsewhere it is the other way round. Both give the same bits.
+Gathers and scatters are slow on TPUs, and matrix products are fast; elsewhere it is the other way
+round. Products of pixel values in bfloat16 with ones and zeros are exact, so both give the same
+bits.
 """
 
 import jax
@@ -13,12 +14,12 @@ from vit_jax.types import Array
 
 
 def product(numbers: Array | np.ndarray, factor: Array | np.ndarray) -> Array:
-    """A product for a sum, rounded by itself: the minimum keeps compilers from fusing the two."""
+    """Returns a product, rounded by itself: the minimum keeps it from being fused with a sum."""
     return jnp.minimum(numbers * factor, 2.0**24)
 
 
 def count(images: Array) -> Array:
-    """How often each value occurs in each channel: int32 `[b, 256, c]`."""
+    """Returns how often each value occurs in each channel, int32 `[b, 256, c]`."""
     return jax.lax.platform_dependent(images, tpu=_count_by_products, default=_count)
 
 
@@ -37,7 +38,7 @@ def _count_by_products(images: Array) -> Array:
 
 
 def look_up(tables: Array, images: Array) -> Array:
-    """What the tables, uint8 `[b, 256, c]`, say of each value: uint8 `[b, h, w, c]`."""
+    """Returns the entry of `tables`, uint8 `[b, 256, c]`, for each value, uint8 `[b, h, w, c]`."""
     return jax.lax.platform_dependent(tables, images, tpu=_look_up_by_products, default=_look_up)
 
 
@@ -54,16 +55,19 @@ def _look_up_by_products(tables: Array, images: Array) -> Array:
 
 
 def _digits(images: Array) -> tuple[Array, Array]:
-    """The two hexadecimal digits of each value, one-hot: bfloat16 `[b, h w, c, 16]` each."""
+    """Returns both hexadecimal digits of each value, one-hot, bfloat16 `[b, h w, c, 16]` each."""
     flat = images.reshape(len(images), -1, images.shape[-1])
     return tuple(jax.nn.one_hot(digit, 16, dtype=jnp.bfloat16) for digit in (flat >> 4, flat & 15))
 
 
 def warp(images: Array, moves: Array, phases: int) -> Array:
-    """Every image read through its matrix, at the nearest pixel; `FILL` from outside.
+    """Returns every image read through its matrix, at the nearest pixel; `FILL` from outside.
 
-    moves: the matrices, `[b, 2, 3]`: the output pixel (x, y) is the one at `matrix @ (x, y, 1)` of
-    the input. phases: `num_phases` of all that there may be.
+    Args:
+      images: uint8 `[b, h, w, c]`.
+      moves: the matrices, float32 `[b, 2, 3]`: the output pixel (x, y) is read at
+        `matrix @ (x, y, 1)` of the input.
+      phases: `num_phases` of all matrices that may occur.
     """
     height, width = images.shape[1:3]
     y, x = (grid[None].astype(jnp.float32) for grid in jnp.mgrid[:height, :width])
@@ -80,12 +84,12 @@ def warp(images: Array, moves: Array, phases: int) -> Array:
 
 
 def num_phases(matrices: np.ndarray) -> int:
-    """More than the pixels of a column, `[…, 2, 3]`, that may read one row of the input."""
+    """Returns a bound on how many pixels of an output column read one row of the input."""
     return 1 + int(1 / matrices[..., 1, 1].min() + 0.01)
 
 
 def _sources(moves: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    """(columns, rows) that the output pixels (x, y) read, int32 `[b, …]` as `x` and `y` are."""
+    """Returns the (columns, rows) that the output pixels (x, y) read, int32, shaped as x and y."""
 
     def along(axis: int) -> Array:
         by_x, by_y, offset = _as_factors(moves[:, axis], x.ndim)
@@ -96,12 +100,12 @@ def _sources(moves: Array, x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _as_factors(numbers: Array, ndim: int) -> tuple[Array, ...]:
-    """The columns of `[b, n]`, each to be multiplied with arrays `[b, …]` of so many axes."""
+    """Returns the columns of `[b, n]`, each shaped to multiply arrays `[b, …]` of `ndim` axes."""
     return tuple(jnp.expand_dims(numbers, range(2, 1 + ndim)).swapaxes(0, 1))
 
 
 def _read(images: Array, columns: Array, rows: Array) -> Array:
-    """`images[:, rows, columns]`; from outside, anything."""
+    """Returns `images[:, rows, columns]`; arbitrary values from outside."""
     batch, _, width, channels = images.shape
     numbers = (rows * width + columns).reshape(batch, -1, 1)
     flat = images.reshape(batch, -1, channels)
@@ -109,11 +113,11 @@ def _read(images: Array, columns: Array, rows: Array) -> Array:
 
 
 def _read_by_products(images: Array, rows: Array, moves: Array, phases: int) -> Array:
-    """`_read` along rows, then along columns: one product for each line of an image.
+    """Returns the same as `_read`, by one product for each line, first along rows, then columns.
 
-    In between, the pixel for (x, y) stands at x of the input's row `rows[y, x]`. A rotation may
-    have that row serve several pixels of the column, at most `phases`, one after the other. So the
-    output's rows that leave the same remainder by `phases` have a picture to themselves.
+    The pixel for (x, y) is first moved to place x of the input's row `rows[y, x]`. Under a rotation
+    up to `phases` adjacent pixels of an output column may need that place. So output rows with the
+    same remainder by `phases` get an intermediate image of their own.
     """
     height, width = images.shape[1:3]
     y, x = (grid[None, None].astype(jnp.float32) for grid in jnp.mgrid[:height, :width])

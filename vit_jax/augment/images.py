@@ -1,23 +1,26 @@
-"""What tasks do to images on the device: normalising, distorting, and mixing whole examples."""
+"""Operations on batches of images on the device: normalize, distort, mix, erase."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.plugins import check_known
-from vit_jax.types import Array, DataInfo
+from vit_jax.types import Array
 
 
-def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """uint8 images → float32 `(x - mean) / std`, mean and std in 0..255, one or one a channel.
+def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    """Returns uint8 images as float32 `(x - mean) / std`.
 
     Float images pass unchanged: a pipeline that sends floats has set the range itself.
+
+    Args:
+      images: `[b, h, w, c]`.
+      mean, std: in 0..255, one value or one for each channel.
     """
     if images.dtype != jnp.uint8:
         return images
@@ -25,82 +28,141 @@ def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
     return (images.astype(jnp.float32) - mean) / std
 
 
+NO_LABEL = 255
+"""The value of a pixel without a label in maps of labels."""
+
 AFFINE_KEYS = ("rotate", "shift", "scale", "shear")
 
 
 def check_affine(bounds: Mapping[str, float]) -> None:
-    """Raises a `UserError` where `config.task.affine` is not made of bounds of `random_affine`."""
+    """Raises a `UserError` unless `config.task.affine` holds bounds of `draw_affine`."""
     for name, bound in bounds.items():
         check_known(name, AFFINE_KEYS, f"config.task.affine.{name}")
         if isinstance(bound, bool) or not isinstance(bound, int | float) or bound < 0:
             raise UserError(f"config.task.affine.{name}={bound!r}: write a number of at least 0")
 
 
-def random_affine(
+def random_affine(key: Array, images: Array, **bounds: float) -> Array:
+    """Returns `images` `[b, h, w, c]` with small random distortions; see `draw_affine`."""
+    return distort(images, draw_affine(key, len(images), **bounds))
+
+
+def draw_affine(
     key: Array,
-    images: Array,
+    batch: int,
     *,
     rotate: float = 0.0,
     shift: float = 0.0,
     scale: float = 0.0,
     shear: float = 0.0,
 ) -> Array:
-    """Small random distortions about the centres of `images` `[b, h, w, c]`; zeros from outside.
+    """Returns random `amounts` of `affine`, float32 `[batch, 5]`.
 
-    What the preprocessing op of this name does on the host, for hosts that have no time for it: it
-    costs the device four reads a pixel. Pixels keep their dtype.
+    The preprocessing op `random_affine` does the same on the host; on the device it costs four
+    reads for each pixel.
 
-    rotate: largest angle, degrees, either way. shift: largest move along each axis, as a fraction
-    of the side. scale: largest relative magnification and, as likely, reduction. shear: largest
-    horizontal shear angle, degrees, either way.
+    Args:
+      key: for all random numbers.
+      batch: the number of images.
+      rotate: the largest angle, degrees, either way.
+      shift: the largest move along each axis, as a fraction of the side.
+      scale: the largest relative magnification and, as likely, reduction.
+      shear: the largest horizontal shear angle, degrees, either way.
     """
     bounds = (math.radians(rotate), math.radians(shear), math.log1p(scale), shift, shift)
-    draws = jax.random.uniform(key, (len(images), len(bounds)), minval=-1.0, maxval=1.0)
-    moved = jax.vmap(affine)(images.astype(jnp.float32), draws * jnp.array([bounds]))
+    draws = jax.random.uniform(key, (batch, len(bounds)), minval=-1.0, maxval=1.0)
+    return draws * jnp.array([bounds])
+
+
+def distort(images: Array, amounts: Array) -> Array:
+    """Returns `affine` of each image `[b, h, w, c]`, in the dtype of the images."""
+    moved = jax.vmap(affine)(images.astype(jnp.float32), amounts)
     is_integer = jnp.issubdtype(images.dtype, jnp.integer)
     return (jnp.round(moved) if is_integer else moved).astype(images.dtype)
 
 
-def affine(image: Array, amounts: Array) -> Array:
-    """`image` `[h, w, c]` sheared, turned, scaled and moved about its centre, bilinear.
+def distort_labels(maps: Array, amounts: Array) -> Array:
+    """Returns maps of labels `[b, h, w]`, moved as `distort` moves images.
 
-    amounts: angle and slant (radians), logarithm of the magnification, shifts along x and y
-    (fractions of the side).
+    Each pixel gets the label of the nearest one, and `NO_LABEL` from outside.
     """
-    angle, slant, log_scale, shift_x, shift_y = amounts
-    height, width = image.shape[:2]
-    centre_y, centre_x = (height - 1) / 2, (width - 1) / 2
-    rows, columns = jnp.mgrid[:height, :width]
-    y = rows - centre_y - shift_y * height
-    x = columns - centre_x - shift_x * width
-    # Where the pixel at (x, y) is read from: shear, then turn and scale.
-    cos, sin = jnp.cos(angle) * jnp.exp(-log_scale), jnp.sin(angle) * jnp.exp(-log_scale)
-    x = x + jnp.tan(slant) * y
-    source = [centre_y + sin * x + cos * y, centre_x + cos * x - sin * y]
+
+    def of_image(labels: Array, amounts: Array) -> Array:
+        source = _sources(labels.shape, amounts)
+        return map_coordinates(labels, source, order=0, cval=NO_LABEL)
+
+    return jax.vmap(of_image)(maps, amounts)
+
+
+def affine(image: Array, amounts: Array) -> Array:
+    """Returns `image` `[h, w, c]` sheared, turned, scaled and moved about its center.
+
+    Pixels are interpolated bilinearly; those from outside are zero.
+
+    Args:
+      image: floats.
+      amounts: angle and slant (radians), logarithm of the magnification, shifts along x and y
+        (fractions of the side): float32 `[5]`.
+    """
+    source = _sources(image.shape[:2], amounts)
     sample = jax.vmap(lambda plane: map_coordinates(plane, source, order=1), -1, -1)
     return sample(image)
 
 
-def mixup(key: Array, alpha: float, *arrays: Array) -> tuple[Array, ...]:
-    """Convex mixes of each example with its neighbour in the batch (Zhang et al. 2018, eq. 1).
+def _sources(shape: tuple[int, int], amounts: Array) -> list[Array]:
+    """Returns the row and the column, `[h, w]` each, at which `affine` reads each pixel."""
+    angle, slant, log_scale, shift_x, shift_y = amounts
+    height, width = shape
+    center_y, center_x = (height - 1) / 2, (width - 1) / 2
+    rows, columns = jnp.mgrid[:height, :width]
+    y = rows - center_y - shift_y * height
+    x = columns - center_x - shift_x * width
+    # Shear, then turn and scale.
+    cos, sin = jnp.cos(angle) * jnp.exp(-log_scale), jnp.sin(angle) * jnp.exp(-log_scale)
+    x = x + jnp.tan(slant) * y
+    return [center_y + sin * x + cos * y, center_x + cos * x - sin * y]
 
-    One coefficient a batch, from Beta(alpha, alpha) reflected to at least 0.5, so that an example
-    stays mostly itself. The partner is the previous row of the global batch, cyclically: a roll
-    moves one row between devices where a random pairing would gather the batch.
+
+def is_map(target: Array, images: Array) -> bool:
+    """Returns whether a target of `images` `[b, h, w, c]` has a label for each pixel."""
+    return target.shape == images.shape[:3]
+
+
+def mixup(key: Array, alpha: float, *trees: Any) -> tuple[Any, ...]:
+    """Returns convex mixes of each example with its neighbor in the batch (Zhang et al. 2018).
+
+    Equation 1 of the paper, with one coefficient for each batch, from Beta(alpha, alpha) reflected
+    to at least 0.5, so that an example stays mostly itself. The partner is the previous row of the
+    global batch, cyclically: a roll moves one row between devices where a random pairing would
+    gather the batch.
+
+    Args:
+      key: for all random numbers.
+      alpha: the parameter of the Beta distribution.
+      *trees: arrays, or trees of arrays, whose leading axis is the batch.
     """
     coefficient = jax.random.beta(key, alpha, alpha)
-    return mix(jnp.maximum(coefficient, 1 - coefficient), *arrays)
+    return mix(jnp.maximum(coefficient, 1 - coefficient), *trees)
 
 
-def mix(coefficient: Array, *arrays: Array) -> tuple[Array, ...]:
-    """`a·x + (1 - a)·roll(x)` for every array."""
-    return tuple(coefficient * x + (1 - coefficient) * jnp.roll(x, 1, axis=0) for x in arrays)
+def mix(coefficient: Array, *trees: Any) -> tuple[Any, ...]:
+    """Returns `a·x + (1 - a)·roll(x)` for every array x."""
+    return jax.tree.map(
+        lambda x: coefficient * x + (1 - coefficient) * jnp.roll(x, 1, axis=0), trees
+    )
 
 
-def cutmix(key: Array, alpha: float, images: Array, labels: Array) -> tuple[Array, Array]:
-    """Pastes one box of the neighbour's image; labels mix by area (Yun et al. 2019, section 3.1).
+def cutmix(key: Array, alpha: float, images: Array, targets: Any) -> tuple[Array, Any]:
+    """Returns images with one box of their neighbor's pasted in (Yun et al. 2019, section 3.1).
 
-    One box a batch; its area share is 1 - Beta(alpha, alpha) before clipping at the border.
+    There is one box for each batch; its share of the area is 1 - Beta(alpha, alpha) before it is
+    clipped at the border. Targets are mixed by area, but for maps of labels, which are pasted.
+
+    Args:
+      key: for all random numbers.
+      alpha: the parameter of the Beta distribution.
+      images: `[b, h, w, c]`.
+      targets: an array, or a tree of arrays, whose leading axis is the batch.
     """
     height, width = images.shape[1:3]
     key_area, key_y, key_x = jax.random.split(key, 3)
@@ -108,18 +170,29 @@ def cutmix(key: Array, alpha: float, images: Array, labels: Array) -> tuple[Arra
     inside_y = _interval(key_y, side, height)
     inside_x = _interval(key_x, side, width)
     box = inside_y[:, None] & inside_x[None, :]
-    mixed = jnp.where(box[None, :, :, None], jnp.roll(images, 1, axis=0), images)
     share = box.mean(dtype=jnp.float32)
-    return mixed, (1 - share) * labels + share * jnp.roll(labels, 1, axis=0)
+
+    def mixed(target: Array) -> Array:
+        neighbors = jnp.roll(target, 1, axis=0)
+        if is_map(target, images):
+            return jnp.where(box[None], neighbors, target)
+        return (1 - share) * target + share * neighbors
+
+    pasted = jnp.where(box[None, :, :, None], jnp.roll(images, 1, axis=0), images)
+    return pasted, jax.tree.map(mixed, targets)
 
 
 def erase(key: Array, probability: float, images: Array) -> Array:
-    """Replaces one box of some images by standard normal noise (Zhong et al. 2020, algorithm 1).
+    """Returns images of which some have noise in place of one box (Zhong et al. 2020).
 
-    As DeiT has it: the box takes 2 % to a third of the image, its aspect ratio is log-uniform from
-    0.3 to 1 / 0.3. Of ten boxes drawn the first that fits is used; where none does, nothing is.
+    Algorithm 1 of the paper, as DeiT runs it: the box takes 2 % to a third of the image, its
+    aspect ratio is log-uniform from 0.3 to 1 / 0.3, the noise is standard normal. Ten boxes are
+    drawn for each image, and the first that fits is used; where none fits, the image stays whole.
 
-    images: normalised `[b, h, w, c]`; each is erased, on its own, with `probability`.
+    Args:
+      key: for all random numbers.
+      probability: of a box, for each image on its own.
+      images: normalized, `[b, h, w, c]`.
     """
     batch, height, width, _ = images.shape
     keys = jax.random.split(key, 6)
@@ -141,58 +214,7 @@ def erase(key: Array, probability: float, images: Array) -> Array:
 
 
 def _interval(key: Array, share: Array, size: int) -> Array:
-    """Mask of `size` cells: those within `share·size / 2` of a uniform centre."""
-    centre = jax.random.uniform(key, maxval=size)
+    """Returns a mask of the `size` cells that lie within `share·size / 2` of a uniform center."""
+    center = jax.random.uniform(key, maxval=size)
     cells = jnp.arange(size) + 0.5
-    return jnp.abs(cells - centre) < share * size / 2
-
-
-def check_data(task: str, wanted: Mapping[str, str], info: DataInfo, fits: bool) -> None:
-    """Raises a `UserError` that shows what the task wants beside what the pipeline gives."""
-    if not fits:
-        given = {name: f"{s.dtype} {list(s.shape)}" for name, s in info.spec.items()}
-        raise UserError(
-            f"the data does not fit task {task}: it wants {dict(wanted)}, the pipeline"
-            f" (config.data) gives {given}"
-        )
-
-
-def check_share(**values: float) -> None:
-    """Raises a `UserError` unless each of `values`, keys of `config.task`, is from 0 to 1."""
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"config.task.{name}={value}: write a number from 0 to 1")
-
-
-def check_not_negative(**values: float) -> None:
-    """Raises a `UserError` where one of `values`, keys of `config.task`, is below 0."""
-    for name, value in values.items():
-        if value < 0:
-            raise UserError(f"config.task.{name}={value}: write 0 or more")
-
-
-def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """Raises a `UserError` where `normalise` cannot divide by `std`, or counts other channels."""
-    for name, values in {"mean": mean, "std": std}.items():
-        if len(values) not in (1, channels):
-            raise UserError(
-                f"config.task.{name} has {len(values)} numbers for {channels} channels; write one,"
-                " or one a channel"
-            )
-    if min(std) <= 0:
-        raise UserError(f"config.task.std={list(std)}: write positive numbers, in 0..255")
-
-
-def check_geometry(model: nn.Module, shape: tuple[int, ...], crop_to_patches: bool) -> None:
-    """Raises a `UserError` where patches do not tile `shape` `(h, w, c)` and nobody allowed it."""
-    backbone = getattr(model, "backbone", model)
-    stride = models.token_stride(backbone)
-    if stride is None or crop_to_patches:
-        return
-    if shape[0] % stride[0] or shape[1] % stride[1]:
-        raise UserError(
-            f"config.model.patch_size={backbone.patch_size} does not divide the image of"
-            f" {shape[0]}×{shape[1]} pixels into tokens of {stride[0]}×{stride[1]}; change"
-            " config.data.pp's size, or drop the excess with"
-            " --config.task.crop_to_patches=true"
-        )
+    return jnp.abs(cells - center) < share * size / 2

@@ -1,12 +1,15 @@
 """RandAugment on the device, for hosts with too few cores to do it (Cubuk et al. 2020).
 
 The 16 operations of the preprocessing op `randaug`, with its strengths and oddities, for a whole
-batch at once. Each image draws its own, and all images go through the same few passes, of which
-they keep what they drew: a table of 256 values for everything that looks at one pixel, one warp
-for everything that moves pixels, and two blends. How strong an operation is, is known before
-compiling, so tables and matrices are NumPy's.
+batch at once. Each image draws its own operations. All images go through the same few passes and
+keep the results that they drew: a table of 256 values for operations that look at one pixel, one
+warp for those that move pixels, and two blends. Strengths are known before compiling, so NumPy
+computes tables and matrices.
 
-Each operation equals the host's to the bit; the draws are others.
+The random draws differ from the host's, but each operation equals the host's to the bit. A recipe
+needs only the same distribution; the bits are kept because they cost little (two roundings that
+the code spells out, `gathers.product` and `_fused`) and make the tests simple and sharp: goldens
+recorded from the published code decide, on every kind of device.
 """
 
 from collections.abc import Mapping
@@ -27,7 +30,7 @@ KEYS = ("num_layers", "magnitude", "corrected")
 
 
 def check(fields: Mapping[str, Any], image: ArraySpec) -> None:
-    """Raises a `UserError` where `config.task.randaug` or the images are not for `augment`."""
+    """Raises a `UserError` if `config.task.randaug` or the images do not suit `augment`."""
     if not hasattr(fields, "items"):
         raise UserError(f"config.task.randaug={fields!r}: set one of its keys, {', '.join(KEYS)}")
     for name, value in fields.items():
@@ -43,7 +46,7 @@ def check(fields: Mapping[str, Any], image: ArraySpec) -> None:
     if fields and (image.dtype != np.uint8 or image.shape[-1] != 3):
         raise UserError(
             f"config.task.randaug needs uint8 images of 3 channels, not {image.dtype}"
-            f" {list(image.shape)}: leave value_range out of config.data.pp, the task normalises"
+            f" {list(image.shape)}: leave value_range out of config.data.pp, the task normalizes"
         )
 
 
@@ -55,23 +58,31 @@ def augment(
     magnitude: float = 10.0,
     corrected: bool = False,
 ) -> Array:
-    """`num_layers` operations on each of `images`, uint8 `[b, h, w, 3]`, drawn for it alone.
+    """Returns `images` after `num_layers` operations, drawn for each image on its own.
 
-    `corrected` takes out three oddities of the published runs: see the preprocessing op `randaug`.
+    Args:
+      key: for all random numbers.
+      images: uint8 `[b, h, w, 3]`.
+      num_layers: operations on each image, one after the other.
+      magnitude: the strength of all operations, 0 to `STRONGEST`.
+      corrected: removes three oddities of the published runs; see `strengths`.
     """
 
     def layer(images: Array, draws: tuple[Array, Array, Array]) -> tuple[Array, None]:
         return apply(images, *draws, magnitude=magnitude, corrected=corrected), None
 
-    # Two warps in a row would compose, rounded place by rounded place, into one with the same bits.
-    # Left apart: off TPUs a reading is cheap, and on TPUs only a single warp is two products.
+    # Two warps in a row could be composed into one with the same bits. They are not: a gather is
+    # cheap where there are no TPUs, and on TPUs only a single warp is two products.
     return jax.lax.scan(layer, images, draw(key, num_layers, images.shape))[0]
 
 
 def draw(key: Array, num_layers: int, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """What `apply` is told of each layer: arrays `[num_layers, b, …]`.
+    """Returns `operation`, `negative` and `place` of `apply` for each layer, `[num_layers, b, …]`.
 
-    shape: of the images, `[b, h, w, 3]`.
+    Args:
+      key: for all random numbers.
+      num_layers: the number of layers.
+      shape: the shape of the images, `[b, h, w, 3]`.
     """
     key_operation, key_sign, key_place = jax.random.split(key, 3)
     drawn, size = (num_layers, shape[0]), jnp.array([[shape[1:3]]], jnp.float32)
@@ -91,10 +102,14 @@ def apply(
     magnitude: float,
     corrected: bool = False,
 ) -> Array:
-    """One operation on each of `images`, uint8 `[b, h, w, 3]`.
+    """Returns `images` after one operation on each.
 
-    operation: its number in `OPERATIONS`, int32 `[b]`. negative: 1 where a geometric one goes the
-    other way. place: row and column of Cutout's centre, float32 `[b, 2]`.
+    Args:
+      images: uint8 `[b, h, w, 3]`.
+      operation: numbers in `OPERATIONS`, int32 `[b]`.
+      negative: 1 where the strength of a geometric operation is negative, else 0, int32 `[b]`.
+      place: row and column of the center of Cutout's square, float32 `[b, 2]`.
+      magnitude, corrected: see `augment`.
     """
     level, size = magnitude / 10.0, images.shape[1:3]
     enhance = strengths.enhancement(level)
@@ -117,11 +132,11 @@ def apply(
     return jnp.where(chosen(*np.array(OPERATIONS)[is_moved]), moved, result)
 
 
-# Arithmetic that rounds as the host's does.
+# Arithmetic that rounds as on the host.
 
 
 def _blend(start: Array, pixels: Array, factor: np.float32) -> Array:
-    """uint8: from `start` (factor 0) to `pixels` (1) and beyond; truncated, not rounded."""
+    """Returns uint8 from `start` (factor 0) to `pixels` (1) and beyond; truncated, not rounded."""
     return _to_uint8(start + product(pixels - start, factor))
 
 
@@ -133,7 +148,7 @@ def _to_uint8(values: Array) -> Array:
 
 
 def _tables(operation: Array, images: Array, grey: Array, level: float, corrected: bool) -> Array:
-    """What each value becomes, uint8 `[b, 256, 3]`; under other operations, itself."""
+    """Returns the new value of each value, uint8 `[b, 256, 3]`; itself for other operations."""
     counts = count(images)
     of_image = {"AutoContrast": _auto_contrast(counts), "Equalize": _equalize(counts)}
     if corrected:
@@ -145,10 +160,10 @@ def _tables(operation: Array, images: Array, grey: Array, level: float, correcte
 
 
 def _auto_contrast(counts: Array) -> Array:
-    """Stretches each channel to 0..255; a channel of one value stays as it is."""
+    """Returns tables that stretch each channel to 0..255; a channel of one value stays."""
     occurs = counts > 0
     low, high = jnp.argmax(occurs, 1), 255 - jnp.argmax(occurs[:, ::-1], 1)
-    # By reciprocals divided beforehand: not every accelerator's division is exact.
+    # The quotients are NumPy's, because not every accelerator divides exactly.
     scales = np.float32(255) / np.maximum(np.arange(256, dtype=np.float32), 1)
     scale = jnp.asarray(scales)[high - low][:, None]
     values = jnp.arange(256.0)[None, :, None]
@@ -158,7 +173,7 @@ def _auto_contrast(counts: Array) -> Array:
 
 
 def _equalize(counts: Array) -> Array:
-    """Spreads the values of each channel so that all occur about equally often."""
+    """Returns tables that make all values of each channel occur about equally often."""
     below = jnp.cumsum(counts, 1) - counts
     highest = 255 - jnp.argmax((counts > 0)[:, ::-1], 1, keepdims=True)
     step = jnp.take_along_axis(below, highest, 1) // 255
@@ -169,15 +184,15 @@ def _equalize(counts: Array) -> Array:
 
 
 def _contrast(grey: Array, factor: np.float32) -> Array:
-    """Away from the image's mean grey."""
+    """Returns tables that move values away from the mean gray of the image."""
     mean = grey.mean((1, 2, 3))[:, None, None]
     return _blend(mean, jnp.arange(256.0)[None, :, None], factor)
 
 
 def _grey(images: Array) -> Array:
-    """Luma, truncated: whole numbers in float32 `[b, h, w, 1]`.
+    """Returns the truncated luma, whole numbers in float32 `[b, h, w, 1]`.
 
-    With the roundings of TensorFlow, which goes through 0..1 and comes back by way of 255.5.
+    It is rounded as TensorFlow does, which computes in 0..1 and multiplies by 255.5 at the end.
     """
     channels = product(images.astype(jnp.float32), np.float32(1 / 255))
     weighted = product(channels, np.float32([[[[0.2989, 0.587, 0.114]]]]))
@@ -185,14 +200,14 @@ def _grey(images: Array) -> Array:
     return jnp.floor(luma * np.float32(255.5))
 
 
-# Operations that look around a pixel, or hide it.
+# Operations that read the neighbors of a pixel, or hide it.
 
 
 def _smooth(pixels: Array) -> Array:
-    """The filter [1 1 1; 1 5 1; 1 1 1] / 13, truncated; the border stays. float32 `[b, h, w, c]`.
+    """Returns the filter [1 1 1; 1 5 1; 1 1 1] / 13, truncated; the border stays as it is.
 
-    Summed in the order of the published runs and by fused multiply-adds, as they did: where the sum
-    is a whole multiple of 13, rounding decides what truncation sees.
+    Products are summed in the order of the published runs, and by fused multiply-adds as there:
+    where the sum is a multiple of 13, the rounding decides to which number it is truncated.
     """
     height, width = pixels.shape[1:3]
     padded = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -206,10 +221,10 @@ def _smooth(pixels: Array) -> Array:
 
 
 def _fused(total: Array, pixels: Array, weight: np.float32) -> Array:
-    """`total + pixels * weight`, rounded once, whether or not the processor has such a thing.
+    """Returns `total + pixels * weight`, rounded once, with or without such an instruction.
 
-    The weight in two parts has exact products with pixels; what the first sum rounds away (Knuth's
-    two-sum) and the second product are added together, again exactly.
+    The two parts of the weight have exact products with pixels. The rounding error of the first sum
+    (Knuth's two-sum) and the second product are then added, again exactly.
     """
     coarse = np.float32(np.round(weight * 2**12) / 2**12)
     large, small = pixels * coarse, pixels * (weight - coarse)
@@ -220,7 +235,7 @@ def _fused(total: Array, pixels: Array, weight: np.float32) -> Array:
 
 
 def _hidden(place: Array, half_side: int, size: tuple[int, int]) -> Array:
-    """Cutout's square of side `2 * half_side` about `place` `[b, 2]`: bool `[b, h, w, 1]`."""
+    """Returns Cutout's square of side `2 * half_side` about `place`, bool `[b, h, w, 1]`."""
 
     def near(axis: int) -> Array:
         offset = jnp.arange(size[axis])[None] - place[:, axis, None].astype(jnp.int32)

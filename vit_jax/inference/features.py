@@ -13,10 +13,9 @@ from etils import epath
 from vit_jax import checkpoints
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
-from vit_jax.models import lora
 from vit_jax.parallel import sharding
 from vit_jax.storage import write_atomically
-from vit_jax.tasks import TaskProtocol
+from vit_jax.tasks import BaseTask
 from vit_jax.types import Array, Params
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -25,15 +24,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 class Embedder:
     """The backbone of a task's model, on all devices of this process.
 
-    params: of the model, with or without its head, with or without adapters.
+    params: of the model, with or without its head, as `BaseTask.inference_params` returns them.
     """
 
-    def __init__(self, task: TaskProtocol, params: Params):
+    def __init__(self, task: BaseTask, params: Params):
         backbone = task.model.backbone
         devices = jax.local_devices()
         self._mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
         everywhere = sharding.replicated(self._mesh)
-        self._params = jax.device_put(lora.merge(params)["backbone"], everywhere)
+        self._params = jax.device_put(params["backbone"], everywhere)
 
         def embed(params: Params, images: Array) -> Array:
             features = backbone.apply({"params": params}, task.inputs({"image": images}))
@@ -54,7 +53,7 @@ class Embedder:
             return jax.device_get(self._embed(self._params, placed))[: len(images)]
 
 
-def backbone_params(task: TaskProtocol, checkpoint: str, interpolation: str = "corners") -> Params:
+def backbone_params(task: BaseTask, checkpoint: str, interpolation: str = "corners") -> Params:
     """`{"backbone": ...}` of a checkpoint of any format, for the images of `task`.
 
     Raises:

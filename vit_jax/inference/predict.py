@@ -18,10 +18,9 @@ from vit_jax.checkpoints.store import Store, flatten
 from vit_jax.data import pp
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
-from vit_jax.models import lora
 from vit_jax.report import figures, inside
 from vit_jax.storage import write_atomically
-from vit_jax.tasks import TaskProtocol, classification
+from vit_jax.tasks import BaseTask, classification
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo, Params
 
@@ -34,7 +33,7 @@ class Predictor:
       runs whose images the host made float32; they alone need TensorFlow.
     """
 
-    task: TaskProtocol
+    task: BaseTask
     params: Params
     info: DataInfo
     value_ops: str = ""
@@ -55,8 +54,9 @@ class Predictor:
         value_ops = _value_ops(config.data.pp, info)
         task = tasks.build(config.task, config.model, info)
         if texts:
-            task = tasks.answering(task, texts)
-        return cls(task, restore_params(workdir, task), info, value_ops)
+            task = task.with_texts(texts)
+        params = task.inference_params(restore_params(workdir, task))
+        return cls(task, params, info, value_ops)
 
     @classmethod
     def from_checkpoint(
@@ -116,7 +116,7 @@ class Predictor:
 
         @jax.jit
         def run(params: Params, images: np.ndarray) -> dict[str, jax.Array]:
-            params = {**params, **tasks.precompute(self.task, params)}
+            params = {**params, **self.task.precompute(params)}
             return self.task.predict(params, {"image": images})
 
         return jax.device_get(run(self.params, self.as_trained(images)))
@@ -128,7 +128,7 @@ class Predictor:
           UserError: the file cannot be written.
         """
         examples = {"image": images, **outputs}
-        captions = self.task.captions(examples)
+        captions = self.task.summaries(examples)
         _write_png(figures.image_grid(self.task.pictures(examples), captions), out)
 
     def draw_attention(self, images: np.ndarray, captions: Sequence[str], out: str) -> None:
@@ -141,7 +141,7 @@ class Predictor:
           UserError: the model has no attention, or the file cannot be written.
         """
         inputs = jax.device_get(self.task.inputs({"image": self.as_trained(images)}))
-        maps = attention.attention_maps(self.task.model, lora.merge(self.params), inputs)
+        maps = attention.attention_maps(self.task.model, self.params, inputs)
         if len(images) == 1:
             _write_png(attention.figure(images[0], maps), out)
         else:
@@ -184,7 +184,7 @@ def _write_png(figure: Figure, out: str) -> None:
         raise UserError(f"cannot write {out}: {error}") from error
 
 
-def restore_params(workdir: Workdir, task: TaskProtocol) -> Params:
+def restore_params(workdir: Workdir, task: BaseTask) -> Params:
     """The parameters that a run's newest checkpoint is evaluated with, on the first device.
 
     Raises:

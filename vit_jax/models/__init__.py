@@ -20,7 +20,7 @@ A new model is one new file here with a table `VARIANTS`.
 from vit_jax.models.cost import flops, param_count, product_flops
 from vit_jax.models.heads.classifier import Classifier
 from vit_jax.models.heads.dense import Detector, Segmenter
-from vit_jax.models.heads.two_towers import Compared, TwoTowers
+from vit_jax.models.heads.two_towers import TowerOutputs, TwoTowers
 from vit_jax.models.layers.basic import token_stride
 from vit_jax.models.layers.resize import resize_grid, resize_patch_kernel
 from vit_jax.models.layers.transformer import stack_blocks, unstack_blocks
@@ -28,9 +28,9 @@ from vit_jax.models.registry import Variant, build, field_names, find, names, va
 
 __all__ = [
     "Classifier",
-    "Compared",
     "Detector",
     "Segmenter",
+    "TowerOutputs",
     "TwoTowers",
     "Variant",
     "build",

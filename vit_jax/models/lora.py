@@ -1,14 +1,14 @@
 """Low-rank adapters: fine-tuning by small changes to frozen kernels.
 
 Hu et al. 2021, "LoRA: low-rank adaptation of large language models", section 4.1. The model runs
-with W + down · up in place of the frozen kernel W. Beside the parameters of the model:
+with W + down · up in place of the frozen kernel W. The factors lie beside the model's parameters:
 
     lora/PATH OF THE KERNEL/down    [inputs..., rank]     normal, variance 1 / inputs
     lora/PATH OF THE KERNEL/up      [rank, outputs...]    zero: training starts from the model as is
 
-both with a leading axis of layers where the kernel has one. The paper's factor alpha / rank is 1:
-tuning alpha, it finds, is tuning the learning rate, which `optim.lr_mults` does by name. So nothing
-but the parameters is needed to merge the adapters into the kernels.
+both with a leading axis of layers where the kernel has one. The paper's factor alpha / rank is 1
+here: as the paper finds, tuning alpha is tuning the learning rate, which `optim.lr_mults` does by
+name. So nothing but the parameters is needed to merge the adapters into the kernels.
 """
 
 import math
@@ -26,18 +26,18 @@ from vit_jax.errors import UserError
 from vit_jax.types import Array, Params
 
 KEY = "lora"
-"""Where the factors are, beside the model's own parameters."""
+"""The name of the factors among the parameters."""
 
 ATTENTION_AND_MLP = r"(?:.*/)?blocks(?:_\d+)?/(?:attn|mlp)/\w+/kernel"
-"""The kernels of a transformer's blocks, by whole name."""
+"""A pattern of the whole names of the kernels of a transformer's blocks."""
 
 _TOWERS = ("backbone", "text")
 
 
 def frozen(params: Params) -> list[str]:
-    """Patterns of what is not trained beside the adapters: the towers they adapt, but no head.
+    """Returns patterns of the parameters that are not trained: those of adapted towers.
 
-    The backbone is among them whatever is adapted.
+    The backbone is always among the towers; heads are not.
     """
     names = (name.split("/") for name in flax.traverse_util.flatten_dict(params[KEY], sep="/"))
     adapted = {"backbone", *(part for name in names for part in name)}
@@ -45,9 +45,16 @@ def frozen(params: Params) -> list[str]:
 
 
 def init(key: Array, params: Params, *, rank: int, targets: str) -> Params:
-    """The factors of every kernel whose whole name `targets` matches, boxed with their axis names.
+    """Returns the factors of every kernel whose whole name `targets` matches.
 
-    params: boxed with their logical axis names; only shapes are read.
+    Args:
+      key: for random numbers.
+      params: boxed with their logical axis names; only shapes are read.
+      rank: the rank of the products.
+      targets: a regular expression.
+
+    Returns:
+      A tree of factors, boxed with their logical axis names.
 
     Raises:
       UserError: no kernel matches, or the rank is no smaller than one of them.
@@ -69,13 +76,13 @@ def init(key: Array, params: Params, *, rank: int, targets: str) -> Params:
 
 
 def merge(params: Params) -> Params:
-    """The model's own parameters, with adapters, if there are any, added into their kernels."""
+    """Returns the model's own parameters, with the adapters, if any, added into their kernels."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     return flax.traverse_util.unflatten_dict(merge_named(flat), sep="/")
 
 
 def merge_named(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """`merge` of arrays by whole name, as a checkpoint lists them."""
+    """Returns `merge` of arrays that are given by whole name, as a checkpoint lists them."""
     merged = {name: array for name, array in arrays.items() if not name.startswith(f"{KEY}/")}
     for name, kernel in merged.items():
         down, up = (arrays.get(f"{KEY}/{name}/{factor}") for factor in ("down", "up"))
@@ -85,7 +92,11 @@ def merge_named(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _factors(key: Array, name: str, box: nn.LogicallyPartitioned, rank: int) -> dict[str, Any]:
-    """The two factors of one kernel, whose inputs end, or outputs begin, at its axis `embed`."""
+    """Returns the two factors of one kernel, which is divided at its axis `embed`.
+
+    The axes before it are inputs and those from it on are outputs, unless `embed` comes first, as
+    the only input.
+    """
     shape, names = box.value.shape, box.names
     first = int(names[0] == "layers")
     divide = first + 1 if names[first] == "embed" else len(names) - 1
@@ -104,7 +115,7 @@ def _factors(key: Array, name: str, box: nn.LogicallyPartitioned, rank: int) -> 
 
 
 def _product(down: Array, up: Array, ndim: int) -> Array:
-    """`down · up` over the rank, the axes of layers (`ndim` tells if there is one) in step."""
+    """Returns `down · up` for each layer, for a kernel of `ndim` axes."""
     num_layers = down.ndim + up.ndim - 2 - ndim
     letters = string.ascii_lowercase[:ndim]
     divide = down.ndim - 1

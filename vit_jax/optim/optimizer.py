@@ -92,8 +92,11 @@ class Optimizer:
         """The state before the first update; safe to donate, it shares no buffer with `params`."""
         return {self.name: self.rule.init(self._trainable(params))}
 
-    def held(self, params: Params) -> Params:
-        """`params`, the frozen ones as constants: what they need of a backward pass is left out."""
+    def freeze(self, params: Params) -> Params:
+        """Returns `params` with gradients stopped at the frozen ones.
+
+        The part of the backward pass that only they need is then not computed.
+        """
 
         def hold(path: tuple, param: jax.Array) -> jax.Array:
             return jax.lax.stop_gradient(param) if self._group(path).frozen else param
@@ -114,12 +117,12 @@ class Optimizer:
         updates, rule_state = whole.update(grads, state[self.name], self._trainable(params))
         return self._with_frozen(updates, params, jnp.zeros_like), {self.name: rule_state}
 
-    def sharpest(self, params: Params, grads: Params) -> Params:
-        """Where the loss is highest within `sam_rho` of `params`, to first order.
+    def ascend(self, params: Params, grads: Params) -> Params:
+        """Returns where the loss is highest within `sam_rho` of `params`, to first order.
 
-        Sharpness-aware minimisation (Foret et al., 2021, equation 2) descends along the gradient at
-        this place: `params + rho · grads / norm`, the norm being that of all trainable parameters.
-        Frozen ones stay.
+        Sharpness-aware minimization (SAM; Foret et al., 2021, equation 2) descends along the
+        gradient at `params + rho · grads / norm`, with the norm of all trainable parameters. Frozen
+        parameters stay.
         """
         grads = self._trainable(grads)
         norm = jnp.maximum(optax.tree.norm(grads), jnp.finfo(jnp.float32).tiny)

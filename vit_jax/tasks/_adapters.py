@@ -1,10 +1,8 @@
 """Any task, trained through low-rank adapters: see `vit_jax.models.lora`."""
 
 import dataclasses
-import functools
-import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,25 +11,34 @@ from ml_collections import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.models import lora
 from vit_jax.plugins import check_known
-from vit_jax.types import Array, Params
+from vit_jax.tasks._base import BaseTask
+from vit_jax.types import Array, Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """A task whose parameters have adapters beside them; to the step it is a task like any other.
+    """A task whose parameters have adapters beside them.
 
-    Whatever takes parameters (`objective`, `eval_sums`, `predict`, ...) is given the merged ones.
+    Only the training differs from that of `task`: evaluation and prediction are given the merged
+    parameters, so that all other methods are those of `task`.
 
-    rank: of the adapters. targets: regular expression of the whole names of adapted kernels.
+    Attributes:
+      task: the task whose model is adapted.
+      rank: the rank of the adapters.
+      targets: a regular expression that matches the whole names of the adapted kernels.
     """
 
-    task: Any
+    task: BaseTask
     rank: int
     targets: str = lora.ATTENTION_AND_MLP
 
     @classmethod
-    def create(cls, task: Any, keys: Mapping[str, Any]) -> "Adapted":
-        """The task with the adapters that `config.task.lora` describes. Raises `UserError`."""
+    def create(cls, task: BaseTask, keys: Mapping[str, Any]) -> "Adapted":
+        """Returns the task with the adapters that `config.task.lora` describes.
+
+        Raises:
+          UserError: a key is unknown, or has no such value.
+        """
         if not isinstance(keys, Mapping | ConfigDict):
             raise UserError(f"config.task.lora={keys!r}: write {{'rank': 8}}")
         for key in keys:
@@ -48,8 +55,11 @@ class Adapted:
             ) from error
         return cls(task, **keys)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
     def init(self, key: Array) -> Params:
-        """The task's fresh parameters with adapters that change nothing yet."""
+        """Returns the task's fresh parameters with adapters that change nothing yet."""
         params = self.task.init(key)
         key = jax.random.fold_in(key, 1)
         return {
@@ -57,13 +67,22 @@ class Adapted:
             lora.KEY: lora.init(key, params, rank=self.rank, targets=self.targets),
         }
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.task, name)
-        if not inspect.ismethod(found) or "params" not in inspect.signature(found).parameters:
-            return found
+    def frozen(self, params: Params, patterns: Sequence[str]) -> list[str]:
+        """Returns `patterns`, or if there are none those of the towers that are adapted."""
+        return self.task.frozen(params, patterns or lora.frozen(params))
 
-        @functools.wraps(found)
-        def merged(params: Params, *args: Any, **kwargs: Any) -> Any:
-            return found(lora.merge(params), *args, **kwargs)
+    def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """Returns the task's loss of the merged parameters."""
+        return self.task.loss_fn(lora.merge(params), batch, key)
 
-        return merged
+    def loss_fn_of_parts(self, params: Params, parts: Batch, key: Array) -> tuple[Array, Array]:
+        """Returns the task's loss of the merged parameters."""
+        return self.task.loss_fn_of_parts(lora.merge(params), parts, key)
+
+    def inference_params(self, params: Params) -> Params:
+        """Returns the parameters of the model alone, with the adapters merged."""
+        return self.task.inference_params(lora.merge(params))
+
+    def with_texts(self, texts: Sequence[str]) -> "Adapted":
+        """Returns the task that answers with one of `texts`, with the same adapters."""
+        return dataclasses.replace(self, task=self.task.with_texts(texts))

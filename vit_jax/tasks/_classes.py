@@ -1,4 +1,4 @@
-"""What is said of an image whose classes have probabilities."""
+"""Texts about images whose classes have probabilities."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 def best(probability: np.ndarray, names: Sequence[str]) -> list[str]:
-    """The most probable class of each row of `[n, classes]`, with its probability."""
+    """Returns the most probable class of each row of `[n, classes]`, with its probability."""
     return [f"{names[row.argmax()]} {row.max():.0%}" for row in probability]
 
 
 def ranking(probability: np.ndarray, names: Sequence[str], top: int) -> list[list[str]]:
-    """A line for each of the `top` most probable classes of each row, most probable first."""
+    """Returns a line for each of the `top` most probable classes of each row, in their order."""
     found = []
     for row in probability:
         order = np.argsort(-row, kind="stable")[:top]

@@ -1,4 +1,4 @@
-"""Distillation: a student that also answers to a frozen teacher."""
+"""Distillation: a student learns to imitate a frozen teacher."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,26 +9,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import models
+from vit_jax import checkpoints, models
 from vit_jax.errors import UserError
+from vit_jax.models.published import TEACHER
 from vit_jax.plugins import check_known
-from vit_jax.types import TEACHER, Array, Params
+from vit_jax.types import Array, Params
 
 KINDS = ("soft", "hard")
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """What `config.task.distill` describes.
+    """The teacher that `config.task.distill` describes.
 
-    The teacher sees what the student sees, mixed and erased images included ("function matching",
-    Beyer et al. 2022, arXiv:2106.05237), without dropout. Its parameters are kept beside the
-    student's, below `teacher/`: they are sharded, saved and resumed with them, and never trained.
+    The teacher sees the images of the student, mixed and erased ones included ("function matching",
+    Beyer et al. 2022, arXiv:2106.05237), without dropout. Its parameters lie beside the student's,
+    below `teacher/`: they are sharded, saved and restored with them, and never trained.
 
-    model: the fields of the teacher's model, `name` among them. checkpoint: of any format.
-    kind: "soft" compares probabilities at `temperature` (Hinton et al. 2015), "hard" takes the
-      teacher's first class for the truth (Touvron et al. 2021, DeiT, section 4).
-    weight: share of this loss; the labels' loss has the rest.
+    Attributes:
+      network: the teacher's model.
+      checkpoint: its parameters, a checkpoint of any format.
+      kind: "soft" compares probabilities at `temperature` (Hinton et al. 2015), "hard" takes the
+        teacher's top class for the truth (Touvron et al. 2021, DeiT, section 4).
+      weight: the share of this loss; the loss of the labels has the rest.
+      temperature: the divisor of both logits in the soft loss.
     """
 
     network: nn.Module
@@ -39,7 +43,16 @@ class Teacher:
 
     @classmethod
     def create(cls, keys: Mapping[str, Any], num_classes: int) -> "Teacher":
-        """The teacher for a student of so many classes. Raises `UserError`."""
+        """Returns the teacher for a student of `num_classes` classes.
+
+        Args:
+          keys: the fields of this class, with `model`, the name and fields of the teacher's model,
+            in the place of `network`.
+          num_classes: the number of classes of the labels.
+
+        Raises:
+          UserError: a key is unknown or missing, or has no such value.
+        """
         known = {"model", *(field.name for field in dataclasses.fields(cls))} - {"network"}
         for key in keys:
             check_known(key, known, f"config.task.distill.{key}")
@@ -62,10 +75,29 @@ class Teacher:
             raise UserError(f"config.task.distill.temperature={teacher.temperature}: not positive")
         return teacher
 
-    def losses(self, logits: Array, params: Params, images: Array) -> Array:
-        """How far the student's `logits` `[b, classes]` are from the teacher's: float32 `[b]`.
+    def load(self, image_shape: tuple[int, ...]) -> Params:
+        """Returns the parameters of the checkpoint, for images `(height, width, channels)`.
 
-        soft: T² · KL(teacher at T || student at T). hard: cross-entropy with the teacher's class.
+        Raises:
+          UserError: the checkpoint cannot be read, or is of another model.
+        """
+        height, width, channels = image_shape
+        try:
+            return checkpoints.load(
+                self.checkpoint,
+                self.network,
+                image_size=(height, width),
+                channels=channels,
+                head="keep",
+            )
+        except UserError as error:
+            raise UserError(f"config.task.distill: {error}") from error
+
+    def losses(self, logits: Array, params: Params, images: Array) -> Array:
+        """Returns the loss of the student's `logits` `[b, classes]`, float32 `[b]`.
+
+        The soft loss is T² · KL(teacher at T || student at T), the hard one the cross-entropy with
+        the teacher's class.
         """
         frozen = jax.lax.stop_gradient(params[TEACHER])
         target = self.network.apply({"params": frozen}, images)

@@ -1,4 +1,4 @@
-"""Boxes on the device: how alike they are, and which proposal stands for which object."""
+"""Boxes on the device: their similarity, the matching of proposals with objects, mosaics."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,14 @@ from vit_jax.types import Array
 
 _EPSILON = 1e-7
 _HOPELESS = 1e6
-"""Cost of a pair whose cost is not a number: a diverging model must not stall the matching."""
+"""The cost of a pair whose cost is not finite: a diverging model must not stall the matching."""
 
 
-def generalised_iou(a: Array, b: Array) -> Array:
-    """Of boxes (y0, x0, y1, x1) `[..., 4]`, in -1..1 (Rezatofighi et al. 2019).
+def generalized_iou(a: Array, b: Array) -> Array:
+    """Returns generalized IoU in -1..1 of boxes (y0, x0, y1, x1), `[..., 4]` to `[...]`.
 
-    Intersection over union, less the share of the smallest enclosing box that neither covers.
+    It is the intersection over union, less the share of the smallest enclosing box that neither
+    box covers (Rezatofighi et al. 2019). Boxes without area have the IoU 0.
     """
     both = _area(jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:]))
     union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - both
@@ -23,15 +24,16 @@ def generalised_iou(a: Array, b: Array) -> Array:
 
 
 def l1(a: Array, b: Array) -> Array:
-    """Sum of the differences in centre and size, as DETR (Carion et al. 2020) counts it."""
-    return jnp.abs(_centre_and_size(a) - _centre_and_size(b)).sum(-1)
+    """Returns the sum of the differences in center and size (Carion et al. 2020, DETR)."""
+    return jnp.abs(_center_and_size(a) - _center_and_size(b)).sum(-1)
 
 
 def assign(costs: Array, real: Array) -> Array:
-    """The proposal of each object, int32 `[b, M]`, that makes the sum of costs least.
+    """Returns the proposal of each object, int32 `[b, M]`, such that the sum of costs is least.
 
-    costs: `[b, N, M]` of N proposals for M <= N objects. real: bool `[b, M]`; the others get some
-      proposal that no real one needs.
+    Args:
+      costs: `[b, N, M]` of N proposals for M <= N objects.
+      real: bool `[b, M]`; the other objects get proposals that no real one needs.
     """
     costs = jnp.where(real[:, None], costs, 0)
     costs = jnp.nan_to_num(costs, nan=_HOPELESS, posinf=_HOPELESS, neginf=-_HOPELESS)
@@ -44,10 +46,14 @@ def assign(costs: Array, real: Array) -> Array:
 
 
 def mosaic(images: Array, objects: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Each image at half its size, in a square with the three before it in the batch.
+    """Returns each image at half its size, in a square with the three before it in the batch.
 
-    images: `[b, h, w, c]`, h and w even. objects: `boxes` `[b, M, 4]`, `box_label` and `box_crowd`
-      `[b, M]`; they come back with room for 4 M.
+    Args:
+      images: `[b, h, w, c]`, h and w even.
+      objects: `boxes` `[b, M, 4]`, and other arrays `[b, M]` of them.
+
+    Returns:
+      The mosaics, `[b, h, w, c]`, and their objects, with room for 4 M.
     """
     batch, height, width, channels = images.shape
     half = images.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
@@ -70,6 +76,6 @@ def _area(low: Array, high: Array) -> Array:
     return sides[..., 0] * sides[..., 1]
 
 
-def _centre_and_size(corners: Array) -> Array:
+def _center_and_size(corners: Array) -> Array:
     low, high = corners[..., :2], corners[..., 2:]
     return jnp.concatenate([(low + high) / 2, high - low], -1)

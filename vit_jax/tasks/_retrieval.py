@@ -1,4 +1,4 @@
-"""How well vectors find each other: texts to images and images to texts."""
+"""Retrieval metrics: how well vectors of images find those of their texts, and the reverse."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,10 +13,13 @@ _ROWS_AT_ONCE = 1024
 
 
 class Split(NamedTuple):
-    """A split's images and its texts, each text once.
+    """The images and the texts of a split, each text once.
 
-    images: `[n, dim]`. texts: `[m, dim]`, in the order in which they first occur.
-    own: for each image the numbers of its texts, int `[n, k]`; -1 where it has fewer.
+    Attributes:
+      images: `[n, dim]`.
+      texts: `[m, dim]`, in the order in which they first occur.
+      own: for each image the numbers of its texts, int `[n, k]`; -1, at the end, where an image has
+        fewer than k.
     """
 
     images: np.ndarray
@@ -25,7 +28,7 @@ class Split(NamedTuple):
 
     @classmethod
     def of(cls, images: np.ndarray, texts: np.ndarray, tokens: np.ndarray) -> "Split":
-        """From texts `[n, k, dim]` and their tokens `[n, k, length]`."""
+        """Returns the split with texts `[n, k, dim]` whose tokens are `[n, k, length]`."""
         flat = tokens.reshape(-1, tokens.shape[-1])
         real = flat[:, 0] != NO_TEXT
         _, first, number = np.unique(flat[real], axis=0, return_index=True, return_inverse=True)
@@ -34,16 +37,21 @@ class Split(NamedTuple):
         place[order] = np.arange(len(order))
         own = np.full(len(flat), -1)
         own[real] = place[number.ravel()]
-        vectors = texts.reshape(len(flat), -1)[real][first[order]]
-        return cls(images, vectors, own.reshape(tokens.shape[:-1]))
+        vectors = texts.reshape(-1, texts.shape[-1])[real][first[order]]
+        own = own.reshape(tokens.shape[:-1])
+        own = np.take_along_axis(own, np.argsort(own < 0, axis=1, kind="stable"), axis=1)
+        return cls(images, vectors, own)
 
 
 def recalls(split: Split) -> Mapping[str, float]:
-    """Recall at 1, 5 and 10 in both directions, as shares.
+    """Returns recall at 1, 5 and 10 in both directions, as shares; {} for a split without texts.
 
-    An image is found right if one of its own texts is among the best; a text, if one of the images
-    that have it is. Equals of the right one count as better, so that a constant finds nothing.
+    An image counts as found if one of its own texts is among the best; a text, if one of the images
+    that have it is. An image without a text counts in neither direction as a query. Ties count
+    against the right one, and so do scores that are not numbers: a constant finds nothing.
     """
+    if not len(split.texts):
+        return {}
     n, m = len(split.images), len(split.texts)
     is_own = np.zeros((n, m), bool)
     rows, columns = np.nonzero(split.own >= 0)
@@ -60,34 +68,37 @@ def recalls(split: Split) -> Mapping[str, float]:
 
 
 def _ranks(queries: np.ndarray, keys: np.ndarray, is_own: np.ndarray) -> np.ndarray:
-    """How many wrong keys are at least as near as the nearest right one; queries with one."""
+    """Returns how many wrong keys are as near as the nearest right one, for queries with one."""
     ranks = []
     for first in range(0, len(queries), _ROWS_AT_ONCE):
         part = slice(first, first + _ROWS_AT_ONCE)
         scores, right = queries[part] @ keys.T, is_own[part]
         best = np.where(right, scores, -np.inf).max(1, keepdims=True)
-        ranks.append(((scores >= best) & ~right).sum(1)[right.any(1)])
+        ranks.append((~(scores < best) & ~right).sum(1)[right.any(1)])
     return np.concatenate(ranks)
 
 
 def right_among(split: Split, count: int) -> float | None:
-    """Share of the images whose first text is nearer than `count - 1` others; None if too few.
+    """Returns the share of the images whose first text is nearer than `count - 1` others.
 
     The others are the first texts of the images that follow in the split, and after its end of
-    those at its start: different ones, and none of the image's own.
+    those at its start: different ones, and none of the image's own. Images without a text are left
+    out. Returns None for a split with too few texts.
     """
-    if len(np.unique(split.own[:, 0])) < count + split.own.shape[1]:
+    rows = np.flatnonzero(split.own[:, 0] >= 0)
+    images, own_texts = split.images[rows], split.own[rows]
+    if len(np.unique(own_texts[:, 0])) < count + own_texts.shape[1]:
         return None
-    n, right = len(split.images), 0
-    for image in range(n):
-        own = set(split.own[image].tolist())
+    right = 0
+    for number, image in enumerate(images):
+        own = set(own_texts[number].tolist())
         others: dict[int, None] = {}
-        following = image
+        following = number
         while len(others) < count - 1:
-            following = (following + 1) % n
-            text = int(split.own[following, 0])
+            following = (following + 1) % len(images)
+            text = int(own_texts[following, 0])
             if text not in own:
                 others[text] = None
-        scores = split.texts[[int(split.own[image, 0]), *others]] @ split.images[image]
+        scores = split.texts[[int(own_texts[number, 0]), *others]] @ image
         right += bool((scores[1:] < scores[0]).all())
-    return right / n
+    return right / len(images)

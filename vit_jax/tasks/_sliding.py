@@ -1,4 +1,4 @@
-"""Dense predictions for images of another size than the model takes: windows, scales, mirroring."""
+"""Dense predictions for images of other sizes than the model takes: windows, scales, mirroring."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ DensePredictor = Callable[[Array], Array]
 
 
 def covers(stride: Sequence[int], window: Sequence[int]) -> bool:
-    """Whether windows that start every `stride` pixels (down, right) show every pixel."""
+    """Returns whether windows that start every `stride` pixels (down, right) cover all pixels."""
     if len(stride) != len(window):
         return False
     return all(0 < step <= size for step, size in zip(stride, window, strict=True))
@@ -22,11 +22,11 @@ def covers(stride: Sequence[int], window: Sequence[int]) -> bool:
 def slide(
     predict: DensePredictor, images: Array, window: tuple[int, int], stride: tuple[int, int]
 ) -> Array:
-    """Logits `[b, H, W, classes]`: the mean over all windows that show a pixel.
+    """Returns logits `[b, H, W, classes]`: the mean over all windows that contain a pixel.
 
-    Windows start every `stride` pixels, which must cover them (see `covers`), the last one at the
-    far border. Images smaller than a window are padded with zeros, which normalised images have in
-    the middle of their range.
+    Windows start every `stride` pixels, which must cover the image (see `covers`), the last one at
+    the far border. Images smaller than a window are padded with zeros, the middle of the range of
+    normalized images.
     """
     height, width = images.shape[1:3]
     missing = [max(0, size - side) for size, side in zip(window, (height, width), strict=True)]
@@ -60,7 +60,7 @@ def slide(
 def over_scales(
     predict: DensePredictor, images: Array, scales: Sequence[float], mirror: bool
 ) -> Array:
-    """Mean class probabilities `[b, H, W, classes]` over resized, and mirrored, images."""
+    """Returns mean class probabilities `[b, H, W, classes]` over resized and mirrored images."""
     batch, height, width, channels = images.shape
     total = 0.0
     for scale in scales:

@@ -1,40 +1,28 @@
 """Image classification: one label, or several, for each image.
 
-The plug-in that other tasks copy: fields are the keys of `config.task`, methods are
-`TaskProtocol`'s.
+An example has an `image` and a `label`, int32 `[]` or the probabilities of the classes, float32
+`[classes]`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from vit_jax import models
-from vit_jax.augment import randaugment as _randaugment
-from vit_jax.augment.images import (
-    check_affine,
-    check_data,
-    check_geometry,
-    check_not_negative,
-    check_share,
-    check_statistics,
-    cutmix,
-    erase,
-    mixup,
-    normalise,
-    random_affine,
-)
 from vit_jax.errors import UserError
+from vit_jax.models.published import TEACHER
 from vit_jax.report import Section
 from vit_jax.tasks import _classes
+from vit_jax.tasks._base import BaseTask
+from vit_jax.tasks._checks import check_data, check_share
 from vit_jax.tasks._distill import Teacher
 from vit_jax.tracking.metrics import COUNT, LOSS, SCORE, Metric
-from vit_jax.types import TEACHER, Array, Batch, DataInfo, Params
+from vit_jax.types import Array, Batch, DataInfo, Params
 
 LOSSES = {
     "softmax": optax.softmax_cross_entropy,
@@ -42,32 +30,27 @@ LOSSES = {
 }
 _NO_ANSWER = -1e30
 HARDEST = 24
-"""Mistakes that the report shows."""
+"""The number of mistakes that the report shows."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(BaseTask):
     """Classification with softmax or sigmoid cross-entropy.
 
-    loss: "softmax", or "sigmoid" (each class on its own, summed over classes).
-    label_smoothing: share of the target that is spread evenly over all classes.
-    mixup, cutmix: Beta parameter of each, 0 = off. With both, a fair coin picks one a batch.
-    multihot_mixing: a mixed image is in full an example of both its classes, for the sigmoid loss
-      (Wightman et al. 2021, "ResNet strikes back", section 2.2; DeiT III).
-    erasing: share of the images of which a box is replaced by noise, before mixing.
-    class_weights: one number a class that its terms of the loss are multiplied by; softmax losses
-      are then divided by the sum of their targets' weights, as PyTorch does.
-    distill: the keys of `tasks._distill.Teacher`, and `model`: a teacher to imitate. With
-      `config.model.distill_token` the second head does, else the one that learns the labels.
-    affine: bounds of random distortions on the device: {rotate, shift, scale, shear}; {} = off.
-    randaug: RandAugment on the device: {num_layers, magnitude, corrected}, of which those left out
-      are as for the preprocessing op of this name; {} = off.
-    mean, std: of uint8 images, in 0..255, one value or one a channel; the defaults give [-1, 1].
-    crop_to_patches: accept images whose last rows and columns fill no patch and are dropped.
+    Attributes:
+      loss: "softmax", or "sigmoid" (each class on its own, summed over classes).
+      label_smoothing: the share of the target that is spread evenly over all classes.
+      affine, randaug, erasing, mixup, cutmix: see `augment.spec.Augmentation`.
+      multihot_mixing: makes a mixed image a full example of both its classes, for the sigmoid loss
+        (Wightman et al. 2021, "ResNet strikes back", section 2.2; DeiT III).
+      class_weights: one factor for each class, of its terms in the loss. Softmax losses are divided
+        by the sum of the weights of their targets, as in PyTorch.
+      distill: a teacher to imitate: the keys of `tasks._distill.Teacher`, and `model`. With
+        `config.model.distill_token` the second head imitates it, else the one that learns the
+        labels.
+      teacher: what `distill` describes.
     """
 
-    model: nn.Module
-    info: DataInfo
     loss: str = "softmax"
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -78,9 +61,6 @@ class Task:
     distill: Mapping[str, Any] | None = None
     affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
     randaug: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    mean: tuple[float, ...] = (127.5,)
-    std: tuple[float, ...] = (127.5,)
-    crop_to_patches: bool = False
     teacher: Teacher | None = dataclasses.field(default=None, init=False)
 
     headline = "accuracy"
@@ -90,11 +70,11 @@ class Task:
         "loss": LOSS,
         "num_examples": COUNT,
     }
-    pictured = 10_000
+    num_shown = 10_000
 
     @classmethod
     def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> "Task":
-        """The task around the backbone of `config.model`.
+        """Returns the task around the backbone of `config.model`.
 
         Raises:
           UserError: a field has no such value, or the data has no images or labels of this kind.
@@ -120,9 +100,7 @@ class Task:
         num_classes = self.info.num_classes
         if self.loss not in LOSSES:
             raise UserError(f"config.task.loss={self.loss!r}: write {' or '.join(LOSSES)}")
-        check_share(label_smoothing=self.label_smoothing, erasing=self.erasing)
-        check_not_negative(mixup=self.mixup, cutmix=self.cutmix)
-        check_affine(self.affine)
+        check_share(label_smoothing=self.label_smoothing)
         if self.class_weights and len(self.class_weights) != num_classes:
             raise UserError(
                 f"config.task.class_weights has {len(self.class_weights)} numbers; write one for"
@@ -133,9 +111,6 @@ class Task:
                 "config.task.multihot_mixing makes labels of ones and zeros: write loss='sigmoid'"
                 " and label_smoothing=0"
             )
-        backbone = getattr(self.model, "backbone", self.model)
-        if getattr(backbone, "distill_token", False) and not self.teacher:
-            raise UserError("config.model.distill_token needs a teacher: set config.task.distill")
 
     def _check_data(self) -> None:
         wanted = {
@@ -146,59 +121,62 @@ class Task:
         image_fits = image is not None and len(image.shape) == 3
         label_fits = label is not None and label.shape in ((), (self.info.num_classes,))
         check_data("classification", wanted, self.info, image_fits and label_fits)
-        check_geometry(self.model, image.shape, self.crop_to_patches)
-        check_statistics(self.mean, self.std, image.shape[-1])
-        _randaugment.check(self.randaug, image)
+        self.check_images()
 
     def init(self, key: Array) -> Params:
-        """Fresh parameters, boxed with their logical axis names."""
+        """Returns fresh parameters, with the teacher's if there is one, in boxes."""
+        params = super().init(key)
+        if not self.teacher:
+            return params
         images = jnp.zeros((1, *self.info.spec["image"].shape), jnp.float32)
-        params = self.model.init(key, images)["params"]
-        if self.teacher:
-            params = {**params, TEACHER: self.teacher.network.init(key, images)["params"]}
-        return params
+        return {**params, TEACHER: self.teacher.network.init(key, images)["params"]}
 
-    def perturb(self, batch: Batch, key: Array) -> Batch:
-        """Normalised images and soft labels of the training batch: augmented, erased, mixed."""
-        key_coin, key_mix, key_erase, key_distort, key_augment = jax.random.split(key, 5)
-        if self.affine:
-            batch = {**batch, "image": random_affine(key_distort, batch["image"], **self.affine)}
-        if self.randaug:
-            images = _randaugment.augment(key_augment, batch["image"], **self.randaug)
-            batch = {**batch, "image": images}
-        images = self.inputs(batch)
-        labels = self._soft_labels(batch["label"])
-        if self.erasing:
-            images = erase(key_erase, self.erasing, images)
-        if self.mixup and self.cutmix:
-            images, labels = jax.lax.cond(
-                jax.random.bernoulli(key_coin),
-                lambda: mixup(key_mix, self.mixup, images, labels),
-                lambda: cutmix(key_mix, self.cutmix, images, labels),
-            )
-        elif self.mixup:
-            images, labels = mixup(key_mix, self.mixup, images, labels)
-        elif self.cutmix:
-            images, labels = cutmix(key_mix, self.cutmix, images, labels)
+    def loaded_params(self) -> Params:
+        """Returns the parameters of the teacher, if there is one."""
+        if not self.teacher:
+            return {}
+        return {TEACHER: self.teacher.load(self.info.spec["image"].shape)}
+
+    def frozen(self, params: Params, patterns: Sequence[str]) -> list[str]:
+        """Returns `patterns`, and the teacher's parameters, which are never trained."""
+        return [*patterns, f"{TEACHER}/.*"] if self.teacher else list(patterns)
+
+    def inference_params(self, params: Params) -> Params:
+        """Returns the parameters without the teacher's."""
+        return {name: tree for name, tree in params.items() if name != TEACHER}
+
+    def targets(self, batch: Batch) -> dict[str, Array]:
+        """Returns `label`, the probability of each class, float32 `[b, classes]`."""
+        return {"label": self._soft_labels(batch["label"])}
+
+    def augment(self, batch: Batch, key: Array) -> Batch:
+        """Returns normalized images and soft labels, augmented."""
+        batch = super().augment(batch, key)
         if self.multihot_mixing:
-            labels = (labels > 0).astype(jnp.float32)
-        return {"image": images, "label": labels}
+            return {**batch, "label": (batch["label"] > 0).astype(jnp.float32)}
+        return batch
 
     def _soft_labels(self, labels: Array) -> Array:
         dense = self._dense_labels(labels)
         return optax.smooth_labels(dense, self.label_smoothing) if self.label_smoothing else dense
 
     def _dense_labels(self, labels: Array) -> Array:
-        """int32 `[b]` → one-hot `[b, classes]`; multi-hot rows pass."""
+        """Returns labels int32 `[b]` as one-hot rows `[b, classes]`; rows of floats pass."""
         if labels.ndim == 1:
             return jax.nn.one_hot(labels, self.info.num_classes)
         return labels.astype(jnp.float32)
 
-    def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
-        """(sum of the examples' losses, their number or weight) of a perturbed micro-batch."""
+    def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """Returns (sum of the examples' losses, their number or weight) of a micro-batch.
+
+        If the model has a second head but no teacher to imitate, the mean of both heads' logits
+        learns the labels; evaluation reads the same mean.
+        """
         images = batch["image"]
-        logits = self.model.apply({"params": params}, images, train=True, rngs={"dropout": key})
-        logits, imitating = logits if isinstance(logits, tuple) else (logits, logits)
+        found = self.model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+        logits, imitating = found if isinstance(found, tuple) else (found, found)
+        if isinstance(found, tuple) and not self.teacher:
+            logits = (logits + imitating) / 2
         losses, weights = self._weighted_losses(logits, batch["label"])
         if self.teacher:
             imitation = weights * self.teacher.losses(imitating, params, images)
@@ -206,7 +184,7 @@ class Task:
         return losses.sum(), weights.sum()
 
     def _weighted_losses(self, logits: Array, labels: Array) -> tuple[Array, Array]:
-        """Losses `[b]` and what each counts in the mean `[b]`: 1, or its target's weight."""
+        """Returns losses `[b]` and the weight of each in the mean `[b]`: 1, or its target's."""
         ones = jnp.ones(len(labels), jnp.float32)
         if not self.class_weights:
             return LOSSES[self.loss](logits, labels), ones
@@ -216,20 +194,16 @@ class Task:
             return LOSSES["softmax"](logits, labels), labels.sum(-1)
         return (by_class * optax.sigmoid_binary_cross_entropy(logits, labels)).sum(-1), ones
 
-    def inputs(self, batch: Batch) -> Array:
-        """The images of a batch from the pipeline, as the model takes them."""
-        return normalise(jnp.asarray(batch["image"]), self.mean, self.std)
-
     def logits(self, params: Params, batch: Batch) -> Array:
-        """Inference logits `[b, classes]` of a batch as it comes from the pipeline."""
+        """Returns inference logits `[b, classes]` of a batch from the pipeline."""
         return self.model.apply({"params": params}, self.inputs(batch))
 
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Sums over the real rows: loss, examples, top-1 and top-5 hits and those scored for them.
+        """Returns sums over the real rows: loss, examples, scored rows, top-1 and top-5 hits.
 
-        A multi-hot row is a hit where the top class is among its labels; a row without any label
-        is left out of the accuracy (as ImageNet-ReaL is scored: Beyer et al. 2020, section 3).
-        Where the batch has `allowed` (see the op `only_classes`), the other classes are no answers.
+        A row with several labels is a hit if the top class is among them; a row without any label
+        is not scored (Beyer et al. 2020, section 3, ImageNet-ReaL). If the batch has `allowed` (see
+        the op `only_classes`), the other classes are no answers.
         """
         logits = self.logits(params, batch)
         if "allowed" in batch:
@@ -252,12 +226,8 @@ class Task:
             "loss": jnp.where(real, losses, 0).sum(),
         }
 
-    def eval_rows(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Nothing: the metrics are made of sums."""
-        return {}
-
     def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`accuracy` (top-1), `top5_accuracy`, mean `loss` and `num_examples` of a split."""
+        """Returns `accuracy` (top-1), `top5_accuracy`, mean `loss` and `num_examples`."""
         examples, scored = int(found["examples"]), int(found["scored"])
         return {
             "accuracy": int(found["top1"]) / max(1, scored),
@@ -266,33 +236,35 @@ class Task:
             "num_examples": examples,
         }
 
-    def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
-        """One line for each predicted example: the class, with its probability."""
+    def summaries(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """Returns the most probable class of each image, with its probability."""
         return _classes.best(examples["probability"], self._names())
 
-    def lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
-        """The `top` most probable classes of each image, most probable first."""
+    def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """Returns the `top` most probable classes of each image, most probable first."""
         return _classes.ranking(examples["probability"], self._names(), top)
 
-    def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The images as they are: a class has no place in them."""
-        return list(examples["image"])
-
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """`probability` `[b, classes]` of each image: softmax or sigmoid, as it was trained."""
+        """Returns `probability` `[b, classes]`, by softmax or sigmoid as in training."""
         logits = self.logits(params, batch)
         squash = jax.nn.softmax if self.loss == "softmax" else jax.nn.sigmoid
         return {"probability": squash(logits)}
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
-        """Confusion matrix (up to 100 classes) and the hardest mistakes."""
+        """Returns sections with the confusion matrix (up to 100 classes) and the worst mistakes.
+
+        Images without one of the classes as their label are left out.
+        """
         from vit_jax.report import figures  # matplotlib, which training can do without
 
-        labels, probability = examples["label"], examples["probability"]
-        if labels.ndim > 1:
-            return []
-        predicted = probability.argmax(-1)
         names = self._names()
+        if examples["label"].ndim > 1:
+            return []
+        is_class = (examples["label"] >= 0) & (examples["label"] < len(names))
+        images, labels, probability = (
+            examples[name][is_class] for name in ("image", "label", "probability")
+        )
+        predicted = probability.argmax(-1)
         sections = []
         if len(names) <= 100:
             matrix = np.zeros((len(names), len(names)), np.int64)
@@ -300,15 +272,15 @@ class Task:
             sections.append(
                 Section(
                     "Confusion matrix",
-                    "Rows are the true classes, columns what the model said.",
+                    "Rows are the true classes, columns the predicted ones.",
                     figures.confusion_matrix(matrix, names),
                 )
             )
         wrong = int((predicted != labels).sum())
-        text = f"{wrong} of {len(labels)} images are misread."
+        text = f"{wrong} of {len(labels)} images are misclassified."
         if wrong:
-            text += " Shown are those whose true class got the least probability."
-        hardest = figures.hardest_mistakes(examples["image"], labels, probability, names, HARDEST)
+            text += " These are the ones whose true class got the least probability."
+        hardest = figures.hardest_mistakes(images, labels, probability, names, HARDEST)
         return [*sections, Section("The hardest mistakes", text, hardest)]
 
     def _names(self) -> tuple[str, ...]:

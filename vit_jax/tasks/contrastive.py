@@ -1,7 +1,7 @@
-"""Images and texts brought together: two towers, one space of vectors.
+"""Contrastive learning: an image tower and a text tower learn one space of vectors.
 
-The batch has `image` and `tokens`, int32 `[length]` (see the preprocessing op `tokenize`). In
-evaluation an image may have several texts, `[texts, length]`, or a `label` in the place of any.
+An example has an `image` and `tokens`, int32 `[length]` (see the preprocessing op `tokenize`). In
+evaluation an image may have several texts, `[texts, length]`, or a `label` and no text.
 """
 
 import dataclasses
@@ -14,47 +14,53 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
-from vit_jax.augment.images import check_data, check_geometry, check_statistics, normalise
 from vit_jax.data.tokenizer import NO_TEXT, Tokenizer, open_tokenizer
 from vit_jax.errors import UserError
+from vit_jax.models import TowerOutputs
 from vit_jax.report import Section
 from vit_jax.tasks import _classes, _contrast, _retrieval
+from vit_jax.tasks._base import BaseTask
+from vit_jax.tasks._checks import check_data
 from vit_jax.tracking.metrics import COUNT, SCORE, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 LOSSES = {"softmax": _contrast.softmax_loss, "sigmoid": _contrast.sigmoid_loss}
 CLASSES = "class_vectors"
-"""Where, beside the parameters, the vectors of the class names are."""
+"""The name of the vectors of the class names among the parameters."""
 
 SHOWN = 8
-"""Images that the report shows."""
+"""The number of images that the report shows."""
 
 _TEXTS_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(BaseTask):
     """Contrastive learning of images and texts (CLIP, LiT, SigLIP).
 
-    text: `name` and fields of the text tower, as `config.model` has those of the image tower.
-    vocab: of `vit_jax.data.tokenizer`: its size is the text tower's, class names are read by it,
-      and captions shown. "" takes the one that `config.data.pp` tokenizes with; of a source that
-      has tokens already, it is to be named here.
-    dim: of the vectors. project_image: False takes the image tower's vector as it is (LiT).
-    loss: "softmax" (CLIP) or "sigmoid" (SigLIP). With `accum_steps`, pairs are compared within each
-      micro-batch alone.
-    scale, bias: by what products of vectors are multiplied, and what is added for the sigmoid, at
-      first; learned. 10 and -10 are SigLIP's (section 3.2); CLIP starts at a scale of 1 / 0.07.
-    chunk: texts whose logits a device holds at once.
-    classes: names for zero-shot classification; empty takes the data's, where there are `prompts`.
-    prompts: what is said of a class, {} being its name; vectors of all are averaged (CLIP, 3.1.4).
-    candidates: texts among which the right one is to be found; see `_retrieval.right_among`.
-    mean, std: of uint8 images, in 0..255, one value or one a channel; the defaults give [-1, 1].
-    crop_to_patches: accept images whose last rows and columns fill no patch.
+    Attributes:
+      text: `name` and fields of the text tower, as `config.model` has those of the image tower.
+      vocab: the vocabulary (see `vit_jax.data.tokenizer`) that gives the text tower its size,
+        encodes class names and decodes captions. "" takes the one that `config.data.pp` tokenizes
+        with; it must be named here for a source whose examples have tokens already.
+      dim: the length of the vectors.
+      project_image: False takes the image tower's own vector (LiT).
+      loss: "softmax" (CLIP) or "sigmoid" (SigLIP). All pairs of a batch are compared. With
+        `accum_steps` the towers see one micro-batch at a time, at the price of one more forward
+        pass.
+      scale, bias: initial values of the learned scale of the logits, and of the bias that the
+        sigmoid loss adds. 10 and -10 are SigLIP's (section 3.2); CLIP starts at a scale of
+        1 / 0.07.
+      chunk: the number of texts whose logits a device holds at once.
+      classes: class names for zero-shot classification; empty takes the data's if there are
+        `prompts`.
+      prompts: sentences in which {} stands for the name of a class; the vectors of all sentences
+        are averaged (CLIP, section 3.1.4).
+      candidates: the number of texts among which the right one is to be found; see
+        `_retrieval.right_among`.
+      affine, randaug, erasing: see `augment.spec.Augmentation`.
     """
 
-    model: nn.Module
-    info: DataInfo
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     vocab: str = ""
     dim: int = 512
@@ -66,9 +72,9 @@ class Task:
     classes: Sequence[str] = ()
     prompts: Sequence[str] = ()
     candidates: int = 50
-    mean: tuple[float, ...] = (127.5,)
-    std: tuple[float, ...] = (127.5,)
-    crop_to_patches: bool = False
+    affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    randaug: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    erasing: float = 0.0
 
     headline = "image_to_text_recall1"
     metric_info: ClassVar[Mapping[str, Metric]] = {
@@ -79,11 +85,12 @@ class Task:
         "top5_accuracy": SCORE,
         "num_examples": COUNT,
     }
-    pictured = 64
+    num_shown = 64
+    needs_whole_batch = True
 
     @classmethod
     def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> "Task":
-        """The task around the image tower of `config.model`.
+        """Returns the task around the image tower of `config.model`.
 
         Raises:
           UserError: a field has no such value, or the data has no images with tokens.
@@ -96,8 +103,7 @@ class Task:
         image, tokens = (info.spec.get(name) for name in wanted)
         fits = image is not None and tokens is not None and len(image.shape) == 3
         check_data("contrastive", wanted, info, fits and len(tokens.shape) == 1)
-        check_geometry(task.model, image.shape, task.crop_to_patches)
-        check_statistics(task.mean, task.std, image.shape[-1])
+        task.check_images()
         task = task._with_vocab(tokens.vocab)
         task._check_fields()
         towers = models.TwoTowers(
@@ -114,7 +120,7 @@ class Task:
         return task
 
     def _with_vocab(self, told: str) -> "Task":
-        """The task with the vocabulary of the tokens, if the data told it."""
+        """Returns the task with the vocabulary of the tokens, if the data names it."""
         if told and self.vocab not in ("", told):
             raise UserError(
                 f"config.task.vocab={self.vocab!r}, but config.data.pp tokenizes with {told!r};"
@@ -142,7 +148,7 @@ class Task:
         return models.build(**fields)
 
     def _check_width(self) -> None:
-        """Raises a `UserError` where an image tower's own vectors are not of `dim` numbers."""
+        """Raises a `UserError` if an image tower's own vectors do not have `dim` numbers."""
         key, images = jax.random.key(0), self._example()
         found, _ = jax.eval_shape(lambda x: self.model.init_with_output(key, x), images)
         if found.image.shape[-1] != self.dim:
@@ -158,37 +164,59 @@ class Task:
         return open_tokenizer(self.vocab, self.info.spec["tokens"].shape[0])
 
     def _names(self) -> Sequence[str]:
-        """Class names that images are told apart by; () without zero-shot classification."""
+        """Returns the class names for zero-shot classification; () without any."""
         return tuple(self.classes) or ((self.info.class_names or ()) if self.prompts else ())
 
-    def answering(self, texts: Sequence[str]) -> "Task":
-        """This task with `texts` in the place of its classes. Raises `UserError` without vocab."""
+    def with_texts(self, texts: Sequence[str]) -> "Task":
+        """Returns this task with `texts` in the place of its classes.
+
+        Raises:
+          UserError: the task has no vocabulary.
+        """
         task = dataclasses.replace(self, classes=tuple(texts), prompts=())
         task._check_fields()
         return task
 
     def init(self, key: Array) -> Params:
-        """Fresh parameters, boxed with their logical axis names."""
+        """Returns fresh parameters, boxed with their logical axis names."""
         return self.model.init(key, jnp.zeros(self._example().shape))["params"]
 
-    def perturb(self, batch: Batch, key: Array) -> Batch:
-        """Normalised images and tokens; nothing is random here."""
-        del key
-        return {"image": self.inputs(batch), "tokens": jnp.maximum(batch["tokens"], 0)}
+    def targets(self, batch: Batch) -> dict[str, Array]:
+        """Returns `tokens`, int32 `[b, length]`."""
+        return {"tokens": jnp.maximum(batch["tokens"], 0)}
 
-    def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
-        """(sum of the losses of the pairs, their number) of a perturbed micro-batch."""
-        pairs = self.model.apply(
+    def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """Returns (sum of the losses of the pairs, their number) of a batch."""
+        return self._loss(self._outputs(params, batch, key))
+
+    def loss_fn_of_parts(self, params: Params, parts: Batch, key: Array) -> tuple[Array, Array]:
+        """Returns `loss_fn` of a batch in micro-batches, arrays `[parts, b / parts, ...]`.
+
+        Every image is compared with every text of the batch. Only their vectors are kept; the
+        backward pass computes the activations of one micro-batch after the other once more (Gao
+        et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup").
+        """
+
+        def outputs(part: tuple[Batch, Array]) -> TowerOutputs:
+            batch, number = part
+            return self._outputs(params, batch, jax.random.fold_in(key, number))
+
+        numbers = jnp.arange(len(parts["tokens"]))
+        found = jax.lax.map(jax.checkpoint(outputs, prevent_cse=False), (parts, numbers))
+        # Row r of the batch is row r // parts of micro-batch r % parts.
+        image, text = (x.swapaxes(0, 1).reshape(-1, self.dim) for x in (found.image, found.text))
+        return self._loss(TowerOutputs(image, text, found.scale[0], found.bias[0]))
+
+    def _outputs(self, params: Params, batch: Batch, key: Array) -> TowerOutputs:
+        return self.model.apply(
             {"params": params}, batch["image"], batch["tokens"], train=True, rngs={"dropout": key}
         )
-        return LOSSES[self.loss](pairs, self.chunk), jnp.float32(len(batch["tokens"]))
 
-    def inputs(self, batch: Batch) -> Array:
-        """The images of a batch from the pipeline, as the model takes them."""
-        return normalise(jnp.asarray(batch["image"]), self.mean, self.std)
+    def _loss(self, outputs: TowerOutputs) -> tuple[Array, Array]:
+        return LOSSES[self.loss](outputs, self.chunk), jnp.float32(len(outputs.image))
 
     def precompute(self, params: Params) -> Params:
-        """Vectors of the classes, `[classes, dim]`: once an evaluation, not once a batch."""
+        """Returns the vectors of the classes, `[classes, dim]`, if there are any."""
         names = self._names()
         if not names:
             return {}
@@ -204,46 +232,50 @@ class Task:
         return {CLASSES: mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)}
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """`image_vector` `[b, dim]`, with tokens `text_vector` `[b, texts, dim]`, and `probability`
-        `[b, classes]` where there are classes: softmax or sigmoid, as it was trained."""
+        """Returns the vectors of a batch, and the probabilities of the classes if there are any.
+
+        They are `image_vector` `[b, dim]`, `text_vector` `[b, texts, dim]` where the batch has
+        tokens, and `probability` `[b, classes]`, by softmax or sigmoid as in training.
+        """
         params, classes = _split(params)
-        seen = self.model.apply({"params": params}, self.inputs(batch))
-        found = {"image_vector": seen.image}
+        outputs = self.model.apply({"params": params}, self.inputs(batch))
+        found = {"image_vector": outputs.image}
         if "tokens" in batch:
             tokens = _rows(batch["tokens"])
             flat = jnp.maximum(tokens, 0).reshape(-1, tokens.shape[-1])
             texts = self.model.apply({"params": params}, tokens=flat).text
             found["text_vector"] = texts.reshape(*tokens.shape[:2], -1)
         if classes is not None:
-            logits = seen.logits(seen.image, classes)
+            logits = outputs.logits(outputs.image, classes)
             squash = jax.nn.softmax if self.loss == "softmax" else jax.nn.sigmoid
             found["probability"] = squash(logits)
         return found
 
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Real rows, and where they have labels how often the first, or one of five, is right."""
+        """Returns the number of real rows, and of top-1 and top-5 hits where they have labels."""
         real = batch["mask"] > 0
         sums = {"examples": real.sum(dtype=jnp.int32)}
         if "label" in batch and CLASSES in params:
             params, classes = _split(params)
-            seen = self.model.apply({"params": params}, self.inputs(batch))
-            logits = seen.logits(seen.image, classes)
+            outputs = self.model.apply({"params": params}, self.inputs(batch))
+            logits = outputs.logits(outputs.image, classes)
             top = jax.lax.top_k(logits, min(5, len(classes)))[1]
             hits = (top == batch["label"][:, None]) & real[:, None]
             sums |= {"top1": hits[:, 0].sum(), "top5": hits.any(1).sum()}
         return sums
 
     def eval_rows(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Vectors and tokens, where images have texts."""
+        """Returns vectors and tokens where images have texts."""
         if "tokens" not in batch:
             return {}
         found = self.predict({k: x for k, x in params.items() if k != CLASSES}, batch)
         return {**found, "tokens": _rows(batch["tokens"])}
 
     def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Retrieval in both directions, `caption_among_N`, zero-shot `accuracy`: what data allow.
+        """Returns the metrics that the data allow, and the number of images, `num_examples`.
 
-        See `_retrieval`. `num_examples` is of images.
+        They are recalls of retrieval in both directions and `caption_among_N` (see `_retrieval`),
+        and `accuracy` and `top5_accuracy` of zero-shot classification.
 
         Raises:
           UserError: a split with neither texts nor labels of the classes.
@@ -268,8 +300,8 @@ class Task:
             )
         return {**metrics, "num_examples": examples}
 
-    def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
-        """One line for each image: its best class, or the best of the texts of all of them."""
+    def summaries(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """Returns the best class of each image, or the best of the texts of all images."""
         if "probability" in examples:
             return _classes.best(examples["probability"], self._names())
         if "tokens" not in examples or not self.vocab:
@@ -281,11 +313,11 @@ class Task:
         scores[:, tokens[:, 0] == NO_TEXT] = -np.inf
         return [self._tokenizer().decode(tokens[i]) for i in scores.argmax(1)]
 
-    def lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
-        """The `top` most probable classes of each image, most probable first.
+    def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """Returns the `top` most probable classes of each image, most probable first.
 
         Raises:
-          UserError: nothing to choose from.
+          UserError: the task has neither classes nor texts to choose from.
         """
         if "probability" not in examples:
             raise UserError(
@@ -293,29 +325,25 @@ class Task:
             )
         return _classes.ranking(examples["probability"], self._names(), top)
 
-    def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The images as they are: a text has no place in them."""
-        return list(examples["image"])
-
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
-        """Images with the text that fits best, and their own."""
+        """Returns a section of images with the text that fits best, and their own."""
         from vit_jax.report import figures  # matplotlib, which training can do without
 
         if "tokens" not in examples or not self.vocab:
             return []
         tokenizer, tokens = self._tokenizer(), _rows(examples["tokens"])
-        said = self.captions({k: x for k, x in examples.items() if k != "probability"})[:SHOWN]
+        best = self.summaries({k: x for k, x in examples.items() if k != "probability"})[:SHOWN]
         own = [tokenizer.decode(row[0]) for row in tokens[:SHOWN]]
-        figure = figures.image_grid(list(examples["image"][:SHOWN]), said, own)
+        figure = figures.image_grid(list(examples["image"][:SHOWN]), best, own)
         text = f"Under each image the best of {len(tokens)} images' captions, then its own."
         return [Section("Captions beside the truth", text, figure)]
 
 
 def _split(params: Params) -> tuple[Params, Array | None]:
-    """The model's parameters, and the vectors of the classes if they are there."""
+    """Returns the model's parameters, and the vectors of the classes or None."""
     return {k: x for k, x in params.items() if k != CLASSES}, params.get(CLASSES)
 
 
 def _rows(tokens: Array) -> Array:
-    """`[b, length]` or `[b, texts, length]` to the latter."""
+    """Returns tokens `[b, length]` or `[b, texts, length]` as the latter."""
     return tokens[:, None] if tokens.ndim == 2 else tokens

@@ -1,59 +1,51 @@
 """Object detection: a box and a class for every object.
 
-Boxes are (y0, x0, y1, x1) in 0..1 of the image without padding; the batch has `image`, `boxes` and
-`box_label`, for evaluation also `box_crowd` and `box_area` (see `vit_jax.data.boxes`), with
-`content` where the image is padded and `image_size` where it was resized.
+The batch has `image`, `boxes` and `box_label`. For evaluation it may have `box_crowd`, `box_area`
+(see `vit_jax.data.boxes`), `content` if images are padded, and `image_size` if they were resized.
+Boxes are (y0, x0, y1, x1) in 0..1 of the image without padding. An image may have no object at all.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from vit_jax import models
-from vit_jax.augment.images import (
-    check_data,
-    check_geometry,
-    check_share,
-    check_statistics,
-    normalise,
-)
 from vit_jax.errors import UserError
 from vit_jax.report import Section, drawing
 from vit_jax.tasks import _average_precision
-from vit_jax.tasks._matching import assign, generalised_iou, l1, mosaic
+from vit_jax.tasks._base import BaseTask
+from vit_jax.tasks._checks import check_data, check_share
+from vit_jax.tasks._matching import assign, generalized_iou, l1, mosaic
 from vit_jax.tracking.metrics import COUNT, SCORE, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 LOSSES = ("focal", "softmax")
-SHOWN = 8
-"""Examples that the report shows."""
-
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(BaseTask):
     """Detection by proposals that are matched one to one with the objects.
 
-    head, num_queries, decoder_depth, pyramid, pyramid_width: see `models.Detector`.
-    loss: "focal" (sigmoid, each class on its own; Lin et al. 2017) or "softmax" with a class for
-      "no object" (DETR, YOLOS).
-    class_weight, l1_weight, giou_weight: of the parts, in the loss as in the matching.
-    alpha, gamma: of the focal loss. no_object_weight: of proposals without object under softmax.
-    mosaic: probability that a batch is made of mosaics of four images (see `_matching.mosaic`).
-    max_detections: best ones of an image that count. show_above: least score that is drawn.
-    mean, std: of uint8 images, in 0..255, one value or one a channel; the defaults give [-1, 1].
-    crop_to_patches: accept images whose last rows and columns fill no patch.
+    Attributes:
+      head, num_queries, decoder_depth, pyramid, pyramid_width: see `models.Detector`.
+      loss: "focal" (sigmoid, each class on its own; Lin et al. 2017) or "softmax" with a class for
+        "no object" (Carion et al. 2020, DETR; YOLOS).
+      class_weight, l1_weight, giou_weight: weights of the parts of the loss and of the matching.
+      alpha, gamma: parameters of the focal loss.
+      no_object_weight: the weight of proposals without an object in the softmax loss.
+      mosaic: the probability that a batch is made of mosaics of four images each; see
+        `_matching.mosaic`.
+      erasing: see `augment.spec.Augmentation`.
+      max_detections: the number of detections of an image that count, best first.
+      show_above: the least score of a detection that pictures show.
     """
 
-    model: nn.Module
-    info: DataInfo
     head: str = "per_token"
     num_queries: int = 100
     decoder_depth: int = 2
@@ -67,11 +59,9 @@ class Task:
     gamma: float = 2.0
     no_object_weight: float = 0.1
     mosaic: float = 0.0
+    erasing: float = 0.0
     max_detections: int = 100
     show_above: float = 0.3
-    mean: tuple[float, ...] = (127.5,)
-    std: tuple[float, ...] = (127.5,)
-    crop_to_patches: bool = False
 
     headline = "AP"
     metric_info: ClassVar[Mapping[str, Metric]] = {
@@ -79,11 +69,10 @@ class Task:
         "AR": SCORE,
         "num_examples": COUNT,
     }
-    pictured = SHOWN
 
     @classmethod
     def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> "Task":
-        """The task around the backbone of `config.model`.
+        """Returns the task around the backbone of `config.model`.
 
         Raises:
           UserError: a field has no such value, the data has no images with boxes, or the model
@@ -102,8 +91,7 @@ class Task:
         check_data("detection", wanted, info, fits and corners.shape == (*labels.shape, 4))
         if not info.num_classes:
             raise UserError("task detection needs the classes of the objects; the data has none")
-        check_geometry(task.model, image.shape, task.crop_to_patches)
-        check_statistics(task.mean, task.std, image.shape[-1])
+        task.check_images()
         check_share(mosaic=task.mosaic, show_above=task.show_above)
         if task.mosaic and (image.shape[0] % 2 or image.shape[1] % 2):
             raise UserError(f"config.task.mosaic needs even sides, not {list(image.shape[:2])}")
@@ -123,7 +111,7 @@ class Task:
         return task
 
     def _check_room(self, max_objects: int) -> None:
-        """Raises a `UserError` where objects may be more than proposals."""
+        """Raises a `UserError` if an image may have more objects than the model makes proposals."""
         shape = (1, *self.info.spec["image"].shape)
         key, images = jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)
         (_, boxes), _ = jax.eval_shape(lambda x: self.model.init_with_output(key, x), images)
@@ -134,34 +122,43 @@ class Task:
                 " tokens (config.task.num_queries, config.model.num_registers, a smaller patch)"
             )
 
-    def init(self, key: Array) -> Params:
-        """Fresh parameters, boxed with their logical axis names."""
-        images = jnp.zeros((1, *self.info.spec["image"].shape), jnp.float32)
-        return self.model.init(key, images)["params"]
+    def targets(self, batch: Batch) -> dict[str, Array]:
+        """Returns `boxes` `[b, M, 4]` in 0..1 of the frame, and `box_label` `[b, M]`.
 
-    def perturb(self, batch: Batch, key: Array) -> Batch:
-        """Normalised images with objects in 0..1 of the frame, in mosaics where asked."""
-        images = self.inputs(batch)
+        Crowds get the label -1, as where there is no object.
+        """
         boxes = jnp.asarray(batch["boxes"])
         if "content" in batch:
             boxes = boxes * jnp.tile(batch["content"], 2)[:, None]
         labels = jnp.asarray(batch["box_label"])
         if "box_crowd" in batch:
             labels = jnp.where(batch["box_crowd"], -1, labels)
-        objects = {"boxes": boxes, "box_label": labels}
+        return {"boxes": boxes, "box_label": labels}
+
+    def augment(self, batch: Batch, key: Array) -> Batch:
+        """Returns normalized images with their objects, in mosaics where asked.
+
+        Each row of `totals` `[b, 2]` is the same: the objects, and the images, of the batch.
+        """
+        objects = super().augment(batch, jax.random.fold_in(key, 1))
+        images = objects.pop("image")
         if self.mosaic:
             images, objects = jax.lax.cond(
                 jax.random.bernoulli(key, self.mosaic),
                 lambda: mosaic(images, objects),
                 lambda: (images, jax.tree.map(_room_for_four, objects)),
             )
-        return {"image": images, **objects}
+        num_objects = (objects["box_label"] >= 0).sum(dtype=jnp.float32)
+        totals = jnp.stack([num_objects, jnp.float32(len(images))])
+        rows = jnp.broadcast_to(totals, (len(images), 2))
+        return {"image": images, **objects, "totals": rows}
 
-    def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
-        """(sum of the losses of proposals and objects, number of objects) of a micro-batch.
+    def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """Returns (sum of the losses of proposals and objects, number of objects).
 
-        The classes' softmax loss is DETR's: a mean over all proposals, by the weights of their
-        classes. It is multiplied by the number of objects here, which the step divides by.
+        The softmax loss of the classes is DETR's: a mean over all proposals of the batch, weighted
+        by class. It is multiplied here by the number of objects, which the step divides by. Both
+        come from `augment`, because a micro-batch does not know them.
         """
         scores, boxes = self.model.apply(
             {"params": params}, batch["image"], train=True, rngs={"dropout": key}
@@ -172,16 +169,19 @@ class Task:
         matched = assign(costs, real)
         taken = jnp.take_along_axis(boxes, matched[..., None], axis=1)
         place = self.l1_weight * l1(taken, truth)
-        place += self.giou_weight * (1 - generalised_iou(taken, truth))
+        place += self.giou_weight * (1 - generalized_iou(taken, truth))
         num_objects = real.sum(dtype=jnp.float32)
         losses, weights = self._class_losses(scores, labels, matched)
         class_loss = (losses * weights).sum()
         if self.loss == "softmax":
-            class_loss *= jnp.maximum(num_objects, 1) / jnp.maximum(weights.sum(), _TINY)
+            objects, images = batch["totals"][0]
+            nothing = images * scores.shape[1] - objects
+            total_weight = objects + nothing * self.no_object_weight
+            class_loss *= jnp.maximum(objects, 1) / jnp.maximum(total_weight, _TINY)
         return jnp.where(real, place, 0).sum() + self.class_weight * class_loss, num_objects
 
     def _costs(self, scores: Array, boxes: Array, truth: Array, labels: Array) -> Array:
-        """Cost of every proposal for every object, `[b, N, M]`."""
+        """Returns the cost of every proposal for every object, `[b, N, M]`."""
         if self.loss == "softmax":
             by_class = -jax.nn.softmax(scores)
         else:
@@ -194,15 +194,16 @@ class Task:
         chosen = jnp.maximum(labels, 0)[:, None]
         by_class = jnp.take_along_axis(by_class, chosen, axis=-1)
         pairs = boxes[:, :, None], truth[:, None]
-        place = self.l1_weight * l1(*pairs) - self.giou_weight * generalised_iou(*pairs)
+        place = self.l1_weight * l1(*pairs) - self.giou_weight * generalized_iou(*pairs)
         return self.class_weight * by_class + place
 
     def _class_losses(
         self, scores: Array, labels: Array, matched: Array
     ) -> tuple[Array, Array | float]:
-        """Losses of the proposals' classes, each given by the object it is matched with; weights.
+        """Returns the losses of the proposals' classes, and the weight of each loss.
 
-        For softmax both are `[b, N]`; the focal loss is `[b, N, classes]` and weighs all alike.
+        The class of a proposal is that of the object it is matched with. For softmax both results
+        are `[b, N]`; the focal losses are `[b, N, classes]`, all of weight 1.
         """
         batch, num_proposals, width = scores.shape
         nothing = self.info.num_classes
@@ -217,16 +218,12 @@ class Task:
         focal = optax.sigmoid_focal_loss(scores, onehot, alpha=self.alpha, gamma=self.gamma)
         return focal, 1.0
 
-    def inputs(self, batch: Batch) -> Array:
-        """The images of a batch from the pipeline, as the model takes them."""
-        return normalise(jnp.asarray(batch["image"]), self.mean, self.std)
-
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """The number of real rows: the rest is in `eval_rows`."""
+        """Returns the number of real rows; `eval_rows` has the rest."""
         return {"examples": (batch["mask"] > 0).sum(dtype=jnp.int32)}
 
     def eval_rows(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """The best detections of each image, and its objects."""
+        """Returns the best detections of each image, and its objects."""
         shape = batch["box_label"].shape
         size = jnp.array(batch["image"].shape[1:3])
         truth = {
@@ -238,10 +235,10 @@ class Task:
         return {**truth, **self.predict(params, batch)}
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """The `max_detections` best of each image, best first.
+        """Returns the `max_detections` best detections of each image, best first.
 
-        `detected_boxes` `[b, k, 4]` in 0..1 of the image without padding, `detected_score` and
-        `detected_label` `[b, k]`.
+        They are `detected_boxes` `[b, k, 4]` in 0..1 of the image without padding, `detected_score`
+        and `detected_label`, both `[b, k]`.
         """
         scores, boxes = self.model.apply({"params": params}, self.inputs(batch))
         if self.loss == "softmax":
@@ -265,9 +262,10 @@ class Task:
         }
 
     def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """COCO's `AP`, `AP50`, `AP75`, `AP_small`, ..., `AR`, `AP/CLASS`, and `num_examples`.
+        """Returns COCO's `AP`, `AP50`, `AP75`, `AP_small`, ..., `AR`, `AP/CLASS`, `num_examples`.
 
-        What no object decides, such as a class that does not occur, is left out.
+        Means are over the classes that occur. A metric that no object decides, such as the AP of a
+        class that does not occur, is left out, but for `AP`, which is then 0.
         """
         rows = {name: array for name, array in found.items() if name != "examples"}
         names = self._names()
@@ -288,12 +286,12 @@ class Task:
         means = {name: float(np.nanmean(x)) for name, x in values.items() if not np.isnan(x).all()}
         return {"AP": 0.0, **means, "num_examples": int(found["examples"])}
 
-    def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
-        """One line for each image: the objects found, best first."""
+    def summaries(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """Returns the objects found in each image, best first, on one line."""
         return [", ".join(texts) or "nothing" for _, _, texts in self._shown(examples)]
 
-    def lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
-        """The `top` best objects of each image: score, class and box."""
+    def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """Returns the `top` best objects of each image: score, class and box."""
         names, found = self._names(), []
         for boxes, scores, labels in _by_image(examples):
             rows = list(zip(boxes, scores, labels, strict=True))[:top]
@@ -306,7 +304,7 @@ class Task:
         return found
 
     def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Each image with the boxes of the objects found."""
+        """Returns each image with the boxes of the objects found."""
         contents = examples.get("content", np.ones((len(examples["image"]), 2)))
         drawn = zip(examples["image"], contents, self._shown(examples), strict=True)
         return [
@@ -315,7 +313,7 @@ class Task:
         ]
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
-        """Predictions beside the truth."""
+        """Returns a section with predictions beside the truth."""
         from vit_jax.report import inside  # matplotlib, which training can do without
 
         names, truth = self._names(), []
@@ -335,7 +333,7 @@ class Task:
         return [Section("Detections beside the truth", text, panel)]
 
     def _shown(self, examples: Mapping[str, np.ndarray]) -> list[tuple]:
-        """Boxes, labels and texts of what is worth showing of each image."""
+        """Returns boxes, labels and texts of the detections of each image that are shown."""
         names, shown = self._names(), []
         for boxes, scores, labels in _by_image(examples):
             kept = scores >= self.show_above
@@ -354,7 +352,7 @@ def _by_image(examples: Mapping[str, np.ndarray]) -> zip:
 
 
 def _room_for_four(x: Array) -> Array:
-    """Objects `[b, M, ...]` with the room that mosaics need, `[b, 4 M, ...]`."""
+    """Returns objects `[b, M, ...]` with the room that mosaics need, `[b, 4 M, ...]`."""
     value = -1 if x.ndim == 2 else 0
     widths = [(0, 0), (0, 3 * x.shape[1]), *[(0, 0)] * (x.ndim - 2)]
     return jnp.pad(x, widths, constant_values=value)

@@ -1,6 +1,6 @@
 """Semantic segmentation: one class for every pixel.
 
-The batch has `image` and `segmentation`, integers `[h, w, 1]` in which 255 is "not labelled".
+An example has an `image` and a `segmentation`, integers `[h, w, 1]` in which 255 is "not labeled".
 """
 
 import dataclasses
@@ -14,43 +14,34 @@ import numpy as np
 import optax
 
 from vit_jax import models
-from vit_jax.augment.images import (
-    check_data,
-    check_geometry,
-    check_not_negative,
-    check_statistics,
-    normalise,
-)
+from vit_jax.augment.images import NO_LABEL
 from vit_jax.errors import UserError
 from vit_jax.report import Section, drawing
+from vit_jax.tasks._base import BaseTask
+from vit_jax.tasks._checks import check_data, check_not_negative
 from vit_jax.tasks._sliding import covers, over_scales, slide
 from vit_jax.tracking.metrics import COUNT, SCORE, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
-IGNORED = drawing.IGNORED
-SHOWN = 8
-"""Examples that the report shows."""
-
 _LIMB = 16
-"""Counts are added up in two int32 limbs of this many low bits: exact for 2^47 pixels."""
+"""A count is kept as two int32 numbers, the low one of this many bits: exact for 2^47 pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(BaseTask):
     """Segmentation with per-pixel softmax cross-entropy.
 
-    num_classes: 0 takes those of the data. class_names: one each, where the data has none.
-    head, subcells, decoder_width, decoder_depth, pyramid, pyramid_width: see `models.Segmenter`.
-    dice: weight of the dice loss beside the cross-entropy.
-    stride: pixels, or (down, right), between windows of the training size that evaluation slides
-      over larger images; 0 evaluates images whole.
-    scales, mirror: evaluation averages over images resized by these factors, and mirrored ones.
-    mean, std: of uint8 images, in 0..255, one value or one a channel; the defaults give [-1, 1].
-    crop_to_patches: accept images whose last rows and columns fill no patch.
+    Attributes:
+      num_classes: 0 takes the number of classes of the data.
+      class_names: a name for each class, for data that has none.
+      head, subcells, decoder_width, decoder_depth, pyramid, pyramid_width: see `models.Segmenter`.
+      dice: the weight of the dice loss beside the cross-entropy.
+      stride: pixels, or (down, right), between windows of the training size that evaluation slides
+        over larger images; 0 evaluates whole images.
+      scales, mirror: evaluation averages over images resized by these factors, and mirrored ones.
+      affine, cutmix: see `augment.spec.Augmentation`. The labels move with the pixels.
     """
 
-    model: nn.Module
-    info: DataInfo
     num_classes: int = 0
     class_names: Sequence[str] = ()
     head: str = "linear"
@@ -63,9 +54,8 @@ class Task:
     stride: int | Sequence[int] = 0
     scales: Sequence[float] = (1.0,)
     mirror: bool = False
-    mean: tuple[float, ...] = (127.5,)
-    std: tuple[float, ...] = (127.5,)
-    crop_to_patches: bool = False
+    affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    cutmix: float = 0.0
 
     headline = "miou"
     metric_info: ClassVar[Mapping[str, Metric]] = {
@@ -74,21 +64,20 @@ class Task:
         "iou/*": SCORE,
         "num_examples": COUNT,
     }
-    pictured = SHOWN
 
     @classmethod
     def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> "Task":
-        """The task around the backbone of `config.model`.
+        """Returns the task around the backbone of `config.model`.
 
         Raises:
           UserError: a field has no such value, or the data has no images with segmentations.
         """
         task = cls(models.build(**model), info, **fields)
         num_classes = task.num_classes or info.num_classes
-        if not 2 <= num_classes < IGNORED:
+        if not 2 <= num_classes < NO_LABEL:
             raise UserError(
                 f"config.task.num_classes={num_classes}: write the number of classes, 2 to"
-                f" {IGNORED - 1}; the data does not tell it"
+                f" {NO_LABEL - 1}; the data does not tell it"
             )
         if task.class_names and len(task.class_names) != num_classes:
             raise UserError(
@@ -102,8 +91,7 @@ class Task:
         image, marks = (info.spec.get(name) for name in wanted)
         fits = image is not None and marks is not None and len(image.shape) == 3
         check_data("segmentation", wanted, info, fits and marks.shape == (*image.shape[:2], 1))
-        check_geometry(task.model, image.shape, task.crop_to_patches)
-        check_statistics(task.mean, task.std, image.shape[-1])
+        task.check_images()
         check_not_negative(dice=task.dice)
         head = {"head", "subcells", "decoder_width", "decoder_depth", "pyramid", "pyramid_width"}
         model = models.Segmenter(
@@ -114,7 +102,7 @@ class Task:
         return task
 
     def _check_evaluation(self) -> None:
-        """Raises a `UserError` where evaluation would skip pixels, or images the model takes."""
+        """Raises a `UserError` if windows would leave pixels out, or the model takes no scale."""
         window = self.info.spec["image"].shape[:2]
         if self.stride and not covers(self._stride(), window):
             raise UserError(
@@ -135,58 +123,48 @@ class Task:
                 " windows of the training size"
             ) from error
 
-    def init(self, key: Array) -> Params:
-        """Fresh parameters, boxed with their logical axis names."""
-        images = jnp.zeros((1, *self.info.spec["image"].shape), jnp.float32)
-        return self.model.init(key, images)["params"]
+    def targets(self, batch: Batch) -> dict[str, Array]:
+        """Returns `label`, int32 `[b, h, w]`."""
+        return {"label": _labels(batch)}
 
-    def perturb(self, batch: Batch, key: Array) -> Batch:
-        """Normalised images and int32 labels `[b, h, w]`; nothing is random here."""
-        del key
-        return {"image": self.inputs(batch), "label": _labels(batch)}
-
-    def objective(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
-        """(sum of the labelled pixels' losses, their number) of a perturbed micro-batch."""
+    def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """Returns (sum of the losses of the labeled pixels, their number) of a micro-batch."""
         logits = self.model.apply(
             {"params": params}, batch["image"], train=True, rngs={"dropout": key}
         )
-        labelled = self._is_labelled(batch["label"])
+        labeled = self._is_labeled(batch["label"])
         losses = self._losses(logits, batch["label"])
         if self.dice:
             losses += self.dice * self._dice(logits, batch["label"])[:, None, None]
-        return jnp.where(labelled, losses, 0).sum(), labelled.sum(dtype=jnp.float32)
+        return jnp.where(labeled, losses, 0).sum(), labeled.sum(dtype=jnp.float32)
 
     def _losses(self, logits: Array, labels: Array) -> Array:
-        """Cross-entropy of every pixel; those that are not labelled have some value."""
+        """Returns the cross-entropy of every pixel, `[b, h, w]`, arbitrary without a label."""
         classes = jnp.clip(labels, 0, self.num_classes - 1)
         return optax.softmax_cross_entropy_with_integer_labels(logits, classes)
 
     def _dice(self, logits: Array, labels: Array) -> Array:
-        """1 - dice coefficient `[b]`, the mean over the classes present (Milletari et al. 2016).
+        """Returns 1 - dice coefficient `[b]` (Milletari et al. 2016), a mean over classes present.
 
-        Given to each labelled pixel, so that an image counts by its labelled pixels.
+        Each labeled pixel has it as a part of its loss, so that an image counts by those pixels.
         """
-        labelled = self._is_labelled(labels)[..., None]
-        truth = jax.nn.one_hot(labels, self.num_classes) * labelled
-        said = jax.nn.softmax(logits) * labelled
-        both, either = (truth * said).sum((1, 2)), (truth + said).sum((1, 2))
+        labeled = self._is_labeled(labels)[..., None]
+        truth = jax.nn.one_hot(labels, self.num_classes) * labeled
+        predicted = jax.nn.softmax(logits) * labeled
+        both, either = (truth * predicted).sum((1, 2)), (truth + predicted).sum((1, 2))
         present = truth.any((1, 2))
         losses = jnp.where(present, 1 - 2 * both / jnp.maximum(either, 1), 0)
         return losses.sum(-1) / jnp.maximum(present.sum(-1), 1)
 
-    def _is_labelled(self, labels: Array) -> Array:
+    def _is_labeled(self, labels: Array) -> Array:
         return (labels >= 0) & (labels < self.num_classes)
 
-    def inputs(self, batch: Batch) -> Array:
-        """The images of a batch from the pipeline, as the model takes them."""
-        return normalise(jnp.asarray(batch["image"]), self.mean, self.std)
-
     def _stride(self) -> tuple[int, ...]:
-        """Pixels between windows, (down, right)."""
+        """Returns the pixels between windows, (down, right)."""
         return (self.stride,) * 2 if isinstance(self.stride, int) else tuple(self.stride)
 
     def _probability(self, params: Params, batch: Batch) -> Array:
-        """Class probabilities `[b, h, w, classes]`, or logits where there is one look alone."""
+        """Returns class probabilities `[b, h, w, classes]`, or logits if nothing is averaged."""
 
         def whole(images: Array) -> Array:
             return self.model.apply({"params": params}, images)
@@ -200,19 +178,20 @@ class Task:
         return over_scales(look, self.inputs(batch), self.scales, self.mirror)
 
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Confusion matrix of the labelled pixels of real rows (rows: truth), in two limbs.
+        """Returns the confusion matrix of the labeled pixels of real rows, its rows the truth.
 
-        `invalid` counts pixels whose label is neither a class nor 255.
+        Each count is split into two numbers; see `_LIMB`. `invalid` counts the pixels whose label
+        is neither a class nor 255.
         """
         labels, real = _labels(batch), batch["mask"] > 0
         predicted = self._probability(params, batch).argmax(-1)
-        labelled = self._is_labelled(labels) & real[:, None, None]
+        labeled = self._is_labeled(labels) & real[:, None, None]
         cells = self.num_classes**2
-        pairs = jnp.where(labelled, labels * self.num_classes + predicted, cells)
+        pairs = jnp.where(labeled, labels * self.num_classes + predicted, cells)
         # A count an image: a scatter that stays on the image's device.
         counts = jax.vmap(lambda image: jnp.bincount(image.ravel(), length=cells))(pairs)
         counts = counts.sum(0, dtype=jnp.int32)
-        valid = self._is_labelled(labels) | (labels == IGNORED)
+        valid = self._is_labeled(labels) | (labels == NO_LABEL)
         return {
             "examples": real.sum(dtype=jnp.int32),
             "confusion_low": counts & ((1 << _LIMB) - 1),
@@ -220,22 +199,19 @@ class Task:
             "invalid": (~valid & real[:, None, None]).sum(dtype=jnp.int32),
         }
 
-    def eval_rows(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Nothing: the metrics are made of sums."""
-        return {}
-
     def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`miou`, `pixel_accuracy`, `iou/CLASS` and `num_examples` of a split.
+        """Returns `miou`, `pixel_accuracy`, `iou/CLASS` and `num_examples` of a split.
 
-        The mean is over classes that occur, in truth or prediction.
+        The mean is over the classes that occur, in the truth or in predictions; without any pixel
+        that is labeled it is 0.
 
         Raises:
-          UserError: labels that are no class.
+          UserError: some labels are no classes.
         """
         if found["invalid"]:
             raise UserError(
                 f"{int(found['invalid'])} pixels have labels that are neither one of"
-                f" {self.num_classes} classes nor {IGNORED}; put check_segmentation"
+                f" {self.num_classes} classes nor {NO_LABEL}; put check_segmentation"
                 f"({self.num_classes}) into config.data.pp and eval_pp to learn in which record"
             )
         low, high = (found[f"confusion_{limb}"].astype(np.int64) for limb in ("low", "high"))
@@ -253,15 +229,15 @@ class Task:
         }
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """`predicted` uint8 `[b, h, w]`: the class of each pixel."""
+        """Returns `predicted`, the class of each pixel, uint8 `[b, h, w]`."""
         return {"predicted": self._probability(params, batch).argmax(-1).astype(jnp.uint8)}
 
-    def captions(self, examples: Mapping[str, np.ndarray]) -> list[str]:
-        """One line for each image: its largest classes."""
-        return [", ".join(lines) for lines in self.lines(examples, 2)]
+    def summaries(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """Returns the two largest classes of each image on one line."""
+        return [", ".join(lines) for lines in self.result_lines(examples, 2)]
 
-    def lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
-        """The `top` classes of each image with their share of its pixels, largest first."""
+    def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """Returns the `top` classes of each image with their share of its pixels, largest first."""
         names, found = self._names(), []
         for predicted in examples["predicted"]:
             share = np.bincount(predicted.ravel(), minlength=len(names)) / predicted.size
@@ -270,11 +246,11 @@ class Task:
         return found
 
     def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Each image tinted by the predicted classes, with their names."""
+        """Returns each image tinted by the predicted classes, with their names."""
         return self._pictures(examples["image"], examples["predicted"])
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
-        """Predictions beside the truth."""
+        """Returns a section with predictions beside the truth."""
         from vit_jax.report import inside  # matplotlib, which training can do without
 
         pictures = [drawing.rgb(image) for image in examples["image"]]
@@ -283,7 +259,7 @@ class Task:
         return [
             Section(
                 "Segmentations beside the truth",
-                "The colour tells the class; grey is not labelled.",
+                "The color tells the class; gray is not labeled.",
                 inside.attention_panel(pictures, rows),
             )
         ]

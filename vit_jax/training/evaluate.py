@@ -1,7 +1,6 @@
 """Exact metrics over whole splits: the same number for any batch size, mesh and process count."""
 
 import dataclasses
-import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vit_jax import checkpoints, data, tasks
+from vit_jax import checkpoints, data
 from vit_jax.checkpoints.store import Store
-from vit_jax.config import validate
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
-from vit_jax.tasks import TaskProtocol
+from vit_jax.tasks import BaseTask
 from vit_jax.training import step
 from vit_jax.training.run import Run, open_source
 from vit_jax.training.workdir import Workdir
@@ -48,7 +46,7 @@ class Evaluator:
     shardings.
     """
 
-    def __init__(self, config: ConfigDict, task: TaskProtocol, abstract: step.State, mesh: Mesh):
+    def __init__(self, config: ConfigDict, task: BaseTask, abstract: step.State, mesh: Mesh):
         ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
         wanted = config.eval.batch_size or config.batch_size
         self.batch_size = -(-wanted // ways) * ways
@@ -60,12 +58,14 @@ class Evaluator:
         self._threads = config.data.threads
         self._timeout_s = config.data.timeout
         self._rows = sharding.local_rows(mesh, self.batch_size)
-        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
-        self._precompute = jax.jit(
-            functools.partial(tasks.precompute, task), out_shardings=sharding.replicated(mesh)
-        )
+        self._inference_params = jax.jit(task.inference_params)
+        self._precompute = jax.jit(task.precompute, out_shardings=sharding.replicated(mesh))
+        self.abstract = _inference_params(task, abstract.params, mesh)
         self._sums = jax.jit(task.eval_sums)  # Only asked for shapes, which it remembers.
-        self.step = step.make_eval_step(task, abstract, mesh)
+        computed = self._precompute.eval_shape(self.abstract)
+        everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), computed)
+        computed = _with_shardings(computed, everywhere)
+        self.step = step.make_eval_step(task, {**self.abstract, **computed}, mesh)
 
     def run(
         self, params: Params, *, suffix: str = "", should_stop: Callable[[], bool] = lambda: False
@@ -84,9 +84,14 @@ class Evaluator:
         return results
 
     def prepared(self, params: Params) -> Params:
-        """`params` where the evaluation wants them, with what the task makes of them once."""
-        params = sharding.moved(params, self._shardings)
+        """Returns the parameters that the evaluation reads, with those that it computes once.
+
+        Args:
+          params: those of a run, or of its model alone, over the whole mesh.
+        """
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         with sharding.activate(self._mesh):
+            params = sharding.moved(self._inference_params(params), shardings)
             return {**params, **self._precompute(params)}
 
     def _statistics(
@@ -192,27 +197,33 @@ def evaluate_workdir(
 
 
 def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
-    """Metrics of a checkpoint of any format on the evaluation splits of a config.
+    """Returns metrics of a checkpoint of any format on the evaluation splits of a config.
 
     Raises:
       UserError: the checkpoint does not fit the config's model, or has no head of its own.
     """
-    config = _as_evaluated(config)
     run = Run.build(config)
     height, width, channels = run.task.info.spec["image"].shape
     params = checkpoints.load(
         path, run.task.model, image_size=(height, width), channels=channels, head="keep"
     )
-    placed = jax.tree.map(sharding.place_whole, params, run.abstract.params)
-    return Evaluator(config, run.task, run.abstract, run.mesh).run(placed)
+    evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
+    return evaluator.run(jax.tree.map(sharding.place_whole, params, evaluator.abstract))
 
 
-def _as_evaluated(config: ConfigDict) -> ConfigDict:
-    """`config` of the model alone: teachers and adapters have no part in a checkpoint's metrics."""
-    plain = config.to_dict()
-    for training_only in ("distill", "lora"):
-        plain["task"].pop(training_only, None)
-    return validate(ConfigDict(plain))
+def _inference_params(task: BaseTask, params: Params, mesh: Mesh) -> Params:
+    """Returns shapes and shardings of the inference parameters, given those of all parameters."""
+    shapes = jax.eval_shape(task.inference_params, params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+    return _with_shardings(shapes, sharding.shardings_like(shapes, params, shardings, mesh))
+
+
+def _with_shardings(shapes: Params, shardings: Params) -> Params:
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
+    )
 
 
 def open_split(config: ConfigDict, name: str) -> Split:
@@ -224,7 +235,7 @@ def open_split(config: ConfigDict, name: str) -> Split:
     return Split(name, open_source(spec), entry.get("pp", config.data.eval_pp))
 
 
-def _check_meanings(split: Split, task: TaskProtocol) -> None:
+def _check_meanings(split: Split, task: BaseTask) -> None:
     """Other classes, or words, than in training would be scored all the same, and mean nothing."""
     found, trained = split.source.num_classes, task.info.num_classes
     if found and trained and found != trained:

@@ -1,4 +1,4 @@
-"""The first state of a run that starts from a checkpoint, `config.init`, or learns from one."""
+"""The first state of a run, which may start from a checkpoint (`config.init`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,38 +12,22 @@ from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
 from vit_jax.training import step
 from vit_jax.training.run import Run
-from vit_jax.types import TEACHER, Params
+from vit_jax.types import Params
 
 
 def first_state(run: Run) -> tuple[step.State, MergeReport | None]:
-    """The state before the first step; with `config.init.checkpoint`, and what became of that.
+    """Returns the state before the first step, and what became of `config.init.checkpoint`.
 
-    Parameters that the checkpoint cannot hold, such as low-rank adapters, start as they would
-    without it. The optimizer's state and the moving average start from the loaded parameters.
+    Parameters that neither the checkpoint nor the task's `loaded_params` hold are initialized. The
+    optimizer's state and the moving average start from the loaded parameters.
 
     Raises:
       UserError: the checkpoint cannot be read, or does not fit the model.
     """
     loaded, report = _load(run) if run.config.init.checkpoint else ({}, None)
-    teacher = getattr(run.task, "teacher", None)
-    if teacher:
-        loaded = {**loaded, TEACHER: _load_teacher(run, teacher)}
+    loaded = {**loaded, **run.task.loaded_params()}
     state = run.make_state()
     return (_restart(run, state, loaded) if loaded else state), report
-
-
-def _load_teacher(run: Run, teacher: Any) -> Params:
-    height, width, channels = run.task.info.spec["image"].shape
-    try:
-        return checkpoints.load(
-            teacher.checkpoint,
-            teacher.network,
-            image_size=(height, width),
-            channels=channels,
-            head="keep",
-        )
-    except UserError as error:
-        raise UserError(f"config.task.distill: {error}") from error
 
 
 def _load(run: Run) -> tuple[Params, MergeReport]:
@@ -67,7 +51,7 @@ def _load(run: Run) -> tuple[Params, MergeReport]:
 
 
 def _restart(run: Run, state: step.State, loaded: Mapping[str, Any]) -> step.State:
-    """`state` with the loaded parameters, each placed as the run shards it."""
+    """Returns `state` with the loaded parameters, each placed as the run shards it."""
     abstract = {name: run.abstract.params.get(name) for name in loaded}
     shapes = [jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (abstract, loaded)]
     if shapes[0] != shapes[1]:

@@ -14,12 +14,11 @@ from ml_collections import ConfigDict
 from vit_jax import data, models, optim, tasks
 from vit_jax.config.durations import Duration, durations
 from vit_jax.errors import UserError
-from vit_jax.models import lora
 from vit_jax.parallel import compiler_flags, sharding
 from vit_jax.training import step
 from vit_jax.training.feed import DeviceFeed
 from vit_jax.training.spikes import SpikeGuard
-from vit_jax.types import TEACHER, Array, Batch, DataInfo, Params
+from vit_jax.types import Array, Batch, DataInfo, Params
 
 TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
 
@@ -35,7 +34,7 @@ class Run:
     config: ConfigDict
     mesh: Mesh
     source: data.Source | data.Expected
-    task: tasks.TaskProtocol
+    task: tasks.BaseTask
     optimizer: optim.Optimizer
     duration: Duration
     make_state: Callable[[], step.State]
@@ -68,7 +67,9 @@ class Run:
         duration = durations(config, len(source))
         boxed = tasks.boxed_params(task)
         params = nn.unbox(boxed)
-        optimizer = optim.build(_optim_keys(config, params), params, duration=duration)
+        keys = config.optim.to_dict()
+        keys["freeze"] = task.frozen(params, keys["freeze"])
+        optimizer = optim.build(keys, params, duration=duration)
         if config.ema_decay and optimizer.rule.evaluation_params:
             raise UserError(
                 f"config.ema_decay={config.ema_decay}: optim.name={config.optim.name!r} averages"
@@ -92,8 +93,8 @@ class Run:
         )
 
     def num_params(self) -> int:
-        """Parameters of backbone and head."""
-        own = {name: tree for name, tree in self.abstract.params.items() if name != TEACHER}
+        """Returns the number of parameters of the model: backbone and head."""
+        own = jax.eval_shape(self.task.inference_params, self.abstract.params)
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
 
     def train_flops_per_example(self) -> int:
@@ -162,21 +163,11 @@ class Run:
         That is after what the task does on the device, with the random keys of those steps.
         """
         config = self.config
-        perturb = jax.jit(self.task.perturb)
+        augment = jax.jit(self.task.augment)
         with host_batches(config, self.source, start_step=start_step) as batches:
             for at, batch in enumerate(batches, start_step):
-                key = step.random_key(np.uint32(config.seed), step.Purpose.PERTURB, at)
-                yield jax.device_get(perturb(batch, key))
-
-
-def _optim_keys(config: ConfigDict, params: Params) -> dict[str, Any]:
-    """`config.optim`, with a teacher frozen, and what adapters adapt unless it says otherwise."""
-    keys = config.optim.to_dict()
-    if lora.KEY in params and not keys["freeze"]:
-        keys["freeze"] = lora.frozen(params)
-    if TEACHER in params:
-        keys["freeze"] = [*keys["freeze"], f"{TEACHER}/.*"]
-    return keys
+                key = step.random_key(np.uint32(config.seed), step.Purpose.AUGMENT, at)
+                yield jax.device_get(augment(batch, key))
 
 
 def open_source(spec: Mapping[str, Any]) -> data.Source:

@@ -17,10 +17,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax import optim, tasks
+from vit_jax import optim
 from vit_jax.optim.averaging import ema_update
 from vit_jax.parallel import sharding
-from vit_jax.tasks import TaskProtocol
+from vit_jax.tasks import BaseTask
 from vit_jax.training import spikes
 from vit_jax.training.spikes import LossHistory, SpikeGuard
 from vit_jax.types import Array, Batch, Params
@@ -30,7 +30,7 @@ class Purpose(enum.IntEnum):
     """What a random key is for. The numbers are part of every result: never renumber."""
 
     INIT = 0
-    PERTURB = 1
+    AUGMENT = 1
     DROPOUT = 2
 
 
@@ -61,7 +61,7 @@ def random_key(seed: Array, purpose: Purpose, step: Array | int = 0) -> Array:
 
 
 def init_state(
-    task: TaskProtocol,
+    task: BaseTask,
     optimizer: optim.Optimizer,
     boxed: Params,
     *,
@@ -130,7 +130,7 @@ def state_shardings(shapes: State, boxed: Params, mesh: Mesh, *, zero1: bool = F
 
 
 def make_train_step(
-    task: TaskProtocol,
+    task: BaseTask,
     optimizer: optim.Optimizer,
     abstract: State,
     mesh: Mesh,
@@ -153,24 +153,19 @@ def make_train_step(
     beside_state = beside_state or shardings.params
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
-        batch = task.perturb(batch, random_key(state.seed, Purpose.PERTURB, state.step))
+        batch = task.augment(batch, random_key(state.seed, Purpose.AUGMENT, state.step))
         key = random_key(state.seed, Purpose.DROPOUT, state.step)
 
         def loss_and_grads(params: Params) -> tuple[Array, Params]:
             loss, grads = _loss_and_grads(
-                lambda params, part, key: task.objective(optimizer.held(params), part, key),
-                params,
-                batch,
-                key,
-                accum_steps=accum_steps,
-                mesh=mesh,
+                task, optimizer.freeze, params, batch, key, accum_steps=accum_steps, mesh=mesh
             )
             # Without this the partitioner may leave gradients whole on every device.
             return loss, jax.lax.with_sharding_constraint(grads, beside_state)
 
         loss, grads = loss_and_grads(state.params)
         if optimizer.sam_rho:
-            _, grads = loss_and_grads(optimizer.sharpest(state.params, grads))
+            _, grads = loss_and_grads(optimizer.ascend(state.params, grads))
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
         # With zero1 the new parameters are computed in parts, which the output puts together.
@@ -228,7 +223,8 @@ def _judge(
 
 
 def _loss_and_grads(
-    objective: Callable[[Params, Batch, Array], tuple[Array, Array]],
+    task: BaseTask,
+    freeze: Callable[[Params], Params],
     params: Params,
     batch: Batch,
     key: Array,
@@ -236,20 +232,25 @@ def _loss_and_grads(
     accum_steps: int,
     mesh: Mesh,
 ) -> tuple[Array, Params]:
-    """Mean loss over the batch and its gradient, one micro-batch at a time.
+    """Returns the mean loss over the batch and its gradient, one micro-batch at a time.
 
     Micro-batch i holds rows i, i + accum_steps, ...: every device keeps its own rows, where
     consecutive blocks would move them. Each has a dropout key of its own.
     """
-    value_and_grad = jax.value_and_grad(objective, has_aux=True)
-    if accum_steps == 1:
-        (loss, count), grads = value_and_grad(params, batch, key)
-    else:
-        where = NamedSharding(mesh, P(None, sharding.BATCH_AXES))
+    loss_fn = task.loss_fn_of_parts if accum_steps > 1 and task.needs_whole_batch else task.loss_fn
+    value_and_grad = jax.value_and_grad(
+        lambda params, batch, key: loss_fn(freeze(params), batch, key), has_aux=True
+    )
+    where = NamedSharding(mesh, P(None, sharding.BATCH_AXES))
 
-        def split(array: Array) -> Array:
-            parts = array.reshape(-1, accum_steps, *array.shape[1:]).swapaxes(0, 1)
-            return jax.lax.with_sharding_constraint(parts, where)
+    def split(array: Array) -> Array:
+        parts = array.reshape(-1, accum_steps, *array.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(parts, where)
+
+    parts = jax.tree.map(split, batch) if accum_steps > 1 else batch
+    if accum_steps == 1 or task.needs_whole_batch:
+        (loss, count), grads = value_and_grad(params, parts, key)
+    else:
 
         def add(sums: Any, micro: tuple[Batch, Array]) -> tuple[Any, None]:
             part, index = micro
@@ -258,7 +259,6 @@ def _loss_and_grads(
             ), None
 
         zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
-        parts = jax.tree.map(split, batch)
         ((loss, count), grads), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accum_steps)))
     # A batch may have no terms, such as images without objects; weights may add up to little.
     count = jnp.where(count > 0, count, 1)
@@ -266,19 +266,20 @@ def _loss_and_grads(
 
 
 def make_eval_step(
-    task: TaskProtocol, abstract: State, mesh: Mesh
+    task: BaseTask, params: Params, mesh: Mesh
 ) -> Callable[[Params, Batch, Mapping[str, Array]], tuple[dict[str, Array], dict[str, Array]]]:
-    """The jitted `(params, batch, sums) → (sums, rows)`, adding a batch's statistics.
+    """Returns the jitted `(params, batch, sums) → (sums, rows)`, which adds a batch's statistics.
 
-    params: with what `tasks.precompute` makes of them. rows: what the task wants to know of each
-    example, on every device, with the batch's `mask`.
+    Args:
+      task: its `eval_sums` and `eval_rows` are used.
+      params: shapes and shardings of `inference_params`, with those of `precompute`.
+      mesh: the devices.
+
+    Returns:
+      The step. Its `rows` are what the task's metrics need of each example, on every device, with
+      the batch's `mask`.
     """
     everywhere = sharding.replicated(mesh)
-    beside = jax.eval_shape(functools.partial(tasks.precompute, task), abstract.params)
-    params = {
-        **jax.tree.map(lambda leaf: leaf.sharding, abstract.params),
-        **jax.tree.map(lambda _: everywhere, beside),
-    }
 
     def eval_step(
         params: Params, batch: Batch, sums: Mapping[str, Array]
@@ -287,9 +288,10 @@ def make_eval_step(
         rows = {**rows, "mask": batch["mask"]} if rows else {}
         return jax.tree.map(jnp.add, dict(sums), task.eval_sums(params, batch)), rows
 
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
     return jax.jit(
         eval_step,
-        in_shardings=(params, sharding.batch_sharding(mesh), everywhere),
+        in_shardings=(shardings, sharding.batch_sharding(mesh), everywhere),
         out_shardings=everywhere,
         donate_argnums=2,
     )

@@ -15,8 +15,8 @@ from vit_jax.checkpoints.fit.merging import POSITIONS
 from vit_jax.checkpoints.store import Store
 from vit_jax.checkpoints.weights import Weights, backbone_of
 from vit_jax.errors import UserError
-from vit_jax.models import lora
-from vit_jax.types import TEACHER, Params
+from vit_jax.models.published import published_arrays
+from vit_jax.types import Params
 
 CLASS_ROW = "class_token_position"
 
@@ -50,12 +50,8 @@ def read(directory: epath.Path, step: int) -> Weights:
         raise UserError(f"{path} is damaged: {error}") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / evaluation_params.MANIFEST} is broken: {error!r}") from error
-    flat = {
-        name.replace(".", "/"): np.asarray(x, np.float32)
-        for name, x in found.params.items()
-        if not name.startswith(f"{TEACHER}.")
-    }
-    arrays = _numbered(lora.merge_named(flat))
+    flat = {name.replace(".", "/"): np.asarray(x, np.float32) for name, x in found.params.items()}
+    arrays = _numbered(published_arrays(flat))
     backbone, record = _run_of(directory)
     return Weights(
         arrays=arrays,

@@ -54,13 +54,13 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.patches:
         predictor.draw_patches(images[0], arguments.patches)
     outputs = predictor.predict(images)
-    lines = predictor.task.lines(outputs, arguments.top)
+    lines = predictor.task.result_lines(outputs, arguments.top)
     for path, said in zip(arguments.images, lines, strict=True):
         print("\n  ".join([path, *said]))
     if arguments.out:
         predictor.draw(images, outputs, arguments.out)
     if arguments.attention:
-        captions = predictor.task.captions(outputs)
+        captions = predictor.task.summaries(outputs)
         predictor.draw_attention(images, captions, arguments.attention)
     for what, file in (
         ("drawn", arguments.out),

@@ -10,11 +10,12 @@ from vit_jax.models.layers.basic import Linear
 from vit_jax.types import Array, Features
 
 
-class Compared(NamedTuple):
-    """What two towers say of images and texts.
+class TowerOutputs(NamedTuple):
+    """The vectors of images and texts that two towers return.
 
-    image, text: float32 unit vectors `[batch, dim]`; None of what was not given.
-    scale, bias: a pair's logit is `scale * image·text + bias`.
+    Attributes:
+      image, text: float32 unit vectors `[batch, dim]`; None for the one that was not given.
+      scale, bias: scalars: the logit of a pair is `scale * image·text + bias`.
     """
 
     image: Array | None
@@ -55,7 +56,7 @@ class TwoTowers(nn.Module):
     @nn.compact
     def __call__(
         self, images: Array | None = None, tokens: Array | None = None, *, train: bool = False
-    ) -> Compared:
+    ) -> TowerOutputs:
         """Encodes images `[batch, h, w, channels]`, tokens int32 `[batch, text_length]`, or both.
 
         Initialised with images alone, all parameters are made.
@@ -70,7 +71,7 @@ class TwoTowers(nn.Module):
         scale = jnp.exp(self._number("log_scale", jnp.log(self.scale_init)))
         no_bias = self.bias_init is None
         bias = jnp.float32(0) if no_bias else self._number("bias", self.bias_init)
-        return Compared(image, text, scale, bias)
+        return TowerOutputs(image, text, scale, bias)
 
     @nn.nowrap
     def _unit(self, features: Features, name: str, project: bool) -> Array:

@@ -1,0 +1,127 @@
+"""One object augments the batches of any task: images, labels of pixels, targets of images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import tasks
+from vit_jax.augment import randaugment
+from vit_jax.augment.images import cutmix, distort_labels, draw_affine, erase, mixup, random_affine
+from vit_jax.augment.spec import Augmentation
+from vit_jax.errors import UserError
+from vit_jax.types import ArraySpec, DataInfo
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (6, 8, 12, 3), np.uint8)
+LABELS = np.float32(RNG.random((6, 5)))
+MAPS = RNG.integers(0, 4, (6, 8, 12)).astype(np.int32)
+KEY = jax.random.key(4)
+TINY = {"name": "vit", "width": 8, "depth": 1, "num_heads": 1, "patch_size": 4}
+
+
+def halve(images):
+    return images / 2
+
+
+def test_every_change_has_its_own_random_numbers_in_a_fixed_order():
+    """The order of keys and changes is part of the results of recorded runs."""
+    coin, mix, erasing, distort, augment = jax.random.split(KEY, 5)
+    bounds, layers = {"rotate": 20.0, "shift": 0.1}, {"num_layers": 1, "magnitude": 9.0}
+    whole = Augmentation(affine=bounds, randaug=layers, erasing=0.5, mixup=0.4)
+    images, targets = jax.jit(lambda x, y: whole(KEY, x, y, halve))(IMAGES, {"label": LABELS})
+    expected = random_affine(distort, jnp.asarray(IMAGES), **bounds)
+    expected = erase(erasing, 0.5, halve(randaugment.augment(augment, expected, **layers)))
+    expected, labels = mixup(mix, 0.4, expected, LABELS)
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+    np.testing.assert_allclose(targets["label"], labels, atol=1e-6)
+
+    both = Augmentation(mixup=0.4, cutmix=1.0)
+    images, targets = both(KEY, IMAGES, {"label": LABELS}, halve)
+    one = mixup(mix, 0.4, halve(IMAGES), LABELS)
+    other = cutmix(mix, 1.0, jnp.asarray(halve(IMAGES)), LABELS)
+    expected, labels = one if jax.random.bernoulli(coin) else other
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+    np.testing.assert_allclose(targets["label"], labels, atol=1e-6)
+
+
+def test_nothing_changes_where_nothing_is_asked():
+    images, targets = Augmentation()(KEY, IMAGES, {"map": MAPS, "label": LABELS}, halve)
+    np.testing.assert_array_equal(images, halve(IMAGES))
+    np.testing.assert_array_equal(targets["map"], MAPS)
+    np.testing.assert_array_equal(targets["label"], LABELS)
+
+
+def test_labels_of_pixels_are_pasted_with_their_pixels():
+    shown = np.repeat(MAPS[..., None], 3, -1).astype(np.float32)
+    images, targets = Augmentation(cutmix=1.0)(
+        KEY, shown, {"map": MAPS, "label": LABELS}, lambda x: x
+    )
+    np.testing.assert_array_equal(targets["map"], images[..., 0])
+    assert targets["map"].dtype == np.int32
+    pasted = (np.asarray(targets["map"]) == np.roll(MAPS, 1, 0)).all(0)
+    share = pasted.mean()
+    assert 0 < share < 1
+    expected = (1 - share) * LABELS + share * np.roll(LABELS, 1, 0)
+    np.testing.assert_allclose(targets["label"], expected, atol=1e-6)
+
+
+def test_labels_of_pixels_are_distorted_with_their_pixels():
+    """Whole pixels are moved, so that nothing is interpolated; nothing is known outside."""
+    amounts = np.zeros((6, 5), np.float32)
+    amounts[:, 3], amounts[:, 4] = 3 / 12, -2 / 8
+    moved = distort_labels(jnp.asarray(MAPS), jnp.asarray(amounts))
+    np.testing.assert_array_equal(moved[:, :6, 3:], MAPS[:, 2:, :9])
+    assert (np.asarray(moved)[:, 6:] == 255).all()
+    assert (np.asarray(moved)[:, :, :3] == 255).all()
+    assert moved.dtype == np.int32
+
+    bounds = {"rotate": 15.0, "scale": 0.2, "shear": 5.0}
+    coarse = np.kron(RNG.integers(0, 4, (6, 2, 3)), np.ones((4, 4), int)).astype(np.int32)
+    shown = np.repeat(coarse[..., None], 3, -1).astype(np.float32)
+    images, targets = Augmentation(affine=bounds)(KEY, shown, {"map": coarse}, lambda x: x)
+    key = jax.random.split(KEY, 5)[3]
+    expected = distort_labels(jnp.asarray(coarse), draw_affine(key, 6, **bounds))
+    np.testing.assert_array_equal(targets["map"], expected)
+    # Away from the edges of the squares the image shows what the labels say.
+    same = np.abs(np.asarray(images)[..., 0] - np.asarray(targets["map"])) < 0.5
+    assert same.mean() > 0.6
+
+
+def info(**arrays):
+    spec = {name: ArraySpec(x.shape[1:], x.dtype) for name, x in arrays.items()}
+    return DataInfo(spec, 4)
+
+
+def test_tasks_augment_by_the_fields_they_have():
+    data = {"image": IMAGES, "segmentation": MAPS[..., None].astype(np.uint8)}
+    task = tasks.build({"name": "segmentation", "cutmix": 1.0}, TINY, info(**data))
+    found = task.augment(data, KEY)
+    images, targets = Augmentation(cutmix=1.0)(
+        KEY, jnp.asarray(IMAGES), {"label": MAPS}, lambda x: x / 127.5 - 1
+    )
+    np.testing.assert_allclose(found["image"], images, atol=1e-6)
+    np.testing.assert_array_equal(found["label"], targets["label"])
+
+    data = {"image": IMAGES, "tokens": np.arange(30, dtype=np.int32).reshape(6, 5)}
+    text = {"vocab_size": 40, "width": 8, "depth": 1, "num_heads": 1}
+    fields = {"name": "contrastive", "dim": 8, "text": text, "randaug": {"magnitude": 9.0}}
+    task = tasks.build({**fields, "erasing": 0.5}, TINY, info(**data))
+    found = task.augment(data, KEY)
+    assert not np.allclose(found["image"], task.inputs(data))
+    np.testing.assert_array_equal(found["tokens"], data["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("segmentation", {"affine": {"turn": 3.0}}, "affine.turn is unknown"),
+        ("segmentation", {"cutmix": -1.0}, "cutmix=-1.0: write 0 or more"),
+        ("segmentation", {"mixup": 1.0}, "mixup is no field of task"),
+        ("segmentation", {"randaug": {"magnitude": 9}}, "randaug is no field of task"),
+    ],
+)
+def test_what_a_task_cannot_augment_is_refused(name, fields, message):
+    data = {"image": IMAGES, "segmentation": MAPS[..., None].astype(np.uint8)}
+    with pytest.raises(UserError, match=message):
+        tasks.build({"name": name, **fields}, TINY, info(**data))

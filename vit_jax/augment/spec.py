@@ -1,0 +1,105 @@
+"""The augmentation of training batches on the device, as one object that any task may use."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from vit_jax.augment import randaugment
+from vit_jax.augment.images import (
+    check_affine,
+    cutmix,
+    distort,
+    distort_labels,
+    draw_affine,
+    erase,
+    is_map,
+    mixup,
+)
+from vit_jax.errors import UserError
+from vit_jax.types import Array, ArraySpec
+
+Targets = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a training batch, in the order of the attributes.
+
+    A target of shape `[b, h, w]`, h and w being those of the images, is a map of labels: it moves
+    with the images. Every other target belongs to its image as a whole.
+
+    Attributes:
+      affine: bounds of random distortions: {rotate, shift, scale, shear}, see `draw_affine`; {} =
+        off.
+      randaug: RandAugment: {num_layers, magnitude, corrected}; keys that are left out have the
+        defaults of the preprocessing op of this name; {} = off. It moves no maps.
+      erasing: the share of the images in which noise replaces a box; see `erase`.
+      mixup, cutmix: the parameter of each one's Beta distribution, 0 = off. With both, a fair coin
+        picks one for each batch.
+    """
+
+    affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    randaug: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @classmethod
+    def of(cls, task: Any) -> "Augmentation":
+        """Returns the augmentation that the fields of a task with these names describe."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(task, name) for name in names if hasattr(task, name)})
+
+    def check(self, image: ArraySpec) -> None:
+        """Raises a `UserError` where an attribute has no such value, or does not fit the images."""
+        check_affine(self.affine)
+        randaugment.check(self.randaug, image)
+        if not 0 <= self.erasing <= 1:
+            raise UserError(f"config.task.erasing={self.erasing}: write a number from 0 to 1")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.task.{name}={getattr(self, name)}: write 0 or more")
+
+    def __call__(
+        self,
+        key: Array,
+        images: Array,
+        targets: Targets,
+        normalize: Callable[[Array], Array],
+    ) -> tuple[Array, Targets]:
+        """Returns (images, targets) of the augmented batch.
+
+        Args:
+          key: for all random numbers.
+          images: `[b, h, w, c]` as the pipeline yields them.
+          targets: arrays by name, leading axis b. Mixup needs numbers whose means make sense, such
+            as probabilities.
+          normalize: brings images into the range of the model, before erasing and mixing.
+        """
+        # The order of these keys is part of every result.
+        key_coin, key_mix, key_erase, key_distort, key_augment = jax.random.split(key, 5)
+        if self.affine:
+            amounts = draw_affine(key_distort, len(images), **self.affine)
+            targets = {
+                name: distort_labels(x, amounts) if is_map(x, images) else x
+                for name, x in targets.items()
+            }
+            images = distort(images, amounts)
+        if self.randaug:
+            images = randaugment.augment(key_augment, images, **self.randaug)
+        images = normalize(images)
+        if self.erasing:
+            images = erase(key_erase, self.erasing, images)
+        if self.mixup and self.cutmix:
+            return jax.lax.cond(
+                jax.random.bernoulli(key_coin),
+                lambda: mixup(key_mix, self.mixup, images, targets),
+                lambda: cutmix(key_mix, self.cutmix, images, targets),
+            )
+        if self.mixup:
+            return mixup(key_mix, self.mixup, images, targets)
+        if self.cutmix:
+            return cutmix(key_mix, self.cutmix, images, targets)
+        return images, targets

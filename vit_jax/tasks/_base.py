@@ -1,0 +1,282 @@
+"""The base class of tasks: the contract between a task and the rest of the package.
+
+`vit_jax.training` (the step, the evaluation), `vit_jax.report` and `vit_jax.inference` call the
+methods of `BaseTask` and know nothing else of a task. A new task defines `loss_fn`, `eval_sums`,
+`metrics`, `predict` and `headline`, and overrides of the rest what it needs. See
+`tests/tasks/regression.py` for a whole one.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import models
+from vit_jax.augment.images import normalize
+from vit_jax.augment.spec import Augmentation
+from vit_jax.errors import UserError
+from vit_jax.tasks._checks import check_geometry, check_statistics
+from vit_jax.tracking.metrics import Metric
+from vit_jax.types import Array, Batch, DataInfo, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseTask(abc.ABC):
+    """A task with the defaults of everything that a task may leave as it is.
+
+    The fields of a task are the keys of `config.task`. A batch is what the pipeline yields: arrays
+    by name, whose leading axis is the batch. Losses are pairs (sum, count), so that the step can
+    add up micro-batches: the loss of a batch is sum / count, both over the whole batch.
+
+    Attributes:
+      model: the backbone with its head.
+      info: the arrays of an example, and the classes.
+      mean, std: statistics that uint8 images are normalized by, in 0..255, one value or one for
+        each channel; the defaults give [-1, 1].
+      crop_to_patches: accept images whose last rows and columns fill no patch and are dropped.
+    """
+
+    model: nn.Module
+    info: DataInfo
+    mean: tuple[float, ...] = (127.5,)
+    std: tuple[float, ...] = (127.5,)
+    crop_to_patches: bool = False
+
+    headline: ClassVar[str]
+    """The metric that stands for the quality of a run, such as `accuracy`."""
+
+    metric_info: ClassVar[Mapping[str, Metric]] = {}
+    """The direction and the unit of each metric; see `vit_jax.tracking.metrics`."""
+
+    num_shown: ClassVar[int] = 8
+    """The number of examples that `sections` is given, at most."""
+
+    needs_whole_batch: ClassVar[bool] = False
+    """Whether the loss compares examples with each other, so that micro-batches do not add up.
+
+    Such a task defines `loss_fn_of_parts` too.
+    """
+
+    @classmethod
+    def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> "BaseTask":
+        """Returns the task for data such as `info` describes.
+
+        Args:
+          model: `config.model`: a name and fields; with `num_classes` the model has a classifier.
+          info: the arrays of an example, and the classes.
+          **fields: the keys of `config.task` without its name.
+
+        Raises:
+          UserError: a field has no such value, or the data does not fit the task.
+        """
+        task = cls(models.build(**model), info, **fields)
+        task.check_images()
+        return task
+
+    def check_images(self) -> None:
+        """Raises a `UserError` where images are missing, or do not fit the model or the fields."""
+        image = self.info.spec.get("image")
+        if image is None or len(image.shape) != 3:
+            raise UserError("the data has no images [height, width, channels]")
+        check_geometry(self.model, image.shape, self.crop_to_patches)
+        check_statistics(self.mean, self.std, image.shape[-1])
+        Augmentation.of(self).check(image)
+
+    # Training.
+
+    def init(self, key: Array) -> Params:
+        """Returns fresh parameters, boxed with their logical axis names."""
+        images = jnp.zeros((1, *self.info.spec["image"].shape), jnp.float32)
+        return self.model.init(key, images)["params"]
+
+    def loaded_params(self) -> Params:
+        """Returns parameters that replace those of `init` of the same name, such as a teacher's.
+
+        The training calls this once, before the first step of a new run.
+
+        Raises:
+          UserError: they cannot be read.
+        """
+        return {}
+
+    def frozen(self, params: Params, patterns: Sequence[str]) -> list[str]:
+        """Returns regular expressions of the names of parameters that are not trained.
+
+        Args:
+          params: shapes of all parameters.
+          patterns: `config.optim.freeze`, which is returned unless the task has parameters of its
+            own that must not change.
+        """
+        del params
+        return list(patterns)
+
+    def augment(self, batch: Batch, key: Array) -> Batch:
+        """Returns the training batch as `loss_fn` takes it; runs on the device, on a whole batch.
+
+        The default returns normalized images and `targets`, both changed as those fields of the
+        task say that `Augmentation` has too.
+        """
+
+        def normalize(images: Array) -> Array:
+            return self.inputs({**batch, "image": images})
+
+        images, targets = Augmentation.of(self)(
+            key, jnp.asarray(batch["image"]), self.targets(batch), normalize
+        )
+        return {"image": images, **targets}
+
+    def targets(self, batch: Batch) -> dict[str, Array]:
+        """Returns what the loss compares predictions with, by name, for a training batch.
+
+        The default returns everything but the images.
+        """
+        return {name: x for name, x in batch.items() if name != "image"}
+
+    @abc.abstractmethod
+    def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """Returns (sum of the losses, number of terms) of a micro-batch, float32 scalars.
+
+        Args:
+          params: all parameters, as `init` makes them.
+          batch: rows of what `augment` returned. Neither the sum nor the number may depend on
+            which rows come together: what a loss is normalized by belongs into `augment`.
+          key: for dropout.
+        """
+
+    def loss_fn_of_parts(self, params: Params, parts: Batch, key: Array) -> tuple[Array, Array]:
+        """Returns `loss_fn` of a batch that is split into micro-batches along a new first axis.
+
+        Only tasks with `needs_whole_batch` define it. They must not keep the activations of more
+        than one micro-batch.
+        """
+        raise NotImplementedError
+
+    # Evaluation and prediction. `params` are what `inference_params` returns, with `precompute`'s.
+
+    def inference_params(self, params: Params) -> Params:
+        """Returns the parameters of the model alone, as they are evaluated and published.
+
+        A task overrides this where it trains other parameters, such as low-rank adapters, or keeps
+        some for training alone, such as a teacher's. Parameters of the model alone pass unchanged.
+        """
+        return params
+
+    def precompute(self, params: Params) -> Params:
+        """Returns arrays to put beside the parameters, by names that the model does not have.
+
+        An evaluation computes them once, so that they need not be computed for every batch.
+        """
+        del params
+        return {}
+
+    def inputs(self, batch: Batch) -> Array:
+        """Returns the images of a batch from the pipeline as the model takes them."""
+        return normalize(jnp.asarray(batch["image"]), self.mean, self.std)
+
+    @abc.abstractmethod
+    def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Returns statistics of a batch that add up; rows whose `mask` is 0 must not count."""
+
+    def eval_rows(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Returns what `metrics` needs of each example; the leading axis is the batch.
+
+        The default is {}, for metrics that are made of sums.
+        """
+        del params, batch
+        return {}
+
+    @abc.abstractmethod
+    def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Returns the metrics of a split.
+
+        Args:
+          found: `eval_sums`, added up over the split, and `eval_rows` of its examples in order.
+        """
+
+    @abc.abstractmethod
+    def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Returns the predictions for a batch by name; the leading axis is the batch."""
+
+    def with_texts(self, texts: Sequence[str]) -> "BaseTask":
+        """Returns a task that answers with one of `texts`, for `predict --text`.
+
+        Raises:
+          UserError: the task reads no texts.
+        """
+        raise UserError("--text is for runs that learned images and texts (task contrastive)")
+
+    # Words and pictures. `examples` hold the arrays of the pipeline and those of `predict`.
+
+    def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """Returns at most `top` lines for each example, which the `predict` command prints.
+
+        The default prints what `predict` returned.
+        """
+        images = self.info.spec
+        names = [name for name in examples if name not in images and name != "mask"]
+        rows = zip(*(examples[name] for name in names), strict=True)
+        return [
+            [f"{name}: {_short(value)}" for name, value in zip(names, row, strict=True)][:top]
+            for row in rows
+        ]
+
+    def summaries(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """Returns one short line for each example, to write below its picture."""
+        return [", ".join(lines) for lines in self.result_lines(examples, 1)]
+
+    def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Returns each image with its prediction drawn on it, uint8 `[h, w, 3 or 1]`.
+
+        The default draws nothing.
+        """
+        return list(examples["image"])
+
+    def sections(self, examples: Mapping[str, np.ndarray]) -> list:
+        """Returns sections of the report for the first examples of a split."""
+        del examples
+        return []
+
+
+RENAMED = {
+    "perturb": "augment",
+    "objective": "loss_fn",
+    "captions": "summaries",
+    "lines": "result_lines",
+    "pictured": "num_shown",
+    "answering": "with_texts",
+}
+"""Earlier names of methods and attributes, which tasks of users' own may still define."""
+
+
+@functools.cache
+def completed(task_class: type) -> type[BaseTask]:
+    """Returns a task class with the defaults of `BaseTask` for what it leaves out.
+
+    Raises:
+      UserError: it leaves out what has no default.
+    """
+    if not issubclass(task_class, BaseTask):
+        renamed = {
+            name: getattr(task_class, old)
+            for old, name in RENAMED.items()
+            if hasattr(task_class, old) and not hasattr(task_class, name)
+        }
+        texts = {name: getattr(task_class, name) for name in ("__module__", "__doc__")}
+        bases = (task_class, BaseTask)
+        task_class = type(BaseTask)(task_class.__name__, bases, {**texts, **renamed})
+    missing = sorted(task_class.__abstractmethods__)
+    if not hasattr(task_class, "headline"):
+        missing.append("headline")
+    if missing:
+        where = f"{task_class.__module__}:{task_class.__qualname__}"
+        raise UserError(f"config.task.name={where!r} does not define {', '.join(missing)}")
+    return task_class
+
+
+def _short(value: np.ndarray) -> str:
+    return np.array2string(np.asarray(value), precision=4, threshold=8, separator=", ")

@@ -1,0 +1,60 @@
+"""Checks of the fields and the data that tasks have in common."""
+
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+
+from vit_jax import models
+from vit_jax.errors import UserError
+from vit_jax.types import DataInfo
+
+
+def check_data(task: str, wanted: Mapping[str, str], info: DataInfo, fits: bool) -> None:
+    """Raises a `UserError` that lists the arrays that are wanted and given, unless `fits`."""
+    if not fits:
+        given = {name: f"{s.dtype} {list(s.shape)}" for name, s in info.spec.items()}
+        raise UserError(
+            f"the data does not fit task {task}: it wants {dict(wanted)}, the pipeline"
+            f" (config.data) gives {given}"
+        )
+
+
+def check_share(**values: float) -> None:
+    """Raises a `UserError` unless each of `values`, keys of `config.task`, is from 0 to 1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"config.task.{name}={value}: write a number from 0 to 1")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raises a `UserError` if one of `values`, keys of `config.task`, is below 0."""
+    for name, value in values.items():
+        if value < 0:
+            raise UserError(f"config.task.{name}={value}: write 0 or more")
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Raises a `UserError` if `std` is no divisor, or images have other channels."""
+    for name, values in {"mean": mean, "std": std}.items():
+        if len(values) not in (1, channels):
+            raise UserError(
+                f"config.task.{name} has {len(values)} numbers for {channels} channels; write one,"
+                " or one for each channel"
+            )
+    if min(std) <= 0:
+        raise UserError(f"config.task.std={list(std)}: write positive numbers, in 0..255")
+
+
+def check_geometry(model: nn.Module, shape: tuple[int, ...], crop_to_patches: bool) -> None:
+    """Raises a `UserError` if patches do not tile `shape` `(h, w, c)` and none may be dropped."""
+    backbone = getattr(model, "backbone", model)
+    stride = models.token_stride(backbone)
+    if stride is None or crop_to_patches:
+        return
+    if shape[0] % stride[0] or shape[1] % stride[1]:
+        raise UserError(
+            f"config.model.patch_size={backbone.patch_size} does not divide the image of"
+            f" {shape[0]}×{shape[1]} pixels into tokens of {stride[0]}×{stride[1]}; change"
+            " config.data.pp's size, or drop the excess with"
+            " --config.task.crop_to_patches=true"
+        )
