@@ -3,48 +3,125 @@
 The commands are in `cli/`. This file says how the process starts, and how it ends after an error.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from vit_jax import errors
-from vit_jax.cli import parser
 from vit_jax.errors import UserError
 
 _LAST_WORDS_SECONDS = 2.0
+_REDELIVERY_SECONDS = 0.05
 
-_TOLD = UserError | errors.DoesNotFit | errors.Diverged | errors.LostProcess | errors.CannotSave
-"""Errors whose message is all that there is to say."""
+_ONE_LINE = UserError | errors.DoesNotFit | errors.Diverged | errors.LostProcess | errors.CannotSave
+"""Errors whose message says all that a person needs."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived while there was nothing to save."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the process's exit code (see `vit_jax.errors`)."""
+    """Runs a command and returns the exit code of the process (see `vit_jax.errors`).
+
+    Args:
+      argv: the arguments of the command; None for those of this process, which then ends with it.
+    """
+    is_program = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _silence_echoes()
     try:
-        return parser.run(argv) or 0
+        code = _exit_code_of(argv)
+    except Exception:
+        if not is_program:
+            raise
+        traceback.print_exc()
+        code = errors.FAILURE
+    if is_program:
+        _end_if_busy(code)
+    return code
+
+
+def _exit_code_of(argv: list[str]) -> int:
+    try:
+        with _sigterm_raises() if argv[:1] == ["train"] else contextlib.nullcontext():
+            # Imported here so that a signal that arrives meanwhile ends the process in one line.
+            from vit_jax.cli import parser
+
+            return parser.run(argv) or 0
     except errors.Interrupted as notice:
         print(notice, file=sys.stderr)
         return notice.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + 2
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(interrupt)
     except BrokenPipeError:
         sys.stderr.close()
         return errors.FAILURE
     except Exception as error:
-        return _failed(error)
+        interrupt = _interrupt_behind(error)
+        return _interrupted(interrupt) if interrupt else _failed(error)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Makes SIGTERM raise `Terminated`, as Ctrl-C raises `KeyboardInterrupt`.
+
+    Until the first step a run has nothing to save, and ends by leaving all its `with` blocks. From
+    then on `StopSignal` handles both signals.
+    """
+
+    def raise_terminated(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Returns the interrupt that a library turned into another error, if that is what happened."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    if isinstance(interrupt, Terminated):
+        print("SIGTERM: stopped before a step could be lost; the same command goes on",
+              file=sys.stderr)  # fmt: skip
+        return errors.Interrupted.exit_code
+    print("interrupted", file=sys.stderr)
+    return 128 + signal.SIGINT
+
+
+def _end_if_busy(code: int) -> None:
+    """Ends this process at once if a thread is still compiling, which cannot be stopped."""
+    background = sys.modules.get("vit_jax.training.background")
+    if background is not None and background.is_busy():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _failed(error: Exception) -> int:
-    """Tells of an error, in one line where it is one of ours; returns the exit code."""
+    """Prints an error, in one line if its message says all, and returns the exit code."""
     if _is_one_of_many() and (lost := _lost_process(error)):
         error = errors.LostProcess(lost)
-    if isinstance(error, _TOLD):
+    if isinstance(error, _ONE_LINE):
         print(f"error: {error}", file=sys.stderr)
         return _leave(error.exit_code)
     if errors.is_out_of_memory(error):
@@ -62,17 +139,23 @@ def _failed(error: Exception) -> int:
 
 
 def _silence_echoes() -> None:
-    """Keeps libraries from showing stacks of an error that is then raised and told in one line.
+    """Keeps libraries from printing an error that this module prints in one line.
 
-    A save that fails does so in dozens of Orbax's background tasks, whose event loop is gone by
-    the time the rest of them ends.
+    Orbax prints the stack of a failed save from dozens of background tasks, whose event loop is
+    closed by the time that the rest of them ends. An interrupt that arrives within a callback of
+    the interpreter is printed and lost: it is delivered again.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     show = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        error = unraisable.exc_value
+        if isinstance(error, KeyboardInterrupt):
+            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            # From another thread: here, within the callback, it would be lost again.
+            threading.Timer(_REDELIVERY_SECONDS, os.kill, (os.getpid(), number)).start()
+        elif str(error) != "Event loop is closed":
             show(unraisable)
 
     sys.unraisablehook = hook
@@ -84,7 +167,7 @@ def _is_one_of_many() -> bool:
 
 
 def _lost_process(error: Exception) -> str:
-    """What to say where all that went wrong is that another process of this run is gone."""
+    """Returns one line if all that went wrong is that another process of this run is gone."""
     from vit_jax.parallel.processes import lost_process
 
     line = lost_process(error)
@@ -93,11 +176,11 @@ def _lost_process(error: Exception) -> str:
 
 
 def _leave(code: int) -> int:
-    """The exit code of a failed process; one of several processes ends here and now.
+    """Returns the exit code of a failed process; one of several processes ends here instead.
 
     The others may be waiting for it in a collective operation, and it would wait for them at the
-    end of the interpreter: they learn of its end only when it is gone. What fails one process often
-    fails all: each gets a moment to say so before the first of them takes the others down.
+    end of the interpreter. They learn that it has failed only when it is gone. What fails one
+    process often fails all, so each gets a moment to print its error before the first one ends.
     """
     if _is_one_of_many():
         sys.stdout.flush()

@@ -5,6 +5,7 @@ whole or not at all. Other paths are on a file system.
 """
 
 import contextlib
+import glob
 import logging
 import os
 import sys
@@ -13,6 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from etils import epath
+from etils.epath import gpath
+
+from vit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +37,42 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+class _LocalPath(gpath.PosixGPath):
+    """A local path whose own name is never taken for a pattern.
+
+    `glob` of etils takes the whole path for one: below `runs/lr[0.01]` it finds nothing, and below
+    `runs/a*` also what belongs to `runs/ab`. Orbax calls it when it joins what each process wrote.
+    """
+
+    def glob(self, pattern: str) -> Iterator["_LocalPath"]:
+        for name in glob.glob(pattern, root_dir=self):
+            yield self / name
+
+
+def literal(path: epath.PathLike) -> epath.Path:
+    """Returns `path` so that Orbax, too, takes every character of it as it is."""
+    return epath.Path(path) if is_remote(path) else _LocalPath(path)
+
+
 def absolute(path: str) -> epath.Path:
     """Returns `path` as an absolute path; addresses of object stores are absolute already."""
-    return epath.Path(path) if is_remote(path) else epath.Path(path).expanduser().resolve()
+    return epath.Path(path) if is_remote(path) else _LocalPath(path).expanduser().resolve()
+
+
+def check_writable_name(path: epath.PathLike, where: str) -> None:
+    """Raises a `UserError` if Orbax cannot write below `path`.
+
+    Its storage library takes a backslash for a separator, and knows only names in Unicode.
+
+    Args:
+      where: what the user wrote, such as `--workdir=DIR`.
+    """
+    name = os.fspath(path)
+    if not {"\\", "\0"}.isdisjoint(name) or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise UserError(
+            f"{where}: checkpoints cannot be written below a folder whose name has a backslash or"
+            " is not valid UTF-8; write another path"
+        )
 
 
 def write_atomically(path: epath.PathLike, data: bytes) -> None:

@@ -1,6 +1,8 @@
 """Saves that storage refuses are tried again; then the run stops with the last good step."""
 
+import errno
 import itertools
+import os
 import time
 from pathlib import Path
 
@@ -80,6 +82,112 @@ def test_storage_that_stays_broken_stops_with_the_last_good_step(tmp_path, faili
     store.save(2, tree(2), {})
     with pytest.raises(UserError, match="Input/output error; the last good one is step 1"):
         store.wait()
+
+
+class Storage:
+    """Counts what changes files, and makes the n-th call fail, or all from the n-th on."""
+
+    CALLS = ("makedirs", "mkdir", "open", "remove", "rename", "replace", "rmtree")
+
+    def __init__(self, monkeypatch):
+        self.disarm()
+        for name in self.CALLS:
+            call = getattr(backend._OsPathBackend, name)
+            monkeypatch.setattr(backend._OsPathBackend, name, self._watched(name, call))
+
+    def arm(self, point, code, *, lasts):
+        self.point, self.error, self.lasts, self.count = point, code, lasts, 0
+
+    def disarm(self):
+        self.arm(0, 0, lasts=False)
+
+    def _watched(self, name, call):
+        def watched(backend, path, *args, **kwargs):
+            if name != "open" or "w" in (*args, kwargs.get("mode")):
+                self.count += 1
+                is_after = self.lasts and self.count > self.point
+                if self.point and (self.count == self.point or is_after):
+                    raise OSError(self.error, os.strerror(self.error), str(path))
+            return call(backend, path, *args, **kwargs)
+
+        return watched
+
+
+@pytest.fixture
+def storage(monkeypatch):
+    monkeypatch.setattr("vit_jax.checkpoints.store.RETRY_SECONDS", 0.01)
+    return Storage(monkeypatch)
+
+
+def check_failure(storage, folder, point, code, *, lasts):
+    """Saves a step while storage fails; what comes back is the last step that was saved."""
+    with Store(folder, keep_last=2) as store:
+        for step in (1, 2):
+            store.save(step, tree(step), {"at": step})
+            store.wait()
+        storage.arm(point, code, lasts=lasts)
+        failed = None
+        try:
+            store.save(3, tree(3), {"at": 3})
+            store.wait()
+        except UserError as error:
+            failed = error
+        happened = storage.count >= point
+        storage.disarm()
+    assert lasts or not failed
+    if failed:
+        assert "the last good one is step 2" in str(failed)
+    newest = 2 if failed else 3
+    with Store(folder, keep_last=2) as store:
+        restored = store.restore_newest(abstract(tree(3)))
+        assert (restored.step, restored.metadata) == (newest, {"at": newest})
+        assert not restored.damaged
+        np.testing.assert_array_equal(restored.tree["w"], tree(newest)["w"])
+        store.save(4, tree(4), {"at": 4})
+        store.wait()
+    assert store.steps()[-1] == 4
+    assert not [path for path in folder.iterdir() if "tmp" in path.name]
+    return happened
+
+
+@pytest.mark.parametrize("lasts", [False, True])
+@pytest.mark.parametrize("point", [1, 4, 9, 14, 18])
+def test_storage_that_fails_at_any_point_of_a_save_loses_no_step(tmp_path, storage, point, lasts):
+    assert check_failure(storage, tmp_path, point, errno.EIO, lasts=lasts)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("lasts", [False, True])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_storage_that_fails_at_every_point_of_a_save(tmp_path, storage, code, lasts):
+    points = 0
+    while check_failure(storage, tmp_path / str(points), points + 1, code, lasts=lasts):
+        points += 1
+    assert points >= 15
+
+
+def test_the_error_that_ends_a_run_is_told_and_not_that_of_its_last_save(
+    tmp_path, failing_renames, caplog
+):
+    failing_renames(lambda _: True)
+
+    def run():
+        with Store(tmp_path) as store:
+            store.save(1, tree(1), {})
+            raise UserError("cannot write the metrics")
+
+    with pytest.raises(UserError, match="cannot write the metrics"):
+        run()
+    assert "cannot save a checkpoint" in caplog.text
+
+
+def test_a_last_save_that_fails_is_told_when_the_store_is_closed(tmp_path, failing_renames):
+    failing_renames(lambda _: True)
+    store = Store(tmp_path)
+    store.save(1, tree(1), {})
+    with pytest.raises(UserError, match=r"cannot save a checkpoint .* none is saved"):
+        store.close()
+    store.close()
 
 
 def test_one_of_several_processes_asks_to_be_started_again(tmp_path, monkeypatch):

@@ -1,22 +1,26 @@
 """Checkpoints are restored whole, by name and onto any mesh, or the damage is named."""
 
+import functools
 import json
 import shutil
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tensorstore as ts
-from hypothesis import given, settings
+from etils.epath import gpath
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vit_jax.checkpoints import manifest
 from vit_jax.checkpoints.checksums import checksum
-from vit_jax.checkpoints.digests import FILE as DIGESTS
-from vit_jax.checkpoints.digests import DamagedError
+from vit_jax.checkpoints.manifest import DamagedError
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
@@ -103,6 +107,54 @@ def test_no_checkpoint_is_none(tmp_path):
         Store(tmp_path / "nothing").newest()
 
 
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1)
+ODD = ("lr[0.01]", "[!a]", "a*b", "a?", "{a,b}", "a b", "100%41", "été", "日本", "a\nb", "~", "a~")
+
+
+def check_directory(folder):
+    store = Store(folder / "checkpoints", keep_last=2)
+    store.save(1, {"w": jnp.arange(4.0)}, METADATA)
+    store.close()
+    restored = Store(folder / "checkpoints").restore_newest(abstract({"w": jnp.zeros(4)}))
+    np.testing.assert_array_equal(restored.tree["w"], np.arange(4.0))
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_directory_may_have_any_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    check_directory(tmp_path / name)
+
+
+@settings(max_examples=25, deadline=None)
+@given(name=NAMES)
+def test_a_directory_may_have_any_name_or_is_refused(tmp_path_factory, name):
+    assume(name not in (".", "..") and len(name.encode()) < 200)
+    folder = tmp_path_factory.mktemp("named") / name
+    folder.mkdir()
+    if "\\" in name:
+        with pytest.raises(UserError, match="backslash"):
+            check_directory(folder)
+    else:
+        check_directory(folder)
+
+
+def test_directories_that_match_as_a_pattern_are_not_mixed_up(tmp_path):
+    for name, factor in (("ab", 1.0), ("a?", 2.0), ("a*", 3.0)):
+        (tmp_path / name).mkdir()
+        store = Store(tmp_path / name)
+        store.save(1, {name: factor * jnp.arange(4.0)}, METADATA)
+        store.close()
+    for name, factor in (("ab", 1.0), ("a?", 2.0), ("a*", 3.0)):
+        restored = Store(tmp_path / name).restore_newest(abstract({name: jnp.zeros(4)}))
+        np.testing.assert_array_equal(restored.tree[name], factor * np.arange(4.0))
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\udcff"])
+def test_a_directory_that_orbax_cannot_write_to_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="write another path"):
+        Store(tmp_path / name).save(1, {"w": jnp.arange(4.0)}, METADATA)
+
+
 def test_keeps_the_newest(tmp_path):
     store = Store(tmp_path, keep_last=2)
     for step in range(5):
@@ -158,49 +210,143 @@ def delete(path):
     path.unlink()
 
 
-def flip(path):
+def flip(path, position=0.5):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x04
+    content[int(position * len(content))] ^= 0x04
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [truncate, delete, flip])
-def test_harm_to_any_file_is_noticed_and_named(three_steps, copy, harm):
+def make_a_folder(path):
+    """Reading it is an error other than that it is missing."""
+    path.unlink()
+    path.mkdir()
+
+
+HARMS = {
+    "cut": truncate,
+    "deleted": delete,
+    "a folder": make_a_folder,
+    **{f"flipped at {x}": functools.partial(flip, position=x) for x in (0, 0.1, 0.5, 0.9)},
+}
+ESSENTIAL = ("manifest/metadata", "state/manifest.ocdbt")
+
+
+def harmed_copies(three_steps, copy, harm):
+    """Yields the name of each file of the newest step, when it alone is harmed."""
     for path in data_files(three_steps, 3):
         shutil.rmtree(copy)
         shutil.copytree(three_steps, copy)
-        name = path.relative_to(three_steps)
-        harm(copy / name)
-        restored = Store(copy).restore_newest(abstract(tree(mesh_of(8, 1))))
-        if name.name == DIGESTS and harm is delete:
-            assert restored.step == 3  # As after a kill between the save and its digests.
-            continue
-        assert restored.step == 2, name
-        assert str(name) in restored.damaged[0] or "manifest" in restored.damaged[0]
-        assert restored.damaged[0].endswith("renamed 3.damaged")
-        assert (copy / "3.damaged").is_dir()
-        assert not (copy / "3").exists()
-        expected = tree(mesh_of(8, 1), 2.0)
-        np.testing.assert_array_equal(restored.tree["params"]["w"], expected["params"]["w"])
-
-
-@pytest.mark.parametrize("harm", [truncate, delete, flip])
-def test_without_digests_no_wrong_array_comes_back(three_steps, copy, harm):
-    """After a kill between a save and its digests, or on an object store: the arrays' checksums."""
-    noticed = 0
-    for path in data_files(three_steps, 3):
-        shutil.rmtree(copy)
-        shutil.copytree(three_steps, copy)
-        (copy / "3" / DIGESTS).unlink()
-        if path.name == DIGESTS:
-            continue
         harm(copy / path.relative_to(three_steps))
+        yield str(path.relative_to(three_steps / "3"))
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_harm_to_any_file_is_passed_over_or_changes_nothing(three_steps, copy, harm):
+    """Some files are for people, or for readers other than ours."""
+    for name in harmed_copies(three_steps, copy, harm):
         restored = Store(copy).restore_newest(abstract(tree(mesh_of(8, 1))))
         expected = tree(mesh_of(8, 1), float(restored.step))
-        np.testing.assert_array_equal(restored.tree["params"]["w"], expected["params"]["w"])
-        np.testing.assert_array_equal(restored.tree["opt"]["mu"], expected["opt"]["mu"])
-        noticed += restored.step == 2
-    assert noticed >= 3  # The manifest, the metadata and the arrays at the least.
+        jax.tree.map(np.testing.assert_array_equal, restored.tree, expected)
+        assert restored.metadata == METADATA
+        assert restored.missing == ()
+        if name in ESSENTIAL:
+            assert restored.step == 2, name
+        if restored.step == 2:
+            assert f"{copy}/3" in restored.damaged[0]
+            assert restored.damaged[0].endswith("renamed 3.damaged")
+            assert (copy / "3.damaged").is_dir()
+            assert not (copy / "3").exists()
+        else:
+            assert restored.damaged == ()
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_harm_to_any_file_of_a_step_lets_the_next_step_be_saved(three_steps, copy, harm):
+    for _ in harmed_copies(three_steps, copy, harm):
+        store = Store(copy, keep_last=1)
+        store.save(4, tree(mesh_of(8, 1), 4.0), METADATA)
+        store.close()
+        assert store.steps()[-1] == 4
+
+
+def test_any_flipped_bit_of_the_manifest_is_damage(copy):
+    path = copy / "3" / manifest.FILE
+    content = path.read_bytes()
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.integers(0, len(content) - 1), st.integers(0, 7))
+    def check(position, bit):
+        changed = bytearray(content)
+        changed[position] ^= 1 << bit
+        path.write_bytes(changed)
+        with pytest.raises(DamagedError, match="manifest"):
+            manifest.read(copy / "3")
+
+    check()
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "EIO")])
+def test_a_manifest_that_cannot_be_read_is_damage(copy, monkeypatch, error):
+    read_bytes = gpath.PosixGPath.read_bytes
+
+    def refuse(path):
+        if "/3/" in str(path):
+            raise error
+        return read_bytes(path)
+
+    monkeypatch.setattr(gpath.PosixGPath, "read_bytes", refuse)
+    restored = Store(copy).restore_newest(abstract(tree(mesh_of(8, 1))))
+    assert restored.step == 2
+    assert error.strerror in restored.damaged[0]
+
+
+def as_before(step, *, with_digests):
+    """Makes a manifest what versions without a checksum in it wrote."""
+    path = step / manifest.FILE
+    stored = json.loads(path.read_text())
+    del stored["checksum"]
+    path.write_text(json.dumps(stored))
+    if with_digests:
+        digest = [path.stat().st_size, zlib.crc32(path.read_bytes())]
+        (step / "digests.json").write_text(json.dumps({manifest.FILE: digest}))
+
+
+@pytest.mark.parametrize("with_digests", [True, False])
+def test_manifests_without_a_checksum_are_read(copy, with_digests):
+    as_before(copy / "3", with_digests=with_digests)
+    restored = Store(copy).restore_newest(abstract(tree(mesh_of(8, 1))))
+    assert restored.step == 3
+    assert not restored.damaged
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "with_digests"),
+    [
+        ('"version": 1', '"version": 3', False),
+        ('"version"', '"versiom"', False),
+        ('"metadata"', '"metadatb"', False),
+        ('"float32"', '"float33"', False),
+        ('"shape": [16, 4]', '"shape": "16,4"', False),
+        ('"params.w"', '"params.v"', True),
+        ('"shape": [16, 4]', '"shape": [16, 5]', True),
+    ],
+)
+def test_changes_of_a_manifest_without_a_checksum_are_damage(copy, before, after, with_digests):
+    as_before(copy / "3", with_digests=with_digests)
+    path = copy / "3" / manifest.FILE
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after, 1))
+    assert Store(copy).restore_newest(abstract(tree(mesh_of(8, 1)))).step == 2
+
+
+def test_memory_that_runs_out_is_no_damage(copy, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: failed to allocate 17179869184 bytes")
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        Store(copy).restore_newest(abstract(tree(mesh_of(8, 1))))
+    assert Store(copy).steps() == [1, 2, 3]
 
 
 def test_two_damaged_are_passed_over_three_are_not(copy, three_steps):
@@ -243,22 +389,28 @@ def test_steps_that_were_covered_by_a_damaged_checkpoint_are_saved_again(copy):
     assert Store(copy).restore_newest(abstract(wanted)).step == 3
 
 
+def rewritten(step, **changes):
+    """Changes a manifest, with a checksum that is right."""
+    path = step / manifest.FILE
+    stored = {**json.loads(path.read_text()), **changes}
+    del stored["checksum"]
+    path.write_text(json.dumps({**stored, "checksum": manifest._checksum(stored)}))
+
+
 def test_newer_layouts_are_refused(copy):
-    path = copy / "3" / "manifest" / "metadata"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "version": 99}))
+    rewritten(copy / "3", version=99)
     with pytest.raises(UserError, match="has version 99"):
         Store(copy).restore_newest(abstract(tree(mesh_of(8, 1))))
 
 
 @pytest.mark.parametrize("described", [{"dtype": "float3"}, {"shape": 4}, {}])
 def test_a_manifest_that_describes_no_array_is_damaged(copy, described):
-    path = copy / "3" / "manifest" / "metadata"
-    manifest = json.loads(path.read_text())
-    for name, array in manifest["arrays"].items():
-        manifest["arrays"][name] = {**array, **described} if described else {}
-    path.write_text(json.dumps(manifest))
-    (copy / "3" / DIGESTS).unlink()
+    stored = json.loads((copy / "3" / manifest.FILE).read_text())
+    arrays = {
+        name: {**array, **described} if described else {}
+        for name, array in stored["arrays"].items()
+    }
+    rewritten(copy / "3", arrays=arrays)
     with pytest.raises(DamagedError, match="manifest"):
         Store(copy).restore(3, abstract(tree(mesh_of(8, 1))))
 

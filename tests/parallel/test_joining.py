@@ -1,8 +1,5 @@
 """Who started this process, what the flags must say, and which errors mean a lost process."""
 
-import ctypes
-import platform
-
 import jax
 import pytest
 
@@ -130,27 +127,3 @@ def test_a_lost_process_is_told_from_other_errors():
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
     )
     assert not processes.lost_process(ValueError("Connection reset"))
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="gaps are those of glibc's heap")
-def test_gaps_are_taken_and_given_back_by_the_next_call():
-    libc = ctypes.CDLL("libc.so.6")
-    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    libc.free.argtypes = [ctypes.c_void_p]
-    blocks = [libc.malloc(5000) for _ in range(1000)]
-    gaps = set(blocks[::2])
-    for gap in gaps:
-        libc.free(gap)
-
-    processes.take_gaps()
-    again = [libc.malloc(5000) for _ in range(1000)]
-    assert len(gaps & set(again)) < 10
-    for block in again:
-        libc.free(block)
-
-    # What is free beside a gap is one with it, once the gap is given back: fewer blocks fill both.
-    for block in blocks[1::2]:
-        libc.free(block)
-    num_taken = len(processes._taken)
-    processes.take_gaps()
-    assert len(processes._taken) < num_taken - 250

@@ -143,6 +143,40 @@ def test_signals_save_say_so_and_exit_75(undisturbed, digits_npz, tmp_path, numb
     assert_same_run(tmp_path, undisturbed)
 
 
+def has_its_handlers(process):
+    """Whether SIGTERM no longer ends the process, which takes Python a moment at its start."""
+    caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return int(caught, 16) >> (signal.SIGTERM - 1) & 1
+
+
+def signal_at_a_random_moment(workdir, npz, number, rng):
+    """Before the first step or after it; returns how the run ended."""
+    process = start(workdir, npz)
+    while process.poll() is None and not has_its_handlers(process):
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 12))
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    assert "Traceback" not in said, said
+    assert process.returncode in ((75, 0) if number == signal.SIGTERM else (75, 130, 0)), said
+    assert not (workdir / "LOCK").exists()
+    return process.returncode
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moments", [1, pytest.param(50, marks=pytest.mark.soak)])
+def test_signals_at_any_moment_leave_a_run_that_goes_on(
+    undisturbed, digits_npz, tmp_path, number, moments
+):
+    rng, workdir = random.Random(moments), tmp_path / "0"
+    for moment in range(moments):
+        if signal_at_a_random_moment(workdir, digits_npz, number, rng) == 0:
+            workdir = tmp_path / str(moment + 1)
+    done = run_to_end(workdir, digits_npz)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(workdir, undisturbed)
+
+
 def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_path):
     """A process may write no file larger than the limit, so a save fails half-way.
 

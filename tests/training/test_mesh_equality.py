@@ -74,12 +74,12 @@ def trained(family, sizes, zero1=False, start=None):
     make, abstract = step.init_state(
         task, optimizer, boxed, seed=0, ema=True, mesh=mesh, zero1=zero1
     )
-    beside_state = None
+    grad_shardings = None
     if zero1:
         places = sharding.param_shardings(boxed, mesh)
-        beside_state = sharding.optimizer_shardings(boxed, places, mesh)
+        grad_shardings = sharding.optimizer_shardings(boxed, places, mesh)
     train_step = step.make_train_step(
-        task, optimizer, abstract, mesh, accum_steps=2, ema_decay=0.9, beside_state=beside_state
+        task, optimizer, abstract, mesh, accum_steps=2, ema_decay=0.9, grad_shardings=grad_shardings
     )
     start = jax.device_get(make()) if start is None else start
     state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), start, abstract)

@@ -17,7 +17,8 @@ from vit_jax.tracking.metrics import SCORE
 from vit_jax.tracking.step_log import StepLog
 from vit_jax.training import step
 from vit_jax.training.evaluate import Abandoned, Evaluator
-from vit_jax.training.loop import Run, train
+from vit_jax.training.loop import train
+from vit_jax.training.run import Run
 
 
 def final_state(config, workdir):

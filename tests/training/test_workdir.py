@@ -23,5 +23,5 @@ def test_what_the_data_told_is_told_without_them(tmp_path):
     }
     for info in (DataInfo(spec, 2, ("cat", "dog")), DataInfo(spec, 0)):
         workdir = Workdir.open(str(tmp_path / f"run{info.num_classes}"))
-        workdir.write_config(default_config(), info, "accuracy")
+        workdir.write_config(default_config(), info, "accuracy", {})
         assert workdir.read_info() == info

@@ -23,7 +23,7 @@ from vit_jax.config import default_config
 from vit_jax.data import Expected
 from vit_jax.errors import UserError
 from vit_jax.parallel import accelerators, sharding
-from vit_jax.parallel.processes import take_gaps
+from vit_jax.parallel.host_memory import fill_heap_gaps
 from vit_jax.training.run import Run
 from vit_jax.types import ArraySpec
 
@@ -81,7 +81,7 @@ class OurStep:
         self._step = run.compile_step()
         self.compile_seconds = time.perf_counter() - started
         self._state = run.make_state()
-        take_gaps()
+        fill_heap_gaps()
         rng = np.random.default_rng(0)
         batch = {
             "image": rng.integers(0, 256, (case.batch_size, height, width, 3), np.uint8),

@@ -1,18 +1,15 @@
-"""Our own checkpoints: Orbax below, named arrays and checksums above.
+"""Checkpoints of our own format: Orbax writes the arrays, names and checksums are added here.
 
-A state is saved as a flat dictionary, `{"params.backbone.norm.scale": array, ...}`: restored by
+A state is saved as a flat dictionary, `{"params.backbone.norm.scale": array, ...}`, and restored by
 name, so that a run whose optimizer gained or lost a stage resumes with what the two have in common.
 
-Two things are verified on restore, because Orbax alone restores flipped bytes without a word: a
-checksum of every array, computed where its shards are and saved with them; and, on file systems, a
-digest of every file, which names the file that has changed.
+Every restore is verified, because Orbax alone returns flipped bytes without a word. The checksum of
+each array is computed on the devices that hold its shards, and the manifest stores it.
 """
 
 import contextlib
 import dataclasses
-import json
 import logging
-import threading
 import time
 import warnings
 from collections.abc import Mapping
@@ -28,19 +25,15 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vit_jax import storage
-from vit_jax.checkpoints import digests
+from vit_jax.checkpoints import manifest
 from vit_jax.checkpoints.checksums import checksums
-from vit_jax.checkpoints.digests import DamagedError
-from vit_jax.errors import CannotSave, UserError
+from vit_jax.checkpoints.manifest import DamagedError, Saved
+from vit_jax.errors import CannotSave, UserError, is_out_of_memory
+from vit_jax.parallel.processes import lost_process
 from vit_jax.types import Array
-
-VERSION = 1
-"""Version of the layout of a checkpoint, stored in it."""
 
 RETRY_SECONDS = 1.0
 """Pause before a failed save is tried again; twice as long after each further failure."""
-
-_POLL_SECONDS = 0.02
 
 _LEAST_PART = 1 << 20
 """Bytes from which on the devices that hold an array write a part of it each."""
@@ -98,7 +91,7 @@ class Store:
         least_is_best: bool = False,
         retries: int = 3,
     ):
-        self.directory = epath.Path(directory)
+        self.directory = storage.literal(directory)
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_best:
             best = preservation_policy.BestN(
@@ -108,7 +101,6 @@ class Store:
                 keep_checkpoints_without_metrics=False,
             )
             policies.append(best)
-        self._sealing: threading.Thread | None = None
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             enable_async_checkpointing=True,
@@ -148,8 +140,10 @@ class Store:
         """Starts saving; returns when the arrays have left the device and may be reused.
 
         Raises:
-          UserError: it, or the one before it, could not be written, however often it was tried.
+          UserError: it, or the one before it, could not be written, however often it was tried; or
+            nothing can be written below a directory of that name.
         """
+        storage.check_writable_name(self.directory, str(self.directory))
         self._last = _Save(step, flatten(tree), dict(metadata), dict(metrics) if metrics else None)
         try:
             self._finish()
@@ -170,10 +164,7 @@ class Store:
 
     def is_busy(self) -> bool:
         """Whether a save is still being written."""
-        if self._manager is None:
-            return False
-        sealing = self._sealing is not None and self._sealing.is_alive()
-        return sealing or self._manager.is_saving_in_progress()
+        return self._manager is not None and self._manager.is_saving_in_progress()
 
     def _start(self) -> None:
         while True:
@@ -188,25 +179,16 @@ class Store:
             self._manager = ocp.CheckpointManager(
                 self.directory, options=self._options, item_handlers=handlers
             )
-        manifest = {
-            "version": VERSION,
-            "step": save.step,
-            "arrays": _describe(save.arrays),
-            "metadata": save.metadata,
-        }
+        described = manifest.describe(save.step, save.arrays, save.metadata)
         self._manager.save(
             save.step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(save.arrays), manifest=ocp.args.JsonSave(manifest)
+                state=ocp.args.PyTreeSave(save.arrays), manifest=ocp.args.JsonSave(described)
             ),
             metrics=save.metrics,
             force=True,
         )
         self._pending = True
-        if jax.process_index() == 0:
-            arguments = (self._manager, self.directory / str(save.step))
-            self._sealing = threading.Thread(target=_seal, args=arguments, daemon=True)
-            self._sealing.start()
 
     def wait(self) -> None:
         """Returns when the last save is on disk.
@@ -228,8 +210,6 @@ class Store:
             return
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
-        if self._sealing is not None:
-            self._sealing.join()
         self._pending, self._failures = False, 0
 
     def _failed(self, error: Exception, *, pause: bool = True) -> None:
@@ -263,11 +243,30 @@ class Store:
         )
 
     def close(self) -> None:
-        """Waits for the last save and stops the background threads."""
-        if self._manager is not None:
-            self._manager.close()
-            if self._sealing is not None:
-                self._sealing.join()
+        """Waits for the last save and stops the background threads.
+
+        Raises:
+          UserError: the last save could not be written.
+        """
+        manager, self._manager = self._manager, None
+        if manager is None:
+            return
+        try:
+            manager.close()
+        except _orbax_errors() as error:
+            raise self._cannot_save(error) from error
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except Exception as error:
+            if error_type is None:
+                raise
+            # The error that ended the run is the one to tell; this one is often its consequence.
+            logger.warning("%s", _first_line(error))
 
     def restore_newest(self, abstract: Any) -> Restored | None:
         """The newest whole checkpoint, or None where there is no checkpoint at all.
@@ -336,34 +335,21 @@ class Store:
 
     def _restore(self, step: int, abstract: Any) -> Restored:
         path = self.directory / str(step)
-        try:
-            manifest = json.loads((path / "manifest" / "metadata").read_text())
-            saved = manifest["arrays"]
-            version = manifest["version"]
-        except PermissionError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedError(f"{path}/manifest: {error}") from error
-        if version > VERSION:
-            raise UserError(f"{path} has version {version}, this package reads up to {VERSION}")
-        digests.verify(path)
+        saved, metadata = manifest.read(path)
         asked = flatten(abstract)
-        # As they were saved, for that is what the checksums are of.
-        try:
-            common = {
-                name: leaf.update(dtype=np.dtype(saved[name]["dtype"]))
-                for name, leaf in asked.items()
-                if name in saved and tuple(saved[name]["shape"]) == leaf.shape
-            }
-        except (KeyError, TypeError) as error:
-            raise DamagedError(f"{path}/manifest: {error}") from error
+        # Checksums are of the saved dtype, so arrays are read as they were saved, then cast.
+        common = {
+            name: leaf.update(dtype=saved[name].dtype)
+            for name, leaf in asked.items()
+            if name in saved and saved[name].shape == leaf.shape
+        }
         arrays = _read(path, common)
         _verify(path, arrays, saved)
         arrays = {name: array.astype(asked[name].dtype) for name, array in arrays.items()}
         return Restored(
             step=step,
             tree=_unflatten_like(abstract, arrays),
-            metadata=manifest["metadata"],
+            metadata=metadata,
             missing=tuple(sorted(asked.keys() - common.keys())),
             ignored=tuple(sorted(saved.keys() - common.keys())),
         )
@@ -391,14 +377,6 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
         (np.ndarray, handlers.NumpyHandler()), (jax.Array, arrays)
     )
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-
-
-def _seal(manager: ocp.CheckpointManager, path: epath.Path) -> None:
-    """Writes the digests of a checkpoint once its files are in place."""
-    while manager.is_saving_in_progress():
-        time.sleep(_POLL_SECONDS)
-    if path.exists():  # A save that failed has left nothing, and raises when it is waited for.
-        digests.write(path)
 
 
 def _orbax_errors() -> tuple[type[Exception], ...]:
@@ -440,24 +418,16 @@ def _read(path: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dic
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(path / "state", args=args)
-    except PermissionError:
-        raise
-    except Exception as error:  # Broken files surface as any kind of error from the readers below.
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DamagedError(f"{path}: {line[:300]}") from error
+    except Exception as error:
+        if isinstance(error, MemoryError) or is_out_of_memory(error) or lost_process(error):
+            raise  # These say nothing about the files.
+        # Broken files surface as any kind of error from the readers below.
+        raise DamagedError(f"{path}: {_first_line(error)}") from error
 
 
-def _verify(path: epath.Path, arrays: Mapping[str, Array], saved: Mapping[str, Any]) -> None:
-    found = checksums({name: arrays[name] for name in arrays})
-    changed = [name for name, value in found.items() if value != saved[name]["checksum"]]
+def _verify(path: epath.Path, arrays: Mapping[str, Array], saved: Mapping[str, Saved]) -> None:
+    found = checksums(arrays)
+    changed = [name for name, value in found.items() if value != saved[name].checksum]
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise DamagedError(f"{path}/state: the bytes of {changed[0]}{more} have changed")
-
-
-def _describe(arrays: Mapping[str, Array]) -> dict[str, dict]:
-    sums = checksums(arrays)
-    return {
-        name: {"shape": list(x.shape), "dtype": str(x.dtype), "checksum": sums[name]}
-        for name, x in arrays.items()
-    }

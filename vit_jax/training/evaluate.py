@@ -17,6 +17,7 @@ from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
 from vit_jax.training import step
+from vit_jax.training.class_names import class_names
 from vit_jax.training.run import Run, open_source
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import Array, Batch, Params
@@ -187,8 +188,12 @@ def evaluate_workdir(
     at = store.newest() if at is None else at
     if at not in store.steps():
         raise UserError(f"{store.directory} has no step {at}; it has {store.steps()}")
+    workdir.check_classes(class_names(run.task))
     restored = store.restore(at, run.abstract)
-    restored.check_whole("params")
+    for section in ("params", "ema"):
+        restored.check_whole(section)
+    if run.optimizer.rule.evaluation_params:
+        restored.check_whole("opt_state")
     state = restored.tree
     found = evaluator.run(run.optimizer.evaluation_params(state.params, state.opt_state))
     if state.ema is not None:
@@ -203,6 +208,9 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
       UserError: the checkpoint does not fit the config's model, or has no head of its own.
     """
     run = Run.build(config)
+    trained = Workdir.containing(path)
+    if trained:
+        trained.check_classes(class_names(run.task))
     height, width, channels = run.task.info.spec["image"].shape
     params = checkpoints.load(
         path, run.task.model, image_size=(height, width), channels=channels, head="keep"

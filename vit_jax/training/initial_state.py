@@ -1,4 +1,4 @@
-"""The first state of a run, which may start from a checkpoint (`config.init`)."""
+"""The initial state of a run, which may start from a checkpoint (`config.init`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,15 @@ from vit_jax.checkpoints import MergeReport
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
 from vit_jax.training import step
+from vit_jax.training.class_names import class_names, difference
+from vit_jax.training.class_rows import by_name
 from vit_jax.training.run import Run
+from vit_jax.training.workdir import Workdir
 from vit_jax.types import Params
 
 
 def first_state(run: Run) -> tuple[step.State, MergeReport | None]:
-    """Returns the state before the first step, and what became of `config.init.checkpoint`.
+    """Returns the state before the first step, and the account of `config.init.checkpoint`.
 
     Parameters that neither the checkpoint nor the task's `loaded_params` hold are initialized. The
     optimizer's state and the moving average start from the loaded parameters.
@@ -25,29 +28,56 @@ def first_state(run: Run) -> tuple[step.State, MergeReport | None]:
       UserError: the checkpoint cannot be read, or does not fit the model.
     """
     loaded, report = _load(run) if run.config.init.checkpoint else ({}, None)
+    _check_teacher(run)
     loaded = {**loaded, **run.task.loaded_params()}
     state = run.make_state()
     return (_restart(run, state, loaded) if loaded else state), report
 
 
+def _check_teacher(run: Run) -> None:
+    """Raises a `UserError` if the teacher of a distillation was trained for other classes."""
+    distill = run.config.task.get("distill") or {}
+    before, after = _names_of_run(distill.get("checkpoint", "")), class_names(run.task)
+    if before and after and (change := difference(before, after)):
+        raise UserError(f"config.task.distill: the teacher was trained for other classes: {change}")
+
+
 def _load(run: Run) -> tuple[Params, MergeReport]:
-    init, spec = run.config.init, run.task.info.spec
-    height, width, channels = spec["image"].shape
+    """Loads `config.init.checkpoint` and gives each class the row of the head with its name."""
+    init = run.config.init
     try:
-        return checkpoints.load_with_report(
-            init.checkpoint,
-            run.task.model,
-            image_size=(height, width),
-            channels=channels,
-            head=init.head,
-            interpolation=init.interpolation,
-            source_grid=tuple(init.source_grid) or None,
-            initialise=tuple(init.initialise),
-            ignore=tuple(init.ignore),
-            seed=run.config.seed,
-        )
+        names, after = _names_of_run(init.checkpoint), class_names(run.task)
+        params, report = _load_with_head(run, init.head)
+        is_other = len(names) == len(after) and bool(difference(names, after))
+        if not is_other or init.head == "zero":
+            return params, report
+        fresh, _ = _load_with_head(run, "zero")
+        return by_name(run.task, names, params, fresh, report, keep=init.head == "keep")
     except UserError as error:
         raise UserError(f"config.init: {error}") from error
+
+
+def _names_of_run(checkpoint: str) -> tuple[str, ...]:
+    """Returns the class names of the run that a checkpoint lies in; empty if there are none."""
+    workdir = Workdir.containing(checkpoint) if checkpoint else None
+    return workdir.read_class_names() if workdir else ()
+
+
+def _load_with_head(run: Run, head: str) -> tuple[Params, MergeReport]:
+    init = run.config.init
+    height, width, channels = run.task.info.spec["image"].shape
+    return checkpoints.load_with_report(
+        init.checkpoint,
+        run.task.model,
+        image_size=(height, width),
+        channels=channels,
+        head=head,
+        interpolation=init.interpolation,
+        source_grid=tuple(init.source_grid) or None,
+        initialise=tuple(init.initialise),
+        ignore=tuple(init.ignore),
+        seed=run.config.seed,
+    )
 
 
 def _restart(run: Run, state: step.State, loaded: Mapping[str, Any]) -> step.State:

@@ -27,7 +27,7 @@ TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
 class Run:
     """The parts of a run that do not change from step to step.
 
-    abstract: shapes and shardings of the state. beside_state: shardings of gradients and updates,
+    abstract: shapes and shardings of the state. grad_shardings: shardings of gradients and updates,
     which with `mesh.zero1` are those of the optimizer's state.
     """
 
@@ -39,7 +39,7 @@ class Run:
     duration: Duration
     make_state: Callable[[], step.State]
     abstract: step.State
-    beside_state: Params
+    grad_shardings: Params
 
     @classmethod
     def build(
@@ -85,11 +85,11 @@ class Run:
             guard=SpikeGuard.of(config),
             zero1=config.mesh.zero1,
         )
-        beside_state = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+        grad_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
         if config.mesh.zero1:
-            beside_state = sharding.optimizer_shardings(boxed, beside_state, mesh)
+            grad_shardings = sharding.optimizer_shardings(boxed, grad_shardings, mesh)
         return cls(
-            config, mesh, source, task, optimizer, duration, make_state, abstract, beside_state
+            config, mesh, source, task, optimizer, duration, make_state, abstract, grad_shardings
         )
 
     def num_params(self) -> int:
@@ -125,7 +125,7 @@ class Run:
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             self.abstract.params,
-            self.beside_state,
+            self.grad_shardings,
         )
 
     def trace_step(self) -> jax.stages.Traced:
@@ -140,7 +140,7 @@ class Run:
             ema_decay=config.ema_decay,
             max_skipped_steps=config.max_skipped_steps,
             guard=SpikeGuard.of(config),
-            beside_state=self.beside_state,
+            grad_shardings=self.grad_shardings,
         )
         batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
         with sharding.activate(self.mesh):

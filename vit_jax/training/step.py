@@ -139,7 +139,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     max_skipped_steps: int = 0,
     guard: SpikeGuard | None = None,
-    beside_state: Params | None = None,
+    grad_shardings: Params | None = None,
 ) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
     """The jitted step `(state, batch) → (state, metrics)`; the state's buffers are reused.
 
@@ -147,10 +147,10 @@ def make_train_step(
     `max_skipped_steps` of them in a row every later update is held back too, so that the state
     stays the last good one until the loop notices. So it is with steps that `guard` refuses.
 
-    beside_state: where gradients are summed and updates computed; None: where the parameters are.
+    grad_shardings: where gradients are summed and updates computed; None: where the parameters are.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    beside_state = beside_state or shardings.params
+    grad_shardings = grad_shardings or shardings.params
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         batch = task.augment(batch, random_key(state.seed, Purpose.AUGMENT, state.step))
@@ -161,7 +161,7 @@ def make_train_step(
                 task, optimizer.freeze, params, batch, key, accum_steps=accum_steps, mesh=mesh
             )
             # Without this the partitioner may leave gradients whole on every device.
-            return loss, jax.lax.with_sharding_constraint(grads, beside_state)
+            return loss, jax.lax.with_sharding_constraint(grads, grad_shardings)
 
         loss, grads = loss_and_grads(state.params)
         if optimizer.sam_rho:
@@ -169,9 +169,9 @@ def make_train_step(
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
         # With zero1 the new parameters are computed in parts, which the output puts together.
-        updates = jax.lax.with_sharding_constraint(updates, beside_state)
+        updates = jax.lax.with_sharding_constraint(updates, grad_shardings)
         params = optax.apply_updates(state.params, updates)
-        params = jax.lax.with_sharding_constraint(params, beside_state)
+        params = jax.lax.with_sharding_constraint(params, grad_shardings)
         averaged = state.ema is not None
         ema = ema_update(state.ema, params, state.step, ema_decay) if averaged else None
 

@@ -4,12 +4,13 @@ config.json   the resolved config, the command, versions of packages and of this
 DONE          exists once the last step is finished
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -17,10 +18,12 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax import storage
+from vit_jax.checkpoints import files
 from vit_jax.config import schema
 from vit_jax.errors import UserError
 from vit_jax.storage import write_atomically
 from vit_jax.tracking.metrics import Metric, as_json
+from vit_jax.training.class_names import difference
 from vit_jax.types import ArraySpec, DataInfo
 from vit_jax.version import current_commit
 
@@ -39,9 +42,10 @@ class Workdir:
         """The directory, made if need be.
 
         Raises:
-          UserError: it cannot be made or written to.
+          UserError: it cannot be made or written to, or has a name that Orbax cannot write to.
         """
         workdir = cls(storage.absolute(path))
+        storage.check_writable_name(workdir.path, f"--workdir={path}")
         # Processes of one run open it at the same time: each with a probe of its own.
         probe = workdir.path / f".writable-{uuid.uuid4().hex}"
         try:
@@ -63,6 +67,23 @@ class Workdir:
         if not workdir._config_file.exists():
             raise UserError(f"--workdir={path} holds no run (no config.json); train there first")
         return workdir
+
+    @classmethod
+    def containing(cls, path: str) -> "Workdir | None":
+        """Returns the run that a checkpoint belongs to, or None if it belongs to no run.
+
+        Args:
+          path: a workdir, its folder of checkpoints, or one of its checkpoints.
+        """
+        if storage.is_remote(path) and not path.startswith(("gs://", "s3://")):
+            return None
+        folder = storage.absolute(path)
+        if not folder.is_dir():
+            return None
+        for workdir in map(cls, (folder, folder.parent, folder.parent.parent)):
+            if workdir._config_file.exists() and workdir.checkpoints.exists():
+                return workdir
+        return None
 
     @property
     def checkpoints(self) -> epath.Path:
@@ -88,30 +109,49 @@ class Workdir:
             self._done_file.unlink(missing_ok=True)
 
     def read_config(self, overrides: Mapping[str, str] | None = None) -> ConfigDict:
-        """The config of the run, brought to today's schema, with `overrides` applied.
+        """Returns the config of the run, brought to today's schema, with `overrides` applied.
 
         Raises:
           UserError: the file is broken, or of a newer version than this package.
         """
-        try:
-            stored = json.loads(self._config_file.read_text())
-            values, version = stored["config"], stored["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self._config_file} cannot be read: {error!r}") from error
-        config = config_lib.migrate(values, version)
+        with self._explained():
+            stored = files.read_json(self._config_file)
+            config = config_lib.migrate(dict(stored["config"]), int(stored["version"]))
         config_lib.apply_overrides(config, overrides or {})
         return config_lib.validate(config)
 
     def read_info(self) -> DataInfo:
-        """What the task of this run knows of its data, without the data."""
-        stored = json.loads(self._config_file.read_text())["data_info"]
-        spec = {
-            # Runs of before did not record vocabularies.
-            name: ArraySpec(tuple(entry["shape"]), np.dtype(entry["dtype"]), entry.get("vocab", ""))
-            for name, entry in stored["spec"].items()
-        }
-        names = stored["class_names"]
-        return DataInfo(spec, stored["num_classes"], tuple(names) if names else None)
+        """Returns what the task of this run knows of its data, without the data.
+
+        Raises:
+          UserError: the file is broken.
+        """
+        with self._explained():
+            stored = files.read_json(self._config_file)["data_info"]
+            spec = {
+                # Earlier versions did not record vocabularies.
+                name: ArraySpec(
+                    tuple(entry["shape"]), np.dtype(entry["dtype"]), entry.get("vocab", "")
+                )
+                for name, entry in stored["spec"].items()
+            }
+            names = stored["class_names"]
+            return DataInfo(spec, int(stored["num_classes"]), tuple(names) if names else None)
+
+    def read_class_names(self) -> tuple[str, ...]:
+        """Returns the names of the classes that the run learned; empty if it knows none."""
+        with self._explained():
+            stored = files.read_json(self._config_file)
+            names = stored["config"]["task"].get("class_names")
+            return tuple(map(str, names or stored["data_info"]["class_names"] or ()))
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what a broken `config.json` raises into a `UserError`."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{self._config_file} cannot be read: {error!r}") from error
 
     def write_config(
         self,
@@ -119,11 +159,14 @@ class Workdir:
         info: DataInfo,
         headline: str,
         metric_info: Mapping[str, Metric],
+        num_examples: int | None = None,
     ) -> None:
         """Records the config that is about to run, with what would be needed to run it again.
 
-        headline: the metric that the run is judged by. metric_info: the meaning of the metrics,
-        for the report.
+        Args:
+          headline: the metric that the run is judged by.
+          metric_info: the meaning of the metrics, for the report.
+          num_examples: the number of training examples, if it is known.
         """
         record = {
             "version": config_lib.VERSION,
@@ -135,6 +178,7 @@ class Workdir:
                 },
                 "num_classes": info.num_classes,
                 "class_names": info.class_names,
+                "num_examples": num_examples,
             },
             "headline": headline,
             "metrics": as_json(metric_info),
@@ -146,10 +190,10 @@ class Workdir:
         write_atomically(self._config_file, text.encode())
 
     def check_resume(self, config: ConfigDict) -> list[str]:
-        """Lines about warned keys that differ from the run that is resumed.
+        """Returns a line about each key that differs from the run that is resumed, and may differ.
 
         Raises:
-          UserError: a key that is fixed for a run with checkpoints differs.
+          UserError: a key differs that must not change while a run has checkpoints.
         """
         if not self._config_file.exists():
             return []
@@ -160,6 +204,29 @@ class Workdir:
                 f" {'; '.join(found[schema.FIXED])}. Restore them, or use another --workdir"
             )
         return found[schema.WARNED]
+
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Raises a `UserError` if the classes have other names, or another order, than in the run.
+
+        Labels are numbers: a renamed folder of images would turn one class into another.
+        """
+        before = self.read_class_names()
+        if before and names and (change := difference(before, names)):
+            raise UserError(
+                f"{self.path} was trained for other classes: {change}. Restore the names, or use"
+                " another --workdir"
+            )
+
+    def changed_examples(self, num_examples: int) -> list[str]:
+        """Returns a warning if the run was started with another number of training examples."""
+        with self._explained():
+            before = files.read_json(self._config_file)["data_info"].get("num_examples")
+        if before in (None, num_examples):
+            return []
+        return [
+            f"training examples: {before:,} → {num_examples:,}, so that batches are no longer those"
+            " of an undisturbed run"
+        ]
 
 
 def _package_versions() -> Mapping[str, str]:

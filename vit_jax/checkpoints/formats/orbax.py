@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from vit_jax import models
+from vit_jax import models, storage
 from vit_jax.checkpoints import evaluation_params, files
-from vit_jax.checkpoints.digests import DamagedError
 from vit_jax.checkpoints.fit.merging import POSITIONS
+from vit_jax.checkpoints.manifest import DamagedError
 from vit_jax.checkpoints.store import Store
 from vit_jax.checkpoints.weights import Weights, backbone_of
 from vit_jax.errors import UserError
@@ -113,12 +113,13 @@ def _numbered(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def write(path: epath.PathLike, params: Params, model: nn.Module) -> None:
     """Writes parameters alone as step 0 of `path`. Raises `UserError` if there is something."""
-    directory = epath.Path(path).expanduser()
+    directory = storage.absolute(path)
+    storage.check_writable_name(directory, str(path))
     if directory.exists():
         raise UserError(f"{path} exists; remove it or write to another place")
     directory.mkdir(parents=True)
     metadata = {CLASS_ROW: bool(getattr(backbone_of(model), "class_token_position", False))}
-    store = Store(directory.resolve())
+    store = Store(directory)
     store.save(0, {"params": jax.tree.map(np.asarray, nn.meta.unbox(params))}, metadata)
     store.wait()
     store.close()

@@ -1,0 +1,74 @@
+"""The checkpoints and the log that a run opens, and the lines that it prints first."""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from vit_jax.checkpoints import MergeReport
+from vit_jax.checkpoints.store import Restored, Store
+from vit_jax.tracking.log import writer_names
+from vit_jax.tracking.step_log import StepLog, Stopwatch
+from vit_jax.training.best import Best
+from vit_jax.training.run import Run
+from vit_jax.training.utilisation import Monitor
+from vit_jax.training.workdir import Workdir
+
+
+def open_store(config: ConfigDict, workdir: Workdir, best: Best) -> Store:
+    """Returns the checkpoints of the workdir, kept and retried as `config.checkpoint` says."""
+    return Store(
+        workdir.checkpoints,
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        least_is_best=best.metric is not None and not best.metric.higher_is_better,
+        retries=config.checkpoint.retries,
+    )
+
+
+def open_log(run: Run, workdir: Workdir, start_step: int, times: Stopwatch) -> StepLog:
+    """Returns the log of rows and the console, which only process 0 writes."""
+    return StepLog(
+        workdir.path,
+        start_step=start_step,
+        total=run.duration.total,
+        every=run.duration(run.config.log.every, "log.every"),
+        batch_size=run.config.batch_size,
+        max_skipped_steps=run.config.max_skipped_steps,
+        max_spikes=run.config.spikes.max_skipped,
+        writers=writer_names(run.config.log),
+        config=run.config.to_dict(),
+        is_writer=jax.process_index() == 0,
+        additions=Monitor(run, times).row,
+    )
+
+
+def opening_lines(
+    run: Run,
+    restored: Restored | None,
+    merged: MergeReport | None,
+    changed: Sequence[str],
+) -> Iterator[str]:
+    """Yields what a person should know before the first step.
+
+    Args:
+      restored: the checkpoint that the run resumes from, if any.
+      merged: the account of the checkpoint that the run starts from, if any.
+      changed: the differences from the run that is resumed, one line each.
+    """
+    axes = [f"{axis} {size}" for axis, size in run.mesh.shape.items() if size > 1]
+    devices = f"{run.mesh.size} {run.mesh.devices.flat[0].platform} device(s)"
+    yield (
+        f"{run.config.model.name}: {run.num_params():,} parameters,"
+        f" {len(run.source):,} training examples, {run.duration.total:,} steps of"
+        f" {run.config.batch_size} on {', '.join([devices, *axes])}"
+    )
+    if merged:
+        yield from str(merged).splitlines()
+    if restored:
+        yield from (f"warning: damaged checkpoint: {line}" for line in restored.damaged)
+        yield from (f"warning: changed since the checkpoint: {line}" for line in changed)
+        fresh = [name for name in restored.missing if not name.startswith("ema.")]
+        if fresh:
+            yield f"warning: not in the checkpoint, started fresh: {len(fresh)} arrays ({fresh[0]})"
+        yield f"resuming after step {restored.step}"

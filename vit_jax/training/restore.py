@@ -1,0 +1,90 @@
+"""The state that a run begins with, and what its earlier attempts left in the log."""
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.checkpoints import MergeReport
+from vit_jax.checkpoints.store import Restored, Store
+from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
+from vit_jax.tracking import read_metrics
+from vit_jax.tracking.step_log import total_seconds
+from vit_jax.training import initial_state, step
+from vit_jax.training.class_names import class_names
+from vit_jax.training.run import Run
+from vit_jax.training.workdir import Workdir
+from vit_jax.types import Params
+
+
+def restore_or_init(
+    run: Run, store: Store
+) -> tuple[step.State, Restored | None, MergeReport | None]:
+    """Returns the newest whole checkpoint, or the initial state where there is no checkpoint.
+
+    Arrays that the checkpoint lacks because the config has changed, such as those of a new
+    optimizer stage or of a moving average that was off, are initialized. The report says what was
+    made of `config.init.checkpoint`; it comes only with an initial state that starts from one.
+
+    Raises:
+      UserError: too many checkpoints are damaged, or the newest lacks parameters of the model.
+    """
+    restored = store.restore_newest(run.abstract)
+    if restored is None:
+        state, merged = initial_state.first_state(run)
+        return state, None, merged
+    restored.check_whole("params")
+    state = restored.tree
+    if restored.missing:
+        fresh = run.make_state()
+        if state.ema is None or any(name.startswith("ema.") for name in restored.missing):
+            fresh = fresh.replace(ema=fresh.ema and _copies(state.params, fresh.ema))
+        state = jax.tree.map(
+            lambda old, new: new if old is None else old, state, fresh, is_leaf=lambda x: x is None
+        )
+    return state, restored, None
+
+
+def _copies(params: Params, like: Params) -> Params:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.tree.map(jnp.copy, sharding.moved(params, shardings))
+
+
+def check_data(run: Run, workdir: Workdir) -> list[str]:
+    """Returns a warning about each difference of the data from that of the run that is resumed.
+
+    Raises:
+      UserError: the classes have other names, or another order.
+    """
+    workdir.check_classes(class_names(run.task))
+    return workdir.changed_examples(len(run.source))
+
+
+def check_start(workdir: Workdir, restored: Restored | None, total: int) -> int:
+    """Returns the step to start from. Raises a `UserError` if it lies behind the end of the run."""
+    start = restored.step if restored else 0
+    if start > total:
+        raise UserError(
+            f"{workdir.path} is at step {start}, and config.total={total} ends before it: give more"
+            " steps, or another workdir"
+        )
+    return start
+
+
+def lost_seconds(workdir: Workdir, restored: Restored) -> float:
+    """Returns the time that an earlier attempt spent on steps that have to be run again.
+
+    The log tells how far that attempt came. On object stores the log ends at the checkpoint.
+    """
+    reached = max(
+        (row.get("train/run_seconds", 0.0) for row in read_metrics(workdir.path)), default=0
+    )
+    return max(0.0, reached - total_seconds(restored.metadata["seconds"]))
+
+
+def last_evaluation(workdir: Workdir) -> dict[str, float]:
+    """Returns the metrics of the last evaluation in the run's log, `{"SPLIT/METRIC": value}`."""
+    results: dict[str, float] = {}
+    for row in read_metrics(workdir.path):
+        found = {name[5:]: value for name, value in row.items() if name.startswith("eval/")}
+        results = found or results
+    return results
