@@ -1,4 +1,4 @@
-"""Keeps batches on the devices ahead of the step that wants them."""
+"""Batches are read and placed on the devices ahead of the step that needs them."""
 
 import queue
 import threading
@@ -12,10 +12,14 @@ _POLL_SECONDS = 0.1
 
 
 class DeviceFeed:
-    """Reads and places batches on a thread of its own, `depth` of them ahead.
+    """Reads and places batches on its own thread, up to `depth` batches ahead.
 
-    batches: local rows in host memory. place: puts a batch on the devices.
-    `waited` adds up the seconds for which `next_batch` had none ready.
+    Args:
+      batches: this process's rows of each batch, in host memory.
+      place: puts a batch on the devices.
+
+    Attributes:
+      waited: the seconds for which `next_batch` waited so far.
     """
 
     def __init__(self, batches: Batches, place: Callable[[Batch], dict[str, Array]], depth: int):
@@ -28,7 +32,7 @@ class DeviceFeed:
         self._thread.start()
 
     def next_batch(self) -> dict[str, Array]:
-        """The next batch, on the devices; an error of the pipeline is raised here."""
+        """Returns the next batch, on the devices, or raises the error of the pipeline."""
         started = time.monotonic()
         batch = self._ready.get()
         self.waited += time.monotonic() - started
@@ -38,7 +42,7 @@ class DeviceFeed:
 
     @property
     def num_bad_images(self) -> int:
-        """Unreadable images that others have stood in for so far."""
+        """The number of unreadable images that other images have replaced so far."""
         return self._batches.num_bad_images
 
     def close(self) -> None:
@@ -58,7 +62,7 @@ class DeviceFeed:
             for batch in self._batches:
                 if not self._put(self._place(batch)):
                     return
-        except BaseException as error:  # Handed to the thread that waits for this batch.
+        except BaseException as error:  # It is raised by the thread that waits for this batch.
             self._put(error)
 
     def _put(self, item: dict[str, Array] | BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""What the report shows beyond curves: the task's pictures, and where the model looked."""
+"""The pictures of the report: those of the task, and attention maps."""
 
 import jax
 from etils import epath
@@ -10,8 +10,8 @@ from vit_jax.tasks import BaseTask
 from vit_jax.training.evaluate import Evaluator
 from vit_jax.types import Params
 
-LOOKED_INTO = 8
-"""Examples whose attention is shown."""
+NUM_ATTENTION_MAPS = 8
+"""The number of examples whose attention is shown."""
 
 
 def write_sections(
@@ -19,12 +19,12 @@ def write_sections(
 ) -> None:
     """Draws the report's pictures for the final parameters; process 0 writes them.
 
-    Every process must call this, because predicting takes all devices.
+    Every process must call this function, because predictions are computed on all devices.
     """
     examples = evaluator.examples(evaluator.splits[0], params, task.num_shown)
     whole = task.inference_params(_on_host(params))
     if jax.process_index() == 0:
-        few = {name: array[:LOOKED_INTO] for name, array in examples.items()}
+        few = {name: array[:NUM_ATTENTION_MAPS] for name, array in examples.items()}
         inside = attention.sections(
             task.model, whole, jax.device_get(task.inputs(few)), few["image"], task.summaries(few)
         )
@@ -32,7 +32,7 @@ def write_sections(
 
 
 def _on_host(params: Params) -> Params:
-    """All parameters as NumPy arrays, wherever their shards are."""
+    """Returns all parameters as NumPy arrays, wherever their shards are."""
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
     return jax.device_get(gather(params))

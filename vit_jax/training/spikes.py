@@ -1,4 +1,4 @@
-"""Steps whose loss jumps: found on the device, so that the host waits for nothing."""
+"""Steps whose loss jumps are found and skipped on the device, so that the host never waits."""
 
 import dataclasses
 from typing import Any
@@ -12,11 +12,13 @@ from vit_jax.types import Array
 
 @flax.struct.dataclass
 class LossHistory:
-    """What the guard remembers; part of the training state.
+    """The memory of the guard, as a part of the training state.
 
-    mean: float32, loss averaged over about the last `window` steps that were accepted.
-    accepted: int32, how many there have been. in_a_row: int32, spikes since the last of them.
-    total: int32, spikes of the whole run.
+    Attributes:
+      mean: float32, the loss averaged over about the last `window` accepted steps.
+      accepted: int32, the number of accepted steps.
+      in_a_row: int32, the number of spikes since the last accepted step.
+      total: int32, the number of spikes in the whole run.
     """
 
     mean: Array
@@ -34,9 +36,9 @@ class SpikeGuard:
     """Skips steps whose loss exceeds `factor` times its recent average over `window` steps.
 
     Chowdhery et al. (2022, PaLM, section 5.1) met such spikes in large runs and skipped the batches
-    around them by hand. No step is skipped before `window` of them have been seen. After more than
-    `max_skipped` in a row every later step is held back too, until the loop notices: the loss has
-    then moved for good, and nothing would ever be accepted again.
+    around them by hand. No step is skipped before `window` steps have been accepted. After more
+    than `max_skipped` spikes in a row every later step is skipped too, until the loop ends the run:
+    the loss has then changed for good, and no step would ever be accepted again.
     """
 
     factor: float
@@ -45,19 +47,23 @@ class SpikeGuard:
 
     @classmethod
     def of(cls, config: ConfigDict) -> "SpikeGuard | None":
-        """The guard that `config.spikes` describes, None where it is off."""
+        """Returns the guard that `config.spikes` describes, or None if it is off."""
         keys = config.spikes
         return cls(keys.factor, keys.window, keys.max_skipped) if keys.factor else None
 
     def accepts(self, history: LossHistory, loss: Array) -> Array:
-        """Boolean: whether a step of this loss may change the state."""
+        """Returns a boolean: whether a step with this loss may change the state."""
         spiked = (history.accepted >= self.window) & (loss > self.factor * history.mean)
         return ~spiked & (history.in_a_row <= self.max_skipped)
 
     def after(self, history: LossHistory, loss: Array, fine: Array, used: Array) -> LossHistory:
-        """The history after a step. fine: whether `accepts` said so; used: and the state changed.
+        """Returns the history after a step.
 
-        A step that was skipped for another reason (it was not finite) leaves the history alone.
+        A step that was skipped for another reason, because it was not finite, is not a spike.
+
+        Args:
+          fine: the result of `accepts`.
+          used: whether the step changed the state.
         """
         weight = 1 / jnp.minimum(history.accepted + 1, self.window)
         mean = jnp.where(used, history.mean + weight * (loss - history.mean), history.mean)
@@ -71,7 +77,7 @@ class SpikeGuard:
 
 
 def logged(history: LossHistory | None) -> dict[str, Any]:
-    """What the log shows of a history; nothing where the guard is off."""
+    """Returns the values of a history that are logged; none if the guard is off."""
     if history is None:
         return {}
     return {"loss_mean": history.mean, "spikes": history.in_a_row, "spikes_total": history.total}

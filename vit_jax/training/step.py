@@ -1,4 +1,4 @@
-"""The training state and the compiled steps over it.
+"""The training state, and the jitted steps of training and evaluation.
 
 Every random number is a function of (seed, purpose, step): `random_key` is the only source of
 keys, so a resumed run, or one on another mesh, draws what the undisturbed run would have drawn.
@@ -27,7 +27,7 @@ from vit_jax.types import Array, Batch, Params
 
 
 class Purpose(enum.IntEnum):
-    """What a random key is for. The numbers are part of every result: never renumber."""
+    """The use of a random key. The numbers are part of every result and never change."""
 
     INIT = 0
     AUGMENT = 1
@@ -38,12 +38,14 @@ class Purpose(enum.IntEnum):
 class State:
     """Everything that a step changes.
 
-    step: int32, updates tried so far; also selects the batch, the keys and the learning rate.
-    seed: uint32, root of the random keys.
-    params, opt_state: as the model and the optimizer made them.
-    ema: moving average of `params`, or None where `config.ema_decay` is 0.
-    bad_steps: int32, steps in a row whose loss or gradient was not finite.
-    losses: what the guard against spikes remembers, or None where `config.spikes` is off.
+    Attributes:
+      step: int32, the number of steps so far; it selects the batch, the keys and the learning rate.
+      seed: uint32, the root of the random keys.
+      params: the parameters, as the task initializes them.
+      opt_state: the state of the optimizer.
+      ema: the moving average of `params`, or None if `config.ema_decay` is 0.
+      bad_steps: int32, the number of steps in a row whose loss or gradient was not finite.
+      losses: the memory of the guard against spikes, or None if `config.spikes` is off.
     """
 
     step: Array
@@ -56,7 +58,7 @@ class State:
 
 
 def random_key(seed: Array, purpose: Purpose, step: Array | int = 0) -> Array:
-    """The key for one purpose at one step."""
+    """Returns the key for one purpose at one step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
@@ -71,13 +73,16 @@ def init_state(
     guard: SpikeGuard | None = None,
     zero1: bool = False,
 ) -> tuple[Callable[[], State], State]:
-    """How to make the first state, and its abstract form with shardings.
+    """Returns the function that makes the initial state, and the state's shapes and shardings.
 
-    boxed: shapes of the task's parameters, as `tasks.boxed_params` gives them.
-    zero1: split the optimizer's state and the average over `data` too.
+    The function is compiled with the shardings of its outputs, so that a model that is larger than
+    the memory of one device never exists on a single device.
 
-    Returns (`make`, `abstract`). `make()` is compiled with the shardings as outputs, so that a
-    model larger than one device's memory never exists on a single one.
+    Args:
+      boxed: the shapes of the task's parameters, as `tasks.boxed_params` returns them.
+      ema: whether the state has a moving average of the parameters.
+      guard: the guard against spikes, if there is one.
+      zero1: whether the optimizer's state and the average are split over `data` too.
     """
 
     def state_of(params: Params) -> State:
@@ -111,9 +116,10 @@ def init_state(
 
 
 def state_shardings(shapes: State, boxed: Params, mesh: Mesh, *, zero1: bool = False) -> State:
-    """Where each array of the state lives: copies of parameters beside their parameters.
+    """Returns the sharding of each array of the state.
 
-    With `zero1` they, but not the parameters, are split over `data` too.
+    The optimizer's and the average's copies of a parameter are sharded as the parameter is. With
+    `zero1` the copies, but not the parameters, are split over `data` too.
     """
     params = sharding.param_shardings(boxed, mesh)
     copies = sharding.optimizer_shardings(boxed, params, mesh) if zero1 else params
@@ -141,13 +147,15 @@ def make_train_step(
     guard: SpikeGuard | None = None,
     grad_shardings: Params | None = None,
 ) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
-    """The jitted step `(state, batch) → (state, metrics)`; the state's buffers are reused.
+    """Returns the jitted step `(state, batch) → (state, metrics)`, which reuses the state's memory.
 
     A step whose loss or gradient is not finite changes nothing but the counters. After more than
-    `max_skipped_steps` of them in a row every later update is held back too, so that the state
-    stays the last good one until the loop notices. So it is with steps that `guard` refuses.
+    `max_skipped_steps` of them in a row every later update is skipped too, so that the state stays
+    the last good one until the loop ends the run. The same holds for steps that `guard` refuses.
 
-    grad_shardings: where gradients are summed and updates computed; None: where the parameters are.
+    Args:
+      accum_steps: the number of micro-batches, whose gradients are summed before the update.
+      grad_shardings: the shardings of gradients and updates; None for those of the parameters.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     grad_shardings = grad_shardings or shardings.params
@@ -209,9 +217,10 @@ def make_train_step(
 def _judge(
     state: State, loss: Array, finite: Array, max_skipped_steps: int, guard: SpikeGuard | None
 ) -> tuple[Array, Array, LossHistory | None]:
-    """Whether a step may change the parameters, and the state's `bad_steps` and `losses` after it.
+    """Returns whether a step may change the state, and the state's `bad_steps` and `losses`.
 
-    finite: whether its loss and gradient are.
+    Args:
+      finite: whether the loss and the gradient of the step are finite.
     """
     accepted = finite & (state.bad_steps <= max_skipped_steps)
     bad_steps = jnp.where(accepted, 0, state.bad_steps + 1)
@@ -234,8 +243,8 @@ def _loss_and_grads(
 ) -> tuple[Array, Params]:
     """Returns the mean loss over the batch and its gradient, one micro-batch at a time.
 
-    Micro-batch i holds rows i, i + accum_steps, ...: every device keeps its own rows, where
-    consecutive blocks would move them. Each has a dropout key of its own.
+    Micro-batch i holds the rows i, i + accum_steps, ..., so that every device keeps its own rows;
+    consecutive blocks would move them to other devices. Each micro-batch has its own dropout key.
     """
     loss_fn = task.loss_fn_of_parts if accum_steps > 1 and task.needs_whole_batch else task.loss_fn
     value_and_grad = jax.value_and_grad(
@@ -260,7 +269,7 @@ def _loss_and_grads(
 
         zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
         ((loss, count), grads), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(accum_steps)))
-    # A batch may have no terms, such as images without objects; weights may add up to little.
+    # A batch may have no terms, such as images without objects. The sum of weights may be below 1.
     count = jnp.where(count > 0, count, 1)
     return loss / count, jax.tree.map(lambda g: g / count, grads)
 
