@@ -180,7 +180,7 @@ def figure(picture: np.ndarray | Image.Image, maps: AttentionMaps, index: int = 
 
 
 def panel(
-    pictures: Sequence[np.ndarray], maps: AttentionMaps, captions: Sequence[str] | None = None
+    pictures: Sequence[np.ndarray], maps: AttentionMaps, titles: Sequence[str] | None = None
 ) -> Figure:
     """Several images, one a column, over their output's map and their rollout."""
     kinds = {_output_name(maps): last_layer_map(maps), "rollout": rollout(maps)}
@@ -188,7 +188,7 @@ def panel(
         kind: [overlay(*pair) for pair in zip(pictures, heats, strict=True)]
         for kind, heats in kinds.items()
     }
-    return inside.attention_panel(pictures, overlays, captions)
+    return inside.attention_panel(pictures, overlays, titles)
 
 
 def sections(
@@ -196,13 +196,13 @@ def sections(
     params: Params,
     images: Array | np.ndarray,
     pictures: Sequence[np.ndarray],
-    captions: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
 ) -> list[Section]:
     """What the report shows of a model's inside; models without attention have less of it.
 
     Args:
       model, params: as for `attention_maps`.
-      images: up to eight, as the model takes them; `pictures` and `captions` are the same as
+      images: up to eight, as the model takes them; `pictures` and `titles` are the same as
         people see them.
     """
     found = []
@@ -215,7 +215,7 @@ def sections(
             "Above, the images; below, the attention that the output is made from, and attention"
             " followed through all layers (rollout, Abnar and Zuidema 2020)."
         )
-        found.append(Section("Where the model looks", text, panel(pictures, maps, captions)))
+        found.append(Section("Where the model looks", text, panel(pictures, maps, titles)))
         text = "The first of these images, and what every head of every layer attends to in it."
         found.append(Section("Attention of every head", text, figure(pictures[0], maps)))
         text = (

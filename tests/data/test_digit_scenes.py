@@ -129,10 +129,10 @@ def test_the_contact_sheet_shows_masks_and_boxes(scenes_dir, tmp_path):
 
         return {tuple(c) for c in np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3)}
 
-    from vit_jax.report.drawing import class_colour
+    from vit_jax.report.drawing import class_color
 
     digits = {int(d) for i in range(4) for d in draw_scene(1, i, split="test", side=32).digits}
-    assert {class_colour(d) for d in digits} <= colours("keep('image', 'boxes', 'box_label')")
+    assert {class_color(d) for d in digits} <= colours("keep('image', 'boxes', 'box_label')")
     assert colours("keep('image', 'segmentation')") != colours("keep('image')")
 
 

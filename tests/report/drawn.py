@@ -1,9 +1,10 @@
-"""What a figure shows, read off its artists and its pixels."""
+"""What a figure shows, read off its artists and its pixels; and names that users may give."""
 
 import io
 
 import matplotlib.text
 import numpy as np
+from hypothesis import strategies as st
 from PIL import Image
 
 from vit_jax.report import figures
@@ -21,3 +22,27 @@ def texts(figure):
 
 def pictures(figure):
     return [image.get_array() for axes in figure.axes for image in axes.images]
+
+
+ODD_NAMES = [
+    "$x^$",
+    "$5_$10",
+    r"\$1 \frac{",
+    r"$\undefined{",
+    "two\nlines",
+    "\x1b[31mred\x1b[0m",
+    "bell\x07 null\x00",
+    "a\u202eb",
+    "كلب",
+    "😀",
+    "\udc80",
+    "\ufffe\u2028",
+    "<script>&amp;",
+    "x" * 3000,
+    "",
+    " ",
+    "{0} %s {{",
+]
+
+names = st.text(max_size=60) | st.text("$\\{}^_&<>\x1b\n\u202e\udc80 a", max_size=30)
+"""Any name, and often one of the characters that some program takes for markup."""

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from drawn import ODD_NAMES
 from PIL import Image
 
 from vit_jax.data.tokenizer import BYTES, open_tokenizer
 from vit_jax.report.contact_sheet import _caption, contact_sheet
+from vit_jax.report.drawing import class_color, with_names
 
 
 def colours(image):
@@ -53,6 +55,37 @@ def test_float_images_and_label_vectors(tmp_path):
     assert contact_sheet([{"image": image, "label": label}], ["a", "b", "c" * 40], path) == 2
     with Image.open(path) as sheet:
         assert len(colours(sheet)) > 50
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8), (2, 6, 8, 1)])
+def test_a_class_for_each_pixel_is_drawn_and_no_caption(tmp_path, shape):
+    """What the segmentation task makes of a batch is its label map, as `label`."""
+    label = np.full(shape, 255, np.int32)
+    label[0, :, :4] = 1
+    image = np.zeros((2, 6, 8, 3), np.uint8)
+    path = tmp_path / "sheet.png"
+    assert contact_sheet([{"image": image, "label": label}], ["none", "road"], path) == 2
+    tint = tuple(np.round(0.55 * np.array(class_color(1))).astype(int).tolist())
+    with Image.open(path) as sheet:
+        assert tint in colours(sheet)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_of_users_fit_below_and_on_images(tmp_path, name):
+    batch = {
+        "image": np.zeros((1, 8, 8, 3), np.uint8),
+        "label": np.array([0]),
+        "boxes": np.array([[[0, 0, 0.5, 0.5]]]),
+        "box_label": np.array([[0]]),
+    }
+    assert contact_sheet([batch], [name], tmp_path / "sheet.png") == 1
+    picture = with_names(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), int), ["", name])
+    assert picture.shape == (192, 192, 3)
+
+
+def test_labels_without_a_name_are_numbers():
+    assert _caption(np.array([7]), 0, ["a", "b"]) == "7"
+    assert _caption(np.array([-1]), 0, ["a", "b"]) == "-1"
 
 
 def test_nothing_to_draw(tmp_path):

@@ -1,17 +1,24 @@
 """The report: one file, whatever of the run is there."""
 
+import base64
 import html.parser
 import json
 import math
 import re
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn import ODD_NAMES, names
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from vit_jax.errors import UserError
 from vit_jax.report import Section, figures, save_sections, write_report
+from vit_jax.report.html import render
 from vit_jax.report.sections import read_sections
 from vit_jax.tracking import Metric, MetricsLog
 from vit_jax.tracking.metrics import as_json
@@ -159,31 +166,57 @@ def test_the_report_is_self_contained(workdir):
     page = Page(source)
     assert page.addresses
     assert all(address.startswith("data:") for address in page.addresses)
-    source = re.sub(r'"data:image/png;base64,[^"]*"', '""', source)
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script src|fetch\(", source)
+    for drawing in drawings_in(source):
+        assert not re.search(r'(href|src)="(?!#|data:)|@import|url\((?!#)|<script', drawing)
+    source = re.sub(r'"data:image/[a-z+]*;base64,[^"]*"', '""', source)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|fetch\(", source)
     assert "default-src 'none'" in source
 
 
-def test_charts_are_drawings_with_their_data(workdir):
+def drawings_in(source):
+    """The SVG files within a page, as text."""
+    found = re.findall(r'"data:image/svg\+xml;base64,([^"]*)"', source)
+    return [base64.b64decode(code).decode() for code in found]
+
+
+def test_charts_are_drawings_with_a_legend(workdir):
     source = write_report(workdir).read_text()
-    drawings = re.findall(r'data-chart="([^"]*)"', source)
-    charts = [json.loads(drawing.replace("&quot;", '"')) for drawing in drawings]
-    assert len(charts) == 5
-    loss, accuracy = charts[:2]
-    assert [line["label"] for line in loss["series"]] == [
-        "train loss",
-        "test loss",
-        "test loss, averaged parameters",
-    ]
-    assert loss["series"][0]["points"][0][1:] == [10, "20"]
-    assert accuracy["series"][1]["points"][-1][1:] == [100, "95.2 %"]
+    page = Page(source)
+    assert len(drawings_in(source)) == 5 + 1  # Five charts and the section's figure.
+    legend = ["train loss", "test loss", "test loss, averaged parameters"]
+    first = page.texts.index("Loss") + 1
+    assert page.texts[first : first + 6 : 2] == legend
+    assert "95.2 %" in page.texts[page.texts.index("Accuracy") :][:5]
+
+
+def test_the_classes_of_a_family_share_one_chart(tmp_path):
+    writer = MetricsLog(tmp_path, resume_step=0)
+    for step in (1, 2):
+        writer.write(step, {f"eval/val/iou/class {n}": step / 10 for n in range(40)})
+    writer.close()
+    source = write_report(tmp_path).read_text()
+    assert len(drawings_in(source)) == 1
+    page = Page(source)
+    assert "Iou of each class" in page.texts
+    assert "val iou class 7" not in page.texts  # Forty lines of legend help nobody.
 
 
 def test_pictures_lie_beside_the_report(workdir):
     write_report(workdir)
-    for name in ("curves.png", "confusion_matrix.png", "confusion_matrix.dark.png"):
+    for name in ("curves.png", "confusion_matrix.png"):
         with Image.open(workdir / "report" / name) as picture:
             assert picture.width > 300
+    assert "<svg" in (workdir / "report" / "confusion_matrix.svg").read_text()
+
+
+def test_sections_of_before_drawings_are_shown(workdir):
+    """Their figures had a twin for dark pages, and no drawing."""
+    index = workdir / "report" / "sections.json"
+    stored = json.loads(index.read_text())
+    del stored["sections"][0]["drawing"]
+    stored["sections"][0]["dark_image"] = "confusion_matrix.dark.png"
+    index.write_text(json.dumps(stored))
+    assert '<img alt="Confusion matrix"' in write_report(workdir).read_text()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +233,8 @@ def test_missing_parts_are_left_out(workdir, missing):
 
 
 def test_a_missing_picture_costs_that_picture_alone(workdir):
-    (workdir / "report" / "confusion_matrix.png").unlink()
+    for ending in ("png", "svg"):
+        (workdir / "report" / f"confusion_matrix.{ending}").unlink()
     assert "Columns are predicted." in page_of(workdir).text
 
 
@@ -224,7 +258,7 @@ def test_values_that_are_not_finite_are_left_out_of_curves(tmp_path):
     writer.close()
     source = write_report(tmp_path).read_text()
     assert "NaN" in Page(source).text
-    assert not re.search(r'd="[^"]*(nan|inf)', source)
+    assert not any(re.search(r'd="[^"]*(nan|inf)', drawing) for drawing in drawings_in(source))
 
 
 def test_the_best_of_a_metric_is_by_its_declared_direction(tmp_path):
@@ -241,18 +275,35 @@ def test_the_best_of_a_metric_is_by_its_declared_direction(tmp_path):
     assert best == {"rmse": ["3", "2", "3"], "gain": ["3", "4", "2"], "unknown": ["3", "", ""]}
 
 
-def test_names_cannot_break_the_page(tmp_path):
-    workdir = tmp_path / "<script>alert(1)<&'"
-    workdir.mkdir()
-    hostile = '"><script>alert(2)</script>'
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_cannot_break_the_page(tmp_path, name):
+    check_page_with(name, tmp_path)
+
+
+@settings(max_examples=10, deadline=None)
+@given(names)
+def test_no_name_breaks_the_page(name):
+    with tempfile.TemporaryDirectory() as workdir:
+        check_page_with(name, Path(workdir))
+
+
+def check_page_with(name, workdir):
+    hostile = f'"><script>alert(2)</script>{name}'
     writer = MetricsLog(workdir, resume_step=0)
-    writer.write(1, {f"eval/{hostile}/accuracy": 0.5})
+    writer.write(1, {f"eval/{hostile}/accuracy": 0.5, f"eval/val/iou/{name}": 0.5})
     writer.close()
-    (workdir / "config.json").write_text(json.dumps({"config": {"model": {"name": hostile}}}))
-    save_sections(workdir, [Section(hostile, hostile, a_figure(), [[hostile], [hostile]])])
+    config = {"config": {"model": {"name": hostile}, name: {name: name}}, "command": [name]}
+    (workdir / "config.json").write_text(json.dumps(config))
+    save_sections(workdir, [Section(hostile, hostile, small_picture(), [[hostile], [name]])])
     page = page_of(workdir)
-    assert len(page.scripts) == 2  # the style and our own script
-    assert not any("alert" in script for script in page.scripts)
+    assert len(page.scripts) == 1  # Our own style.
+    assert "alert" not in page.scripts[0]
+    assert "confusion" not in page.text
+    assert {path.name[-4:] for path in (workdir / "report").iterdir()} <= {".png", "json"}
+
+
+def small_picture():
+    return Image.new("RGB", (2, 2))
 
 
 def test_without_a_workdir_the_user_is_told(tmp_path):
@@ -260,11 +311,110 @@ def test_without_a_workdir_the_user_is_told(tmp_path):
         write_report(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["config.json", "report/sections.json"])
-def test_a_broken_file_is_named(workdir, name):
-    (workdir / name).write_text("{")
-    with pytest.raises(UserError, match=name):
+@pytest.mark.parametrize("name", ["config.json", "report/sections.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff", b"[]", b"5", None])
+def test_a_broken_file_is_named_or_left_out(workdir, name, content):
+    (workdir / name).unlink()
+    if content is None:
+        (workdir / name).mkdir()
+    else:
+        (workdir / name).write_bytes(content)
+    if name == "metrics.jsonl" and content is not None:
+        assert "nothing logged yet" not in page_of(workdir, is_done=True).text
+        return
+    with pytest.raises(UserError, match=name) as raised:
         write_report(workdir)
+    assert "\n" not in str(raised.value)
+
+
+ODD_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["config", "headline", "metrics", "command", "commit", "packages", "x"]),
+        ODD_VALUES,
+    ),
+    st.dictionaries(st.sampled_from(["model", "data", "batch_size"]), ODD_VALUES),
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "train/images_per_sec",
+                "train/mfu",
+                "train/goodput",
+                "train/loss",
+                "time/train",
+                "time/eval",
+                "model/num_params",
+                "eval/val/accuracy",
+                "eval/val/num_examples",
+            ]
+        ),
+        st.floats() | st.integers(),
+    ),
+)
+def test_odd_values_never_end_the_report(stored, config, metrics):
+    if "config" not in stored:
+        stored["config"] = config
+    rows = [{"step": 1, **metrics}]
+    Page(render("run", stored, rows, [], is_done=False))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(ODD_VALUES | st.fixed_dictionaries(
+    {"title": st.text(max_size=5)},
+    optional={
+        key: ODD_VALUES for key in ("text", "image", "drawing", "table", "width", "is_pixel_art")
+    },
+)))  # fmt: skip
+def test_an_odd_index_of_sections_never_ends_the_report(entries):
+    with tempfile.TemporaryDirectory() as workdir:
+        folder = Path(workdir) / "report"
+        folder.mkdir()
+        (folder / "sections.json").write_text(json.dumps({"sections": entries}))
+        try:
+            sections = read_sections(workdir)
+        except UserError:
+            return
+        Page(render("run", {}, [], sections, is_done=False))
+
+
+def test_an_index_names_no_files_elsewhere(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "report").mkdir()
+    entries = [{"title": "x", "image": "../secret"}, {"title": "y", "drawing": "/etc/passwd"}]
+    (tmp_path / "report" / "sections.json").write_text(json.dumps({"sections": entries}))
+    assert [(s.image, s.drawing) for s in read_sections(tmp_path)] == [(None, None)] * 2
+
+
+def test_a_picture_that_fails_costs_that_picture_alone(tmp_path, caplog):
+    broken = a_figure()
+    broken.axes[0].set_title("$x^$")  # A formula that matplotlib cannot read.
+    save_sections(
+        tmp_path, [Section("Broken", "Its text.", broken), Section("Whole", "", a_figure())]
+    )
+    first, second = read_sections(tmp_path)
+    assert (first.text, first.image, first.drawing) == ("Its text.", None, None)
+    assert second.image
+    assert second.drawing
+    (record,) = caplog.records
+    assert "'Broken'" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_a_chart_that_fails_costs_that_chart_alone(workdir, monkeypatch, caplog):
+    draw = figures.learning_curve
+    monkeypatch.setattr(figures, "learning_curves", lambda *_: 1 / 0)
+    monkeypatch.setattr(
+        figures, "learning_curve", lambda chart: 1 / 0 if chart.title == "Loss" else draw(chart)
+    )
+    assert len(drawings_in(write_report(workdir).read_text())) == 4 + 1
+    assert len(caplog.records) == 2
 
 
 def test_saving_a_section_again_replaces_it_in_place(tmp_path):
@@ -286,15 +436,28 @@ def test_a_section_takes_figures_pil_images_and_bytes(tmp_path):
         ],
     )
     figure, image, raw = read_sections(tmp_path)
-    assert figure.dark_image is not None
-    assert figure.dark_image != figure.image
+    assert b"<svg" in figure.drawing
+    assert figure.image.startswith(b"\x89PNG")
     assert (image.is_pixel_art, image.width) == (True, 240)
     assert image.image == raw.image
-    assert image.dark_image is None
+    assert image.drawing is None
 
 
 def test_titles_of_the_same_words_keep_their_own_pictures(tmp_path):
-    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
-    save_sections(tmp_path, [Section("Maps: a/b", image=red), Section("maps a b!", image=blue)])
-    first, second = read_sections(tmp_path)
-    assert first.image != second.image
+    titles = [
+        "Maps: a/b",
+        "maps a b!",
+        "Maps a b",
+        "maps a b",
+        "Maps A B",
+        "\udc80",
+        "\udc81",
+        "!",
+        "",
+    ]
+    pictures = [Image.new("RGB", (4, 4), (20 * n, 0, 0)) for n in range(len(titles))]
+    save_sections(tmp_path, [Section(t, image=p) for t, p in zip(titles, pictures, strict=True)])
+    found = read_sections(tmp_path)
+    assert [section.title for section in found] == titles
+    assert len({section.image for section in found}) == len(titles)
+    assert (tmp_path / "report" / "maps_a_b.png").is_file()

@@ -218,7 +218,7 @@ def test_pictures_lines_and_sections():
     assert task.summaries(examples)[1] == "50.0% sky, 50.0% land"
     first, second = task.pictures(examples)
     assert (first == 9).all()
-    tint = np.round(9 + 0.55 * (np.array(drawing.class_colour(2)) - 9))
+    tint = np.round(9 + 0.55 * (np.array(drawing.class_color(2)) - 9))
     assert (second[:4, -1] == tint).all()  # The upper half, enlarged; the name is on its left.
     assert (second[len(second) // 2 :] == 9).all()
     (section,) = task.sections(examples)

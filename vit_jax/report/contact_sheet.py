@@ -1,4 +1,4 @@
-"""A picture of what the model sees: images of a batch in a grid, each with its class name.
+"""A picture of what a model sees: the images of a batch in a grid, each with its class name.
 
 Boxes and segmentations are drawn on the images they belong to.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from vit_jax.data.tokenizer import Tokenizer
 from vit_jax.errors import UserError
@@ -17,8 +17,8 @@ _MIN_TILE = 112
 _GAP = 8
 _BACKGROUND = (255, 255, 255)
 _INK = (40, 40, 40)
-_MIN_SHARE = 0.1
-"""Of a class in a soft label that is named; smoothing gives every class a little."""
+_MIN_FRACTION = 0.1
+"""The fraction of a soft label from which a class is named; smoothing gives every class a bit."""
 
 
 def contact_sheet(
@@ -34,13 +34,14 @@ def contact_sheet(
 
     Args:
         batches: `image` uint8 or float `[b, h, w, 1 or 3]`; `label` integers `[b]` or vectors
-            `[b, classes]`; `segmentation`, `boxes` and `box_label` where there are any; rows whose
-            `mask` is 0 are left out. No more is taken than needed.
+            `[b, classes]`, or a class for each pixel `[b, h, w]`; `segmentation`, or `boxes` and
+            `box_label`, if there are any. Rows whose `mask` is 0 are left out. No more batches are
+            taken than needed.
         class_names: names for the labels; None shows the numbers.
         path: the file to write.
-        num_images: how many to draw; fewer if the batches end before.
-        columns: images in a row.
-        tokenizer: of `tokens` `[b, length]`, whose texts are then the captions.
+        num_images: the number of images drawn; fewer if the batches end before.
+        columns: the number of images in a row.
+        tokenizer: decodes `tokens` `[b, length]`, whose texts are then the captions.
 
     Returns:
         The number of images drawn.
@@ -66,7 +67,7 @@ def contact_sheet(
         y = _GAP + number // columns * step_y
         tile = Image.fromarray(pixels).resize((tile_width, tile_height), Image.Resampling.NEAREST)
         sheet.paste(tile, (x, y))
-        draw.text((x, y + tile_height + 3), _fit(caption, font, tile_width), _INK, font)
+        draw.text((x, y + tile_height + 3), drawing.fitted(caption, font, tile_width), _INK, font)
     try:
         sheet.save(path, "PNG")
     except OSError as error:
@@ -80,17 +81,19 @@ def _collect(
     num_images: int,
     tokenizer: Tokenizer | None,
 ) -> tuple[list[np.ndarray], list[str]]:
-    """RGB pixels `[h, w, 3]` and captions of the first real rows."""
+    """RGB pixels `[h, w, 3]` and the captions of the first real rows."""
     images, captions = [], []
     for batch in batches:
         visible = {**batch, "image": _stretched(batch["image"])}
+        if np.ndim(batch.get("label")) > 2:  # A class for each pixel.
+            visible["segmentation"] = visible.pop("label")
         mask = batch.get("mask", np.ones(len(batch["image"])))
         for row in np.flatnonzero(mask)[: num_images - len(images)]:
             images.append(_picture(visible, row, class_names))
-            told = _caption(batch.get("label"), row, class_names)
             if tokenizer and "tokens" in batch:
-                told = tokenizer.decode(batch["tokens"][row])
-            captions.append(told)
+                captions.append(tokenizer.decode(batch["tokens"][row]))
+            else:
+                captions.append(_caption(visible.get("label"), row, class_names))
         if len(images) == num_images:
             break
     return images, captions
@@ -99,7 +102,7 @@ def _collect(
 def _picture(
     batch: dict[str, np.ndarray], row: int, class_names: Sequence[str] | None
 ) -> np.ndarray:
-    """One image as uint8 `[h, w, 3]`, with what is known of its pixels and objects drawn on it."""
+    """One image as uint8 `[h, w, 3]`, with its segmentation and boxes drawn on it."""
     picture = drawing.rgb(batch["image"][row])
     if "segmentation" in batch:
         picture = drawing.with_segmentation(picture, batch["segmentation"][row])
@@ -109,7 +112,7 @@ def _picture(
         boxes = batch["boxes"][row][real]
         if "content" in batch:
             boxes = boxes * np.tile(batch["content"][row], 2)
-        names = [class_names[n] if class_names else str(n) for n in labels]
+        names = [_name(number, class_names) for number in labels]
         picture = drawing.with_boxes(picture, boxes, labels, names)
     return picture
 
@@ -117,8 +120,8 @@ def _picture(
 def _stretched(images: np.ndarray) -> np.ndarray:
     """uint8 `[b, h, w, c]`.
 
-    Float images, whose range and normalisation are unknown here, are stretched together: in each
-    channel the darkest value of the batch becomes black, the brightest white.
+    The range of float images is unknown here, so they are stretched together: in each channel the
+    darkest value of the batch becomes black, the brightest white.
     """
     if images.dtype == np.uint8:
         return images
@@ -127,22 +130,17 @@ def _stretched(images: np.ndarray) -> np.ndarray:
 
 
 def _caption(labels: np.ndarray | None, row: int, class_names: Sequence[str] | None) -> str:
-    """Class names; with their shares where the label is a mixture, largest first."""
+    """Class names; with their fractions if the label is a mixture, the largest first."""
     if labels is None:
         return ""
     label = labels[row]
-    numbers = np.flatnonzero(label > _MIN_SHARE) if label.ndim else np.array([label])
-    names = [class_names[n] if class_names else str(n) for n in numbers]
+    numbers = np.flatnonzero(label > _MIN_FRACTION) if label.ndim else np.array([label])
+    names = [_name(number, class_names) for number in numbers]
     if len(numbers) < 2 or (label[numbers] == 1).all():
         return ", ".join(names)
     order = np.argsort(-label[numbers], kind="stable")
     return ", ".join(f"{names[i]} {label[numbers[i]]:.0%}" for i in order)
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """`text` cut to `width` pixels, with an ellipsis where something is missing."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+def _name(number: int, class_names: Sequence[str] | None) -> str:
+    return class_names[number] if class_names and 0 <= number < len(class_names) else str(number)

@@ -1,76 +1,103 @@
 """Figures of results: learning curves, confusion matrix, image grids; `inside` has those of models.
 
 Every function returns a `matplotlib.figure.Figure` made without pyplot, so that nothing global is
-touched and no display is needed. Text and lines use the inks named here alone, which lets
-`recolored` turn a figure into its twin for a dark page.
+touched and no display is needed. Text and lines have the inks named here alone, for which `svg`
+puts others on a dark page. Texts of users (names of classes, captions) go through `words`, so that
+matplotlib never reads a formula in them.
 """
 
-import contextlib
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Mapping, Sequence
 
+import matplotlib
 import matplotlib.text
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vit_jax.report import curves
 from vit_jax.tracking import Metric
+from vit_jax.tracking.plain_text import one_line
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#68727e", "#e3e7ec", "#ffffff"
-DARK = {INK: "#e9ecf1", MUTED: "#98a3b0", GRID: "#2b323c", PAPER: "#14181e"}
 SERIES = ("#2463eb", "#e8700a", "#0d9488", "#9333ea", "#db2777", "#64748b")
+_DARK_SERIES = ("#6d9bff", "#ff9d4d", "#2dd4bf", "#c084fc", "#f472b6", "#94a3b8")
+DARK = {
+    INK: "#e9ecf1",
+    MUTED: "#98a3b0",
+    GRID: "#2b323c",
+    PAPER: "#14181e",
+    **dict(zip(SERIES, _DARK_SERIES, strict=True)),
+}
+"""The color on a dark page of each color that figures are drawn with."""
 
 DPI = 160
 PAGE_WIDTH = 10.4  # inches; the width of the report
+_LONGEST_TEXT = 40  # characters; longer texts are cut
+_LONGEST_CLASS = 24
+LETTER_WIDTH = 0.08  # inches, of titles and notes below images
 _RIGHT_CELLS = LinearSegmentedColormap.from_list("right", ["#dbe7fe", "#2463eb"])
 _WRONG_CELLS = LinearSegmentedColormap.from_list("wrong", ["#fde6cf", "#d9480f"])
 _MAX_NAMED_CLASSES = 60
 _MAX_NUMBERED_CLASSES = 25
+_NOISY_FROM = 60  # points; longer lines of the training loss are smoothed too
+_LOG_SCALE_FROM = 50  # largest over smallest value
 
 Image = np.ndarray
 """`[height, width, 3 or 1]` or `[height, width]`; uint8, or floats (0..1, else stretched to it)."""
 
 
+def words(text: object, limit: int = _LONGEST_TEXT) -> str:
+    """Returns a text of a user as matplotlib draws it letter by letter, on one line, cut if long.
+
+    Without this, matplotlib would take what stands between two dollar signs for a formula.
+    """
+    return one_line(str(text), limit).replace("$", r"\$")
+
+
 def png(figure: Figure) -> bytes:
-    """`figure` as a PNG file."""
-    if figure.get_layout_engine() is not None:
-        # Each drawing moves the layout a little; settled once, a figure and its twin agree.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+    """Returns `figure` as a PNG file, as on a light page."""
+    return _saved(figure, "png", facecolor=PAPER)
+
+
+def svg(figure: Figure) -> bytes:
+    """Returns `figure` as an SVG file without a background, in the inks of the reader's page.
+
+    The file itself holds the inks of light and dark pages, so that one drawing serves both. Its
+    texts stay texts: a browser has the fonts for those that matplotlib's lack.
+    """
+    drawing = _saved(figure, "svg", transparent=True).decode()
+    names = {color: f"c{number}" for number, color in enumerate(DARK)}
+    for color, name in names.items():
+        drawing = re.sub(rf"(?<=: ){color}(?=[;\"])", f"var(--{name})", drawing)
+    light, dark = (
+        ";".join(f"--{names[color]}:{DARK[color] if is_dark else color}" for color in DARK)
+        for is_dark in (False, True)
+    )
+    style = f"<style>:root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
+    start = drawing.index(">", drawing.index("<svg")) + 1
+    return (drawing[:start] + style + drawing[start:]).encode()
+
+
+def _saved(figure: Figure, file_format: str, **style: object) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor=figure.get_facecolor())
+    metadata = {"Date": None} if file_format == "svg" else None
+    options = {"svg.fonttype": "none", "svg.hashsalt": "vit_jax"}
+    with matplotlib.rc_context(options), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(buffer, format=file_format, dpi=DPI, metadata=metadata, **style)
     return buffer.getvalue()
-
-
-@contextlib.contextmanager
-def recolored(figure: Figure) -> Iterator[Figure]:
-    """Within the context, `figure` has the inks of a dark page; after it, its own again."""
-    undo = []
-    for artist in figure.findobj():
-        for prefix in ("color", "facecolor", "edgecolor"):
-            getter = getattr(artist, f"get_{prefix}", None)
-            setter = getattr(artist, f"set_{prefix}", None)
-            if getter is None or setter is None:
-                continue
-            color = getter()
-            with contextlib.suppress(ValueError, TypeError):
-                if to_hex(color) in DARK and _is_opaque(color):
-                    setter(DARK[to_hex(color)])
-                    undo.append((setter, color))
-    try:
-        yield figure
-    finally:
-        for setter, color in undo:
-            setter(color)
 
 
 def learning_curves(
     rows: Sequence[Mapping[str, float]], metric_info: Mapping[str, Metric]
 ) -> Figure | None:
-    """The main charts of the metrics log, two a row; None where nothing was logged."""
+    """Returns the main charts of the metrics log, two a row; None if nothing was logged."""
     charts = [chart for chart in curves.charts(rows, metric_info) if chart.is_main]
     if not charts:
         return None
@@ -79,30 +106,61 @@ def learning_curves(
     figure = new_figure(5.2 * columns, 3.1 * lines)
     for index, chart in enumerate(charts):
         axes = figure.add_subplot(lines, columns, index + 1)
-        for color, series in zip(SERIES * 9, chart.series, strict=False):
-            steps, values = zip(*series.points, strict=True)
-            marker = "o" if len(steps) == 1 else None
-            axes.plot(steps, values, color=color, lw=1.5, label=series.label, marker=marker)
-        axes.grid(color=GRID, lw=0.8)
-        axes.set_title(chart.title, color=INK, fontsize=11, loc="left", fontweight="bold")
+        _draw_chart(axes, chart)
+        axes.set_title(words(chart.title), color=INK, fontsize=11, loc="left", fontweight="bold")
         axes.set_xlabel("step", color=MUTED, fontsize=8.5)
-        frame = curves.Frame.around(chart)
-        axes.set_yscale("log" if frame.is_log else "linear")
-        axes.set_ylim(*frame.y_range)
-        if chart.is_share:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
-        if chart.needs_legend:
+        if chart.needs_legend and len(chart.series) <= len(SERIES):
             axes.legend(frameon=False, fontsize=8, labelcolor=MUTED)
-        quiet_axes(axes)
     return figure
 
 
-def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = None) -> Figure:
-    """Counts of true class (row) against predicted class (column).
+def learning_curve(chart: curves.Chart) -> Figure:
+    """Returns one chart without title and legend, which the page writes around it."""
+    figure = new_figure(4.6, 2.5)
+    _draw_chart(figure.add_subplot(), chart)
+    return figure
 
-    Right answers are blue by the share of their row; mistakes are orange on a scale of their own,
-    for on the first scale those of a good model would be invisible. With few classes cells show
-    their counts and rows end in their recall.
+
+def _draw_chart(axes: Axes, chart: curves.Chart) -> None:
+    for number, series in enumerate(chart.series):
+        color = SERIES[number % len(SERIES)]
+        steps, values = map(np.asarray, zip(*series.points, strict=True))
+        if series.label == "train loss" and len(steps) > _NOISY_FROM:
+            axes.plot(steps, values, color=color, lw=0.8, alpha=0.3)
+            values = _smoothed(values)
+        marker = "o" if len(steps) == 1 else None
+        label = words(series.label)
+        axes.plot(steps, values, color=color, lw=1.5, label=label, marker=marker, ms=4)
+    values = [value for series in chart.series for _, value in series.points]
+    if chart.scale == "auto" and min(values) > 0 and max(values) / min(values) > _LOG_SCALE_FROM:
+        decades = math.log10(max(values) / min(values))
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif chart.scale == "zero":
+        axes.set_ylim(bottom=min(0.0, *values))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(lambda step, _: curves.compact(step))
+    axes.yaxis.set_major_formatter(
+        lambda value, _: f"{100 * value:.4g}%" if chart.is_fraction else curves.compact(value)
+    )
+    axes.grid(color=GRID, lw=0.8)
+    quiet_axes(axes)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """The mean of about 3 % of a line around each point, so that nothing lags."""
+    reach = max(2, len(values) // 60)
+    size = 2 * reach + 1
+    return np.convolve(np.pad(values, reach, mode="edge"), np.full(size, 1 / size), "valid")
+
+
+def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = None) -> Figure:
+    """Returns the counts of true class (row) against predicted class (column).
+
+    Right answers are blue by their fraction of the row. Mistakes are orange on a scale of their
+    own, because the mistakes of a good model would be invisible on the first scale. With few
+    classes, cells show their counts and rows end in their recall.
 
     Args:
       matrix: `[classes, classes]` counts.
@@ -110,7 +168,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = Non
     """
     matrix = np.asarray(matrix)
     count = len(matrix)
-    names = [str(name) for name in (class_names or range(count))]
+    names = [words(name, _LONGEST_CLASS) for name in (class_names or range(count))]
     totals = matrix.sum(axis=1)
     shares = matrix / np.maximum(totals, 1)[:, None]
     mistakes = np.where(np.eye(count, dtype=bool), 0.0, shares)
@@ -148,44 +206,50 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = Non
 
 def image_grid(
     images: Sequence[Image],
-    captions: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
     notes: Sequence[str] | None = None,
     columns: int | None = None,
 ) -> Figure:
-    """Images in rows, each with a caption and, in muted ink, a note under it.
+    """Returns images in rows, each with a title and, in muted ink, a note below it.
 
     Args:
       images: at least one; sizes may differ.
-      captions, notes: one an image; empty strings take no room of their own.
-      columns: images a row; as many as their texts leave room for if None, eight at most.
+      titles, notes: one for each image; empty strings take no room of their own.
+      columns: images a row, eight at most. None: as many as their texts leave room for.
     """
-    longest = max((len(text) for text in (*(captions or ()), *(notes or ()))), default=0)
-    columns = columns or int(PAGE_WIDTH / max(PAGE_WIDTH / 8, 0.08 * longest + 0.15))
+    titles, notes = ([words(text) for text in texts or ()] for texts in (titles, notes))
+    longest = max(map(len, [*titles, *notes]), default=0)
+    text_width = LETTER_WIDTH * longest + 0.15
+    columns = columns or int(PAGE_WIDTH / max(PAGE_WIDTH / 8, text_width))
     columns = max(1, min(columns, len(images)))
     lines = math.ceil(len(images) / columns)
     aspect = float(np.mean([image.shape[0] / image.shape[1] for image in images]))
-    text = (0.2 if captions else 0) + (0.2 if notes else 0) + 0.08
+    text_height = (0.2 if titles else 0) + (0.2 if notes else 0) + 0.08
     width = PAGE_WIDTH / max(columns, 5)
-    figure = new_figure(columns * width, lines * (width * aspect + text))
+    figure = new_figure(columns * max(width, text_width), lines * (width * aspect + text_height))
     for index, image in enumerate(images):
         axes = figure.add_subplot(lines, columns, index + 1)
         draw_image(axes, image)
-        below = [texts[index] if texts else "" for texts in (captions, notes)]
-        for line, (words, ink) in enumerate(zip(below, (INK, MUTED), strict=True)):
-            if words:
-                axes.annotate(
-                    words,
-                    (0.5, 0),
-                    xytext=(0, -3 - 12 * (line if captions else 0)),
-                    xycoords="axes fraction",
-                    textcoords="offset points",
-                    ha="center",
-                    va="top",
-                    color=ink,
-                    fontsize=8.5,
-                    fontweight="bold" if ink == INK else "normal",
-                )
+        if titles:
+            _write_below(axes, titles[index], 0, color=INK, fontweight="bold")
+        if notes:
+            _write_below(axes, notes[index], 1 if titles else 0, color=MUTED)
     return figure
+
+
+def _write_below(axes: Axes, text: str, line: int, **style: str) -> None:
+    if text:
+        axes.annotate(
+            text,
+            (0.5, 0),
+            xytext=(0, -3 - 12 * line),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8.5,
+            **style,
+        )
 
 
 def hardest_mistakes(
@@ -195,14 +259,16 @@ def hardest_mistakes(
     class_names: Sequence[str] | None = None,
     limit: int = 16,
 ) -> Figure | None:
-    """The wrongly classified images whose true class was given the least probability.
+    """Returns the wrongly classified images whose true class was given the least probability.
 
     Args:
-      images: `n` images. labels: `[n]` true classes. probabilities: `[n, classes]`.
+      images: `n` images.
+      labels: `[n]` true classes.
+      probabilities: `[n, classes]`.
       class_names: names in class order; numbers if None.
-      limit: how many to show at most.
+      limit: the largest number of images shown.
 
-    Returns None where nothing was wrong.
+    Returns None if nothing was wrong.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     predicted = probabilities.argmax(axis=1)
@@ -211,16 +277,17 @@ def hardest_mistakes(
     wrong = wrong[np.argsort(of_truth[wrong], kind="stable")][:limit]
     if not len(wrong):
         return None
-    names = [str(name) for name in (class_names or range(probabilities.shape[1]))]
+    names = class_names or range(probabilities.shape[1])
+    names = [one_line(str(name), _LONGEST_CLASS) for name in names]
     return image_grid(
         [images[i] for i in wrong],
-        [f"said {names[predicted[i]]}  {probabilities[i, predicted[i]]:.0%}" for i in wrong],
-        [f"is {names[labels[i]]}  {of_truth[i]:.1%}" for i in wrong],
+        [f"{names[predicted[i]]} {probabilities[i, predicted[i]]:.0%}" for i in wrong],
+        [f"true: {names[labels[i]]} {of_truth[i]:.1%}" for i in wrong],
     )
 
 
 def displayable(image: Image) -> np.ndarray:
-    """`image` as uint8 `[h, w, 3]`."""
+    """Returns `image` as uint8 `[h, w, 3]`."""
     image = np.asarray(image)
     if image.ndim == 2:
         image = image[..., None]
@@ -234,7 +301,7 @@ def displayable(image: Image) -> np.ndarray:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches."""
+    """Returns an empty figure; sizes are in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.04)
     return figure
@@ -252,7 +319,7 @@ def draw_image(axes: Axes, image: Image) -> None:
 
 
 def quiet_axes(axes: Axes) -> None:
-    """No frame, small muted labels."""
+    """Takes the frame away and makes the labels small and muted."""
     axes.tick_params(colors=MUTED, labelsize=8.5, length=0)
     for label in axes.findobj(matplotlib.text.Text):
         if to_hex(label.get_color()) == "#000000":
@@ -260,7 +327,3 @@ def quiet_axes(axes: Axes) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.patch.set_visible(False)
-
-
-def _is_opaque(color) -> bool:
-    return isinstance(color, str) or len(color) < 4 or color[3] > 0

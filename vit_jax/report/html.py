@@ -1,6 +1,7 @@
 """The report of a run: one self-contained HTML file, made from what is on disk alone.
 
-Whatever is missing is left out, so that a run cut short, or one still going, has a report too.
+Whatever is missing, or is not what it should be, is left out, so that a run cut short, or one still
+going, has a report too.
 
 Read are `config.json` (`config`, the nested configuration; beside it whatever else describes the
 run, such as `commit` and `versions`), the metrics log and the saved sections. Some metrics have a
@@ -9,19 +10,22 @@ place of their own:
 - `model/num_params`: parameters of the model.
 - `time/train`: seconds since the first step, in which `time/input wait`, `time/eval` and
   `time/save` lie; beside it `time/start`, `time/setup`, `time/compile`, `time/report` and
-  `time/lost to restart`. Last values count.
+  `time/lost to restart`. The last values count.
 - `train/images_per_sec`, `train/mfu`: their medians are headlines. `train/goodput`: its last value.
 """
 
 import base64
 import json
+import logging
+import math
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from vit_jax import storage
 from vit_jax.errors import UserError
 from vit_jax.report import curves
 from vit_jax.report.sections import FOLDER, StoredSection, read_sections
@@ -29,12 +33,19 @@ from vit_jax.storage import write_atomically
 from vit_jax.tracking import WITHIN_TRAIN, Metric, headline, read_metrics
 from vit_jax.tracking.console import format_duration
 from vit_jax.tracking.metrics import from_json, meaning
+from vit_jax.tracking.plain_text import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.html"
 CURVES_NAME = "curves.png"
 
 Row = Mapping[str, int | float]
 
+_MAX_LEGEND = 12
 _NOT_FACTS = ("config", "version", "headline", "metrics")
 
 
@@ -43,7 +54,7 @@ def write_report(workdir: epath.PathLike, *, is_done: bool | None = None) -> epa
 
     Args:
       workdir: directory of the run.
-      is_done: whether the run reached its last step; None asks the file `DONE`.
+      is_done: whether the run reached its last step; None: whether the file `DONE` is there.
 
     Raises:
       UserError: there is no such directory, or a file in it cannot be read or written.
@@ -52,19 +63,21 @@ def write_report(workdir: epath.PathLike, *, is_done: bool | None = None) -> epa
     if not workdir.is_dir():
         raise UserError(f"workdir {workdir}: no such directory; name one that a run has written to")
     rows, stored = read_metrics(workdir), _read_json(workdir / "config.json")
-    page = render(
-        name=workdir.name,
-        stored=stored,
-        rows=rows,
-        sections=read_sections(workdir),
-        is_done=(workdir / "DONE").exists() if is_done is None else is_done,
-    )
     path = workdir / REPORT_NAME
     try:
+        page = render(
+            name=workdir.name,
+            stored=stored,
+            rows=rows,
+            sections=read_sections(workdir),
+            is_done=(workdir / "DONE").exists() if is_done is None else is_done,
+        )
         _save_curves(workdir / FOLDER, rows, from_json(stored.get("metrics")))
-        write_atomically(path, page.encode())
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the report ({error.strerror or error})") from error
+        # Names of files that are no UTF-8 cannot be encoded as they are.
+        write_atomically(path, page.encode("utf-8", "backslashreplace"))
+    except storage.errors() as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot write the report ({reason})") from error
     return path
 
 
@@ -75,15 +88,18 @@ def render(
     sections: Sequence[StoredSection],
     is_done: bool,
 ) -> str:
-    """The page, from the parts that `write_report` reads.
+    """Returns the page, made from the parts that `write_report` reads.
 
     Args:
-      name: of the run. stored: content of `config.json`. rows: of the metrics log.
-      sections: in order. is_done: whether the run reached its last step.
+      name: the name of the run.
+      stored: the content of `config.json`.
+      rows: the rows of the metrics log.
+      sections: the saved sections, in order.
+      is_done: whether the run reached its last step.
     """
     import jinja2
 
-    config, metric_info = stored.get("config", {}), from_json(stored.get("metrics"))
+    config, metric_info = _mapping(stored.get("config")), from_json(stored.get("metrics"))
     last = _last_values(rows)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vit_jax.report", "."),
@@ -109,13 +125,22 @@ def render(
     )
 
 
-def _read_json(path: epath.Path) -> dict:
+def _read_json(path: epath.Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); restore it or remove it") from error
+        stored = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, *storage.errors()) as error:
+        reason = one_line(str(error))
+        raise UserError(f"{path}: not valid JSON ({reason}); restore it or remove it") from error
+    if not isinstance(stored, Mapping):
+        raise UserError(f"{path}: not the config of a run; restore it or remove it")
+    return stored
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """`value` if it is a section, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _save_curves(
@@ -123,24 +148,45 @@ def _save_curves(
 ) -> None:
     from vit_jax.report import figures
 
-    figure = figures.learning_curves(rows, metric_info)
-    if figure is not None:
+    png = _attempt(
+        lambda: figures.learning_curves(rows, metric_info), figures.png, "the learning curves"
+    )
+    if png is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / CURVES_NAME, figures.png(figure))
+        write_atomically(folder / CURVES_NAME, png)
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _attempt(
+    draw: "Callable[[], Figure | None]", save: "Callable[[Figure], bytes]", what: str
+) -> bytes | None:
+    """The bytes of a picture; None if there is none, or it fails, which is not worth the report."""
+    try:
+        figure = draw()
+        return figure and save(figure)
+    except Exception as error:
+        reason = one_line(str(error), 200) or type(error).__name__
+        logger.warning("%s cannot be drawn: %s", one_line(what), reason)
+        return None
+
+
+def _data_uri(picture: bytes) -> str:
+    kind = "png" if picture.startswith(b"\x89PNG") else "svg+xml"
+    return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
 
 
 def _last_values(rows: Sequence[Row]) -> dict[str, tuple[int, float]]:
-    """Metric → (step, value) of its last row."""
-    return {name: (row["step"], row[name]) for row in rows for name in row if name != "step"}
+    """Metric → (step, value) of its last row with a finite value."""
+    return {
+        name: (row["step"], value)
+        for row in rows
+        for name, value in row.items()
+        if name != "step" and math.isfinite(value)
+    }
 
 
 def _title(config: Mapping[str, Any]) -> str:
-    model = config.get("model", {}).get("name", "")
-    data = config.get("data", {})
+    model = str(_mapping(config.get("model")).get("name") or "")
+    data = _mapping(config.get("data"))
     dataset = str(data.get("name") or data.get("source") or "").rstrip("/").rpartition("/")[2]
     return " on ".join(part for part in (model, dataset) if part)
 
@@ -165,33 +211,37 @@ def _tiles(
     def add(label: str, value: str, note: str = "") -> None:
         tiles.append({"label": label, "value": value, "note": note})
 
-    # Runs of old did not say what their task is judged by.
-    score = headline(stored.get("headline", "accuracy"), last)
+    # Runs from before tasks had a headline were judged by their accuracy.
+    score = headline(str(stored.get("headline", "accuracy")), last)
     if score is not None:
-        share = meaning(score, metric_info).unit == "fraction"
-        value = curves.format_value(last[score][1], share)
+        is_fraction = meaning(score, metric_info).unit == "fraction"
+        value = curves.format_value(last[score][1], is_fraction)
         add(curves.readable(score), value, _out_of(score, last))
     if "model/num_params" in last:
         add("parameters", curves.compact(last["model/num_params"][1]))
     if rows:
-        batch_size = stored.get("config", {}).get("batch_size")
+        batch_size = _mapping(stored.get("config")).get("batch_size")
         note = f"of {batch_size:,} images" if isinstance(batch_size, int) else ""
         add("steps", f"{rows[-1]['step']:,}", note)
     if "time/train" in last:
         add("time", format_duration(last["time/train"][1]), "of training")
-    rates = [row["train/images_per_sec"] for row in rows if "train/images_per_sec" in row]
+    rates = _finite(rows, "train/images_per_sec")
     if rates:
         add("images per second", curves.format_value(round(statistics.median(rates))), "median")
-    utilisation = [row["train/mfu"] for row in rows if "train/mfu" in row]
-    if utilisation:
-        add("of the chips' peak", f"{statistics.median(utilisation):.1%}", "MFU, median")
+    utilization = _finite(rows, "train/mfu")
+    if utilization:
+        add("of the chips' peak", f"{statistics.median(utilization):.1%}", "MFU, median")
     if "train/goodput" in last:
         add("goodput", f"{last['train/goodput'][1]:.0%}", "time in which steps ran")
     return tiles
 
 
+def _finite(rows: Sequence[Row], name: str) -> list[float]:
+    return [row[name] for row in rows if name in row and math.isfinite(row[name])]
+
+
 def _out_of(score: str, last: Mapping[str, tuple[int, float]]) -> str:
-    """How many examples the score was taken on, as logged beside it."""
+    """The number of examples that the score was taken on, as logged beside it."""
     folder = score.rpartition("/")[0]
     count = last.get(f"{folder}/num_examples")
     if count is None:
@@ -203,15 +253,17 @@ def _out_of(score: str, last: Mapping[str, tuple[int, float]]) -> str:
 
 
 def _drawn(chart: curves.Chart) -> dict[str, Any]:
+    from vit_jax.report import figures
+
     return {
         "title": chart.title,
-        "svg": curves.svg(chart),
+        "drawing": _attempt(lambda: figures.learning_curve(chart), figures.svg, chart.title),
         "is_main": chart.is_main,
         "legend": [
-            {"label": series.label, "last": curves.format_value(series.last, series.is_share)}
+            {"label": series.label, "last": curves.format_value(series.last, series.is_fraction)}
             for series in chart.series
         ]
-        if chart.needs_legend
+        if chart.needs_legend and len(chart.series) <= _MAX_LEGEND
         else [],
     }
 
@@ -223,10 +275,10 @@ def _scores(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[dict
     for name in sorted(names):
         points = [(row["step"], row[name]) for row in rows if name in row]
         info = meaning(name, metric_info)
-        share = info.unit == "fraction"
+        is_fraction = info.unit == "fraction"
         score = {
-            "name": name,
-            "final": curves.format_value(points[-1][1], share),
+            "name": one_line(name),
+            "final": curves.format_value(points[-1][1], is_fraction),
             "best": "",
             "step": "",
         }
@@ -236,7 +288,7 @@ def _scores(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[dict
                 best = (step, value)
         if best:
             step, value = best
-            score |= {"best": curves.format_value(value, share), "step": f"{step:,}"}
+            score |= {"best": curves.format_value(value, is_fraction), "step": f"{step:,}"}
         scores.append(score)
     return scores
 
@@ -281,7 +333,7 @@ def _is_section(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value)
 
 
-def _flat(section: Mapping[str, Any], prefix: str):
+def _flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
     for key, value in section.items():
         dotted = f"{prefix}.{key}"
         if _is_section(value):
@@ -295,13 +347,13 @@ def _shown(value: Any) -> str:
 
 
 def _facts(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What else `config.json` says of the run: commit, versions, devices."""
+    """The other contents of `config.json`: commit, versions, devices."""
     facts: list[tuple[str, str]] = []
     for key, value in stored.items():
         if key in _NOT_FACTS or value in (None, "", {}, []):
             continue
-        if key == "command":
-            facts.append((key, shlex.join(value)))
+        if key == "command" and isinstance(value, list):
+            facts.append((key, shlex.join(map(str, value))))
         elif isinstance(value, Mapping):
             facts += [(name.rpartition(".")[2], text) for name, text in _flat(value, key)]
         else:

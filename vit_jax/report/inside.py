@@ -1,6 +1,6 @@
 """Figures of a model's inside: patches, attention, and what the first layer learned.
 
-Made as `figures` makes them, which also draws them as PNG and for dark pages.
+`figures` says how they are made and saves them.
 """
 
 import math
@@ -15,6 +15,7 @@ from matplotlib.image import AxesImage
 from vit_jax.report.figures import (
     GRID,
     INK,
+    LETTER_WIDTH,
     MUTED,
     PAGE_WIDTH,
     PAPER,
@@ -25,24 +26,25 @@ from vit_jax.report.figures import (
     image_grid,
     new_figure,
     quiet_axes,
+    words,
 )
 
 MAX_COLUMNS = 8
 
-_MOSAIC_SIDE = 40  # pixels that a map has at least
+_MOSAIC_SIDE = 40  # pixels; smaller maps are enlarged to it
 
 
 def attention_panel(
     images: Sequence[Image],
     overlays: Mapping[str, Sequence[Image]],
-    captions: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
 ) -> Figure:
-    """A column for each image: the image, and under it its overlays, a labelled row for each kind.
+    """Returns a column for each image: the image, and below it a labeled row for each overlay.
 
     Args:
-      images: of more than `MAX_COLUMNS` the others follow below.
-      overlays: kind, such as "rollout" → one picture an image.
-      captions: a line above each image.
+      images: those after the first `MAX_COLUMNS` follow in rows below.
+      overlays: from a kind, such as "rollout", to one picture for each image.
+      titles: a line above each image.
     """
     kinds = {"image": images, **overlays}
     columns = min(len(images), MAX_COLUMNS)
@@ -51,6 +53,7 @@ def attention_panel(
     width = (PAGE_WIDTH - 0.4) / max(columns, 5)
     height = lines * (len(kinds) * width * aspect + 0.35)
     figure = new_figure(columns * width + 0.4, height)
+    letters = int(width / LETTER_WIDTH)
     for row, (kind, pictures) in enumerate(kinds.items()):
         for index, picture in enumerate(pictures):
             line, column = divmod(index, columns)
@@ -58,9 +61,11 @@ def attention_panel(
             axes = figure.add_subplot(lines * len(kinds), columns, place)
             draw_image(axes, np.asarray(picture))
             if column == 0:
-                axes.set_ylabel(kind, color=MUTED, fontsize=9)
-            if row == 0 and captions:
-                axes.set_title(captions[index], color=INK, fontsize=8.5, fontweight="bold")
+                axes.set_ylabel(words(kind), color=MUTED, fontsize=9)
+            if row == 0 and titles:
+                axes.set_title(
+                    words(titles[index], letters), color=INK, fontsize=8.5, fontweight="bold"
+                )
     return figure
 
 
@@ -70,7 +75,7 @@ def attention_heads(
     summaries: Mapping[str, Image],
     title: str = "attention of each head",
 ) -> Figure:
-    """One image through a whole model: what every head of every layer attends to.
+    """Returns what every head of every layer of a model attends to in one image.
 
     Args:
       image: the input.
@@ -94,24 +99,25 @@ def attention_heads(
     for index, (name, picture) in enumerate(pictures.items()):
         axes = left.add_subplot(len(pictures), 1, index + 1)
         draw_image(axes, np.asarray(picture))
-        axes.set_title(name, color=INK, fontsize=9, fontweight="bold")
+        axes.set_title(words(name), color=INK, fontsize=9, fontweight="bold")
     axes = right.add_subplot()
     own_scale = heads / np.maximum(heads.max(axis=(2, 3), keepdims=True), 1e-12)
     _mosaic(axes, own_scale, cmap="magma", vmin=0, vmax=1)
     axes.set_yticklabels(range(1, layers + 1))
     axes.set_xticklabels(range(1, count + 1))
     axes.set_ylabel("layer", color=MUTED, fontsize=9)
-    axes.set_title(title, color=INK, fontsize=9, fontweight="bold")
+    axes.set_title(words(title), color=INK, fontsize=9, fontweight="bold")
     axes.set_xlabel("head", color=MUTED, fontsize=9)
     quiet_axes(axes)
     return figure
 
 
 def attention_distances(distances: np.ndarray, grid: tuple[int, int]) -> Figure:
-    """How far each head looks, layer by layer (ViT paper, Fig. 7 right).
+    """Returns the attention distance of each head, layer by layer (ViT paper, Fig. 7 right).
 
     Args:
-      distances: `[layers, heads]`, in patches. grid: rows and columns of patches.
+      distances: `[layers, heads]`, in patches.
+      grid: rows and columns of patches.
     """
     layers = np.arange(1, len(distances) + 1)
     rows, columns = np.indices(grid).reshape(2, -1)
@@ -137,12 +143,12 @@ def attention_distances(distances: np.ndarray, grid: tuple[int, int]) -> Figure:
 
 
 def image_in_patches(image: Image, patch: tuple[int, int], limit: int = 48) -> Figure:
-    """An image, cut into its patches, and the sequence that they become.
+    """Returns an image, its patches, and the sequence that they become.
 
     Args:
-      image: pixels beyond the last whole patch are left out of the cut.
+      image: pixels beyond the last whole patch are left out of the patches.
       patch: height and width of a patch, in pixels.
-      limit: patches of the sequence that are drawn.
+      limit: the number of patches of the sequence that are drawn.
     """
     pixels = displayable(image)
     (high, wide), (rows, columns) = (
@@ -174,11 +180,13 @@ def image_in_patches(image: Image, patch: tuple[int, int], limit: int = 48) -> F
 
 
 def position_similarity(pos_embed: np.ndarray, max_side: int = 8) -> Figure:
-    """Cosine similarity of each position's embedding with all others (ViT paper, Fig. 7 centre).
+    """Returns the cosine similarity of each position's embedding with all others.
+
+    See the ViT paper, Fig. 7 center.
 
     Args:
-      pos_embed: `[h, w, dim]`, prefix tokens left out.
-      max_side: of larger grids, at most this many rows and columns are drawn, evenly spaced.
+      pos_embed: `[h, w, dim]` without prefix tokens.
+      max_side: the largest number of rows and columns drawn; larger grids are thinned evenly.
     """
     pos_embed = np.asarray(pos_embed, np.float32)
     height, width, _ = pos_embed.shape
@@ -203,11 +211,11 @@ def position_similarity(pos_embed: np.ndarray, max_side: int = 8) -> Figure:
 
 
 def patch_filters(kernel: np.ndarray, count: int = 28) -> Figure:
-    """Principal components of the patch embedding's filters (ViT paper, Fig. 7 left).
+    """Returns principal components of the patch embedding's filters (ViT paper, Fig. 7 left).
 
     Args:
       kernel: `[patch_h, patch_w, channels, width]`.
-      count: components to draw, the one that explains most first.
+      count: the number of components drawn, the one that explains most first.
     """
     kernel = np.asarray(kernel, np.float32)
     *patch, width = kernel.shape
@@ -229,9 +237,9 @@ def patch_filters(kernel: np.ndarray, count: int = 28) -> Figure:
 
 
 def _mosaic(axes: Axes, maps: np.ndarray, **style: Any) -> AxesImage:
-    """Draws `[rows, columns, h, w]` maps side by side; what is between them shows the paper.
+    """Draws `[rows, columns, h, w]` maps side by side, with gaps that show the paper.
 
-    style: of `imshow`. Ticks are left at the middle of each row and column.
+    Ticks are left at the middle of each row and column. style: arguments of `imshow`.
     """
     # Cells are repeated, so that the gap between maps of few cells is less than a cell.
     repeats = math.ceil(_MOSAIC_SIDE / max(maps.shape[2:]))
@@ -249,7 +257,7 @@ def _mosaic(axes: Axes, maps: np.ndarray, **style: Any) -> AxesImage:
 def _tiles(
     part: FigureBase, patches: np.ndarray, shape: tuple[int, int], *, numbered: bool
 ) -> None:
-    """Draws patches `[n, h, w, 3]` apart from one another in rows and columns, from 1 on."""
+    """Draws patches `[n, h, w, 3]` in rows and columns, with gaps and, if asked, numbers."""
     for index, patch in enumerate(patches):
         axes = part.add_subplot(*shape, index + 1)
         draw_image(axes, patch)

@@ -3,15 +3,20 @@
 import hashlib
 import io
 import json
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
+from vit_jax import storage
 from vit_jax.errors import UserError
 from vit_jax.storage import write_atomically
+from vit_jax.tracking.plain_text import one_line
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "report"
 INDEX = "sections.json"
@@ -24,10 +29,11 @@ _PIXELS_PER_INCH = 100  # at which the text of a figure is as large as the page'
 class Section:
     """A part of the report.
 
-    title: its heading; saving a section replaces the one of the same title.
-    text: plain text, paragraphs apart by an empty line.
-    image: a PIL image, a matplotlib figure or the bytes of an image file.
-    table: rows of cells, the first of them the heading.
+    Attributes:
+      title: its heading; saving a section replaces the one of the same title.
+      text: plain text, with an empty line between paragraphs.
+      image: a PIL image, a matplotlib figure or the bytes of an image file.
+      table: rows of cells; the first row is the heading.
     """
 
     title: str
@@ -40,84 +46,123 @@ class Section:
 class StoredSection:
     """A section read back.
 
-    image, dark_image: PNG bytes or None. width: of the image on the page, in CSS pixels.
-    is_pixel_art: whether the image is so small that it is shown enlarged, pixel by pixel.
+    Attributes:
+      image: bytes of a PNG file, or None.
+      drawing: bytes of an SVG file that shows the same on light and dark pages, or None.
+      width: of the image on the page, in CSS pixels.
+      is_pixel_art: whether the image is so small that it is shown enlarged, pixel by pixel.
     """
 
     title: str
     text: str
     image: bytes | None
-    dark_image: bytes | None
+    drawing: bytes | None
     table: list[list[str]] | None
     width: int = 0
     is_pixel_art: bool = False
 
 
 def save_sections(workdir: epath.PathLike, sections: Iterable[Section]) -> None:
-    """Writes `sections` to `WORKDIR/report/`: images as PNG files, the rest to `sections.json`.
+    """Writes `sections` to `WORKDIR/report/`: pictures as files, the rest to `sections.json`.
 
-    New titles go to the end; those already there keep their place and take the new content. A
-    reader, or a crash, meets the old index or the new, with its pictures there.
+    A figure becomes an SVG file for the page and a PNG file to use elsewhere. New titles go to the
+    end; those already there keep their place and take the new content. A reader, or a crash, meets
+    the old index or the new, with its pictures there. A picture that cannot be drawn costs a
+    warning, and its section has none.
     """
     folder = epath.Path(workdir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     entries = {entry["title"]: entry for entry in _read_index(folder)}
     for section in sections:
         entries[section.title] = _store(section, folder)
-    index = {"version": 1, "sections": list(entries.values())}
-    text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps({"version": 1, "sections": list(entries.values())}, indent=1) + "\n"
     write_atomically(folder / INDEX, text.encode())
 
 
 def read_sections(workdir: epath.PathLike) -> list[StoredSection]:
-    """The sections saved in `workdir`, in order; a picture that is gone is left out."""
+    """Returns the sections saved in `workdir`, in order; a picture that is gone is left out.
+
+    Raises:
+      UserError: the index cannot be read.
+    """
     folder = epath.Path(workdir) / FOLDER
 
-    def picture(entry: dict, key: str) -> bytes | None:
-        path = folder / entry[key] if entry.get(key) else None
-        return path.read_bytes() if path is not None and path.exists() else None
+    def picture(entry: Mapping[str, Any], key: str) -> bytes | None:
+        # Only files of this folder: an index from elsewhere may name any.
+        name = str(entry.get(key) or "")
+        path = folder / name
+        return path.read_bytes() if name and "/" not in name and path.is_file() else None
 
     return [
         StoredSection(
             title=entry["title"],
-            text=entry.get("text", ""),
+            text=str(entry.get("text", "")),
             image=picture(entry, "image"),
-            dark_image=picture(entry, "dark_image"),
-            table=entry.get("table"),
-            width=entry.get("width", 0),
-            is_pixel_art=entry.get("is_pixel_art", False),
+            drawing=picture(entry, "drawing"),
+            table=_table(entry.get("table")),
+            width=width if isinstance(width := entry.get("width"), int) else 0,
+            is_pixel_art=bool(entry.get("is_pixel_art")),
         )
         for entry in _read_index(folder)
     ]
 
 
 def _read_index(folder: epath.Path) -> list[dict]:
+    """The entries of the index that have a title; [] if there is no index."""
     path = folder / INDEX
     if not path.exists():
         return []
     try:
-        return json.loads(path.read_text())["sections"]
-    except (ValueError, KeyError, TypeError) as error:
+        entries = json.loads(path.read_bytes())["sections"]
+        return [entry for entry in entries if isinstance(entry["title"], str)]
+    except (ValueError, KeyError, TypeError, RecursionError, *storage.errors()) as error:
         raise UserError(f"{path}: not an index of report sections; remove it") from error
+
+
+def _table(stored: Any) -> list[list[str]] | None:
+    is_table = isinstance(stored, list) and stored and all(isinstance(row, list) for row in stored)
+    return [[str(cell) for cell in row] for row in stored] if is_table else None
 
 
 def _store(section: Section, folder: epath.Path) -> dict:
     entry: dict[str, Any] = {"title": section.title, "text": section.text}
     if section.table is not None:
         entry["table"] = [[_cell(value) for value in row] for row in section.table]
-    if section.image is None:
-        return entry
-    light, dark, size = _pngs(section.image)
-    is_small = max(size) < _SMALL_IMAGE
-    name = _file_name(section.title)
-    entry["image"] = f"{name}.png"
-    entry["width"] = _SMALL_IMAGE if is_small else size[0]
-    entry["is_pixel_art"] = is_small
-    write_atomically(folder / entry["image"], light)
-    if dark is not None:
-        entry["dark_image"] = f"{name}.dark.png"
-        write_atomically(folder / entry["dark_image"], dark)
+    if section.image is not None:
+        try:
+            entry |= _store_picture(section, folder)
+        except Exception as error:  # Whatever it is, a picture is not worth a run.
+            reason = one_line(str(error), 200) or type(error).__name__
+            title = one_line(section.title)
+            logger.warning("report section %r has no picture, which failed: %s", title, reason)
     return entry
+
+
+def _store_picture(section: Section, folder: epath.Path) -> dict[str, Any]:
+    """Writes the picture of a section and returns what the index says of it."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    name, image, found = _file_name(section.title), section.image, {}
+    if isinstance(image, Figure):
+        from vit_jax.report import figures
+
+        size = tuple(round(inches * _PIXELS_PER_INCH) for inches in image.get_size_inches())
+        png = figures.png(image)
+        found["drawing"] = f"{name}.svg"
+        write_atomically(folder / found["drawing"], figures.svg(image))
+    else:
+        if isinstance(image, bytes | bytearray):
+            image = Image.open(io.BytesIO(image))
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        png, size = buffer.getvalue(), image.size
+    is_small = max(size) < _SMALL_IMAGE
+    found |= {"image": f"{name}.png", "width": size[0], "is_pixel_art": is_small}
+    if is_small:
+        found["width"] = _SMALL_IMAGE
+    write_atomically(folder / found["image"], png)
+    return found
 
 
 def _cell(value: Any) -> str:
@@ -125,30 +170,9 @@ def _cell(value: Any) -> str:
 
 
 def _file_name(title: str) -> str:
-    """A file name from a title: its words, or a hash where other titles give the same words."""
+    """A file name from a title: its words, and a hash if other titles have the same words."""
     words = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")[:60]
-    if words.replace("_", " ") == title.lower():
+    if words.replace("_", " ").capitalize() == title:
         return words
-    return f"{words}_{hashlib.sha256(title.encode()).hexdigest()[:6]}".strip("_")
-
-
-def _pngs(image: Any) -> tuple[bytes, bytes | None, tuple[int, int]]:
-    """`image` as PNG bytes, its twin for dark pages if it is a figure, and its size in pixels.
-
-    A figure's size is in pixels of a common screen; its file holds more, for finer ones.
-    """
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    if isinstance(image, Figure):
-        from vit_jax.report import figures
-
-        size = tuple(round(inches * _PIXELS_PER_INCH) for inches in image.get_size_inches())
-        light = figures.png(image)
-        with figures.recolored(image):
-            return light, figures.png(image), size
-    if isinstance(image, bytes | bytearray):
-        image = Image.open(io.BytesIO(image))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue(), None, image.size
+    digest = hashlib.sha256(title.encode("utf-8", "backslashreplace")).hexdigest()[:6]
+    return f"{words}_{digest}".strip("_")

@@ -214,9 +214,9 @@ class StepLog:
         self._show(text)
         self._log.message(text)
 
-    def image(self, at: int, name: str, png: bytes) -> None:
-        """Hands a picture to the log writers that take pictures."""
-        self._log.image(at, name, png)
+    def image(self, name: str, png: bytes) -> None:
+        """Hands a picture of the last step to the log writers that take pictures."""
+        self._log.image(self._at, name, png)
 
     def _show(self, text: str) -> None:
         if self._progress:

@@ -10,7 +10,7 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax import report, tracking
+from vit_jax import tracking
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.errors import Interrupted, UserError
 from vit_jax.parallel.host_memory import fill_heap_gaps
@@ -98,7 +98,7 @@ def train(
                 trainer.train_from(restored)
                 trainer.finish()
         if is_first:
-            report.write_report(workdir.path, is_done=True)
+            pictures.write_report(workdir.path)
             workdir.mark_done(True, f"step {total}\n")
     return Outcome.of(workdir, run, trainer.results, times)
 
@@ -239,7 +239,9 @@ class Trainer:
         if self.run.config.log.pictures and self.evaluator.splits:
             published = self.params() if self.state.ema is None else self.state.ema
             with self.times("report"):
-                pictures.write_sections(self.workdir.path, self.evaluator, self.run.task, published)
+                pictures.write_sections(
+                    self.workdir.path, self.evaluator, self.run.task, published, self.log
+                )
         self.log.write(total, {"model/num_params": self.run.num_params()})
         self.log.write(total, {f"time/{part}": x for part, x in self.times.seconds.items()})
 

@@ -1,34 +1,72 @@
-"""The pictures of the report: those of the task, and attention maps."""
+"""The pictures of the report: those of the task, and what the model attends to.
+
+A picture that fails costs a warning and that picture. The run has been trained by then, and ends
+as it would without.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
 
 import jax
 from etils import epath
 
-from vit_jax import attention
+from vit_jax import attention, report
 from vit_jax.parallel import sharding
-from vit_jax.report import save_sections
+from vit_jax.report import Section, save_sections
+from vit_jax.report.sections import read_sections
 from vit_jax.tasks import BaseTask
+from vit_jax.tracking.plain_text import one_line
+from vit_jax.tracking.step_log import StepLog
 from vit_jax.training.evaluate import Evaluator
 from vit_jax.types import Params
+
+logger = logging.getLogger(__name__)
 
 NUM_ATTENTION_MAPS = 8
 """The number of examples whose attention is shown."""
 
 
 def write_sections(
-    workdir: epath.Path, evaluator: Evaluator, task: BaseTask, params: Params
+    workdir: epath.Path, evaluator: Evaluator, task: BaseTask, params: Params, log: StepLog
 ) -> None:
     """Draws the report's pictures for the final parameters; process 0 writes them.
 
     Every process must call this function, because predictions are computed on all devices.
     """
-    examples = evaluator.examples(evaluator.splits[0], params, task.num_shown)
-    whole = task.inference_params(_on_host(params))
-    if jax.process_index() == 0:
-        few = {name: array[:NUM_ATTENTION_MAPS] for name, array in examples.items()}
-        inside = attention.sections(
-            task.model, whole, jax.device_get(task.inputs(few)), few["image"], task.summaries(few)
-        )
-        save_sections(workdir, [*task.sections(examples), *inside])
+    sections: list[Section] = []
+    with _surviving("the pictures of the report"):
+        examples = evaluator.examples(evaluator.splits[0], params, task.num_shown)
+        whole = task.inference_params(_on_host(params))
+        if jax.process_index() != 0:
+            return
+        with _surviving("the pictures of the task"):
+            sections += task.sections(examples)
+        with _surviving("the attention maps"):
+            few = {name: array[:NUM_ATTENTION_MAPS] for name, array in examples.items()}
+            inputs, titles = jax.device_get(task.inputs(few)), task.summaries(few)
+            sections += attention.sections(task.model, whole, inputs, few["image"], titles)
+        save_sections(workdir, sections)
+        titles = {section.title for section in sections}
+        for section in read_sections(workdir):
+            if section.image and section.title in titles:
+                log.image(section.title, section.image)
+
+
+def write_report(workdir: epath.Path) -> None:
+    """Writes the report of a run that has just been finished."""
+    with _surviving("the report"):
+        report.write_report(workdir, is_done=True)
+
+
+@contextlib.contextmanager
+def _surviving(what: str) -> Iterator[None]:
+    """Turns whatever goes wrong in the block into a line of warning."""
+    try:
+        yield
+    except Exception as error:
+        reason = one_line(str(error), 300) or type(error).__name__
+        logger.warning("%s could not be made: %s", what, reason)
 
 
 def _on_host(params: Params) -> Params:
