@@ -107,6 +107,12 @@ def test_no_checkpoint_is_none(tmp_path):
         Store(tmp_path / "nothing").newest()
 
 
+def test_a_folder_that_cannot_be_read_is_a_user_error(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot be read: .*Not a directory"):
+        Store(tmp_path / "checkpoints").steps()
+
+
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1)
 ODD = ("lr[0.01]", "[!a]", "a*b", "a?", "{a,b}", "a b", "100%41", "été", "日本", "a\nb", "~", "a~")
 
@@ -175,6 +181,18 @@ def test_keeps_the_best_too(tmp_path, name, least_is_best, values):
         store.save(step, tree(mesh_of(8, 1)), METADATA)
     store.close()
     assert store.steps() == [1, 5]
+
+
+def test_the_best_of_an_earlier_attempt_is_kept_too(tmp_path):
+    def save(values):
+        with Store(tmp_path, keep_last=1, keep_best="val/accuracy") as store:
+            for step, value in values.items():
+                store.save(step, tree(mesh_of(8, 1)), METADATA, {"val/accuracy": value})
+        return store.steps()
+
+    assert save({1: 0.9, 2: 0.5}) == [1, 2]
+    assert save({3: 0.7}) == [1, 3]
+    assert save({4: float("nan"), 5: 0.95}) == [5]
 
 
 def test_another_dtype_is_cast_after_the_checksums(three_steps):
@@ -304,7 +322,7 @@ def as_before(step, *, with_digests):
     """Makes a manifest what versions without a checksum in it wrote."""
     path = step / manifest.FILE
     stored = json.loads(path.read_text())
-    del stored["checksum"]
+    del stored["checksum"], stored["metrics"]
     path.write_text(json.dumps(stored))
     if with_digests:
         digest = [path.stat().st_size, zlib.crc32(path.read_bytes())]

@@ -1,4 +1,4 @@
-"""Checksums of arrays, computed where their shards are."""
+"""Checksums of arrays, computed on the devices that hold their shards."""
 
 from collections.abc import Mapping
 
@@ -10,23 +10,23 @@ from vit_jax.types import Array
 
 
 def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
-    """The checksum of every array, on any mesh and over any number of processes."""
+    """Returns the checksum of every array, equal on any mesh and for any number of processes."""
     sums = jax.device_get(_all_checksums(dict(arrays)))
     return {name: int(np.asarray(value)) for name, value in sums.items()}
 
 
 @jax.jit
 def _all_checksums(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    # One program: programs of their own would each wait for all devices in turn.
+    # One program, because each of many programs would wait for all devices in turn.
     return {name: checksum(x) for name, x in arrays.items()}
 
 
 def checksum(x: Array) -> Array:
-    """uint32: the sum, modulo 2^32, of each element's bits times an odd weight of its position.
+    """Returns a uint32: the sum modulo 2^32 of each element's bits times an odd weight.
 
-    Integer sums do not depend on their order, so the value is the same on any mesh and is computed
-    where the shards are. An odd weight is invertible, so no change of a single element is missed;
-    of other changes, about one in 2^32 is.
+    The weight depends on the position of the element. Integer sums do not depend on their order, so
+    that the value is the same on any mesh. An odd weight is invertible, so that every change of a
+    single element is found; about one in 2^32 of all other changes is not.
     """
     width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
     bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, width)
@@ -38,8 +38,8 @@ def checksum(x: Array) -> Array:
     weight = ((mixed ^ (mixed >> 12)) * jnp.uint32(0x297A2D39)) | jnp.uint32(1)
     weighted = bits.astype(jnp.uint32) * weight
     if x.ndim > 1:
-        # Row by row: XLA's CPU code for a sum of everything at once takes twice as long, and it
-        # would make the two sums one again.
+        # Row by row, because XLA's CPU code for one sum over everything takes twice as long. The
+        # barrier keeps XLA from joining the two sums into one.
         rows = jnp.sum(weighted, axis=-1, dtype=jnp.uint32)
         weighted = jax.lax.optimization_barrier(rows)
     return jnp.sum(weighted, dtype=jnp.uint32)

@@ -49,13 +49,20 @@ class Manifest(NamedTuple):
     Attributes:
       arrays: by dotted name.
       metadata: what the caller of `Store.save` gave.
+      metrics: of the evaluation of this step, if there was one.
     """
 
     arrays: Mapping[str, Saved]
     metadata: Any
+    metrics: Mapping[str, float]
 
 
-def describe(step: int, arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> dict[str, Any]:
+def describe(
+    step: int,
+    arrays: Mapping[str, Array],
+    metadata: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> dict[str, Any]:
     """Returns the manifest of these arrays as a JSON object."""
     sums = checksums(arrays)
     manifest = {
@@ -66,6 +73,7 @@ def describe(step: int, arrays: Mapping[str, Array], metadata: Mapping[str, Any]
             for name, x in arrays.items()
         },
         "metadata": dict(metadata),
+        "metrics": dict(metrics),
     }
     return {**manifest, "checksum": _checksum(manifest)}
 
@@ -92,7 +100,7 @@ def read(path: epath.Path) -> Manifest:
             name: Saved(tuple(map(int, x["shape"])), jnp.dtype(x["dtype"]), int(x["checksum"]))
             for name, x in manifest["arrays"].items()
         }
-        return Manifest(arrays, manifest["metadata"])
+        return Manifest(arrays, manifest["metadata"], manifest.get("metrics", {}))
     except UserError:
         raise
     except (*storage.errors(), ValueError, KeyError, TypeError, AttributeError) as error:

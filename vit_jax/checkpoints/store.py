@@ -27,30 +27,34 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vit_jax import storage
 from vit_jax.checkpoints import manifest
 from vit_jax.checkpoints.checksums import checksums
+from vit_jax.checkpoints.keep_best import KeepBest
 from vit_jax.checkpoints.manifest import DamagedError, Saved
 from vit_jax.errors import CannotSave, UserError, is_out_of_memory
 from vit_jax.parallel.processes import lost_process
 from vit_jax.types import Array
 
 RETRY_SECONDS = 1.0
-"""Pause before a failed save is tried again; twice as long after each further failure."""
+"""The pause before a failed save is tried again; it doubles after each further failure."""
 
 _LEAST_PART = 1 << 20
-"""Bytes from which on the devices that hold an array write a part of it each."""
+"""Arrays of at least this many bytes are written in parts by all devices that hold them."""
 
 logger = logging.getLogger(__name__)
 
 MAX_DAMAGED = 2
-"""Newest checkpoints that may be passed over; more is no accident, and the run should not go on."""
+"""The most damaged checkpoints that are passed over; more are no accident, and end the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A restored state and what was noticed on the way.
+    """A restored state, and its differences from what was asked for.
 
-    tree: like the abstract tree that was asked for; leaves absent from the checkpoint are None.
-    missing: names of those leaves. ignored: names in the checkpoint that nothing asked for.
-    damaged: lines about newer checkpoints that were passed over.
+    Attributes:
+      tree: like the abstract tree that was asked for; leaves that the checkpoint lacks are None.
+      metadata: as it was given to `Store.save`.
+      missing: the names of the leaves that the checkpoint lacks.
+      ignored: the names in the checkpoint that were not asked for.
+      damaged: a line about each newer checkpoint that was passed over.
     """
 
     step: int
@@ -61,7 +65,7 @@ class Restored:
     damaged: tuple[str, ...] = ()
 
     def check_whole(self, section: str) -> None:
-        """Raises `UserError` if a leaf of `section` is missing."""
+        """Raises a `UserError` if a leaf of `section` is missing."""
         lacking = [name for name in self.missing if name.startswith(f"{section}.")]
         if lacking:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -74,12 +78,17 @@ class Restored:
 class Store:
     """The checkpoints of one run, `DIRECTORY/STEP/`, saved in the background.
 
-    Keeps the newest `keep_last` and, of the saves that come with metrics, the best by `keep_best`:
-    the one with the largest value, or with `least_is_best` the smallest.
-
     A save that could not be written is tried again up to `retries` times in a row, after pauses
-    that double: with the same state where it still exists, else with that of a later step. One of
-    several processes gives up at once, for the others would not know.
+    that double: with the same state if it still exists, or else with that of a later step. One of
+    several processes gives up at once, because the others would not know of its failure.
+
+    Args:
+      directory: local or on an object store; made by the first save.
+      keep_last: the number of newest checkpoints to keep.
+      keep_best: the metric by which the best of the saves that come with metrics is kept too; ""
+        for none.
+      least_is_best: whether the smallest value of that metric is the best.
+      retries: the most failures in a row after which a save is tried again.
     """
 
     def __init__(
@@ -94,13 +103,7 @@ class Store:
         self.directory = storage.literal(directory)
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_best:
-            best = preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics[keep_best],
-                n=1,
-                reverse=least_is_best,
-                keep_checkpoints_without_metrics=False,
-            )
-            policies.append(best)
+            policies.append(KeepBest(self.directory, keep_best, min if least_is_best else max))
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             enable_async_checkpointing=True,
@@ -114,13 +117,21 @@ class Store:
         self._last: _Save | None = None
 
     def steps(self) -> list[int]:
-        """Steps with a finished checkpoint, ascending."""
-        if not self.directory.exists():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+        """Returns the steps with a finished checkpoint, ascending.
+
+        Raises:
+          UserError: the directory cannot be read.
+        """
+        try:
+            if not self.directory.exists():
+                return []
+            names = [path.name for path in self.directory.iterdir()]
+        except storage.errors() as error:
+            raise UserError(f"{self.directory} cannot be read: {_first_line(error)}") from error
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def newest(self) -> int:
-        """The newest step with a checkpoint.
+        """Returns the newest step with a checkpoint.
 
         Raises:
           UserError: there is none.
@@ -137,23 +148,23 @@ class Store:
         metadata: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Starts saving; returns when the arrays have left the device and may be reused.
+        """Starts a save, and returns when the memory of the arrays may be reused.
 
         Raises:
-          UserError: it, or the one before it, could not be written, however often it was tried; or
+          UserError: this save, or the one before it, could not be written after all retries; or
             nothing can be written below a directory of that name.
         """
         storage.check_writable_name(self.directory, str(self.directory))
         self._last = _Save(step, flatten(tree), dict(metadata), dict(metrics) if metrics else None)
         try:
             self._finish()
-        except _orbax_errors() as error:  # Of the save before, which this one stands in for.
+        except _orbax_errors() as error:  # From the save before, which this one replaces.
             self._failed(error)
         self._start()
 
     def must_retry(self) -> bool:
-        """Whether the last save turned out to have failed, and another is due."""
-        if jax.process_count() > 1:  # Looking waits for the others, who may not look now.
+        """Returns whether the last save has failed and another one is due."""
+        if jax.process_count() > 1:  # Looking would wait for the other processes.
             return False
         if self._pending and not self.is_busy():
             try:
@@ -163,7 +174,7 @@ class Store:
         return self._manager is None and self._failures > 0 and time.monotonic() >= self._retry_at
 
     def is_busy(self) -> bool:
-        """Whether a save is still being written."""
+        """Returns whether a save is still being written."""
         return self._manager is not None and self._manager.is_saving_in_progress()
 
     def _start(self) -> None:
@@ -179,7 +190,7 @@ class Store:
             self._manager = ocp.CheckpointManager(
                 self.directory, options=self._options, item_handlers=handlers
             )
-        described = manifest.describe(save.step, save.arrays, save.metadata)
+        described = manifest.describe(save.step, save.arrays, save.metadata, save.metrics or {})
         self._manager.save(
             save.step,
             args=ocp.args.Composite(
@@ -191,7 +202,7 @@ class Store:
         self._pending = True
 
     def wait(self) -> None:
-        """Returns when the last save is on disk.
+        """Waits until the last save is on disk.
 
         Raises:
           UserError: it could not be written; the checkpoint before it is whole.
@@ -213,13 +224,13 @@ class Store:
         self._pending, self._failures = False, 0
 
     def _failed(self, error: Exception, *, pause: bool = True) -> None:
-        """Notes a failed save.
+        """Prepares for another try after a failed save.
 
         Raises:
-          UserError: it was the last that may fail.
-          CannotSave: it is one of several processes'.
+          UserError: no more failures are allowed.
+          CannotSave: this is one of several processes.
         """
-        # Orbax drops the other writes of a save that failed, which Python would tell at its exit.
+        # Orbax drops the other writes of a failed save, of which Python would warn at its exit.
         warnings.filterwarnings("ignore", ".* was never awaited", RuntimeWarning)
         self._failures += 1
         if jax.process_count() > 1:  # The others know nothing of it.
@@ -269,9 +280,10 @@ class Store:
             logger.warning("%s", _first_line(error))
 
     def restore_newest(self, abstract: Any) -> Restored | None:
-        """The newest whole checkpoint, or None where there is no checkpoint at all.
+        """Restores the newest whole checkpoint; returns None if there is no checkpoint at all.
 
-        Damaged newer ones are renamed `STEP.damaged`, so that their steps can be saved again.
+        Newer ones that are damaged are renamed `STEP.damaged`, so that their steps can be saved
+        again.
 
         Raises:
           UserError: all checkpoints are damaged, or more than `MAX_DAMAGED` of the newest.
@@ -313,13 +325,14 @@ class Store:
         return self.directory / next(name for name in names if name not in taken)
 
     def restore(self, step: int, abstract: Any) -> Restored:
-        """The checkpoint of `step`, onto the shardings of `abstract`.
+        """Restores the checkpoint of `step` onto the shardings of `abstract`.
 
-        abstract: a tree of `jax.ShapeDtypeStruct` with shardings. Leaves whose name or shape the
-        checkpoint does not have come back as None; those of another dtype are cast.
+        Args:
+          abstract: a tree of `jax.ShapeDtypeStruct` with shardings. Leaves whose name or shape the
+            checkpoint does not have come back as None; those of another dtype are cast.
 
         Raises:
-          DamagedError: a file is missing, cut short or changed; it says which steps are left.
+          DamagedError: a file is missing, cut short or changed; the message names the other steps.
           UserError: the checkpoint was written by a newer version of this package.
         """
         try:
@@ -335,7 +348,7 @@ class Store:
 
     def _restore(self, step: int, abstract: Any) -> Restored:
         path = self.directory / str(step)
-        saved, metadata = manifest.read(path)
+        saved, metadata, _ = manifest.read(path)
         asked = flatten(abstract)
         # Checksums are of the saved dtype, so arrays are read as they were saved, then cast.
         common = {
@@ -366,10 +379,10 @@ class _Save:
 
 
 def _state_handler() -> ocp.PyTreeCheckpointHandler:
-    """Orbax's, but for how it writes arrays that several devices hold.
+    """Returns Orbax's handler, with another rule for arrays that several devices hold.
 
-    By default each of them cuts its part out of every array, by programs that are compiled and run
-    one after the other while training waits. That pays for large arrays only.
+    By default each of these devices cuts its part out of every array. The programs for that are
+    compiled and run one after the other while training waits, which pays only for large arrays.
     """
     handlers = ocp.type_handlers
     arrays = handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
@@ -380,7 +393,7 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def _orbax_errors() -> tuple[type[Exception], ...]:
-    """What Orbax raises where files cannot be written."""
+    """Returns the exceptions that Orbax raises if files cannot be written."""
     return (*storage.errors(), ValueError)
 
 
@@ -390,7 +403,7 @@ def _first_line(error: Exception) -> str:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by dotted name: fields and keys, never positions that a change could shift."""
+    """Returns the leaves of a tree by dotted name: names of fields and keys, never positions."""
     state = flax.serialization.to_state_dict(tree)
     flat = flax.traverse_util.flatten_dict(state, sep=".")
     return {name: leaf for name, leaf in flat.items() if leaf is not None}

@@ -4,18 +4,18 @@ import ctypes
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-# In bytes. Up to the smallest, glibc has a list for each size, and nothing to look through.
+# In bytes. Below the smallest, glibc has a list for each size and searches nothing.
 _SMALLEST_GAP, _LARGEST_GAP = 1024, 2**24
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what a step frees, for the next one.
+    """Tells glibc to keep the memory that a step frees for the next step.
 
-    On CPUs XLA allocates a step's temporaries with malloc, from many threads. By default each
-    thread's arena gives them back to the kernel, and blocks above 32 MiB always go back, whatever
-    the threshold for them says; the kernel faults them in again, page by page, at the next step.
-    That is a quarter of the time of a small model's step, and a third of ViT-Ti/16's. So there is
-    one arena, no block is mapped on its own, and nothing is trimmed.
+    On CPUs XLA allocates the temporary arrays of a step with malloc, from many threads. By default
+    each thread's arena returns them to the kernel, and blocks above 32 MiB are always returned,
+    whatever the threshold is. The kernel then provides them again page by page at the next step,
+    which takes a quarter of the time of a small model's step, and a third of ViT-Ti/16's. With
+    these settings there is one arena, no block has its own mapping, and nothing is returned.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -30,23 +30,23 @@ def keep_freed_memory() -> None:
 
 
 _taken: list[int] = []
-"""Where the gaps are that `fill_heap_gaps` has taken."""
+"""The blocks that `fill_heap_gaps` has allocated."""
 
 
 class _Mallinfo2(ctypes.Structure):
-    """What glibc says of its heap, in bytes; `keepcost` is free at the end of it."""
+    """glibc's statistics of its heap, in bytes; `keepcost` is the free space at its end."""
 
     _fields_ = (("others", ctypes.c_size_t * 9), ("keepcost", ctypes.c_size_t))
 
 
 def fill_heap_gaps() -> None:
-    """Takes what compiling has left free between blocks that are in use.
+    """Allocates the free gaps that compiling has left between the blocks that are in use.
 
-    Those are tens of thousands of gaps of all sizes. malloc looks through the ones of about the
-    size that it needs while the threads of a step, and those that decode images, wait for it: a
-    step of the digits' model took 1.3 times as long in the process that had compiled it as where it
-    was loaded. To be called before the first step, because later gaps are what a step leaves for
-    the next one. They stay in memory, as they would have; another call gives them back first.
+    There are tens of thousands of gaps of all sizes. malloc searches those of about the size that
+    it needs while the threads of a step, and those that decode images, wait for it: a step of the
+    digits' model took 1.3 times as long in the process that had compiled it as in one that loaded
+    it. Call this before the first step, because later gaps are reused from step to step. The gaps
+    use no more memory than before. Another call frees them first.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

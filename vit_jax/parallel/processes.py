@@ -1,4 +1,4 @@
-"""What a process sets up before the first JAX computation, and how it is told to stop."""
+"""The set-up of a process before the first JAX computation; the other processes of its run."""
 
 import dataclasses
 import os
@@ -12,15 +12,15 @@ from vit_jax.errors import LostProcess, UserError
 from vit_jax.parallel.host_memory import keep_freed_memory
 
 HEARTBEAT_SECONDS = 30
-"""After this silence a process counts as lost, and the others end."""
+"""A process that is silent for this long counts as lost, and the others end."""
 
 JOIN_SECONDS = 300
-"""How long a process waits for the others at the start."""
+"""The time for which a process waits for the others at the start."""
 
 _GOOGLE_PCI_VENDOR = "0x1ae0"
 
-# What is said of a lost peer: by collectives (Gloo, NCCL) and the coordination service, whoever
-# raises it, and by JAX's own errors, where the same words could not come from a file's storage.
+# Messages about a lost process. The first come from collectives (Gloo, NCCL) and the coordination
+# service; the second count only in JAX's own errors, since storage may use the same words.
 _LOST = re.compile(r"Gloo \w+ failed|NCCL .*remote process|[Cc]oordination ?[Ss]ervice|heartbeat")
 _LOST_FOR_JAX = re.compile(
     r"Connection (?:closed|reset|refused)|Broken pipe|UNAVAILABLE|DEADLINE_EXCEEDED|[Tt]imed out"
@@ -29,7 +29,9 @@ _LOST_FOR_JAX = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Where the other processes of this run are; empty: the scheduler says, or there are none.
+    """The address and the number of the processes of this run, as the flags give them.
+
+    Without values the scheduler tells them, or there is only one process.
 
     Raises:
       UserError: only some of the three are given, or the number of this process is out of range.
@@ -56,11 +58,11 @@ class Cluster:
 
 
 def setup(compilation_cache: str, precision: str, cluster: Cluster = Cluster()) -> None:
-    """Joins the cluster, switches the compilation cache on and sets the matmul precision.
+    """Joins the other processes, turns the compilation cache on and sets the matmul precision.
 
     Raises:
-      UserError: the scheduler started several processes, but does not say where they meet.
-      LostProcess: the other processes did not come.
+      UserError: the scheduler started several processes, but does not tell their address.
+      LostProcess: the other processes did not arrive.
     """
     keep_freed_memory()
     if cluster.coordinator or scheduler(os.environ):
@@ -88,13 +90,13 @@ def _join(cluster: Cluster) -> None:
 
 
 def scheduler(environ: Mapping[str, str]) -> str:
-    """Who started this process as one of several: slurm, openmpi, gke or tpu; empty for nobody.
+    """Returns the scheduler that started several processes: slurm, openmpi, gke, tpu, or "".
 
-    Looks at variables and at what is plugged in, never at the network, so that a machine of its own
-    starts at once. `jax.distributed.initialize` then finds the details by itself.
+    It looks at environment variables and local devices, never at the network, so that a single
+    machine starts at once. `jax.distributed.initialize` then finds the details by itself.
 
     Raises:
-      UserError: an MPI whose variables do not name a place to meet.
+      UserError: the variables of MPI do not tell an address.
     """
 
     def several(*names: str) -> bool:
@@ -119,7 +121,7 @@ def scheduler(environ: Mapping[str, str]) -> str:
 
 
 def has_tpu_chips() -> bool:
-    """Whether TPU chips are plugged into this machine."""
+    """Returns whether this machine has TPU chips."""
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     accelerators = Path("/dev").glob("accel[0-9]*"), Path("/dev/vfio").glob("[0-9]*")
     return any(any(found) for found in accelerators) and any(
@@ -128,7 +130,7 @@ def has_tpu_chips() -> bool:
 
 
 def lost_process(error: BaseException) -> str:
-    """One line where an error only tells that another process of this run is gone, else nothing."""
+    """Returns one line if an error only says that another process of this run is gone, or ""."""
     while error is not None:
         text = str(error)
         from_jax = isinstance(error, jax.errors.JaxRuntimeError)

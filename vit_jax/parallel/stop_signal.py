@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, which ask a run to stop at a moment that suits it."""
+"""SIGTERM and Ctrl-C, which stop a run after the step that is running."""
 
 import os
 import signal
@@ -10,10 +10,10 @@ from jax.experimental import multihost_utils
 
 
 class StopSignal:
-    """Within the `with` block SIGTERM and Ctrl-C ask for a stop instead of ending the process.
+    """Notes SIGTERM and Ctrl-C within its `with` block, instead of ending the process.
 
-    A second Ctrl-C ends it at once. Of several processes any may be told: JAX listens for SIGTERM
-    in each since they met, and has all of them stop after the same step.
+    A second Ctrl-C ends the process at once. Any of several processes may receive the signal: JAX
+    listens for SIGTERM in each of them, and all stop after the same step.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class StopSignal:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
-        is_alone = jax.process_count() == 1  # Else SIGTERM must go on reaching JAX.
+        is_alone = jax.process_count() == 1  # Otherwise SIGTERM must still reach JAX.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._receive)
@@ -40,15 +40,15 @@ class StopSignal:
 
     @property
     def name(self) -> str:
-        """The signal that arrived, as far as this process knows."""
+        """The name of the signal, as far as this process knows it."""
         return self._received or "a signal"
 
     def asked(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Returns whether this process has received a signal."""
         return self._received is not None
 
     def agreed(self, step: int) -> bool:
-        """Whether all processes stop after `step`; every process must ask at every step."""
+        """Returns whether all processes stop after `step`; every process must ask at every step."""
         if jax.process_count() == 1:
             return self.asked()
         return multihost_utils.reached_preemption_sync_point(step)

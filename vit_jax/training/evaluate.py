@@ -1,4 +1,4 @@
-"""Exact metrics over whole splits: the same number for any batch size, mesh and process count."""
+"""Exact metrics over whole splits, equal for any batch size, mesh and number of processes."""
 
 import dataclasses
 import logging
@@ -23,16 +23,16 @@ from vit_jax.training.workdir import Workdir
 from vit_jax.types import Array, Batch, Params
 
 CACHE_BYTES = 256 << 20
-"""Splits smaller than this stay decoded in host memory between evaluations."""
+"""The most bytes of a decoded split that stay in host memory between evaluations."""
 
 
 class Abandoned(Exception):
-    """An evaluation was asked to stop before its end."""
+    """An evaluation was stopped before its end."""
 
 
 @dataclasses.dataclass
 class Split:
-    """One entry of `config.eval.sets`: a source, how it is preprocessed, and its decoded cache."""
+    """One entry of `config.eval.sets`: a source, its preprocessing and its cached batches."""
 
     name: str
     source: data.Source
@@ -71,7 +71,7 @@ class Evaluator:
     def run(
         self, params: Params, *, suffix: str = "", should_stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
-        """`{"NAME/metric": value}` over all splits, NAME being the split's and `suffix`.
+        """Returns `{"NAME/metric": value}` over all splits; NAME is that of the split and `suffix`.
 
         Raises:
           Abandoned: `should_stop` said so between two batches.
@@ -113,17 +113,17 @@ class Evaluator:
         return {**jax.device_get(sums), **join_rows(jax.device_get(parts))}
 
     def place(self, batch: Batch) -> dict[str, Array]:
-        """This process's rows of a batch, on the devices."""
+        """Returns this process's rows of a batch, on the devices."""
         return sharding.place(batch, self._rows, self._mesh, self.batch_size)
 
     def zeros(self, params: Params, batch: Batch) -> dict[str, Any]:
-        """What a split's sums start from."""
+        """Returns the zeros that the sums of a split start from."""
         shapes = self._sums.eval_shape(params, batch)
         zeros = {name: np.zeros(s.shape, s.dtype) for name, s in shapes.items()}
         return jax.device_put(zeros, sharding.replicated(self._mesh))
 
     def batches(self, split: Split) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of a split's batches, in host memory."""
+        """Yields this process's rows of a split's batches, in host memory."""
         if split.cached is not None:
             yield from split.cached
             return
@@ -144,7 +144,7 @@ class Evaluator:
         split.cached = kept
 
     def examples(self, split: Split, params: Params, limit: int) -> dict[str, np.ndarray]:
-        """The first `limit` examples of a split, as the pipeline gives them, with predictions.
+        """Returns the first `limit` examples of a split, with predictions.
 
         Every process gets all of them.
         """
@@ -165,7 +165,7 @@ class Evaluator:
 
 
 def join_rows(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Batches of rows as one, without those whose `mask` is 0 (and without the mask)."""
+    """Joins batches of rows; leaves out the mask, and the rows whose mask is 0."""
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     real = joined.pop("mask", np.ones(0)) > 0
     return {name: array[real] for name, array in joined.items()}
@@ -174,7 +174,7 @@ def join_rows(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray
 def evaluate_workdir(
     workdir: Workdir, overrides: Mapping[str, str], at: int | None = None
 ) -> dict[str, float]:
-    """Metrics of a run's checkpoint (the newest, or that of step `at`) on its evaluation splits.
+    """Returns the metrics of a run's checkpoint on the evaluation splits of the run.
 
     overrides: config keys to change, such as `eval.batch_size` or `data.dir`.
 
@@ -235,7 +235,7 @@ def _with_shardings(shapes: Params, shardings: Params) -> Params:
 
 
 def open_split(config: ConfigDict, name: str) -> Split:
-    """The split that `config.eval.sets.NAME` describes; what it leaves out is `config.data`'s."""
+    """Opens the split `config.eval.sets.NAME`; `config.data` has the keys that it leaves out."""
     entry = dict(config.eval.sets[name])
     spec = {
         key: entry.get(key, config.data[key]) for key in ("source", "name", "dir", "split", "args")
@@ -244,7 +244,10 @@ def open_split(config: ConfigDict, name: str) -> Split:
 
 
 def _check_meanings(split: Split, task: BaseTask) -> None:
-    """Other classes, or words, than in training would be scored all the same, and mean nothing."""
+    """Compares a split's classes and vocabularies with those of the training data.
+
+    With others a metric would be computed all the same, and mean nothing.
+    """
     found, trained = split.source.num_classes, task.info.num_classes
     if found and trained and found != trained:
         raise UserError(

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: mesh, source, task, optimizer, and the compiled step."""
+"""The parts of a run, built from its config: mesh, source, task, optimizer and compiled step."""
 
 import dataclasses
 import math
@@ -27,8 +27,11 @@ TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
 class Run:
     """The parts of a run that do not change from step to step.
 
-    abstract: shapes and shardings of the state. grad_shardings: shardings of gradients and updates,
-    which with `mesh.zero1` are those of the optimizer's state.
+    Attributes:
+      make_state: makes the initial state, on the devices.
+      abstract: the shapes and shardings of the state.
+      grad_shardings: the shardings of gradients and updates; with `mesh.zero1` these are the
+        shardings of the optimizer's state.
     """
 
     config: ConfigDict
@@ -48,12 +51,14 @@ class Run:
         devices: Sequence[jax.Device] | None = None,
         source: data.Expected | None = None,
     ) -> "Run":
-        """Everything that can be wrong with a config is found here, before anything is computed.
+        """Builds the parts, which finds every mistake in a config before anything is computed.
 
-        devices: of the mesh; None: all there are. source: stands for what `config.data` names.
+        Args:
+          devices: the devices of the mesh; None for all devices.
+          source: a substitute for the source that `config.data` names.
 
         Raises:
-          UserError: what does not fit, and what to write instead.
+          UserError: a part of the config does not fit; the message says what to write instead.
         """
         mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check_batch_size(mesh, config.batch_size, config.accum_steps)
@@ -98,7 +103,7 @@ class Run:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
 
     def train_flops_per_example(self) -> int:
-        """Floating-point operations of a training step for each example of its batch.
+        """Returns the floating-point operations of a training step for each example of its batch.
 
         Three times those of the forward pass, for a product has two in its backward pass; that
         again where SAM takes a second gradient. Where parameters are frozen their gradients are not
@@ -113,15 +118,15 @@ class Run:
         return min(whole, computed // self.config.batch_size)
 
     def compile_step(self) -> TrainStep:
-        """The training step for exactly this run's state and batch, so it never compiles again."""
+        """Compiles the training step for exactly this run's state and batch."""
         return self.compile(self.trace_step().lower())
 
     def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-        """A traced program, compiled with the options for this run's devices."""
+        """Compiles a traced program with the options for this run's devices."""
         return lowered.compile(compiler_options=compiler_flags.for_mesh(self.mesh))
 
     def gradients(self) -> Params:
-        """The gradients of a step as abstract arrays, where they are summed."""
+        """Returns the gradients of a step as abstract arrays, with their shardings."""
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             self.abstract.params,
@@ -129,7 +134,7 @@ class Run:
         )
 
     def trace_step(self) -> jax.stages.Traced:
-        """The training step as JAX sees it, for this run's state, batch and mesh."""
+        """Traces the training step for this run's state, batch and mesh."""
         config = self.config
         jitted = step.make_train_step(
             self.task,
@@ -147,7 +152,7 @@ class Run:
             return jitted.trace(self.abstract, batch)
 
     def open_feed(self, start_step: int) -> DeviceFeed:
-        """This process's rows of the training batches from `start_step` on, on the devices."""
+        """Returns the feed of this process's rows of the training batches after `start_step`."""
         config = self.config
         rows = sharding.local_rows(self.mesh, config.batch_size)
         batches = host_batches(config, self.source, start_step=start_step, rows=rows)
@@ -158,7 +163,7 @@ class Run:
         return DeviceFeed(batches, place, config.data.prefetch)
 
     def batches_seen(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """Training batches from `start_step` on as the model is given them, in host memory.
+        """Yields the training batches after `start_step` as the model sees them, in host memory.
 
         That is after what the task does on the device, with the random keys of those steps.
         """
@@ -171,7 +176,7 @@ class Run:
 
 
 def open_source(spec: Mapping[str, Any]) -> data.Source:
-    """The source that a section with the keys source, name, dir, split and args describes."""
+    """Opens the source that the keys source, name, dir, split and args of a section describe."""
     own = {key: spec[key] for key in ("source", "name", "dir", "split")}
     return data.open_source({**own, **dict(spec["args"])})
 
@@ -179,7 +184,11 @@ def open_source(spec: Mapping[str, Any]) -> data.Source:
 def host_batches(
     config: ConfigDict, source: data.Source, *, start_step: int, rows: np.ndarray | None = None
 ) -> data.Batches:
-    """Training batches in host memory from `start_step` on: these rows of each, or all."""
+    """Opens the training batches after `start_step`, in host memory.
+
+    Args:
+      rows: the rows of each batch to read; None for all.
+    """
     return data.train_batches(
         source,
         batch_size=config.batch_size,

@@ -1,4 +1,4 @@
-"""How well a run uses its machines: utilisation, goodput, memory, and which host is last."""
+"""Utilization of the machines of a run: MFU, goodput, memory, and the host that is last."""
 
 import time
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from vit_jax.training.run import Run
 
 
 class Monitor:
-    """Adds to every row of training metrics what the step itself cannot know.
+    """Adds the values that the step itself cannot know to every row of training metrics.
 
     - `train/images_per_sec_per_chip`, and `train/mfu` on chips whose peak is known: model FLOPs
       over that peak, as Chowdhery et al. (2022, PaLM, appendix B) define it. Recomputation under
@@ -35,7 +35,7 @@ class Monitor:
         self._times = times
 
     def row(self, images_per_sec: float, input_wait_fraction: float) -> dict[str, float]:
-        """The additions to a row; every process must ask for the same rows."""
+        """Returns the additions to a row; every process must call this for the same rows."""
         found = {"train/images_per_sec_per_chip": images_per_sec / self._chips}
         if self._peak:
             found["train/mfu"] = images_per_sec * self._flops / self._peak
@@ -43,13 +43,13 @@ class Monitor:
         found["train/run_seconds"] = self._times.total()
         found |= device_memory()
         if jax.process_count() > 1:
-            told = np.array([input_wait_fraction, *_split(time.time())])
-            found |= compare_hosts(multihost_utils.process_allgather(told))
+            mine = np.array([input_wait_fraction, *_split(time.time())])
+            found |= compare_hosts(multihost_utils.process_allgather(mine))
         return found
 
 
 def device_memory() -> dict[str, float]:
-    """Memory of this process's fullest device, where its platform tells."""
+    """Returns the memory of this process's fullest device, if its platform reports it."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     names = {"memory_gib": "bytes_in_use", "peak_memory_gib": "peak_bytes_in_use"}
     return {
@@ -60,7 +60,7 @@ def device_memory() -> dict[str, float]:
 
 
 class _Moment(NamedTuple):
-    """A time in two numbers, each of which float32 holds to a tenth of a millisecond or better."""
+    """A time in two numbers, which float32 holds to a tenth of a millisecond or better."""
 
     minutes: float
     seconds: float
@@ -72,12 +72,14 @@ def _split(seconds: float) -> _Moment:
     return _Moment(minutes, rest)
 
 
-def compare_hosts(told: np.ndarray) -> Mapping[str, float]:
-    """Who holds the others up. told: `[processes, 3]`, input wait and when each came to the row.
+def compare_hosts(rows: np.ndarray) -> Mapping[str, float]:
+    """Returns which process waits longest for input, and which reached this row last.
 
-    The times are of the hosts' own clocks.
+    Args:
+      rows: `[processes, 3]`: the input wait, and minutes and seconds of the host's own clock when
+        the process reached the row.
     """
-    waits, arrivals = told[:, 0], told[:, 1].astype(np.float64) * 60 + told[:, 2]
+    waits, arrivals = rows[:, 0], rows[:, 1].astype(np.float64) * 60 + rows[:, 2]
     return {
         "hosts/input_wait_fraction_max": float(waits.max()),
         "hosts/longest_input_wait": int(waits.argmax()),
