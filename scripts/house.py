@@ -24,7 +24,6 @@ BARS = {
     "lines of the longest file": 450,
     "lines of the longest function": 60,
     "files that name the mesh axis fsdp": 3,
-    "files that lr crosses": 8,
 }
 
 LR_WAY = (
@@ -37,7 +36,11 @@ LR_WAY = (
     "tracking/step_log.py",
     "tracking/log.py",
 )
-"""The files that handle the learning rate on its way from the config to the log, in order."""
+"""The files that handle the learning rate on its way from the config to the log, as we read them.
+
+The design allows 8. No test measures this way; each file on it names the value, or the section or
+the row that holds it.
+"""
 
 BESIDE_THE_WAY = ("optim/", "training/spikes.py", "errors.py", "plugins.py")
 """Files that run while a step is traced, but do not handle the batch."""
@@ -69,7 +72,6 @@ def counts() -> dict[str, int]:
         "lines of the longest file": max(text.count("\n") for _, text in files),
         "lines of the longest function": longest_function()[0],
         "files that name the mesh axis fsdp": sum('"fsdp"' in text for _, text in files),
-        "files that lr crosses": len(LR_WAY),
     }
 
 
@@ -114,6 +116,7 @@ def main() -> int:
         failed |= bool(verdict)
         print(f"{name}: {count} (at most {BARS[name]}){verdict}")
     print("longest function:", *longest_function())
+    print(f"files that lr crosses, by reading: {len(LR_WAY)} (at most 8)")
     for spec in arguments.batch:
         way, model = batch_way(spec)
         print(f"\na batch of {spec} crosses {len(way)} files, and {len(model)} of the model:")

@@ -175,20 +175,13 @@ def make_train_step(
         if optimizer.sam_rho:
             _, grads = loss_and_grads(optimizer.ascend(state.params, grads))
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
-        # With zero1 the new parameters are computed in parts, which the output puts together.
-        updates = jax.lax.with_sharding_constraint(updates, grad_shardings)
-        params = optax.apply_updates(state.params, updates)
-        params = jax.lax.with_sharding_constraint(params, grad_shardings)
-        averaged = state.ema is not None
-        ema = ema_update(state.ema, params, state.step, ema_decay) if averaged else None
+        updated = _update(state, grads, optimizer, grad_shardings, ema_decay)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         accepted, bad_steps, losses = _judge(state, loss, finite, max_skipped_steps, guard)
         keep = functools.partial(jax.lax.select, accepted)
-        params, opt_state, ema = jax.tree.map(
-            keep, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
-        )
+        before = (state.params, state.opt_state, state.ema)
+        params, opt_state, ema = jax.tree.map(keep, updated, before)
         metrics = {
             "loss": loss,
             "lr": optimizer.lr(state.step),
@@ -212,6 +205,24 @@ def make_train_step(
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _update(
+    state: State,
+    grads: Params,
+    optimizer: optim.Optimizer,
+    grad_shardings: Params,
+    ema_decay: float,
+) -> tuple[Params, Any, Params | None]:
+    """Returns the parameters, optimizer state and average after a step with these gradients."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
+    # With zero1 the new parameters are computed in parts, which the output puts together.
+    updates = jax.lax.with_sharding_constraint(updates, grad_shardings)
+    params = optax.apply_updates(state.params, updates)
+    params = jax.lax.with_sharding_constraint(params, grad_shardings)
+    if state.ema is None:
+        return params, opt_state, None
+    return params, opt_state, ema_update(state.ema, params, state.step, ema_decay)
 
 
 def _judge(
