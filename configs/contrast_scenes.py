@@ -51,5 +51,5 @@ def get_config(arg=None):
     else:
         # Which digits, and where: a probe that looks at them learns more of it than a mean does.
         config.model.pooling = "map"
-        config.init.initialise = ["backbone/map_head/.*"]
+        config.init.initialize = ["backbone/map_head/.*"]
     return config

@@ -31,7 +31,7 @@ def get_config(arg=None):
         config.task.pyramid = [2.0, 1.0, 0.5]
     else:
         config.model.num_registers = 100
-        config.init.initialise = ["backbone/registers"]
+        config.init.initialize = ["backbone/registers"]
         config.task.update(
             head="tokens",
             loss="softmax",

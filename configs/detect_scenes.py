@@ -33,7 +33,7 @@ def get_config(arg=None):
     config.task = {"name": "detection", "head": arg.head}
     if arg.head == "tokens":
         config.model.num_registers = 16
-        config.init.initialise = ["backbone/registers"]
+        config.init.initialize = ["backbone/registers"]
     config.optim.lr = 2e-3
     config.init.checkpoint = arg.checkpoint
     config.total = arg.steps

@@ -15,6 +15,7 @@ import inspect
 import numbers
 import os
 import pkgutil
+import re
 import sys
 import traceback
 import types
@@ -50,6 +51,37 @@ def names_in(package: str) -> list[str]:
 def is_foreign(name: Any) -> bool:
     """Returns whether a name stands for code from outside this package."""
     return isinstance(name, str) and ":" in name
+
+
+FOREIGN = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+"""The form `package.module:name` of the names of code from outside this package."""
+
+_trusted: set[str] = set()
+
+
+def trust(value: Any) -> None:
+    """Notes that the user of this process has named all code that `value` names.
+
+    Code that only a stored config names is imported after that alone, because importing it runs it.
+
+    value: a text, such as `my_models:Net`, or mappings and lists of texts, such as a config.
+    """
+    _trusted.update(_foreign_names(value))
+
+
+def untrusted(value: Any) -> list[str]:
+    """Returns the names of code from outside in a text, mapping or list that nobody trusts yet."""
+    return [name for name in _foreign_names(value) if name not in _trusted]
+
+
+def _foreign_names(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return FOREIGN.findall(value)
+    if hasattr(value, "values"):
+        return _foreign_names(list(value.values()))
+    if isinstance(value, list | tuple):
+        return [name for entry in value for name in _foreign_names(entry)]
+    return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +127,8 @@ class Kind:
         if not isinstance(name, str) or not name:
             raise UserError(f"{written}: write the name of a {self.what}, or {self.form}")
         if is_foreign(name):
+            if not FOREIGN.fullmatch(name):
+                raise UserError(f"{written}: write {self.form}")
             return self._checked(_import(name, f"{written} cannot be imported", self.form), written)
         if name in self._modules():
             module = importlib.import_module(f"{self.package}.{name}")
@@ -124,7 +158,7 @@ def _import(name: str, refusal: str, form: str) -> Any:
         module = importlib.import_module(module_name)
     # The module is code of the user's, which can fail in any way.
     except (Exception, SystemExit) as error:
-        raise UserError(f"{refusal} ({_reason(error)}); write {form}") from error
+        raise UserError(f"{refusal} ({reason_of(error)}); write {form}") from error
     try:
         return functools.reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
@@ -133,8 +167,8 @@ def _import(name: str, refusal: str, form: str) -> Any:
         raise UserError(f"{refusal}: module {module_name!r} has no such name; {hint}") from error
 
 
-def _reason(error: BaseException) -> str:
-    """Returns an error as one line; one from inside a module, with the place where it arose."""
+def reason_of(error: BaseException) -> str:
+    """Returns an error of the user's code as one line, with the place where it arose."""
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {quoted(lines[0])[1:-1]}" if lines else repr(error)
     frames = traceback.extract_tb(error.__traceback__)
@@ -201,7 +235,7 @@ def check_fields(owner: type, values: Mapping[str, Any], where: str) -> None:
         return
     for name, value in values.items():
         if name in hints and not fits(value, hints[name]):
-            raise UserError(f"{where}{name}={value!r}: write {_described(hints[name])}")
+            raise UserError(f"{where}{name}={value!r}: write {described(hints[name])}")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -233,15 +267,21 @@ def _fit_all(values: tuple | list, origin: Any, hints: tuple) -> bool:
     return len(values) == len(hints) and all(map(fits, values, hints))
 
 
-def _described(hint: Any) -> str:
-    """What to write for a type, in words: "a whole number or a list of whole numbers"."""
+def described(hint: Any) -> str:
+    """Returns what to write for a type: "a whole number or a list of whole numbers"."""
     origin, hints = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(_described, hints)))
-    if origin in (tuple, *_LISTS):
-        return f"a list of {_described(hints[0]).removeprefix('a ')}s"
+        return " or ".join(dict.fromkeys(map(described, hints)))
+    if origin is tuple and Ellipsis not in hints:
+        return f"[{', '.join(map(described, hints))}]"
+    if origin in _LISTS:
+        return f"a list of {_plural(described(hints[0]))}"
     if origin in _MAPPINGS:
         return "{'name': value, ...}"
     if hint is type(None):
         return "None"
     return _KINDS[hint][1] if hint in _KINDS else f"a {getattr(hint, '__name__', hint)}"
+
+
+def _plural(described: str) -> str:
+    return f"{described.removeprefix('a ')}s" if described.startswith("a ") else described

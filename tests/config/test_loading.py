@@ -1,7 +1,10 @@
 """Unknown keys, wrong types and impossible values end with one line that names the key."""
 
+import contextlib
 import json
+import math
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,12 @@ from vit_jax import config as config_lib
 from vit_jax.config import changes, default_config, load, parse_arg, schema, set_key, validate
 from vit_jax.config.durations import Duration, durations
 from vit_jax.errors import UserError
+
+
+def with_key(key, value):
+    config = default_config()
+    set_key(config, key, value)
+    return config
 
 
 def write_config(path, body):
@@ -51,27 +60,51 @@ def test_unknown_key_suggests_the_nearest(key, value, message):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("batch_size", "many", "config.batch_size must be of type int"),
-        ("batch_size", 0, "must be positive"),
-        ("batch_size", True, "must be of type int"),
-        ("optim.lr", "high", "config.optim.lr must be of type float"),
+        ("batch_size", "many", "config.batch_size='many': write a whole number"),
+        ("batch_size", 0, "config.batch_size=0: write a whole number, at least 1"),
+        ("batch_size", True, "config.batch_size=True: write a whole number"),
+        ("optim.lr", "high", "config.optim.lr='high': write a number, at least 0"),
         ("accum_steps", 3, "not divisible by config.accum_steps=3"),
         ("ema_decay", 1.5, "config.ema_decay=1.5"),
         ("precision", "medium", "config.precision='medium'"),
         ("total", "90 parsecs", "config.total='90 parsecs' is no duration"),
         ("log.every", "-3", "config.log.every='-3' is no duration"),
-        ("data.on_bad_image", "ignore", "write fail or skip"),
+        (
+            "data.on_bad_image",
+            "ignore",
+            "config.data.on_bad_image='ignore' is unknown; valid: fail, skip",
+        ),
         ("mesh.fsdp", 0, "config.mesh.fsdp=0"),
-        ("mesh.zero1", 2, "config.mesh.zero1 must be of type bool"),
+        ("mesh.zero1", 2, "config.mesh.zero1=2: write true or false"),
         ("checkpoint.keep_last", 0, "keep_last"),
+        ("eval.batch_size", -4, "config.eval.batch_size=-4: write a whole number, at least 0"),
+        ("mesh.data", 0, "write a whole number, at least 1, or -1"),
+        ("spikes.factor", 0.5, "config.spikes.factor=0.5: write a number, above 1, or 0"),
+        ("optim.lr", float("nan"), "config.optim.lr=nan"),
+        ("optim.lr", float("inf"), "config.optim.lr=inf"),
+        ("optim.lr", 10**400, "config.optim.lr=1000"),
+        ("batch_size", 2**31, "config.batch_size=2147483648"),
+        ("seed", -1, "config.seed=-1: write a whole number, at least 0 and at most 4294967295"),
+        ("total", 0, "config.total=0: write a duration, above 0"),
+        ("total", "1e999999999 steps", "is no duration"),
+        ("total", "9" * 5000, "is no duration"),
+        ("optim.schedule.timescale", "0 epochs", "write a duration, above 0"),
+        ("optim.schedule.boundaries", ["3", "x"], "config.optim.schedule.boundaries='x' is no"),
+        ("optim.schedule.factors", [0.1, -1], "write a list of numbers, at least 0"),
+        ("optim.freeze", [3], "config.optim.freeze=[3]: write a list of texts"),
+        ("optim.lr_mults", [["x", "2"]], "write a list of [a text, a number]"),
+        ("optim.lr_mults", [["(", 2]], "config.optim.lr_mults: '(' is not a regular expression"),
+        ("optim.decay_mask", "(", "config.optim.decay_mask: '(' is not a regular expression"),
+        ("optim.group_schedules", [["x", {"nam": 1}]], "config.optim.group_schedules[0].nam is"),
+        ("init.source_grid", [0, 4], "write a list of whole numbers, at least 1"),
+        ("init.head", "kept", "config.init.head='kept' is unknown; did you mean 'keep'"),
+        ("eval.sets.val.pp", 3, "config.eval.sets.val.pp=3: write a text"),
         ("eval.sets.val.spilt", "test", "did you mean 'split'"),
     ],
 )
 def test_impossible_values_name_the_key(key, value, message):
-    config = default_config()
-    set_key(config, key, value)
     with pytest.raises(UserError) as error:
-        validate(config)
+        validate(with_key(key, value))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -114,6 +147,88 @@ def test_parse_arg():
         parse_arg("n=x", n=1)
 
 
+class OneLine(Exception):
+    """A `UserError` of one line was raised."""
+
+
+@contextlib.contextmanager
+def one_line():
+    try:
+        yield
+    except UserError as error:
+        if len(str(error).splitlines()) == 1 and len(str(error)) < 2000:
+            raise OneLine from error
+        raise
+
+
+LITERALS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=6,
+)
+PATHS = [".".join(path) for path, _ in schema.walk(schema.SCHEMA)]
+DEEP = ["-" * 3000 + "1", "[" * 3000, "(" * 300 + ")" * 300, "{" * 90 + "}" * 90, "9" * 5000]
+
+
+@given(
+    st.sampled_from([*PATHS, "model.width", "task.name", "eval.sets.val", "init.initialise"])
+    | st.text(),
+    st.text() | LITERALS.map(repr) | st.sampled_from(DEEP),
+)
+def test_any_override_gives_a_config_or_one_line(key, text):
+    config = default_config()
+    with contextlib.suppress(OneLine), one_line():
+        config_lib.apply_overrides(config, {key: text})
+        assert json.dumps(validate(config).to_dict())
+
+
+@given(st.text())
+def test_any_text_as_a_config_file_gives_one_line(text):
+    with pytest.raises(UserError) as error:
+        load(text)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("config.optim.lr = 1 / 0", r"fails \(ZeroDivisionError: division by zero, .*c\.py:4\)"),
+        ("import nowhere_at_all", r"No module named 'nowhere_at_all'"),
+        ("config['optm'] = 3", r"sets the unknown key 'optm'; did you mean 'optim'"),
+    ],
+)
+def test_a_config_file_that_fails_is_told_in_one_line(tmp_path, body, message):
+    with pytest.raises(UserError, match=message) as error:
+        load(write_config(tmp_path / "c.py", body))
+    assert "\n" not in str(error.value)
+
+
+def test_a_renamed_key_keeps_its_earlier_name(tmp_path):
+    path = write_config(tmp_path / "c.py", "config.init.initialise = ['head/.*']")
+    assert (
+        load(path).init.to_dict() == load(path, {"init.initialize": "['head/.*']"}).init.to_dict()
+    )
+    assert load(path, {"init.initialise": "['x']"}).init.initialize == ["x"]
+    assert "initialise" not in load(path).init
+    stored = validate(default_config()).to_dict()
+    stored["init"]["initialise"] = [*stored["init"].pop("initialize"), "y"]
+    migrated = config_lib.migrate(stored, config_lib.VERSION)
+    assert migrated.init.initialize == ["y"]
+    assert "initialise" not in migrated.init
+    assert validate(ConfigDict(stored)).init.initialize == ["y"]
+
+
+def test_a_change_of_one_default_config_leaves_the_next_alone():
+    default_config().optim.freeze.append("head/.*")
+    assert default_config().optim.freeze == []
+
+
+@pytest.mark.parametrize("stored", [[], 3, "x", {"optim": 3}, {"seed": {"a": 1}}, {"eval": []}])
+def test_a_stored_config_that_is_broken_is_told_in_one_line(stored):
+    with pytest.raises(UserError):
+        validate(config_lib.migrate(stored, 1))
+
+
 @pytest.mark.parametrize(
     ("value", "steps"),
     [(7, 7), ("7", 7), ("7 steps", 7), ("2 epochs", 20), ("0.25ep", 2), ("640 examples", 10),
@@ -122,6 +237,22 @@ def test_parse_arg():
 )  # fmt: skip
 def test_durations(value, steps):
     assert Duration(total=100, batch_size=64, num_examples=640)(value) == steps
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**4), st.sampled_from([1, 10, 100, 1000]))
+def test_durations_are_exact_in_every_unit(total, amount, divisor):
+    """1.1 percent of 100,000 steps is 1,100, though 1.1 is no number that a computer stores."""
+    text = (
+        f"{amount // divisor}.{amount % divisor:0{len(str(divisor)) - 1}d}" if divisor > 1 else ""
+    )
+    text = text or str(amount)
+    exact = Fraction(amount, divisor)
+    clock = Duration(total=total, batch_size=7, num_examples=700)
+    assert clock(f"{text} percent") == max(math.ceil(exact * total / 100), amount > 0)
+    assert clock(f"{text} epochs") == max(round(exact * 100), amount > 0)
+    assert clock(f"{text} examples") == max(round(exact / 7), amount > 0)
+    assert clock(f"{text}") == max(round(exact), amount > 0)
+    assert Duration(100_000, 1, 1)("1.1 percent") == 1100
 
 
 @given(st.integers(0, 10**12))
@@ -172,8 +303,8 @@ def test_every_key_is_documented():
 
 def test_every_key_is_read_somewhere():
     """No key that does nothing: each leaf's name stands in the code, outside the table of keys."""
-    package = Path(config_lib.__file__).parent
-    code = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "config.py")
+    package = Path(config_lib.__file__).parents[1]
+    code = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "schema.py")
     for path, _ in schema.walk(schema.SCHEMA):
         assert re.search(rf"\b{path[-1]}\b", code), ".".join(path)
 

@@ -1,15 +1,18 @@
-"""Every config key: its default, its unit, and what may change on resume.
+"""Every config key: its default, its meaning, its range, and what may change on resume.
 
-Durations (`total`, `log.every`, `optim.schedule.warmup`, ...) are an int (steps) or a string with
-a unit: `"90 epochs"`, `"10_000 steps"`, `"1_000_000 examples"`, `"5 percent"` (of `total`).
+Durations (`total`, `log.every`, `optim.schedule.warmup`, ...) are an int (steps) or a text with a
+unit: `"90 epochs"`, `"10_000 steps"`, `"1_000_000 examples"`, `"5 percent"` (of `total`).
 
-Sections marked open (`model`, `task`, `optim.args`, `data.args`) take keys that their owner checks:
-the fields of the model or task that `name` selects, the arguments of the optimizer or source.
+Open sections (`model`, `task`, `optim.args`, `data.args`) take keys that their owner checks: the
+fields of the model or task that `name` selects, the arguments of the optimizer or the source.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ml_collections import ConfigDict
 
 FREE, WARNED, FIXED = "free", "warned", "fixed"
 
@@ -18,11 +21,20 @@ FREE, WARNED, FIXED = "free", "warned", "fixed"
 class Key:
     """One config key.
 
-    default: the value if no config sets it; its type is the key's type.
-    on_resume: what a changed value does to a workdir that has a checkpoint: "free" is silent,
-      "warned" resumes and says what changed, "fixed" refuses.
-    kind: "plain"; "duration" (int or string with a unit); "open" (a section checked by its owner).
-    exceptions: for open sections, keys whose `on_resume` differs from the section's.
+    Attributes:
+      default: the value if no config sets the key; its type is the key's type.
+      on_resume: the effect of a changed value on a workdir that has a checkpoint: "free" is silent,
+        "warned" resumes and tells what changed, "fixed" refuses.
+      doc: the meaning, in sentences.
+      kind: "plain"; "duration" (an int, or a text with a unit; or a list of these); "open" (a
+        section that its owner checks); "pattern" (a regular expression); "place" (a file, a folder
+        or the name of a dataset). Patterns and places never name code.
+      exceptions: for open sections, the keys whose `on_resume` differs from the section's.
+      at_least, above, at_most, below: the range of a number.
+      also: values outside the range that are allowed, too.
+      choices: the texts that are allowed; () allows every text.
+      of: the type of the entries of a list.
+      aliases: earlier names of the key, which configs may still use.
     """
 
     default: Any
@@ -30,93 +42,220 @@ class Key:
     doc: str
     kind: str = "plain"
     exceptions: Mapping[str, str] = field(default_factory=dict)
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    also: tuple[float, ...] = ()
+    choices: tuple[str, ...] = ()
+    of: Any = None
+    aliases: tuple[str, ...] = ()
+
+    def range(self) -> str:
+        """Returns the range in words, such as "at least 0 and below 1"; "" for no range."""
+        bounds = [
+            f"{words} {bound}"
+            for words, bound in (
+                ("at least", self.at_least),
+                ("above", self.above),
+                ("at most", self.at_most),
+                ("below", self.below),
+            )
+            if bound is not None
+        ]
+        return ", or ".join([" and ".join(bounds), *map(str, self.also)]) if bounds else ""
+
+    def contains(self, number: float) -> bool:
+        """Returns whether a finite number is in the range."""
+        return number in self.also or (
+            (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
 
 
-def _duration(default: int | str, on_resume: str, doc: str) -> Key:
-    return Key(default, on_resume, doc, kind="duration")
+def _duration(default: int | str | list, on_resume: str, doc: str, **options: Any) -> Key:
+    return Key(default, on_resume, doc, kind="duration", **options)
 
 
 def _open(default: dict, on_resume: str, doc: str, **exceptions: str) -> Key:
     return Key(default, on_resume, doc, kind="open", exceptions=exceptions)
 
 
+def _pattern(default: str, on_resume: str, doc: str) -> Key:
+    return Key(default, on_resume, doc, kind="pattern")
+
+
+def _patterns(on_resume: str, doc: str, **options: Any) -> Key:
+    return Key([], on_resume, doc, kind="pattern", of=str, **options)
+
+
+def _place(default: str, on_resume: str, doc: str) -> Key:
+    return Key(default, on_resume, doc, kind="place")
+
+
 _SCHEDULE = {
-    "name": Key("cosine", WARNED, "cosine, linear, rsqrt, constant, stair or package.module:name"),
-    "warmup": _duration(0, WARNED, "linear ramp from 0 at the start"),
-    "cooldown": _duration(0, WARNED, "linear ramp to 0 at the end"),
-    "end": Key(0.0, WARNED, "multiplier at the end of cosine and linear"),
-    "timescale": _duration(10_000, WARNED, "over which rsqrt falls to 1/sqrt(2)"),
-    "boundaries": Key([], WARNED, "stair: durations since the start"),
-    "factors": Key([], WARNED, "stair: multiplier from each boundary on"),
+    "name": Key(
+        "cosine",
+        WARNED,
+        "The curve: cosine, linear, rsqrt, constant, stair, or package.module:function.",
+    ),
+    "warmup": _duration(0, WARNED, "Length of the linear ramp from 0 at the start."),
+    "cooldown": _duration(0, WARNED, "Length of the linear ramp to 0 at the end."),
+    "end": Key(0.0, WARNED, "Multiplier that cosine and linear reach at the end.", at_least=0),
+    "timescale": _duration(
+        10_000, WARNED, "Time after which rsqrt has fallen to 1/sqrt(2).", above=0
+    ),
+    "boundaries": _duration([], WARNED, "For stair: the times at which the rate changes."),
+    "factors": Key(
+        [], WARNED, "For stair: the multiplier from each boundary on.", of=float, at_least=0
+    ),
 }
 
 _OPTIM = {
     "name": Key(
         "adamw",
         FIXED,
-        "a file of optim/rules (adamw, sgd, adafactor, lamb, muon, ...), what optax calls"
-        " scale_by_NAME (lion, radam, ...), or package.module:function",
+        "The update rule: a file of optim/rules (adamw, sgd, adafactor, lamb, muon, ...), NAME for"
+        " the scale_by_NAME of optax (lion, radam, ...), or package.module:function.",
     ),
-    "args": _open({}, WARNED, "the rule's own arguments, such as b2 or mu_dtype"),
-    "lr": Key(1e-3, WARNED, "base learning rate: what the schedule multiplies"),
-    "weight_decay": Key(0.0, WARNED, "strength of decoupled weight decay"),
+    "args": _open({}, WARNED, "Arguments of the update rule, such as b2 or mu_dtype."),
+    "lr": Key(1e-3, WARNED, "Base learning rate, which the schedule multiplies.", at_least=0),
+    "weight_decay": Key(0.0, WARNED, "Strength of decoupled weight decay.", at_least=0),
     # "lr": w -= lr·schedule·(u + decay·w), as in optax and PyTorch. "schedule": big_vision's and
     # Loshchilov & Hutter's (2019) w -= schedule·(lr·u + decay·w), where a decay of 1e-4 at lr 1e-3
     # is what "lr" calls 0.1.
-    "decay_coupling": Key("lr", WARNED, "what scales the decay besides the schedule: lr, schedule"),
-    "decay_mask": Key(".*/kernel", WARNED, "regex for the whole name of parameters that decay"),
-    "decay_mults": Key([], WARNED, "[[regex, multiple of weight_decay], ...]; first match wins"),
-    "clip_norm": Key(0.0, WARNED, "largest global norm of the gradient; 0 = off"),
+    "decay_coupling": Key(
+        "lr",
+        WARNED,
+        "What scales the weight decay besides the schedule: lr (as in PyTorch and optax), or"
+        " schedule (nothing else, as in big_vision).",
+        choices=("lr", "schedule"),
+    ),
+    "decay_mask": _pattern(
+        ".*/kernel", WARNED, "Regex that matches the whole name of each parameter that decays."
+    ),
+    "decay_mults": Key(
+        [],
+        WARNED,
+        "[[regex, multiplier of weight_decay], ...]; the first match wins.",
+        kind="pattern",
+        of=tuple[str, float],
+    ),
+    "clip_norm": Key(
+        0.0, WARNED, "Largest global norm of the gradient; 0 switches clipping off.", at_least=0
+    ),
     # Foret et al. (2021); Chen et al. (2022, arXiv:2106.01548) give 0.1 to 0.2 for ViTs.
     "sam_rho": Key(
         0.0,
         WARNED,
-        "radius of sharpness-aware minimisation, at twice the cost of a step; 0 = off",
+        "Radius of sharpness-aware minimization, which doubles the cost of a step; 0 switches it"
+        " off.",
+        at_least=0,
     ),
     "schedule": _SCHEDULE,
-    "group_schedules": Key([], WARNED, "[[regex, schedule], ...] for parameters with another one"),
-    "lr_mults": Key([], WARNED, "[[regex, multiplier of lr], ...]; first match wins"),
-    "freeze": Key([], WARNED, "[regex, ...]: parameters that keep their value"),
+    "group_schedules": Key(
+        [],
+        WARNED,
+        "[[regex, schedule], ...]: schedules of parameters that have one of their own.",
+        of=tuple[str, Mapping],
+    ),
+    "lr_mults": Key(
+        [],
+        WARNED,
+        "[[regex, multiplier of lr], ...]; the first match wins.",
+        kind="pattern",
+        of=tuple[str, float],
+    ),
+    "freeze": _patterns(WARNED, "[regex, ...]: parameters that are not trained."),
     # Clark et al. (2020, ELECTRA), Bao et al. (2022, BEiT): 0.65 to 0.75 for fine-tuning.
-    "layer_decay": Key(1.0, WARNED, "each block's rate is this times the next one's; 1 = off"),
-    "blocks": Key(
+    "layer_decay": Key(
+        1.0,
+        WARNED,
+        "Ratio of the learning rate of a block to that of the block after it; 1 switches layer"
+        " decay off.",
+        above=0,
+        at_most=1,
+    ),
+    "blocks": _pattern(
         r"(?:.*/)?blocks(?:_(\d+))?/.*",
         WARNED,
-        "regex of parameters in the repeated blocks; its group is the block's number, and where"
-        " that is missing the blocks are stacked along the first axis",
+        "Regex of the parameters in the repeated blocks. Its group is the number of the block; a"
+        " match without a number means that the blocks are stacked along the first axis.",
     ),
-    "stem": Key(
+    "stem": _pattern(
         r"(?:.*/)?(?:(?:patch_embed|stem|embed_norm)/.*|(?:token|segment|pos)_embed|cls|distill"
         r"|registers)",
         WARNED,
-        "regex of parameters before the first block, the lowest layer of layer_decay",
+        "Regex of the parameters before the first block, the lowest layer of layer_decay.",
     ),
 }
 
 
 SCHEMA: dict[str, Any] = {
-    "seed": Key(0, FIXED, "root of every random key and of the order of the data"),
-    "total": _duration("90 epochs", WARNED, "length of training"),
-    "batch_size": Key(1024, FIXED, "examples a step, over all devices and processes"),
-    "accum_steps": Key(1, WARNED, "micro-batches whose gradients are averaged into one step"),
+    "seed": Key(
+        0,
+        FIXED,
+        "Root of every random key and of the order of the data.",
+        at_least=0,
+        at_most=2**32 - 1,
+    ),
+    "total": _duration("90 epochs", WARNED, "Length of training.", above=0),
+    "batch_size": Key(
+        1024,
+        FIXED,
+        "Number of examples in a step, over all devices and processes.",
+        at_least=1,
+    ),
+    "accum_steps": Key(
+        1,
+        WARNED,
+        "Number of micro-batches whose gradients are averaged into one step.",
+        at_least=1,
+    ),
     "max_skipped_steps": Key(
-        0, FREE, "non-finite steps in a row that are skipped before the run stops"
+        0,
+        FREE,
+        "Number of non-finite steps in a row that are skipped before the run stops.",
+        at_least=0,
     ),
     "spikes": {
         "factor": Key(
-            0.0, WARNED, "skip a step whose loss exceeds this times its recent average; 0 = off"
+            0.0,
+            WARNED,
+            "A step is skipped if its loss exceeds this multiple of the recent average; 0 switches"
+            " the guard off.",
+            above=1,
+            also=(0,),
         ),
-        "window": Key(100, WARNED, "steps of that average; none is skipped before as many"),
-        "max_skipped": Key(10, FREE, "spikes in a row that are skipped before the run stops"),
+        "window": Key(
+            100,
+            WARNED,
+            "Number of steps in that average. No step is skipped before as many have passed.",
+            at_least=1,
+        ),
+        "max_skipped": Key(
+            10, FREE, "Number of spikes in a row that are skipped before the run stops.", at_least=0
+        ),
     },
-    "ema_decay": Key(0.0, WARNED, "decay of the exponential moving average of parameters; 0 = off"),
+    "ema_decay": Key(
+        0.0,
+        WARNED,
+        "Decay of the exponential moving average of the parameters; 0 switches it off.",
+        at_least=0,
+        below=1,
+    ),
     "precision": Key(
-        "default", WARNED, "matmul precision of float32 products: default, high or highest"
+        "default",
+        WARNED,
+        "Precision of float32 matrix products: default, high or highest.",
+        choices=("default", "high", "highest"),
     ),
     "model": _open(
         {"name": "vit_s16"},
         FIXED,
-        "`name` and any field of that model",
+        "The `name` of a model and any of its fields.",
         remat=FREE,
         unroll=FREE,
         attention=FREE,
@@ -129,85 +268,159 @@ SCHEMA: dict[str, Any] = {
     "task": _open(
         {"name": "classification"},
         WARNED,
-        "`name` and the task's fields; `lora` = {rank, targets} trains low-rank adapters"
-        " (optim.freeze, if empty, then freezes the backbone below them)",
+        "The `name` of a task and any of its fields. `lora` = {rank, targets} trains low-rank"
+        " adapters (the backbone below them is then frozen, unless optim.freeze says otherwise).",
         name=FIXED,
         lora=FIXED,
     ),
     "init": {
-        "checkpoint": Key(
-            "", FIXED, "file or workdir, of any format, that training starts from; empty = random"
+        "checkpoint": _place(
+            "",
+            FIXED,
+            "File or workdir, in any format, that training starts from; empty starts at random.",
         ),
-        "head": Key("auto", FIXED, "its classifier: auto (kept where it fits), keep or zero"),
+        "head": Key(
+            "auto",
+            FIXED,
+            "Use of the classifier in the checkpoint: auto (kept if it fits), keep or zero.",
+            choices=("auto", "keep", "zero"),
+        ),
         "interpolation": Key(
-            "corners", FIXED, "of its positions: corners (as published), bilinear or bicubic"
+            "corners",
+            FIXED,
+            "Resizing of its position embeddings: corners (as published), bilinear or bicubic.",
+            choices=("corners", "bilinear", "bicubic"),
         ),
         "source_grid": Key(
-            [], FIXED, "[rows, columns] of its positions; empty = as it tells, or a square"
+            [],
+            FIXED,
+            "[rows, columns] of its position embeddings; empty takes what the checkpoint says, or a"
+            " square.",
+            of=int,
+            at_least=1,
         ),
-        "initialise": Key([], FIXED, "[regex, ...]: parameters that start anew"),
-        "ignore": Key([], FIXED, "[regex, ...]: arrays of the file that are left out"),
+        "initialize": _patterns(
+            FIXED, "[regex, ...]: parameters that start anew.", aliases=("initialise",)
+        ),
+        "ignore": _patterns(FIXED, "[regex, ...]: arrays of the checkpoint that are left out."),
     },
     "data": {
         "source": Key(
             "tfds",
             FIXED,
-            "tfds, folder, npz, segmentation_folder, coco, captions, fake or package.module:Class",
+            "Where examples come from: tfds, folder, npz, segmentation_folder, coco, captions,"
+            " fake, or package.module:Class.",
         ),
-        "name": Key("imagenet2012", FIXED, "dataset name (tfds), folder or file"),
-        "dir": Key("", FREE, "where prepared TFDS datasets are; empty = TFDS's own default"),
-        "split": Key("train", FIXED, "training split, such as train[:99%]"),
-        "pp": Key("", WARNED, "training preprocessing, ops joined by |"),
-        "eval_pp": Key("", FREE, "evaluation preprocessing"),
+        "name": _place("imagenet2012", FIXED, "Name of the TFDS dataset; or the folder or file."),
+        "dir": _place("", FREE, "Folder of prepared TFDS datasets; empty is TFDS's own default."),
+        "split": _place("train", FIXED, "Training split, such as train[:99%]."),
+        "pp": Key(
+            "",
+            WARNED,
+            "Preprocessing of training images: ops joined by |. Ops of your own are"
+            " package.module:function.",
+        ),
+        "eval_pp": Key("", FREE, "Preprocessing of evaluation images."),
         # Hoffer et al. (2020); DeiT and DeiT III have 3.
-        "repeats": Key(1, FIXED, "differently augmented copies of an example in its batch"),
-        "args": _open({}, FIXED, "arguments of the source"),
-        "on_bad_image": Key("fail", WARNED, "unreadable training image: fail or skip (replaced)"),
-        "threads": Key(0, FREE, "decoding threads; 0 = one a core"),
-        "prefetch": Key(2, FREE, "batches kept ready on the host and on the device"),
-        "timeout": Key(600.0, FREE, "seconds that a source may be silent before the run stops"),
+        "repeats": Key(
+            1,
+            FIXED,
+            "Number of differently augmented copies of each example in its batch.",
+            at_least=1,
+        ),
+        "args": _open({}, FIXED, "Further arguments of the source."),
+        "on_bad_image": Key(
+            "fail",
+            WARNED,
+            "What happens at an unreadable training image: fail, or skip (another takes its"
+            " place).",
+            choices=("fail", "skip"),
+        ),
+        "threads": Key(
+            0, FREE, "Number of decoding threads; 0 means one for each core.", at_least=0
+        ),
+        "prefetch": Key(
+            2, FREE, "Number of batches kept ready on the host and on the device.", at_least=0
+        ),
+        "timeout": Key(
+            600.0, FREE, "Seconds that a source may be silent before the run stops.", above=0
+        ),
     },
     "eval": {
-        "every": _duration("10 percent", FREE, "between evaluations; one more follows the last"),
-        "batch_size": Key(0, FREE, "examples a step; 0 = batch_size"),
+        "every": _duration(
+            "10 percent", FREE, "Time between evaluations; one more follows the last step."
+        ),
+        "batch_size": Key(
+            0, FREE, "Number of examples in a step; 0 means that of training.", at_least=0
+        ),
         "sets": _open(
             {"val": {"split": "validation"}},
             FREE,
-            "name -> {split, and source, name, dir, pp or args where they differ from data's}",
+            "name -> {split, and source, name, dir, pp or args if they differ from data's}.",
         ),
     },
     "optim": _OPTIM,
     "mesh": {
-        "data": Key(-1, FREE, "devices over which only the batch is split; -1 = the rest"),
-        "fsdp": Key(1, FREE, "devices over which batch, parameters and optimizer are split"),
-        "tensor": Key(1, FREE, "devices over which heads and MLP are split"),
-        "zero1": Key(False, FREE, "split optimizer state and average over `data` too (ZeRO-1)"),
+        "data": Key(
+            -1,
+            FREE,
+            "Number of devices over which only the batch is split; -1 means all that are left.",
+            at_least=1,
+            also=(-1,),
+        ),
+        "fsdp": Key(
+            1,
+            FREE,
+            "Number of devices over which batch, parameters and optimizer state are split.",
+            at_least=1,
+            also=(-1,),
+        ),
+        "tensor": Key(
+            1,
+            FREE,
+            "Number of devices over which attention heads and MLPs are split.",
+            at_least=1,
+            also=(-1,),
+        ),
+        "zero1": Key(
+            False, FREE, "Splits optimizer state and moving average over `data`, too (ZeRO-1)."
+        ),
     },
     "checkpoint": {
-        "every": _duration("10 percent", FREE, "between saves; one more follows the last step"),
-        "keep_last": Key(2, FREE, "newest checkpoints kept"),
-        "retries": Key(3, FREE, "times in a row that a save which fails is tried again"),
+        "every": _duration(
+            "10 percent", FREE, "Time between checkpoints; one more follows the last step."
+        ),
+        "keep_last": Key(2, FREE, "Number of newest checkpoints that are kept.", at_least=1),
+        "retries": Key(
+            3, FREE, "Number of times in a row that a failed save is tried again.", at_least=0
+        ),
         "keep_best": Key(
-            "", FREE, "metric whose best checkpoint is kept too, such as val/accuracy"
+            "", FREE, "Metric whose best checkpoint is kept, too, such as val/accuracy."
         ),
         "best_is": Key(
-            "", FREE, "value of keep_best to keep: highest or lowest; empty = as the task declares"
+            "",
+            FREE,
+            "The best value of keep_best: highest or lowest; empty means as the task declares.",
+            choices=("", "highest", "lowest"),
         ),
     },
     "log": {
-        "every": _duration("1 percent", FREE, "between rows of metrics"),
+        "every": _duration("1 percent", FREE, "Time between rows of metrics."),
         "writers": Key(
             ["jsonl", "tensorboard"],
             FREE,
-            "where rows of metrics go besides metrics.jsonl: tensorboard, or package.module:Class",
+            "Where rows of metrics go besides metrics.jsonl: tensorboard, or package.module:Class.",
+            of=str,
         ),
-        "tensorboard": Key(True, FREE, "false leaves tensorboard out of log.writers"),
+        "tensorboard": Key(True, FREE, "false leaves tensorboard out of log.writers."),
         "pictures": Key(
-            True, FREE, "draw predictions and attention at the end; gathers all parameters"
+            True,
+            FREE,
+            "Draws predictions and attention at the end, which gathers all parameters.",
         ),
     },
-    "compilation_cache": Key(
-        "~/.cache/vit_jax/xla", FREE, "folder of compiled programs; empty = no cache"
+    "compilation_cache": _place(
+        "~/.cache/vit_jax/xla", FREE, "Folder of compiled programs; empty switches the cache off."
     ),
 }
 
@@ -215,7 +428,7 @@ EVAL_SET_KEYS = ("split", "source", "name", "dir", "pp", "args")
 
 
 def walk(schema: Mapping, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Key]]:
-    """Every key of a schema with its path."""
+    """Yields every key of a schema with its path."""
     for name, entry in schema.items():
         if isinstance(entry, Key):
             yield (*prefix, name), entry
@@ -223,14 +436,43 @@ def walk(schema: Mapping, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
             yield from walk(entry, (*prefix, name))
 
 
+def find(path: str) -> Key | None:
+    """Returns the key that a dotted path leads to or into; None where there is none."""
+    entry: Any = SCHEMA
+    for name in path.split("."):
+        if isinstance(entry, dict):
+            entry = entry.get(name)
+    return entry if isinstance(entry, Key) else None
+
+
+ALIASES: Mapping[str, str] = {
+    ".".join((*path[:-1], alias)): ".".join(path)
+    for path, key in walk(SCHEMA)
+    for alias in key.aliases
+}
+"""The path of each key that was renamed, by its earlier paths."""
+
+
 def defaults(schema: Mapping) -> dict:
-    """A schema's keys at their defaults, nested as it is."""
+    """Returns the keys of a schema at their defaults, nested as it is."""
     return {
-        name: entry.default if isinstance(entry, Key) else defaults(entry)
+        name: copy.deepcopy(entry.default) if isinstance(entry, Key) else defaults(entry)
         for name, entry in schema.items()
     }
 
 
 def section_defaults(name: str) -> dict[str, Any]:
-    """The keys of a top-level section at their defaults."""
+    """Returns the keys of a top-level section at their defaults."""
     return defaults(SCHEMA[name])
+
+
+def lock(config: ConfigDict) -> ConfigDict:
+    """Locks all sections of a config but the open ones; returns the config."""
+    config.lock()
+    for path, key in walk(SCHEMA):
+        section: Any = config
+        for name in path:
+            section = section.get(name) if isinstance(section, ConfigDict) else None
+        if key.kind == "open" and isinstance(section, ConfigDict):
+            section.unlock()
+    return config

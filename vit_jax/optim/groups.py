@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vit_jax.errors import UserError
+from vit_jax.config.validation import check_pattern
+from vit_jax.errors import UserError, quoted
 from vit_jax.types import Params
 
 
@@ -72,15 +73,31 @@ def group_parameters(spec: Mapping[str, Any], params: Params) -> dict[str, Group
 
 def layers_of(shapes: Mapping[str, tuple[int, ...]], blocks: str) -> dict[str, Layer]:
     """The layer of every parameter that `blocks` matches (see `blocks` in the config)."""
-    pattern = compile_pattern(blocks, "blocks")
+    pattern = block_pattern(blocks)
     matches = {path: pattern.fullmatch(path) for path in shapes}
     matches = {path: match for path, match in matches.items() if match}
     numbered = {path: match.group(1) for path, match in matches.items()}
+    odd = next((n for n in numbered.values() if n is not None and not n.isdecimal()), None)
+    if odd is not None:
+        raise UserError(
+            f"config.optim.blocks={quoted(blocks)}: its group matches {odd!r}, which is no number"
+        )
     depth = 1 + max((int(n) for n in numbered.values() if n is not None), default=-1)
     return {
         path: Layer(None, shapes[path][0]) if number is None else Layer(int(number), depth)
         for path, number in numbered.items()
     }
+
+
+def block_pattern(blocks: str) -> re.Pattern[str]:
+    """Returns `config.optim.blocks`, compiled. Raises `UserError` unless it has a group."""
+    pattern = check_pattern(blocks, "config.optim.blocks")
+    if not pattern.groups:
+        raise UserError(
+            f"config.optim.blocks={quoted(blocks)}: put the number of the block in a group, as in"
+            r" layers_(\d+)/.*, or write the group (\d+)? where blocks are stacked along one axis"
+        )
+    return pattern
 
 
 def is_stacked(name: str, blocks: str) -> bool:
@@ -89,20 +106,8 @@ def is_stacked(name: str, blocks: str) -> bool:
     return match is not None and match.group(1) is None
 
 
-def compile_pattern(pattern: Any, key: str) -> re.Pattern[str]:
-    """The compiled pattern of `config.optim.KEY`, or an error that names the key."""
-    if not isinstance(pattern, str):
-        raise UserError(f"config.optim.{key}: a regular expression is needed, got {pattern!r}")
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise UserError(
-            f"config.optim.{key}: {pattern!r} is not a regular expression ({error})"
-        ) from error
-
-
 def _decayed(spec: Mapping[str, Any], paths: Iterable[str]) -> set[str]:
-    mask = compile_pattern(spec["decay_mask"], "decay_mask")
+    mask = check_pattern(spec["decay_mask"], "config.optim.decay_mask")
     decayed = {path for path in paths if mask.fullmatch(path)}
     if spec["weight_decay"] and not decayed:
         raise _matches_nothing(spec["decay_mask"], "decay_mask", paths)
@@ -113,7 +118,7 @@ def _first_values(
     rules: Sequence[Sequence[Any]], paths: Iterable[str], key: str, *, default: Any
 ) -> dict[str, Any]:
     """For each path the value of the first rule `[pattern, value]` that matches it whole."""
-    compiled = [compile_pattern(pattern, key) for pattern, _ in rules]
+    compiled = [check_pattern(pattern, f"config.optim.{key}") for pattern, _ in rules]
     values, used = {}, set()
     for path in paths:
         first = next((i for i, pattern in enumerate(compiled) if pattern.fullmatch(path)), None)
@@ -154,7 +159,7 @@ def _layer_multipliers(
             "of blocks; use lr_mults instead"
         )
     depth = depths.pop()
-    stem = compile_pattern(spec["stem"], "stem")
+    stem = check_pattern(spec["stem"], "config.optim.stem")
 
     def multiplier(path: str) -> float | tuple[float, ...]:
         if path not in layers:

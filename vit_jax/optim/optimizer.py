@@ -44,6 +44,7 @@ def build(
         `total_steps` is not given.
     """
     resolved = spec.resolve(config)
+    groups.block_pattern(resolved["blocks"])
     total = duration.total if total_steps is None else total_steps
 
     def schedule(keys: Mapping[str, Any], where: str) -> schedules.Schedule:

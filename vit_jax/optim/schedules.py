@@ -22,13 +22,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_jax.config import schema
 from vit_jax.errors import UserError
-from vit_jax.optim.spec import DEFAULTS, DURATIONS
 from vit_jax.plugins import Kind, check_known, takes
 
 Step = int | jax.Array
 Schedule = Callable[[Step], jax.Array]
 Duration = Callable[[int | str], int]
+
+_KEYS: Mapping[str, schema.Key] = schema.SCHEMA["optim"]["schedule"]
 
 
 def cosine(step: jax.Array, start: int, total: int, *, end: float = 0.0) -> jax.Array:
@@ -92,10 +94,13 @@ def build(
     curve = SCHEDULES.find(spec["name"], f"{where}.name")
     own = _keywords(curve)
     for key, value in spec.items():
-        is_set = value != DEFAULTS["schedule"].get(key)
+        is_set = key not in _KEYS or value != _KEYS[key].default
         if is_set and key not in {"name", "warmup", "cooldown"}:
             check_known(key, own, f"{where}.{key}", f"key of the {spec['name']} schedule")
-    steps = {k: _in_steps(v, duration) if k in DURATIONS else v for k, v in spec.items()}
+    steps = {
+        key: _in_steps(value, duration) if _is_duration(key) else value
+        for key, value in spec.items()
+    }
     warmup, cooldown = steps["warmup"], steps["cooldown"]
     for key in ("warmup", "cooldown"):
         if not 0 <= steps[key] <= total_steps:
@@ -129,6 +134,10 @@ def _float(step: jax.Array) -> jax.Array:
 def _keywords(curve: Callable) -> set[str]:
     parameters = inspect.signature(curve).parameters.values()
     return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _is_duration(key: str) -> bool:
+    return key in _KEYS and _KEYS[key].kind == "duration"
 
 
 def _in_steps(value: Any, duration: Duration) -> Any:

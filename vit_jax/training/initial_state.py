@@ -74,7 +74,7 @@ def _load_with_head(run: Run, head: str) -> tuple[Params, MergeReport]:
         head=head,
         interpolation=init.interpolation,
         source_grid=tuple(init.source_grid) or None,
-        initialise=tuple(init.initialise),
+        initialise=tuple(init.initialize),
         ignore=tuple(init.ignore),
         seed=run.config.seed,
     )
