@@ -69,10 +69,11 @@ def nearest(name: str, valid: Iterable[str], otherwise: str = "") -> str:
     takes the place of the list where no name is close.
     """
     valid = sorted(map(str, valid))
-    lowered = {one.lower(): one for one in valid}
-    close = difflib.get_close_matches(name[:_QUOTED_LENGTH].lower(), lowered, n=1, cutoff=0.6)
+    name, lowered = name[:_QUOTED_LENGTH], {one.lower(): one for one in valid}
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    close += difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     if close:
-        return f"did you mean {lowered[close[0]]!r}?"
+        return f"did you mean {close[0] if close[0] in valid else lowered[close[0]]!r}?"
     return otherwise or (f"valid: {', '.join(valid)}" if valid else "none is valid here")
 
 

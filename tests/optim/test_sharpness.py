@@ -32,7 +32,7 @@ def test_without_a_gradient_it_stays(make, params):
 
 
 def test_negative_radius(make, params):
-    with pytest.raises(UserError, match="sam_rho: must not be negative"):
+    with pytest.raises(UserError, match=r"sam_rho=-0\.1: write a number, at least 0"):
         make(params, sam_rho=-0.1)
 
 

@@ -15,6 +15,7 @@ from etils import epath
 
 from vit_jax.checkpoints import files
 from vit_jax.checkpoints.store import Store, flatten
+from vit_jax.config import check_trust
 from vit_jax.errors import UserError
 from vit_jax.optim import DEFAULTS
 from vit_jax.optim.rule import Rule, load_rule, state_name
@@ -76,11 +77,14 @@ def _below(prefix: str, saved: _Shapes) -> _Shapes:
 
 
 def _rule(directory: epath.Path, saved: Iterable[str]) -> tuple[str, Rule | None]:
-    """The optimizer's name in the checkpoint and its rule.
+    """Returns the optimizer's name in the checkpoint and its rule.
 
-    From the run's config or, where a checkpoint lies alone, by the name of the state. None where
-    only parameters were saved, or the rule is one of somebody's that is not at hand: the parameters
-    are then used as they were trained.
+    The rule is that of the run's config or, where a checkpoint lies alone, the one of the state's
+    name. It is None where only parameters were saved, or where the rule is code of somebody's that
+    cannot be imported: the parameters are then used as they were trained.
+
+    Raises:
+      UserError: the rule is code of somebody's that the user has not named.
     """
     names = {name.split(".")[1] for name in saved if name.startswith(f"{_STATE}.")}
     if not names:
@@ -88,6 +92,7 @@ def _rule(directory: epath.Path, saved: Iterable[str]) -> tuple[str, Rule | None
     config = directory.parent / "config.json"
     given = files.read_json(config)["config"]["optim"] if config.exists() else {"name": min(names)}
     keys = {**DEFAULTS, **given}
+    check_trust({"optim": {"name": keys["name"]}}, str(config))
     name = state_name(keys["name"])
     try:
         return name, load_rule(keys["name"], keys["args"], blocks=keys["blocks"])

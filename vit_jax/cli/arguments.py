@@ -4,6 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
+from vit_jax import plugins
 from vit_jax.errors import UserError
 
 
@@ -24,6 +25,28 @@ def load_config(arguments: argparse.Namespace):
     from vit_jax import config
 
     return config.load(arguments.config, arguments.overrides)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds --trust, which names the code that a stored config may run."""
+    parser.add_argument(
+        "--trust",
+        type=_foreign_names,
+        default=(),
+        metavar="NAME[,NAME]",
+        help="Code from outside this package, as package.module:name, that may run although only"
+        " the stored config of a workdir names it. Anything else of that kind is refused.",
+    )
+
+
+def _foreign_names(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if not plugins.FOREIGN.fullmatch(name):
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is no name of code; write package.module:name"
+            )
+    return names
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +108,7 @@ def add_model_source(parser: argparse.ArgumentParser) -> None:
         help="With --checkpoint: the size in pixels that images are resized to, such as 224, or"
         " 192x256 (height x width). Default: the size that the checkpoint was trained at.",
     )
+    add_trust(group)
 
 
 def open_predictor(arguments: argparse.Namespace, *, headless: bool = False):

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 
+from vit_jax import plugins
 from vit_jax.cli import commands
 from vit_jax.errors import UserError, nearest, program
 from vit_jax.plugins import names_in
@@ -97,6 +98,7 @@ def run(argv: Sequence[str]) -> int | None:
     for kind, keys in (("config", overrides), ("model", fields)):
         if keys and kind not in command.overrides:
             raise UserError(f"{name} takes no --{kind}.{next(iter(keys))}")
+    plugins.trust(getattr(arguments, "trust", ()))
     arguments.command, arguments.given = name, list(argv)
     arguments.overrides, arguments.fields = overrides, fields
     return command.run(arguments)

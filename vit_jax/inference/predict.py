@@ -39,18 +39,21 @@ class Predictor:
     value_ops: str = ""
 
     @classmethod
-    def from_workdir(cls, path: str, texts: Sequence[str] = ()) -> "Predictor":
+    def from_workdir(
+        cls, path: str, texts: Sequence[str] = (), trust: Sequence[str] = ()
+    ) -> "Predictor":
         """The newest checkpoint of a run; its averaged parameters where there are some.
 
         texts: what images may show, for a run that learned images and texts; the answer is one of
-        them in the place of the task's own classes.
+        them in the place of the task's own classes. trust: names of code from outside this
+          package, as in `my_tasks:Task`, that the run's config names and that may run.
 
         Raises:
           UserError: no run or no whole checkpoint there, `texts` for a run that reads none, or
             images whose range is not told by `config.data.pp`.
         """
         workdir = Workdir.existing(path)
-        config, info = workdir.read_config(), workdir.read_info()
+        config, info = workdir.read_config(trust=trust), workdir.read_info()
         value_ops = _value_ops(config.data.pp, info)
         task = tasks.build(config.task, config.model, info)
         if texts:

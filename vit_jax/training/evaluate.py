@@ -172,16 +172,20 @@ def join_rows(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray
 
 
 def evaluate_workdir(
-    workdir: Workdir, overrides: Mapping[str, str], at: int | None = None
+    workdir: Workdir,
+    overrides: Mapping[str, str],
+    at: int | None = None,
+    trust: Sequence[str] = (),
 ) -> dict[str, float]:
     """Returns the metrics of a run's checkpoint on the evaluation splits of the run.
 
-    overrides: config keys to change, such as `eval.batch_size` or `data.dir`.
+    overrides: config keys to change, such as `eval.batch_size` or `data.dir`. trust: names of code
+    from outside this package that the run's config names and that may run.
 
     Raises:
       UserError: no such checkpoint, it is damaged, or of a model of other shapes.
     """
-    config = workdir.read_config(overrides)
+    config = workdir.read_config(overrides, trust)
     run = Run.build(config)
     evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
     store = Store(workdir.checkpoints)

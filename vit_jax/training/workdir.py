@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax import storage
+from vit_jax import plugins, storage
 from vit_jax.checkpoints import files
 from vit_jax.config import schema
 from vit_jax.errors import UserError
@@ -108,16 +108,30 @@ class Workdir:
         else:
             self._done_file.unlink(missing_ok=True)
 
-    def read_config(self, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+    def read_config(
+        self, overrides: Mapping[str, str] | None = None, trust: Sequence[str] = ()
+    ) -> ConfigDict:
         """Returns the config of the run, brought to today's schema, with `overrides` applied.
 
+        Args:
+          overrides: texts of the user's, by dotted key; code that they name is trusted.
+          trust: names of code from outside this package, as in `my_models:Net`, that may run.
+
         Raises:
-          UserError: the file is broken, or of a newer version than this package.
+          UserError: the file is broken, of a newer version than this package, or names code from
+            outside this package that the user has not named.
         """
+        plugins.trust([*(overrides or {}).values(), *trust])
+        config = self._stored_config(overrides or {})
+        config_lib.check_trust(config.to_dict(), str(self._config_file))
+        return config
+
+    def _stored_config(self, overrides: Mapping[str, str]) -> ConfigDict:
+        """Returns the config of the run, whatever code it names; for comparisons alone."""
         with self._explained():
             stored = files.read_json(self._config_file)
             config = config_lib.migrate(dict(stored["config"]), int(stored["version"]))
-        config_lib.apply_overrides(config, overrides or {})
+        config_lib.apply_overrides(config, overrides)
         return config_lib.validate(config)
 
     def read_info(self) -> DataInfo:
@@ -197,7 +211,7 @@ class Workdir:
         """
         if not self._config_file.exists():
             return []
-        found = config_lib.changes(self.read_config().to_dict(), config.to_dict())
+        found = config_lib.changes(self._stored_config({}).to_dict(), config.to_dict())
         if found[schema.FIXED]:
             raise UserError(
                 f"{self.path} has checkpoints of another run; these keys cannot change on resume:"

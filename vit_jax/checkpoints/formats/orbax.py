@@ -14,6 +14,7 @@ from vit_jax.checkpoints.fit.merging import POSITIONS
 from vit_jax.checkpoints.manifest import DamagedError
 from vit_jax.checkpoints.store import Store
 from vit_jax.checkpoints.weights import Weights, backbone_of
+from vit_jax.config import check_trust
 from vit_jax.errors import UserError
 from vit_jax.models.published import published_arrays
 from vit_jax.types import Params
@@ -68,6 +69,7 @@ def _run_of(directory: epath.Path) -> tuple[Any, Mapping[str, Any]]:
     path = directory.parent / "config.json"
     try:
         record = files.read_json(path) if path.exists() else {}
+        check_trust({"model": record["config"]["model"]}, str(path))
         return backbone_of(models.build(**{"num_classes": 1, **record["config"]["model"]})), record
     except (UserError, KeyError, TypeError):
         return None, {}

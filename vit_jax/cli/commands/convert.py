@@ -2,7 +2,7 @@
 
 import argparse
 
-from vit_jax.cli.arguments import image_size
+from vit_jax.cli.arguments import add_trust, image_size
 from vit_jax.cli.parser import Command
 
 _FORMATS = ("npz", "big_vision", "timm", "hf", "orbax")
@@ -26,6 +26,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Resize the position embeddings for images of this size in pixels, such as 384, or"
         " 192x256 (height x width).",
     )
+    add_trust(parser)
 
 
 def _run(arguments: argparse.Namespace) -> None:

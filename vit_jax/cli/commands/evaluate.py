@@ -5,6 +5,7 @@ import argparse
 from vit_jax.cli.arguments import (
     add_cluster,
     add_config,
+    add_trust,
     check_one_of,
     load_config,
     out_file,
@@ -35,6 +36,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=out_file, metavar="FILE", help="Also write the metrics to FILE, as JSON."
     )
+    add_trust(parser)
     add_cluster(parser)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from vit_jax.cli.arguments import add_config, check_one_of, load_config, set_up
+from vit_jax.cli.arguments import add_config, add_trust, check_one_of, load_config, set_up
 from vit_jax.cli.parser import Command
 
 
@@ -16,6 +16,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "A config whose init.checkpoint names the model and whose data is used, with arguments"
         " after a colon.",
     )
+    add_trust(parser)
 
 
 def _run(arguments: argparse.Namespace) -> None:

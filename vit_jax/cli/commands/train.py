@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from vit_jax.cli.arguments import add_cluster, add_config, load_config, set_up
+from vit_jax.cli.arguments import add_cluster, add_config, add_trust, load_config, set_up
 from vit_jax.cli.parser import Command
 from vit_jax.errors import UserError, program
 
@@ -38,6 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="START:STOP",
         help="Write a trace of the steps START to STOP into WORKDIR/profile, for XProf.",
     )
+    add_trust(parser)
     add_cluster(parser)
 
 
