@@ -44,9 +44,10 @@ class Task(classification.Task):
         return total + self.logit_decay * jnp.square(logits).sum(), count
 
 
-def sign_descent(scale: float = 1.0) -> optax.GradientTransformation:
-    """An update rule: the sign of the gradient."""
-    return optax.stateless(lambda grads, _: jax.tree.map(lambda g: scale * jnp.sign(g), grads))
+def sign_descent(momentum: float = 0.9) -> optax.GradientTransformation:
+    """An update rule: the sign of the momentum."""
+    sign = optax.stateless(lambda updates, _: jax.tree.map(jnp.sign, updates))
+    return optax.chain(optax.trace(momentum), sign)
 
 
 def square_root(step, start, total, *, end=0.0):
@@ -70,7 +71,7 @@ class Stripes:
 
     def fetch(self, indices):
         labels = np.asarray(indices, np.int32) % 2
-        across = np.zeros((8, 8, 1), np.uint8)
+        across = np.zeros((8, 8, 3), np.uint8)
         across[::2] = 255
         both = np.stack([across, across.transpose(1, 0, 2)])
         return {"image": both[labels], "label": labels}

@@ -64,7 +64,7 @@ def own_run(tmp_path_factory):
     )
     overrides = {
         "optim.name": "own_plugins:sign_descent",
-        "optim.args.scale": "0.5",
+        "optim.args.momentum": "0.5",
         "optim.schedule.name": "own_plugins:square_root",
         "optim.schedule.end": "0.1",
         "data.pp": "own_plugins:negative(white=255)|flip_lr",
@@ -141,7 +141,7 @@ def test_python_names_what_it_trusts(own_run, new_process):
     with pytest.raises(UserError, match="write --trust="):
         Predictor.from_workdir(str(own_run))
     predictor = Predictor.from_workdir(str(own_run), trust=NAMES)
-    images = np.zeros((1, 8, 8, 1), np.uint8)
+    images = np.zeros((1, 8, 8, 3), np.uint8)
     assert predictor.predict(images)["probability"].shape == (1, 2)
 
 
@@ -212,5 +212,5 @@ def command_line(command, workdir, folder):
         "fewshot": ["fewshot", f"--workdir={workdir}"],
         "predict": ["predict", f"--workdir={workdir}", str(image)],
         "features": ["features", f"--workdir={workdir}", str(image), f"--out={folder}/f.npz"],
-        "convert": ["convert", str(workdir), f"{folder}/c.npz", "--to=npz"],
+        "convert": ["convert", str(workdir), f"{folder}/c", "--to=orbax"],
     }[command]

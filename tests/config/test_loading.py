@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -170,6 +170,7 @@ PATHS = [".".join(path) for path, _ in schema.walk(schema.SCHEMA)]
 DEEP = ["-" * 3000 + "1", "[" * 3000, "(" * 300 + ")" * 300, "{" * 90 + "}" * 90, "9" * 5000]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from([*PATHS, "model.width", "task.name", "eval.sets.val", "init.initialise"])
     | st.text(),
