@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import odd_images
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
@@ -71,8 +72,28 @@ def test_boxes_are_corners_in_the_unpadded_image(opened):
         ('{"images": [', "train.json is no JSON"),
         ("[]", "has no list 'images'"),
         (dataset(categories=[{"id": 1}]), r"categories\[0\] has no 'name'"),
-        (annotated(image_id=5), r"annotations\[0\] is of image 5, which is not listed"),
-        (annotated(category_id=5), r"annotations\[0\] has category 5, which is not listed"),
+        (annotated(image_id=5), r"annotations\[0\] is of image 5, which is not listed$"),
+        (annotated(image_id="7"), r"is of image \"7\", which is not listed \(ids are written as"),
+        (annotated(category_id=5), r"annotations\[0\] is of category 5, which is not listed"),
+        (annotated(category_id=True), r"annotations\[0\] has category_id true"),
+        (dataset(categories=[{"id": 1, "name": "a"}, {"id": "1", "name": "b"}]), "numbers and te"),
+        (dataset(categories=[{"id": 1, "name": "a"}] * 2), r"categories\[0\] have the same id 1"),
+        (
+            dataset(images=[dataset()["images"][0], dataset()["images"][1] | {"id": 7}]),
+            r"images\[1\] and images\[0\] have the same id 7",
+        ),
+        (
+            dataset(
+                images=[dataset()["images"][0], dataset()["images"][1] | {"file_name": "./a.png"}]
+            ),
+            r"images\[1\] and images\[0\] have the same file_name \"a.png\"",
+        ),
+        (
+            dataset(annotations=[one | {"id": 4} for one in dataset()["annotations"]]),
+            r"annotations\[1\] and annotations\[0\] have the same id 4",
+        ),
+        (annotated(bbox=[5, 5, 10**30, 2]), r"annotations\[0\] has bbox \[5, 5, 1000"),
+        ("[" * 100_000, "is no JSON: brackets nested too deep"),
         (annotated(bbox=None), r"annotations\[0\] has bbox null"),
         (annotated(area=None), r"annotations\[0\] has area null"),
         (annotated(image_id=[1]), r"annotations\[0\] has image_id \[1\]"),
@@ -101,19 +122,16 @@ def test_bad_boxes_may_be_dropped_and_crowded_images_say_so(opened, caplog):
         annotation["bbox"] = [19, 19, 20, 20]
     with pytest.raises(UserError, match=r"not one of its \d boxes lies inside its image"):
         opened(corners, on_bad_box="drop")
-    with pytest.raises(UserError, match="on_bad_box='ignore'; write fail or drop"):
+    with pytest.raises(UserError, match="on_bad_box='ignore'; write fail, clip, drop"):
         opened(dataset(), on_bad_box="ignore")
     with pytest.raises(UserError, match=r"a.png has 2 objects.*max_objects=1; write 2 or more"):
         opened(dataset(), max_objects=1)
 
 
 def test_an_image_of_another_size_than_its_boxes_are_for_is_bad(tmp_path, opened):
-    """As a photograph that EXIF turns: annotated upright, decoded lying on its side."""
     source = opened(dataset())
-    turned = Image.Exif()
-    turned[0x112] = 6
     for name in ("a.png", "b.png"):  # b has no boxes to be misplaced
-        Image.new("RGB", (10, 20)).save(tmp_path / name, exif=turned)
+        Image.new("RGB", (10, 20)).save(tmp_path / name)
     pp = "joint_decode|joint_fit(16)"
     reason = r"boxes are for\] \[10 20\] \[pixels but the image is\] \[20 10\]"
     options = {"batch_size": 2, "rows": np.arange(2), "pp": pp}
@@ -122,6 +140,87 @@ def test_an_image_of_another_size_than_its_boxes_are_for_is_bad(tmp_path, opened
     with train_batches(source, seed=0, on_bad_image="skip", **options) as batches:
         assert (next(batches)["box_label"] == -1).all()
         assert batches.num_bad_images
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x.png", "a/../../x.png", ".", "", "a\0b"])
+def test_files_outside_the_folder_are_refused(opened, name):
+    images = [dataset()["images"][0] | {"file_name": name}]
+    with pytest.raises(UserError, match=r"images\[0\] names the file .* not in the folder"):
+        opened(dataset(images=images, annotations=[]))
+
+
+def test_absolute_paths_and_detours_inside_the_folder_are_followed(tmp_path, opened):
+    first, second = dataset()["images"]
+    images = [first | {"file_name": f"{tmp_path}/a.png"}, second | {"file_name": "c/../b.png"}]
+    source = opened(dataset(images=images))
+    assert [source.describe(i) for i in range(2)] == [f"{tmp_path}/a.png", f"{tmp_path}/b.png"]
+    assert len(source.fetch(np.arange(2))["image"]) == 2
+
+
+def test_a_link_to_what_is_no_image_is_a_bad_image(tmp_path, opened):
+    source = opened(dataset())
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a.png").symlink_to("/etc/passwd")
+    with pytest.raises(OSError, match="not an image that is read"):
+        source.fetch(np.array([0]))
+
+
+def test_a_box_that_reaches_one_pixel_beyond_the_image_is_cut(opened):
+    source = opened(annotated(bbox=[11, 5, 10, 6]))
+    np.testing.assert_allclose(source.fetch(np.array([0]))["boxes"][0, 0], [0.5, 0.55, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("bbox", "cut"),
+    [
+        ([-5, -5, 10, 10], [0, 0, 0.5, 0.25]),
+        ([10, 5, 300, 200], [0.5, 0.5, 1, 1]),
+        ([25, 5, 5, 2], None),
+        ([5, 5, 0, 2], None),
+        ([5, 5, -5, 2], None),
+        ([5, 5, float("nan"), 2], None),
+        ([5, 5, float("inf"), 2], None),
+    ],
+)
+def test_boxes_may_be_clipped_to_their_image(opened, bbox, cut):
+    records = opened(annotated(bbox=bbox), on_bad_box="clip").fetch(np.array([0]))
+    labels = records["box_label"][0]
+    assert labels.tolist() == ([1, 0, -1] if cut else [0, -1, -1])
+    if cut:
+        np.testing.assert_allclose(records["boxes"][0, 0], cut)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_boxes_lie_on_the_photograph_that_they_were_drawn_on(tmp_path, opened, orientation, exif):
+    """A square photograph: its size does not tell which of its sides is up."""
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[2:6, 4:14] = 255  # Where the first box is.
+    images = [dataset()["images"][0] | {"width": 16, "height": 16}]
+    stored = annotated(bbox=[4, 2, 10, 4])
+    stored = stored | {"images": images, "annotations": stored["annotations"][:1]}
+    source = opened(stored, exif=exif)
+    photograph = odd_images.turned(Image.fromarray(upright), orientation, quality=95)
+    if exif == "ignore":
+        exif_of_another = Image.Exif()
+        exif_of_another[0x0112] = orientation
+        photograph = odd_images.encoded(
+            Image.fromarray(upright), "JPEG", quality=95, exif=exif_of_another
+        )
+    (tmp_path / "a.png").write_bytes(photograph)
+    (batch,) = eval_batches(source, batch_size=1, rows=np.arange(1), pp="joint_decode")
+    y0, x0, y1, x1 = np.round(batch["boxes"][0, 0] * 16).astype(int)
+    inside = batch["image"][0, y0:y1, x0:x1]
+    assert inside.mean() > 200
+    assert inside.sum() > 0.9 * batch["image"].sum()
+
+
+def test_boxes_for_the_photograph_as_stored_keep_it_so(tmp_path, opened):
+    """The JSON lists 20 x 10 pixels, as the file has them before it is turned."""
+    source = opened(dataset())
+    data = odd_images.turned(odd_images.photograph(10, 20), 6)
+    (tmp_path / "a.png").write_bytes(data)
+    assert source.fetch(np.array([0]))["image"][0] == data
 
 
 def test_a_byte_order_mark_is_passed_over(opened):

@@ -1,12 +1,20 @@
 """Folders of image files: layouts, class numbers, parts of a split, and what is wrong with them."""
 
+import hashlib
+import itertools
+import json
+import os
 import shutil
 
 import numpy as np
+import odd_images
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from vit_jax.data import eval_batches, open_source, train_batches
+from vit_jax.data import element_spec, eval_batches, open_source, train_batches
+from vit_jax.data.sources._splits import inner_bounds, with_every_class
 from vit_jax.errors import UserError
 
 
@@ -196,3 +204,130 @@ def test_unreadable_and_vanished_files_are_named(flat):
         reasons = "\n".join(batches.bad_images)
     assert "cat/3.jpg: " in reasons
     assert "dog/4.PNG: FileNotFoundError" in reasons
+
+
+def test_a_rare_class_is_in_the_first_part_whatever_the_parts(tmp_path):
+    """20 + 1 images: by the hash alone the one would often be held out of training."""
+    for number in range(20):
+        write(tmp_path / "common" / f"{number}.png")
+    for number in range(30):
+        folder = tmp_path / "rare"
+        shutil.rmtree(folder, ignore_errors=True)
+        write(folder / f"{number}.png")
+        parts = [open_folder(tmp_path, split) for split in ("train[:50%]", "train[50%:90%]")]
+        parts.append(open_folder(tmp_path, "train[90%:]"))
+        assert 1 in parts[0].fetch(np.arange(len(parts[0])))["label"]
+        names = [part.describe(index) for part in parts for index in range(len(part))]
+        assert len(names) == len(set(names)) == 21
+
+
+def test_parts_that_have_every_class_are_as_they_always_were(flat):
+    files = [f"cat/{number}.jpg" for number in range(20)]
+    files += [f"dog/{number}.PNG" for number in range(20)]
+    files.sort(key=lambda file: hashlib.blake2b(file.encode(), digest_size=8).digest())
+    source = open_folder(flat, "train[:90%]")
+    assert [source.describe(index) for index in range(36)] == [f"{flat}/{x}" for x in files[:36]]
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=40), st.data())
+def test_parts_share_nothing_and_the_first_has_every_class_if_there_is_room(labels, data):
+    labels = np.array(labels)
+    bounds = data.draw(st.lists(st.integers(1, len(labels) - 1), max_size=3, unique=True))
+    ends = [0, *sorted(bounds), len(labels)]
+    parts = []
+    for start, stop in itertools.pairwise(ends):
+        inner = inner_bounds(range(start, stop), len(labels))
+        parts.append(with_every_class(labels, inner)[start:stop])
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+    present = set(labels.tolist())
+    if len(parts[0]) >= 2 * len(present):
+        assert set(labels[parts[0]].tolist()) == present
+    if bounds and all(present == set(labels[:bound].tolist()) for bound in bounds):
+        np.testing.assert_array_equal(np.concatenate(parts), np.arange(len(labels)))
+
+
+def test_a_part_without_a_class_says_so(flat, caplog):
+    open_folder(flat, "train[:1]")
+    assert "train[:1] has no image of 1 of 2 classes" in caplog.text
+
+
+def test_split_folders_may_be_capitalized(imagenet):
+    (imagenet / "train").rename(imagenet / "Train")
+    (imagenet / "val").rename(imagenet / "VAL")
+    assert len(open_folder(imagenet)) == 9
+    assert open_folder(imagenet, "Validation").num_classes == 3
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "train", "test"):
+        write(tmp_path / name / "1.jpg")
+    assert open_folder(tmp_path).class_names == ("bus", "test", "train")
+    with pytest.raises(UserError, match="no folder for the split 'val'"):
+        open_folder(tmp_path, "val")
+
+
+def test_one_class_alone_is_worth_a_warning(tmp_path, caplog):
+    write(tmp_path / "cat" / "1.jpg")
+    assert open_folder(tmp_path).num_classes == 1
+    assert "the class 'cat' alone" in caplog.text
+
+
+def test_an_accent_in_either_normal_form_is_one_class(tmp_path):
+    one, two = "caf\u00e9", "cafe\u0301"
+    for split, name in (("train", two), ("val", one)):
+        write(tmp_path / split / name / "1.jpg")
+        write(tmp_path / split / "zoo" / "1.jpg")
+    assert open_folder(tmp_path, "val").class_names == (two, "zoo")
+    assert sorted(open_folder(tmp_path, "val").fetch(np.arange(2))["label"]) == [0, 1]
+    write(tmp_path / "train" / one / "1.jpg")
+    with pytest.raises(UserError, match="two folders 'caf\u00e9', whose names look alike"):
+        open_folder(tmp_path)
+
+
+def test_odd_names_are_read_and_named_on_one_line(tmp_path):
+    names = ["a b", "c,d", "山", "x\ny", "$x^$", "[z]", os.fsdecode(b"\xff")]
+    for name in names:
+        write(tmp_path / name / f"{name}.jpg")
+    (tmp_path / "elsewhere.jpg").write_bytes((tmp_path / "a b" / "a b.jpg").read_bytes())
+    (tmp_path / "a b" / "link.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    (tmp_path / "linked").symlink_to(tmp_path / "山")
+    source = open_folder(tmp_path)
+    assert len(source) == len(names) + 2
+    json.dumps(source.class_names).encode()
+    " ".join(source.class_names).encode()
+    for index in range(len(source)):
+        assert source.fetch(np.array([index]))["image"][0]
+        assert source.describe(index).isprintable()
+
+
+def test_other_formats_are_read_and_turned_upright(tmp_path):
+    for name, data in odd_images.readable().items():
+        path = tmp_path / "class" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    source = open_folder(tmp_path)
+    batches = eval_batches(source, batch_size=4, rows=np.arange(4), pp="decode|resize(4)")
+    assert sum(batch["mask"].sum() for batch in batches) == len(source)
+    turned = odd_images.turned(odd_images.photograph(), 6)
+    for one in (tmp_path / "class").iterdir():
+        one.write_bytes(turned)
+    for exif, shape in (("apply", (32, 48, 3)), ("ignore", (48, 32, 3))):
+        spec = {"source": "folder", "name": str(tmp_path), "exif": exif}
+        assert element_spec(open_source(spec), "decode")["image"].shape == shape
+    with pytest.raises(UserError, match="exif='off': write apply or ignore"):
+        open_source(spec | {"exif": "off"})
+
+
+def test_every_bad_file_is_skipped_or_named(tmp_path):
+    for number in range(20):
+        write(tmp_path / "class" / f"{number}.jpg")
+    for name, data in odd_images.unreadable().items():
+        (tmp_path / "class" / name).write_bytes(data)
+    os.mkfifo(tmp_path / "class" / "pipe.jpg")
+    source = open_folder(tmp_path)
+    options = {"batch_size": 8, "rows": np.arange(8), "pp": "decode_jpeg_and_inception_crop(8)"}
+    with train_batches(source, seed=0, on_bad_image="skip", **options) as batches:
+        for _ in range(8):
+            next(batches)
+        found = {one.partition(": ")[0] for one in batches.bad_images}
+    assert {name.split("/")[-1] for name in found} == {"pipe.jpg", *odd_images.unreadable()}

@@ -1,7 +1,7 @@
-"""Boxes in records: how every source hands them over.
+"""Boxes in records, in the form in which every source hands them over.
 
 A box is (y0, x0, y1, x1) in 0..1 of the unpadded image. Records have room for a fixed number of
-objects, because a batch is an array; what is left of the room has label -1 and a box of zeros.
+objects, because a batch is an array; the room that is left has label -1 and boxes of zeros.
 
 boxes      float32 [n, 4]
 box_label  int32 [n], -1 for "no object here"
@@ -16,9 +16,9 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
-BAD_BOX_CHOICES = ("fail", "drop")
-_TOLERANCE = 1e-3
-"""How far outside the image, in 0..1, a box may reach by rounding; it is cut back."""
+BAD_BOX_CHOICES = ("fail", "clip", "drop")
+TOLERANCE = 1e-3
+"""The share of a side by which rounding may put a box outside the image; it is always cut back."""
 
 
 class Objects(NamedTuple):
@@ -30,34 +30,49 @@ class Objects(NamedTuple):
     area: np.ndarray
 
 
-def check(objects: Objects, *, on_bad_box: str, describe: Callable[[], str]) -> Objects:
-    """The objects without bad boxes, cut to the image.
+def check(
+    objects: Objects,
+    *,
+    on_bad_box: str,
+    describe: Callable[[], str],
+    tolerance: tuple[float, float] = (TOLERANCE, TOLERANCE),
+) -> Objects:
+    """Returns the objects whose boxes can be used, cut to the image.
 
-    on_bad_box: "fail", or "drop" to leave out boxes that are empty, inverted, outside the image or
-    not finite. describe: names the record in an error.
+    A box is bad if it reaches outside the image by more than `tolerance`, or has no area inside the
+    image, or is not finite.
+
+    Args:
+      on_bad_box: "fail"; "clip" to cut boxes to the image, and leave out those of which nothing
+        remains; or "drop" to leave out every bad box, which is then learned as background.
+      describe: names the record in an error.
+      tolerance: of the height and of the width, as shares of them.
 
     Raises:
       UserError: a bad box, with "fail".
     """
-    boxes = np.asarray(objects.boxes, np.float32).reshape(-1, 4)
-    inside = (boxes >= -_TOLERANCE) & (boxes <= 1 + _TOLERANCE)
-    cut = np.clip(boxes, 0, 1)
+    boxes = np.asarray(objects.boxes, np.float64).reshape(-1, 4)
+    reach = np.tile(np.maximum(tolerance, TOLERANCE), 2)
+    cut = np.clip(boxes, 0, 1).astype(np.float32)
     with np.errstate(invalid="ignore"):
-        good = inside.all(1) & (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
-    if not good.all() and on_bad_box != "drop":
+        usable = np.isfinite(boxes).all(1) & (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
+        good = usable & ((boxes >= -reach) & (boxes <= 1 + reach)).all(1)
+    if not good.all() and on_bad_box == "fail":
         number = int(np.argmin(good))
         values = ", ".join(f"{value:.4g}" for value in boxes[number])
         raise UserError(
             f"{describe()}: object {number} has the box ({values}); (y0, x0, y1, x1) in 0..1 with"
-            " y0 < y1 and x0 < x1 is wanted (config.data.args.on_bad_box='drop' leaves such out)"
+            " y0 < y1 and x0 < x1 is wanted (config.data.args.on_bad_box='clip' cuts boxes to the"
+            " image, 'drop' leaves bad ones out)"
         )
-    return Objects(cut[good], *(np.asarray(field)[good] for field in objects[1:]))
+    kept = usable if on_bad_box == "clip" else good
+    return Objects(cut[kept], *(np.asarray(field)[kept] for field in objects[1:]))
 
 
 def pack(
     images: Sequence[Objects], max_objects: int, describe: Callable[[int], str]
 ) -> dict[str, np.ndarray]:
-    """Records with the objects of `images`, with room for `max_objects` in each.
+    """Returns records with the objects of `images`, with room for `max_objects` in each.
 
     describe: names the i-th image in an error.
 
@@ -86,4 +101,4 @@ def pack(
 def check_choice(on_bad_box: str) -> None:
     """Raises `UserError` unless it is one of `BAD_BOX_CHOICES`."""
     if on_bad_box not in BAD_BOX_CHOICES:
-        raise UserError(f"on_bad_box={on_bad_box!r}; write {' or '.join(BAD_BOX_CHOICES)}")
+        raise UserError(f"on_bad_box={on_bad_box!r}; write {', '.join(BAD_BOX_CHOICES)}")

@@ -1,17 +1,28 @@
-"""From encoded bytes to pixels. Images that are decoded already pass through unchanged."""
+"""From encoded bytes to pixels. Images that are decoded already pass through unchanged.
+
+Sources mark the JPEG files that need more than decoding (`data.images.MARK`): a photograph that the
+camera stored lying on its side is turned upright, and a file that does not end as it should is
+decoded as a whole even where a crop is wanted.
+"""
 
 from vit_jax.data.host_tensorflow import tf
+from vit_jax.data.images import CUT_SHORT, MARK
 from vit_jax.data.ops import image_op, random_image_op
 from vit_jax.data.ops.geometry import crop_to, crop_window, resize
 
+# For what few images need: one node of the graph, where branches of many nodes that are not taken
+# would still cost every image some microseconds each.
+_apart = tf.function(autograph=False, experimental_attributes={"_noinline": True})
+
 
 def encoded(image: tf.Tensor) -> bool:
+    """Returns whether an image is still encoded."""
     return image.dtype == tf.string
 
 
 @image_op
 def decode(image: tf.Tensor, channels: int = 3, precise: bool = False) -> tf.Tensor:
-    """JPEG, PNG, GIF (first frame), BMP or WebP bytes to uint8 `[h, w, channels]`.
+    """Decodes JPEG, PNG, GIF (first frame), BMP or WebP bytes to uint8 `[h, w, channels]`.
 
     `precise` decodes JPEG with the slower, exact cosine transform (PIL's); the default is the one
     most published models were trained with.
@@ -26,7 +37,8 @@ def decode(image: tf.Tensor, channels: int = 3, precise: bool = False) -> tf.Ten
         return tf.image.decode_jpeg(image, channels=channels, dct_method="INTEGER_ACCURATE")
 
     pixels = tf.cond(tf.io.is_jpeg(image), of_jpeg, of_any_kind) if precise else of_any_kind()
-    return tf.ensure_shape(pixels, [None, None, channels])
+    pixels = tf.ensure_shape(pixels, [None, None, channels])
+    return tf.cond(_is_marked(image), lambda: _turned(pixels, _mark(image)), lambda: pixels)
 
 
 @random_image_op
@@ -42,16 +54,75 @@ def decode_jpeg_and_inception_crop(
     method: str = "bilinear",
     antialias: bool = False,
 ) -> tf.Tensor:
-    """`decode` and `inception_crop` in one: of a JPEG only the rows of the crop are decoded."""
-    area_percent, ratios = (area_min, area_max), (ratio_min, ratio_max)
+    """Does `decode` and `inception_crop` at once: of a JPEG only rows of the crop are decoded."""
+    bounds = (area_min, area_max), (ratio_min, ratio_max)
 
     def fused() -> tf.Tensor:
-        window = crop_window(tf.io.extract_jpeg_shape(image), seed, area_percent, ratios)
+        window = crop_window(tf.io.extract_jpeg_shape(image), seed, *bounds)
         return tf.image.decode_and_crop_jpeg(image, window, channels=3)
 
     def separate() -> tf.Tensor:
         pixels = decode(image)
-        return crop_to(pixels, crop_window(tf.shape(pixels), seed, area_percent, ratios))
+        return crop_to(pixels, crop_window(tf.shape(pixels), seed, *bounds))
 
-    crop = tf.cond(tf.io.is_jpeg(image), fused, separate) if encoded(image) else separate()
+    def unmarked() -> tf.Tensor:
+        return tf.cond(tf.io.is_jpeg(image), fused, separate)
+
+    def marked() -> tf.Tensor:
+        return _marked_crop(image, seed, *bounds)
+
+    crop = tf.cond(_is_marked(image), marked, unmarked) if encoded(image) else separate()
     return crop if size is None else resize(crop, size, method, antialias)
+
+
+def _is_marked(image: tf.Tensor) -> tf.Tensor:
+    return tf.strings.substr(image, 2, len(MARK)) == MARK
+
+
+def _mark(image: tf.Tensor) -> tf.Tensor:
+    """Returns the value of the mark in encoded bytes: an int32 scalar."""
+    byte = tf.strings.substr(image, 2 + len(MARK), 1)
+    return tf.cast(tf.io.decode_raw(byte, tf.uint8, fixed_length=1)[0], tf.int32)
+
+
+@_apart
+def _marked_crop(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    area_percent: tuple[float, float],
+    ratios: tuple[float, float],
+) -> tf.Tensor:
+    """A random crop of a marked JPEG, drawn in the upright image and decoded in the stored one."""
+    mark = _mark(image)
+    swapped, of_rows, of_columns = _turn(mark)
+    stored = tf.io.extract_jpeg_shape(image)
+    upright = tf.where(swapped, tf.gather(stored, [1, 0, 2]), stored)
+    top, left, height, width = tf.unstack(crop_window(upright, seed, area_percent, ratios))
+    top = tf.where(of_rows, upright[0] - top - height, top)
+    left = tf.where(of_columns, upright[1] - left - width, left)
+    window = tf.where(swapped, [left, top, width, height], [top, left, height, width])
+    whole = tf.cond(
+        mark >= CUT_SHORT,
+        # Fails where rows are missing, even if the crop has none of them.
+        lambda: tf.size(tf.image.decode_jpeg(image, channels=3)),
+        lambda: 0,
+    )
+    with tf.control_dependencies([whole]):
+        return _turned(tf.image.decode_and_crop_jpeg(image, window, channels=3), mark)
+
+
+@_apart
+def _turned(pixels: tf.Tensor, mark: tf.Tensor) -> tf.Tensor:
+    """Turns pixels `[h, w, c]` upright, as the orientation in a mark says."""
+    swapped, of_rows, of_columns = _turn(mark)
+    x = tf.cond(swapped, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
+    x = tf.cond(of_rows, lambda: tf.reverse(x, [0]), lambda: x)
+    x = tf.cond(of_columns, lambda: tf.reverse(x, [1]), lambda: x)
+    return tf.ensure_shape(x, [None, None, pixels.shape[-1]])
+
+
+def _turn(mark: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns whether to swap rows and columns, then to reverse rows, and to reverse columns."""
+    orientation = mark % CUT_SHORT
+    kind = (orientation - 1) % 4
+    return orientation > 4, kind >= 2, (kind == 1) | (kind == 2)

@@ -1,6 +1,9 @@
 """Split strings as TFDS writes them, for the sources that TFDS does not read."""
 
 import re
+from collections.abc import Sequence
+
+import numpy as np
 
 from vit_jax.errors import UserError
 
@@ -19,7 +22,7 @@ def parse_split(split: str) -> tuple[str, str | None, str | None]:
 
 
 def split_range(split: str, num_examples: int) -> range:
-    """The record numbers that `split`'s brackets select from `num_examples` records.
+    """Returns the record numbers that `split`'s brackets select from `num_examples` records.
 
     Percentages round to the nearest whole record, as TFDS does, so that `[:90%]` and `[90%:]` share
     none and leave none out. Negative bounds count from the end.
@@ -30,6 +33,35 @@ def split_range(split: str, num_examples: int) -> range:
     if first >= last:
         raise UserError(f"split {split!r} selects none of {num_examples} examples")
     return range(first, last)
+
+
+def inner_bounds(selected: range, num_examples: int) -> list[int]:
+    """Returns the ends of `selected` at which it divides the examples."""
+    return [bound for bound in (selected.start, selected.stop) if 0 < bound < num_examples]
+
+
+def with_every_class(labels: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
+    """Returns an order of the examples in which the part before each bound has every class.
+
+    A class whose first example lies behind a bound changes places, with that example, with one in
+    front that is not the first of its own class. Where every class is in front already, or there is
+    no room for all of them, nothing is moved. Which two change places does not depend on the
+    bounds, so that parts whose bounds meet share no example and leave none out.
+
+    Args:
+      labels: class numbers of the examples in their order, integers `[n]`.
+      bounds: where the examples are divided, numbers between 0 and n.
+
+    Returns:
+      Numbers of the examples, int64 `[n]`.
+    """
+    order = np.arange(len(labels))
+    firsts = np.sort(np.unique(labels, return_index=True)[1])
+    others = np.setdiff1d(order, firsts)
+    for late, early in zip(firsts[::-1], others, strict=False):
+        if any(early < bound <= late for bound in bounds):
+            order[[early, late]] = late, early
+    return order
 
 
 def _bound(text: str, num_examples: int) -> int:

@@ -6,122 +6,176 @@
 
 A `.jsonl` file has lines {"image": "cat.jpg", "caption": "a cat"}, a `.csv` or `.tsv` file a first
 line that names the columns `image` and `caption`; several lines of an image are its captions. A
-`.json` file is COCO's: `images` (id, file_name) and `annotations` (image_id, caption).
+`.json` file is COCO's: `images` (id, file_name) and `annotations` (image_id, caption). Files are
+named relative to the folder of images.
+
+In a `.csv` file a cell with commas, line breaks or quote marks is written in quote marks, and a
+quote mark inside it twice. In a `.tsv` file quote marks are characters like any other.
 """
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data import files
+from vit_jax.data.images import check_exif, for_decoding, is_image_name, read
 from vit_jax.data.sources import Records
+from vit_jax.data.sources import _coco_json as coco_json
 from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.errors import UserError
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_KEYS = ("image", "caption")
+_SECTIONS = {
+    "images": {"id": coco_json.ID, "file_name": str},
+    "annotations": {"image_id": coco_json.ID, "caption": str},
+}
+_ADVICE = "write a cell with quote marks in quote marks, and each quote mark inside it twice"
 
 
 class Source:
-    """`name` is the file; `{split}` in it, and in `images`, is replaced by the split.
+    """Reads images with up to `max_texts` captions each.
 
-    images: folder of the files. max_texts: of an image's captions the first that are kept.
+    Args:
+      name: the file of captions; `{split}` in it, and in `images`, is replaced by the split.
+      split: the split, with `[a:b]` for a part of its images.
+      images: the folder of the image files.
+      max_texts: the most captions of an image that are kept; its first ones are.
+      exif: "apply" turns photographs upright as their EXIF orientation says; "ignore" does not.
     """
 
     num_classes = 0
     class_names = None
 
-    def __init__(self, name: str, split: str = "train", *, images: str, max_texts: int = 5):
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        *,
+        images: str,
+        max_texts: int = 5,
+        exif: str = "apply",
+    ):
+        check_exif(exif)
         part = parse_split(split)[0]
-        path = Path(name.replace("{split}", part)).expanduser()
-        self._folder = Path(images.replace("{split}", part)).expanduser()
-        if not self._folder.is_dir():
-            raise UserError(f"no such folder: {self._folder}")
+        path = files.expand(name.replace("{split}", part))
+        self._folder = files.existing_folder(images.replace("{split}", part))
+        self._exif = exif
         captions: dict[str, list[str]] = {}
-        for image, caption in _pairs(path):
-            captions.setdefault(image, []).append(caption)
+        for where, image, caption in _pairs(path):
+            relative = files.path_inside(self._folder, image, f"{files.shown(path)}: {where}")
+            captions.setdefault(relative, []).append(caption)
         selected = split_range(split, len(captions))
         self._files = list(captions)[selected.start : selected.stop]
         self._captions = np.full((len(self._files), max_texts), b"", object)
         for row, image in enumerate(self._files):
-            texts = [text.encode() for text in captions[image][:max_texts]]
+            texts = [text.encode(errors="replace") for text in captions[image][:max_texts]]
             self._captions[row, : len(texts)] = texts
         self.fingerprint = f"captions:{path.name}:{split}:{len(self._files)}"
+        if exif == "ignore":
+            self.fingerprint += ":exif-ignored"
 
     def __len__(self) -> int:
         return len(self._files)
 
     def fetch(self, indices: np.ndarray) -> Records:
-        files = np.empty(len(indices), object)
+        found = np.empty(len(indices), object)
         for row, index in enumerate(indices):
-            files[row] = Path(self.describe(index)).read_bytes()
-        return {"image": files, "captions": self._captions[indices]}
+            data = read(self._folder / self._files[index])
+            found[row] = for_decoding(data, self._exif)
+        return {"image": found, "captions": self._captions[indices]}
 
     def describe(self, index: int) -> str:
-        return str(self._folder / self._files[index])
+        return files.shown(self._folder / self._files[index])
 
 
-def _pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """File name and caption, in the file's order. Raises `UserError` where one is missing."""
-    kinds = {".jsonl": _lines, ".json": _coco} | dict.fromkeys(_SEPARATORS, _table)
-    reader = kinds.get(path.suffix)
+def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yields the place in the file, the image and the caption of each line or annotation.
+
+    Raises:
+      UserError: the file cannot be read, or lacks an image or a caption somewhere.
+    """
+    kinds = {".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".json": _coco}
+    reader = kinds.get(path.suffix.lower())
     if not reader:
-        raise UserError(f"{path}: write a file that ends in {', '.join(kinds)}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Excel's begin with a mark.
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text: {error}") from error
-    for where, entry in reader(path, text):
+        raise UserError(f"{files.shown(path)}: write a file that ends in {', '.join(kinds)}")
+    for where, entry in reader(path, files.read_text(path)):
         values = [entry.get(key) if isinstance(entry, dict) else None for key in _KEYS]
         for key, value in zip(_KEYS, values, strict=True):
             if not isinstance(value, str) or not value.strip():
-                raise UserError(f"{path}: {where} has no {key!r}")
-        yield values[0], values[1].strip()
+                raise UserError(f"{files.shown(path)}: {where} has no {key!r}")
+        yield where, values[0], values[1].strip()
 
 
-_KEYS = ("image", "caption")
-
-
-def _lines(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-    # Not `splitlines`, which also ends lines at characters that JSON texts may hold, as U+2028.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"line {number}", _parsed(path, line, f": line {number}")
-
-
-def _table(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=_SEPARATORS[path.suffix])
-    try:
-        for row in rows:
-            yield f"line {rows.line_num}", row
-    except csv.Error as error:
-        raise UserError(
-            f"{path}: the row that begins after line {rows.line_num} is no table's: {error}; is a "
-            "quote left open?"
-        ) from error
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict]]:
+    for number, line in files.numbered_lines(text):
+        yield f"line {number}", files.parse_json(path, line, f": line {number}")
 
 
 def _coco(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-    stored = _parsed(path, text, "")
-    sections = [stored.get(k) if isinstance(stored, dict) else None for k in _SECTIONS]
-    for section, entries in zip(_SECTIONS, sections, strict=True):
-        if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
-            raise UserError(f"{path} has no list {section!r}; is it COCO's captions format?")
-    files = {image.get("id"): image.get("file_name") for image in sections[0]}
-    for number, entry in enumerate(sections[1]):
-        image = files.get(entry.get("image_id"))
-        yield f"annotations[{number}]", {"image": image, "caption": entry.get("caption")}
+    stored = coco_json.sections(path, text, _SECTIONS, "captions")
+    coco_json.check_unique(path, stored, "images", "id")
+    names = {image["id"]: image["file_name"] for image in stored["images"]}
+    for number, entry in enumerate(stored["annotations"]):
+        coco_json.check_listed(path, number, "image", entry["image_id"], names)
+        name = names[entry["image_id"]]
+        yield f"annotations[{number}]", {"image": name, "caption": entry["caption"]}
 
 
-_SECTIONS = ("images", "annotations")
+def _table(path: Path, text: str) -> Iterator[tuple[str, dict]]:
+    """Yields the rows of a table, each cell under the name of its column.
+
+    A cell too many would be a part of a caption that was left out, so it is an error.
+    """
+    rows = _comma_rows(path, text) if path.suffix.lower() == ".csv" else _tab_rows(text)
+    columns = [cell.strip() for cell in next(rows, (1, []))[1]]
+    for key in _KEYS:
+        if columns.count(key) != 1:
+            raise UserError(
+                f"{files.shown(path)}: line 1 names {columns.count(key) or 'no'} columns {key!r}, "
+                f"but {', '.join(map(files.shown, columns)) or 'nothing'}; name image and caption"
+            )
+    at = columns.index("image")
+    for number, cells in rows:
+        if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
+            raise UserError(
+                f"{files.shown(path)}: line {number} has {len(cells)} cells, line 1 has"
+                f" {len(columns)}: write a caption that has the separator in it in quote marks"
+            )
+        if any(_is_row(line, at, len(columns)) for x in cells for line in files.lines(x)[1:]):
+            raise UserError(
+                f"{files.shown(path)}: a cell of line {number} has the next rows in it, because a"
+                f" quote mark is left open: {_ADVICE}"
+            )
+        yield f"line {number}", dict(zip(columns, cells, strict=False))
 
 
-def _parsed(path: Path, text: str, where: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}{where} is no JSON: {error}") from error
+def _is_row(line: str, at: int, num_columns: int) -> bool:
+    """Returns whether a line inside a cell looks like a row, with the name of an image."""
+    cells = line.split(",")
+    return len(cells) >= num_columns and is_image_name(cells[at].strip(' "'))
+
+
+def _tab_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    return ((number, line.split("\t")) for number, line in files.numbered_lines(text))
+
+
+def _comma_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of the line in which each row begins, and its cells."""
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
+    while True:
+        try:
+            cells = next(rows, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{files.shown(path)}: the row that begins in line {line} is no row of a table"
+                f" ({error}); if a quote mark is left open, {_ADVICE}"
+            ) from error
+        if cells is None:
+            return
+        if cells:
+            yield line, cells
+        line = rows.line_num + 1

@@ -1,153 +1,215 @@
-"""A folder of image files: `ROOT/CLASS/*.jpg|jpeg|png`, or `ROOT/SPLIT/CLASS/*`.
+"""A folder of image files: `ROOT/CLASS/*.jpg|png|...`, or `ROOT/SPLIT/CLASS/*`.
 
 The layout that PyTorch's ImageFolder reads, ImageNet's `train/n01440764/*.JPEG` included. Classes
 are the sorted folder names of `train`, so that a class has one number everywhere; without a folder
 of that name, those over all splits. Where there are no split folders, or a part of one is wanted,
 `train[:90%]` and `train[90%:]` divide the images: the order of a split is that of a hash of the
-files' paths, so that every part has all classes, and a file keeps its place relative to the others
-when files are added.
+files' paths, so that a file keeps its place relative to the others when files are added. The first
+part has images of every class if it is large enough (`_splits.with_every_class`).
 """
 
 import hashlib
+import logging
 import os
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data import images
+from vit_jax.data.files import existing_folder, is_hidden, shown, visible
 from vit_jax.data.sources import Records
-from vit_jax.data.sources._splits import parse_split, split_range
+from vit_jax.data.sources._splits import inner_bounds, parse_split, split_range, with_every_class
 from vit_jax.errors import UserError
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid"),
     "test": ("test", "testing"),
 }
-# What desktops leave behind, besides hidden files.
-_IGNORED = ("thumbs.db", "desktop.ini")
+_MAX_NAMED = 5
+
+logger = logging.getLogger(__name__)
 
 
 class Source:
-    """`name` is ROOT, `split` the folder in it (`val` and `validation` are one), with `[a:b]`."""
+    """Reads the images of a split with their classes.
 
-    def __init__(self, name: str, split: str = "train"):
+    Args:
+      name: ROOT.
+      split: the folder in it, in small or capital letters, with `[a:b]` for a part of it; `val` and
+        `validation` are one.
+      exif: "apply" turns photographs upright as their EXIF orientation says; "ignore" does not.
+    """
+
+    def __init__(self, name: str, split: str = "train", *, exif: str = "apply"):
+        images.check_exif(exif)
         if "://" in name:
             raise UserError(f"{name}: image folders are read from local disks; copy it to one")
-        root = Path(name).expanduser()
-        if not root.is_dir():
-            raise UserError(f"no such folder: {root}")
+        root = existing_folder(name)
         splits = split_folders(root)
         folder = _chosen_folder(root, splits, split)
-        self.class_names = _class_names(root, splits)
-        self.num_classes = len(self.class_names)
-        self._folder = folder
-        _check_class_folders(folder, self.class_names, splits)
-        files = _image_files(folder, self.class_names)
+        classes = _classes(root, splits)
+        self.class_names = tuple(_decodable(name) for name in classes.values())
+        self.num_classes = len(classes)
+        self._folder, self._exif = folder, exif
+        here = _class_folders(folder, classes, splits)
+        files = _image_files(folder, here)
         files.sort(key=lambda file: hashlib.blake2b(os.fsencode(file[0]), digest_size=8).digest())
+        labels = np.array([label for _, label in files], np.int32)
         selected = split_range(split, len(files))
-        files = files[selected.start : selected.stop]
-        self._names = [file for file, _ in files]
-        self._labels = np.array([label for _, label in files], np.int32)
-        self.fingerprint = f"folder:{root.name}:{split}:{len(files)}"
+        order = with_every_class(labels, inner_bounds(selected, len(files)))
+        order = order[selected.start : selected.stop]
+        self._names = [files[number][0] for number in order]
+        self._labels = labels[order]
+        self.fingerprint = f"folder:{root.name}:{split}:{len(order)}"
+        if exif == "ignore":
+            self.fingerprint += ":exif-ignored"
+        self._warn(shown(root), split, is_part=len(order) < len(files))
+
+    def _warn(self, root: str, split: str, is_part: bool) -> None:
+        if self.num_classes == 1:
+            logger.warning(
+                "%s has the class %r alone: a classifier has nothing to tell apart",
+                root, self.class_names[0],
+            )  # fmt: skip
+        lacking = np.setdiff1d(np.arange(self.num_classes), self._labels)
+        if is_part and len(lacking):
+            named = [self.class_names[label] for label in lacking[:_MAX_NAMED]]
+            more = ", ..." if len(lacking) > _MAX_NAMED else ""
+            logger.warning(
+                "%s: %s has no image of %d of %d classes (%s%s)",
+                root, split, len(lacking), self.num_classes, ", ".join(map(shown, named)), more,
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._names)
 
     def fetch(self, indices: np.ndarray) -> Records:
-        images = np.empty(len(indices), object)
+        found = np.empty(len(indices), object)
         for row, index in enumerate(indices):
-            with open(self.describe(index), "rb") as file:
-                images[row] = file.read()
-        return {"image": images, "label": self._labels[indices]}
+            data = images.read(os.path.join(self._folder, self._names[index]))
+            found[row] = images.for_decoding(data, self._exif)
+        return {"image": found, "label": self._labels[indices]}
 
     def describe(self, index: int) -> str:
-        return os.path.join(self._folder, self._names[index])
+        return shown(os.path.join(self._folder, self._names[index]))
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The split folders of `root` by the canonical name of the split; empty if it has none."""
+    """Returns the split folders of `root` by the canonical name of the split; {} if it has none.
+
+    Split folders hold class folders. A folder `train` that holds images, beside others that do, is
+    a class called `train`.
+    """
+    if not os.path.isdir(root):
+        return {}
+    folders = [entry.name for entry in visible(root) if entry.is_dir()]
     found = {}
     for split, names in _SPLIT_FOLDERS.items():
-        for name in names:
-            if (root / name).is_dir():
-                found.setdefault(split, root / name)
-    return found
+        # Small letters first, where a folder is there in several spellings.
+        of_split = [one for one in sorted(folders, reverse=True) if one.lower() in names]
+        of_split.sort(key=lambda one: names.index(one.lower()))
+        if of_split:
+            found[split] = root / of_split[0]
+    are_all = all(any(one.lower() in names for names in _SPLIT_FOLDERS.values()) for one in folders)
+    return found if are_all or any(map(_has_folders, found.values())) else {}
 
 
-def _chosen_folder(root: Path, splits: dict[str, Path], split: str) -> Path:
-    """The folder whose subfolders are the classes of `split`."""
-    wanted = parse_split(split)[0]
+def _has_folders(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() and not is_hidden(entry.name) for entry in entries)
+
+
+def _chosen_folder(root: Path, splits: Mapping[str, Path], split: str) -> Path:
+    """Returns the folder whose subfolders are the classes of `split`."""
+    wanted = parse_split(split)[0].lower()
     canonical = next((one for one, names in _SPLIT_FOLDERS.items() if wanted in names), wanted)
     if canonical in splits:
         return splits[canonical]
     if splits:
         have = ", ".join(folder.name for folder in splits.values())
         advice = "'train[:90%]' and 'train[90%:]' divide one folder"
-        raise UserError(f"{root} has no folder for the split {split!r}; it has {have} ({advice})")
+        raise UserError(
+            f"{shown(root)} has no folder for the split {split!r}; it has {have} ({advice})"
+        )
     if canonical != "train":
         raise UserError(
-            f"{root} has no folder for the split {split!r}: without split folders, write "
+            f"{shown(root)} has no folder for the split {split!r}: without split folders, write "
             "'train[:90%]' for training and 'train[90%:]' for validation"
         )
     return root
 
 
-def _class_names(root: Path, splits: dict[str, Path]) -> tuple[str, ...]:
-    """Sorted names of the class folders: a folder that only a test split has is no class."""
+def _classes(root: Path, splits: Mapping[str, Path]) -> dict[str, str]:
+    """Returns the names of the class folders in the order of their numbers, by normal form.
+
+    A folder that only a test split has is no class. The normal form is that of Unicode: an é may
+    be one character or two, depending on the system that a folder was made on.
+    """
     folders = [splits["train"]] if "train" in splits else list(splits.values()) or [root]
-    return tuple(sorted(set().union(*map(_subfolders, folders))))
+    found: dict[str, str] = {}
+    for folder in folders:
+        found = _subfolders(folder) | found
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def _check_class_folders(
-    folder: Path, class_names: tuple[str, ...], splits: dict[str, Path]
-) -> None:
-    """Images outside class folders, or in those of unknown classes, have no label."""
+def _subfolders(folder: Path) -> dict[str, str]:
+    """Returns the names of the folders in `folder`, by their normal form."""
+    found: dict[str, str] = {}
+    for entry in visible(folder):
+        form = unicodedata.normalize("NFC", entry.name)
+        if entry.is_dir() and found.setdefault(form, entry.name) != entry.name:
+            raise UserError(
+                f"{shown(folder)} has two folders {shown(form)!r}, whose names look alike but are"
+                " written with other characters (Unicode's NFC and NFD): make one of them"
+            )
+    return found
+
+
+def _class_folders(
+    folder: Path, classes: Mapping[str, str], splits: Mapping[str, Path]
+) -> list[tuple[str, int]]:
+    """Returns the name in `folder`, and the number, of each class that it has images of.
+
+    Images outside class folders, or in those of unknown classes, would have no label.
+    """
     found = _subfolders(folder)
     if not found:
         raise UserError(
-            f"{folder} has no class folders: put images into one folder a class, "
-            f"as in {folder}/CLASS/photo.jpg"
+            f"{shown(folder)} has no class folders: put images into one folder a class, "
+            f"as in {shown(folder)}/CLASS/photo.jpg"
         )
-    unknown = sorted(found.difference(class_names))
+    unknown = sorted(found.keys() - classes.keys())
     if unknown:
+        named = ", ".join(map(shown, unknown))
         raise UserError(
-            f"{folder} has the class {', '.join(unknown)}, which {splits['train']} lacks: rename "
+            f"{shown(folder)} has the class {named}, which {shown(splits['train'])} lacks: rename "
             "or remove it (images without known classes are for `predict`)"
         )
+    return [(found[form], label) for label, form in enumerate(classes) if form in found]
 
 
-def _subfolders(folder: Path) -> set[str]:
-    return {entry.name for entry in _visible(folder) if entry.is_dir()}
-
-
-def _image_files(folder: Path, class_names: tuple[str, ...]) -> list[tuple[str, int]]:
-    """(path below `folder`, label) of every image. What is no image is an error, by name."""
+def _image_files(folder: Path, classes: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Returns (path below `folder`, label) of every image. What is no image is an error."""
     files = []
-    for label, name in enumerate(class_names):
-        class_folder = folder / name
-        if not class_folder.is_dir():  # A class of which this split has no images.
-            continue
+    for name, label in classes:
         before = len(files)
-        for entry in _visible(class_folder):
-            if not entry.name.lower().endswith(_SUFFIXES) or entry.is_dir():
+        for entry in visible(folder / name):
+            if not images.is_image_name(entry.name) or entry.is_dir():
                 raise UserError(
-                    f"{entry.path} is not an image file ({', '.join(_SUFFIXES)}): move it away"
+                    f"{shown(entry.path)} is not an image file ({', '.join(images.SUFFIXES)}): "
+                    "move it away"
                 )
             files.append((f"{name}/{entry.name}", label))
         if len(files) == before:
-            raise UserError(f"class folder {class_folder} has no images: fill it or remove it")
+            raise UserError(
+                f"class folder {shown(folder / name)} has no images: fill it or remove it"
+            )
     return files
 
 
-def _visible(folder: Path) -> list[os.DirEntry]:
-    """The entries of a folder but hidden ones, in no particular order."""
-    try:
-        with os.scandir(folder) as entries:
-            return [
-                entry
-                for entry in entries
-                if not entry.name.startswith(".") and entry.name.lower() not in _IGNORED
-            ]
-    except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}") from error
+def _decodable(name: str) -> str:
+    """Returns a file name as text that can be written: bytes that are no UTF-8 are replaced."""
+    return os.fsencode(name).decode(errors="replace")

@@ -1,0 +1,170 @@
+"""Image files: which are read and how, with TensorFlow and without, upright, within bounds."""
+
+import os
+
+import numpy as np
+import odd_images
+import pytest
+
+from vit_jax.data import files, images
+from vit_jax.data import pp as preprocessing
+from vit_jax.data.host_tensorflow import tf
+from vit_jax.errors import UserError
+
+ORIENTATIONS = range(1, 9)
+READABLE, UNREADABLE = odd_images.readable(), odd_images.unreadable()
+SEED = np.array([3, 5], np.int32)
+decode = preprocessing.build("decode")
+
+
+def decoded(data, pp="decode", seed=SEED):
+    return np.asarray(preprocessing.build(pp)({"image": tf.constant(data)}, seed)["image"])
+
+
+def close(a, b, tolerance=12):
+    assert a.shape == b.shape
+    assert np.abs(a.astype(int) - b.astype(int)).max() <= tolerance
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_odd_images_are_read_alike_with_and_without_tensorflow(name):
+    data = READABLE[name]
+    pixels = images.pixels(data)
+    assert pixels.dtype == np.uint8
+    close(decoded(images.for_decoding(data)), pixels)
+    if name != "cmyk.jpg":  # Which TensorFlow does not make grey.
+        grey = images.pixels(data, channels=1)
+        close(decoded(images.for_decoding(data), "decode(channels=1)"), grey)
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_said_in_one_line(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(UNREADABLE[name])
+    with pytest.raises(UserError) as raised:
+        images.read_pixels(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+    with pytest.raises((OSError, UserError)):
+        decoded(images.for_decoding(images.read(path)))
+
+
+def test_postscript_never_reaches_an_interpreter(monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", None)
+    with pytest.raises(images.BadImage, match="not an image that is read"):
+        images.pixels(UNREADABLE["text.jpg"])
+
+
+def test_files_of_other_kinds_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    for name in ("pipe.jpg", "folder.jpg", "zero.jpg", "loop.jpg", "gone.jpg", "x" * 5000, "a\0b"):
+        with pytest.raises(UserError) as raised:
+            images.read_pixels(tmp_path / name)
+        assert len(str(raised.value)) < 500
+
+
+def test_messages_show_names_on_one_line():
+    assert files.shown("a\nb\x1b[2J.jpg") == r"a\nb\x1b[2J.jpg"
+    assert files.shown(os.fsdecode(b"\xff.jpg")) == r"\udcff.jpg"
+    assert files.shown("山 é.jpg") == "山 é.jpg"
+    assert len(files.shown("x" * 5000)) < 310
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_photographs_are_turned_upright(kind, orientation):
+    picture = odd_images.photograph()
+    data = odd_images.turned(picture, orientation, kind)
+    head = images.header(data)
+    assert (head.orientation, head.upright_size) == (orientation, (32, 48))
+    close(images.pixels(data), np.asarray(picture))
+    close(decoded(images.for_decoding(data)), np.asarray(picture))
+    close(decoded(images.for_decoding(data), "decode(precise=True)"), np.asarray(picture))
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_photographs_stay_as_stored_where_that_is_asked_for(orientation):
+    data = odd_images.turned(odd_images.photograph(), orientation)
+    assert images.for_decoding(data, "ignore") == data
+    close(decoded(data), images.pixels(data, exif="ignore"))
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_random_crop_lies_where_it_would_in_the_upright_image(orientation):
+    picture = odd_images.photograph(64, 40)
+    data = images.for_decoding(odd_images.turned(picture, orientation, quality=95))
+    upright = images.for_decoding(odd_images.encoded(picture, "JPEG", quality=95))
+    for seed in range(8):
+        key = np.array([seed, 1], np.int32)
+        pp = "decode_jpeg_and_inception_crop(area_min=20)"
+        close(decoded(data, pp, key), decoded(upright, pp, key), tolerance=24)
+
+
+def test_annotations_for_the_image_as_stored_keep_it_so():
+    data = odd_images.turned(odd_images.photograph(), 6)
+    assert images.for_decoding(data, listed_size=(48, 32)) == data
+    for size in ((32, 48), (0, 0), (7, 7)):
+        assert images.for_decoding(data, listed_size=size) != data
+    upside_down = odd_images.turned(odd_images.photograph(), 3)  # The size cannot tell.
+    assert images.for_decoding(upside_down, listed_size=(32, 48)) != upside_down
+
+
+def test_images_without_orientation_pass_through_unchanged():
+    for name in ("grey.jpg", "cmyk.jpg", "progressive.jpg", "png inside.jpg", "alpha.png"):
+        assert images.for_decoding(READABLE[name]) is READABLE[name]
+
+
+@pytest.mark.parametrize(
+    "exif", [b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff"]
+)
+def test_damaged_exif_says_nothing(exif):
+    segment = b"\xff\xe1" + (8 + len(exif)).to_bytes(2, "big") + b"Exif\0\0" + exif
+    jpeg = odd_images.encoded(odd_images.photograph(), "JPEG")
+    assert images.header(jpeg[:2] + segment + jpeg[2:]).orientation == 1
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.99])
+def test_half_a_jpeg_fails_wherever_the_crop_lies(progressive, share):
+    jpeg = odd_images.encoded(odd_images.photograph(200, 160), "JPEG", progressive=progressive)
+    cut = jpeg[: int(len(jpeg) * share)]
+    crop = preprocessing.build("decode_jpeg_and_inception_crop(8)")
+    for data in (images.for_decoding(cut), images.with_end_checked(cut)):
+        for seed in range(40):
+            with pytest.raises(UserError):
+                crop({"image": tf.constant(data)}, np.array([seed, 0], np.int32))
+
+
+def test_bytes_behind_the_end_change_no_pixel():
+    jpeg = odd_images.encoded(odd_images.photograph(64, 40), "JPEG")
+    for seed in range(8):
+        key = np.array([seed, 0], np.int32)
+        crops = [
+            decoded(images.for_decoding(data), "decode_jpeg_and_inception_crop", key)
+            for data in (jpeg, jpeg + b"\0\0")
+        ]
+        np.testing.assert_array_equal(*crops)
+
+
+def test_one_rule_says_which_files_below_a_folder_are_images(tmp_path):
+    outside = tmp_path / "outside"
+    root = tmp_path / "root"
+    for name in (
+        "a.jpg", "B.JPEG", "é 山.png", "d,e.webp", "deep/er/x.tif", ".hidden.jpg", "._a.jpg",
+        "notes.txt", ".ipynb_checkpoints/a-checkpoint.jpg", "__MACOSX/a.jpg", "Thumbs.db",
+    ):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    outside.mkdir()
+    (outside / "linked.png").write_bytes(b"x")
+    (root / "link").symlink_to(outside)
+    (root / "deep" / "back").symlink_to(root)
+    assert list(images.images_below(root)) == [
+        "B.JPEG", "a.jpg", "d,e.webp", "deep/er/x.tif", "link/linked.png", "é 山.png",
+    ]  # fmt: skip
