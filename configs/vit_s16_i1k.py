@@ -39,10 +39,27 @@ def get_config(arg=None):
         "remat": "dots_saveable",
     }
     config.task = {"name": "classification", "mixup": 0.2}
-    pp = imagenet.big_vision_pp(size, randaug=(2, 10))
-    imagenet.use(config, root=arg.data, others=arg.others, **pp)
 
-    imagenet.big_vision_adamw(config)
+    config.data.source = "folder" if arg.data else "tfds"
+    config.data.name = arg.data or "imagenet2012"
+    config.data.split = "train[:99%]"
+    config.data.pp = f"decode_jpeg_and_inception_crop({size})|flip_lr|randaug(2,10)"
+    config.data.eval_pp = f"decode|resize_small({round(size * 8 / 7)})|central_crop({size})"
+    config.data.on_bad_image = "skip" if arg.data else "fail"
+    config.eval.sets = {
+        "val": {"split": "validation"},
+        "minival": {"split": "train[99%:]"},  # The part that training leaves out.
+        **imagenet.other_sets(arg.others, config.data.eval_pp),
+    }
+
+    # AdamW with its first moment in bfloat16. The decay is scaled by the schedule but not by lr, so
+    # 1e-4 is what PyTorch and optax call 0.1.
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 1e-4
+    config.optim.decay_coupling = "schedule"
+    config.optim.args = {"mu_dtype": "bfloat16"}
+    config.optim.clip_norm = 1.0
+    config.optim.schedule.warmup = 10_000
 
     if arg.runlocal:
         imagenet.run_locally(config, width=24, depth=2, num_heads=2, mlp_dim=48)

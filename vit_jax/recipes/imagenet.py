@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from vit_jax.errors import UserError, nearest
+from vit_jax.plugins import check_known
 
 NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES = 1_281_167, 50_000, 1000
 
@@ -68,23 +68,33 @@ def use(
     sets = {"val": {"split": "validation"}}
     if minival:
         sets["minival"] = {"split": MINIVAL}
+    config.eval.sets = {**sets, **other_sets(others, eval_pp)}
+
+
+def other_sets(others: str, eval_pp: str) -> dict[str, dict[str, str]]:
+    """Returns entries of `config.eval.sets` for further test sets.
+
+    others: names from `OTHER_SETS`, joined by "+". eval_pp: the preprocessing of evaluation images.
+
+    Raises:
+      UserError: there is no such test set.
+    """
+    sets = {}
     for name in filter(None, others.split("+")):
-        if name not in OTHER_SETS:
-            raise UserError(f"config argument others={others!r}; {nearest(name, OTHER_SETS)}")
+        check_known(name, OTHER_SETS, f"config argument others={others!r}", "list of test sets")
         dataset, split, labels = OTHER_SETS[name]
         sets[name] = {"source": "tfds", "name": dataset, "split": split, "pp": eval_pp + labels}
-    config.eval.sets = sets
+    return sets
 
 
 def augreg(setting: str) -> tuple[float, int, int]:
-    """(mixup, RandAugment layers, magnitude) of one of the paper's settings. Raises `UserError`."""
-    if setting not in AUGREG:
-        raise UserError(f"config argument aug={setting!r}; {nearest(setting, AUGREG)}")
+    """Returns (mixup, RandAugment layers, magnitude) of a setting. Raises `UserError`."""
+    check_known(setting, AUGREG, f"config argument aug={setting!r}")
     return AUGREG[setting]
 
 
 def big_vision_pp(size: int, randaug: Sequence[int] = (0, 0)) -> dict[str, str]:
-    """`use`'s ops as big_vision's recipes have them: inception crop, flip, RandAugment."""
+    """Returns the ops of `use` as in big_vision: inception crop, flip, RandAugment."""
     layers, magnitude = randaug
     return {
         "crop": f"decode_jpeg_and_inception_crop({size})|flip_lr",
@@ -94,7 +104,7 @@ def big_vision_pp(size: int, randaug: Sequence[int] = (0, 0)) -> dict[str, str]:
 
 
 def big_vision_adamw(config: ConfigDict) -> None:
-    """The optimizer of big_vision's recipes from scratch: decay not scaled by lr, bfloat16 mean."""
+    """Sets the optimizer of big_vision's recipes; configs/vit_s16_i1k.py shows it with reasons."""
     config.optim.lr = 1e-3
     config.optim.weight_decay = 1e-4
     config.optim.decay_coupling = "schedule"
