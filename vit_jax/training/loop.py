@@ -17,20 +17,13 @@ from vit_jax.parallel.host_memory import fill_heap_gaps
 from vit_jax.parallel.stop_signal import StopSignal
 from vit_jax.tracking.log import writer_names
 from vit_jax.tracking.step_log import StepLog, Stopwatch
-from vit_jax.training import background, pictures, step
+from vit_jax.training import background, pictures, restore, step
 from vit_jax.training.best import Best, check_keep_best
 from vit_jax.training.evaluate import Abandoned, Evaluator
 from vit_jax.training.lock import WorkdirLock
 from vit_jax.training.opening import open_log, open_store, opening_lines
 from vit_jax.training.outcome import Outcome, advising
 from vit_jax.training.profiling import Profiler
-from vit_jax.training.restore import (
-    check_data,
-    check_start,
-    last_evaluation,
-    lost_seconds,
-    restore_or_init,
-)
 from vit_jax.training.run import Run, TrainStep
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import Params
@@ -65,20 +58,20 @@ def train(
             store = stack.enter_context(open_store(config, workdir, best))
             changed = workdir.check_resume(config) if store.steps() else []
             run = Run.build(config)
-            changed += check_data(run, workdir) if store.steps() else []
+            changed += restore.check_data(run, workdir) if store.steps() else []
             total = run.duration.total
             # Tracing and compiling need no state, so they run while it is made or read from disk.
             compiling = None if workdir.is_done() else background.start(run.compile_step)
             evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
             check_keep_best(config, evaluator)
             profiler.check(total)
-            state, restored, merged = restore_or_init(run, store)
-            start = check_start(workdir, restored, total)
+            state, restored, merged = restore.restore_or_init(run, store)
+            start = restore.check_start(workdir, restored, total)
         if restored:
             times.add_all(restored.metadata["seconds"])
             if start == total and workdir.is_done():
-                return Outcome.of(workdir, run, last_evaluation(workdir), times)
-            times.add("lost to restart", lost_seconds(workdir, restored))
+                return Outcome.of(workdir, run, restore.last_evaluation(workdir), times)
+            times.add("lost to restart", restore.lost_seconds(workdir, restored))
         if is_first:
             workdir.mark_done(False)
             workdir.write_config(
@@ -128,7 +121,7 @@ class Trainer:
         evaluate_every = duration(config.eval.every, "eval.every")
         save_every = duration(config.checkpoint.every, "checkpoint.every")
         start, total = restored.step if restored else 0, duration.total
-        self.results = last_evaluation(self.workdir)
+        self.results = restore.last_evaluation(self.workdir)
         if restored:
             self.run_owed_evaluation(restored)
         with (
