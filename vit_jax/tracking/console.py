@@ -1,4 +1,10 @@
-"""Progress on the console: one live line on a terminal, plain lines in a log file."""
+"""Progress on the console: one live line on a terminal, plain lines in a log file.
+
+Neither tqdm nor rich would make this smaller. Both draw a bar, but the log lines, the numbers, the
+order in which a narrow terminal gives them up and the time left (which pauses for evaluation must
+not move) would stay here. Both raise when the stream breaks, rich shows no progress where there is
+no terminal, and each runs a thread.
+"""
 
 import collections
 import os
@@ -8,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TextIO
+
+from vit_jax.tracking.plain_text import one_line, visible
 
 _BAR_WIDTH_MAX = 28  # columns; wider bars say nothing more
 _BAR_WIDTH_MIN = 8
@@ -72,7 +80,7 @@ class Progress:
         now = self._clock()
         self._remaining_time.report(step, now)
         is_news = note != self._note or step >= self._total_steps
-        self._step, self._note = step, " ".join(note.split())
+        self._step, self._note = step, one_line(note)
         self._metrics.update(metrics)
         if not self._is_live:
             self._write(_log_line(self._where(), metrics, self._note) + "\n")
@@ -81,7 +89,11 @@ class Progress:
             self._draw()
 
     def message(self, text: str) -> None:
-        """Prints `text` as lines of their own, above the live line if there is one."""
+        """Prints `text` as lines of their own, above the live line if there is one.
+
+        Escape codes and other characters that a terminal would obey are shown as text.
+        """
+        text = "\n".join(map(visible, text.split("\n")))
         if self._is_drawn:
             # One write, so that the terminal never shows a state in between.
             self._write(f"\r{_CLEAR_TO_END}{text}\n{self._live_line()}")

@@ -9,9 +9,9 @@ from vit_jax.checkpoints import MergeReport
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.tracking.log import writer_names
 from vit_jax.tracking.step_log import StepLog, Stopwatch
+from vit_jax.tracking.utilization import Monitor
 from vit_jax.training.best import Best
 from vit_jax.training.run import Run
-from vit_jax.training.utilisation import Monitor
 from vit_jax.training.workdir import Workdir
 
 
@@ -28,6 +28,8 @@ def open_store(config: ConfigDict, workdir: Workdir, best: Best) -> Store:
 
 def open_log(run: Run, workdir: Workdir, start_step: int, times: Stopwatch) -> StepLog:
     """Returns the log of rows and the console, which only process 0 writes."""
+    device_kind = run.mesh.devices.flat[0].device_kind
+    monitor = Monitor(device_kind, run.mesh.size, run.train_flops_per_example, times)
     return StepLog(
         workdir.path,
         start_step=start_step,
@@ -39,7 +41,7 @@ def open_log(run: Run, workdir: Workdir, start_step: int, times: Stopwatch) -> S
         writers=writer_names(run.config.log),
         config=run.config.to_dict(),
         is_writer=jax.process_index() == 0,
-        additions=Monitor(run, times).row,
+        additions=monitor.row,
     )
 
 

@@ -9,6 +9,7 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.errors import Diverged
 from vit_jax.tracking import Metric, format_duration
 from vit_jax.tracking.metrics import meaning
+from vit_jax.tracking.plain_text import one_line
 from vit_jax.tracking.step_log import Stopwatch
 from vit_jax.training.run import Run
 from vit_jax.training.workdir import Workdir
@@ -44,7 +45,8 @@ class Outcome:
 
     def describe(self) -> str:
         """Returns all metrics, then three lines: the headline, the time and the report's path."""
-        lines = [f"{name:32} {value:.6g}" for name, value in self.results.items()]
+        # Names of classes are part of names of metrics.
+        lines = [f"{one_line(name):32} {value:.6g}" for name, value in self.results.items()]
         if self.headline:
             name, value = self.headline
             lines.append(f"\n{name}: {meaning(name, self.metric_info).text(value)}")

@@ -1,4 +1,4 @@
-"""Utilisation, goodput, time lost to restarts, memory, stragglers, traces."""
+"""Utilization, goodput, time lost to restarts, memory, stragglers, traces."""
 
 import json
 import types
@@ -10,13 +10,12 @@ import pytest
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.parallel import accelerators
-from vit_jax.tracking import read_metrics, step_log
+from vit_jax.tracking import read_metrics, step_log, utilization
 from vit_jax.tracking.step_log import Stopwatch
-from vit_jax.training import utilisation as monitor
+from vit_jax.tracking.utilization import Monitor, compare_hosts
 from vit_jax.training.loop import train
 from vit_jax.training.profiling import Profiler
 from vit_jax.training.run import Run
-from vit_jax.training.utilisation import Monitor, compare_hosts
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +91,11 @@ def test_goodput_is_the_share_of_steps():
     assert times.seconds["input wait"] == 25
 
 
-def test_utilisation_is_model_flops_over_the_peak(tiny_config, monkeypatch):
+def test_utilization_is_model_flops_over_the_peak(tiny_config):
     run = Run.build(tiny_config())
     model = run.task.model
     assert run.train_flops_per_example() == 3 * models.flops(model, 8, 1)
-    tpu = types.SimpleNamespace(device_kind="TPU7x", memory_stats=lambda: None)
-    mesh = types.SimpleNamespace(devices=np.array([tpu] * 8), size=8)
-    row = Monitor(
-        types.SimpleNamespace(mesh=mesh, train_flops_per_example=lambda: 3e9), Stopwatch()
-    ).row(1000.0, 0.1)
+    row = Monitor("TPU7x", 8, lambda: 3e9, Stopwatch()).row(1000.0, 0.1)
     assert row["train/mfu"] == pytest.approx(1000 * 3e9 / (4 * accelerators.CHIPS["tpu7x"].flops))
     assert row["train/images_per_sec_per_chip"] == 250
 
@@ -122,12 +117,12 @@ def test_memory_is_that_of_the_fullest_device(monkeypatch):
         return types.SimpleNamespace(memory_stats=lambda: stats)
 
     monkeypatch.setattr(jax, "local_devices", lambda: [device(1), device(3)])
-    assert monitor.device_memory() == {"device/memory_gib": 3, "device/peak_memory_gib": 6}
+    assert utilization.device_memory() == {"device/memory_gib": 3, "device/peak_memory_gib": 6}
 
 
 def test_the_host_that_holds_others_up_is_named():
-    told = np.array([[0.1, 59, 59.5], [0.4, 60, 1.25], [0.0, 60, 0.0]], np.float32)
-    assert compare_hosts(told) == {
+    hosts = np.array([[0.1, 59, 59.5], [0.4, 60, 1.25], [0.0, 60, 0.0]], np.float32)
+    assert compare_hosts(hosts) == {
         "hosts/input_wait_fraction_max": pytest.approx(0.4),
         "hosts/longest_input_wait": 1,
         "hosts/arrival_spread_seconds": 1.75,

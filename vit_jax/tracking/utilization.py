@@ -1,7 +1,7 @@
-"""Utilization of the machines of a run: MFU, goodput, memory, and the host that is last."""
+"""The use a run makes of its machines: utilization, goodput, memory, and which host comes last."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -10,32 +10,42 @@ from jax.experimental import multihost_utils
 
 from vit_jax.parallel import accelerators
 from vit_jax.tracking.step_log import Stopwatch
-from vit_jax.training.run import Run
 
 
 class Monitor:
-    """Adds the values that the step itself cannot know to every row of training metrics.
+    """Adds to every row of training metrics what the step itself cannot know.
 
     - `train/images_per_sec_per_chip`, and `train/mfu` on chips whose peak is known: model FLOPs
       over that peak, as Chowdhery et al. (2022, PaLM, appendix B) define it. Recomputation under
       remat is no model FLOP; the backward pass counts as two forward ones.
-    - `train/goodput`: share of the run's time, over all its attempts, in which steps ran.
+    - `train/goodput`: the fraction of the run's time, over all its attempts, in which steps ran.
     - `train/run_seconds`: that time.
     - `device/memory_gib`, `device/peak_memory_gib`: of the fullest device of process 0.
     - with several processes `hosts/...`: the longest input wait, and who came last to this row.
+
+    Args:
+      device_kind: the kind of the run's devices, as JAX names it.
+      num_devices: the number of devices of the run.
+      flops_per_example: counts the model FLOPs of a training step for one example. It is called
+        only if the devices' peak is known, because counting traces the model once more.
+      times: the clock of the run.
     """
 
-    def __init__(self, run: Run, times: Stopwatch):
-        device = run.mesh.devices.flat[0]
-        chip = accelerators.of_kind(device.device_kind)
-        self._chips = max(1, run.mesh.size // chip.devices) if chip else run.mesh.size
-        # Counting traces the model once more: only where there is something to compare with.
-        self._flops = run.train_flops_per_example() if chip else 0
-        self._peak = chip.flops_per_device * run.mesh.size if chip else 0.0
+    def __init__(
+        self,
+        device_kind: str,
+        num_devices: int,
+        flops_per_example: Callable[[], float],
+        times: Stopwatch,
+    ):
+        chip = accelerators.of_kind(device_kind)
+        self._chips = max(1, num_devices // chip.devices) if chip else num_devices
+        self._flops = flops_per_example() if chip else 0.0
+        self._peak = chip.flops_per_device * num_devices if chip else 0.0
         self._times = times
 
     def row(self, images_per_sec: float, input_wait_fraction: float) -> dict[str, float]:
-        """Returns the additions to a row; every process must call this for the same rows."""
+        """Returns the additions to a row; every process must ask for the same rows."""
         found = {"train/images_per_sec_per_chip": images_per_sec / self._chips}
         if self._peak:
             found["train/mfu"] = images_per_sec * self._flops / self._peak
@@ -43,13 +53,13 @@ class Monitor:
         found["train/run_seconds"] = self._times.total()
         found |= device_memory()
         if jax.process_count() > 1:
-            mine = np.array([input_wait_fraction, *_split(time.time())])
-            found |= compare_hosts(multihost_utils.process_allgather(mine))
+            own = np.array([input_wait_fraction, *_split(time.time())])
+            found |= compare_hosts(multihost_utils.process_allgather(own))
         return found
 
 
 def device_memory() -> dict[str, float]:
-    """Returns the memory of this process's fullest device, if its platform reports it."""
+    """Returns the memory of this process's fullest device; {} if its platform does not say."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     names = {"memory_gib": "bytes_in_use", "peak_memory_gib": "peak_bytes_in_use"}
     return {
@@ -60,26 +70,26 @@ def device_memory() -> dict[str, float]:
 
 
 class _Moment(NamedTuple):
-    """A time in two numbers, which float32 holds to a tenth of a millisecond or better."""
+    """A time in two numbers, each of which float32 holds to a tenth of a millisecond or better."""
 
     minutes: float
     seconds: float
 
 
 def _split(seconds: float) -> _Moment:
-    # Minutes of a day are enough to tell hosts apart.
+    # The minutes of one day are enough to tell hosts apart.
     minutes, rest = divmod(seconds % 86400, 60)
     return _Moment(minutes, rest)
 
 
-def compare_hosts(rows: np.ndarray) -> Mapping[str, float]:
-    """Returns which process waits longest for input, and which reached this row last.
+def compare_hosts(hosts: np.ndarray) -> Mapping[str, float]:
+    """Returns which host holds the others up.
 
     Args:
-      rows: `[processes, 3]`: the input wait, and minutes and seconds of the host's own clock when
-        the process reached the row.
+      hosts: `[processes, 3]`: the input wait of each process, and the minutes and seconds at which
+        it came to the row, by its own clock.
     """
-    waits, arrivals = rows[:, 0], rows[:, 1].astype(np.float64) * 60 + rows[:, 2]
+    waits, arrivals = hosts[:, 0], hosts[:, 1].astype(np.float64) * 60 + hosts[:, 2]
     return {
         "hosts/input_wait_fraction_max": float(waits.max()),
         "hosts/longest_input_wait": int(waits.argmax()),
