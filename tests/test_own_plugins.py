@@ -11,10 +11,12 @@ from PIL import Image
 
 from vit_jax import plugins
 from vit_jax.__main__ import main
+from vit_jax.config import validate
 from vit_jax.data import ops
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
 from vit_jax.optim.rule import RULES
+from vit_jax.training.loop import train
 from vit_jax.training.workdir import Workdir
 
 HERE = Path(__file__).parent
@@ -143,6 +145,14 @@ def test_python_names_what_it_trusts(own_run, new_process):
     predictor = Predictor.from_workdir(str(own_run), trust=NAMES)
     images = np.zeros((1, 8, 8, 3), np.uint8)
     assert predictor.predict(images)["probability"].shape == (1, 2)
+
+
+def test_what_python_trained_with_is_trusted(tiny_config, tmp_path, new_process):
+    config = tiny_config(total=1)
+    config.unlock()
+    config.optim.name = "own_plugins:sign_descent"
+    train(validate(config), str(tmp_path))
+    assert Workdir.existing(str(tmp_path)).read_config().optim.name == config.optim.name
 
 
 def test_starting_from_a_run_imports_no_code_of_it(own_run, tmp_path, no_import, capsys):

@@ -1,5 +1,6 @@
 """Plug-ins are found by name and checked to be some; values of users against annotations."""
 
+import contextlib
 import dataclasses
 import importlib
 import sys
@@ -7,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from vit_jax import models, optim, tasks
@@ -42,6 +45,13 @@ def test_any_text_as_a_name_gives_one_line(kind, name):
         kind.find(name, "config.key")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 2500
+
+
+@given(st.text(), st.sampled_from(["", ":", "os:", "vit_jax."]))
+def test_any_other_text_gives_one_line(text, before):
+    for kind in KINDS:
+        with contextlib.suppress(UserError):
+            kind.find(before + text)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)

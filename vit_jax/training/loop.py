@@ -10,7 +10,7 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax import tracking
+from vit_jax import plugins, tracking
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.errors import Interrupted, UserError
 from vit_jax.parallel.host_memory import fill_heap_gaps
@@ -52,6 +52,7 @@ def train(
             profiler = Profiler.parse(profile)
             best = Best.of(config)
             writer_names(config.log)  # Checked before anything is computed.
+            plugins.trust(config.to_dict())  # The caller named the code of this config.
             workdir = Workdir.open(workdir_path)
             is_first = jax.process_index() == 0
             lock = stack.enter_context(WorkdirLock(workdir.path, is_holder=is_first))
