@@ -38,8 +38,8 @@ class Task(classification.Task):
 
     logit_decay: float = 1e-3
 
-    def objective(self, params, batch, key):
-        total, count = super().objective(params, batch, key)
+    def loss_fn(self, params, batch, key):
+        total, count = super().loss_fn(params, batch, key)
         logits = self.model.apply({"params": params}, batch["image"])
         return total + self.logit_decay * jnp.square(logits).sum(), count
 

@@ -134,6 +134,19 @@ class Unfinished:
         return {}
 
 
+@dataclasses.dataclass(frozen=True)
+class HalfRenamed(Smallest):
+    """Would train by the loss of its base class, whatever its own method says."""
+
+    def objective(self, params, batch, key):
+        raise AssertionError
+
+
+def test_an_earlier_name_that_nothing_would_call_is_refused():
+    with pytest.raises(UserError, match="defines objective; it is called loss_fn now"):
+        tasks.build({"name": f"{__name__}:HalfRenamed"}, TINY, INFO)
+
+
 def test_what_a_task_lacks_is_named():
     with pytest.raises(UserError, match="not define eval_sums, loss_fn, metrics"):
         tasks.build({"name": f"{__name__}:Unfinished"}, TINY, INFO)

@@ -258,9 +258,17 @@ def completed(task_class: type) -> type[BaseTask]:
     """Returns a task class with the defaults of `BaseTask` for what it leaves out.
 
     Raises:
-      UserError: it leaves out what has no default.
+      UserError: it leaves out what has no default, or derives from `BaseTask` and defines a method
+        by an earlier name, which nothing would call.
     """
-    if not issubclass(task_class, BaseTask):
+    where = f"{task_class.__module__}:{task_class.__qualname__}"
+    if issubclass(task_class, BaseTask):
+        for old, name in RENAMED.items():
+            if hasattr(task_class, old):
+                raise UserError(
+                    f"config.task.name={where!r} defines {old}; it is called {name} now"
+                )
+    else:
         renamed = {
             name: getattr(task_class, old)
             for old, name in RENAMED.items()
@@ -273,7 +281,6 @@ def completed(task_class: type) -> type[BaseTask]:
     if not hasattr(task_class, "headline"):
         missing.append("headline")
     if missing:
-        where = f"{task_class.__module__}:{task_class.__qualname__}"
         raise UserError(f"config.task.name={where!r} does not define {', '.join(missing)}")
     return task_class
 
