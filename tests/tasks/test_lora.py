@@ -133,14 +133,14 @@ def test_what_is_shown_and_exported_is_the_merged_model(trained, tmp_path, digit
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "attention_maps", lambda model, params, _: seen.update(params))
         patch.setattr(attention, "panel", lambda *_: Figure())
-        predictor.draw_attention(images, ["", ""], str(tmp_path / "looked.png"))
+        predictor.draw_attention(*predictor.answers(images), str(tmp_path / "looked.png"))
     np.testing.assert_allclose(
         flat(seen)["backbone/blocks/mlp/dense1/kernel"],
         params["backbone"]["blocks"]["mlp"]["dense1"]["kernel"],
         atol=1e-6,
     )
     for few in (images[:1], images):
-        predictor.draw_attention(few, [""] * len(few), str(tmp_path / "looked.png"))
+        predictor.draw_attention(*predictor.answers(few), str(tmp_path / "looked.png"))
         assert min(Image.open(tmp_path / "looked.png").size) > 100
 
 

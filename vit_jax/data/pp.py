@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from vit_jax.data.ops import Batched, Op, find_op
+from vit_jax.data.ops import Batched, MissingField, Op, find_op
 from vit_jax.errors import UserError, nearest, quoted
 from vit_jax.plugins import check_known, fits
 
@@ -98,12 +98,6 @@ def vocabularies(pp: str) -> dict[str, str]:
     return {arguments["key_result"]: arguments["vocab"] for arguments in made}
 
 
-def value_ops(pp: str) -> str:
-    """The part of a preprocessing string that gives images their range; empty where none does."""
-    steps = (step for step in parse(pp) if step.op.name in VALUE_OPS)
-    return "|".join(step.text for step in steps if step.inkey == step.outkey == "image")
-
-
 def build(pp: str) -> Callable[[Record, Any], Record]:
     """The function `(record, seed) -> record` that a preprocessing string stands for.
 
@@ -135,7 +129,7 @@ def stages(pp: str) -> list[Callable[[Record, Any], Record]]:
         keys = tf.unstack(tf.random.split(seed, num_random)) if num_random else []
         keys = iter(keys[sum(step.op.is_random for step in steps[:start]) :])
         for step in steps[start:stop]:
-            record = _checked(step, record, keys)
+            record = apply_step(step, record, keys)
         return record
 
     ends = [number for number, step in enumerate(steps, 1) if step.op.is_batched]
@@ -145,17 +139,22 @@ def stages(pp: str) -> list[Callable[[Record, Any], Record]]:
     return [functools.partial(stage, *bound) for bound in itertools.pairwise(bounds)]
 
 
-def _checked(step: Step, record: Record, seeds: typing.Iterator) -> Record:
-    """`_apply`, whose errors name the op."""
+def apply_step(step: Step, record: Record, seeds: typing.Iterator) -> Record:
+    """Returns the record that one op makes of a record; `seeds` yields the key of a random op.
+
+    Raises:
+        MissingField: the op reads a field that the record does not have.
+        UserError: the op does not fit the record otherwise.
+    """
     from vit_jax.data.host_tensorflow import tf
 
     try:
         return _apply(step, record, seeds)
     except UserError as error:
-        raise UserError(f"preprocessing op {step.text!r}: {error}") from error
+        raise type(error)(f"preprocessing op {step.text!r}: {error}") from error
     except KeyError as error:
         field = error.args[0]
-        raise UserError(
+        raise MissingField(
             f"preprocessing op {step.text!r} needs the field {field!r}, which records do"
             f" not have here; {nearest(str(field), record)}"
         ) from error
@@ -171,7 +170,7 @@ def _apply(step: Step, record: Record, seeds: typing.Iterator) -> Record:
     if step.op.kind == "random_record":
         return step.op.function(record, next(seeds), *args, **kwargs)
     if step.inkey not in record:
-        raise UserError(f"records have no field {step.inkey!r}; {nearest(step.inkey, record)}")
+        raise MissingField(f"records have no field {step.inkey!r}; {nearest(step.inkey, record)}")
     image = record[step.inkey]
     if image.dtype.name == "string" and not step.op.name.startswith("decode"):
         raise UserError("the image is still encoded; put 'decode' before this op")

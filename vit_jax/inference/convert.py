@@ -100,7 +100,7 @@ def _trained_size(
 
 def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
     """The backbone, with the classifier that the checkpoint may hold."""
-    run = None if name else _run_of(src)
+    run = None if name else run_of(src)
     if run:
         head = weights.arrays.get("head/bias")
         classes = {} if head is None else {"num_classes": head.shape[0]}
@@ -110,7 +110,7 @@ def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any])
 
 def _whole_model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
     """As `_model`, but with what the run's task puts around the backbone, if not a classifier."""
-    run = None if name else _run_of(src)
+    run = None if name else run_of(src)
     if run and not all(array.startswith(("backbone/", "head/")) for array in weights.arrays):
         config = run.read_config()
         model = {**config.model.to_dict(), **fields}
@@ -118,7 +118,7 @@ def _whole_model(src: str, weights: Weights, name: str | None, fields: dict[str,
     return _model(src, weights, name, fields)
 
 
-def _run_of(src: str) -> Workdir | None:
+def run_of(src: str) -> Workdir | None:
     """The run that a checkpoint lies in."""
     if "://" in src and not os.fspath(src).startswith(("gs://", "s3://")):
         return None

@@ -1,7 +1,6 @@
-"""Images to vectors: what a backbone makes of an image before any head."""
+"""Embeddings of images: the pooled output of a backbone, before any head."""
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,18 +12,19 @@ from etils import epath
 from vit_jax import checkpoints
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
+from vit_jax.inference.preparation import find_images
 from vit_jax.parallel import sharding
 from vit_jax.storage import write_atomically
 from vit_jax.tasks import BaseTask
 from vit_jax.types import Array, Params
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-
 
 class Embedder:
-    """The backbone of a task's model, on all devices of this process.
+    """Computes embeddings with the backbone of a task's model, on all devices of this process.
 
-    params: of the model, with or without its head, as `BaseTask.inference_params` returns them.
+    Args:
+      params: the parameters of the model, with or without its head, as
+        `BaseTask.inference_params` returns them.
     """
 
     def __init__(self, task: BaseTask, params: Params):
@@ -42,9 +42,12 @@ class Embedder:
         self._embed = jax.jit(embed, out_shardings=everywhere)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images of the pipeline `[n, height, width, channels]` to features float32 `[n, dim]`.
+        """Returns the features of images, float32 `[n, dim]`, that the head reads.
 
-        Those that the head reads; a backbone without pooling gives the mean of its grid.
+        A backbone without pooling gives the mean of its grid.
+
+        Args:
+          images: `[n, height, width, channels]` as the pipeline gives them.
         """
         missing = -len(images) % self._mesh.size
         padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
@@ -54,7 +57,7 @@ class Embedder:
 
 
 def backbone_params(task: BaseTask, checkpoint: str, interpolation: str = "corners") -> Params:
-    """`{"backbone": ...}` of a checkpoint of any format, for the images of `task`.
+    """Returns `{"backbone": ...}` of a checkpoint of any format, for the images of `task`.
 
     Raises:
       UserError: the checkpoint cannot be read, or is of another model.
@@ -68,55 +71,35 @@ def backbone_params(task: BaseTask, checkpoint: str, interpolation: str = "corne
     return {"backbone": params}
 
 
-def run(images: Sequence[str], out: str, predictor: Predictor, *, batch_size: int = 64) -> str:
+def run(images: Sequence[str], out: str, predictor: Predictor) -> str:
     """Writes `features` float32 `[n, dim]` and `path`, text `[n]`, of image files.
 
-    images: files, and folders with everything below them, in the order of their names.
-    out: a file that ends in .npz (NumPy) or .parquet (a row an image, lists of fixed length).
-    predictor: from `Predictor.from_workdir` or `Predictor.from_checkpoint`.
+    Images are prepared as `predictor` prepares them.
+
+    Args:
+      images: files, folders and patterns, see `find_images`.
+      out: a file that ends in .npz (NumPy) or .parquet (one row for each image, lists of fixed
+        length).
+      predictor: from `Predictor.from_workdir` or `Predictor.from_checkpoint`.
 
     Returns:
-      What was written, in words.
+      A line that says what was written.
 
     Raises:
-      UserError: no image, one that cannot be read, or a file that cannot be written.
+      UserError: there is no image, one cannot be read, or the file cannot be written.
     """
     encode = _ENCODERS.get(Path(out).suffix)
     if encode is None:
         raise UserError(f"--out={out}: features are written as {' or '.join(_ENCODERS)}")
     files = find_images(images)
     embed = Embedder(predictor.task, predictor.params)
-    size = min(batch_size, len(files))
-    rows = []
-    for start in range(0, len(files), size):
-        pixels = predictor.read(files[start : start + size])
-        # One shape, so that the last batch compiles nothing.
-        filled = np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
-        rows.append(embed(predictor.as_trained(filled))[: len(pixels)])
+    rows = [embed(batch["image"])[batch["mask"] > 0] for batch in predictor.batches(files)]
     features = np.concatenate(rows)
     try:
         write_atomically(epath.Path(out), encode(features, files))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}") from error
     return f"wrote {out}: features [{features.shape[0]}, {features.shape[1]}] and path"
-
-
-def find_images(paths: Sequence[str]) -> list[str]:
-    """The image files among `paths` and below the folders among them, sorted within each folder.
-
-    Raises:
-      UserError: a path that is not there, or a folder without images.
-    """
-    found: list[str] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(os.fspath(path))
-            continue
-        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not below:
-            raise UserError(f"{path}: no image files ({', '.join(SUFFIXES)}) in it or below")
-        found += map(os.fspath, below)
-    return found
 
 
 def _npz(features: np.ndarray, paths: Sequence[str]) -> bytes:

@@ -1,8 +1,9 @@
-"""What a trained run says of image files, drawn on them if asked; and where it looked."""
+"""A trained model's answers for image files, drawn on them, and where the model looked."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -10,56 +11,102 @@ import jax
 import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
+from ml_collections import ConfigDict
 
 from vit_jax import attention, models, tasks
-from vit_jax.checkpoints import evaluation_params
+from vit_jax.checkpoints import evaluation_params, input_spec
+from vit_jax.checkpoints.input_spec import InputSpec
 from vit_jax.checkpoints.store import Store, flatten
-from vit_jax.data import pp
+from vit_jax.data.placement import Placement
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
+from vit_jax.inference.preparation import (
+    BATCH_SIZE,
+    AsEvaluated,
+    ByInputSpec,
+    Picture,
+    Pictures,
+    Preparation,
+)
 from vit_jax.report import figures, inside
 from vit_jax.storage import write_atomically
 from vit_jax.tasks import BaseTask, classification
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo, Params
 
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """The answers for a batch of images.
+
+    Attributes:
+      pictures: the images as they were given.
+      prepared: the images as the model was given them, `image` `[n, height, width, channels]`,
+        with the other arrays that preprocessing made.
+      outputs: the task's answers, one entry for each image. Boxes and masks are those of the file,
+        whatever preprocessing made of it.
+      placements: where each prepared image lies in its file. None, if the task's answers have
+        places and preprocessing cannot be undone: the answers are those of the prepared image.
+    """
+
+    pictures: Pictures
+    prepared: Mapping[str, np.ndarray]
+    outputs: Mapping[str, Any]
+    placements: Sequence[Placement | None]
+
+    def images(self) -> list[np.ndarray]:
+        """Returns the pictures that the outputs are about, uint8 or float `[h, w, channels]`."""
+        channels = self.prepared["image"].shape[-1]
+        return [
+            image if place is None else self.pictures.pixels(number, channels)
+            for number, (image, place) in enumerate(
+                zip(self.prepared["image"], self.placements, strict=True)
+            )
+        ]
+
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A task with its trained parameters, for image files. Needs no dataset.
+    """A trained model for image files. It needs no dataset.
 
-    value_ops: the preprocessing ops that give uint8 images the range the task was trained on, for
-      runs whose images the host made float32; they alone need TensorFlow.
+    predictor = Predictor.from_workdir("runs/photos")
+    probability = predictor.predict(["photo.jpg"])["probability"]  # [1, classes]
     """
 
     task: BaseTask
     params: Params
     info: DataInfo
-    value_ops: str = ""
+    preparation: Preparation
 
     @classmethod
     def from_workdir(
         cls, path: str, texts: Sequence[str] = (), trust: Sequence[str] = ()
     ) -> "Predictor":
-        """The newest checkpoint of a run; its averaged parameters where there are some.
+        """Returns the predictor of a run's newest checkpoint.
 
-        texts: what images may show, for a run that learned images and texts; the answer is one of
-        them in the place of the task's own classes. trust: names of code from outside this
-          package, as in `my_tasks:Task`, that the run's config names and that may run.
+        Images are prepared as the run's evaluation prepares those of its first evaluation set.
+        Averaged parameters are used if the run has them.
+
+        Args:
+          path: the workdir.
+          texts: for a run that learned images with texts, the texts that images may match. They
+            take the place of the task's own classes.
+          trust: names of code from outside this package, as in `my_tasks:Task`, that the run's
+            config names and that may run.
 
         Raises:
-          UserError: no run or no whole checkpoint there, `texts` for a run that reads none, or
-            images whose range is not told by `config.data.pp`.
+          UserError: the workdir holds no run or no whole checkpoint, or the run reads no texts.
         """
         workdir = Workdir.existing(path)
         config, info = workdir.read_config(trust=trust), workdir.read_info()
-        value_ops = _value_ops(config.data.pp, info)
         task = tasks.build(config.task, config.model, info)
         if texts:
             task = task.with_texts(texts)
         params = task.inference_params(restore_params(workdir, task))
-        return cls(task, params, info, value_ops)
+        preparation = _as_evaluated(config, info.spec["image"].shape)
+        return cls(task, params, info, preparation)
 
     @classmethod
     def from_checkpoint(
@@ -72,17 +119,25 @@ class Predictor:
         labels: str | None = None,
         headless: bool = False,
     ) -> "Predictor":
-        """A checkpoint of any format, as a classifier of images in [-1, 1].
+        """Returns the classifier that a checkpoint of any format holds.
 
-        model, fields: where the file does not tell its model. image_size: (height, width), where
-        not the size that the checkpoint's positions are for. labels: a file with a class name a
-        line. headless: a file without a head will do, for it is not used.
+        Images are prepared as the files beside the checkpoint tell. If they tell nothing, a warning
+        says what was assumed.
+
+        Args:
+          path: the checkpoint, as `vit_jax.checkpoints.load` takes it.
+          model, fields: name and fields of the model, if the checkpoint does not tell them.
+          image_size: (height, width) in pixels; None for the size that the checkpoint expects.
+          labels: a text file with the name of one class in each line.
+          headless: whether a checkpoint without a classifier head is accepted, for its features.
 
         Raises:
-          UserError: the file cannot be read, or its model cannot be told.
+          UserError: the checkpoint cannot be read, or its model cannot be told.
         """
+        told, run = input_spec.read(path), convert.run_of(path)
+        size = image_size or (told and told.size)
         module, params, shape = convert.open_model(
-            path, model=model, fields=fields, image_size=image_size
+            path, model=model, fields=fields, image_size=size
         )
         num_classes = getattr(module, "num_classes", None)
         if not num_classes and not headless:
@@ -94,64 +149,122 @@ class Predictor:
         image = ArraySpec(shape, np.dtype(np.uint8))
         label = ArraySpec((), np.dtype(np.int32))
         info = DataInfo({"image": image, "label": label}, num_classes, names)
-        return cls(classification.Task(module, info, crop_to_patches=True), params, info)
+        spec = dataclasses.replace(told or InputSpec(), size=shape[:2])
+        preparation = ByInputSpec(spec, shape[-1])
+        if run and not image_size:
+            preparation = _as_evaluated(run.read_config(), shape)
+        elif run or not told:
+            logger.warning(
+                "%s does not tell how to prepare images; assumed: %s", path, spec.describe()
+            )
+        if {len(spec.mean), len(spec.std)} - {1, shape[-1]}:
+            raise UserError(f"{path} is a model of {shape[-1]} channels, but has {spec.describe()}")
+        task = classification.Task(module, info, crop_to_patches=True, mean=spec.mean, std=spec.std)
+        return cls(task, params, info, preparation)
 
-    def read(self, paths: Sequence[str]) -> np.ndarray:
-        """Image files as uint8 `[n, height, width, channels]` of the size the run was trained at.
+    def predict(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+        """Returns the task's answers for images, by name.
 
-        The shorter side is resized (antialiased, bilinear) and the centre cut out; an image of the
-        right size is used as it is.
+        A classifier answers `probability` `[n, classes]`. Boxes (shares of height and width) and
+        masks are those of the images as given, see `Answers`.
+
+        Args:
+          pictures: image files, or uint8 pixels `[height, width, 1 or 3]`, of any sizes.
 
         Raises:
-          UserError: a file that is missing or no image.
+          UserError: an image cannot be read or does not fit the model.
         """
-        height, width, channels = self.info.spec["image"].shape
-        return np.stack([_read_image(path, height, width, channels) for path in paths])
+        parts = [answers.outputs for answers in self.answers(pictures)]
+        return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
-    def as_trained(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images as the run's pipeline would have given them to the task."""
-        if not self.value_ops:
-            return images
-        return np.asarray(pp.build(self.value_ops)({"image": images}, None)["image"])
+    def answers(self, pictures: Sequence[Picture]) -> Iterator[Answers]:
+        """Yields the answers for batches of images, in the order of the images.
 
-    def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """What the task says of uint8 images; for classification `probability` `[n, classes]`."""
+        Raises:
+          UserError: an image cannot be read or does not fit the model.
+        """
+        start = 0
+        for batch in self.batches(pictures):
+            outputs = jax.device_get(self._predict(self._prepared_params, batch))
+            real = batch.pop("mask") > 0
+            here = self.preparation.pictures(pictures[start : start + int(real.sum())])
+            prepared, outputs = ({k: x[real] for k, x in part.items()} for part in (batch, outputs))
+            yield self._in_files(here, prepared, outputs)
+            start += len(here)
 
-        @jax.jit
-        def run(params: Params, images: np.ndarray) -> dict[str, jax.Array]:
-            params = {**params, **self.task.precompute(params)}
-            return self.task.predict(params, {"image": images})
+    def batches(self, pictures: Sequence[Picture]) -> Iterator[dict[str, np.ndarray]]:
+        """Yields prepared images, `image` `[n, height, width, channels]`, all batches of one size.
 
-        return jax.device_get(run(self.params, self.as_trained(images)))
+        `mask` float32 `[n]` is 0 where the last batch is filled up.
 
-    def draw(self, images: np.ndarray, outputs: Mapping[str, np.ndarray], out: str) -> None:
-        """Writes a PNG with the images and, on them, what `predict` said.
+        Raises:
+          UserError: there is no image, or one that cannot be read.
+        """
+        if not len(pictures):
+            raise UserError("no images are given")
+        source = self.preparation.pictures(pictures)
+        return self.preparation.batches(source, min(BATCH_SIZE, len(pictures)))
+
+    @functools.cached_property
+    def _prepared_params(self) -> Params:
+        """The parameters with what the task makes of them once."""
+        return {**self.params, **jax.jit(self.task.precompute)(self.params)}
+
+    @functools.cached_property
+    def _predict(self) -> Any:
+        return jax.jit(self.task.predict)
+
+    def _in_files(
+        self, pictures: Pictures, prepared: Mapping[str, np.ndarray], outputs: Mapping[str, Any]
+    ) -> Answers:
+        """Returns answers whose boxes and masks are those of the files."""
+        in_files = getattr(self.task, "in_files", None)
+        placements: list[Placement | None] = []
+        for number in range(len(pictures)):
+            # Only answers that have places need the size of the file, and where they lie in it.
+            place = self.preparation.placement(pictures, number) if in_files else None
+            if in_files and place is None:
+                logger.warning(
+                    "%s: its preparation cannot be undone; the answers are for the prepared image",
+                    pictures.describe(number),
+                )
+            placements.append(place)
+        if in_files:
+            size = prepared["image"].shape[1:3]
+            as_prepared = Placement((1.0, 1.0), (0.0, 0.0), size)
+            outputs = in_files({**prepared, **outputs}, [x or as_prepared for x in placements])
+        return Answers(pictures, prepared, outputs, placements)
+
+    def draw(self, answers: Answers, out: str) -> None:
+        """Writes a PNG with the images and, on them, the answers.
 
         Raises:
           UserError: the file cannot be written.
         """
-        examples = {"image": images, **outputs}
+        examples = {**answers.outputs, "image": answers.images()}
         captions = self.task.summaries(examples)
         _write_png(figures.image_grid(self.task.pictures(examples), captions), out)
 
-    def draw_attention(self, images: np.ndarray, captions: Sequence[str], out: str) -> None:
-        """Writes a PNG of where the model looked.
+    def draw_attention(self, answers: Answers, out: str) -> None:
+        """Writes a PNG of where the model looked in the prepared images.
 
-        Of one image: every head of every layer, what the output is made from, and the rollout. Of
-        several: the last two of each.
+        For a single image it shows every head of every layer, the last layer's map and the rollout;
+        for several images the last two of each.
 
         Raises:
           UserError: the model has no attention, or the file cannot be written.
         """
-        inputs = jax.device_get(self.task.inputs({"image": self.as_trained(images)}))
+        images = answers.prepared["image"]
+        inputs = jax.device_get(self.task.inputs({"image": images}))
         maps = attention.attention_maps(self.task.model, self.params, inputs)
         if len(images) == 1:
             _write_png(attention.figure(images[0], maps), out)
         else:
+            captions = self.task.summaries(answers.outputs)
             _write_png(attention.panel(images, maps, captions), out)
 
     def draw_patches(self, image: np.ndarray, out: str) -> None:
-        """Writes a PNG of one image, cut into the patches that the model reads.
+        """Writes a PNG of a prepared image, cut into the patches that the model reads.
 
         Raises:
           UserError: the model does not cut images into patches, or the file cannot be written.
@@ -166,18 +279,17 @@ class Predictor:
         _write_png(inside.image_in_patches(image, patch), out)
 
 
-def _value_ops(text: str, info: DataInfo) -> str:
-    """The ops of the training preprocessing `text` that uint8 images of a file lack."""
-    if info.spec["image"].dtype == np.uint8:
-        return ""
-    found = pp.value_ops(text)
-    if not found:
-        raise UserError(
-            f"the run learned from {info.spec['image'].dtype} images, and config.data.pp={text!r}"
-            " does not tell their range; train on uint8 images, or with"
-            f" {' or '.join(pp.VALUE_OPS)}"
-        )
-    return found
+def _as_evaluated(config: ConfigDict, shape: tuple[int, int, int]) -> AsEvaluated:
+    """Returns the preparation of a run's first evaluation set; `shape` is that of its images."""
+    first = dict(next(iter(config.eval.sets.values()), {}))
+    return AsEvaluated(first.get("pp", config.data.eval_pp), shape)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Returns the answers of several batches as one: an array, or a list where sizes differ."""
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate(parts)
+    return [one for part in parts for one in part]
 
 
 def _write_png(figure: Figure, out: str) -> None:
@@ -188,7 +300,9 @@ def _write_png(figure: Figure, out: str) -> None:
 
 
 def restore_params(workdir: Workdir, task: BaseTask) -> Params:
-    """The parameters that a run's newest checkpoint is evaluated with, on the first device.
+    """Returns the parameters that a run's newest checkpoint is evaluated with.
+
+    They are on the first device.
 
     Raises:
       UserError: there is no checkpoint, or it lacks some of the model's parameters.
@@ -205,37 +319,13 @@ def restore_params(workdir: Workdir, task: BaseTask) -> Params:
 
 
 def _read_labels(path: str, num_classes: int) -> tuple[str, ...]:
+    """Returns the names of the classes, one from each line of a text file."""
     try:
-        names = tuple(Path(path).read_text().removesuffix("\n").split("\n"))
+        # Byte order marks, and any of the three line ends, are understood.
+        with open(path, encoding="utf-8-sig") as file:
+            names = tuple(file.read().removesuffix("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--labels={path}: {error}") from error
     if len(names) != num_classes:
         raise UserError(f"--labels={path} has {len(names)} lines, the model {num_classes} classes")
     return names
-
-
-def _of_bytes(image: Image.Image) -> Image.Image:
-    """`image` with a byte a pixel and channel: of 16 bits the upper 8, as TensorFlow decodes it.
-
-    Pillow itself would make white of everything above 255.
-    """
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
-
-
-def _read_image(path: str, height: int, width: int, channels: int) -> np.ndarray:
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such image file")
-    try:
-        with Image.open(path) as file:
-            image = _of_bytes(file).convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error})") from error
-    scale = max(height / image.height, width / image.width)
-    if scale != 1:
-        size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    image = image.crop((left, top, left + width, top + height))
-    return np.asarray(image).reshape(height, width, channels)

@@ -33,6 +33,10 @@ class BaseTask(abc.ABC):
     by name, whose leading axis is the batch. Losses are pairs (sum, count), so that the step can
     add up micro-batches: the loss of a batch is sum / count, both over the whole batch.
 
+    A task whose answers have places in the image also defines `in_files(examples, placements)`,
+    which returns the answers for the files that images were prepared from; see
+    `vit_jax.data.placement`.
+
     Attributes:
       model: the backbone with its head.
       info: the arrays of an example, and the classes.

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from vit_jax import models
+from vit_jax.data.placement import Placement
 from vit_jax.errors import UserError
 from vit_jax.report import Section, drawing
 from vit_jax.tasks import _average_precision
@@ -260,6 +261,20 @@ class Task(BaseTask):
             "detected_score": score,
             "detected_label": label.astype(jnp.int32),
         }
+
+    def in_files(
+        self, examples: Mapping[str, np.ndarray], placements: Sequence[Placement]
+    ) -> dict[str, Any]:
+        """Returns the detections with boxes in 0..1 of the files that images were prepared from.
+
+        examples: images as the pipeline gives them, with what `predict` said.
+        """
+        frame = np.array(examples["image"].shape[1:3])
+        contents = examples.get("content", np.ones((len(placements), 2)))
+        triples = zip(examples["detected_boxes"], contents, placements, strict=True)
+        boxes = [place.boxes(found, frame * content) for found, content, place in triples]
+        kept = {name: examples[name] for name in ("detected_score", "detected_label")}
+        return {"detected_boxes": np.stack(boxes), **kept}
 
     def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Returns COCO's `AP`, `AP50`, `AP75`, `AP_small`, ..., `AR`, `AP/CLASS`, `num_examples`.

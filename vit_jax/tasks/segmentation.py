@@ -15,6 +15,7 @@ import optax
 
 from vit_jax import models
 from vit_jax.augment.images import NO_LABEL
+from vit_jax.data.placement import Placement
 from vit_jax.errors import UserError
 from vit_jax.report import Section, drawing
 from vit_jax.tasks._base import BaseTask
@@ -232,15 +233,32 @@ class Task(BaseTask):
         """Returns `predicted`, the class of each pixel, uint8 `[b, h, w]`."""
         return {"predicted": self._probability(params, batch).argmax(-1).astype(jnp.uint8)}
 
+    def in_files(
+        self, examples: Mapping[str, np.ndarray], placements: Sequence[Placement]
+    ) -> dict[str, Any]:
+        """Returns `predicted` for the pixels of the files that images were prepared from.
+
+        The result is a list, because files have different sizes. Pixels that preprocessing cut away
+        get the label `NO_LABEL`.
+
+        examples: images as the pipeline gives them, with the outputs of `predict`.
+        """
+        pairs = zip(examples["predicted"], placements, strict=True)
+        return {"predicted": [place.labels(predicted) for predicted, place in pairs]}
+
     def summaries(self, examples: Mapping[str, np.ndarray]) -> list[str]:
         """Returns the two largest classes of each image on one line."""
         return [", ".join(lines) for lines in self.result_lines(examples, 2)]
 
     def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
-        """Returns the `top` classes of each image with their share of its pixels, largest first."""
+        """Returns the `top` classes of each image, largest first.
+
+        Each has its share of the pixels that the model saw.
+        """
         names, found = self._names(), []
         for predicted in examples["predicted"]:
-            share = np.bincount(predicted.ravel(), minlength=len(names)) / predicted.size
+            counts = np.bincount(predicted.ravel(), minlength=len(names))[: len(names)]
+            share = counts / max(1, counts.sum())
             order = [i for i in np.argsort(-share, kind="stable")[:top] if share[i] > 0]
             found.append([f"{share[i]:6.1%} {names[i]}".strip() for i in order])
         return found

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import checkpoints, data
+from vit_jax.checkpoints import input_spec
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
@@ -219,8 +220,21 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
     params = checkpoints.load(
         path, run.task.model, image_size=(height, width), channels=channels, head="keep"
     )
+    _warn_of_other_statistics(run.task, path)
     evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
     return evaluator.run(jax.tree.map(sharding.place_whole, params, evaluator.abstract))
+
+
+def _warn_of_other_statistics(task: BaseTask, path: str) -> None:
+    """Warns if the config normalizes images in another way than the checkpoint tells."""
+    told, mean = input_spec.read(path), getattr(task, "mean", None)
+    if told is None or mean is None or task.info.spec["image"].dtype != np.uint8:
+        return
+    if not told.has_statistics(mean, task.std):
+        logging.warning(
+            "config.task.mean=%s and std=%s are not what %s was trained with: mean %s, std %s",
+            list(mean), list(task.std), path, list(told.mean), list(told.std),
+        )  # fmt: skip
 
 
 def _inference_params(task: BaseTask, params: Params, mesh: Mesh) -> Params:

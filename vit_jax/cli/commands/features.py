@@ -8,7 +8,10 @@ from vit_jax.cli.parser import Command
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="Image files, or folders of image files."
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="Image files, folders of image files, or patterns such as 'photos/*.jpg'.",
     )
     add_model_source(parser)
     parser.add_argument(

@@ -7,7 +7,12 @@ from vit_jax.cli.parser import Command
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image files.")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="Image files, folders of image files, or patterns such as 'photos/*.jpg'.",
+    )
     add_model_source(parser)
     answers = parser.add_argument_group("the answers")
     answers.add_argument(
@@ -49,26 +54,35 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from vit_jax.inference.preparation import find_images
+
     predictor = open_predictor(arguments)
-    images = predictor.read(arguments.images)
-    if arguments.patches:
-        predictor.draw_patches(images[0], arguments.patches)
-    outputs = predictor.predict(images)
-    lines = predictor.task.result_lines(outputs, arguments.top)
-    for path, said in zip(arguments.images, lines, strict=True):
-        print("\n  ".join([path, *said]))
+    paths = find_images(arguments.images)
+    shown = None
+    for answers in predictor.answers(paths):
+        lines = predictor.task.result_lines(answers.outputs, arguments.top)
+        for number, said in enumerate(lines):
+            print("\n  ".join(map(_printable, [answers.pictures.describe(number), *said])))
+        shown = shown or answers
     if arguments.out:
-        predictor.draw(images, outputs, arguments.out)
+        predictor.draw(shown, arguments.out)
     if arguments.attention:
-        captions = predictor.task.summaries(outputs)
-        predictor.draw_attention(images, captions, arguments.attention)
-    for what, file in (
-        ("drawn", arguments.out),
-        ("attention", arguments.attention),
-        ("patches", arguments.patches),
+        predictor.draw_attention(shown, arguments.attention)
+    if arguments.patches:
+        predictor.draw_patches(shown.prepared["image"][0], arguments.patches)
+    part = f" (the first {len(shown.pictures)} images)" if len(shown.pictures) < len(paths) else ""
+    for what, file, which in (
+        ("drawn", arguments.out, part),
+        ("attention", arguments.attention, part),
+        ("patches", arguments.patches, ""),
     ):
         if file:
-            print(f"{what}: {file}")
+            print(f"{what}: {file}{which}")
+
+
+def _printable(text: str) -> str:
+    """Returns a text from a file, such as a class name, that cannot control the terminal."""
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
 
 
 COMMAND = Command(

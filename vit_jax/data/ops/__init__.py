@@ -25,10 +25,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vit_jax.errors import UserError
 from vit_jax.plugins import Kind, names_in
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+
+class MissingField(UserError):
+    """A record lacks a field that an op reads."""
 
 
 class Batched(NamedTuple):

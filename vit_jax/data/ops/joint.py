@@ -6,7 +6,7 @@ the nearest pixel. What is padded is `fill` in the image and 255 in the segmenta
 """
 
 from vit_jax.data.host_tensorflow import tf
-from vit_jax.data.ops import random_record_op, record_op
+from vit_jax.data.ops import MissingField, random_record_op, record_op
 from vit_jax.data.ops.decode import decode
 from vit_jax.data.ops.geometry import Size, _pair
 from vit_jax.errors import UserError
@@ -176,7 +176,7 @@ def joint_fit(record: Record, size: Size, antialias: bool = False, fill: int = G
 
 def _segmentation(record: Record) -> tf.Tensor:
     if "segmentation" not in record:
-        raise UserError(
+        raise MissingField(
             "records have no field 'segmentation'; copy('theirs', 'segmentation') before this op"
             " gives another one that name"
         )

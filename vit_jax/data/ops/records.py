@@ -1,8 +1,8 @@
 """Ops on the whole record: labels to vectors, and which fields go on."""
 
 from vit_jax.data.host_tensorflow import tf
-from vit_jax.data.ops import record_op
-from vit_jax.errors import UserError, nearest
+from vit_jax.data.ops import MissingField, record_op
+from vit_jax.errors import nearest
 
 Record = dict[str, tf.Tensor]
 
@@ -50,7 +50,7 @@ def copy(record: Record, inkey: str, outkey: str) -> Record:
 
 
 def field(record: Record, key: str) -> tf.Tensor:
-    """A field of a record. Raises `UserError` if there is none of this name."""
+    """Returns a field of a record. Raises `MissingField` if there is none of this name."""
     if key not in record:
-        raise UserError(f"records have no field {key!r}; {nearest(key, record)}")
+        raise MissingField(f"records have no field {key!r}; {nearest(key, record)}")
     return record[key]

@@ -1,0 +1,226 @@
+"""The images that a checkpoint expects, as the files beside its weights tell.
+
+Weights alone do not say how images were resized and normalized for them. transformers keeps that in
+`preprocessor_config.json`, timm in `config.json` under `pretrained_cfg`, and a workdir of this
+package in the config of its run.
+"""
+
+import dataclasses
+import math
+import numbers
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from vit_jax.checkpoints import files
+from vit_jax.errors import UserError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
+# The numbers that Pillow has for them, which transformers writes.
+_RESAMPLE = {
+    0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
+}  # fmt: skip
+_TRANSFORMERS, _TIMM_OR_RUN = "preprocessor_config.json", "config.json"
+# Image processors of transformers that take a single number of `size` for both sides; for the
+# others it is the shorter side.
+_SQUARE = ("vit", "deit", "beit", "dpt", "siglip")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """The preparation of images for a model.
+
+    An image is resized, its center is cut out, and each channel becomes `(x - mean) / std`.
+
+    Attributes:
+      mean, std: the statistics of each channel, or of all, for pixels from 0 to 255.
+      size: (height, width) in pixels of what the model reads; None where the model tells it.
+      crop: the share of the resized image's side that the cut keeps, in (0, 1].
+      keeps_aspect: whether the shorter side is resized, instead of both sides to a fixed size.
+      interpolation: one of `INTERPOLATIONS`, all with antialiasing except "nearest".
+      rounds_to_even: whether an odd margin of the cut is halved to the nearest even number, as
+        torchvision does, instead of rounding down.
+    """
+
+    mean: tuple[float, ...] = (127.5,)
+    std: tuple[float, ...] = (127.5,)
+    size: tuple[int, int] | None = None
+    crop: float = 1.0
+    keeps_aspect: bool = True
+    interpolation: str = "bilinear"
+    rounds_to_even: bool = False
+
+    def describe(self) -> str:
+        """Returns the spec in words, for a message."""
+        fit = "shorter side" if self.keeps_aspect else "both sides"
+        crop = f", then the middle {self.crop:.3g} of it cut out" if self.crop < 1 else ""
+        statistics = f"mean {_listed(self.mean)}, std {_listed(self.std)}"
+        return f"{statistics} of 0..255, {fit} resized ({self.interpolation}){crop}"
+
+    def has_statistics(self, mean: Sequence[float], std: Sequence[float]) -> bool:
+        """Returns whether these are the spec's own mean and std, up to rounding."""
+        pairs = ((self.mean, mean), (self.std, std))
+        return all(
+            math.isclose(a, b, rel_tol=1e-3, abs_tol=0.05)
+            for ours, theirs in pairs
+            for a, b in zip(*_same_length(ours, theirs), strict=True)
+        )
+
+
+def read(path: epath.PathLike) -> InputSpec | None:
+    """Returns what the files beside a checkpoint tell of its images; None where none does.
+
+    Args:
+      path: a checkpoint as `vit_jax.checkpoints.load` takes it.
+
+    Raises:
+      UserError: a file beside the checkpoint cannot be understood.
+    """
+    name = os.fspath(path)
+    if name.endswith(".npz") or ("://" in name and not name.startswith(files.STORES)):
+        return None
+    place = epath.Path(name).expanduser()
+    folder = place if place.is_dir() else place.parent
+    told = folder / _TRANSFORMERS
+    if told.exists():
+        return _understood(_of_transformers, files.read_json(told), told)
+    # The checkpoints of a run lie one or two folders below its config.
+    for above in (folder, folder.parent, folder.parent.parent):
+        told = above / _TIMM_OR_RUN
+        if not told.exists():
+            continue
+        stored = files.read_json(told)
+        if above == folder and "pretrained_cfg" in stored:
+            return _understood(_of_timm, stored["pretrained_cfg"], told)
+        if "data_info" in stored:
+            return _understood(_of_run, stored, told)
+    return None
+
+
+def _understood(
+    convert: Callable[[Mapping[str, Any]], InputSpec], stored: Any, place: epath.Path
+) -> InputSpec:
+    """Returns `convert(stored)`, with every mistake in it as one line that names the file."""
+    try:
+        if not isinstance(stored, Mapping):
+            raise ValueError("it is no section")
+        spec = convert(stored)
+        if len(spec.mean) not in (1, len(spec.std)) and len(spec.std) != 1:
+            raise ValueError("mean and std are of different lengths")
+        if not 0 < spec.crop <= 1:
+            raise ValueError(f"a crop of {spec.crop:g} of the image")
+        if spec.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"the interpolation {spec.interpolation!r}")
+        return spec
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        reason = files.first_line(error)
+        raise UserError(f"{place} does not tell how to prepare images: {reason}") from error
+
+
+def _of_transformers(stored: Mapping[str, Any]) -> InputSpec:
+    """Reads the settings of an image processor of Hugging Face transformers."""
+    rescale = stored.get("rescale_factor", 1 / 255) if stored.get("do_rescale", True) else 1.0
+    mean, std = (0.0,), (1.0,)
+    if stored.get("do_normalize", True):
+        mean, std = _numbers(stored.get("image_mean", 0.5)), _numbers(stored.get("image_std", 0.5))
+    kind = str(stored.get("image_processor_type") or stored.get("feature_extractor_type") or "vit")
+    size = stored.get("size") if stored.get("do_resize", True) else None
+    size, keeps_aspect = _resized(size, kind.lower().startswith(_SQUARE))
+    crop = 1.0
+    cut = _pair(stored["crop_size"]) if stored.get("do_center_crop") and size else None
+    if cut:
+        crop, size = min(cut) / min(size), cut
+    elif stored.get("crop_pct") and size and min(size) < 384:  # ConvNeXt.
+        crop, keeps_aspect = float(stored["crop_pct"]), True
+    elif stored.get("crop_pct"):
+        keeps_aspect = False
+    return InputSpec(
+        mean=tuple(m / rescale for m in mean),
+        std=_positive(s / rescale for s in std),
+        size=size,
+        crop=crop,
+        keeps_aspect=keeps_aspect,
+        interpolation=_RESAMPLE[stored.get("resample", 2)],
+    )
+
+
+def _resized(size: Any, is_square: bool) -> tuple[tuple[int, int] | None, bool]:
+    """Returns the size that images are resized to, and whether their aspect ratio is kept."""
+    if size is None:
+        return None, not is_square
+    if isinstance(size, Mapping):
+        if "shortest_edge" in size:
+            return _pair(size["shortest_edge"]), True
+        return _pair((size["height"], size["width"])), False
+    return _pair(size), not is_square
+
+
+def _of_timm(stored: Mapping[str, Any]) -> InputSpec:
+    """Reads the `pretrained_cfg` of a timm model, as `timm.data.create_transform` does."""
+    mode = stored.get("crop_mode", "center")
+    if mode not in ("center", "squash"):
+        raise ValueError(f"crop_mode {mode!r} is not known here")
+    channels, height, width = stored["input_size"]
+    del channels
+    return InputSpec(
+        mean=tuple(255 * m for m in _numbers(stored.get("mean", (0.485, 0.456, 0.406)))),
+        std=_positive(255 * s for s in _numbers(stored.get("std", (0.229, 0.224, 0.225)))),
+        size=_pair((height, width)),
+        crop=float(stored.get("crop_pct") or 0.875),
+        keeps_aspect=mode == "center",
+        interpolation=stored.get("interpolation", "bicubic"),
+        rounds_to_even=True,
+    )
+
+
+def _of_run(stored: Mapping[str, Any]) -> InputSpec:
+    """Reads the statistics of a run's task; sizes and crops are in its preprocessing."""
+    task = stored["config"]["task"]
+    default = InputSpec()
+    return InputSpec(
+        mean=_numbers(task.get("mean", default.mean)),
+        std=_positive(_numbers(task.get("std", default.std))),
+    )
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    values = value if isinstance(value, list | tuple) else (value,)
+    for one in values:
+        if isinstance(one, bool) or not isinstance(one, numbers.Real) or not math.isfinite(one):
+            raise ValueError(f"{one!r} is no number")
+    if not values:
+        raise ValueError("an empty list of numbers")
+    return tuple(float(one) for one in values)
+
+
+def _positive(values: Iterable[float]) -> tuple[float, ...]:
+    found = tuple(values)
+    if min(found) <= 0:
+        raise ValueError("std is not positive")
+    return found
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    """Returns a size, a side or (height, width), as (height, width)."""
+    if isinstance(size, Mapping):
+        size = size["height"], size["width"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    for side in (height, width):
+        if isinstance(side, bool) or not isinstance(side, int) or not 0 < side < 1 << 16:
+            raise ValueError(f"{side!r} is no side in pixels")
+    return height, width
+
+
+def _same_length(a: Sequence[float], b: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """Returns both, one value repeated for each channel of the other."""
+    return (
+        tuple(a) * (len(b) if len(a) == 1 else 1),
+        tuple(b) * (len(a) if len(b) == 1 else 1),
+    )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.5g}" for value in values)

@@ -1,0 +1,67 @@
+"""Where a prepared image lies in the file that it was made from."""
+
+import dataclasses
+
+import numpy as np
+
+NOT_SEEN = 255
+"""The label of pixels of a file that preprocessing cut away; in segmentations, "not labeled"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A map from the pixels of a prepared image to those of its file: `scale * y + origin`.
+
+    Places are measured between pixels: the first pixel reaches from 0 to 1.
+
+    Attributes:
+      scale, origin: vertical and horizontal; the scale in file pixels for each prepared pixel.
+      size: (height, width) of the file's image in pixels.
+    """
+
+    scale: tuple[float, float]
+    origin: tuple[float, float]
+    size: tuple[int, int]
+
+    def after(self, first: "Placement") -> "Placement":
+        """Returns the map into the file that `first` was prepared from, of which this one read."""
+        return Placement(
+            tuple(a * b for a, b in zip(first.scale, self.scale, strict=True)),
+            tuple(
+                a * b + c for a, b, c in zip(first.scale, self.origin, first.origin, strict=True)
+            ),
+            first.size,
+        )
+
+    def boxes(self, boxes: np.ndarray, frame: np.ndarray) -> np.ndarray:
+        """Returns boxes `[n, 4]` of a prepared image as shares of the file's height and width.
+
+        Args:
+          boxes: (y0, x0, y1, x1) as shares of the sides `frame`.
+          frame: (height, width) in prepared pixels.
+        """
+        scale, origin = np.tile(self.scale, 2), np.tile(self.origin, 2)
+        moved = (boxes * np.tile(frame, 2) * scale + origin) / np.tile(self.size, 2)
+        corners = moved.reshape(-1, 2, 2)  # Preprocessing may have mirrored the image.
+        return np.concatenate([corners.min(1), corners.max(1)], axis=-1).astype(np.float32)
+
+    def labels(self, labels: np.ndarray) -> np.ndarray:
+        """Returns labels `[h, w]` of a prepared image for the pixels of the file, `size`.
+
+        Each pixel takes the label of the prepared pixel that its center is in, and `NOT_SEEN` where
+        the prepared image shows nothing of it.
+        """
+        rows, columns = (
+            np.floor((np.arange(side) + 0.5 - origin) / scale).astype(int)
+            for side, origin, scale in zip(self.size, self.origin, self.scale, strict=True)
+        )
+        inside = [
+            (numbers >= 0) & (numbers < side)
+            for numbers, side in zip((rows, columns), labels.shape, strict=True)
+        ]
+        clipped = [
+            np.clip(numbers, 0, side - 1)
+            for numbers, side in zip((rows, columns), labels.shape, strict=True)
+        ]
+        found = labels[np.ix_(*clipped)]
+        return np.where(np.logical_and.outer(*inside), found, NOT_SEEN).astype(labels.dtype)

@@ -1,0 +1,243 @@
+"""Image files on their way to a trained model, prepared as the model's weights expect.
+
+`AsEvaluated` runs the evaluation preprocessing of a run; `ByInputSpec` follows what a checkpoint of
+another codebase tells of its images.
+"""
+
+import glob
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from vit_jax import data
+from vit_jax.checkpoints.input_spec import InputSpec
+from vit_jax.data import sampling, unlabeled
+from vit_jax.data.placement import Placement
+from vit_jax.errors import UserError
+from vit_jax.inference import image_files
+from vit_jax.inference.image_files import shown
+
+Picture = str | os.PathLike | np.ndarray
+"""An image file, or uint8 pixels `[height, width, 1 or 3]`."""
+
+BATCH_SIZE = 64
+
+_WILDCARDS = frozenset("*?[")
+
+
+def find_images(paths: Iterable[str]) -> list[str]:
+    """Returns the image files that paths name: files, folders with all below them, and patterns.
+
+    What a folder holds is found as the source `folder` finds it: hidden files are passed over,
+    linked folders are entered. The images of a folder or pattern are sorted by name.
+
+    Raises:
+      UserError: a path names no image.
+    """
+    found: list[str] = []
+    for path in paths:
+        expanded = os.path.expanduser(path)
+        if os.path.isdir(expanded):
+            found += _images_in(expanded)
+        elif os.path.lexists(expanded) or not _WILDCARDS & set(path):
+            found.append(expanded)
+        else:
+            matches = sorted(glob.glob(expanded, recursive=True))
+            if not matches:
+                raise UserError(f"{shown(path)}: no file matches this pattern")
+            for match in matches:
+                found += _images_in(match) if os.path.isdir(match) else [match]
+    return found
+
+
+def _images_in(folder: str) -> list[str]:
+    found = list(image_files.images_below(folder))
+    if not found:
+        endings = ", ".join(image_files.SUFFIXES)
+        raise UserError(f"{shown(folder)}: no image files ({endings}) in it or below")
+    return found
+
+
+class Pictures:
+    """Image files, or pixels, as a source of records without labels (`vit_jax.data.Source`).
+
+    fit: (height, width, channels) to which every image is decoded and brought; None hands encoded
+      images on, as the sources of image files do.
+    """
+
+    num_classes = 0
+    class_names = None
+    fingerprint = "the image files"
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        fit: tuple[int, int, int] | None = None,
+    ):
+        self._pictures = pictures
+        self._fit = fit
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def describe(self, index: int) -> str:
+        picture = self._pictures[index]
+        return f"image {index}" if isinstance(picture, np.ndarray) else shown(picture)
+
+    def fetch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        if self._fit:
+            height, width, channels = self._fit
+            spec = InputSpec(size=(height, width))
+            fitted = [fit(self.pixels(index, channels), spec) for index in indices]
+            return {"image": np.stack(fitted)}
+        encoded = np.empty(len(indices), object)
+        for row, index in enumerate(indices):
+            encoded[row] = self._encoded(index)
+        return {"image": encoded}
+
+    def pixels(self, index: int, channels: int = 3) -> np.ndarray:
+        """Returns a decoded image: uint8 `[height, width, channels]`.
+
+        Raises:
+          UserError: the file is missing, or no image that is read.
+        """
+        picture = self._pictures[index]
+        if not isinstance(picture, np.ndarray):
+            return image_files.pixels(picture, channels)
+        image = _as_image(picture).convert("L" if channels == 1 else "RGB")
+        return np.asarray(image).reshape(image.height, image.width, channels)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Returns the (height, width) of an image. Raises `UserError` as `pixels` does."""
+        picture = self._pictures[index]
+        if isinstance(picture, np.ndarray):
+            return picture.shape[:2]
+        return image_files.size(picture)
+
+    def _encoded(self, index: int) -> bytes:
+        picture = self._pictures[index]
+        if isinstance(picture, np.ndarray):
+            buffer = io.BytesIO()
+            _as_image(picture).save(buffer, "PNG", compress_level=0)
+            return buffer.getvalue()
+        return image_files.for_decoding(picture)
+
+
+def _as_image(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
+        raise UserError(
+            f"an image of {pixels.dtype} {list(pixels.shape)}: give uint8 [height, width, 1 or 3]"
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+class Preparation(Protocol):
+    """The preparation of images for one model."""
+
+    def pictures(self, pictures: Sequence[Picture]) -> Pictures:
+        """Returns the images as a source."""
+        ...
+
+    def batches(self, pictures: Pictures, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields batches as the task takes them, all of one size, with `mask` 0 for padding."""
+        ...
+
+    def placement(self, pictures: Pictures, index: int) -> Placement | None:
+        """Returns where a prepared image lies in its file; None where that cannot be told."""
+        ...
+
+
+class AsEvaluated:
+    """The evaluation preprocessing of a run, on image files.
+
+    pp: the preprocessing string. shape: (height, width, channels) of the run's images, to which
+      files are brought where the string takes images of one size alone.
+    """
+
+    def __init__(self, pp: str, shape: tuple[int, int, int]):
+        self._part = unlabeled.image_part(pp, shape[-1])
+        self._fit = None if self._part.is_sized else shape
+
+    def pictures(self, pictures: Sequence[Picture]) -> Pictures:
+        return Pictures(pictures, self._fit)
+
+    def batches(self, pictures: Pictures, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        with data.eval_batches(
+            pictures, batch_size=batch_size, rows=np.arange(batch_size), pp=self._part.text
+        ) as batches:
+            yield from batches
+
+    def placement(self, pictures: Pictures, index: int) -> Placement | None:
+        size = pictures.size(index)
+        seed = sampling.augment_seeds(0, np.array([index]))[0]
+        if not self._fit:
+            return unlabeled.placement(self._part, size, seed)
+        fitted = fit_placement(size, InputSpec(size=self._fit[:2]))
+        if not self._part.text:
+            return fitted
+        then = unlabeled.placement(self._part, self._fit[:2], seed)
+        return then and then.after(fitted)
+
+
+class ByInputSpec:
+    """The preparation that a checkpoint of another codebase expects."""
+
+    def __init__(self, spec: InputSpec, channels: int):
+        self._spec = spec
+        self._channels = channels
+
+    def pictures(self, pictures: Sequence[Picture]) -> Pictures:
+        return Pictures(pictures)
+
+    def batches(self, pictures: Pictures, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, len(pictures), batch_size):
+            numbers = range(start, min(start + batch_size, len(pictures)))
+            rows = [fit(pictures.pixels(i, self._channels), self._spec) for i in numbers]
+            mask = np.arange(batch_size) < len(rows)
+            rows += [np.zeros_like(rows[0])] * (batch_size - len(rows))
+            yield {"image": np.stack(rows), "mask": mask.astype(np.float32)}
+
+    def placement(self, pictures: Pictures, index: int) -> Placement | None:
+        return fit_placement(pictures.size(index), self._spec)
+
+
+def fit(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Returns uint8 pixels `[h, w, c]` resized and cut to `spec.size`, as Pillow does it."""
+    (height, width), (top, left) = _steps(pixels.shape[:2], spec)
+    if height * width > image_files.MAX_PIXELS:
+        old = " x ".join(map(str, pixels.shape[:2]))
+        raise UserError(f"an image of {old} pixels cannot be resized to {height} x {width}")
+    image = _as_image(pixels)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling[spec.interpolation.upper()])
+    image = image.crop((left, top, left + spec.size[1], top + spec.size[0]))
+    return np.asarray(image).reshape(*spec.size, pixels.shape[-1])
+
+
+def fit_placement(size: tuple[int, int], spec: InputSpec) -> Placement:
+    """Returns where the image that `fit` makes of one of this (height, width) lies in it."""
+    resized, corner = _steps(size, spec)
+    scale = tuple(before / after for before, after in zip(size, resized, strict=True))
+    origin = tuple(factor * start for factor, start in zip(scale, corner, strict=True))
+    return Placement(scale, origin, size)
+
+
+def _steps(size: tuple[int, int], spec: InputSpec) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the (height, width) to resize to, and the (top, left) of what is cut out."""
+    # Sizes that are meant to be whole may be off by a rounding error of the division.
+    wanted = [math.floor(side / spec.crop + 1e-6) for side in spec.size]
+    if spec.keeps_aspect:
+        scale = max(side / old for side, old in zip(wanted, size, strict=True))
+        resized = [
+            max(side, int(old * scale + 1e-6)) for side, old in zip(wanted, size, strict=True)
+        ]
+    else:
+        resized = wanted
+    margins = [old - side for old, side in zip(resized, spec.size, strict=True)]
+    halves = [round(x / 2) if spec.rounds_to_even else x // 2 for x in margins]
+    return tuple(resized), tuple(halves)
