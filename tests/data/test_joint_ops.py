@@ -128,3 +128,14 @@ def test_labels_out_of_range_and_masks_of_another_size_fail():
     fails("joint_decode", other, r"segmentation is\] \[4 4\].*but the image\] \[24 32\]")
     with pytest.raises(UserError, match="no field 'segmentation'; copy"):
         run("check_segmentation(2)", {"image": record()["image"]})
+
+
+def test_boxes_of_a_padded_image_need_its_content():
+    for text in (
+        "joint_fit(16)|keep('image', 'boxes', 'box_label')",
+        "joint_fit(16)|drop('content')",
+    ):
+        with pytest.raises(UserError, match=r"write keep\(.*'boxes'.*, 'content'\)"):
+            run(text)
+    assert "content" in run("joint_fit(16)|keep('image', 'boxes', 'content')")
+    assert "content" not in run("joint_fit(16)|keep('image', 'segmentation')")

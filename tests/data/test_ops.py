@@ -363,3 +363,13 @@ def test_a_field_that_was_dropped_too_early_is_named():
     message = r"'joint_crop\(2\)' needs the field 'box_\w+', which records do not have here"
     with pytest.raises(UserError, match=message):
         apply("joint_crop(2)", record | {"box_label": np.zeros(1, np.int32)})
+
+
+@pytest.mark.parametrize("shape", [(1, 400), (400, 1), (1, 2_000), (1, 1)])
+def test_sides_stay_between_one_pixel_and_what_memory_holds(shape):
+    image = np.zeros((*shape, 3), np.uint8)
+    for spec in ("resize_long(36)", "resize_small(36)", "joint_resize_small(36)"):
+        sides = apply_to_image(spec, image).shape[:2]
+        assert min(sides) >= 1
+        assert max(sides) <= 65_535
+    assert max(apply_to_image("resize_long(36)", image).shape[:2]) == 36

@@ -3,6 +3,7 @@
 import zlib
 
 import numpy as np
+import odd_images
 import pytest
 from PIL import Image
 
@@ -153,3 +154,23 @@ def test_missing_folders_and_masks(tmp_path):
     (tmp_path / "images/a.png").unlink()
     with pytest.raises(UserError, match="images has no images"):
         source(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_as_their_masks_are(tmp_path, orientation):
+    for name, upright in (("a", True), ("b", False)):
+        write(tmp_path, name, mask())
+        data = odd_images.turned(odd_images.photograph(8, 6), orientation)
+        (tmp_path / "images" / f"{name}.png").write_bytes(data)
+        size = (6, 8) if upright or orientation < 5 else (8, 6)
+        mask(size=size).save(tmp_path / "masks" / f"{name}.png")
+    batches = eval_batches(source(tmp_path), batch_size=1, rows=np.arange(1), pp="joint_decode")
+    assert len([batch["image_size"] for batch in batches]) == 2  # Image and mask have one size.
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../images/a", "a/../../b"])
+def test_lists_cannot_name_files_elsewhere(tmp_path, name):
+    write(tmp_path, "a", mask())
+    (tmp_path / "train.txt").write_text(f"a\n{name}\n")
+    with pytest.raises(UserError, match=r"train.txt: line 2 names the file .* not in the folder"):
+        source(tmp_path, listed="{split}.txt")

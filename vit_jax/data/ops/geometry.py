@@ -11,6 +11,9 @@ from vit_jax.data.ops import image_op, random_image_op
 
 Size = int | tuple[int, int]
 
+MAX_SIDE = 65_535.0
+"""The longest side, in pixels, that keeping an aspect ratio may give."""
+
 
 @image_op
 def resize(
@@ -173,10 +176,19 @@ def random_affine(
 def _scaled(image: tf.Tensor, size: int, side, method: str, antialias: bool) -> tf.Tensor:
     """Resizes so that `side` (`tf.minimum` or `tf.maximum`) of the two sides becomes `size`."""
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
-    ratio = size / side(height, width)
-    new_size = tf.cast(tf.round(tf.stack([height, width]) * ratio), tf.int32)
+    new_size = scaled_size(tf.stack([height, width]), size / side(height, width))
     resized = tf.image.resize(image, new_size, method=method, antialias=antialias)
     return tf.cast(resized, image.dtype)
+
+
+def scaled_size(sides: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
+    """Returns sides, float32 (height, width), times `ratio`: int32, each at least one pixel.
+
+    The longer side is bounded, because a line of one pixel whose shorter side is enlarged to 256
+    would take all memory.
+    """
+    scaled = tf.round(sides * ratio)
+    return tf.cast(tf.clip_by_value(scaled, 1.0, MAX_SIDE), tf.int32)
 
 
 def _pair(size: Size) -> tuple[int, int]:

@@ -8,7 +8,7 @@ the nearest pixel. What is padded is `fill` in the image and 255 in the segmenta
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import MissingField, random_record_op, record_op
 from vit_jax.data.ops.decode import decode
-from vit_jax.data.ops.geometry import Size, _pair
+from vit_jax.data.ops.geometry import Size, _pair, scaled_size
 from vit_jax.errors import UserError
 
 Record = dict[str, tf.Tensor]
@@ -112,7 +112,7 @@ def joint_resize_small(record: Record, smaller_size: int, antialias: bool = Fals
     """Resizes so that the shorter side is `smaller_size`, keeping the aspect ratio."""
     sides = _sides(record)
     ratio = smaller_size / tf.reduce_min(sides)
-    return _resized(record, tf.cast(tf.round(sides * ratio), tf.int32), antialias)
+    return _resized(record, scaled_size(sides, ratio), antialias)
 
 
 @random_record_op

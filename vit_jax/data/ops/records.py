@@ -32,7 +32,7 @@ def onehot(
 @record_op
 def keep(record: Record, *keys: str) -> Record:
     """Drops every field but these."""
-    return {key: field(record, key) for key in keys}
+    return _with_content(record, {key: field(record, key) for key in keys})
 
 
 @record_op
@@ -40,13 +40,27 @@ def drop(record: Record, *keys: str) -> Record:
     """Drops these fields."""
     for key in keys:
         field(record, key)
-    return {key: x for key, x in record.items() if key not in keys}
+    return _with_content(record, {key: x for key, x in record.items() if key not in keys})
 
 
 @record_op
 def copy(record: Record, inkey: str, outkey: str) -> Record:
     """The same field under a second name."""
     return record | {outkey: field(record, inkey)}
+
+
+def _with_content(before: Record, after: Record) -> Record:
+    """Returns `after`, unless it has boxes and lacks the share of the image that they are for.
+
+    The boxes of a padded image are those of the image without its padding (`joint_fit`).
+    """
+    if "boxes" in after and "content" in before and "content" not in after:
+        names = ", ".join(repr(key) for key in [*after, "content"])
+        raise UserError(
+            "boxes without 'content' would lie in the wrong place of an image that joint_fit"
+            f" padded; write keep({names})"
+        )
+    return after
 
 
 def field(record: Record, key: str) -> tf.Tensor:

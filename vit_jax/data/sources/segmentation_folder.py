@@ -13,18 +13,20 @@ arguments, for example
 import hashlib
 import io
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data import files
+from vit_jax.data.images import MAX_BYTES, SUFFIXES, check_exif, for_decoding, images_below, read
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.errors import UserError
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_BIT_DEPTH, _COLOUR_TYPE = 24, 25  # Where the bytes are in a PNG's header.
+_SIDES, _BIT_DEPTH, _COLOUR_TYPE = 16, 24, 25  # Where the bytes are in a PNG's header.
 _GREY, _PALETTE = 0, 3
 
 
@@ -35,6 +37,8 @@ class Source:
       end in the place of the other; an empty image_end stands for the suffix.
     listed: a text file below ROOT with a name a line, `{split}` in it replaced; empty: all images.
     class_names, num_classes: of the labels; with neither, `config.task` must tell.
+    exif: "apply" turns photographs upright as their EXIF orientation says, unless the mask has the
+      size of the image as stored; "ignore" never does.
     """
 
     def __init__(
@@ -49,8 +53,11 @@ class Source:
         listed: str = "",
         class_names: Sequence[str] = (),
         num_classes: int = 0,
+        exif: str = "apply",
     ):
-        root = Path(name).expanduser()
+        check_exif(exif)
+        self._exif = exif
+        root = files.expand(name)
         for folder in (root, root / images, root / masks):
             if not folder.is_dir():
                 raise UserError(f"no such folder: {folder}")
@@ -64,8 +71,7 @@ class Source:
         self._images, self._masks = root / images, root / masks
         self._image_end, self._mask_end = image_end, mask_end
         if listed:
-            stems = _listed(root / listed.format(split=part))
-            names = [self._find_image(stem) for stem in stems]
+            names = self._listed_images(root / listed.replace("{split}", part))
         else:
             names = _image_names(root / images / inner, image_end)
             names = [os.path.join(inner, one) for one in names]
@@ -74,10 +80,13 @@ class Source:
         self._names = names[selected.start : selected.stop]
         for number in range(len(self._names)):
             if not self._mask_path(number).is_file():
-                raise UserError(f"{self.describe(number)} has no mask {self._mask_path(number)}")
+                mask = files.shown(self._mask_path(number))
+                raise UserError(f"{self.describe(number)} has no mask {mask}")
         self.class_names = tuple(class_names) or None
         self.num_classes = num_classes or len(class_names)
         self.fingerprint = f"segmentation_folder:{root.name}:{split}:{len(self._names)}"
+        if exif == "ignore":
+            self.fingerprint += ":exif-ignored"
 
     def __len__(self) -> int:
         return len(self._names)
@@ -85,52 +94,50 @@ class Source:
     def fetch(self, indices: np.ndarray) -> Records:
         images, masks = np.empty(len(indices), object), np.empty(len(indices), object)
         for row, index in enumerate(indices):
-            images[row] = Path(self.describe(index)).read_bytes()
             masks[row] = _grey_png(self._mask_path(index))
+            width, height = struct.unpack_from(">II", masks[row], _SIDES)
+            data = read(self._images / self._names[index])
+            images[row] = for_decoding(data, self._exif, (height, width))
         return {"image": images, "segmentation": masks}
 
     def describe(self, index: int) -> str:
-        return str(self._images / self._names[index])
+        return files.shown(self._images / self._names[index])
 
     def _mask_path(self, index: int) -> Path:
         name = self._names[index]
         stem = name.removesuffix(self._image_end) if self._image_end else os.path.splitext(name)[0]
         return self._masks / f"{stem}{self._mask_end}"
 
+    def _listed_images(self, path: Path) -> list[str]:
+        """Returns the images that a text file lists, a name without its ending in each line."""
+        found = []
+        for number, line in files.numbered_lines(files.read_text(path)):
+            where = f"{files.shown(path)}: line {number}"
+            stem = files.path_inside(self._images, line.strip(), where)
+            found.append(self._find_image(stem))
+        return found
+
     def _find_image(self, stem: str) -> str:
-        ends = (self._image_end,) if self._image_end else _IMAGE_SUFFIXES
+        ends = (self._image_end,) if self._image_end else SUFFIXES
         for end in ends:
             if (self._images / f"{stem}{end}").is_file():
                 return f"{stem}{end}"
-        raise UserError(f"{self._images / stem} is listed, but no such image exists")
+        shown = files.shown(self._images / stem)
+        raise UserError(f"{shown} is listed, but no such image exists")
 
 
 def _image_names(folder: Path, image_end: str) -> list[str]:
-    """Paths below `folder` of the images in it, at any depth."""
-    ends = (image_end,) if image_end else _IMAGE_SUFFIXES
-    names = [
-        os.path.relpath(os.path.join(where, one), folder)
-        for where, _, files in os.walk(folder)
-        for one in files
-        if one.lower().endswith(ends) or (image_end and one.endswith(image_end))
-    ]
-    names = [one for one in names if not os.path.basename(one).startswith(".")]
+    """Returns the paths below `folder` of the images in it, at any depth."""
+    names = [one for one in images_below(folder) if one.lower().endswith(image_end.lower())]
     if not names:
-        raise UserError(f"{folder} has no images ({', '.join(ends)})")
+        ends = image_end or ", ".join(SUFFIXES)
+        raise UserError(f"{files.shown(folder)} has no images ({ends})")
     return names
-
-
-def _listed(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _grey_png(path: Path) -> bytes:
     """A mask whose bytes are the labels; of a palette, the numbers and not their colours."""
-    data = path.read_bytes()
+    data = files.read_bytes(path, MAX_BYTES)
     if data[: len(_PNG)] != _PNG or len(data) <= _COLOUR_TYPE:
         raise UserError(f"{path} is no PNG file; masks are PNG, because JPEG changes the labels")
     if data[_BIT_DEPTH] == 16 or data[_COLOUR_TYPE] not in (_GREY, _PALETTE):
@@ -145,7 +152,7 @@ def _grey_png(path: Path) -> bytes:
     try:
         with Image.open(io.BytesIO(data)) as file:
             labels = np.asarray(file).astype(np.uint8)
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Parsers raise whatever damaged bytes make them stumble over.
         # Not a `UserError`: one truncated mask is skipped as one truncated image is.
         raise OSError(f"{path}: not a readable PNG file ({error})") from error
     if data[_COLOUR_TYPE] == _GREY and data[_BIT_DEPTH] in (2, 4):
