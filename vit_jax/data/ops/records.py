@@ -2,7 +2,7 @@
 
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import MissingField, record_op
-from vit_jax.errors import nearest
+from vit_jax.errors import UserError, nearest
 
 Record = dict[str, tf.Tensor]
 
