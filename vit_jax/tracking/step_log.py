@@ -1,4 +1,4 @@
-"""What a run says while it trains: rows of metrics, the console, where the time went."""
+"""The log of a run while it trains: rows of metrics, the console, and a clock for its parts."""
 
 import collections
 import contextlib
@@ -23,9 +23,9 @@ def _no_additions(*_: float) -> dict[str, float]:
 
 
 class Stopwatch:
-    """Seconds spent in named parts of a run, over all its attempts.
+    """Counts the seconds spent in named parts of a run, over all its attempts.
 
-    The parts `WITHIN_TRAIN` lie in `train`; the others follow one another.
+    The parts `WITHIN_TRAIN` lie within `train`; the others follow one another.
     """
 
     def __init__(self) -> None:
@@ -42,17 +42,17 @@ class Stopwatch:
             self.add(part, time.monotonic() - self._running.pop(part))
 
     def add(self, part: str, seconds: float) -> None:
-        """Books `seconds` under a part."""
+        """Adds `seconds` to a part."""
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     def add_all(self, seconds: Mapping[str, float]) -> None:
-        """Books what an earlier attempt at the same run had spent."""
+        """Adds the seconds that an earlier attempt at the same run spent."""
         for part, value in seconds.items():
             self.add(part, value)
 
     @contextlib.contextmanager
     def gauge(self, part: str, read: Callable[[], float]) -> Iterator[None]:
-        """Books under a part what another clock, which starts at 0, has counted meanwhile."""
+        """Adds to a part the seconds that another clock, which starts at 0, counts in the block."""
         self._gauges[part] = read
         try:
             yield
@@ -60,7 +60,7 @@ class Stopwatch:
             self.add(part, self._gauges.pop(part)())
 
     def so_far(self) -> dict[str, float]:
-        """All parts, those that are still running included."""
+        """Returns all parts, including those that are still running."""
         now = time.monotonic()
         total = dict(self.seconds)
         for part, started in self._running.items():
@@ -70,33 +70,38 @@ class Stopwatch:
         return total
 
     def total(self) -> float:
-        """Seconds of the whole run."""
+        """Returns the seconds of the whole run."""
         return total_seconds(self.so_far())
 
     def goodput(self) -> float:
-        """The share of the whole run's time in which steps ran: no start, input wait or saving."""
+        """Returns the fraction of the time in which steps ran: no start, input wait or saving."""
         parts = self.so_far()
         steps = parts.get("train", 0.0) - sum(parts.get(part, 0.0) for part in WITHIN_TRAIN)
         return max(0.0, steps) / max(total_seconds(parts), 1e-9)
 
 
 def total_seconds(parts: Mapping[str, float]) -> float:
-    """The sum of parts of a run's time, those that lie in others left out."""
+    """Returns the sum of the parts of a run's time, without those that lie within others."""
     return sum(seconds for part, seconds in parts.items() if part not in WITHIN_TRAIN)
 
 
 class StepLog:
-    """Rows of the training steps, each written while the next step runs.
+    """Writes rows of the training steps, each while the next step runs.
 
     Reading a step's metrics waits until the device has finished it. A row is therefore held back
     until the following step has been handed to the device, which then never runs dry.
 
-    Only process 0 logs (`is_writer`); in the others every call returns at once.
+    Only process 0 writes (`is_writer`), but every process must make the same calls, because
+    `additions` may compare the processes.
 
-    start_step: the step that the run resumes after; later rows of an earlier attempt are dropped.
-    total, every: the run's steps, and the steps between rows; the first and last have one too.
-    additions: called with images a second and the fraction of time spent waiting for input, for
-      what else a row should hold; in every process.
+    Args:
+      start_step: the step that the run resumes after; later rows of an earlier attempt are dropped.
+      total: the number of steps of the run.
+      every: the number of steps between rows; the first and the last step have a row too.
+      writers: the names of log writers besides `jsonl`.
+      config: the run's config as nested dicts, for the writers.
+      additions: called in every process with images per second and the fraction of time spent
+        waiting for input; returns further values for the row.
     """
 
     def __init__(
@@ -136,10 +141,12 @@ class StepLog:
         self._paused = 0.0
 
     def step(self, at: int, metrics: Mapping[str, Array], waited: float) -> None:
-        """Step number `at` has been handed to the device; `waited`: input seconds so far.
+        """Takes the metrics of step `at`, which has been handed to the device.
+
+        waited: the seconds spent waiting for input so far.
 
         Raises:
-          Diverged: an earlier step was the last straw.
+          Diverged: an earlier step ended too long a row of skipped steps.
         """
         self.flush()
         self._at = at
@@ -176,7 +183,7 @@ class StepLog:
             self._progress.update(at, row)
 
     def check(self, at: int, bad_steps: int, spikes: int = 0) -> None:
-        """Raises `Diverged` where step `at` ends too long a row of skipped steps."""
+        """Raises `Diverged` if step `at` ends too long a row of skipped steps."""
         if spikes > self._max_spikes:
             raise Diverged(
                 f"the loss spiked at step {at - spikes + 1} and stayed there ({spikes} steps in a"
@@ -190,7 +197,7 @@ class StepLog:
 
     @contextlib.contextmanager
     def paused(self, note: str = "") -> Iterator[None]:
-        """Time that is no training time, such as evaluation; `note` is shown meanwhile."""
+        """Marks the block as no training time, such as evaluation, and shows `note` meanwhile."""
         while self._in_flight:
             self._in_flight.popleft().block_until_ready()
         started = time.monotonic()
@@ -200,11 +207,11 @@ class StepLog:
         self._paused += time.monotonic() - started
 
     def write(self, at: int, row: Mapping[str, float]) -> None:
-        """A row of plain scalars that belongs to step `at`."""
+        """Writes a row of plain scalars that belongs to step `at`."""
         self._log.write(at, row)
 
     def bad_images(self, number: int) -> None:
-        """Tells of unreadable training images that others have stood in for."""
+        """Logs the number of unreadable training images that were replaced by others."""
         if number:
             self.write(self._at, {"data/bad_images": number})
             self.message(f"warning: {number} unreadable training images were replaced by others")
