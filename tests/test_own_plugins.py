@@ -148,7 +148,7 @@ def test_python_names_what_it_trusts(own_run, new_process):
 
 
 def test_what_python_trained_with_is_trusted(tiny_config, tmp_path, new_process):
-    config = tiny_config(total=1)
+    config = tiny_config(total=2)
     config.unlock()
     config.optim.name = "own_plugins:sign_descent"
     train(validate(config), str(tmp_path))
