@@ -79,7 +79,7 @@ def attention_maps(model: nn.Module, params: Params, images: Array | np.ndarray)
         pooled=pooled,
         grid=(rows, columns),
         num_prefix=layers.shape[-1] - rows * columns,
-        reads_class_token=getattr(backbone, "pooling", None) == "token",
+        reads_class_token="class token" in models.traits_of(backbone).named,
     )
 
 
@@ -240,9 +240,9 @@ def sections(
         )
         rows, columns = maps.grid
         table = jax.device_get(tree["pos_embed"])[0]
-        side = getattr(_backbone(model, params)[0], "table_grid", None)  # Of a FlexiViT.
-        if side:
-            table = models.resize_grid(table.reshape(side, side, -1), (rows, columns))
+        kept = models.traits_of(model).table_grid
+        if kept:
+            table = models.resize_grid(table.reshape(*kept, -1), (rows, columns))
         else:
             table = table[-rows * columns :].reshape(rows, columns, -1)
         similarity = inside.position_similarity(np.asarray(table))
@@ -252,8 +252,7 @@ def sections(
 
 def _backbone(model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
     """The part of `model` that returns `Features`, and its parameters."""
-    backbone = getattr(model, "backbone", None)
-    return (model, params) if backbone is None else (backbone, params["backbone"])
+    return (model.backbone, params["backbone"]) if models.has_head(model) else (model, params)
 
 
 def _sown(intermediates: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -11,6 +11,7 @@ import collections.abc
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
 import numbers
 import os
@@ -43,8 +44,16 @@ def check_known(
 
 
 def names_in(package: str) -> list[str]:
-    """Returns the names of the public modules of a package, which are those of its plug-ins."""
-    path = importlib.import_module(package).__path__
+    """Returns the names of the public modules of a package, which are those of its plug-ins.
+
+    Nothing below the outermost package is imported, so that `--help` can list names at once.
+    """
+    if package in sys.modules:
+        path = sys.modules[package].__path__
+    else:
+        root, *inner = package.split(".")
+        roots = importlib.util.find_spec(root).submodule_search_locations
+        path = [os.path.join(root, *inner) for root in roots]
     return sorted(module.name for module in pkgutil.iter_modules(path) if module.name[0] != "_")
 
 

@@ -66,12 +66,12 @@ MODELS = {
         (12, 12),
         "big_vision",
     ),
-    "bit": ("bit_r50x1", {"stages": (2, 1), "width_factor": 0.5}, (16, 24), "npz"),
+    "bit": ("bit_r50x1", {"stages": (2, 1), "width_factor": 0.5}, (16, 24), "bit npz"),
     "bit_headless": (
         "bit_r50x1",
         {"stages": (1,), "width_factor": 0.5, "num_classes": None},
         (16, 16),
-        "npz",
+        "bit npz",
     ),
 }
 

@@ -153,7 +153,7 @@ def test_a_run_of_ours_tells_its_model(tmp_path, tiny_config, averaged):
     workdir = Workdir.open(str(tmp_path / "run"))
     image = ArraySpec((12, 12, 3), np.dtype(np.uint8))
     workdir.write_config(
-        config, DataInfo(spec={"image": image}, num_classes=3, class_names=()), "accuracy"
+        config, DataInfo(spec={"image": image}, num_classes=3, class_names=()), "accuracy", {}
     )
     store = Store(workdir.checkpoints)
     average = jax.tree.map(lambda x: x + 1, params) if averaged else None
@@ -166,7 +166,7 @@ def test_a_run_of_ours_tells_its_model(tmp_path, tiny_config, averaged):
     for number, place in enumerate(places):
         target = str(tmp_path / f"{number}.npz")
         text = convert.run(str(tmp_path / place), target, "npz")
-        assert "our checkpoint of step 12" in text
+        assert "vit_jax checkpoint of step 12" in text
         assert ("moving average" in text) == averaged
         back = checkpoints.load(target, model)
         jax.tree.map(np.testing.assert_array_equal, back, average if averaged else params)

@@ -8,7 +8,7 @@ import pytest
 from models_to_save import build, random_params
 
 from vit_jax import checkpoints, models
-from vit_jax.checkpoints.fit.merging import sincos_table
+from vit_jax.checkpoints.fit.surgery import sincos_table
 from vit_jax.errors import UserError
 
 

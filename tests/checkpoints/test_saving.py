@@ -8,10 +8,20 @@ import pytest
 from models_to_save import MODELS, build
 
 from vit_jax import checkpoints, models
-from vit_jax.checkpoints import files, saving
+from vit_jax.checkpoints import FORMATS, files
+from vit_jax.checkpoints.formats.timm import _ratio
 from vit_jax.errors import UserError
+from vit_jax.models import vit
+from vit_jax.models.vit import VisionTransformer
 
-ENDINGS = {"npz": ".npz", "big_vision": ".npz", "timm": ".safetensors", "hf": "", "orbax": ""}
+ENDINGS = {
+    "npz": ".npz",
+    "big_vision": ".npz",
+    "timm": ".safetensors",
+    "hf": "",
+    "orbax": "",
+    "bit": ".npz",
+}
 PAIRS = [(name, to) for name, row in MODELS.items() for to in [*row[3].split(), "orbax"]]
 
 # Here a class token's position moves into the class token, or a row for it is made: the function
@@ -47,7 +57,7 @@ def test_round_trip(tmp_path, name, to):
 def test_what_a_format_cannot_express_is_refused(tmp_path, name):
     model, params, _ = build(name)
     allowed = MODELS[name][3].split()
-    for to in checkpoints.FORMATS:
+    for to in FORMATS.names():
         if to not in (*allowed, "orbax"):
             path = tmp_path / f"{to}{ENDINGS[to]}"
             with pytest.raises(UserError, match=f"{to} has no place for .*; write --to=.*orbax"):
@@ -68,7 +78,7 @@ def towers(image=None, words=None, **fields):
 TOWERS = {
     "sigmoid": (towers(bias_init=-10.0), "npz", "the sigmoid loss's bias; .*big_vision"),
     "map": (towers(words=text("map")), "big_vision", "map pooling of texts; .*=orbax"),
-    "last": (towers(), "timm", "a text tower, last pooling of texts; .*npz or big_vision"),
+    "last": (towers(), "timm", "a text tower, last pooling of texts; .*big_vision or npz"),
     "first": (towers(words=text("first")), "npz", "first pooling of texts; .*=big_vision or"),
     "mean": (towers(words=text("mean")), "npz", "mean pooling of texts; .*=big_vision or"),
     "unpooled": (
@@ -77,7 +87,11 @@ TOWERS = {
         "no pooling beside a text tower",
     ),
     "mixer": (towers(models.build("mixer_b16")), "npz", "a Mixer beside a text tower"),
-    "other text": (towers(words=models.build("vit_ti16")), "npz", "a VisionTransformer; "),
+    "other text": (
+        towers(words=models.build("vit_ti16")),
+        "npz",
+        "a ViT that reads texts; ",
+    ),
 }
 
 
@@ -141,8 +155,6 @@ def test_the_call_says_what_timm_would_get_wrong(tmp_path):
 
 
 def test_ratio_gives_the_mlp_dim_back():
-    from vit_jax.checkpoints.formats.timm import _ratio
-
     for width in (16, 192, 1152, 1408, 1664):
         for mlp_dim in (37, 4304, 4 * width, 8192, 15360):
             assert int(width * _ratio(mlp_dim, width)) == mlp_dim
@@ -200,9 +212,46 @@ def test_a_failed_directory_leaves_nothing(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_every_trait_has_a_format_or_none():
+def test_formats_list_traits_that_models_have():
     """A trait that formats list and no model has would be a misspelling."""
-    listed = set().union(*saving.EXPRESSES.values())
+    listed = set().union(*(FORMATS.find(name).expresses or () for name in FORMATS.names()))
     every = [build(name)[0] for name in MODELS] + [model for model, *_ in TOWERS.values()]
-    found = set().union(*map(saving.traits, every))
-    assert listed - {"fixed positions", "a class token's position"} <= found
+    found = set().union(*(models.traits_of(model).all_named for model in every))
+    assert listed <= found
+
+
+class Odd(VisionTransformer):
+    """A model of a user's own that adds nothing to its traits."""
+
+    bump: float = 0.0
+
+
+class Named(VisionTransformer):
+    """A model of a user's own that is a ViT with another start."""
+
+    def traits(self):
+        return super().traits()
+
+
+@pytest.mark.parametrize("to", ["npz", "big_vision", "timm", "hf"])
+def test_what_is_new_in_a_model_is_refused_by_its_name(tmp_path, to, monkeypatch):
+    tiny = {"patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
+    path = tmp_path / f"c{ENDINGS[to]}"
+    with pytest.raises(UserError, match=f"{to} has no place for position='rope_mixed'; "):
+        checkpoints.save({}, models.build("vit", position="rope_mixed", **tiny), path, to)
+    with pytest.raises(UserError, match=f"{to} has no place for a Odd; "):
+        checkpoints.save({}, Odd(**tiny), path, to)
+    assert models.traits_of(Named(**tiny)) == models.traits_of(models.build("vit", **tiny))
+    # A field that somebody adds to the ViT, and a value that somebody adds to a field.
+    monkeypatch.delitem(vit._NAMES, "num_registers")
+    monkeypatch.setitem(vit._NAMES, "norm", {"layernorm": ""})
+    model = models.build("vit", num_registers=2, norm="rmsnorm", **tiny)
+    with pytest.raises(UserError, match="norm='rmsnorm', num_registers=2"):
+        checkpoints.save({}, model, path, to)
+
+
+def test_heads_and_text_towers_alone_are_refused(tmp_path):
+    segmenter = models.Segmenter(models.build("vit_ti16"), 3)
+    for model, words in ((segmenter, "the head of a Segmenter"), (text(), "a text tower alone")):
+        with pytest.raises(UserError, match=f"npz has no place for .*{words}; write --to=orbax"):
+            checkpoints.save({}, model, tmp_path / "c.npz", "npz")

@@ -122,8 +122,8 @@ def test_transformers_notes_what_differs(hf_copy):
     [
         ({"model_type": "swin"}, "only 'vit'"),
         ({"num_attention_heads": 5}, "does not fit"),
-        ({"num_attention_heads": None}, "does not fit"),
-        ({"image_size": 0, "patch_size": 0}, "does not fit"),
+        ({"num_attention_heads": None}, "num_attention_heads=None is no whole number"),
+        ({"image_size": 0, "patch_size": 0}, "image_size=0 is no whole number"),
     ],
 )
 def test_transformers_configs_of_something_else(hf_copy, keys, words):

@@ -96,6 +96,15 @@ def check_regular(path: epath.PathLike) -> None:
         raise UserError(f"{os.fspath(path)} is {kind}; give a regular file")
 
 
+def check_tree(folder: epath.PathLike) -> None:
+    """Raises a `UserError` if a local folder holds anything but regular files and folders."""
+    if storage.is_remote(folder):
+        return
+    for place, _, names in os.walk(folder):
+        for name in names:
+            check_regular(os.path.join(place, name))
+
+
 def read_bytes(path: epath.PathLike, most: int = MAX_TEXT) -> bytes:
     """Returns the content of a local or remote file.
 

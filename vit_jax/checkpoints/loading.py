@@ -1,20 +1,21 @@
-"""From a file of any known format to the parameters of a model."""
+"""From a checkpoint of any known format to the parameters of a model."""
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import numpy as np
 from etils import epath
 
-from vit_jax.checkpoints import array_files, files
+from vit_jax import models
+from vit_jax.checkpoints import files
 from vit_jax.checkpoints.fit.merging import Merge, Options
 from vit_jax.checkpoints.fit.report import MergeReport
-from vit_jax.checkpoints.fit.target import Target, is_text
-from vit_jax.checkpoints.formats import bit, hf, npz, orbax, timm
-from vit_jax.checkpoints.weights import Weights, backbone_of, to_params
+from vit_jax.checkpoints.fit.target import Target
+from vit_jax.checkpoints.formats import FORMATS, Format
+from vit_jax.checkpoints.source import Source
+from vit_jax.checkpoints.weights import Weights, to_params
 from vit_jax.errors import UserError
 from vit_jax.types import Params
 
@@ -23,18 +24,21 @@ def load(
     path: epath.PathLike,
     model: nn.Module,
     *,
+    format: str = "",
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
     **options: Any,
 ) -> Params:
-    """Parameters for `model.apply({"params": params}, images)` from a checkpoint of any format.
+    """Reads parameters for `model.apply({"params": params}, images)` from a checkpoint.
 
     Args:
       path: a file or directory, local or behind an address that fsspec knows. The format is
-        recognised by content: `.npz` of vision_transformer, big_vision or BiT, state dicts of timm
-        and Hugging Face transformers (`.safetensors`; `.bin` and `.pth` where torch is installed),
-        directories of Hugging Face, and our own workdirs and checkpoints.
+        recognized by content: `.npz` of vision_transformer, big_vision or BiT, state dicts of timm
+        and Hugging Face transformers (`.safetensors`, `.bin`, `.pth`), their directories, and
+        workdirs and checkpoints of this package.
       model: from `vit_jax.models.build`.
+      format: the name of the format, or `package.module:FORMAT` for one of your own; "" recognizes
+        it.
       image_size: side of the images in pixels, or (height, width), to which positions are resized;
         None keeps the checkpoint's positions.
       channels: of the images; None: as the checkpoint.
@@ -52,20 +56,24 @@ def load(
     Raises:
       UserError: the file cannot be read, or something in it, or missing from it, stays unexplained.
     """
-    return load_with_report(path, model, image_size=image_size, channels=channels, **options)[0]
+    sizes = {"image_size": image_size, "channels": channels}
+    return load_with_report(path, model, format=format, **sizes, **options)[0]
 
 
 def load_with_report(
     path: epath.PathLike,
     model: nn.Module,
     *,
+    format: str = "",
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
     **options: Any,
 ) -> tuple[Params, MergeReport]:
-    """`load`, with an account of what was loaded, resized, initialised and ignored."""
-    one = "text" if is_text(backbone_of(model)) else "image"
-    weights = read_weights(path, tower="both" if hasattr(model, "text") else one)
+    """Does as `load`, and reports what was loaded, resized, initialized and ignored."""
+    tower = "text" if models.traits_of(model).reads_text else "image"
+    if models.text_tower_of(model) is not None:
+        tower = "both"
+    weights = read_weights(path, format=format, tower=tower)
     source = os.fspath(path)
     return fit(weights, model, source, image_size=image_size, channels=channels, **options)
 
@@ -79,7 +87,7 @@ def fit(
     channels: int | None = None,
     **options: Any,
 ) -> tuple[Params, MergeReport]:
-    """Parameters of `model` from arrays that were read before; see `load`."""
+    """Returns parameters of `model` from arrays that were read before; see `load`."""
     checked = Options(**options)
     weights = dataclasses.replace(weights, grid=checked.source_grid or weights.grid)
     target = Target.create(model, weights, image_size, channels)
@@ -87,47 +95,31 @@ def fit(
     return to_params(arrays, model, stacked=target.stacked), report
 
 
-def read_weights(path: epath.PathLike, *, tower: str = "image") -> Weights:
-    """A checkpoint's arrays under our names. `tower`: of an image-text model, see `npz.read`."""
-    name = os.fspath(path)
-    if "://" not in name or name.startswith(files.STORES):
-        place = epath.Path(path).expanduser()
-        try:
-            exists, is_directory = place.exists(), place.is_dir()
-        except Exception as error:
-            if "://" not in name:
-                raise
-            raise UserError(f"cannot read {name}: {files.first_line(error)}") from error
-        if not exists:
-            raise UserError(f"there is no checkpoint {name}")
-        if is_directory:
-            # Orbax takes no relative paths; addresses of object stores are absolute as they are.
-            return _read_directory(place if "://" in name else place.resolve())
-        path = place
-    return recognise(array_files.read_arrays(path), path, tower=tower)
+def read_weights(path: epath.PathLike, *, format: str = "", tower: str = "image") -> Weights:
+    """Returns a checkpoint's arrays under the names of this package.
+
+    format: its name; "" recognizes it. tower: see `Source`.
+    """
+    with Source.open(path, tower) as source:
+        found: Format = FORMATS.find(format, "format") if format else recognize(source)
+        with files.reading(f"{source.path} ({found.label})"):
+            return found.read(source)
 
 
-def recognise(
-    arrays: Mapping[str, np.ndarray], path: epath.PathLike, *, tower: str = "image"
-) -> Weights:
-    """Arrays of a file under our names, by what theirs look like."""
-    if bit.matches(arrays):
-        return bit.read(arrays)
-    if npz.matches(arrays):
-        return npz.read(arrays, tower)
-    for state_dict in (timm, hf):
-        if state_dict.matches(arrays):
-            return state_dict.read(arrays)
-    raise UserError(f"{path}: arrays such as {min(arrays)!r} are of no format known here")
+def recognize(source: Source) -> Format:
+    """Returns the format of this package that a checkpoint is in.
 
-
-def _read_directory(path: epath.Path) -> Weights:
-    found = orbax.find(path)
-    if found:
-        return orbax.read(*found)
-    if hf.is_directory(path):
-        return hf.read_directory(path)
+    Raises:
+      UserError: it is in none of them.
+    """
+    for name in FORMATS.names():
+        found: Format = FORMATS.find(name, "format")
+        if found.matches(source):
+            return found
+    if source.folder is None:
+        first = min(source.names, default="none at all")
+        raise UserError(f"{source.path}: arrays such as {first!r} are of no format known here")
     raise UserError(
-        f"{path} is a directory without a checkpoint: no steps of ours, and no config.json with"
-        " model.safetensors of Hugging Face"
+        f"{source.path} is a directory without a checkpoint: no steps of ours, and no config.json"
+        " with model.safetensors of Hugging Face"
     )

@@ -13,6 +13,15 @@ import numpy as np
 from vit_jax import models
 from vit_jax.types import Params
 
+Arrays = dict[str, np.ndarray]
+
+CLS = "backbone/cls"
+POSITIONS = "backbone/pos_embed"
+PATCHES = "backbone/patch_embed/kernel"
+TOKEN_MIXING = "backbone/blocks_0/token_mixing/dense1/kernel"
+TEXT_HEAD = "text_proj/kernel"
+"""An array that every model of two towers has, and no other model."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
@@ -84,7 +93,7 @@ def from_params(params: Params, model: nn.Module) -> dict[str, np.ndarray]:
 
 def canonical(tree: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """A nested tree of arrays, flat, blocks numbered, the backbone below `backbone/`."""
-    if not has_head(model):
+    if not models.has_head(model):
         tree = {"backbone": tree}
     return flax.traverse_util.flatten_dict(models.unstack_blocks(tree), sep="/")
 
@@ -95,17 +104,7 @@ def to_params(
     """The inverse of `from_params`; `stacked`: the towers that scan over their blocks."""
     tree = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
     tree |= {tower: models.stack_blocks(tree[tower]) for tower in stacked}
-    return tree if has_head(model) else tree["backbone"]
-
-
-def has_head(model: nn.Module) -> bool:
-    """Whether `model` is a backbone, in its field `backbone`, with a head of some task on it."""
-    return hasattr(model, "backbone")
-
-
-def backbone_of(model: nn.Module) -> nn.Module:
-    """The backbone below a head, or the model itself."""
-    return model.backbone if has_head(model) else model
+    return tree if models.has_head(model) else tree["backbone"]
 
 
 def map_blocks(

@@ -1,4 +1,4 @@
-"""`python -m vit_jax convert SRC DST --to=FORMAT`: checkpoints from any format to any other."""
+"""Conversion of checkpoints from any format to any other, and opening them with their model."""
 
 import math
 import os
@@ -10,11 +10,11 @@ from etils import epath
 
 from vit_jax import checkpoints, models, tasks
 from vit_jax.checkpoints import loading
-from vit_jax.checkpoints.fit.guess import model_of
+from vit_jax.checkpoints.fit.inference import infer_model
 from vit_jax.checkpoints.fit.target import image_channels
-from vit_jax.checkpoints.weights import Weights, backbone_of
+from vit_jax.checkpoints.formats import FORMATS
+from vit_jax.checkpoints.weights import POSITIONS, Weights
 from vit_jax.errors import UserError
-from vit_jax.models.hybrid import Hybrid
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import Params
 
@@ -24,6 +24,7 @@ def run(
     dst: str,
     to: str,
     *,
+    source_format: str = "",
     model: str | None = None,
     fields: Mapping[str, Any] | None = None,
     image_size: int | Sequence[int] | None = None,
@@ -32,15 +33,17 @@ def run(
 
     Args:
       src, dst, to: as `checkpoints.load` and `checkpoints.save` take them.
+      source_format: the format of `src`, as `checkpoints.load` takes it.
       model, fields: name and fields of the model, for what the file does not tell; a workdir of
-        ours tells all.
+        this package tells all.
       image_size: resizes the positions; None keeps them.
 
     Raises:
-      UserError: the file cannot be read, the model cannot be told, or the format cannot express it.
-        Nothing is made up: a parameter that the file lacks is an error.
+      UserError: the file cannot be read, its model cannot be inferred, or the format cannot express
+        it. Nothing is made up: a parameter that the file lacks is an error.
     """
-    weights = loading.read_weights(src)
+    FORMATS.find(to, "--to")
+    weights = loading.read_weights(src, format=source_format)
     module = _whole_model(src, weights, model, dict(fields or {}))
     params, report = loading.fit(weights, module, src, image_size=image_size)
     if report.initialised:
@@ -64,52 +67,55 @@ def open_model(
     fields: Mapping[str, Any] | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> tuple[nn.Module, Params, tuple[int, int, int]]:
-    """The model that a checkpoint is of, its parameters, and its images (height, width, channels).
+    """Returns the model of a checkpoint, its parameters, and (height, width, channels) of images.
 
     image_size: (height, width); None for the size that the checkpoint's positions are for, or else
       the size at which `model` is listed.
 
     Raises:
-      UserError: the file cannot be read, or its model or image size cannot be told.
+      UserError: the file cannot be read, or its model or image size cannot be inferred.
     """
     weights = loading.read_weights(src)
     module = _model(src, weights, model, dict(fields or {}))
     size = image_size or _trained_size(src, weights, module, model)
+    channels = image_channels(weights.arrays)
     params, _ = loading.fit(weights, module, src, image_size=size)
-    return module, params, (*size, image_channels(weights.arrays))
+    return module, params, (*size, channels)
 
 
 def _trained_size(
     src: str, weights: Weights, module: nn.Module, name: str | None
 ) -> tuple[int, int]:
-    table = weights.arrays.get("backbone/pos_embed")
-    patch = getattr(backbone_of(module), "patch_size", None)
-    if isinstance(backbone_of(module), Hybrid) or table is None or not isinstance(patch, int):
+    table = weights.arrays.get(POSITIONS)
+    stride = models.token_stride(models.backbone_of(module))
+    if table is None or stride is None:
         listed = models.variants()[models.find(name)].input_size if name and ":" not in name else 0
         if not listed:
             raise UserError(f"{src} does not tell its image size; write --image-size")
         return listed, listed
-    if weights.grid:
-        return weights.grid[0] * patch, weights.grid[1] * patch
-    tokens = table.shape[1]
+    rows, columns = weights.grid or _square(src, table.shape[1])
+    return rows * stride[0], columns * stride[1]
+
+
+def _square(src: str, tokens: int) -> tuple[int, int]:
     side = math.isqrt(tokens)  # A class token's row makes one more than a square.
     if side * side not in (tokens, tokens - 1):
         raise UserError(f"{src} has {tokens} positions, no square; write --image-size")
-    return side * patch, side * patch
+    return side, side
 
 
 def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
-    """The backbone, with the classifier that the checkpoint may hold."""
+    """Returns the backbone, with the classifier that the checkpoint may hold."""
     run = None if name else run_of(src)
     if run:
         head = weights.arrays.get("head/bias")
         classes = {} if head is None else {"num_classes": head.shape[0]}
         return models.build(**{**classes, **run.read_config().model.to_dict(), **fields})
-    return model_of(weights, name, **fields)
+    return infer_model(weights, name, **fields)
 
 
 def _whole_model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
-    """As `_model`, but with what the run's task puts around the backbone, if not a classifier."""
+    """Does as `_model`, but with the head of the run's task, if that is not a classifier."""
     run = None if name else run_of(src)
     if run and not all(array.startswith(("backbone/", "head/")) for array in weights.arrays):
         config = run.read_config()
@@ -119,7 +125,7 @@ def _whole_model(src: str, weights: Weights, name: str | None, fields: dict[str,
 
 
 def run_of(src: str) -> Workdir | None:
-    """The run that a checkpoint lies in."""
+    """Returns the run that a checkpoint lies in, or None."""
     if "://" in src and not os.fspath(src).startswith(("gs://", "s3://")):
         return None
     path = epath.Path(src).expanduser()

@@ -17,7 +17,7 @@ head_dim, mlp.
 A new model is one new file here with a table `VARIANTS`.
 """
 
-from vit_jax.models.cost import flops, param_count, product_flops
+from vit_jax.models.cost import example_input, flops, param_count, product_flops
 from vit_jax.models.heads.classifier import Classifier
 from vit_jax.models.heads.dense import Detector, Segmenter
 from vit_jax.models.heads.two_towers import TowerOutputs, TwoTowers
@@ -25,25 +25,32 @@ from vit_jax.models.layers.basic import token_stride
 from vit_jax.models.layers.resize import resize_grid, resize_patch_kernel
 from vit_jax.models.layers.transformer import stack_blocks, unstack_blocks
 from vit_jax.models.registry import Variant, build, field_names, find, names, variants
+from vit_jax.models.traits import Traits, backbone_of, has_head, text_tower_of, traits_of
 
 __all__ = [
     "Classifier",
     "Detector",
     "Segmenter",
     "TowerOutputs",
+    "Traits",
     "TwoTowers",
     "Variant",
+    "backbone_of",
     "build",
+    "example_input",
     "field_names",
     "find",
     "flops",
+    "has_head",
     "names",
     "param_count",
     "product_flops",
     "resize_grid",
     "resize_patch_kernel",
     "stack_blocks",
+    "text_tower_of",
     "token_stride",
+    "traits_of",
     "unstack_blocks",
     "variants",
 ]

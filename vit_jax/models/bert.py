@@ -20,6 +20,7 @@ from vit_jax.models.layers.attention import SegmentIds
 from vit_jax.models.layers.basic import float_dtype, make_norm
 from vit_jax.models.layers.transformer import BlockSpec, StackSpec, scan_or_unroll
 from vit_jax.models.registry import Variant
+from vit_jax.models.traits import Traits, named_fields
 from vit_jax.types import Array, Features
 
 NORM_EPSILON = 1e-12
@@ -87,6 +88,12 @@ class Bert(nn.Module):
     def stack_spec(self) -> StackSpec:
         """Returns how the encoder's blocks are stacked."""
         return StackSpec(self.depth, scan=self.scan, remat=self.remat)
+
+    @nn.nowrap
+    def traits(self) -> Traits:
+        """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
+        named = named_fields(self, Bert)
+        return Traits("a text tower alone", frozenset(named), reads_text=True, position="learned")
 
     @nn.nowrap
     def example_input(self, length: int, channels: int) -> jax.ShapeDtypeStruct:

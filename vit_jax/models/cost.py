@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from vit_jax.models.layers.basic import pair
+from vit_jax.models.traits import backbone_of, text_tower_of
 
 
 def param_count(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) -> int:
     """Returns the number of parameters of `model` at `image_size` (side, or height and width)."""
-    leaves = jax.tree.leaves(_abstract_params(model, _inputs(model, image_size, channels)))
+    leaves = jax.tree.leaves(_abstract_params(model, example_input(model, image_size, channels)))
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
@@ -25,9 +26,9 @@ def flops(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) 
     step costs about three times as much. XLA's own count is of no use: it takes the body of a loop
     once, and sees nothing of fused attention.
     """
-    inputs = _inputs(model, image_size, channels)
+    inputs = example_input(model, image_size, channels)
     params = _abstract_params(model, inputs)
-    other_tower = getattr(model, "text", None)
+    other_tower = text_tower_of(model)
     beside = flops(other_tower, model.text_length, 0) if other_tower else 0
 
     def forward(params: Any, inputs: Any) -> Any:
@@ -37,9 +38,12 @@ def flops(model: nn.Module, image_size: int | Sequence[int], channels: int = 3) 
     return beside + product_flops(jax.make_jaxpr(forward)(params, inputs).jaxpr)
 
 
-def _inputs(model: nn.Module, image_size: int | Sequence[int], channels: int) -> Any:
-    """Returns one abstract image, or the input that the backbone asks for (text: tokens)."""
-    backbone = getattr(model, "backbone", model)
+def example_input(model: nn.Module, image_size: int | Sequence[int], channels: int) -> Any:
+    """Returns the shape and dtype of one image, or of what else the backbone says that it takes.
+
+    A text tower takes `image_size` tokens, which have no channels.
+    """
+    backbone = backbone_of(model)
     if hasattr(backbone, "example_input"):
         return backbone.example_input(image_size, channels)
     return jax.ShapeDtypeStruct((1, *pair(image_size), channels), jnp.float32)

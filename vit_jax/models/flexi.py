@@ -14,6 +14,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import PatchEmbed, pair
 from vit_jax.models.layers.resize import resize_grid
 from vit_jax.models.registry import Variant
+from vit_jax.models.traits import Traits
 from vit_jax.models.vit import SIZES, VisionTransformer
 from vit_jax.types import Array
 
@@ -38,6 +39,11 @@ class FlexiViT(VisionTransformer):
         if self.class_token_position:
             raise UserError("FlexiViT's class token has no position; drop class_token_position")
         super().__post_init__()
+
+    @nn.nowrap
+    def traits(self) -> Traits:
+        """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
+        return super().traits().but("a FlexiViT", table_grid=(self.table_grid, self.table_grid))
 
     @nn.nowrap
     def _project(self, patches: Array, channels: int) -> Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from vit_jax.models.registry import Variant
 from vit_jax.models.resnet import ResNetStem, check_width_factor
+from vit_jax.models.traits import Traits
 from vit_jax.models.vit import SIZES, VisionTransformer
 from vit_jax.types import Array
 
@@ -35,6 +36,11 @@ class Hybrid(VisionTransformer):
     def stem_stride(self) -> int:
         """Pixels from one cell of the feature map to the next."""
         return 4 * 2 ** max(0, len(self.stages) - 1)
+
+    @nn.nowrap
+    def traits(self) -> Traits:
+        """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
+        return super().traits().but("a hybrid")
 
     @nn.nowrap
     def _stem(self, images: Array) -> Array:

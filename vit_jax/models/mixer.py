@@ -31,6 +31,7 @@ from vit_jax.models.layers.basic import (
 )
 from vit_jax.models.layers.transformer import StackSpec, scan_or_unroll
 from vit_jax.models.registry import Variant
+from vit_jax.models.traits import Traits, named_fields
 from vit_jax.types import Array, Features
 
 
@@ -123,6 +124,11 @@ class Mixer(nn.Module):
     def stack_spec(self) -> StackSpec:
         """Returns how the blocks are stacked."""
         return StackSpec(self.depth, self.drop_path, self.scan, self.unroll, self.remat)
+
+    @nn.nowrap
+    def traits(self) -> Traits:
+        """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
+        return Traits("a Mixer", frozenset(named_fields(self, Mixer)))
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Features:

@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import float_dtype
 from vit_jax.models.registry import Variant
+from vit_jax.models.traits import Traits, named_fields
 from vit_jax.types import Array, Features
 
 NUM_GROUPS = 32
@@ -233,6 +234,11 @@ class BiT(nn.Module):
         check_width_factor(self.width_factor)
         float_dtype("dtype", self.dtype)
         super().__post_init__()
+
+    @nn.nowrap
+    def traits(self) -> Traits:
+        """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
+        return Traits("a BiT", frozenset(named_fields(self, BiT)))
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Features:

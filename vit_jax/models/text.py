@@ -17,10 +17,13 @@ from vit_jax.models.heads.classifier import MapHead
 from vit_jax.models.layers.basic import check_choice, float_dtype, make_norm, stored_shape
 from vit_jax.models.layers.transformer import BlockSpec, StackSpec, run_blocks
 from vit_jax.models.registry import Variant
+from vit_jax.models.traits import Traits, named_fields
 from vit_jax.models.vit import SIZES
 from vit_jax.types import Array, Features
 
 POOLINGS = ("last", "first", "mean", "map")
+
+_NAMES = {"pooling": {pooling: f"{pooling} pooling of texts" for pooling in POOLINGS}}
 
 
 class TextTransformer(nn.Module):
@@ -71,6 +74,12 @@ class TextTransformer(nn.Module):
     def stack_spec(self) -> StackSpec:
         """Returns how the encoder's blocks are stacked."""
         return StackSpec(self.depth, self.drop_path, self.scan, self.unroll, self.remat)
+
+    @nn.nowrap
+    def traits(self) -> Traits:
+        """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
+        named = named_fields(self, TextTransformer, _NAMES)
+        return Traits("a text tower alone", frozenset(named), reads_text=True, position="learned")
 
     @nn.nowrap
     def example_input(self, length: int, channels: int) -> jax.ShapeDtypeStruct:

@@ -69,9 +69,29 @@ from vit_jax.models.layers.positions import (
 from vit_jax.models.layers.transformer import BlockSpec, StackSpec, run_blocks
 from vit_jax.models.layers.windows import Windows, check_windows
 from vit_jax.models.registry import Variant
+from vit_jax.models.traits import Traits, named_fields
 from vit_jax.types import Array, Features
 
 POOLINGS = ("token", "mean", "map", "none")
+
+# The names of traits, which checkpoint formats list.
+_NAMES = {
+    "pooling": {
+        "token": "class token",
+        "mean": "mean pooling",
+        "map": "attention pooling",
+        "none": "no pooling",
+    },
+    "position": {"learned": "", "none": "no positions", "sincos2d": "sin-cos positions"},
+    "norm": {"layernorm": "", "rmsnorm": "RMSNorm"},
+    "mlp": {"gelu": "", "swiglu": "SwiGLU"},
+    "num_registers": "registers",
+    "layer_scale": "LayerScale",
+    "qk_norm": "query-key norm",
+    "parallel": "parallel blocks",
+    "distill_token": "a distillation token",
+    "window": "attention within windows",
+}
 
 
 class VisionTransformer(nn.Module):
@@ -198,6 +218,24 @@ class VisionTransformer(nn.Module):
             unroll=self.unroll,
             remat=self.remat,
             constant_drop_path=self.constant_drop_path,
+        )
+
+    @nn.nowrap
+    def traits(self) -> Traits:
+        """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
+        named = named_fields(self, VisionTransformer, _NAMES)
+        if self.class_token and self.pooling in ("mean", "map"):
+            named.add("an unread class token")
+        if not self.depth:
+            named = named - {"no positions"} | {"no encoder"}
+        if self.pooling == "map":
+            shared = named & {"query-key norm", "SwiGLU"}
+            named |= {f"{name} in attention pooling" for name in shared}
+        return Traits(
+            "a ViT",
+            frozenset(named),
+            position=self.position,
+            class_token_position=self.class_token_position,
         )
 
     @nn.compact

@@ -47,7 +47,7 @@ def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int)
 
 def check_geometry(model: nn.Module, shape: tuple[int, ...], crop_to_patches: bool) -> None:
     """Raises a `UserError` if patches do not tile `shape` `(h, w, c)` and none may be dropped."""
-    backbone = getattr(model, "backbone", model)
+    backbone = models.backbone_of(model)
     stride = models.token_stride(backbone)
     if stride is None or crop_to_patches:
         return

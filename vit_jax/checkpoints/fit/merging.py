@@ -6,19 +6,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vit_jax import models
 from vit_jax.checkpoints.fit import surgery
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.fit.target import Target, split_table
-from vit_jax.checkpoints.weights import Weights, backbone_of
+from vit_jax.checkpoints.weights import CLS, PATCHES, POSITIONS, TEXT_HEAD, Weights
 from vit_jax.errors import UserError, nearest
-from vit_jax.models.layers.positions import grid_coordinates, sincos_2d
 
 HEADS = ("auto", "keep", "zero")
 
-CLS = "backbone/cls"
-POSITIONS = "backbone/pos_embed"
-PATCHES = "backbone/patch_embed/kernel"
 HEAD = ("head/kernel", "head/bias")
 HIDDEN = ("head/pre_logits/kernel", "head/pre_logits/bias")
 
@@ -199,12 +194,11 @@ class Merge:
         if not np.any(patches):
             self.ignored.append(f"{POSITIONS}: zeros, which are no positions")
             return
-        backbone = backbone_of(self.target.model)
-        position = getattr(backbone, "position", "none")
+        position = self.target.traits.position
         side = surgery.square_side(patches.shape[1])
         grid = self.weights.grid or (side and (side, side))
         if position == "sincos2d" and grid and patches.shape[2] % 4 == 0:
-            fixed = sincos_table(grid, patches.shape[2])
+            fixed = surgery.sincos_table(grid, patches.shape[2])
             if np.allclose(patches, fixed, atol=1e-5):
                 self.ignored.append(f"{POSITIONS}: the sin-cos table that the model computes")
                 return
@@ -237,7 +231,7 @@ class Merge:
     def fit_head(self) -> None:
         """Keeps the classifier where it fits and is wanted; else starts it anew, at zero."""
         target = self.target.shapes
-        if not isinstance(self.target.model, models.Classifier):
+        if HEAD[0] not in target:
             self._start_other_head()
             return
         reason = self._head_misfit()
@@ -262,7 +256,7 @@ class Merge:
         for name in (*HEAD, *HIDDEN):
             if name not in self.target.shapes:
                 self.drop(name, "the model has no such head")
-        anew = self.options.head == "zero" and not isinstance(self.target.model, models.TwoTowers)
+        anew = self.options.head == "zero" and TEXT_HEAD not in self.target.shapes
         for name in sorted(n for n in self.target.shapes if not n.startswith("backbone/")):
             if anew:
                 self.make(name, None, "head='zero'")
@@ -322,7 +316,7 @@ class Merge:
         self._refuse(extra, missing, wrong)
         made = {line.partition(":")[0] for line in self.initialised}
         loaded = [name for name in common if name not in self.resized and name not in made]
-        values = self.arrays | self.target.initialise(self.fresh, self.options.seed)
+        values = self.arrays | self.target.initialize(self.fresh, self.options.seed)
         report = MergeReport(
             source=self.source,
             format=self.weights.format,
@@ -347,11 +341,6 @@ class Merge:
                 f"{'; '.join(parts)}. Build the model that the checkpoint was trained as, or name "
                 "what may be left out with ignore= and initialise="
             )
-
-
-def sincos_table(grid: surgery.Grid, width: int) -> np.ndarray:
-    """The fixed positions of position="sincos2d", `[1, rows * columns, width]`."""
-    return np.asarray(sincos_2d(grid_coordinates(*grid), width))[None]
 
 
 def count_blocks(names: Iterable[str]) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError, nearest
+from vit_jax.models.layers.positions import grid_coordinates, sincos_2d
 
 Grid = tuple[int, int]
 
@@ -108,6 +109,11 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def sincos_table(grid: Grid, width: int) -> np.ndarray:
+    """Returns the fixed positions of position="sincos2d", `[1, rows * columns, width]`."""
+    return np.asarray(sincos_2d(grid_coordinates(*grid), width))[None]
 
 
 def resize_patches(kernel: np.ndarray, patch: Sequence[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a model wants: the names and shapes of its parameters at an image size."""
+"""The parameters that a model has at an image size: their names and shapes."""
 
 import dataclasses
 import functools
@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import models
 from vit_jax.checkpoints.fit import surgery
-from vit_jax.checkpoints.weights import Weights, backbone_of, canonical, has_head
+from vit_jax.checkpoints.weights import CLS, POSITIONS, TOKEN_MIXING, Weights, canonical
 from vit_jax.errors import UserError
+from vit_jax.models import Traits
 
 DEFAULT_SIDE = 224
 
@@ -22,13 +24,15 @@ DEFAULT_SIDE = 224
 class Target:
     """A model and the shapes of its parameters under the names of `Weights`.
 
+    traits: those of the model.
+    inputs: shapes of what the model is initialized with.
     grid: (rows, columns) of the positions; None where the model has no table of them, or where the
       checkpoint decides.
-    inputs: shapes of what the model is initialised with.
     stacked: the towers (`backbone`, `text`) that scan over their blocks.
     """
 
     model: nn.Module
+    traits: Traits
     inputs: Any
     shapes: Mapping[str, tuple[int, ...]]
     grid: surgery.Grid | None
@@ -42,44 +46,46 @@ class Target:
         image_size: int | Sequence[int] | None,
         channels: int | None,
     ) -> "Target":
-        """The model at `image_size`, or at the size that keeps the checkpoint's tokens."""
-        backbone = backbone_of(model)
-        inputs = _inputs(backbone, weights, image_size, channels)
+        """Returns the model at `image_size`, or at the size that keeps the checkpoint's tokens."""
+        backbone, traits = models.backbone_of(model), models.traits_of(model)
+        inputs = _inputs(backbone, traits, weights, image_size, channels)
         key = jax.eval_shape(lambda: jax.random.key(0))
         abstract = nn.meta.unbox(jax.eval_shape(model.init, key, inputs)["params"])
         # Zero strides: shapes that can be indexed and cost nothing.
         empty = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract)
         shapes = {name: x.shape for name, x in canonical(empty, model).items()}
-        grid = _grid(backbone, inputs) if "backbone/pos_embed" in shapes else None
-        table = weights.arrays.get("backbone/pos_embed")
-        if grid and image_size is None and table is not None and _grows(backbone):
-            class_row = "backbone/cls" in shapes and backbone.class_token_position
-            shapes, grid = _keep_table(shapes, grid, weights, table, class_row), None
-        tree = abstract if has_head(model) else {"backbone": abstract}
+        grid, table = traits.table_grid, weights.arrays.get(POSITIONS)
+        if POSITIONS not in shapes:
+            grid = None
+        elif grid is None and not traits.reads_text:
+            grid = _grid(backbone, inputs)
+            if image_size is None and table is not None:
+                class_row = CLS in shapes and traits.class_token_position
+                shapes, grid = _keep_table(shapes, grid, weights, table, class_row), None
+        tree = abstract if models.has_head(model) else {"backbone": abstract}
         stacked = {path[0] for path in flax.traverse_util.flatten_dict(tree) if "blocks" in path}
-        return cls(model, inputs, shapes, grid, stacked)
+        return cls(model, traits, inputs, shapes, grid, stacked)
 
     @property
     def num_patches(self) -> int | None:
-        """Rows of the position table that belong to patches."""
-        table = self.shapes.get("backbone/pos_embed")
+        """The number of rows of the position table that belong to patches."""
+        table = self.shapes.get(POSITIONS)
         return None if table is None else table[1] - int(self.class_row)
 
     @property
     def class_row(self) -> bool:
         """Whether the position table has a row for the class token."""
-        has_both = {"backbone/cls", "backbone/pos_embed"} <= self.shapes.keys()
-        return has_both and getattr(backbone_of(self.model), "class_token_position", False)
+        return {CLS, POSITIONS} <= self.shapes.keys() and self.traits.class_token_position
 
-    def initialise(self, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
-        """The values that training from scratch would give these parameters."""
+    def initialize(self, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
+        """Returns the values that training from scratch would give these parameters."""
         wanted = frozenset(names)
 
         @jax.jit
         def some(key: jax.Array) -> dict[str, jax.Array]:
             inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.inputs)
             params = nn.meta.unbox(self.model.init(key, inputs)["params"])
-            # What is not returned is not computed.
+            # XLA does not compute what is not returned.
             return {n: x for n, x in canonical(params, self.model).items() if n in wanted}
 
         values = some(jax.random.key(seed)) if wanted else {}
@@ -88,27 +94,25 @@ class Target:
 
 def _inputs(
     backbone: nn.Module,
+    traits: Traits,
     weights: Weights,
     image_size: int | Sequence[int] | None,
     channels: int | None,
 ) -> Any:
     arrays = weights.arrays
-    if is_text(backbone):
-        length = image_size or arrays.get("backbone/pos_embed", np.empty((1, 1, 1))).shape[1]
-        return backbone.example_input(length, 0)
-    held = image_channels(arrays)
-    mixing = arrays.get("backbone/blocks_0/token_mixing/dense1/kernel")
-    if image_size is None and mixing is not None and hasattr(backbone, "tokens_mlp_dim"):
-        height, width = _pair(backbone.patch_size)
+    if traits.reads_text:
+        table = arrays.get(POSITIONS, np.empty((1, 1, 1)))
+        return models.example_input(backbone, image_size or table.shape[1], 0)
+    mixing = arrays.get(TOKEN_MIXING)
+    if image_size is None and mixing is not None and traits.kind == "a Mixer":
+        height, width = models.token_stride(backbone)
         image_size = (height, width * mixing.shape[0])
-    size, channels = _pair(image_size or DEFAULT_SIDE), channels or held
-    if hasattr(backbone, "example_input"):
-        return backbone.example_input(size, channels)
-    return jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+    channels = channels or image_channels(arrays)
+    return models.example_input(backbone, image_size or DEFAULT_SIDE, channels)
 
 
 def image_channels(arrays: Mapping[str, np.ndarray]) -> int:
-    """Channels of the images that a checkpoint's first kernel reads; 3 where none does."""
+    """Returns the channels of images that a checkpoint's first kernel reads; 3 without one."""
     for name in ("stem/root/conv", "root/conv", "patch_embed"):
         kernel = arrays.get(f"backbone/{name}/kernel")
         if kernel is not None and kernel.ndim == 4:
@@ -116,25 +120,7 @@ def image_channels(arrays: Mapping[str, np.ndarray]) -> int:
     return 3
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
-
-
-def _grows(backbone: nn.Module) -> bool:
-    """Whether the position table follows the image size."""
-    return not hasattr(backbone, "table_grid") and not is_text(backbone)
-
-
-def is_text(backbone: nn.Module) -> bool:
-    """Whether a backbone reads tokens instead of images."""
-    return hasattr(backbone, "vocab_size")
-
-
-def _grid(backbone: nn.Module, inputs: Any) -> surgery.Grid | None:
-    if not _grows(backbone):
-        side = getattr(backbone, "table_grid", None)
-        return None if side is None else (side, side)
+def _grid(backbone: nn.Module, inputs: Any) -> surgery.Grid:
     init = functools.partial(backbone.init_with_output, jax.random.key(0))
     features: Any = jax.eval_shape(init, inputs)[0]
     return features.grid.shape[1:3]
@@ -148,16 +134,16 @@ def split_table(
     class_row: bool,
     num_patches: int | None,
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """A checkpoint's positions as the class token's row, or None, and the patches' rows.
+    """Returns a checkpoint's positions as the class token's row, or None, and the patches' rows.
 
-    class_token, class_row: whether the model has one, and a row for it. num_patches: of its table;
-      None where the checkpoint decides.
+    class_token, class_row: whether the model has one, and a row for it. num_patches: those of the
+      model's table; None where the checkpoint decides.
     """
     if weights.grid and weights.grid[0] * weights.grid[1] in (table.shape[1], table.shape[1] - 1):
         has_row = weights.grid[0] * weights.grid[1] < table.shape[1]
         return (table[:, :1], table[:, 1:]) if has_row else (None, table)
-    beside = "backbone/cls" in weights.arrays
-    if not beside and (weights.ours or not class_token):
+    has_token = CLS in weights.arrays
+    if not has_token and (weights.ours or not class_token):
         return None, table
     row_stored = weights.class_row
     if row_stored is None and weights.ours:
@@ -166,9 +152,9 @@ def split_table(
     return surgery.split_class_row(
         table,
         has_class_token=True,
-        row_stored=row_stored if beside else None,
+        row_stored=row_stored if has_token else None,
         num_patches=num_patches,
-        assumed=class_row and beside,
+        assumed=class_row and has_token,
     )
 
 
@@ -179,13 +165,13 @@ def _keep_table(
     table: np.ndarray,
     class_row: bool,
 ) -> Mapping[str, tuple[int, ...]]:
-    """`shapes` with as many positions as the checkpoint's patches."""
+    """Returns `shapes` with as many positions as the checkpoint has patches."""
     if table.ndim != 3:
         raise UserError(f"the position table has shape {table.shape}, not [1, tokens, width]")
-    class_token = "backbone/cls" in shapes
+    class_token = CLS in shapes
     _, patches = split_table(
         weights, table, class_token=class_token, class_row=class_row, num_patches=None
     )
-    _, tokens, width = shapes["backbone/pos_embed"]
+    _, tokens, width = shapes[POSITIONS]
     class_rows = tokens - grid[0] * grid[1]
-    return {**shapes, "backbone/pos_embed": (1, patches.shape[1] + class_rows, width)}
+    return {**shapes, POSITIONS: (1, patches.shape[1] + class_rows, width)}

@@ -1,1 +1,58 @@
-"""Checkpoint formats: one file for each, with the names and layouts of another codebase."""
+"""Checkpoint formats: one public module for each, with an object `FORMAT`.
+
+A new format is one new file here. A format of somebody else is named `package.module:NAME`, where
+`convert` and `checkpoints.load` and `save` take the name of a format.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+from etils import epath
+
+from vit_jax.checkpoints.source import Source
+from vit_jax.checkpoints.weights import Weights
+from vit_jax.plugins import Kind
+from vit_jax.types import Params
+
+ImageSize = int | Sequence[int] | None
+
+Write = Callable[[epath.PathLike, Params, nn.Module, ImageSize], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One checkpoint format.
+
+    Attributes:
+      label: the format in words, for messages.
+      matches: returns whether a source is in this format, by the names of its arrays or files.
+      read: returns the weights of a source. Any exception other than a `UserError` is taken for
+        damage of the source, and becomes one.
+      write: writes the parameters of a model to a path, whole or not at all, and returns a text
+        that tells a person how to load them; None for a format that is only read. The image size,
+        a side or (height, width), is None where the model's positions tell it.
+      expresses: the traits (`vit_jax.models.Traits.all_named`) that the format has a place for;
+        None for all.
+      ending: how the names of its files end; "" for folders.
+    """
+
+    label: str
+    matches: Callable[[Source], bool]
+    read: Callable[[Source], Weights]
+    write: Write | None = None
+    expresses: frozenset[str] | None = frozenset()
+    ending: str = ""
+
+    def lacks(self, traits: frozenset[str]) -> list[str]:
+        """Returns those of the traits that the format has no place for."""
+        return [] if self.expresses is None else sorted(traits - self.expresses)
+
+
+FORMATS = Kind(
+    "checkpoint format",
+    __name__,
+    attribute="FORMAT",
+    form="package.module:FORMAT",
+    accepts=lambda found: isinstance(found, Format),
+)

@@ -1,6 +1,6 @@
-"""Names of the arrays in files of BiT (Kolesnikov et al. 2020): big_transfer's and big_vision's.
+"""Files of BiT (Kolesnikov et al. 2020), in the names of big_transfer or of big_vision.
 
-    big_transfer, the published files              ours
+    big_transfer, the published files              this package
     resnet/root_block/standardized_conv2d/kernel   backbone/root/conv/kernel
     resnet/block1/unit01/a/standardized_conv2d/..  backbone/stage1/unit1/conv1/kernel
     resnet/block1/unit01/a/group_norm/gamma        backbone/stage1/unit1/norm1/scale
@@ -9,15 +9,24 @@
     resnet/head/conv2d/kernel [1, 1, dim, classes] head/kernel [dim, classes]
 
 big_vision (`bit_paper`) calls them root_block/conv_root, block1/unit01/{conv1,gn1}, norm-pre-head
-and head. Kernels are laid out as ours. TensorFlow has added a number to some names.
+and head. Kernels have the layout of this package. TensorFlow has added a number to some names.
 """
 
+import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
+from etils import epath
 
-from vit_jax.checkpoints.weights import Weights
+from vit_jax import models
+from vit_jax.checkpoints import files
+from vit_jax.checkpoints.formats import Format, ImageSize
+from vit_jax.checkpoints.source import Source
+from vit_jax.checkpoints.weights import Weights, from_params
+from vit_jax.types import Params
 
 PREFIX = "resnet/"
 _PARTS = "abc"
@@ -25,13 +34,14 @@ _VALUES = {"kernel": "kernel", "gamma": "scale", "beta": "bias"}
 _TENSORFLOW = re.compile(r"(standardized_conv2d|group_norm|conv2d)_\d+/")
 
 
-def matches(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether these names are of a BiT's file."""
-    return any("root_block/" in name for name in arrays)
+def matches(source: Source) -> bool:
+    """Returns whether a file has names of a BiT's."""
+    return any("root_block/" in name for name in source.names)
 
 
-def read(arrays: Mapping[str, np.ndarray]) -> Weights:
-    """Arrays under our names."""
+def read(source: Source) -> Weights:
+    """Returns the weights of a file."""
+    arrays = source.arrays()
     published = any(name.startswith(PREFIX) for name in arrays)
     prefix = next(n for n in arrays if "root_block/" in n).partition("root_block/")[0]
     to_ours = _from_big_transfer if published else _from_big_vision
@@ -97,20 +107,39 @@ def _from_big_vision(name: str) -> str | None:
 
 
 def _common_shape(name: str, array: np.ndarray) -> np.ndarray:
-    """Heads that were 1x1 convolutions are matrices here; norms have no axes of the image."""
+    """Makes matrices of heads that are 1x1 convolutions, and vectors of norms."""
     if name == "head/kernel" and array.shape[:2] == (1, 1):
         return array[0, 0]
     is_norm = name.endswith(("/scale", "/bias"))
     return array.reshape(-1) if is_norm and array.shape[:-1] == (1, 1, 1) else array
 
 
-def write(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `read`, under the published names."""
+def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: ImageSize) -> str:
+    """Writes a file in the published names; see `Format.write`."""
+    del image_size
+    arrays, path = from_params(params, model), os.fspath(path)
     out = {}
     for name, array in arrays.items():
         theirs = _to_big_transfer(name)
         out[PREFIX + theirs] = array[None, None] if theirs == "head/conv2d/kernel" else array
-    return out
+    files.write_npz(path, out)
+    call = timm_call(path, arrays, models.backbone_of(model))
+    return f"wrote {path} in BiT's published names\ntimm: {call}"
+
+
+def timm_call(path: str, arrays: Mapping[str, np.ndarray], backbone: Any) -> str:
+    """Returns the statements that make `model`, in timm, of such a file."""
+    arguments = {
+        "layers": list(backbone.stages),
+        "width_factor": backbone.width_factor,
+        "num_classes": len(arrays.get("head/bias", np.empty(0))),
+        "in_chans": arrays["backbone/root/conv/kernel"].shape[2],
+        "stem_type": "'fixed'",
+        "conv_layer": "functools.partial(timm.layers.StdConv2d, eps=1e-8)",
+    }
+    text = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    made = f"model = timm.models.resnetv2.ResNetV2({text})"
+    return f"{made}; model.load_pretrained({path!r})"
 
 
 def _to_big_transfer(name: str) -> str:
@@ -128,3 +157,13 @@ def _to_big_transfer(name: str) -> str:
         "head/kernel": "head/conv2d/kernel",
         "head/bias": "head/conv2d/bias",
     }[name]
+
+
+FORMAT = Format(
+    label="npz of BiT",
+    matches=matches,
+    read=read,
+    write=write,
+    expresses=frozenset({"a BiT"}),
+    ending=".npz",
+)

@@ -6,17 +6,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 from etils import epath
 
+from vit_jax import models
 from vit_jax.checkpoints import array_files, files
-from vit_jax.checkpoints.formats import torch_layout
-from vit_jax.checkpoints.weights import Renames, Weights
+from vit_jax.checkpoints.formats import Format, ImageSize, _torch_layout
+from vit_jax.checkpoints.formats import _positions as positions
+from vit_jax.checkpoints.source import CONFIG, Source
+from vit_jax.checkpoints.weights import Renames, Weights, from_params
 from vit_jax.errors import UserError
+from vit_jax.types import Params
 
-CONFIG = "config.json"
+EXPRESSES = frozenset({"a ViT", "class token", "sin-cos positions", "no positions"})
+
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+MAX_SIDE = 1 << 20
+"""Pixels of the largest side of an image or a patch that a config may name."""
 
 TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 EPSILON = 1e-6
@@ -35,7 +44,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
     yield f"{block}/attention/output/dense", f"{ours}/attn/out"
     yield f"{block}/intermediate/dense", f"{ours}/mlp/dense1"
     yield f"{block}/output/dense", f"{ours}/mlp/dense2"
-    # The names inside transformers from version 5 on; files keep the ones above.
+    # These are the names inside transformers from version 5 on; files keep the ones above.
     block = "layers/{i}"
     yield f"{block}/layernorm_before", f"{ours}/norm1"
     yield f"{block}/layernorm_after", f"{ours}/norm2"
@@ -52,26 +61,33 @@ def _pairs() -> Iterator[tuple[str, str]]:
 NAMES = Renames(_pairs())
 
 
-def is_directory(path: epath.Path) -> bool:
-    """Whether `path` is a directory with a transformers model in it."""
-    return (path / CONFIG).exists() and any((path / n).exists() for n in (*SINGLE, *SHARDED))
+def matches(source: Source) -> bool:
+    """Returns whether a file has names of a transformers ViT, or a folder has such a model."""
+    patches = "embeddings.patch_embeddings.projection.weight"
+    in_file = any(name.endswith(patches) for name in source.names)
+    is_folder = source.has(CONFIG) and source.has(*SINGLE, *SHARDED)
+    return in_file or (is_folder and "architecture" not in source.config)
 
 
-def read_directory(path: epath.Path) -> Weights:
-    """The weights of a directory, in one file or several, with what its config says.
+def read(source: Source) -> Weights:
+    """Returns the weights of a file, or of a folder, in one file or several, with its config.
+
+    Without a config the number of heads is taken from the model.
 
     Raises:
-      UserError: another architecture, a broken file, or shards outside the directory.
+      UserError: another architecture, a broken file, or shards outside the folder.
     """
-    config = files.read_json(path / CONFIG)
-    if config.get("model_type") != "vit":
+    if source.folder is None:
+        return from_state(source.arrays())
+    kind = source.config.get("model_type")
+    if kind != "vit":
         raise UserError(
-            f"{path / CONFIG} is of model_type {config.get('model_type')!r}; only 'vit' is read"
+            f"{source.folder / CONFIG} is of model_type {kind!r:.100}; only 'vit' is read"
         )
     state: dict[str, np.ndarray] = {}
-    for name in _weight_files(path):
-        state |= array_files.read_arrays(path / name)
-    return read(state, config, path)
+    for name in _weight_files(source.folder):
+        state |= array_files.read_arrays(source.folder / name)
+    return from_state(state, source.config, source.folder / CONFIG)
 
 
 def _weight_files(path: epath.Path) -> Sequence[str]:
@@ -88,28 +104,21 @@ def _weight_files(path: epath.Path) -> Sequence[str]:
     return sorted(set(shards.values()))
 
 
-def matches(state: Mapping[str, np.ndarray]) -> bool:
-    """Whether these are names of a transformers ViT."""
-    return any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in state)
-
-
-def read(
+def from_state(
     state: Mapping[str, np.ndarray],
     config: Mapping[str, Any] | None = None,
-    path: epath.PathLike = "",
+    place: epath.PathLike = CONFIG,
 ) -> Weights:
-    """A state dict under our names. Without `config` the number of heads is the model's."""
+    """Returns the weights of a state dict. place: the file that the config is from."""
     state = {name.removeprefix("vit."): array for name, array in state.items()}
     # The mask token is of masked pre-training alone.
     ignored = [name for name in ("embeddings.mask_token",) if state.pop(name, None) is not None]
-    arrays, unknown = torch_layout.from_state(state, NAMES)
+    arrays, unknown = _torch_layout.from_state(state, NAMES)
     notes, grid = [], None
     if config is not None:
-        try:
-            arrays = _split_heads(arrays, int(config["num_attention_heads"]))
-            grid = _grid(config)
-        except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise UserError(f"{path}: {CONFIG} does not fit the weights: {error!r}") from error
+        arrays = _split_heads(arrays, _number(config, "num_attention_heads", place), place)
+        sizes = [_sides(config, key, place) for key in ("image_size", "patch_size")]
+        grid = (sizes[0][0] // sizes[1][0], sizes[0][1] // sizes[1][1])
         notes += _differences(config)
     return Weights(
         arrays=arrays,
@@ -122,15 +131,26 @@ def read(
     )
 
 
-def _grid(config: Mapping[str, Any]) -> tuple[int, int]:
-    (height, width), (patch_height, patch_width) = (
-        (size, size) if isinstance(size, int) else size
-        for size in (config["image_size"], config["patch_size"])
-    )
-    return height // patch_height, width // patch_width
+def _number(config: Mapping[str, Any], key: str, place: epath.PathLike) -> int:
+    """Returns a whole number of a config, which says nothing of how large it may be."""
+    value = config.get(key)
+    if type(value) is not int or not 0 < value <= MAX_SIDE:
+        raise UserError(f"{place}: {key}={value!r:.100} is no whole number from 1 to {MAX_SIDE}")
+    return value
 
 
-def _split_heads(arrays: Mapping[str, np.ndarray], heads: int) -> dict[str, np.ndarray]:
+def _sides(config: Mapping[str, Any], key: str, place: epath.PathLike) -> tuple[int, int]:
+    """Returns (height, width) of a config's size, which is one number or two."""
+    value = config.get(key)
+    if isinstance(value, list) and len(value) == 2:
+        height, width = (_number({key: side}, key, place) for side in value)
+        return height, width
+    return (_number(config, key, place),) * 2
+
+
+def _split_heads(
+    arrays: Mapping[str, np.ndarray], heads: int, place: epath.PathLike
+) -> dict[str, np.ndarray]:
     out = {}
     for name, array in arrays.items():
         shape: tuple[int, ...] = array.shape
@@ -138,30 +158,35 @@ def _split_heads(arrays: Mapping[str, np.ndarray], heads: int) -> dict[str, np.n
             shape = (heads, -1, shape[-1])
         elif "/attn/" in name and "/attn/out/" not in name:
             shape = (*shape[:-1], heads, -1)
-        out[name] = array.reshape(shape)
+        try:
+            out[name] = array.reshape(shape)
+        except ValueError as error:
+            raise UserError(
+                f"{place}: num_attention_heads={heads} does not fit {name}, which is"
+                f" {list(array.shape)}"
+            ) from error
     return out
 
 
 def _differences(config: Mapping[str, Any]) -> Iterator[str]:
     activation, epsilon = config.get("hidden_act", "gelu"), config.get("layer_norm_eps", 1e-12)
     if activation not in TANH_GELUS:
-        yield f"its config has hidden_act={activation!r}; here it is GELU in the tanh form"
+        yield f"its config has hidden_act={activation!r:.100}; here it is GELU in the tanh form"
     if epsilon != EPSILON:
-        yield f"its config has layer_norm_eps={epsilon}; here it is {EPSILON}"
+        yield f"its config has layer_norm_eps={epsilon!r:.100}; here it is {EPSILON}"
 
 
-def write_directory(
-    path: epath.PathLike,
-    arrays: Mapping[str, np.ndarray],
-    backbone: Any,
-    image_size: Sequence[int],
-) -> None:
-    """Writes `config.json` and `model.safetensors` for `call(path, arrays)` to load."""
+def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: ImageSize) -> str:
+    """Writes a folder with `config.json` and `model.safetensors`; see `Format.write`."""
+    backbone = models.backbone_of(model)
+    arrays = from_params(params, model)
+    arrays, class_row = positions.stored(arrays, backbone, image_size, class_row=True)
+    size = positions.image_size_of(arrays, image_size, class_row)
     has_head = "head/kernel" in arrays
     prefix = "vit." if has_head else ""
     state = {
         name if name.startswith("classifier.") else prefix + name: array
-        for name, array in torch_layout.to_state(arrays, NAMES).items()
+        for name, array in _torch_layout.to_state(arrays, NAMES).items()
     }
     kernel = arrays["backbone/patch_embed/kernel"]
     config = {
@@ -171,7 +196,7 @@ def write_directory(
         "num_hidden_layers": backbone.depth,
         "num_attention_heads": backbone.num_heads,
         "intermediate_size": arrays["backbone/blocks_0/mlp/dense1/bias"].shape[0],
-        "image_size": _side(image_size),
+        "image_size": _side(size),
         "patch_size": _side(kernel.shape[:2]),
         "num_channels": kernel.shape[2],
         "hidden_act": "gelu_pytorch_tanh",
@@ -188,10 +213,11 @@ def write_directory(
         SINGLE[0]: files.safetensors_bytes(state),
     }
     files.write_directory(path, contents)
+    return f"wrote {os.fspath(path)} for transformers\ntransformers: {call(path, arrays)}"
 
 
 def call(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> str:
-    """The statement that makes `model` from a written directory."""
+    """Returns the statement that makes `model` from a written folder."""
     if "head/kernel" in arrays:
         name, more = "ViTForImageClassification", ""
     else:
@@ -201,3 +227,12 @@ def call(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> str:
 
 def _side(size: Sequence[int]) -> int | list[int]:
     return size[0] if len(set(size)) == 1 else list(size)
+
+
+FORMAT = Format(
+    label="Hugging Face transformers ViT",
+    matches=matches,
+    read=read,
+    write=write,
+    expresses=EXPRESSES,
+)

@@ -1,259 +1,72 @@
-"""Names of the arrays in `.npz` files of vision_transformer and big_vision.
+"""vision_transformer's `.npz` files, in the names of the published ones."""
 
-Their layouts are ours: convolutions `[h, w, in, out]`, dense `[in, out]`, attention
-`[width, heads, head_dim]`. Inside a block vision_transformer's published files number modules in
-order of use (LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3); Flax Linen and
-big_vision number them by type. Both are read; each is written where it is expected.
-"""
+import os
 
-import dataclasses
-import re
-from collections.abc import Iterator, Mapping
-
+import flax.linen as nn
 import numpy as np
+from etils import epath
 
-from vit_jax.checkpoints.weights import Renames, Weights, map_blocks
+from vit_jax import models
+from vit_jax.checkpoints import files
+from vit_jax.checkpoints.fit import surgery
+from vit_jax.checkpoints.formats import Format, ImageSize, _jax_names, bit, timm
+from vit_jax.checkpoints.formats import _positions as positions
+from vit_jax.checkpoints.source import Source
+from vit_jax.checkpoints.weights import CLS, POSITIONS, TEXT_HEAD, Arrays, from_params
+from vit_jax.types import Params
 
-PREFIXES = ("opt/target/", "params/img/", "params/", "img/")
-TEXT_PREFIXES = ("params/txt/", "txt/")
-
-BY_USE = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
-BY_TYPE = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
-
-VT_POSITIONS = "Transformer/posembed_input/pos_embedding"
-BV_POSITIONS = "pos_embedding"
-
-
-def _mlp(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
-    for number in (0, 1):
-        yield f"{theirs}/Dense_{number}", f"{ours}/dense{number + 1}"
-
-
-def _block(theirs: str, ours: str, modules: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    norm1, attention, norm2, mlp = modules
-    yield f"{theirs}/{norm1}", f"{ours}/norm1"
-    yield f"{theirs}/{attention}", f"{ours}/attn"
-    yield f"{theirs}/{norm2}", f"{ours}/norm2"
-    yield from _mlp(f"{theirs}/{mlp}", f"{ours}/mlp")
+EXPRESSES = frozenset(
+    {"a ViT", "mean pooling", "class token", "no pooling", "a hybrid", "a Mixer", "a BiT"}
+    | {"no encoder", "a representation layer", "sin-cos positions", "no positions"}
+    | {"a text tower", "last pooling of texts"}
+)
 
 
-def _stem() -> Iterator[tuple[str, str]]:
-    yield "conv_root", "backbone/stem/root/conv"
-    yield "gn_root", "backbone/stem/root/norm"
-    unit, ours = "block{k}/unit{j}", "backbone/stem/stage{k}/unit{j}"
-    yield f"{unit}/conv_proj", f"{ours}/conv_proj"
-    yield f"{unit}/gn_proj", f"{ours}/norm_proj"
-    for number in (1, 2, 3):
-        yield f"{unit}/conv{number}", f"{ours}/conv{number}"
-        yield f"{unit}/gn{number}", f"{ours}/norm{number}"
+def matches(source: Source) -> bool:
+    """Returns whether a file has names of vision_transformer's."""
+    names = source.names
+    return _jax_names.matches(names) and not _jax_names.is_big_vision(names)
 
 
-def _vit(positions: str, *blocks: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    yield "embedding", "backbone/patch_embed"
-    yield "cls", "backbone/cls"
-    yield positions, "backbone/pos_embed"
-    for modules in blocks:
-        yield from _block("Transformer/encoderblock_{i}", "backbone/blocks_{i}", modules)
-    yield "Transformer/encoder_norm", "backbone/norm"
-    norm, attention, mlp = "LayerNorm_0", "MultiHeadDotProductAttention_0", "MlpBlock_0"
-    yield "MAPHead_0/probe", "backbone/map_head/probe"
-    yield f"MAPHead_0/{attention}", "backbone/map_head/attn"
-    yield f"MAPHead_0/{norm}", "backbone/map_head/norm"
-    yield from _mlp(f"MAPHead_0/{mlp}", "backbone/map_head/mlp")
-    yield "pre_logits", "head/pre_logits"
-    yield "head", "head"
+def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: ImageSize) -> str:
+    """Writes a file, in BiT's names if the model is one; see `Format.write`."""
+    traits, backbone = models.traits_of(model), models.backbone_of(model)
+    if traits.kind == "a BiT":
+        return bit.write(path, params, model, image_size)
+    arrays, path = from_params(params, model), os.fspath(path)
+    naming = _jax_names.MIXER if traits.kind == "a Mixer" else _jax_names.VISION_TRANSFORMER
+    if traits.kind == "a ViT" and "no encoder" not in traits.named:
+        arrays, _ = positions.stored(arrays, backbone, image_size, class_row=True)
+    if TEXT_HEAD in arrays:
+        files.write_npz(path, _jax_names.write(arrays, _jax_names.LIT))
+        return f"wrote {path} in LiT's released names: models_lit.LitModel with {_lit_call(arrays)}"
+    files.write_npz(path, _jax_names.write(arrays, naming))
+    lines = [f"wrote {path} in vision_transformer's published names"]
+    if "a representation layer" in traits.named:
+        lines.append("timm: it would read this file and leave out pre_logits without a word")
+    elif traits.kind == "a ViT" and not traits.named & {"a hybrid", "no encoder", "no pooling"}:
+        class_row = CLS in arrays
+        if image_size or surgery.square_side(arrays[POSITIONS].shape[1] - class_row):
+            size = positions.image_size_of(arrays, image_size, class_row)
+            call = timm.call(path, arrays, backbone, size, class_row=class_row)
+            lines.append(f"timm: {call}")
+    return "\n".join(lines)
 
 
-def _mixer() -> Iterator[tuple[str, str]]:
-    yield "stem", "backbone/patch_embed"
-    block, ours = "MixerBlock_{i}", "backbone/blocks_{i}"
-    yield f"{block}/LayerNorm_0", f"{ours}/norm1"
-    yield f"{block}/LayerNorm_1", f"{ours}/norm2"
-    for kind in ("token_mixing", "channel_mixing"):
-        yield from _mlp(f"{block}/{kind}", f"{ours}/{kind}")
-    yield "pre_head_layer_norm", "backbone/norm"
-    yield "head", "head"
+def _lit_call(arrays: Arrays) -> str:
+    """Returns the fields of vision_transformer's LitModel for the parts of this model."""
+    dims = [
+        arrays.get(f"{tower}_proj/bias", np.empty(0)).size or None for tower in ("image", "text")
+    ]
+    text = "bert" if "text/segment_embed" in arrays else "text_transformer"
+    return f"text_model={text!r}, out_dim=({dims[0]}, {dims[1]})"
 
 
-def _text() -> Iterator[tuple[str, str]]:
-    yield "Embed_0/embedding", "backbone/token_embed"
-    yield "pos_embedding", "backbone/pos_embed"
-    yield from _block("Encoder_0/encoderblock_{i}", "backbone/blocks_{i}", BY_TYPE)
-    yield "Encoder_0/encoder_norm", "backbone/norm"
-    yield "head", "head"
-
-
-def _bert() -> Iterator[tuple[str, str]]:
-    tables = {"token_ids": "token_embed", "position_ids": "pos_embed"}
-    for theirs, ours in {**tables, "segment_ids": "segment_embed"}.items():
-        yield f"BertEncoder_0/embedder/embedders_{theirs}/embedding", f"backbone/{ours}"
-    yield "BertEncoder_0/layer_norm", "backbone/embed_norm"
-    layer, ours = "BertEncoder_0/encoder_block/layer_sequence/layers_{i}", "backbone/blocks_{i}"
-    yield f"{layer}/attention_block/dense_layer", f"{ours}/attn/out"
-    yield f"{layer}/attention_block/attention_layer", f"{ours}/attn"
-    yield f"{layer}/attention_block/layer_norm", f"{ours}/norm1"
-    yield f"{layer}/mlp_block/mlp/dense_layer", f"{ours}/mlp/dense1"
-    yield f"{layer}/mlp_block/dense_layer", f"{ours}/mlp/dense2"
-    yield f"{layer}/mlp_block/layer_norm", f"{ours}/norm2"
-    yield "head", "head"
-
-
-VISION_TRANSFORMER = Renames([*_vit(VT_POSITIONS, BY_USE, BY_TYPE), *_stem()])
-LIT = Renames([*_vit(VT_POSITIONS, BY_TYPE, BY_USE), *_stem()])
-BIG_VISION = Renames([*_vit(BV_POSITIONS, BY_TYPE, BY_USE), *_stem()])
-MIXER = Renames(_mixer())
-TEXT = Renames(_text())
-BERT = Renames(_bert())
-
-
-def matches(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether these names are of a JAX codebase's file."""
-    return any("/" in name for name in arrays)
-
-
-# Our part of a model of two towers: theirs, and what it is in a model of that tower alone.
-_PARTS = {
-    "backbone": ("img", "backbone"),
-    "image_proj": ("img", "head"),
-    "text": ("txt", "backbone"),
-    "text_proj": ("txt", "head"),
-}
-# What they call what is neither tower, and we.
-_BETWEEN = {"t": "log_scale", "b": "bias"}
-
-
-def read(arrays: Mapping[str, np.ndarray], tower: str = "image") -> Weights:
-    """Arrays under our names: of an image-text model those of one `tower`, image or text, or both.
-
-    Both are taken where the file has both.
-    """
-    if tower == "both" and any(name.startswith(TEXT_PREFIXES) for name in arrays):
-        return _read_both(arrays)
-    return _read_tower(arrays, text=tower == "text")
-
-
-def _read_both(arrays: Mapping[str, np.ndarray]) -> Weights:
-    """Both towers of an image-text model and what is between them, as in `models.TwoTowers`."""
-    image, text = (_read_tower(arrays, text=text) for text in (False, True))
-    alone = {"img": image.arrays, "txt": text.arrays}
-    found = {
-        ours + name.removeprefix(part): array
-        for ours, (tower, part) in _PARTS.items()
-        for name, array in alone[tower].items()
-        if name.startswith(f"{part}/")
-    }
-    loose = {name.removeprefix("params/"): x for name, x in arrays.items()}
-    found |= {ours: loose[theirs] for theirs, ours in _BETWEEN.items() if theirs in loose}
-    return dataclasses.replace(
-        image,
-        arrays=found,
-        format=f"{image.format} with the text tower of {text.format}",
-        ignored=(),
-        unknown=(*image.unknown, *text.unknown),
-    )
-
-
-def _read_tower(arrays: Mapping[str, np.ndarray], text: bool) -> Weights:
-    mine, ignored = _tower(arrays, text)
-    blocks = "Encoder_0/encoderblock" if text else "Transformer/encoderblock"
-    mine = map_blocks(mine, blocks, lambda i: f"{blocks}_{i}")
-    table, class_row, naming = _recognise(mine, text)
-    found: dict[str, np.ndarray] = {}
-    unknown = []
-    for name, array in mine.items():
-        ours = table.to_ours(name)
-        if ours is None:
-            unknown.append(name)
-        else:
-            found[ours] = _common_shape(ours, array)
-    return Weights(
-        arrays=found,
-        format=naming,
-        class_row=class_row,
-        ignored=tuple(ignored),
-        unknown=tuple(unknown),
-    )
-
-
-def _tower(arrays: Mapping[str, np.ndarray], text: bool) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of one model, without the prefix they share, and what was left aside."""
-    prefixes = TEXT_PREFIXES if text else PREFIXES
-    prefix = next((p for p in prefixes if any(n.startswith(p) for n in arrays)), "")
-    mine = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
-    groups: dict[str, list[str]] = {}
-    for name in arrays:
-        if not name.startswith(prefix):
-            groups.setdefault(name.partition("/")[0], []).append(name)
-    reason = "outside the model's own arrays (another tower, optimizer state or counters)"
-    others = [x[0] if len(x) == 1 else f"{g}/ ({len(x)} arrays)" for g, x in groups.items()]
-    return mine, [f"{other}: {reason}" for other in others]
-
-
-def _recognise(arrays: Mapping[str, np.ndarray], text: bool) -> tuple[Renames, bool | None, str]:
-    """The table of names, whether the position table has a class token's row, and a description."""
-    if any(name.startswith("BertEncoder_0/") for name in arrays):
-        return BERT, False, "npz of a LiT text tower (BERT)"
-    if text:
-        return TEXT, False, "npz of a LiT text tower"
-    if any(name.startswith("MixerBlock_") for name in arrays):
-        return MIXER, None, "npz of a Mixer (vision_transformer naming)"
-    if BV_POSITIONS in arrays or any(name.startswith("MAPHead_0/") for name in arrays):
-        return BIG_VISION, None, "npz in big_vision naming"
-    by_use = any(re.search(r"/MlpBlock_3/", name) for name in arrays)
-    return VISION_TRANSFORMER, True, f"npz in {'published' if by_use else 'Linen'} naming"
-
-
-def _common_shape(name: str, array: np.ndarray) -> np.ndarray:
-    """The oldest hybrids keep group norms as `[1, 1, 1, channels]`, BERT positions as a matrix."""
-    is_norm = name.startswith("backbone/stem/") and name.endswith(("/scale", "/bias"))
-    if is_norm and array.shape[:-1] == (1, 1, 1):
-        return array.reshape(-1)
-    return array[None] if name == "backbone/pos_embed" and array.ndim == 2 else array
-
-
-def write(
-    arrays: Mapping[str, np.ndarray], naming: Renames, prefix: str = ""
-) -> dict[str, np.ndarray]:
-    """The inverse of `read`: arrays under their names.
-
-    Those of `models.TwoTowers` are below `img/`, the image tower in `naming`, and `txt/`.
-    """
-    if not any(name.startswith("text/") for name in arrays):
-        return _write_tower(arrays, naming, prefix)
-    alone: dict[str, dict[str, np.ndarray]] = {"img": {}, "txt": {}}
-    for ours, (tower, part) in _PARTS.items():
-        mine = {name: x for name, x in arrays.items() if name.startswith(f"{ours}/")}
-        alone[tower] |= {part + name.removeprefix(ours): x for name, x in mine.items()}
-    text = TEXT
-    if "backbone/segment_embed" in alone["txt"]:
-        text = BERT
-        alone["txt"] = {name: _bert_shape(name, x) for name, x in alone["txt"].items()}
-    return {
-        **_write_tower(alone["img"], naming, f"{prefix}img/"),
-        **_write_tower(alone["txt"], text, f"{prefix}txt/"),
-        **{prefix + theirs: arrays[ours] for theirs, ours in _BETWEEN.items() if ours in arrays},
-    }
-
-
-def _write_tower(
-    arrays: Mapping[str, np.ndarray], naming: Renames, prefix: str
-) -> dict[str, np.ndarray]:
-    out = {}
-    for name, array in arrays.items():
-        theirs = naming.to_theirs(name)
-        if theirs is None:
-            raise KeyError(name)
-        out[prefix + theirs] = array
-    return out
-
-
-def _bert_shape(name: str, array: np.ndarray) -> np.ndarray:
-    """BERT's positions are a matrix, and its attention's heads one axis with their channels."""
-    if name == "backbone/pos_embed":
-        return array[0]
-    if "/attn/" not in name or array.ndim == 1:
-        return array
-    if array.ndim == 2:
-        return array.reshape(-1)
-    width = array.shape[-1] if "/out/" in name else array.size // array.shape[0]
-    return array.reshape(-1, width)
+FORMAT = Format(
+    label="npz of vision_transformer",
+    matches=matches,
+    read=_jax_names.read,
+    write=write,
+    expresses=EXPRESSES,
+    ending=".npz",
+)

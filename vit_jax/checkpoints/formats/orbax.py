@@ -1,5 +1,6 @@
-"""Our own checkpoints as a source and a target of conversions; `store` does the work."""
+"""Checkpoints of this package: workdirs, their folders of steps, and single steps."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,22 +11,29 @@ from etils import epath
 
 from vit_jax import models, storage
 from vit_jax.checkpoints import evaluation_params, files
-from vit_jax.checkpoints.fit.merging import POSITIONS
+from vit_jax.checkpoints.formats import Format, ImageSize
 from vit_jax.checkpoints.manifest import DamagedError
+from vit_jax.checkpoints.source import CONFIG, Source
 from vit_jax.checkpoints.store import Store
-from vit_jax.checkpoints.weights import Weights, backbone_of
+from vit_jax.checkpoints.weights import POSITIONS, Weights
 from vit_jax.config import check_trust
 from vit_jax.errors import UserError
+from vit_jax.models import Traits
 from vit_jax.models.published import published_arrays
 from vit_jax.types import Params
 
 CLASS_ROW = "class_token_position"
 
 
-def find(path: epath.Path) -> tuple[epath.Path, int] | None:
-    """(directory of steps, step) of a workdir, its checkpoints or one of them; None if it is none.
+def matches(source: Source) -> bool:
+    """Returns whether a folder is a run of this package, or holds checkpoints of one."""
+    return source.folder is not None and find(source.folder) is not None
 
-    Of several steps the newest is taken.
+
+def find(path: epath.Path) -> tuple[epath.Path, int] | None:
+    """Returns (folder of steps, step) of a workdir, its checkpoints or one of them, or None.
+
+    The newest of several steps is taken.
     """
     if path.name.isdigit() and (path / evaluation_params.MANIFEST).exists():
         return path.parent, int(path.name)
@@ -37,70 +45,78 @@ def find(path: epath.Path) -> tuple[epath.Path, int] | None:
     return None
 
 
-def read(directory: epath.Path, step: int) -> Weights:
-    """The parameters of a step that its run would publish, such as their moving average.
+def read(source: Source) -> Weights:
+    """Returns the parameters that evaluation would use, such as a moving average.
 
     Raises:
       UserError: the checkpoint is damaged or holds no parameters.
     """
+    directory, step = find(source.folder)
     path = directory / str(step)
+    files.check_tree(path)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     try:
         found = evaluation_params.read(directory, step, place)
     except DamagedError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path / evaluation_params.MANIFEST} is broken: {error!r}") from error
     flat = {name.replace(".", "/"): np.asarray(x, np.float32) for name, x in found.params.items()}
     arrays = _numbered(published_arrays(flat))
-    backbone, record = _run_of(directory)
+    traits, record, stride = _run_of(directory)
     return Weights(
         arrays=arrays,
-        format=f"our checkpoint of step {step}",
-        class_row=_class_row(backbone, found.metadata),
-        grid=_grid(backbone, record, arrays),
+        format=f"vit_jax checkpoint of step {step}",
+        class_row=_class_row(traits, found.metadata),
+        grid=_grid(traits, stride, record, arrays),
         ours=True,
         notes=(found.note,) if found.note else (),
     )
 
 
-def _run_of(directory: epath.Path) -> tuple[Any, Mapping[str, Any]]:
-    """The backbone and the record of the run that wrote the checkpoints; (None, {}) of no run."""
-    path = directory.parent / "config.json"
+def _run_of(
+    directory: epath.Path,
+) -> tuple[Traits | None, Mapping[str, Any], tuple[int, int] | None]:
+    """Returns the traits of a run's model, its record, and the stride from token to token.
+
+    There are none without a run, or where its config names code that nobody trusts.
+    """
+    path = directory.parent / CONFIG
     try:
         record = files.read_json(path) if path.exists() else {}
         check_trust({"model": record["config"]["model"]}, str(path))
-        return backbone_of(models.build(**{"num_classes": 1, **record["config"]["model"]})), record
+        model = models.build(**{"num_classes": 1, **record["config"]["model"]})
+        backbone = models.backbone_of(model)
     except (UserError, KeyError, TypeError):
-        return None, {}
+        return None, {}, None
+    return models.traits_of(backbone), record, models.token_stride(backbone)
 
 
-def _class_row(backbone: Any, metadata: Any) -> bool | None:
-    """Whether the position table has a row for the class token: as written, or as the run's config
-    says; None where nothing does."""
+def _class_row(traits: Traits | None, metadata: Any) -> bool | None:
+    """Returns whether the position table has a row for the class token; None where unknown."""
     if isinstance(metadata, Mapping) and isinstance(metadata.get(CLASS_ROW), bool):
         return metadata[CLASS_ROW]
-    return getattr(backbone, "class_token_position", None)
+    return traits.class_token_position if traits else None
 
 
 def _grid(
-    backbone: Any, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    traits: Traits | None,
+    stride: tuple[int, int] | None,
+    record: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
 ) -> tuple[int, int] | None:
-    """(rows, columns) of the patches of the run's images, where its table has a row for each."""
-    stride = models.token_stride(backbone)
+    """Returns (rows, columns) of a run's patches, if the table has a row for each of them."""
     try:
         height, width, _ = record["data_info"]["spec"]["image"]["shape"]
     except (KeyError, TypeError, ValueError):
         return None
-    if stride is None or POSITIONS not in arrays:
+    if traits is None or stride is None or POSITIONS not in arrays:
         return None
     grid = height // stride[0], width // stride[1]
-    own_row = int(bool(getattr(backbone, "class_token_position", False)))
-    return grid if grid[0] * grid[1] + own_row == arrays[POSITIONS].shape[1] else None
+    rows = grid[0] * grid[1] + int(traits.class_token_position)
+    return grid if rows == arrays[POSITIONS].shape[1] else None
 
 
 def _numbered(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names of `Weights`: blocks numbered, a bare backbone below `backbone/`."""
+    """Returns the names of `Weights`: blocks numbered, a bare backbone below `backbone/`."""
     bare = not any(name.startswith("backbone/") for name in flat)
     out: dict[str, np.ndarray] = {}
     for name, array in flat.items():
@@ -113,15 +129,30 @@ def _numbered(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def write(path: epath.PathLike, params: Params, model: nn.Module) -> None:
-    """Writes parameters alone as step 0 of `path`. Raises `UserError` if there is something."""
+def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: ImageSize) -> str:
+    """Writes parameters alone as step 0 of a new folder; see `Format.write`.
+
+    Raises:
+      UserError: there is something at `path` already, or its name cannot be written.
+    """
+    del image_size
     directory = storage.absolute(path)
     storage.check_writable_name(directory, str(path))
     if directory.exists():
         raise UserError(f"{path} exists; remove it or write to another place")
     directory.mkdir(parents=True)
-    metadata = {CLASS_ROW: bool(getattr(backbone_of(model), "class_token_position", False))}
+    metadata = {CLASS_ROW: models.traits_of(model).class_token_position}
     store = Store(directory)
     store.save(0, {"params": jax.tree.map(np.asarray, nn.meta.unbox(params))}, metadata)
     store.wait()
     store.close()
+    return f"wrote {os.fspath(path)}: load with vit_jax.checkpoints.load(path, model)"
+
+
+FORMAT = Format(
+    label="vit_jax checkpoint",
+    matches=matches,
+    read=read,
+    write=write,
+    expresses=None,
+)

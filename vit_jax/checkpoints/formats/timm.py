@@ -1,14 +1,34 @@
-"""State dicts of timm's VisionTransformer and MlpMixer, and the call that builds their model."""
+"""State dicts of timm's VisionTransformer and MlpMixer, and the call that builds their model.
+
+A state dict is a file of its own, or lies beside a `config.json` in a folder from the Hugging Face
+hub.
+"""
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
+from etils import epath
 
-from vit_jax.checkpoints.formats import torch_layout
-from vit_jax.checkpoints.weights import Renames, Weights
+from vit_jax import models
+from vit_jax.checkpoints import array_files, files
+from vit_jax.checkpoints.formats import Format, ImageSize, _torch_layout
+from vit_jax.checkpoints.formats import _positions as positions
+from vit_jax.checkpoints.source import Source
+from vit_jax.checkpoints.weights import TOKEN_MIXING, Arrays, Renames, Weights, from_params
 from vit_jax.errors import UserError
+from vit_jax.types import Params
+
+EXPRESSES = frozenset(
+    {"a ViT", "a Mixer", "mean pooling", "class token", "attention pooling", "registers"}
+    | {"LayerScale", "query-key norm", "RMSNorm", "SwiGLU", "sin-cos positions", "no positions"}
+    | {"an unread class token"}
+)
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 ACTIVATION_NOTE = (
     "timm runs exact GELU unless built with act_layer='gelu_tanh'; here it is the tanh form, which"
@@ -68,23 +88,30 @@ VIT_SWIGLU = Renames(_vit(swiglu=True))
 MIXER = Renames(_mixer())
 
 
-def matches(state: Mapping[str, np.ndarray]) -> bool:
-    """Whether these are names of one of the two models."""
-    return bool({"patch_embed.proj.weight", "stem.proj.weight"} & state.keys())
+def matches(source: Source) -> bool:
+    """Returns whether a file has names of one of the two models, or a folder timm's config."""
+    in_file = bool({"patch_embed.proj.weight", "stem.proj.weight"} & source.names)
+    return in_file or (source.has(*WEIGHTS) and "architecture" in source.config)
 
 
-def read(state: Mapping[str, np.ndarray]) -> Weights:
-    """A state dict under our names.
+def read(source: Source) -> Weights:
+    """Returns the weights of a state dict.
 
     Raises:
-      UserError: the model norms after pooling, which ours cannot do.
+      UserError: the model norms after pooling, which no model of this package does.
     """
+    if source.folder is None:
+        state = source.arrays()
+    else:
+        name = next(name for name in WEIGHTS if source.has(name))
+        state = array_files.read_arrays(source.folder / name)
     if "fc_norm.weight" in state:
         raise UserError(
-            "this timm model norms after pooling (fc_norm.weight); models here norm before it"
+            f"{source.path}: this timm model norms after pooling (fc_norm.weight); models here"
+            " norm before it"
         )
     table = MIXER if "stem.proj.weight" in state else VIT
-    arrays, unknown = torch_layout.from_state(_split_fused(state), table)
+    arrays, unknown = _torch_layout.from_state(_split_fused(state), table)
     dropped = [name for name, x in arrays.items() if name.endswith("_norm/bias") and not np.any(x)]
     arrays = {name: x for name, x in arrays.items() if name not in dropped}
     ignored = tuple(f"{name}: zeros, and the model has no such bias" for name in dropped)
@@ -98,7 +125,7 @@ def read(state: Mapping[str, np.ndarray]) -> Weights:
 
 
 def _split_fused(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`attn.qkv` and `attn_pool.kv` as query, key and value; `attn_pool.q` as query."""
+    """Returns `attn.qkv` and `attn_pool.kv` as query, key and value; `attn_pool.q` as query."""
     out = {}
     for name, array in state.items():
         module, _, leaf = name.rpartition(".")
@@ -117,15 +144,33 @@ def _split_fused(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def write(arrays: Mapping[str, np.ndarray], backbone: Any) -> dict[str, np.ndarray]:
-    """A state dict of timm's model; `call` builds the model that takes it."""
-    if hasattr(backbone, "tokens_mlp_dim"):
-        return torch_layout.to_state(arrays, MIXER)
-    table = VIT_SWIGLU if backbone.mlp == "swiglu" else VIT
-    state = _fuse(torch_layout.to_state(arrays, table))
-    if backbone.qk_norm and backbone.norm == "layernorm":
+def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: ImageSize) -> str:
+    """Writes a `.safetensors` file; see `Format.write`."""
+    traits, backbone = models.traits_of(model), models.backbone_of(model)
+    arrays, path, class_row = from_params(params, model), os.fspath(path), False
+    if traits.kind == "a Mixer":
+        size = positions.check_size(arrays, image_size, arrays[TOKEN_MIXING].shape[0])
+    elif "no positions" in traits.named:
+        side = image_size or models.variants()["vit_b16"].input_size
+        size = positions.check_size(arrays, side, None)
+    else:
+        # timm's table has rows for the class token and the registers, or for neither.
+        wanted = False if "registers" in traits.named else None
+        arrays, class_row = positions.stored(arrays, backbone, image_size, class_row=wanted)
+        size = positions.image_size_of(arrays, image_size, class_row)
+    files.write_safetensors(path, _state_dict(arrays, traits.named))
+    call_ = call(path, arrays, backbone, size, class_row=class_row)
+    return f"wrote {path} in timm's names\ntimm: {call_}"
+
+
+def _state_dict(arrays: Arrays, named: frozenset[str]) -> Arrays:
+    if TOKEN_MIXING in arrays:
+        return _torch_layout.to_state(arrays, MIXER)
+    table = VIT_SWIGLU if "SwiGLU" in named else VIT
+    state = _fuse(_torch_layout.to_state(arrays, table))
+    if "query-key norm" in named and "RMSNorm" not in named:
         for name in [n for n in state if n.endswith(("q_norm.weight", "k_norm.weight"))]:
-            # timm's norm has a bias; ours is the same without.
+            # timm's norm has a bias; that of this package is the same without.
             state[name.replace("weight", "bias")] = np.zeros_like(state[name])
     return state
 
@@ -154,8 +199,8 @@ def call(
     *,
     class_row: bool,
 ) -> str:
-    """The statements that make `model`, in timm, give the same logits."""
-    mixer = hasattr(backbone, "tokens_mlp_dim")
+    """Returns the statements that make `model`, in timm, with the same logits."""
+    mixer = TOKEN_MIXING in arrays
     arguments = _mixer_arguments(backbone) if mixer else _vit_arguments(arrays, backbone, class_row)
     kernel = arrays["backbone/patch_embed/kernel"]
     head = arrays.get("head/bias", np.empty(0))
@@ -172,21 +217,6 @@ def call(
         made = f"model = timm.models.mlp_mixer.MlpMixer({text})"
         return f"{made}; timm.models.load_checkpoint(model, {path!r})"
     return f'model = timm.create_model("vit_base_patch16_224", checkpoint_path={path!r}, {text})'
-
-
-def bit_call(path: str, arrays: Mapping[str, np.ndarray], backbone: Any) -> str:
-    """The statements that make `model`, in timm, of a BiT's `.npz`."""
-    arguments = {
-        "layers": list(backbone.stages),
-        "width_factor": backbone.width_factor,
-        "num_classes": len(arrays.get("head/bias", np.empty(0))),
-        "in_chans": arrays["backbone/root/conv/kernel"].shape[2],
-        "stem_type": "'fixed'",
-        "conv_layer": "functools.partial(timm.layers.StdConv2d, eps=1e-8)",
-    }
-    text = ", ".join(f"{key}={value}" for key, value in arguments.items())
-    made = f"model = timm.models.resnetv2.ResNetV2({text})"
-    return f"{made}; model.load_pretrained({path!r})"
 
 
 def _vit_arguments(
@@ -232,7 +262,7 @@ def _mixer_arguments(backbone: Any) -> dict[str, Any]:
 
 
 def _ratio(mlp_dim: int, width: int) -> float:
-    """A factor that timm's `int(width * ratio)` turns into exactly `mlp_dim`."""
+    """Returns a factor that timm's `int(width * ratio)` turns into exactly `mlp_dim`."""
     ratio = mlp_dim / width
     while int(width * ratio) < mlp_dim:
         ratio = math.nextafter(ratio, math.inf)
@@ -241,3 +271,13 @@ def _ratio(mlp_dim: int, width: int) -> float:
 
 def _side(size: Sequence[int]) -> int | tuple[int, ...]:
     return size[0] if len(set(size)) == 1 else tuple(size)
+
+
+FORMAT = Format(
+    label="timm state dict",
+    matches=matches,
+    read=read,
+    write=write,
+    expresses=EXPRESSES,
+    ending=".safetensors",
+)

@@ -4,15 +4,26 @@ import argparse
 
 from vit_jax.cli.arguments import add_trust, image_size
 from vit_jax.cli.parser import Command
-
-_FORMATS = ("npz", "big_vision", "timm", "hf", "orbax")
+from vit_jax.plugins import names_in
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", metavar="SRC", help="The checkpoint to read.")
     parser.add_argument("dst", metavar="DST", help="The file or folder to write.")
+    formats = ", ".join(names_in("vit_jax.checkpoints.formats"))
     parser.add_argument(
-        "--to", required=True, choices=_FORMATS, help="The format of DST. Required."
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help=f"The format of DST: {formats}, or package.module:FORMAT for a format of your own."
+        " Required.",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source_format",
+        default="",
+        metavar="FORMAT",
+        help="The format of SRC. Default: recognized by its content, if it is one of those above.",
     )
     parser.add_argument(
         "--model",
@@ -38,6 +49,7 @@ def _run(arguments: argparse.Namespace) -> None:
             arguments.src,
             arguments.dst,
             arguments.to,
+            source_format=arguments.source_format,
             model=arguments.model,
             fields=config.parse_values(arguments.fields),
             image_size=arguments.image_size,

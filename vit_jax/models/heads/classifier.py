@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from vit_jax.models.layers.basic import Linear, lift, make_norm
 from vit_jax.models.layers.transformer import BlockSpec
+from vit_jax.models.traits import Traits, traits_of
 from vit_jax.types import Array, Features
 
 
@@ -79,6 +80,12 @@ class Classifier(nn.Module):
     representation_size: int | None = None
     head_bias_init: float = 0.0
     head_zero_init: bool = True
+
+    @nn.nowrap
+    def traits(self) -> Traits:
+        """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
+        hidden = ("a representation layer",) if self.representation_size else ()
+        return traits_of(self.backbone).but(*hidden)
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array | tuple[Array, Array]:

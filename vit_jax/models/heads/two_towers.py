@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.layers.basic import Linear
+from vit_jax.models.traits import Traits, traits_of
 from vit_jax.types import Array, Features
 
 
@@ -52,6 +53,18 @@ class TwoTowers(nn.Module):
     project_image: bool = True
     scale_init: float = 10.0
     bias_init: float | None = None
+
+    @nn.nowrap
+    def traits(self) -> Traits:
+        """Returns those of the image tower, with what the text tower and the loss add to them."""
+        image, text = traits_of(self.backbone), traits_of(self.text)
+        text_kind = "a text tower" if text.reads_text else f"{text.kind} that reads texts"
+        found = image.but(*text.named, text_kind)
+        if image.kind != "a ViT":
+            found = found.but(f"{image.kind} beside a text tower")
+        if "no pooling" in image.named:
+            found = found.but("no pooling beside a text tower")
+        return found if self.bias_init is None else found.but("the sigmoid loss's bias")
 
     @nn.compact
     def __call__(

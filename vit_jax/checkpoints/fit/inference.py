@@ -1,4 +1,4 @@
-"""Which model a checkpoint is of, as far as its arrays tell."""
+"""Inference of the model that a checkpoint was trained as, from the names and shapes of arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.checkpoints.fit import surgery
-from vit_jax.checkpoints.fit.merging import CLS, PATCHES, POSITIONS, count_blocks
-from vit_jax.checkpoints.weights import Weights
+from vit_jax.checkpoints.fit.merging import count_blocks
+from vit_jax.checkpoints.weights import CLS, PATCHES, POSITIONS, TOKEN_MIXING, Weights
 from vit_jax.errors import UserError
 
 BLOCK = "backbone/blocks_0/"
@@ -17,15 +17,15 @@ BIT_ROOT = "backbone/root/conv/kernel"
 STEM_ROOT = "backbone/stem/root/conv/kernel"
 
 
-def model_of(weights: Weights, name: str | None = None, **fields: Any) -> nn.Module:
+def infer_model(weights: Weights, name: str | None = None, **fields: Any) -> nn.Module:
     """Builds the model that a checkpoint was trained as.
 
     Args:
-      name: of a model, for what arrays do not tell (in state dicts, the number of heads).
-      fields: of the model, over what is guessed: `position="sincos2d"`, `num_heads=12`.
+      name: the name of a model, for what arrays do not tell (in state dicts, the number of heads).
+      fields: fields of the model, which replace inferred ones: `position="sincos2d"`.
 
     Raises:
-      UserError: something cannot be told, and neither `name` nor `fields` says it.
+      UserError: something cannot be inferred, and neither `name` nor `fields` says it.
     """
     arrays = weights.arrays
     if BIT_ROOT in arrays:
@@ -33,7 +33,7 @@ def model_of(weights: Weights, name: str | None = None, **fields: Any) -> nn.Mod
     if not name and PATCHES not in arrays:
         raise UserError(f"this {weights.format} names no patch embedding; write --model=NAME")
     try:
-        guess = _mixer(arrays) if f"{BLOCK}token_mixing/dense1/kernel" in arrays else _vit(weights)
+        inferred = _mixer(arrays) if TOKEN_MIXING in arrays else _vit(weights)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
             f"this {weights.format} lacks arrays or has them in other shapes ({error!r})"
@@ -42,8 +42,8 @@ def model_of(weights: Weights, name: str | None = None, **fields: Any) -> nn.Mod
         known = models.variants().get(models.find(name)) if ":" not in name else None
         settled = known.fields if known else {}
         fields = {**settled, **fields}
-    fields = {**guess, **fields}
-    if "tokens_mlp_dim" in guess:
+    fields = {**inferred, **fields}
+    if "tokens_mlp_dim" in inferred:
         return models.build(name or "mixer_b16", **fields)
     missing = [key for key in ("num_heads", "position") if fields.get(key) is None]
     if missing:
@@ -52,7 +52,7 @@ def model_of(weights: Weights, name: str | None = None, **fields: Any) -> nn.Mod
             f" {' '.join(f'--model.{key}=...' for key in missing)}"
             + (" or --model=NAME" if missing == ["num_heads"] else "")
         )
-    if "stages" in guess:
+    if "stages" in inferred:
         return models.build(name or "r50_b16", **fields)
     return models.build(name or "vit", **fields)
 
@@ -70,10 +70,10 @@ def _common(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _head(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if "head/bias" not in arrays:
         return {}
-    guess = {"num_classes": arrays["head/bias"].shape[0]}
+    inferred = {"num_classes": arrays["head/bias"].shape[0]}
     if "head/pre_logits/bias" in arrays:
-        guess["representation_size"] = arrays["head/pre_logits/bias"].shape[0]
-    return guess
+        inferred["representation_size"] = arrays["head/pre_logits/bias"].shape[0]
+    return inferred
 
 
 def _mixer(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -86,28 +86,28 @@ def _mixer(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _vit(weights: Weights) -> dict[str, Any]:
     arrays = weights.arrays
-    guess = _common(arrays)
+    inferred = _common(arrays)
     token = "mean" if CLS not in arrays else "token"
-    guess["pooling"] = "map" if "backbone/map_head/probe" in arrays else token
-    guess |= _stem(arrays)
-    if not guess["depth"]:
-        return guess | {"num_heads": 1, "position": "none"}
+    inferred["pooling"] = "map" if "backbone/map_head/probe" in arrays else token
+    inferred |= _stem(arrays)
+    if not inferred["depth"]:
+        return inferred | {"num_heads": 1, "position": "none"}
     if POSITIONS in arrays:
         row, _ = surgery.split_class_row(
             arrays[POSITIONS], has_class_token=CLS in arrays, row_stored=weights.class_row
         )
-        guess |= {"position": "learned", "class_token_position": row is not None}
+        inferred |= {"position": "learned", "class_token_position": row is not None}
     else:
-        guess |= {"position": None, "class_token_position": False}
-    guess |= _block(arrays)
+        inferred |= {"position": None, "class_token_position": False}
+    inferred |= _block(arrays)
     if "backbone/registers" in arrays:
-        guess["num_registers"] = arrays["backbone/registers"].shape[1]
-    return guess
+        inferred["num_registers"] = arrays["backbone/registers"].shape[1]
+    return inferred
 
 
 def _block(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     query = arrays[f"{BLOCK}attn/query/kernel"]
-    guess: dict[str, Any] = {
+    inferred: dict[str, Any] = {
         "num_heads": query.shape[1] if query.ndim == 3 else None,
         "mlp_dim": arrays[f"{BLOCK}mlp/dense1/bias"].shape[0],
         "norm": "layernorm" if f"{BLOCK}norm1/bias" in arrays else "rmsnorm",
@@ -116,9 +116,9 @@ def _block(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "parallel": f"{BLOCK}norm2/scale" not in arrays,
     }
     if f"{BLOCK}scale1" in arrays:
-        # The value is of the start of training alone.
-        guess["layer_scale"] = 1.0
-    return guess
+        # The value matters at the start of training alone.
+        inferred["layer_scale"] = 1.0
+    return inferred
 
 
 def _bit(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _stem(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _resnet(arrays: Mapping[str, np.ndarray], root: str) -> dict[str, Any]:
-    """Stages and width of the ResNet whose first kernel is `root`."""
+    """Returns the stages and the width of the ResNet whose first kernel is `root`."""
     prefix = root.removesuffix("root/conv/kernel") + "stage"
     units = {tuple(n.removeprefix(prefix).split("/")[:2]) for n in arrays if n.startswith(prefix)}
     stages = sorted({stage for stage, _ in units})

@@ -1,0 +1,90 @@
+"""A checkpoint that is to be read: what formats look at to recognize it, and its arrays."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from vit_jax import storage
+from vit_jax.checkpoints import array_files, files
+from vit_jax.errors import UserError
+
+CONFIG = "config.json"
+
+
+class Source:
+    """A file or a folder, on this machine or behind an address.
+
+    Attributes:
+      path: as the user wrote it, for messages.
+      folder: the folder, by its absolute path; None for a file.
+      tower: the part of an image-text model that is wanted: "image", "text" or "both".
+    """
+
+    def __init__(
+        self,
+        path: epath.PathLike,
+        *,
+        folder: epath.Path | None = None,
+        readers: array_files.Readers | None = None,
+        tower: str = "image",
+    ):
+        self.path = os.fspath(path)
+        self.folder = folder
+        self.tower = tower
+        self._readers = readers or {}
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: epath.PathLike, tower: str = "image") -> Iterator["Source"]:
+        """Opens a checkpoint for the duration of a block.
+
+        Raises:
+          UserError: there is nothing at `path`, or it is a file that holds no arrays.
+        """
+        folder = _folder(os.fspath(path))
+        if folder is not None:
+            yield cls(path, folder=folder, tower=tower)
+            return
+        if not storage.is_remote(path):
+            path = os.path.expanduser(path)
+        with array_files.open_arrays(path) as readers:
+            yield cls(path, readers=readers, tower=tower)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of a file's arrays, which are known before any array is read."""
+        return frozenset(self._readers)
+
+    def arrays(self) -> array_files.Arrays:
+        """Returns a file's arrays; see `array_files.read_arrays`."""
+        return array_files.read_all(self._readers, self.path)
+
+    def has(self, *names: str) -> bool:
+        """Returns whether this is a folder with one of these files in it."""
+        return self.folder is not None and any((self.folder / name).exists() for name in names)
+
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The content of a folder's `config.json`, {} if there is none."""
+        return files.read_json(self.folder / CONFIG) if self.has(CONFIG) else {}
+
+
+def _folder(name: str) -> epath.Path | None:
+    """Returns the folder that `name` stands for, or None for a file."""
+    if storage.is_remote(name) and not name.startswith(files.STORES):
+        return None
+    try:
+        place = epath.Path(name).expanduser()
+        exists, is_folder = place.exists(), place.is_dir()
+    except Exception as error:  # Libraries of object stores have errors of their own.
+        raise UserError(f"cannot read {name}: {files.first_line(error)}") from error
+    if not exists:
+        raise UserError(f"there is no checkpoint {name}")
+    if not is_folder:
+        return None
+    # Orbax takes no relative paths; addresses of object stores are absolute as they are.
+    return place if storage.is_remote(name) else place.resolve()

@@ -1,0 +1,101 @@
+"""What code outside a model may ask about it, so that nobody looks at its class or its fields.
+
+A backbone answers by a method `traits()` of its own. Without one it is described by the name of
+its class, for which no checkpoint format of another codebase has a place. A subclass without one
+has the traits of its base class under its own name, since it may compute something else.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+PLAIN = frozenset(
+    (
+        *("width", "depth", "num_heads", "mlp_dim", "tokens_mlp_dim", "channels_mlp_dim"),
+        *("patch_size", "class_token", "class_token_position", "vocab_size", "max_length"),
+        *("stages", "width_factor", "global_blocks"),
+        *("patch_drop", "drop_path", "constant_drop_path", "dropout", "attention_dropout"),
+        *("scan", "unroll", "remat", "attention", "dtype", "residual_dtype"),
+    )
+)
+"""Fields of backbones that change sizes or training, or that another trait tells of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """An account of a model.
+
+    kind: the family, such as "a ViT", as messages put it.
+    named: whatever else tells the model from the plainest of its family, such as "registers".
+    reads_text: inputs are token ids, not images.
+    position: the kind of positions, as the field of `VisionTransformer` has it.
+    class_token_position: a learned table of positions has a row for the class token.
+    table_grid: (rows, columns) for which learned positions are kept, whatever the image size; None
+      where the table follows the image size.
+    """
+
+    kind: str
+    named: frozenset[str] = frozenset()
+    reads_text: bool = False
+    position: str = "none"
+    class_token_position: bool = False
+    table_grid: tuple[int, int] | None = None
+
+    @property
+    def all_named(self) -> frozenset[str]:
+        """Everything that a checkpoint format must have a place for."""
+        return self.named | {self.kind}
+
+    def but(self, *named: str, **fields: Any) -> "Traits":
+        """Returns these traits with more of them named, and fields replaced."""
+        return dataclasses.replace(self, named=self.named | {*named}, **fields)
+
+
+def traits_of(model: nn.Module) -> Traits:
+    """Returns the traits of a backbone, or those of a model with a head and of its backbone."""
+    kind = type(model)
+    if "traits" in vars(kind):
+        return model.traits()
+    if has_head(model):
+        return traits_of(model.backbone).but(f"the head of a {kind.__name__}")
+    inherited = model.traits() if hasattr(model, "traits") else Traits("")
+    return inherited.but(kind=f"a {kind.__name__}")
+
+
+def has_head(model: nn.Module) -> bool:
+    """Returns whether `model` is a backbone, in its field `backbone`, with a head on it."""
+    return hasattr(model, "backbone")
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """Returns the backbone below a head, or the model itself."""
+    return model.backbone if has_head(model) else model
+
+
+def text_tower_of(model: nn.Module) -> nn.Module | None:
+    """Returns the text tower of an image-text model; None for other models."""
+    return getattr(model, "text", None)
+
+
+def named_fields(
+    module: nn.Module, owner: type, names: Mapping[str, str | Mapping[Any, str]] | None = None
+) -> set[str]:
+    """Returns names for the fields of `owner` that tell `module` from the plainest model.
+
+    A field that is in neither `names` nor `PLAIN`, and a value that `names` does not list, is named
+    as `field=value`: what is new in a model is never taken for something known.
+
+    names: for each field, the name of any value but the default, or of each value; "" for none.
+    """
+    found = set()
+    for field in dataclasses.fields(owner):
+        if not field.init or field.name in ("parent", "name", *PLAIN):
+            continue
+        value, name = getattr(module, field.name), (names or {}).get(field.name)
+        if isinstance(name, Mapping):
+            found.add(name.get(value, f"{field.name}={value!r}"))
+        elif value != field.default:
+            found.add(name or f"{field.name}={value!r}")
+    return found - {""}
