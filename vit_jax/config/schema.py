@@ -9,91 +9,21 @@ fields of the model or task that `name` selects, the arguments of the optimizer 
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from ml_collections import ConfigDict
 
-FREE, WARNED, FIXED = "free", "warned", "fixed"
-
-
-@dataclass(frozen=True)
-class Key:
-    """One config key.
-
-    Attributes:
-      default: the value if no config sets the key; its type is the key's type.
-      on_resume: the effect of a changed value on a workdir that has a checkpoint: "free" is silent,
-        "warned" resumes and tells what changed, "fixed" refuses.
-      doc: the meaning, in sentences.
-      kind: "plain"; "duration" (an int, or a text with a unit; or a list of these); "open" (a
-        section that its owner checks); "pattern" (a regular expression); "place" (a file, a folder
-        or the name of a dataset). Patterns and places never name code.
-      exceptions: for open sections, the keys whose `on_resume` differs from the section's.
-      at_least, above, at_most, below: the range of a number.
-      also: values outside the range that are allowed, too.
-      choices: the texts that are allowed; () allows every text.
-      of: the type of the entries of a list.
-      aliases: earlier names of the key, which configs may still use.
-    """
-
-    default: Any
-    on_resume: str
-    doc: str
-    kind: str = "plain"
-    exceptions: Mapping[str, str] = field(default_factory=dict)
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-    also: tuple[float, ...] = ()
-    choices: tuple[str, ...] = ()
-    of: Any = None
-    aliases: tuple[str, ...] = ()
-
-    def range(self) -> str:
-        """Returns the range in words, such as "at least 0 and below 1"; "" for no range."""
-        bounds = [
-            f"{words} {bound}"
-            for words, bound in (
-                ("at least", self.at_least),
-                ("above", self.above),
-                ("at most", self.at_most),
-                ("below", self.below),
-            )
-            if bound is not None
-        ]
-        return ", or ".join([" and ".join(bounds), *map(str, self.also)]) if bounds else ""
-
-    def contains(self, number: float) -> bool:
-        """Returns whether a finite number is in the range."""
-        return number in self.also or (
-            (self.at_least is None or number >= self.at_least)
-            and (self.above is None or number > self.above)
-            and (self.at_most is None or number <= self.at_most)
-            and (self.below is None or number < self.below)
-        )
-
-
-def _duration(default: int | str | list, on_resume: str, doc: str, **options: Any) -> Key:
-    return Key(default, on_resume, doc, kind="duration", **options)
-
-
-def _open(default: dict, on_resume: str, doc: str, **exceptions: str) -> Key:
-    return Key(default, on_resume, doc, kind="open", exceptions=exceptions)
-
-
-def _pattern(default: str, on_resume: str, doc: str) -> Key:
-    return Key(default, on_resume, doc, kind="pattern")
-
-
-def _patterns(on_resume: str, doc: str, **options: Any) -> Key:
-    return Key([], on_resume, doc, kind="pattern", of=str, **options)
-
-
-def _place(default: str, on_resume: str, doc: str) -> Key:
-    return Key(default, on_resume, doc, kind="place")
-
+from vit_jax.config.key import (
+    FIXED,
+    FREE,
+    WARNED,
+    Key,
+    duration,
+    open_section,
+    pattern,
+    patterns,
+    place,
+)
 
 _SCHEDULE = {
     "name": Key(
@@ -101,13 +31,13 @@ _SCHEDULE = {
         WARNED,
         "The curve: cosine, linear, rsqrt, constant, stair, or package.module:function.",
     ),
-    "warmup": _duration(0, WARNED, "Length of the linear ramp from 0 at the start."),
-    "cooldown": _duration(0, WARNED, "Length of the linear ramp to 0 at the end."),
+    "warmup": duration(0, WARNED, "Length of the linear ramp from 0 at the start."),
+    "cooldown": duration(0, WARNED, "Length of the linear ramp to 0 at the end."),
     "end": Key(0.0, WARNED, "Multiplier that cosine and linear reach at the end.", at_least=0),
-    "timescale": _duration(
+    "timescale": duration(
         10_000, WARNED, "Time after which rsqrt has fallen to 1/sqrt(2).", above=0
     ),
-    "boundaries": _duration([], WARNED, "For stair: the times at which the rate changes."),
+    "boundaries": duration([], WARNED, "For stair: the times at which the rate changes."),
     "factors": Key(
         [], WARNED, "For stair: the multiplier from each boundary on.", of=float, at_least=0
     ),
@@ -120,7 +50,7 @@ _OPTIM = {
         "The update rule: a file of optim/rules (adamw, sgd, adafactor, lamb, muon, ...), NAME for"
         " the scale_by_NAME of optax (lion, radam, ...), or package.module:function.",
     ),
-    "args": _open({}, WARNED, "Arguments of the update rule, such as b2 or mu_dtype."),
+    "args": open_section({}, WARNED, "Arguments of the update rule, such as b2 or mu_dtype."),
     "lr": Key(1e-3, WARNED, "Base learning rate, which the schedule multiplies.", at_least=0),
     "weight_decay": Key(0.0, WARNED, "Strength of decoupled weight decay.", at_least=0),
     # "lr": w -= lr·schedule·(u + decay·w), as in optax and PyTorch. "schedule": big_vision's and
@@ -133,7 +63,7 @@ _OPTIM = {
         " schedule (nothing else, as in big_vision).",
         choices=("lr", "schedule"),
     ),
-    "decay_mask": _pattern(
+    "decay_mask": pattern(
         ".*/kernel", WARNED, "Regex that matches the whole name of each parameter that decays."
     ),
     "decay_mults": Key(
@@ -168,7 +98,7 @@ _OPTIM = {
         kind="pattern",
         of=tuple[str, float],
     ),
-    "freeze": _patterns(WARNED, "[regex, ...]: parameters that are not trained."),
+    "freeze": patterns(WARNED, "[regex, ...]: parameters that are not trained."),
     # Clark et al. (2020, ELECTRA), Bao et al. (2022, BEiT): 0.65 to 0.75 for fine-tuning.
     "layer_decay": Key(
         1.0,
@@ -178,13 +108,13 @@ _OPTIM = {
         above=0,
         at_most=1,
     ),
-    "blocks": _pattern(
+    "blocks": pattern(
         r"(?:.*/)?blocks(?:_(\d+))?/.*",
         WARNED,
         "Regex of the parameters in the repeated blocks. Its group is the number of the block; a"
         " match without a number means that the blocks are stacked along the first axis.",
     ),
-    "stem": _pattern(
+    "stem": pattern(
         r"(?:.*/)?(?:(?:patch_embed|stem|embed_norm)/.*|(?:token|segment|pos)_embed|cls|distill"
         r"|registers)",
         WARNED,
@@ -201,7 +131,7 @@ SCHEMA: dict[str, Any] = {
         at_least=0,
         at_most=2**32 - 1,
     ),
-    "total": _duration("90 epochs", WARNED, "Length of training.", above=0),
+    "total": duration("90 epochs", WARNED, "Length of training.", above=0),
     "batch_size": Key(
         1024,
         FIXED,
@@ -252,7 +182,7 @@ SCHEMA: dict[str, Any] = {
         "Precision of float32 matrix products: default, high or highest.",
         choices=("default", "high", "highest"),
     ),
-    "model": _open(
+    "model": open_section(
         {"name": "vit_s16"},
         FIXED,
         "The `name` of a model and any of its fields.",
@@ -265,7 +195,7 @@ SCHEMA: dict[str, Any] = {
         drop_path=WARNED,
         patch_drop=WARNED,
     ),
-    "task": _open(
+    "task": open_section(
         {"name": "classification"},
         WARNED,
         "The `name` of a task and any of its fields. `lora` = {rank, targets} trains low-rank"
@@ -274,7 +204,7 @@ SCHEMA: dict[str, Any] = {
         lora=FIXED,
     ),
     "init": {
-        "checkpoint": _place(
+        "checkpoint": place(
             "",
             FIXED,
             "File or workdir, in any format, that training starts from; empty starts at random.",
@@ -299,10 +229,10 @@ SCHEMA: dict[str, Any] = {
             of=int,
             at_least=1,
         ),
-        "initialize": _patterns(
+        "initialize": patterns(
             FIXED, "[regex, ...]: parameters that start anew.", aliases=("initialise",)
         ),
-        "ignore": _patterns(FIXED, "[regex, ...]: arrays of the checkpoint that are left out."),
+        "ignore": patterns(FIXED, "[regex, ...]: arrays of the checkpoint that are left out."),
     },
     "data": {
         "source": Key(
@@ -311,9 +241,9 @@ SCHEMA: dict[str, Any] = {
             "Where examples come from: tfds, folder, npz, segmentation_folder, coco, captions,"
             " fake, or package.module:Class.",
         ),
-        "name": _place("imagenet2012", FIXED, "Name of the TFDS dataset; or the folder or file."),
-        "dir": _place("", FREE, "Folder of prepared TFDS datasets; empty is TFDS's own default."),
-        "split": _place("train", FIXED, "Training split, such as train[:99%]."),
+        "name": place("imagenet2012", FIXED, "Name of the TFDS dataset; or the folder or file."),
+        "dir": place("", FREE, "Folder of prepared TFDS datasets; empty is TFDS's own default."),
+        "split": place("train", FIXED, "Training split, such as train[:99%]."),
         "pp": Key(
             "",
             WARNED,
@@ -328,7 +258,7 @@ SCHEMA: dict[str, Any] = {
             "Number of differently augmented copies of each example in its batch.",
             at_least=1,
         ),
-        "args": _open({}, FIXED, "Further arguments of the source."),
+        "args": open_section({}, FIXED, "Further arguments of the source."),
         "on_bad_image": Key(
             "fail",
             WARNED,
@@ -347,13 +277,13 @@ SCHEMA: dict[str, Any] = {
         ),
     },
     "eval": {
-        "every": _duration(
+        "every": duration(
             "10 percent", FREE, "Time between evaluations; one more follows the last step."
         ),
         "batch_size": Key(
             0, FREE, "Number of examples in a step; 0 means that of training.", at_least=0
         ),
-        "sets": _open(
+        "sets": open_section(
             {"val": {"split": "validation"}},
             FREE,
             "name -> {split, and source, name, dir, pp or args if they differ from data's}.",
@@ -387,7 +317,7 @@ SCHEMA: dict[str, Any] = {
         ),
     },
     "checkpoint": {
-        "every": _duration(
+        "every": duration(
             "10 percent", FREE, "Time between checkpoints; one more follows the last step."
         ),
         "keep_last": Key(2, FREE, "Number of newest checkpoints that are kept.", at_least=1),
@@ -405,7 +335,7 @@ SCHEMA: dict[str, Any] = {
         ),
     },
     "log": {
-        "every": _duration("1 percent", FREE, "Time between rows of metrics."),
+        "every": duration("1 percent", FREE, "Time between rows of metrics."),
         "writers": Key(
             ["jsonl", "tensorboard"],
             FREE,
@@ -419,7 +349,7 @@ SCHEMA: dict[str, Any] = {
             "Draws predictions and attention at the end, which gathers all parameters.",
         ),
     },
-    "compilation_cache": _place(
+    "compilation_cache": place(
         "~/.cache/vit_jax/xla", FREE, "Folder of compiled programs; empty switches the cache off."
     ),
 }

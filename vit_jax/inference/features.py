@@ -30,7 +30,7 @@ class Embedder:
     def __init__(self, task: BaseTask, params: Params):
         backbone = task.model.backbone
         devices = jax.local_devices()
-        self._mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
+        self._mesh = sharding.data_mesh(devices)
         everywhere = sharding.replicated(self._mesh)
         self._params = jax.device_put(params["backbone"], everywhere)
 

@@ -95,6 +95,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return Mesh(grid, AXES, axis_types=auto)
 
 
+def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """Makes a mesh that splits batches alone: every device holds all parameters."""
+    return make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
+
+
 @contextlib.contextmanager
 def activate(mesh: Mesh) -> Iterator[None]:
     """Makes the models' logical constraints resolve against `mesh` while tracing."""

@@ -179,9 +179,6 @@ def make_train_step(
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         accepted, bad_steps, losses = _judge(state, loss, finite, max_skipped_steps, guard)
-        keep = functools.partial(jax.lax.select, accepted)
-        before = (state.params, state.opt_state, state.ema)
-        params, opt_state, ema = jax.tree.map(keep, updated, before)
         metrics = {
             "loss": loss,
             "lr": optimizer.lr(state.step),
@@ -189,15 +186,7 @@ def make_train_step(
             "bad_steps": bad_steps,
             **spikes.logged(losses),
         }
-        new_state = state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema=ema,
-            bad_steps=bad_steps,
-            losses=losses,
-        )
-        return new_state, metrics
+        return _next_state(state, updated, accepted, bad_steps, losses), metrics
 
     return jax.jit(
         train_step,
@@ -223,6 +212,23 @@ def _update(
     if state.ema is None:
         return params, opt_state, None
     return params, opt_state, ema_update(state.ema, params, state.step, ema_decay)
+
+
+def _next_state(
+    state: State, updated: tuple, accepted: Array, bad_steps: Array, losses: LossHistory | None
+) -> State:
+    """Returns the state after a step: with what `_update` returned where the step is accepted."""
+    before = (state.params, state.opt_state, state.ema)
+    keep = functools.partial(jax.lax.select, accepted)
+    params, opt_state, ema = jax.tree.map(keep, updated, before)
+    return state.replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        ema=ema,
+        bad_steps=bad_steps,
+        losses=losses,
+    )
 
 
 def _judge(

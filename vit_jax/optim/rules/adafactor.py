@@ -49,24 +49,7 @@ def adafactor(
     )
     clip = optax.clip_by_block_rms(clipping_threshold) if clipping_threshold else optax.identity()
 
-    def init_array(path: tuple, param: jax.Array) -> optax.FactoredState:
-        if not is_stacked(name_of(path), blocks):
-            return rms.init(param)
-        return jax.vmap(rms.init, out_axes=_layer_axes(rms, param))(param)
-
-    def update_array(
-        path: tuple, grad: jax.Array, param: jax.Array, *state: jax.Array
-    ) -> tuple[jax.Array, optax.FactoredState]:
-        def update(
-            grad: jax.Array, param: jax.Array, state: optax.FactoredState
-        ) -> tuple[jax.Array, optax.FactoredState]:
-            scaled, state = rms.update(grad, state, param)
-            return clip.update(scaled, optax.EmptyState())[0], state
-
-        if is_stacked(name_of(path), blocks):
-            axes = _layer_axes(rms, param)
-            update = jax.vmap(update, in_axes=(0, 0, axes), out_axes=(0, axes))
-        return update(grad, param, optax.FactoredState(*state))
+    init_array, update_array = _by_array(rms, clip, blocks)
 
     def init(params: optax.Params) -> AdafactorState:
         states = jax.tree_util.tree_map_with_path(init_array, params)
@@ -89,6 +72,33 @@ def adafactor(
         return mu, AdafactorState(second_moment, optax.tree.cast(mu, momentum_dtype))
 
     return optax.GradientTransformation(init, update)
+
+
+def _by_array(
+    rms: optax.GradientTransformation, clip: optax.GradientTransformation, blocks: str
+) -> tuple[Callable, Callable]:
+    """Returns the init and update of one array, which treat stacked layers one by one."""
+
+    def init_array(path: tuple, param: jax.Array) -> optax.FactoredState:
+        if not is_stacked(name_of(path), blocks):
+            return rms.init(param)
+        return jax.vmap(rms.init, out_axes=_layer_axes(rms, param))(param)
+
+    def update_array(
+        path: tuple, grad: jax.Array, param: jax.Array, *state: jax.Array
+    ) -> tuple[jax.Array, optax.FactoredState]:
+        def update(
+            grad: jax.Array, param: jax.Array, state: optax.FactoredState
+        ) -> tuple[jax.Array, optax.FactoredState]:
+            scaled, state = rms.update(grad, state, param)
+            return clip.update(scaled, optax.EmptyState())[0], state
+
+        if is_stacked(name_of(path), blocks):
+            axes = _layer_axes(rms, param)
+            update = jax.vmap(update, in_axes=(0, 0, axes), out_axes=(0, axes))
+        return update(grad, param, optax.FactoredState(*state))
+
+    return init_array, update_array
 
 
 def _layer_axes(rms: optax.GradientTransformation, stack: jax.Array) -> optax.FactoredState:

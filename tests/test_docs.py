@@ -1,0 +1,43 @@
+"""The pages agree with the tree: links lead somewhere, and files that are named exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    anchors = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if not path:
+            assert anchor in anchors, target
+        elif "://" not in path:
+            assert (page.parent / path).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    named = re.findall(
+        r"`((?:vit_jax|configs|tests|scripts|benchmarks)/[\w/.]*)`", page.read_text()
+    )
+    assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
+
+
+def test_every_page_is_reached_from_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in readme] == []
+
+
+def test_every_room_is_on_the_map():
+    readme = (ROOT / "README.md").read_text()
+    rooms = {path.parent.name for path in (ROOT / "vit_jax").glob("*/__init__.py")}
+    assert {room for room in rooms if f"`vit_jax/{room}/`" not in readme} - {"cli"} == set()
