@@ -1,1 +1,1 @@
-"""TFDS dataset builders that this package ships: one module a dataset, named as the dataset."""
+"""The TFDS dataset builders of this package: one module per dataset, with the dataset's name."""

@@ -1,14 +1,14 @@
 """Handwritten digits on photographs, with exact boxes, masks and a caption; no network needed.
 
-Real digits and real pixels, both from inside scikit-learn: one to four of the digits of `digits`,
-at varied size and contrast, on crops of the two photographs `china.jpg` and `flower.jpg`. Training
-digits are turned, slanted and stretched a little. Test scenes use only digits of the test split
-(other writers), as they were written, and the right quarter of the photographs, which no training
-scene shows. A scene is a pure function of (seed, index), of its split and of the
-side of its image.
+Digits and photographs are real and come with scikit-learn: a scene has one to four of the digits of
+`digits`, at varied size and contrast, on a crop of one of the photographs `china.jpg` and
+`flower.jpg`. Training digits are slightly rotated, slanted, and stretched. Test scenes use only
+undistorted digits of the test split (other writers) and the right quarter of the photographs, which
+no training scene shows. A scene is a pure function of (seed, index), its split, and the side of its
+image.
 
-The mask of a digit is where its ink covers at least half; its box is the tightest around the mask.
-Digits never touch.
+The mask of a digit has the pixels of which ink covers at least half; its box is the tightest box
+around the mask. Digits do not overlap.
 """
 
 import functools
@@ -18,27 +18,30 @@ import numpy as np
 from PIL import Image
 
 NUM_TRAIN_DIGITS = 1437
-"""The first digits of scikit-learn's are for training; those of other writers follow."""
+"""The number of scikit-learn's digits for training, from the first; other writers follow."""
 
 MAX_DIGITS = 4
 DIGIT_SHARE = (0.25, 0.5)
 CLASS_NAMES = ("background", *map(str, range(10)))
 
-_HELD_OUT = 0.25  # Share of a photograph's width, at the right, that only test scenes show.
-_CONTRAST = (0.35, 1.0)  # Ink against its surroundings, as a share of what the range allows.
+_HELD_OUT = 0.25  # The share of a photograph's width, at the right, that only test scenes show.
+_CONTRAST = (0.35, 1.0)  # Contrast of ink and background, as a share of the largest possible.
 _PLACE_TRIES = 20
 
-# Of training digits, either way: angle and slant in radians, logarithms of height and width. Few
-# people wrote them, and a network learns their hands by heart.
+# The bounds for training digits, in both directions: angle and slant in radians, logarithms of
+# height and width. Few people wrote the digits, so a network would memorize their handwriting.
 _DISTORTION = (0.26, 0.2, 0.12, 0.12)
 
 
 class Scene(NamedTuple):
-    """One picture and everything in it.
+    """An image with its annotations.
 
-    image: uint8 `[side, side, 3]`. segmentation: uint8 `[side, side, 1]`, 0 for background and
-    1 + digit for ink. boxes: float32 `[n, 4]` as (y0, x0, y1, x1) in 0..1. digits: `[n]`, 0 to 9.
-    areas: pixels of each mask, `[n]`. caption: the digits in words.
+    image: uint8 `[side, side, 3]`.
+    segmentation: uint8 `[side, side, 1]`, 0 for background and 1 + digit for ink.
+    boxes: float32 `[n, 4]` as (y0, x0, y1, x1) in 0..1.
+    digits: `[n]`, 0 to 9.
+    areas: the number of pixels of each mask, `[n]`.
+    caption: a description of the digits and their arrangement.
     """
 
     image: np.ndarray
@@ -58,9 +61,9 @@ def draw_scene(
     max_digits: int = MAX_DIGITS,
     digit_share: tuple[float, float] = DIGIT_SHARE,
 ) -> Scene:
-    """Scene number `index` of a split ("train" or "test"), with 1 to `max_digits` digits.
+    """Draws scene number `index` of a split ("train" or "test"), with 1 to `max_digits` digits.
 
-    digit_share: least and largest side of a digit's 8x8 tile, as a share of the image's.
+    digit_share: the smallest and largest side of a digit's 8x8 tile, as a share of the image's.
     """
     random = np.random.Generator(np.random.Philox(key=[seed, index]))
     canvas = _background(random, split, side)
@@ -98,7 +101,7 @@ def draw_scene(
 
 @functools.cache
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ink of the split's digits, `[n, 8, 8]` in 0..1, and which digits they are."""
+    """Returns the ink of the digits of a split, `[n, 8, 8]` in 0..1, and their labels, `[n]`."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -108,7 +111,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _photographs(split: str) -> tuple[np.ndarray, ...]:
-    """The part of each photograph that the split's scenes show."""
+    """Returns the part of each photograph that the scenes of a split show."""
     from sklearn.datasets import load_sample_images
 
     parts = []
@@ -119,7 +122,7 @@ def _photographs(split: str) -> tuple[np.ndarray, ...]:
 
 
 def _background(random: np.random.Generator, split: str, side: int) -> np.ndarray:
-    """A square crop of a photograph, mirrored half the time, as float64 `[side, side, 3]`."""
+    """Returns a square crop of a photograph, float64 `[side, side, 3]`, mirrored at random."""
     photographs = _photographs(split)
     photograph = photographs[random.integers(len(photographs))]
     largest = min(photograph.shape[:2])
@@ -133,16 +136,16 @@ def _background(random: np.random.Generator, split: str, side: int) -> np.ndarra
 
 
 def _enlarged(digit: np.ndarray, side: int) -> np.ndarray:
-    """Ink `[side, side]` in 0..1."""
+    """Returns the ink of a digit, resized to `[side, side]`, in 0..1."""
     tile = Image.fromarray(digit.astype(np.float32))
     return np.clip(np.asarray(tile.resize((side, side), Image.Resampling.BICUBIC)), 0, 1)
 
 
 def _distorted(random: np.random.Generator, ink: np.ndarray) -> np.ndarray:
-    """Ink turned, slanted and stretched a little about its centre, by bounds of `_DISTORTION`."""
+    """Rotates, slants, and stretches ink about its center, within the bounds of `_DISTORTION`."""
     angle, slant, tall, wide = random.uniform(-1, 1, 4) * _DISTORTION
     cos, sin = np.cos(angle), np.sin(angle)
-    # Where a pixel is read from, x before y, as Pillow has it.
+    # The input position of an output pixel, with x before y as in Pillow.
     matrix = np.array([[cos, sin], [-sin, cos]]) @ [[1, np.tan(slant)], [0, 1]]
     matrix = matrix / np.exp([[wide], [tall]])
     middle = (len(ink) - 1) / 2 + 0.5
@@ -157,7 +160,7 @@ def _distorted(random: np.random.Generator, ink: np.ndarray) -> np.ndarray:
 def _free_place(
     random: np.random.Generator, taken: np.ndarray, side: int
 ) -> tuple[slice, slice] | None:
-    """A square of `side` pixels where no digit is; None where none was found."""
+    """Returns a square of `side` pixels that contains no digit, or None if none was found."""
     for _ in range(_PLACE_TRIES):
         top, left = random.integers(0, len(taken) - side + 1, 2)
         place = slice(top, top + side), slice(left, left + side)
@@ -167,7 +170,7 @@ def _free_place(
 
 
 def _written(random: np.random.Generator, paper: np.ndarray, ink: np.ndarray) -> np.ndarray:
-    """`paper` `[h, w, 3]` with ink of one colour, lighter or darker, whichever has more room."""
+    """Returns `paper` `[h, w, 3]` with ink of one color: light on dark paper, dark on light."""
     level = paper.mean()
     room = 255 - level if level < 127.5 else -level
     colour = level + room * random.uniform(*_CONTRAST) + random.normal(0, 12, 3)
@@ -175,7 +178,7 @@ def _written(random: np.random.Generator, paper: np.ndarray, ink: np.ndarray) ->
 
 
 def _caption(digits: np.ndarray, boxes: np.ndarray) -> str:
-    """`a 3 above a 7`, `a 3 left of a 7`, or more of them from top to bottom."""
+    """Returns `a 3 above a 7`, `a 3 left of a 7`, or a list of more digits from top to bottom."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     beside = len(digits) == 2 and np.ptp(centres[:, 1]) > np.ptp(centres[:, 0])
     order = np.argsort(centres[:, 1 if beside else 0], kind="stable")

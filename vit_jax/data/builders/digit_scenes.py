@@ -1,8 +1,8 @@
-"""Digit scenes, drawn by `_scenes.py`: 60,000 to train with and 500 to test.
+"""Digit scenes, drawn by `_scenes.py`: 60,000 for training and 500 for testing.
 
-`digit_scenes/16px_single` is for pre-training, with 240,000 images: one digit that fills half to
-all of the image, so that it is as large, in pixels, as those of `digit_scenes/32px`, and its
-`label`.
+`digit_scenes/16px_single` is for pre-training. It has 240,000 images of one digit each, with its
+`label`. The digit fills half to all of the image, so it has the size in pixels of the digits of
+`digit_scenes/32px`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ SEEDS = {"train": 0, "test": 1}
 
 @dataclasses.dataclass
 class SceneConfig(tfds.core.BuilderConfig):
-    """side: of the images, in pixels. The others are those of `draw_scene`."""
+    """A variant of the dataset: `side` of the images in pixels, and arguments of `draw_scene`."""
 
     side: int = 32
     max_digits: int = MAX_DIGITS
@@ -32,7 +32,7 @@ class SceneConfig(tfds.core.BuilderConfig):
 class DigitScenes(tfds.core.GeneratorBasedBuilder):
     """`image`, `segmentation` (11 classes), `objects` (10 classes) and `caption` of each scene.
 
-    Those of one digit have its `label` too.
+    Scenes of the variant with single digits also have the `label` of their digit.
     """
 
     VERSION = tfds.core.Version("1.2.0")

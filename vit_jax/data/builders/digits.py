@@ -1,8 +1,8 @@
-"""Handwritten digits that ship inside scikit-learn: 1,797 real 8x8 images, no network needed.
+"""Handwritten digits that come with scikit-learn: 1,797 real 8x8 images, no network needed.
 
-They are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak, 1998),
-43 writers, in the order in which they were collected. The splits keep that order, so that the
-writers of the test split do not appear in training.
+They are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak, 1998), by
+43 writers, in the order in which they were collected. The splits keep this order, so the writers of
+the test split do not appear in training.
 """
 
 from typing import ClassVar
@@ -21,7 +21,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         "2.0.0": "Plain pixels: PNG cost more time to decode than a digit to learn."
     }
     CLASSES = range(10)
-    """Of these digits only; their labels count from 0."""
+    """The digits that the dataset contains; their labels count from 0."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -36,7 +36,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             supervised_keys=("image", "label"),
-            # Keeps the writers together, also in parts of a split such as train[1150:].
+            # Unshuffled records keep the writers apart, even in parts such as train[1150:].
             disable_shuffling=True,
         )
 

@@ -1,20 +1,20 @@
 """Preprocessing ops, found by name: every function of this package that carries a decorator.
 
-An op never holds state. Random ones get a key of their own, int32 `[2]`, derived from the stream
-position of the example, so that the same position always meets the same augmentation.
+An op never holds state. A random op gets a key of its own, int32 `[2]`, which is derived from the
+stream position of the example, so the same position always gets the same augmentation.
 
-To add one, decorate a function in any file of this package, or in any module of your own, where
-preprocessing strings name it `package.module:function`:
+To add an op, decorate a function in any file of this package. A function in a module of your own
+works too; preprocessing strings then call it `package.module:function`:
 
     @image_op              def name(image, ...) -> image
     @random_image_op       def name(image, seed, ...) -> image
     @record_op             def name(record, ...) -> record
     @random_record_op      def name(record, seed, ...) -> record
 
-Arguments after those are what a preprocessing string may pass; their annotations are checked.
+A preprocessing string passes the arguments after those; they are checked against the annotations.
 
-What TensorFlow's own operations are slow at is done by compiled loops over several images at once:
-an op of images that says `-> Batched` returns what is to be done, and to what.
+Compiled loops over several images at once replace TensorFlow operations that are slow. An image op
+annotated `-> Batched` returns the kernel to call and the arguments of the call.
 """
 
 import functools
@@ -37,18 +37,18 @@ class MissingField(UserError):
 
 
 class Batched(NamedTuple):
-    """An image that a function of several images, in NumPy, has yet to make.
+    """An image that is not computed yet: a NumPy kernel computes it together with others.
 
-    Calling Python for one image at a time would keep its lock busy on a host of a hundred cores.
+    Calling Python once per image would make the global lock a bottleneck on a host of 100 cores.
     """
 
     kernel: Callable[..., np.ndarray]
-    """Of arrays like the arguments, `[n, …]`: n images of the first one's shape and dtype."""
+    """Takes the arguments with a batch axis, `[n, …]`; returns n images like its first argument."""
     arguments: "tuple[tf.Tensor, ...]"
-    """The image before, and what else the kernel needs of it."""
+    """The input image, then the other values that the kernel needs for it."""
 
     def apply(self) -> "tf.Tensor":
-        """The images, where the arguments are those of several."""
+        """Returns the images, if `arguments` belong to several images (with a batch axis)."""
         from vit_jax.data.host_tensorflow import tf
 
         images = self.arguments[0]
@@ -56,18 +56,18 @@ class Batched(NamedTuple):
         return tf.ensure_shape(made, images.shape)
 
     def apply_alone(self) -> "tf.Tensor":
-        """The image, where the arguments are those of one."""
+        """Returns the image, if `arguments` belong to one image (without a batch axis)."""
         return Batched(self.kernel, tuple(x[None] for x in self.arguments)).apply()[0]
 
 
 def require_uint8(image: "tf.Tensor") -> None:
-    """Raises a `ValueError`, which becomes an error that names the op, for other images."""
+    """Raises a `ValueError` for images of another dtype; the caller adds the name of the op."""
     if image.dtype.name != "uint8":
         raise ValueError(f"needs uint8 images, not {image.dtype.name}: put it before value_range")
 
 
 class Op(NamedTuple):
-    """A decorated function under its name; `kind` says what it is called with."""
+    """A decorated function and its name; `kind` determines the arguments of its calls."""
 
     name: str
     function: Callable[..., Any]
@@ -75,17 +75,17 @@ class Op(NamedTuple):
 
     @property
     def num_leading(self) -> int:
-        """How many arguments come from the pipeline, before those of the string."""
+        """The number of arguments from the pipeline, which precede those of the string."""
         return 2 if self.is_random else 1
 
     @property
     def is_random(self) -> bool:
-        """Whether it gets a key of its own."""
+        """True if the op gets a key of its own."""
         return self.kind.startswith("random_")
 
     @property
     def is_batched(self) -> bool:
-        """Whether it returns a `Batched`."""
+        """True if the op returns a `Batched`."""
         return inspect.signature(self.function).return_annotation is Batched
 
 
@@ -124,10 +124,10 @@ OPS = Kind(
     requires=(_MARK,),
     others=_of_ours,
 )
-"""Where the ops of preprocessing strings are looked for."""
+"""The finder of the ops that preprocessing strings name."""
 
 
 def find_op(name: str) -> Op:
-    """Returns the op called `name`. Raises `UserError` where there is none."""
+    """Returns the op called `name`. Raises `UserError` if there is none."""
     function = OPS.find(name)
     return Op(name, function, getattr(function, _MARK))

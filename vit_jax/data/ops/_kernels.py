@@ -1,13 +1,14 @@
-"""Images in compiled loops: RandAugment, 3-Augment, colour jitter, and what they choose from.
+"""Compiled loops over images: RandAugment, 3-Augment, color jitter, and their operations.
 
-uint8 `[h, w, c]` in and out, C-contiguous. Where a computation is in floats, its result is
-truncated, not rounded, and every sum and product is rounded to float32: published models were
-trained so. Compiled by Numba at the first use and kept beside this file, or in the user's cache;
-all in one file, because only its own changes have it compiled anew. They run without Python's lock.
-Imported when it is needed, because Numba takes half a second to load.
+Images are uint8 `[h, w, c]`, C-contiguous, on input and output. Results of float computations are
+truncated, not rounded, and every sum and product is rounded to float32, because published models
+were trained this way. Numba compiles the kernels at their first use and caches them next to this
+file, or in the user's cache. They are all in one file, because Numba recompiles a function only
+when its own file changes. They run without Python's global lock. This module is imported only when
+it is needed, because Numba takes half a second to load.
 
-Kernels read along slices, not with offsets to an index, which Numba would have to check for being
-negative.
+Kernels iterate over slices instead of adding offsets to an index, because Numba would have to check
+whether such an index is negative.
 """
 
 from collections.abc import Callable
@@ -25,44 +26,44 @@ def kernel(function: Callable) -> Callable:
     """Compiles a function of numbers and arrays."""
     try:
         return njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # There is nowhere to keep what was compiled.
+    except RuntimeError:  # No folder for the cache of compiled code can be written.
         return njit(nogil=True, error_model="numpy")(function)
 
 
 @intrinsic
 def _fused(_typing, a, b, c):
-    """`a * b + c`, rounded once."""
+    """Returns `a * b + c`, rounded once."""
     signature = types.float32(types.float32, types.float32, types.float32)
     return signature, lambda _context, builder, _signature, args: builder.fma(*args)
 
 
 @kernel
 def to_byte(value):
-    """Clips, then truncates."""
+    """Clips a value to 0..255, then truncates it to uint8."""
     value = value if value > F(0) else F(0)
     return np.uint8(np.int32(value if value < F(255) else F(255)))
 
 
 @kernel
 def blend(start, value, factor):
-    """From `start` (factor 0) to `value` (1) and beyond."""
+    """Interpolates from `start` (factor 0) to `value` (factor 1), or extrapolates beyond."""
     return to_byte(start + factor * (value - start))
 
 
 @kernel
 def assign(images, number, image):
-    """`images[number] = image`, which Numba would do ten times slower."""
+    """Assigns `images[number] = image`, ten times faster than Numba's own assignment."""
     target, values = images.reshape(len(images), -1)[number], image.ravel()
     for i in range(len(target)):
         target[i] = values[i]
 
 
-# Operations that look at one value: tables, uint8 `[c, 256]`.
+# Operations that depend on one value: they use tables, uint8 `[c, 256]`.
 
 
 @kernel
 def look_up(image, tables):
-    """What each channel's table says of each value."""
+    """Replaces each value by its entry in the table of its channel."""
     out = np.empty_like(image)
     for channel, table in enumerate(tables):
         values, found = _channel(image, channel), _channel(out, channel)
@@ -73,13 +74,13 @@ def look_up(image, tables):
 
 @kernel
 def _channel(image, channel):
-    """A channel's values as a view `[h * w]`."""
+    """Returns the values of a channel as a view `[h * w]`."""
     return image.reshape(-1, image.shape[2])[:, channel]
 
 
 @kernel
 def same_for(num_channels, table):
-    """A table, uint8 `[256]`, once for each channel."""
+    """Repeats a table, uint8 `[256]`, for each channel: uint8 `[num_channels, 256]`."""
     tables = np.empty((num_channels, 256), np.uint8)
     tables[:] = table
     return tables
@@ -87,7 +88,7 @@ def same_for(num_channels, table):
 
 @kernel
 def count(image):
-    """How often each value occurs in each channel: int32 `[c, 256]`."""
+    """Counts the occurrences of each value in each channel: int32 `[c, 256]`."""
     counts = np.zeros((image.shape[2], 256), np.int32)
     for channel, of_channel in enumerate(counts):
         for value in _channel(image, channel):
@@ -143,13 +144,13 @@ def solarize(image, threshold):
 
 @kernel
 def brightness(image, factor):
-    """0 is black, 1 the image."""
+    """Scales the brightness: factor 0 gives black, factor 1 the image itself."""
     return _away_from(F(0), image, factor)
 
 
 @kernel
 def contrast(image, factor):
-    """0 is the image's mean grey, 1 the image."""
+    """Scales the contrast: factor 0 gives the mean gray of the image, factor 1 the image itself."""
     grey = grayscale(image)
     total = 0
     for value in grey.ravel():
@@ -165,14 +166,14 @@ def _away_from(grey, image, factor):
     return look_up(image, same_for(image.shape[2], table))
 
 
-# Operations that look at one pixel.
+# Operations that depend on one pixel.
 
 
 @kernel
 def _luma(line):
-    """Greys of a line of RGB pixels, uint8 `[w * 3]`: whole numbers in float32 `[w]`.
+    """Returns the luma of a line of RGB pixels, uint8 `[w * 3]`: whole numbers in float32 `[w]`.
 
-    With the roundings of TensorFlow, which goes through 0..1 and comes back by way of 255.5.
+    It is rounded as in TensorFlow, which computes in 0..1 and multiplies by 255.5 at the end.
     """
     luma = np.empty(len(line) // 3, F)
     red, green, blue = line[::3], line[1::3], line[2::3]
@@ -185,13 +186,13 @@ def _luma(line):
 
 @kernel
 def grayscale(image):
-    """Luma in every channel; a grey image stays as it is."""
+    """Replaces every channel by the luma; a gray image is unchanged."""
     return color(image, F(0))
 
 
 @kernel
 def color(image, factor):
-    """Saturation: 0 is grey, 1 the image."""
+    """Scales the saturation: factor 0 gives gray, factor 1 the image itself."""
     height, width, num_channels = image.shape
     if num_channels != 3:
         return image
@@ -210,19 +211,22 @@ def color(image, factor):
 
 @kernel
 def cutout(image, half_side, row, column):
-    """Greys a square of side `2 * half_side` about (row, column), as much of it as is inside."""
+    """Fills a square of side `2 * half_side` around (row, column) with gray, inside the image."""
     out = image.copy()
     top, left = max(row - half_side, 0), max(column - half_side, 0)
     out[top : max(row + half_side, 0), left : max(column + half_side, 0)] = FILL
     return out
 
 
-# Operations that look around a pixel.
+# Operations that depend on the neighbors of a pixel.
 
 
 @kernel
 def sharpness(image, factor):
-    """0 is smoothed by a 3x3 filter, 1 the image; pixels at the border stay."""
+    """Scales the sharpness: factor 0 gives the image after a 3x3 smoothing filter, factor 1 itself.
+
+    Pixels at the border are unchanged.
+    """
     height, width, num_channels = image.shape
     out = image.copy()
     if height < 3 or width < 3:
@@ -239,10 +243,10 @@ def sharpness(image, factor):
 
 @kernel
 def _sharpen(lines, stride, factor, out):
-    """Blends a line with what the filter [1 1 1; 1 5 1; 1 1 1] / 13, truncated, makes of it.
+    """Blends a line with the truncated output of the filter [1 1 1; 1 5 1; 1 1 1] / 13.
 
-    Summed row by row with fused multiply-adds, as the published runs did: where the sum is a whole
-    multiple of 13, rounding decides on which side of it truncation sees it.
+    The products are summed row by row with fused multiply-adds, as in the published runs: where the
+    sum is a whole multiple of 13, the rounding decides to which number it is truncated.
     """
     above, here, below = lines
     edge, centre = F(1 / 13), F(5 / 13)
@@ -305,7 +309,10 @@ def _add_line(total, line, weight):
 
 @kernel
 def _mirrored(place, side):
-    """A place beyond the border, up to many sides away, as one inside; the border's own twice."""
+    """Returns the index inside `0..side - 1` at which a mirrored index is read.
+
+    The pixel at the border is repeated. The index may be many sides outside.
+    """
     place = place % (2 * side)
     return place if place < side else 2 * side - 1 - place
 
@@ -315,9 +322,11 @@ def _mirrored(place, side):
 
 @kernel
 def warp(image, matrix):
-    """Output pixel (x, y) is the nearest to `matrix @ (x, y, 1)` of the input; FILL from outside.
+    """Reads the output pixel (x, y) at the input pixel nearest to `matrix @ (x, y, 1)`.
 
-    matrix: float32 `[2, 3]`. Halves are rounded away from zero.
+    Pixels from outside the image are `FILL`. Halves are rounded away from zero.
+
+    matrix: float32 `[2, 3]`.
     """
     height, width, num_channels = image.shape
     (column_x, column_y, column_0), (row_x, row_y, row_0) = matrix
@@ -341,11 +350,14 @@ def warp(image, matrix):
 
 @kernel
 def _nearest(place):
-    """`round` of C. In double precision, because just below a half the sum would be rounded up."""
+    """Rounds like C's `round`.
+
+    It uses double precision, because float32 would round the sum up for numbers just below a half.
+    """
     return np.int32(np.float64(place) + np.copysign(0.5, np.float64(place)))
 
 
-# What is drawn, for several images.
+# The drawn operations, applied to several images.
 
 (
     AUTO_CONTRAST, EQUALIZE, _, ROTATE, _, _, COLOR, CONTRAST,
@@ -355,10 +367,12 @@ def _nearest(place):
 
 @kernel
 def augment(images, draws, operations):
-    """The drawn operations, one after the other, on each of the images.
+    """Applies the drawn operations to each image, one after the other.
 
-    images: uint8 `[b, h, w, c]`. draws: int32 `[b, layers, 4]`: number of the operation, 1 where a
-    geometric one goes the other way, row and column. operations: `Operations` for this size.
+    images: uint8 `[b, h, w, c]`.
+    draws: int32 `[b, layers, 4]`: the number of the operation, 1 where the strength of a geometric
+      operation is negative, the row, and the column.
+    operations: the `Operations` for this size of image.
     """
     enhancement = operations.enhancement
     out = np.empty_like(images)
@@ -393,7 +407,11 @@ BY_BRIGHTNESS, BY_CONTRAST = range(2)
 
 @kernel
 def jitter(images, orders, factors):
-    """orders: int32 `[b, 3]`, which property comes first. factors: float32 `[b, 3]`."""
+    """Scales three properties of each image.
+
+    orders: the order of the properties, int32 `[b, 3]`.
+    factors: the factor of each property, float32 `[b, 3]`.
+    """
     out = np.empty_like(images)
     for number in range(len(images)):
         image = images[number].copy()
@@ -414,7 +432,11 @@ GREYSCALE, SOLARISATION = range(2)
 
 @kernel
 def one_of_three(images, drawn, sigmas):
-    """drawn: int32 `[b]`, which of the three. sigmas: float32 `[b]`, of the blur."""
+    """Applies one of the three operations of 3-Augment to each image.
+
+    drawn: the number of the operation, int32 `[b]`.
+    sigmas: the standard deviation of the blur, float32 `[b]`.
+    """
     out = np.empty_like(images)
     for number in range(len(images)):
         image = images[number].copy()

@@ -1,4 +1,4 @@
-"""Random changes of colour and sharpness, on uint8 images."""
+"""Random changes of color and sharpness, on uint8 images."""
 
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import Batched, image_op, random_image_op, require_uint8
@@ -28,10 +28,10 @@ def color_jitter(
 
 @random_image_op
 def three_augment(image: tf.Tensor, seed: tf.Tensor) -> Batched:
-    """Greyscale, solarisation or Gaussian blur, one of them, each as likely.
+    """Applies grayscale, solarization, or Gaussian blur, with equal probabilities.
 
-    The "3-Augment" of DeiT III (Touvron et al., 2022, arXiv:2204.07118), which has `color_jitter`
-    at 0.3 follow.
+    This is the "3-Augment" of DeiT III (Touvron et al., 2022, arXiv:2204.07118), which applies
+    `color_jitter` at 0.3 afterwards.
     """
     require_uint8(image)
     draw_seed, blur_seed = tf.unstack(tf.random.split(seed))
@@ -44,5 +44,5 @@ def three_augment(image: tf.Tensor, seed: tf.Tensor) -> Batched:
 
 @image_op
 def rgb(image: tf.Tensor) -> tf.Tensor:
-    """A grey image `[h, w, 1]` as one of three equal channels; one of three channels passes."""
+    """Repeats the channel of a gray image `[h, w, 1]` three times; keeps other images."""
     return tf.image.grayscale_to_rgb(image) if image.shape[-1] == 1 else image

@@ -1,8 +1,8 @@
-"""From encoded bytes to pixels. Images that are decoded already pass through unchanged.
+"""Ops that decode images. Images that are decoded already pass through unchanged.
 
 Sources mark the JPEG files that need more than decoding (`data.images.MARK`): a photograph that the
-camera stored lying on its side is turned upright, and a file that does not end as it should is
-decoded as a whole even where a crop is wanted.
+camera stored rotated is turned upright, and a file without a proper end is decoded completely even
+if only a crop is needed.
 """
 
 from vit_jax.data.host_tensorflow import tf
@@ -10,8 +10,8 @@ from vit_jax.data.images import CUT_SHORT, MARK
 from vit_jax.data.ops import image_op, random_image_op
 from vit_jax.data.ops.geometry import crop_to, crop_window, resize
 
-# For what few images need: one node of the graph, where branches of many nodes that are not taken
-# would still cost every image some microseconds each.
+# Wraps computations that few images need into one node of the graph: branches of many nodes would
+# cost every image some microseconds for each node, even when they are not taken.
 _apart = tf.function(autograph=False, experimental_attributes={"_noinline": True})
 
 
@@ -24,8 +24,8 @@ def encoded(image: tf.Tensor) -> bool:
 def decode(image: tf.Tensor, channels: int = 3, precise: bool = False) -> tf.Tensor:
     """Decodes JPEG, PNG, GIF (first frame), BMP or WebP bytes to uint8 `[h, w, channels]`.
 
-    `precise` decodes JPEG with the slower, exact cosine transform (PIL's); the default is the one
-    most published models were trained with.
+    `precise` decodes JPEG with the slower, exact cosine transform (PIL's). The default is the
+    transform with which most published models were trained.
     """
     if not encoded(image):
         return image
@@ -54,7 +54,7 @@ def decode_jpeg_and_inception_crop(
     method: str = "bilinear",
     antialias: bool = False,
 ) -> tf.Tensor:
-    """Does `decode` and `inception_crop` at once: of a JPEG only rows of the crop are decoded."""
+    """Combines `decode` and `inception_crop`: decodes only the rows of a JPEG in the crop."""
     bounds = (area_min, area_max), (ratio_min, ratio_max)
 
     def fused() -> tf.Tensor:
@@ -92,7 +92,10 @@ def _marked_crop(
     area_percent: tuple[float, float],
     ratios: tuple[float, float],
 ) -> tf.Tensor:
-    """A random crop of a marked JPEG, drawn in the upright image and decoded in the stored one."""
+    """Returns a random crop of a marked JPEG.
+
+    The window is drawn in the upright image and decoded from the stored image.
+    """
     mark = _mark(image)
     swapped, of_rows, of_columns = _turn(mark)
     stored = tf.io.extract_jpeg_shape(image)
@@ -103,7 +106,7 @@ def _marked_crop(
     window = tf.where(swapped, [left, top, width, height], [top, left, height, width])
     whole = tf.cond(
         mark >= CUT_SHORT,
-        # Fails where rows are missing, even if the crop has none of them.
+        # Fails if rows are missing, even if the crop does not contain them.
         lambda: tf.size(tf.image.decode_jpeg(image, channels=3)),
         lambda: 0,
     )
@@ -113,7 +116,7 @@ def _marked_crop(
 
 @_apart
 def _turned(pixels: tf.Tensor, mark: tf.Tensor) -> tf.Tensor:
-    """Turns pixels `[h, w, c]` upright, as the orientation in a mark says."""
+    """Turns pixels `[h, w, c]` upright, according to the orientation in a mark."""
     swapped, of_rows, of_columns = _turn(mark)
     x = tf.cond(swapped, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
     x = tf.cond(of_rows, lambda: tf.reverse(x, [0]), lambda: x)

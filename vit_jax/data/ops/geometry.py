@@ -1,7 +1,7 @@
 """Resizing, cropping, flipping and small affine distortions.
 
-Sizes are one integer for a square, or (height, width). Pixels keep their dtype: what a float
-computation yields for uint8 images is truncated, as the published pipelines do.
+Sizes are one integer for a square, or (height, width). Pixels keep their dtype: the results of
+float computations on uint8 images are truncated, as in the published pipelines.
 """
 
 import math
@@ -19,10 +19,10 @@ MAX_SIDE = 65_535.0
 def resize(
     image: tf.Tensor, size: Size, method: str = "bilinear", antialias: bool = False
 ) -> tf.Tensor:
-    """Resizes to exactly `size`, changing the aspect ratio if it must.
+    """Resizes to exactly `size`, changing the aspect ratio if necessary.
 
-    Without `antialias` bilinear and bicubic read the nearest source pixels only, so a strong
-    reduction aliases; published big_vision models were trained and evaluated so.
+    Without `antialias`, bilinear and bicubic interpolation read only the nearest source pixels, so
+    a strong reduction aliases. Published big_vision models were trained and evaluated this way.
     """
     resized = tf.image.resize(image, _pair(size), method=method, antialias=antialias)
     return tf.cast(resized, image.dtype)
@@ -46,7 +46,7 @@ def resize_long(
 
 @image_op
 def central_crop(image: tf.Tensor, crop_size: Size | None = None) -> tf.Tensor:
-    """The middle of the image; without a size, the largest square that fits."""
+    """Crops the center of the image; without a size, the largest square that fits."""
     height, width = tf.unstack(tf.shape(image)[:2])
     if crop_size is None:
         crop_height = crop_width = tf.minimum(height, width)
@@ -64,7 +64,7 @@ def random_crop(
     padding: int = 0,
     padding_mode: str = "constant",
 ) -> tf.Tensor:
-    """A window of `crop_size` anywhere in the image, after `padding` pixels on every side.
+    """Crops a random window of `crop_size`, after padding every side by `padding` pixels.
 
     `padding_mode` is that of `tf.pad`: `constant` (zeros), `reflect` or `symmetric`.
     """
@@ -86,10 +86,10 @@ def inception_crop(
     method: str = "bilinear",
     antialias: bool = False,
 ) -> tf.Tensor:
-    """A window of random area (percent of the image) and aspect ratio, resized to `size`.
+    """Crops a window of random area (percent of the image) and aspect ratio, resized to `size`.
 
-    From "Going Deeper with Convolutions" (Szegedy et al., 2015), section 6; also known as random
-    resized crop.
+    The source is "Going Deeper with Convolutions" (Szegedy et al., 2015), section 6. The op is also
+    known as random resized crop.
     """
     window = crop_window(tf.shape(image), seed, (area_min, area_max), (ratio_min, ratio_max))
     crop = crop_to(image, window)
@@ -102,7 +102,7 @@ def crop_window(
     area_percent: tuple[float, float],
     ratios: tuple[float, float],
 ) -> tf.Tensor:
-    """A random window of an image of `shape`: int32 (top, left, height, width)."""
+    """Draws a random window of an image of `shape`: int32 (top, left, height, width)."""
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         tf.zeros([0, 0, 4], tf.float32),
@@ -116,14 +116,14 @@ def crop_window(
 
 
 def crop_to(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """The part of `image` that a window of `crop_window` shows."""
+    """Crops `image` to a window of `crop_window`."""
     crop = tf.slice(image, tf.concat([window[:2], [0]], 0), tf.concat([window[2:], [-1]], 0))
     return tf.ensure_shape(crop, [None, None, image.shape[-1]])
 
 
 @random_image_op
 def flip_lr(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Mirrors every second image, left to right."""
+    """Mirrors the image left to right, with probability one half."""
     return tf.image.stateless_random_flip_left_right(image, seed)
 
 
@@ -138,16 +138,18 @@ def random_affine(
     shear: float = 0.0,
     fill: float = 0.0,
 ) -> tf.Tensor:
-    """A small random distortion about the image's centre, for small images that crops would ruin.
+    """Applies a small random affine distortion about the center of the image.
+
+    It suits small images, of which a crop would remove too much.
 
     Args:
         image: uint8 or float `[h, w, c]`.
         seed: int32 `[2]`.
-        rotate: largest angle, degrees, either way.
-        shift: largest move along each axis, as a fraction of the side.
-        scale: largest relative magnification and, as likely, reduction (0.1: 1/1.1 to 1.1).
-        shear: largest horizontal shear angle, degrees, either way.
-        fill: value of what comes in from outside the image.
+        rotate: the largest angle in degrees, in both directions.
+        shift: the largest translation along each axis, as a fraction of the side.
+        scale: the largest relative magnification or, equally likely, reduction (0.1: 1/1.1 to 1.1).
+        shear: the largest horizontal shear angle in degrees, in both directions.
+        fill: the value of pixels from outside the image.
     """
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     draws = tf.random.stateless_uniform([5], seed, -1.0, 1.0)
@@ -155,7 +157,7 @@ def random_affine(
     angle, slant, log_scale, shift_x, shift_y = tf.unstack(draws * tf.constant(bounds, tf.float32))
     shrink = tf.exp(-log_scale)
     cos, sin, tan = tf.cos(angle) * shrink, tf.sin(angle) * shrink, tf.tan(slant)
-    # Where an output pixel (x, y), seen from the centre, is read from: shear, then turn and scale.
+    # The input position of an output pixel (x, y), relative to the center: shear, rotate, scale.
     a0, a1 = cos, cos * tan - sin
     b0, b1 = sin, sin * tan + cos
     x, y = (width - 1) / 2, (height - 1) / 2
@@ -182,10 +184,10 @@ def _scaled(image: tf.Tensor, size: int, side, method: str, antialias: bool) -> 
 
 
 def scaled_size(sides: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
-    """Returns sides, float32 (height, width), times `ratio`: int32, each at least one pixel.
+    """Returns `sides`, float32 (height, width), times `ratio`: int32, each at least one pixel.
 
-    The longer side is bounded, because a line of one pixel whose shorter side is enlarged to 256
-    would take all memory.
+    The longer side is bounded by `MAX_SIDE`: a long image of one pixel in height would otherwise
+    take all memory when its height is enlarged to 256.
     """
     scaled = tf.round(sides * ratio)
     return tf.cast(tf.clip_by_value(scaled, 1.0, MAX_SIDE), tf.int32)

@@ -1,8 +1,8 @@
-"""Ops that move an image together with its segmentation and its boxes, whichever it has.
+"""Ops that transform an image together with its segmentation and its boxes, if it has them.
 
-`image` is `[h, w, c]`, `segmentation` uint8 `[h, w, 1]` with 255 where nothing is labelled, and
-boxes are as `vit_jax.data.boxes` describes them. Images are resized bilinearly, segmentations by
-the nearest pixel. What is padded is `fill` in the image and 255 in the segmentation.
+`image` is `[h, w, c]`, `segmentation` is uint8 `[h, w, 1]` with 255 for unlabeled pixels, and boxes
+have the form of `vit_jax.data.boxes`. Images are resized bilinearly, and segmentations by the
+nearest pixel. Padding is `fill` in the image and 255 in the segmentation.
 """
 
 from vit_jax.data.host_tensorflow import tf
@@ -18,10 +18,10 @@ GREY = 128
 
 @record_op
 def joint_decode(record: Record, channels: int = 3) -> Record:
-    """Decodes `image` and `segmentation`, and notes `image_size`, int32 (height, width) in pixels.
+    """Decodes `image` and `segmentation`, and adds `image_size`, int32 (height, width) in pixels.
 
-    An image of another size than its segmentation, or than `listed_size` says (height and width;
-    0 for unknown), fails, as a truncated file does.
+    If the size of the image differs from that of its segmentation, or from `listed_size` (height
+    and width; 0 for unknown), the op fails as it does for a truncated file.
     """
     image = decode(record["image"], channels)
     record = dict(record)
@@ -52,7 +52,7 @@ def _checked_size(image: tf.Tensor, listed: tf.Tensor) -> tf.Tensor:
 
 @record_op
 def check_segmentation(record: Record, num_classes: int) -> Record:
-    """Fails where a pixel is neither one of the classes nor 255."""
+    """Fails if a pixel is neither one of the classes nor 255."""
     segmentation = _segmentation(record)
     values = tf.cast(segmentation, tf.int32)
     wrong = (values >= num_classes) & (values != IGNORED)
@@ -66,10 +66,10 @@ def check_segmentation(record: Record, num_classes: int) -> Record:
 
 @record_op
 def shift_labels(record: Record, by: int) -> Record:
-    """Adds `by` to every label of the segmentation but 255; what falls below 0 becomes 255.
+    """Adds `by` to every label of the segmentation except 255; negative results become 255.
 
-    `shift_labels(-1)` makes ADE20K's "other" (0) ignored, and the trimaps of Oxford-IIIT Pets
-    (1, 2, 3) start at 0.
+    `shift_labels(-1)` makes the label "other" (0) of ADE20K ignored, and makes the trimaps of
+    Oxford-IIIT Pets (1, 2, 3) start at 0.
     """
     values = tf.cast(_segmentation(record), tf.int32)
     shifted = tf.where(values == IGNORED, IGNORED, values + by)
@@ -79,7 +79,7 @@ def shift_labels(record: Record, by: int) -> Record:
 
 @record_op
 def map_labels(record: Record, *table: int) -> Record:
-    """Label i of the segmentation becomes `table[i]`; labels beyond the table become 255."""
+    """Replaces label i of the segmentation by `table[i]`, and labels beyond the table by 255."""
     padded = [*table, *[IGNORED] * (256 - len(table))]
     values = tf.cast(_segmentation(record), tf.int32)
     return record | {"segmentation": tf.cast(tf.gather(padded, values), tf.uint8)}
@@ -87,7 +87,7 @@ def map_labels(record: Record, *table: int) -> Record:
 
 @random_record_op
 def joint_flip_lr(record: Record, seed: tf.Tensor) -> Record:
-    """Mirrors every second image, left to right."""
+    """Mirrors the image left to right, with probability one half."""
     mirrored = tf.random.stateless_uniform([], seed) < 0.5
     changed = {}
     for key in _pictures(record):
@@ -103,7 +103,7 @@ def joint_flip_lr(record: Record, seed: tf.Tensor) -> Record:
 
 @record_op
 def joint_resize(record: Record, size: Size, antialias: bool = False) -> Record:
-    """Resizes to exactly `size`, changing the aspect ratio if it must."""
+    """Resizes to exactly `size`, changing the aspect ratio if necessary."""
     return _resized(record, tf.constant(_pair(size)), antialias, _pair(size))
 
 
@@ -129,10 +129,10 @@ def joint_scale(
 def joint_crop(
     record: Record, seed: tf.Tensor, size: Size, min_visible: float = 0.25, fill: int = GREY
 ) -> Record:
-    """A window of `size` anywhere in the image, which is padded where it is smaller.
+    """Crops a random window of `size` from the image, which is padded where it is smaller.
 
-    Boxes are cut at the window's border; an object of which less than `min_visible` of its box
-    remains is left out.
+    Boxes are clipped to the window. Objects with less than the share `min_visible` of their box
+    inside the window are removed.
     """
     _refuse_padded(record)
     wanted = tf.constant(_pair(size))
@@ -157,8 +157,9 @@ def joint_crop(
 def joint_fit(record: Record, size: Size, antialias: bool = False, fill: int = GREY) -> Record:
     """Resizes to fit into `size`, keeping the aspect ratio, and pads below and at the right.
 
-    Boxes stay those of the image without its padding; `content`, float32 (height, width) in 0..1,
-    says how much of the result is image. To be the last of the ops that move pixels.
+    Boxes still refer to the image without its padding. The field `content`, float32 (height, width)
+    in 0..1, holds the share of the result that is image. This op must be the last of the ops that
+    move pixels.
     """
     wanted = tf.cast(_pair(size), tf.float32)
     sides = _sides(record)
@@ -211,7 +212,7 @@ def _resized(
 
 
 def _padded(record: Record, size: tf.Tensor, fill: int) -> Record:
-    """The record with padding below and at the right; boxes are then those of the whole."""
+    """Pads the record below and at the right; boxes then refer to the padded image."""
     sides = _sides(record)
     changed = {
         key: _pad_to(record[key], size, fill if key == "image" else IGNORED)
@@ -229,7 +230,7 @@ def _pad_to(x: tf.Tensor, size: tf.Tensor, value: int) -> tf.Tensor:
 
 
 def _cut_boxes(record: Record, moved: tf.Tensor, min_visible: float) -> Record:
-    """Boxes within 0..1, those that are hardly seen left out."""
+    """Clips boxes to 0..1 and removes those of which less than `min_visible` remains."""
     cut = tf.clip_by_value(moved, 0.0, 1.0)
 
     def area(boxes: tf.Tensor) -> tf.Tensor:

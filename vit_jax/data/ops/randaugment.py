@@ -21,12 +21,13 @@ def randaug(
 ) -> Batched:
     """Applies `num_layers` operations, each drawn from 16, all at strength `magnitude` (of 10).
 
-    The same operation may be drawn twice, and a drawn one is always applied. Three oddities are
-    part of what the published accuracies were reached with: Solarize's threshold wraps at 256, so
-    that strength 10 inverts the whole image; Contrast moves away from a grey that depends on the
-    image's size; and moves and holes are up to 100 and 80 pixels whatever the image's size, which
-    leaves little of a small one. `corrected` leaves the image alone in the first case, uses its
-    mean grey in the second, and scales with the side in the third (224 pixels being 1).
+    The same operation may be drawn twice, and a drawn operation is always applied. The published
+    accuracies were reached with three oddities, which are the default here: the threshold of
+    Solarize wraps at 256, so strength 10 inverts the whole image; Contrast moves values away from a
+    gray that depends on the size of the image; and translations and holes are up to 100 and 80
+    pixels for images of any size, which leaves little of a small image. `corrected` removes them:
+    Solarize at strength 10 leaves the image unchanged, Contrast uses the mean gray of the image,
+    and lengths scale with the side of the image (with factor 1 at 224 pixels).
     """
     require_uint8(image)
     draws = [_draw(layer_seed, image) for layer_seed in _split(seed, num_layers)]
@@ -41,7 +42,10 @@ def randaug(
 
 
 def _draw(seed: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-    """The draws of a layer: operation, 1 where a geometric one goes the other way, row, column."""
+    """Returns the random numbers of a layer: (operation, negative, row, column), int32.
+
+    `negative` is 1 where the strength of a geometric operation is negative.
+    """
     draw_seed, sign_seed, place_seed = _split(seed, 3)
     drawn = tf.random.stateless_uniform([], draw_seed, 0, len(strengths.OPERATIONS), tf.int32)
     negative = tf.cast(tf.random.stateless_uniform([], sign_seed) < 0.5, tf.int32)
@@ -59,7 +63,7 @@ def _split(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
 
 
 class Operations(NamedTuple):
-    """What the operations do to images of one size."""
+    """The tables, matrices, and factors of the operations for images of one size."""
 
     tables: np.ndarray
     """uint8 `[operations, 256]`."""

@@ -1,4 +1,4 @@
-"""Ops on the whole record: labels to vectors, and which fields go on."""
+"""Ops on the whole record: one-hot labels, and the selection of fields."""
 
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import MissingField, record_op
@@ -18,10 +18,10 @@ def onehot(
     on: float = 1.0,
     off: float = 0.0,
 ) -> Record:
-    """Label numbers to float32 vectors of length `depth`: `on` at the labels, `off` elsewhere.
+    """Converts labels to float32 vectors of length `depth`: `on` at the labels, `off` elsewhere.
 
-    Several labels give one vector with all of them on, or one row each with `multi=False`. A number
-    out of range gives `off` throughout.
+    Several labels give one vector with `on` at all of them, or one row each with `multi=False`. A
+    label out of range gives `off` everywhere.
     """
     vectors = tf.one_hot(field(record, key), depth, on, off)
     if multi and vectors.shape.ndims == 2:
@@ -31,7 +31,7 @@ def onehot(
 
 @record_op
 def keep(record: Record, *keys: str) -> Record:
-    """Drops every field but these."""
+    """Drops all fields except these."""
     return _with_content(record, {key: field(record, key) for key in keys})
 
 
@@ -45,14 +45,15 @@ def drop(record: Record, *keys: str) -> Record:
 
 @record_op
 def copy(record: Record, inkey: str, outkey: str) -> Record:
-    """The same field under a second name."""
+    """Copies the field `inkey` to the name `outkey`."""
     return record | {outkey: field(record, inkey)}
 
 
 def _with_content(before: Record, after: Record) -> Record:
-    """Returns `after`, unless it has boxes and lacks the share of the image that they are for.
+    """Returns `after`. Raises `UserError` if it keeps boxes but drops an existing field `content`.
 
-    The boxes of a padded image are those of the image without its padding (`joint_fit`).
+    The boxes of a padded image refer to the image without its padding (`joint_fit`), so they cannot
+    be used without `content`.
     """
     if "boxes" in after and "content" in before and "content" not in after:
         names = ", ".join(repr(key) for key in [*after, "content"])
@@ -64,7 +65,7 @@ def _with_content(before: Record, after: Record) -> Record:
 
 
 def field(record: Record, key: str) -> tf.Tensor:
-    """Returns a field of a record. Raises `MissingField` if there is none of this name."""
+    """Returns a field of a record. Raises `MissingField` if the record has no such field."""
     if key not in record:
         raise MissingField(f"records have no field {key!r}; {nearest(key, record)}")
     return record[key]

@@ -1,4 +1,4 @@
-"""Test sets that hold only some of ImageNet's classes: which answers a model may give."""
+"""Test sets with only some of the classes of ImageNet: the classes that a model may predict."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from vit_jax.errors import UserError, nearest
 NUM_CLASSES = 1000
 
 # The 200 classes of ImageNet-A and of ImageNet-R (Hendrycks et al. 2021, arXiv:1907.07174 and
-# arXiv:2006.16241), whose authors score a model by the best of these alone. Numbers are those of
-# the sorted synsets.
+# arXiv:2006.16241), whose authors score a model by its best class among these alone. Classes are
+# numbered in the order of the sorted synsets.
 _CLASSES = {
     "imagenet_a": """
     6 11 13 15 17 22 23 27 30 37 39 42 47 50 57 70 71 76 79 89 90 94 96 97 99 105 107 108 110
@@ -40,14 +40,14 @@ _CLASSES = {
 
 @record_op
 def only_classes(record: Record, dataset: str) -> Record:
-    """Adds `allowed`, uint8 [1000]: 1 for the classes among which `dataset` lets a model choose."""
+    """Adds `allowed`, uint8 [1000]: 1 for the classes that a model may predict on `dataset`."""
     if dataset not in _CLASSES:
         raise UserError(f"only_classes({dataset!r}): {nearest(dataset, _CLASSES)}")
     return record | {"allowed": tf.constant(allowed_classes(dataset))}
 
 
 def allowed_classes(dataset: str) -> np.ndarray:
-    """uint8 [1000]: 1 for the classes that a test set holds."""
+    """Returns uint8 [1000]: 1 for the classes of a test set, 0 for the others."""
     allowed = np.zeros(NUM_CLASSES, np.uint8)
     allowed[[int(number) for number in _CLASSES[dataset].split()]] = 1
     return allowed

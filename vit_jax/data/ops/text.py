@@ -1,4 +1,4 @@
-"""Texts to token numbers, which can go to a device."""
+"""Ops that convert texts to token numbers, which can be sent to a device."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from vit_jax.errors import UserError
 
 @record_op
 def lower(record: Record, key: str = "caption") -> Record:
-    """Texts in lower case."""
+    """Converts texts to lower case."""
     return record | {key: tf.strings.lower(_texts(record, key), encoding="utf-8")}
 
 
@@ -19,7 +19,7 @@ def lower(record: Record, key: str = "caption") -> Record:
 def choose(
     record: Record, seed: tf.Tensor, key: str = "captions", key_result: str = "caption"
 ) -> Record:
-    """One of the texts of a record that are not empty, at random; "" where all are."""
+    """Chooses one of the non-empty texts of a record at random; "" if all are empty."""
     texts = _texts(record, key)
     real = tf.concat([tf.boolean_mask(texts, tf.not_equal(texts, "")), [""]], 0)
     count = tf.maximum(1, tf.size(real) - 1)
@@ -35,9 +35,11 @@ def tokenize(
     key: str = "caption",
     key_result: str = "tokens",
 ) -> Record:
-    """`length` token numbers of a text, or of each: int32 `[length]` or `[texts, length]`.
+    """Converts a text, or each of several, to `length` token numbers.
 
-    vocab: see `vit_jax.data.tokenizer`. An empty text gives -1 throughout.
+    The result is int32 `[length]` or `[texts, length]`. An empty text gives -1 everywhere.
+
+    vocab: see `vit_jax.data.tokenizer`.
     """
     texts = _texts(record, key)
     tokenizer = open_tokenizer(vocab, length)
@@ -46,7 +48,7 @@ def tokenize(
         flat = [text.decode(errors="replace") for text in np.ravel(texts)]
         return tokenizer.encode(flat).reshape(*np.shape(texts), length)
 
-    # Beside decoding an image, the microseconds that this holds Python's lock do not count.
+    # This holds Python's lock for some microseconds, which are negligible next to image decoding.
     tokens = tf.numpy_function(encode, [texts], tf.int32, stateful=False)
     return record | {key_result: tf.ensure_shape(tokens, [*texts.shape, length])}
 

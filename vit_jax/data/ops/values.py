@@ -1,7 +1,7 @@
-"""Pixel values to the range or statistics that a model expects; all of these give float32.
+"""Ops that map pixel values to the range or statistics that a model expects, in float32.
 
-Leave them out to send uint8 to the device, a quarter of the bytes, and normalise there. They are
-for pipelines that must equal a published one to the last bit.
+Without these ops, the pipeline sends uint8 to the device, a quarter of the bytes, and the device
+normalizes. The ops are for pipelines that must equal a published pipeline to the last bit.
 """
 
 from vit_jax.data.host_tensorflow import tf
@@ -33,14 +33,14 @@ def vgg_value_range(
     mean: tuple[float, ...] = (0.485, 0.456, 0.406),
     std: tuple[float, ...] = (0.229, 0.224, 0.225),
 ) -> tf.Tensor:
-    """Subtracts ImageNet's channel means and divides by its deviations (fractions of 255)."""
+    """Subtracts the channel means of ImageNet and divides by the deviations (fractions of 255)."""
     mean, std = (tf.constant(statistic, tf.float32) * 255 for statistic in (mean, std))
     return (tf.cast(image, tf.float32) - mean) / std
 
 
 @image_op
 def clip_value_range(image: tf.Tensor) -> tf.Tensor:
-    """The statistics that CLIP's image towers were trained with."""
+    """Normalizes with the channel means and deviations of CLIP's image towers."""
     return vgg_value_range(
         image,
         mean=(0.48145466, 0.4578275, 0.40821073),
