@@ -1,10 +1,11 @@
-"""Where a model looks: attention weights of every layer and head, and what they add up to.
+"""Attention maps: the attention weights of every layer and head, and their summaries.
 
     maps = attention_maps(model, params, images)
     overlay(picture, rollout(maps)[0]).save("rollout.png")
 
-Works for every pooling: with a class token, attention is the class token's; with attention pooling
-the last word is the probe's; otherwise it is the mean over all patches. Images need not be square.
+All kinds of pooling are supported. With a class token, the maps show the attention of that token.
+With attention pooling, the output's map shows the attention of the probe. Otherwise the maps show
+the mean over all patches. Images need not be square.
 """
 
 import dataclasses
@@ -31,13 +32,13 @@ _HEAT = "inferno"
 class AttentionMaps:
     """Attention weights of a batch of images; each row over keys sums to one.
 
-    layers: float32 `[layers, batch, heads, queries, keys]`. Queries and keys are the tokens:
-      `num_prefix` that stand for no patch (class token first, then registers), then the patches
-      row by row.
+    layers: float32 `[layers, batch, heads, queries, keys]`. Queries and keys are the tokens: first
+      the `num_prefix` tokens that represent no patch (the class token, then the registers), then
+      the patches row by row.
     pooled: `[batch, heads, patches]`, the probe's weights under attention pooling, else None.
     grid: (rows, columns) of patches.
-    num_prefix: tokens before the patches.
-    reads_class_token: whether the model's output is the class token's.
+    num_prefix: the number of tokens before the patches.
+    reads_class_token: whether the model computes its output from the class token.
     """
 
     layers: np.ndarray
@@ -48,13 +49,14 @@ class AttentionMaps:
 
 
 def attention_maps(model: nn.Module, params: Params, images: Array | np.ndarray) -> AttentionMaps:
-    """Runs `images` through `model` and keeps the attention weights.
+    """Runs `images` through `model` and returns the attention weights.
 
-    They are large (layers · heads · tokens² numbers an image): pass a few images at a time.
+    The weights are large (layers · heads · tokens² numbers for each image), so pass only a few
+    images at a time.
 
     Args:
-      model: from `vit_jax.models.build`, with or without a head.
-      params: its parameters.
+      model: a model that `vit_jax.models.build` returned, with or without a head.
+      params: the parameters of the model.
       images: `[batch, height, width, channels]`, as the model takes them.
 
     Raises:
@@ -84,10 +86,11 @@ def attention_maps(model: nn.Module, params: Params, images: Array | np.ndarray)
 
 
 def head_maps(maps: AttentionMaps) -> np.ndarray:
-    """What every head attends to, `[layers, batch, heads, rows, columns]`.
+    """Returns the attention of every head to the patches, `[layers, batch, heads, rows, columns]`.
 
-    The class token's weights, or the mean over patches where the model reads no class token. The
-    share that goes to class and register tokens is left out, so that maps sum to at most one.
+    The maps hold the weights of the class token, or the mean over all patches if the model reads no
+    class token. They leave out the weights on class and register tokens, so each map sums to at
+    most one.
     """
     to_patches = maps.layers[..., maps.num_prefix :]
     if maps.reads_class_token:
@@ -98,9 +101,10 @@ def head_maps(maps: AttentionMaps) -> np.ndarray:
 
 
 def last_layer_map(maps: AttentionMaps) -> np.ndarray:
-    """The attention that the output is made from, mean of heads: `[batch, rows, columns]`.
+    """Returns the attention that yields the output, averaged over heads: `[batch, rows, columns]`.
 
-    That of the pooling probe if there is one, else the last layer's. Each map sums to one.
+    This is the attention of the pooling probe if the model has one, and otherwise that of the last
+    layer. Each map sums to one.
     """
     if maps.pooled is not None:
         weights = maps.pooled.mean(axis=1).reshape(-1, *maps.grid)
@@ -110,14 +114,14 @@ def last_layer_map(maps: AttentionMaps) -> np.ndarray:
 
 
 def rollout(maps: AttentionMaps) -> np.ndarray:
-    """Attention followed through all layers down to the patches: `[batch, rows, columns]`.
+    """Returns the attention rollout through all layers: `[batch, rows, columns]`.
 
-    Attention rollout (Abnar and Zuidema 2020, "Quantifying attention flow in transformers", section
-    3): each layer passes on half of what it attends to, mean of heads, and half of what was there,
-    which stands for the residual connection. Each map sums to one.
+    The method is that of Abnar and Zuidema (2020), "Quantifying attention flow in transformers",
+    section 3. Each layer contributes one half of its attention, averaged over heads, and one half
+    of the identity, which represents the residual connection. Each map sums to one.
     """
     batch, tokens = maps.layers.shape[1], maps.layers.shape[-1]
-    # Followed from the output back, only one row an image is carried through the layers.
+    # The product is computed from the output backward, so each image needs only one row.
     row = np.zeros((batch, tokens), np.float32)
     if maps.pooled is not None:
         row[:, maps.num_prefix :] = maps.pooled.mean(axis=1)
@@ -131,10 +135,11 @@ def rollout(maps: AttentionMaps) -> np.ndarray:
 
 
 def distances(maps: AttentionMaps) -> np.ndarray:
-    """How far each head looks: `[layers, heads]`, in patches, mean of the batch.
+    """Returns the mean attention distance of each head, `[layers, heads]`, in patches.
 
-    The distance from a patch to the others, weighted by its attention to them, mean of all patches
-    (Dosovitskiy et al. 2021, figure 7 right). Attention to class and register tokens is left out.
+    The distance from a patch to the others is weighted by its attention to them, and averaged over
+    all patches and over the batch (Dosovitskiy et al. 2021, figure 7 right). Attention to class and
+    register tokens is left out.
     """
     rows, columns = np.indices(maps.grid).reshape(2, -1)
     apart = np.hypot(rows[:, None] - rows, columns[:, None] - columns)
@@ -144,10 +149,10 @@ def distances(maps: AttentionMaps) -> np.ndarray:
 
 
 def overlay(picture: np.ndarray | Image.Image, heat: np.ndarray) -> Image.Image:
-    """`picture` in grey under `heat`, which is stretched over it smoothly.
+    """Returns `picture` in gray with `heat` drawn over it, smoothly resized to its size.
 
     Args:
-      picture: `[h, w, 3 or 1]`, uint8 or floats, or a PIL image. Small ones are enlarged.
+      picture: `[h, w, 3 or 1]`, uint8 or floats, or a PIL image. Small pictures are enlarged.
       heat: `[rows, columns]`, not negative, on any scale.
     """
     image = Image.fromarray(figures.displayable(np.asarray(picture)))
@@ -164,10 +169,12 @@ def overlay(picture: np.ndarray | Image.Image, heat: np.ndarray) -> Image.Image:
 
 
 def figure(picture: np.ndarray | Image.Image, maps: AttentionMaps, index: int = 0) -> Figure:
-    """One image through the whole model: all heads of all layers, the output's map, the rollout.
+    """Returns a figure of one image: all heads of all layers, the output's map and the rollout.
 
     Args:
-      picture: the image as people see it; `index`: its place in the batch of `maps`.
+      picture: the image before it is normalized.
+      maps: the attention weights of a batch that contains the image.
+      index: the position of the image in that batch.
     """
     summaries = {
         _output_name(maps): overlay(picture, last_layer_map(maps)[index]),
@@ -182,7 +189,7 @@ def figure(picture: np.ndarray | Image.Image, maps: AttentionMaps, index: int = 
 def panel(
     pictures: Sequence[np.ndarray], maps: AttentionMaps, titles: Sequence[str] | None = None
 ) -> Figure:
-    """Several images, one a column, over their output's map and their rollout."""
+    """Returns a figure with a column for each image: image, output's map and rollout."""
     kinds = {_output_name(maps): last_layer_map(maps), "rollout": rollout(maps)}
     overlays = {
         kind: [overlay(*pair) for pair in zip(pictures, heats, strict=True)]
@@ -198,12 +205,16 @@ def sections(
     pictures: Sequence[np.ndarray],
     titles: Sequence[str] | None = None,
 ) -> list[Section]:
-    """What the report shows of a model's inside; models without attention have less of it.
+    """Returns the sections of the report about attention, patch filters and positions.
+
+    The sections that do not apply to the model, such as attention for a model without it, are left
+    out.
 
     Args:
       model, params: as for `attention_maps`.
-      images: up to eight, as the model takes them; `pictures` and `titles` are the same as
-        people see them.
+      images: up to eight images, as the model takes them.
+      pictures: the same images before they are normalized.
+      titles: a title for each image.
     """
     found = []
     try:
@@ -251,16 +262,16 @@ def sections(
 
 
 def _backbone(model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
-    """The part of `model` that returns `Features`, and its parameters."""
+    """Returns the part of `model` that returns `Features`, and its parameters."""
     return (model.backbone, params["backbone"]) if models.has_head(model) else (model, params)
 
 
 def _sown(intermediates: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(weights of all layers, weights of the pooling probe) among what a backbone sowed."""
+    """Returns (weights of all layers, weights of the pooling probe) from the sown intermediates."""
     pooled = None
     if "map_head" in intermediates:
         pooled = intermediates["map_head"]["attn"]["attention"][0][:, :, 0]
-    if "blocks" in intermediates:  # scanned: layers are stacked already
+    if "blocks" in intermediates:  # Scanned layers are already stacked.
         return intermediates["blocks"]["attn"]["attention"][0], pooled
     names = [name for name in intermediates if name.startswith("blocks_")]
     names.sort(key=lambda name: int(name.removeprefix("blocks_")))
@@ -269,7 +280,7 @@ def _sown(intermediates: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarr
 
 
 def _normalised(weights: np.ndarray) -> np.ndarray:
-    """`[batch, rows, columns]` scaled so that each map sums to one."""
+    """Returns `[batch, rows, columns]`, scaled so that each map sums to one."""
     return weights / np.maximum(weights.sum(axis=(1, 2), keepdims=True), 1e-12)
 
 

@@ -81,7 +81,7 @@ def _collect(
     num_images: int,
     tokenizer: Tokenizer | None,
 ) -> tuple[list[np.ndarray], list[str]]:
-    """RGB pixels `[h, w, 3]` and the captions of the first real rows."""
+    """Returns RGB pixels `[h, w, 3]` and captions of the first rows that are not padding."""
     images, captions = [], []
     for batch in batches:
         visible = {**batch, "image": _stretched(batch["image"])}
@@ -102,7 +102,7 @@ def _collect(
 def _picture(
     batch: dict[str, np.ndarray], row: int, class_names: Sequence[str] | None
 ) -> np.ndarray:
-    """One image as uint8 `[h, w, 3]`, with its segmentation and boxes drawn on it."""
+    """Returns an image as uint8 `[h, w, 3]`, with its segmentation and boxes drawn on it."""
     picture = drawing.rgb(batch["image"][row])
     if "segmentation" in batch:
         picture = drawing.with_segmentation(picture, batch["segmentation"][row])
@@ -118,10 +118,10 @@ def _picture(
 
 
 def _stretched(images: np.ndarray) -> np.ndarray:
-    """uint8 `[b, h, w, c]`.
+    """Returns images as uint8 `[b, h, w, c]`.
 
-    The range of float images is unknown here, so they are stretched together: in each channel the
-    darkest value of the batch becomes black, the brightest white.
+    The range of float images is unknown here, so all images of the batch are scaled alike: in each
+    channel the least value of the batch becomes 0, and the largest becomes 255.
     """
     if images.dtype == np.uint8:
         return images
@@ -130,7 +130,7 @@ def _stretched(images: np.ndarray) -> np.ndarray:
 
 
 def _caption(labels: np.ndarray | None, row: int, class_names: Sequence[str] | None) -> str:
-    """Class names; with their fractions if the label is a mixture, the largest first."""
+    """Returns the class name, or the names and fractions of a mixed label, largest first."""
     if labels is None:
         return ""
     label = labels[row]

@@ -1,4 +1,4 @@
-"""Learning curves: which metrics share a chart, in what order, and how values are written."""
+"""Learning curves: the grouping of metrics into charts, their order and the format of values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _RUN = ("train/", "device/", "hosts/")
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its label, its finite points by step, and whether they are fractions of one."""
+    """A line of a chart: its label, its finite points by step, and whether they are fractions."""
 
     label: str
     points: Points
@@ -24,7 +24,7 @@ class Series:
 
     @property
     def last(self) -> float:
-        """The value at the last step."""
+        """Returns the value at the last step."""
         return self.points[-1][1]
 
 
@@ -45,17 +45,17 @@ class Chart:
 
     @property
     def is_fraction(self) -> bool:
-        """Whether the vertical axis shows percentages."""
+        """Returns whether the vertical axis shows percentages."""
         return all(series.is_fraction for series in self.series)
 
     @property
     def needs_legend(self) -> bool:
-        """Whether the title alone does not say what the lines are."""
+        """Returns whether the lines need labels in addition to the title."""
         return len(self.series) > 1 or not self.series[0].label.startswith("train ")
 
 
 def charts(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[Chart]:
-    """Returns the charts that the metrics of `rows` fill, the most telling first.
+    """Returns the charts of the metrics in `rows`, the most important chart first.
 
     metric_info: the declarations of the metrics. Counts have no curve.
     """
@@ -83,7 +83,7 @@ def charts(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[Chart
 
 
 def _of_evaluations(names: Sequence[str]) -> dict[str, tuple[list[str], bool, str]]:
-    """Title → (metrics, whether it is a main chart, scale): loss and accuracy first.
+    """Returns title → (metrics, whether it is a main chart, scale), with loss and accuracy first.
 
     The members of a family, such as `iou/CLASS`, share one chart.
     """
@@ -91,7 +91,7 @@ def _of_evaluations(names: Sequence[str]) -> dict[str, tuple[list[str], bool, st
     found = {sentence(kind): (own, True, "auto") for kind, own in first.items() if own}
     for family in dict.fromkeys(_family(name) for name in names):
         if family not in first:
-            # Beside the accuracy others, such as that of the best five, are details.
+            # If there is a plain accuracy, other accuracies, such as top-5, are details.
             is_detail = "/" in family or (bool(first["accuracy"]) and "accuracy" in family)
             members = [name for name in names if _family(name) == family]
             title = f"{sentence(family[:-2])} of each class" if "/" in family else sentence(family)
@@ -100,7 +100,7 @@ def _of_evaluations(names: Sequence[str]) -> dict[str, tuple[list[str], bool, st
 
 
 def _family(name: str) -> str:
-    """`eval/val/ema_loss` → `loss`, and `eval/val/iou/road` → `iou/*`."""
+    """Returns a metric's family: `eval/val/ema_loss` → `loss`, `eval/val/iou/road` → `iou/*`."""
     metric = name.removeprefix("eval/").partition("/")[2]
     return f"{metric.rpartition('/')[0]}/*" if "/" in metric else kind(name)
 
@@ -120,7 +120,7 @@ def readable(name: str) -> str:
 
 
 def kind(name: str) -> str:
-    """Returns the last part of a metric's name without `ema`: what is measured, not where."""
+    """Returns the last part of a metric's name, without the split and without `ema`."""
     return "_".join(word for word in name.rpartition("/")[2].split("_") if word != "ema")
 
 
@@ -131,7 +131,7 @@ def sentence(words: str) -> str:
 
 
 def format_value(value: float, is_fraction: bool = False) -> str:
-    """Returns a value for people: percentages to a tenth, thousands with commas, else 4 digits."""
+    """Returns a value as text: percentages to a tenth, thousands with commas, else 4 digits."""
     if not math.isfinite(value):
         return "infinite" if math.isinf(value) else "NaN"
     if is_fraction and -1 <= value <= 1:

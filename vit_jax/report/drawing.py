@@ -23,13 +23,13 @@ _MIN_SIDE = 192  # Pixels; smaller pictures are enlarged by whole multiples, so 
 
 
 def class_color(number: int) -> tuple[int, int, int]:
-    """Returns the RGB of a class: always the same, and very different from the next class's."""
+    """Returns the RGB color of a class. The colors of consecutive classes differ strongly."""
     hue, value = (number * _GOLDEN) % 1.0, (1.0, 0.8, 0.65)[number // 8 % 3]
     return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.85, value))
 
 
 def font(size: int) -> "ImageFont.FreeTypeFont":
-    """Returns DejaVu Sans, which has the letters of most alphabets; Pillow's own font has ASCII."""
+    """Returns DejaVu Sans, which covers most alphabets; Pillow's default font covers only ASCII."""
     import matplotlib
     from PIL import ImageFont
 
@@ -68,7 +68,7 @@ def with_segmentation(
     Args:
       image: `[h, w, 1 or 3]`.
       segmentation: integers `[h, w]` or `[h, w, 1]`. Pixels that are not labeled turn gray.
-      background: the class that stays clear; None for none.
+      background: the class that is not tinted; None for none.
     """
     segmentation = segmentation.reshape(segmentation.shape[:2])
     picture = rgb(image).astype(np.float32)
@@ -118,8 +118,8 @@ def with_names(
 ) -> np.ndarray:
     """Returns a segmented picture as uint8 `[h, w, 3]`, enlarged if small, with names of classes.
 
-    A name stands on the pixel of its class that is nearest to the middle of them all. Classes that
-    cover less than `_LEAST_FRACTION` of the picture have none.
+    The name of a class is drawn at the pixel of the class that is nearest to the mean position of
+    its pixels. Classes that cover less than `_LEAST_FRACTION` of the picture get no name.
     """
     from PIL import Image
 
@@ -152,5 +152,5 @@ def _write(
 
 
 def _ink(color: tuple[int, int, int]) -> str:
-    """Black or white, whichever is read better on a color, by its luma (ITU-R BT.601)."""
+    """Returns black or white, whichever is more legible on `color`, by its luma (ITU-R BT.601)."""
     return "black" if np.dot(color, (0.299, 0.587, 0.114)) > 128 else "white"

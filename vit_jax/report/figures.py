@@ -1,9 +1,9 @@
-"""Figures of results: learning curves, confusion matrix, image grids; `inside` has those of models.
+"""Figures of results: learning curves, confusion matrix, image grids.
 
-Every function returns a `matplotlib.figure.Figure` made without pyplot, so that nothing global is
-touched and no display is needed. Text and lines have the inks named here alone, for which `svg`
-puts others on a dark page. Texts of users (names of classes, captions) go through `words`, so that
-matplotlib never reads a formula in them.
+The module `inside` has the figures of models. Every function returns a `matplotlib.figure.Figure`
+made without pyplot, so that no global state changes and no display is needed. Text and lines use
+only the colors named here, which `svg` replaces on a dark page. Texts of users (names of classes,
+captions) pass through `words`, so that matplotlib never interprets them as formulas.
 """
 
 import io
@@ -45,7 +45,7 @@ _RIGHT_CELLS = LinearSegmentedColormap.from_list("right", ["#dbe7fe", "#2463eb"]
 _WRONG_CELLS = LinearSegmentedColormap.from_list("wrong", ["#fde6cf", "#d9480f"])
 _MAX_NAMED_CLASSES = 60
 _MAX_NUMBERED_CLASSES = 25
-_NOISY_FROM = 60  # points; longer lines of the training loss are smoothed too
+_NOISY_FROM = 60  # points; longer lines of the training loss are also shown smoothed
 _LOG_SCALE_FROM = 50  # largest over smallest value
 
 Image = np.ndarray
@@ -53,23 +53,23 @@ Image = np.ndarray
 
 
 def words(text: object, limit: int = _LONGEST_TEXT) -> str:
-    """Returns a text of a user as matplotlib draws it letter by letter, on one line, cut if long.
+    """Returns a user's text escaped for matplotlib, on one line, shortened if it is long.
 
-    Without this, matplotlib would take what stands between two dollar signs for a formula.
+    Without this, matplotlib would interpret text between two dollar signs as a formula.
     """
     return one_line(str(text), limit).replace("$", r"\$")
 
 
 def png(figure: Figure) -> bytes:
-    """Returns `figure` as a PNG file, as on a light page."""
+    """Returns `figure` as a PNG file, in the colors of a light page."""
     return _saved(figure, "png", facecolor=PAPER)
 
 
 def svg(figure: Figure) -> bytes:
-    """Returns `figure` as an SVG file without a background, in the inks of the reader's page.
+    """Returns `figure` as an SVG file without a background, for light and dark pages.
 
-    The file itself holds the inks of light and dark pages, so that one drawing serves both. Its
-    texts stay texts: a browser has the fonts for those that matplotlib's lack.
+    The file holds the colors for both kinds of pages. Its texts are not converted to paths, because
+    a browser has fonts for characters that matplotlib's fonts lack.
     """
     drawing = _saved(figure, "svg", transparent=True).decode()
     names = {color: f"c{number}" for number, color in enumerate(DARK)}
@@ -97,7 +97,7 @@ def _saved(figure: Figure, file_format: str, **style: object) -> bytes:
 def learning_curves(
     rows: Sequence[Mapping[str, float]], metric_info: Mapping[str, Metric]
 ) -> Figure | None:
-    """Returns the main charts of the metrics log, two a row; None if nothing was logged."""
+    """Returns the main charts of the metrics log, two in a row; None if nothing was logged."""
     charts = [chart for chart in curves.charts(rows, metric_info) if chart.is_main]
     if not charts:
         return None
@@ -115,7 +115,7 @@ def learning_curves(
 
 
 def learning_curve(chart: curves.Chart) -> Figure:
-    """Returns one chart without title and legend, which the page writes around it."""
+    """Returns one chart without title and legend, which the page provides."""
     figure = new_figure(4.6, 2.5)
     _draw_chart(figure.add_subplot(), chart)
     return figure
@@ -149,7 +149,7 @@ def _draw_chart(axes: Axes, chart: curves.Chart) -> None:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean of about 3 % of a line around each point, so that nothing lags."""
+    """Returns a centered moving mean over about 3 % of a line, which does not lag behind it."""
     reach = max(2, len(values) // 60)
     size = 2 * reach + 1
     return np.convolve(np.pad(values, reach, mode="edge"), np.full(size, 1 / size), "valid")
@@ -158,9 +158,9 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = None) -> Figure:
     """Returns the counts of true class (row) against predicted class (column).
 
-    Right answers are blue by their fraction of the row. Mistakes are orange on a scale of their
-    own, because the mistakes of a good model would be invisible on the first scale. With few
-    classes, cells show their counts and rows end in their recall.
+    Correct predictions are blue by their fraction of the row. Mistakes are orange on a separate
+    scale, because the mistakes of a good model would be invisible on the first scale. With few
+    classes, cells show their counts, and each row ends with its recall.
 
     Args:
       matrix: `[classes, classes]` counts.
@@ -174,7 +174,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = Non
     mistakes = np.where(np.eye(count, dtype=bool), 0.0, shares)
     colors = _WRONG_CELLS(np.sqrt(mistakes / max(mistakes.max(), 1e-12)))
     colors[np.diag_indices(count)] = _RIGHT_CELLS(np.diag(shares))
-    colors[matrix == 0, 3] = 0.0  # empty cells show the paper
+    colors[matrix == 0, 3] = 0.0  # Empty cells are transparent.
 
     side = float(np.clip(1.6 + 0.46 * count, 4.2, 9.0))
     figure = new_figure(side + 0.6, side)
@@ -183,7 +183,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = Non
     if count <= _MAX_NUMBERED_CLASSES:
         for row, column in zip(*np.nonzero(matrix), strict=True):
             luminance = colors[row, column, :3] @ (0.299, 0.587, 0.114)
-            # Not the page's inks, which change on a dark page: cells do not.
+            # These are not the page's text colors, which change on a dark page; cells do not.
             ink = "#fefefe" if luminance < 0.62 else "#1b1f25"
             text = f"{matrix[row, column]:g}"
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
@@ -210,12 +210,13 @@ def image_grid(
     notes: Sequence[str] | None = None,
     columns: int | None = None,
 ) -> Figure:
-    """Returns images in rows, each with a title and, in muted ink, a note below it.
+    """Returns images in rows, each with a title and, in a muted color, a note below it.
 
     Args:
-      images: at least one; sizes may differ.
-      titles, notes: one for each image; empty strings take no room of their own.
-      columns: images a row, eight at most. None: as many as their texts leave room for.
+      images: at least one image; sizes may differ.
+      titles, notes: one for each image; empty strings take no space.
+      columns: the number of images in a row, eight at most. With None the length of the texts
+        determines it.
     """
     titles, notes = ([words(text) for text in texts or ()] for texts in (titles, notes))
     longest = max(map(len, [*titles, *notes]), default=0)
@@ -259,7 +260,7 @@ def hardest_mistakes(
     class_names: Sequence[str] | None = None,
     limit: int = 16,
 ) -> Figure | None:
-    """Returns the wrongly classified images whose true class was given the least probability.
+    """Returns the wrongly classified images whose true class has the lowest probability.
 
     Args:
       images: `n` images.
@@ -268,7 +269,7 @@ def hardest_mistakes(
       class_names: names in class order; numbers if None.
       limit: the largest number of images shown.
 
-    Returns None if nothing was wrong.
+    Returns None if every image was classified correctly.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     predicted = probabilities.argmax(axis=1)
@@ -308,18 +309,18 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def draw_image(axes: Axes, image: Image) -> None:
-    """Draws an image without axes: pixels stay sharp where there are few of them."""
+    """Draws an image without axes; the pixels of small images stay sharp."""
     image = displayable(image)
     is_small = max(image.shape[:2]) < 128
     axes.imshow(image, interpolation="nearest" if is_small else "antialiased")
     axes.set_xticks([])
     axes.set_yticks([])
-    for spine in axes.spines.values():  # a white picture ends somewhere, too
+    for spine in axes.spines.values():  # A frame shows where a white picture ends.
         spine.set(color=GRID, linewidth=0.8)
 
 
 def quiet_axes(axes: Axes) -> None:
-    """Takes the frame away and makes the labels small and muted."""
+    """Removes the frame and makes the labels small and muted."""
     axes.tick_params(colors=MUTED, labelsize=8.5, length=0)
     for label in axes.findobj(matplotlib.text.Text):
         if to_hex(label.get_color()) == "#000000":

@@ -1,17 +1,17 @@
-"""The report of a run: one self-contained HTML file, made from what is on disk alone.
+"""The report of a run: one self-contained HTML file, made only from the files in its workdir.
 
-Whatever is missing, or is not what it should be, is left out, so that a run cut short, or one still
-going, has a report too.
+Missing or malformed data is left out, so that an interrupted or unfinished run has a report too.
 
-Read are `config.json` (`config`, the nested configuration; beside it whatever else describes the
-run, such as `commit` and `versions`), the metrics log and the saved sections. Some metrics have a
-place of their own:
+The report reads the metrics log, the saved sections and `config.json`, which holds `config`, the
+nested configuration, and other facts about the run, such as `commit` and `versions`. The report
+shows these metrics in special places:
 
-- `model/num_params`: parameters of the model.
-- `time/train`: seconds since the first step, in which `time/input wait`, `time/eval` and
-  `time/save` lie; beside it `time/start`, `time/setup`, `time/compile`, `time/report` and
-  `time/lost to restart`. The last values count.
-- `train/images_per_sec`, `train/mfu`: their medians are headlines. `train/goodput`: its last value.
+- `model/num_params`: the number of parameters of the model.
+- `time/train`: the seconds since the first step, which include `time/input wait`, `time/eval` and
+  `time/save`. They do not include `time/start`, `time/setup`, `time/compile`, `time/report` and
+  `time/lost to restart`. The last value of each is shown.
+- `train/images_per_sec`, `train/mfu`: their medians are headlines.
+- `train/goodput`: its last value is a headline.
 """
 
 import base64
@@ -54,7 +54,7 @@ def write_report(workdir: epath.PathLike, *, is_done: bool | None = None) -> epa
 
     Args:
       workdir: directory of the run.
-      is_done: whether the run reached its last step; None: whether the file `DONE` is there.
+      is_done: whether the run reached its last step; None checks whether the file `DONE` exists.
 
     Raises:
       UserError: there is no such directory, or a file in it cannot be read or written.
@@ -73,7 +73,7 @@ def write_report(workdir: epath.PathLike, *, is_done: bool | None = None) -> epa
             is_done=(workdir / "DONE").exists() if is_done is None else is_done,
         )
         _save_curves(workdir / FOLDER, rows, from_json(stored.get("metrics")))
-        # Names of files that are no UTF-8 cannot be encoded as they are.
+        # File names that are not valid UTF-8 cannot be encoded without an error handler.
         write_atomically(path, page.encode("utf-8", "backslashreplace"))
     except storage.errors() as error:
         reason = getattr(error, "strerror", None) or error
@@ -139,7 +139,7 @@ def _read_json(path: epath.Path) -> Mapping[str, Any]:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """`value` if it is a section, else an empty one."""
+    """Returns `value` if it is a mapping, and otherwise an empty mapping."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -159,7 +159,7 @@ def _save_curves(
 def _attempt(
     draw: "Callable[[], Figure | None]", save: "Callable[[Figure], bytes]", what: str
 ) -> bytes | None:
-    """The bytes of a picture; None if there is none, or it fails, which is not worth the report."""
+    """Returns the bytes of a picture; None if there is none, or if drawing or saving it fails."""
     try:
         figure = draw()
         return figure and save(figure)
@@ -175,7 +175,7 @@ def _data_uri(picture: bytes) -> str:
 
 
 def _last_values(rows: Sequence[Row]) -> dict[str, tuple[int, float]]:
-    """Metric → (step, value) of its last row with a finite value."""
+    """Returns metric → (step, value) of its last row with a finite value."""
     return {
         name: (row["step"], value)
         for row in rows
@@ -205,7 +205,7 @@ def _tiles(
     last: Mapping[str, tuple[int, float]],
     metric_info: Mapping[str, Metric],
 ) -> list[dict[str, str]]:
-    """The headline numbers: label, value, and a note under it."""
+    """Returns the headline numbers, each with a label, a value and a note."""
     tiles = []
 
     def add(label: str, value: str, note: str = "") -> None:
@@ -241,7 +241,7 @@ def _finite(rows: Sequence[Row], name: str) -> list[float]:
 
 
 def _out_of(score: str, last: Mapping[str, tuple[int, float]]) -> str:
-    """The number of examples that the score was taken on, as logged beside it."""
+    """Returns a note with the number of examples of the score, as the same evaluation logged it."""
     folder = score.rpartition("/")[0]
     count = last.get(f"{folder}/num_examples")
     if count is None:
@@ -269,7 +269,7 @@ def _drawn(chart: curves.Chart) -> dict[str, Any]:
 
 
 def _scores(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[dict[str, str]]:
-    """The final value of every evaluated metric, and its best with the step it was reached at."""
+    """Returns the final value of every evaluated metric, and its best value with its step."""
     scores = []
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval/"))
     for name in sorted(names):
@@ -294,7 +294,7 @@ def _scores(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[dict
 
 
 def _timing(last: Mapping[str, tuple[int, float]]) -> dict[str, Any] | None:
-    """The parts of the run's time, largest first; they add up to the whole."""
+    """Returns the parts of the run's time, largest first; they add up to the total."""
     parts = {
         name.removeprefix("time/"): value
         for name, (_, value) in last.items()
@@ -320,7 +320,7 @@ def _timing(last: Mapping[str, tuple[int, float]]) -> dict[str, Any] | None:
 
 
 def _config_groups(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The configuration as groups of (dotted key, value): plain keys first, then each section."""
+    """Returns the configuration as groups of (dotted key, value), plain keys first."""
     plain = [(key, _shown(value)) for key, value in config.items() if not _is_section(value)]
     groups = [("", plain)] if plain else []
     for key, value in config.items():
@@ -347,7 +347,7 @@ def _shown(value: Any) -> str:
 
 
 def _facts(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The other contents of `config.json`: commit, versions, devices."""
+    """Returns the other contents of `config.json`, such as commit, versions and devices."""
     facts: list[tuple[str, str]] = []
     for key, value in stored.items():
         if key in _NOT_FACTS or value in (None, "", {}, []):

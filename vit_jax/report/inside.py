@@ -1,6 +1,6 @@
-"""Figures of a model's inside: patches, attention, and what the first layer learned.
+"""Figures of the inside of a model: patches, attention and the filters of the first layer.
 
-`figures` says how they are made and saves them.
+The module `figures` describes how figures are made, and saves them.
 """
 
 import math
@@ -31,7 +31,7 @@ from vit_jax.report.figures import (
 
 MAX_COLUMNS = 8
 
-_MOSAIC_SIDE = 40  # pixels; smaller maps are enlarged to it
+_MOSAIC_SIDE = 40  # pixels; smaller maps are enlarged to this size
 
 
 def attention_panel(
@@ -75,7 +75,7 @@ def attention_heads(
     summaries: Mapping[str, Image],
     title: str = "attention of each head",
 ) -> Figure:
-    """Returns what every head of every layer of a model attends to in one image.
+    """Returns the attention maps of every head of every layer of a model for one image.
 
     Args:
       image: the input.
@@ -127,7 +127,7 @@ def attention_distances(distances: np.ndarray, grid: tuple[int, int]) -> Figure:
     for head in distances.T:
         axes.plot(layers, head, "o", color=SERIES[0], ms=6, alpha=0.75, mec=PAPER, mew=0.6)
     axes.axhline(apart.mean(), color=MUTED, ls=":", lw=1.2)
-    # One patch further a layer in each direction: the diagonal is the farthest.
+    # A convolution reaches one patch further with each layer, farthest along the diagonal.
     reach = np.minimum(np.sqrt(2) * layers, apart.max())
     axes.plot(layers, reach, color=SERIES[1], ls="--", lw=1.2)
     names = ("a head, mean", "attention to all patches alike, mean", "3×3 convolutions, farthest")
@@ -215,7 +215,7 @@ def patch_filters(kernel: np.ndarray, count: int = 28) -> Figure:
 
     Args:
       kernel: `[patch_h, patch_w, channels, width]`.
-      count: the number of components drawn, the one that explains most first.
+      count: the number of components drawn, in descending order of explained variance.
     """
     kernel = np.asarray(kernel, np.float32)
     *patch, width = kernel.shape
@@ -224,7 +224,7 @@ def patch_filters(kernel: np.ndarray, count: int = 28) -> Figure:
         filters - filters.mean(axis=1, keepdims=True), full_matrices=False
     )
     components = components[:, : min(count, components.shape[1])]
-    # The sign of a component is arbitrary: its largest entry is drawn bright.
+    # The sign of a component is arbitrary, so the sign that makes its largest entry bright is used.
     largest = np.abs(components).argmax(axis=0)
     components = components * np.sign(components[largest, np.arange(components.shape[1])])
     pictures = [
@@ -237,11 +237,11 @@ def patch_filters(kernel: np.ndarray, count: int = 28) -> Figure:
 
 
 def _mosaic(axes: Axes, maps: np.ndarray, **style: Any) -> AxesImage:
-    """Draws `[rows, columns, h, w]` maps side by side, with gaps that show the paper.
+    """Draws `[rows, columns, h, w]` maps in a grid, with transparent gaps.
 
-    Ticks are left at the middle of each row and column. style: arguments of `imshow`.
+    Ticks mark the middle of each row and column. style: arguments of `imshow`.
     """
-    # Cells are repeated, so that the gap between maps of few cells is less than a cell.
+    # Cells are repeated, so that the gap between small maps is narrower than a cell.
     repeats = math.ceil(_MOSAIC_SIDE / max(maps.shape[2:]))
     maps = maps.repeat(repeats, axis=2).repeat(repeats, axis=3)
     rows, columns, height, width = maps.shape
@@ -257,7 +257,7 @@ def _mosaic(axes: Axes, maps: np.ndarray, **style: Any) -> AxesImage:
 def _tiles(
     part: FigureBase, patches: np.ndarray, shape: tuple[int, int], *, numbered: bool
 ) -> None:
-    """Draws patches `[n, h, w, 3]` in rows and columns, with gaps and, if asked, numbers."""
+    """Draws patches `[n, h, w, 3]` in rows and columns, with gaps and, if `numbered`, numbers."""
     for index, patch in enumerate(patches):
         axes = part.add_subplot(*shape, index + 1)
         draw_image(axes, patch)

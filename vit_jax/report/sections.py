@@ -1,4 +1,4 @@
-"""Sections of the report: what a task or a command adds to it, kept in `WORKDIR/report/`."""
+"""Sections of the report: additions of a task or a command, stored in `WORKDIR/report/`."""
 
 import hashlib
 import io
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 FOLDER = "report"
 INDEX = "sections.json"
 
-_SMALL_IMAGE = 240  # pixels; smaller ones are enlarged to it
-_PIXELS_PER_INCH = 100  # at which the text of a figure is as large as the page's
+_SMALL_IMAGE = 240  # pixels; smaller images are enlarged to this size
+_PIXELS_PER_INCH = 100  # The text of a figure then has the size of the page's text.
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Section:
     """A part of the report.
 
     Attributes:
-      title: its heading; saving a section replaces the one of the same title.
+      title: its heading; saving a section replaces the section with the same title.
       text: plain text, with an empty line between paragraphs.
       image: a PIL image, a matplotlib figure or the bytes of an image file.
       table: rows of cells; the first row is the heading.
@@ -49,7 +49,7 @@ class StoredSection:
     Attributes:
       image: bytes of a PNG file, or None.
       drawing: bytes of an SVG file that shows the same on light and dark pages, or None.
-      width: of the image on the page, in CSS pixels.
+      width: the width of the image on the page, in CSS pixels.
       is_pixel_art: whether the image is so small that it is shown enlarged, pixel by pixel.
     """
 
@@ -65,10 +65,10 @@ class StoredSection:
 def save_sections(workdir: epath.PathLike, sections: Iterable[Section]) -> None:
     """Writes `sections` to `WORKDIR/report/`: pictures as files, the rest to `sections.json`.
 
-    A figure becomes an SVG file for the page and a PNG file to use elsewhere. New titles go to the
-    end; those already there keep their place and take the new content. A reader, or a crash, meets
-    the old index or the new, with its pictures there. A picture that cannot be drawn costs a
-    warning, and its section has none.
+    A figure becomes an SVG file for the page and a PNG file for other uses. New titles are
+    appended; existing titles keep their position and get the new content. The index is replaced
+    atomically after its pictures exist, so a concurrent reader or a crash never leaves a partial
+    index. If a picture cannot be drawn, a warning is logged and its section has no picture.
     """
     folder = epath.Path(workdir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def read_sections(workdir: epath.PathLike) -> list[StoredSection]:
     folder = epath.Path(workdir) / FOLDER
 
     def picture(entry: Mapping[str, Any], key: str) -> bytes | None:
-        # Only files of this folder: an index from elsewhere may name any.
+        # An index from another source may name any file, so only files of this folder are read.
         name = str(entry.get(key) or "")
         path = folder / name
         return path.read_bytes() if name and "/" not in name and path.is_file() else None
@@ -108,7 +108,7 @@ def read_sections(workdir: epath.PathLike) -> list[StoredSection]:
 
 
 def _read_index(folder: epath.Path) -> list[dict]:
-    """The entries of the index that have a title; [] if there is no index."""
+    """Returns the entries of the index that have a title; [] if there is no index."""
     path = folder / INDEX
     if not path.exists():
         return []
@@ -131,7 +131,7 @@ def _store(section: Section, folder: epath.Path) -> dict:
     if section.image is not None:
         try:
             entry |= _store_picture(section, folder)
-        except Exception as error:  # Whatever it is, a picture is not worth a run.
+        except Exception as error:  # No error in a picture may end a run.
             reason = one_line(str(error), 200) or type(error).__name__
             title = one_line(section.title)
             logger.warning("report section %r has no picture, which failed: %s", title, reason)
@@ -139,7 +139,7 @@ def _store(section: Section, folder: epath.Path) -> dict:
 
 
 def _store_picture(section: Section, folder: epath.Path) -> dict[str, Any]:
-    """Writes the picture of a section and returns what the index says of it."""
+    """Writes the picture of a section and returns its entries in the index."""
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -170,7 +170,7 @@ def _cell(value: Any) -> str:
 
 
 def _file_name(title: str) -> str:
-    """A file name from a title: its words, and a hash if other titles have the same words."""
+    """Returns a file name: a title's words, and a hash if other titles have the same words."""
     words = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")[:60]
     if words.replace("_", " ").capitalize() == title:
         return words

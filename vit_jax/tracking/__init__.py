@@ -1,6 +1,6 @@
-"""What a run records while it trains: the metrics log, its writers, progress on the console.
+"""Records of a run in progress: the metrics log, its writers, and progress on the console.
 
-Importing this package is cheap, because the training loop does it: no JAX, no matplotlib.
+The training loop imports this package, so it imports neither JAX nor matplotlib.
 """
 
 from vit_jax.tracking.console import Progress, format_duration

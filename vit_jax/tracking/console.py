@@ -1,9 +1,9 @@
 """Progress on the console: one live line on a terminal, plain lines in a log file.
 
-Neither tqdm nor rich would make this smaller. Both draw a bar, but the log lines, the numbers, the
-order in which a narrow terminal gives them up and the time left (which pauses for evaluation must
-not move) would stay here. Both raise when the stream breaks, rich shows no progress where there is
-no terminal, and each runs a thread.
+Neither tqdm nor rich would make this module smaller. Both draw a bar, but this module would still
+need the log lines, the numbers, the order in which a narrow terminal drops them, and an estimate of
+the remaining time that pauses for evaluation do not change. Both raise when the stream breaks, rich
+shows no progress without a terminal, and each runs a thread.
 """
 
 import collections
@@ -17,17 +17,17 @@ from typing import NamedTuple, TextIO
 
 from vit_jax.tracking.plain_text import one_line, visible
 
-_BAR_WIDTH_MAX = 28  # columns; wider bars say nothing more
+_BAR_WIDTH_MAX = 28  # columns; wider bars are no more informative
 _BAR_WIDTH_MIN = 8
-_REDRAW_SECONDS = 0.05  # a terminal is not redrawn more often
-_RECENT_INTERVALS = 20  # reports that the recent step time is taken from
+_REDRAW_SECONDS = 0.05  # the least time between two redraws of a terminal
+_RECENT_INTERVALS = 20  # the number of reports in the median of the recent step time
 
 _CLEAR_TO_END = "\x1b[K"
 _STYLES = {"bar": "36", "bold": "1", "dim": "2", "plain": ""}
 
 
 class _Field(NamedTuple):
-    """One piece of the live line; `rank` orders what is given up when the line is too long."""
+    """One piece of the live line; `rank` orders the pieces that a line too long leaves out."""
 
     text: str
     style: str
@@ -35,17 +35,17 @@ class _Field(NamedTuple):
 
 
 class Progress:
-    """Shows how far training is, when it will end, and the numbers that matter meanwhile.
+    """Shows the progress of training, the remaining time and the main metrics.
 
     On a terminal one line is redrawn in place, cut to the terminal's width; elsewhere each
-    `update` prints a line. Colour follows NO_COLOR and TERM=dumb. A stream that breaks (a closed
+    `update` prints a line. NO_COLOR and TERM=dumb turn colors off. A stream that breaks (a closed
     pipe) ends the display, never the run.
 
     Args:
       total_steps: the last step of the run.
-      start_step: the step the run starts or resumes from.
-      stream: where to print; standard error if None.
-      clock: seconds, as `time.monotonic`.
+      start_step: the step that the run starts or resumes from.
+      stream: the stream to print to; standard error if None.
+      clock: returns seconds, as `time.monotonic` does.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Progress:
         self._glyphs = _glyphs(self._stream)
 
     def update(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
-        """Reports that `step` is done; `metrics` under their names in the metrics log.
+        """Reports that `step` is done.
 
-        Shown are `train/loss`, `train/lr`, `train/images_per_sec`, `train/mfu` and
-        `train/input_wait_fraction`, as far as present. On a terminal a number stays until a newer
-        one replaces it.
+        Of `metrics`, which have their names in the metrics log, the console shows `train/loss`,
+        `train/lr`, `train/images_per_sec`, `train/mfu` and `train/input_wait_fraction`, as far as
+        they are present. On a terminal a number stays until a newer number replaces it.
         """
         now = self._clock()
         self._remaining_time.report(step, now)
@@ -89,26 +89,26 @@ class Progress:
             self._draw()
 
     def message(self, text: str) -> None:
-        """Prints `text` as lines of their own, above the live line if there is one.
+        """Prints `text` on separate lines, above the live line if there is one.
 
-        Escape codes and other characters that a terminal would obey are shown as text.
+        Escape codes and other control characters are shown as text.
         """
         text = "\n".join(map(visible, text.split("\n")))
         if self._is_drawn:
-            # One write, so that the terminal never shows a state in between.
+            # A single write prevents the terminal from showing an intermediate state.
             self._write(f"\r{_CLEAR_TO_END}{text}\n{self._live_line()}")
         else:
             self._write(f"{text}\n")
 
     def close(self) -> None:
-        """Leaves the live line as it is last known and moves below it; may be called twice."""
+        """Draws the last state of the live line and ends it; may be called twice."""
         if self._is_drawn:
             self._write(f"\r{self._live_line()}{_CLEAR_TO_END}\n")
             self._is_drawn = False
         self._is_live = False
 
     def _draw(self) -> None:
-        # Overwriting and then clearing the rest, rather than the reverse, does not flicker.
+        # Overwriting the line and then clearing the rest, not the reverse, avoids flicker.
         self._write(f"\r{self._live_line()}{_CLEAR_TO_END}")
         self._is_drawn = not self._is_broken
 
@@ -120,11 +120,11 @@ class Progress:
             self._stream.flush()
         except UnicodeEncodeError:
             self._stream.write(text.encode("ascii", "replace").decode())
-        except (OSError, ValueError):  # ValueError: the file was closed
+        except (OSError, ValueError):  # A closed file raises ValueError.
             self._is_broken, self._is_drawn = True, False
 
     def _where(self) -> list[str]:
-        """Step, percent (100 only at the end) and time left, or taken once all is done."""
+        """Returns step, percent (100 only at the end), and time left, or time taken at the end."""
         percent = 100 * self._step // max(self._total_steps, 1)
         seconds = self._remaining_time.seconds()
         if self._step >= self._total_steps:
@@ -146,7 +146,7 @@ class Progress:
             _Field(self._note, "dim", 8),
         ]
         fields = [field for field in fields if field.text]
-        # The last column stays empty: writing there makes some terminals wrap.
+        # The last column stays empty, because writing there makes some terminals wrap.
         columns = _columns(self._stream) - 1
         while _length(fields) > columns and len(fields) > 1:
             fields.remove(max(fields, key=lambda field: field.rank))
@@ -172,9 +172,10 @@ class Progress:
 class RemainingTime:
     """Estimates the time to the last step from the times at which steps were reported.
 
-    Seconds a step are the larger of the median over recent reports, which pauses for evaluation
-    and saving do not move and a slow-down does, and the mean since the first report, which counts
-    the pauses that recur. The time before the first report, mostly compilation, counts for nothing.
+    The estimate of the seconds per step is the larger of two values. The median over recent reports
+    follows a slow-down, but not the pauses for evaluation and saving. The mean since the first
+    report includes the pauses that recur. The time before the first report, mostly compilation, is
+    ignored.
     """
 
     def __init__(self, total_steps: int):
@@ -184,7 +185,7 @@ class RemainingTime:
         self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT_INTERVALS)
 
     def report(self, step: int, now: float) -> None:
-        """`step` was done at `now` (seconds). A step reported again changes nothing."""
+        """Records that `step` was done at `now` (seconds); ignores a step reported before."""
         if self._first is None or self._last is None:
             self._first = self._last = (step, now)
             return
@@ -194,7 +195,7 @@ class RemainingTime:
             self._last = (step, now)
 
     def seconds(self) -> float | None:
-        """Seconds left after the last report, or None while there is nothing to tell them from."""
+        """Returns the seconds left after the last report, or None before there is an estimate."""
         if self._last is None:
             return None
         (first_step, first_time), (step, now) = self._first, self._last
@@ -205,7 +206,7 @@ class RemainingTime:
 
 
 def format_duration(seconds: float) -> str:
-    """`seconds` in at most two units: `42s`, `1m 05s`, `2h 10m`, `3d 04h`."""
+    """Returns `seconds` in at most two units: `42s`, `1m 05s`, `2h 10m`, `3d 04h`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -216,7 +217,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _numbers(metrics: Mapping[str, float]) -> dict[str, str]:
-    """The numbers the console shows, formatted, by short name."""
+    """Returns the formatted numbers that the console shows, by short name."""
     formats = {
         "loss": ("train/loss", lambda value: f"loss {value:.4g}"),
         "lr": ("train/lr", lambda value: f"lr {value:.3g}"),
@@ -247,7 +248,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _columns(stream: TextIO) -> int:
-    """Width of the terminal behind `stream`, now: a window may be resized during the run."""
+    """Returns the current width of the terminal of `stream`; it changes if a window is resized."""
     try:
         columns = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError, AttributeError):
@@ -256,7 +257,7 @@ def _columns(stream: TextIO) -> int:
 
 
 def _glyphs(stream: TextIO) -> tuple[str, str]:
-    """What the bar is drawn with, done and to do, within the stream's encoding."""
+    """Returns the characters of the bar, (done, to do), that the stream's encoding has."""
     glyphs = ("━", "─")
     try:
         "".join(glyphs).encode(getattr(stream, "encoding", None) or "ascii")

@@ -1,7 +1,7 @@
-"""The metrics log of a run, and the protocol of the writers that it hands each row to.
+"""The metrics log of a run, and the protocol of the writers that receive its rows.
 
 A writer is a plug-in: a module of `vit_jax.tracking.writers` with a class `Writer`, or a class of
-the user's own that `config.log.writers` names as `package.module:Class`. `jsonl` is always among
+the user's own that `config.log.writers` names as `package.module:Class`. `jsonl` is always one of
 them, because the report reads its file.
 """
 
@@ -26,32 +26,33 @@ ALWAYS = "jsonl"
 
 
 class Writer(Protocol):
-    """Takes the rows of one run somewhere.
+    """Writes the rows of one run to a destination.
 
     The class is called as `Writer(workdir, resume_step=..., config=...)`: the `epath.Path` of the
     run's directory, the step that the run resumes after (0 for a fresh one), and the config as
     nested dicts. Only process 0 has writers. A writer sees each (step, name) once, also when a
     resumed run computes a value again.
 
-    An exception costs one warning and never the run; the writer is called again for later rows. If
-    the class itself raises, the run goes on without this writer, unless it raises a `UserError`.
+    An exception in a method is logged as one warning and never ends the run; the writer is called
+    again for later rows. If the constructor raises, the run continues without this writer, unless
+    the exception is a `UserError`.
 
     A writer may also have `message(text)` for the lines that the console shows, and
     `image(step, name, png)` for the pictures of the report, as bytes of a PNG file.
     """
 
     def write(self, step: int, scalars: Mapping[str, Scalar]) -> None:
-        """Takes values of `step`. The training step waits for this call."""
+        """Writes the values of `step`. The training step waits for this call."""
 
     def flush(self) -> None:
         """Makes all rows so far durable; called when a checkpoint is saved."""
 
     def close(self) -> None:
-        """Lets go of files and connections; called once, at the end."""
+        """Closes files and connections; called once, at the end."""
 
 
 def writer_names(section: ConfigDict) -> list[str]:
-    """Returns the writers that `config.log` asks for.
+    """Returns the names of the writers that `config.log` names.
 
     Raises:
       UserError: one of them does not exist.
@@ -62,10 +63,10 @@ def writer_names(section: ConfigDict) -> list[str]:
 
 
 class MetricsLog:
-    """Hands rows of scalars to the writers of a run.
+    """Passes rows of scalars to the writers of a run.
 
-    A value is logged once: the first value written for a (step, name) stands, also when a restarted
-    run computes it again. A second write for a step adds only the names that are new there.
+    A value is logged once: the first value written for a (step, name) is kept, also when a
+    restarted run computes it again. A second write for a step adds only the names that are new.
 
     Args:
       workdir: directory of the run, local or on an object store; made if absent.
@@ -104,7 +105,7 @@ class MetricsLog:
                 )
             except UserError:
                 raise
-            except Exception as error:  # A tracker that is down must not keep a run from training.
+            except Exception as error:  # A tracker that is down must not prevent training.
                 self._warn(f"warning: log writer {name} cannot start: {_line(error)}")
         for row in read_metrics(workdir):
             self._names_at.setdefault(row["step"], set()).update(row)
@@ -123,11 +124,11 @@ class MetricsLog:
             self._tell("write", step, new)
 
     def message(self, text: str) -> None:
-        """Hands a line for people to the writers that take them."""
+        """Passes a line of the console to the writers that have `message`."""
         self._tell("message", text)
 
     def image(self, step: int, name: str, png: bytes) -> None:
-        """Hands a picture, as bytes of a PNG file, to the writers that take them."""
+        """Passes a picture, as bytes of a PNG file, to the writers that have `image`."""
         self._tell("image", step, name, png)
 
     def flush(self) -> None:
@@ -136,7 +137,7 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes all writers; may be called twice."""
-        self._warned.clear()  # What is lost at the end is lost for good, and said again.
+        self._warned.clear()  # Rows lost at the end stay lost, so a second warning is due.
         self._tell("close")
         self._writers = {}
 
@@ -144,14 +145,14 @@ class MetricsLog:
         for name, writer in self._writers.items():
             try:
                 getattr(writer, method, _ignore)(*args)
-            except Exception as error:  # Whatever it is, the run is worth more than its log.
+            except Exception as error:  # No error in a writer may end a run.
                 if name not in self._warned:
                     self._warned.add(name)
                     self._warn(f"warning: log writer {name} failed: {_line(error)}")
 
 
 def _ignore(*_: Any) -> None:
-    """Stands for the methods that a writer need not have."""
+    """Replaces the optional methods that a writer does not have."""
 
 
 def _line(error: Exception) -> str:
@@ -159,7 +160,7 @@ def _line(error: Exception) -> str:
 
 
 def _plain(value: Any) -> Scalar:
-    """A Python int or float from any scalar; integers stay exact whatever their size."""
+    """Returns any scalar as a Python int or float; integers of any size stay exact."""
     try:
         return int(operator.index(value))
     except TypeError:

@@ -1,4 +1,4 @@
-"""The meaning of metrics: which direction is better, and in which unit people read them.
+"""The meaning of metrics: the direction that is better, and the unit in which they are shown.
 
 A task declares its metrics as `metric_info`, for example:
 
@@ -35,7 +35,7 @@ class Metric(NamedTuple):
 
     Attributes:
       higher_is_better: None for a number that is neither good nor bad, such as a count.
-      unit: "fraction" for a part of one, which people read as a percentage; "count"; "" for a plain
+      unit: "fraction" for a part of one, which is shown as a percentage; "count"; "" for a plain
         number; any other text, such as "pixels", is written after the number.
     """
 
@@ -43,7 +43,7 @@ class Metric(NamedTuple):
     unit: str = ""
 
     def is_better(self, value: float, best: float | None) -> bool:
-        """Returns whether `value` beats the best so far, which is None at first. NaN never does."""
+        """Returns whether `value` is better than `best`, which is None at first. NaN never is."""
         if self.higher_is_better is None or math.isnan(value):
             return False
         if best is None or math.isnan(best):
@@ -51,7 +51,7 @@ class Metric(NamedTuple):
         return value > best if self.higher_is_better else value < best
 
     def text(self, value: float) -> str:
-        """Returns `value` as people read it, such as `95.83%`, `12.5` or `3.2 pixels`."""
+        """Returns `value` as text, such as `95.83%`, `12.5` or `3.2 pixels`."""
         if self.unit == "fraction":
             return f"{value:.2%}"
         if self.unit == "count":
@@ -90,7 +90,7 @@ BEFORE_DECLARATIONS = {
 def declared(name: str, metric_info: Mapping[str, Metric]) -> Metric | None:
     """Returns the declaration of the metric `name`, with or without its split, or None.
 
-    A name goes before a pattern, and an earlier pattern before a later one.
+    An exact name takes precedence over a pattern, and an earlier pattern over a later one.
     """
     parts = name.split("/")
     for first in range(len(parts)):
@@ -104,9 +104,9 @@ def declared(name: str, metric_info: Mapping[str, Metric]) -> Metric | None:
 
 
 def meaning(name: str, metric_info: Mapping[str, Metric]) -> Metric:
-    """Returns the declaration of the metric `name`, or the little that an undeclared name tells.
+    """Returns the declaration of the metric `name`, or a default if it is not declared.
 
-    Only a name that ends in `loss` tells the direction.
+    The default has a direction only if the name ends in `loss`.
     """
     found = declared(name, metric_info)
     if found is not None:
@@ -120,10 +120,10 @@ def best_metric(name: str, metric_info: Mapping[str, Metric], best_is: str) -> M
     Args:
       name: `SPLIT/METRIC`; "" for none, which gives None.
       metric_info: the declarations of the task.
-      best_is: `config.checkpoint.best_is`: highest, lowest, or "" for what the task declares.
+      best_is: `config.checkpoint.best_is`: highest, lowest, or "" for the task's declaration.
 
     Raises:
-      UserError: nothing tells whether higher or lower is better.
+      UserError: the direction that is better is unknown.
     """
     if not name:
         return None
@@ -150,10 +150,10 @@ def best_metric(name: str, metric_info: Mapping[str, Metric], best_is: str) -> M
 
 
 def headline(metric: str, names: Iterable[str]) -> str | None:
-    """Returns the name that tells how good a model is: `metric` on the first split that has it.
+    """Returns the name of the score of a model: `metric` on the first split that has it.
 
-    The averaged parameters go first if there are any, because they are what one would deploy. The
-    values play no part: to choose by the test score would flatter the model.
+    The averaged parameters take precedence if there are any, because they are the ones to deploy.
+    The choice does not depend on the values, because a choice by test score would be biased.
     """
     found = [name for name in names if name.endswith(f"/{metric}")]
     averaged = [name for name in found if name.split("/")[-2].endswith("_ema")]
@@ -161,14 +161,15 @@ def headline(metric: str, names: Iterable[str]) -> str | None:
 
 
 def as_json(metric_info: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
-    """Returns declarations as `config.json` stores them for the report."""
+    """Returns the declarations in the form in which `config.json` stores them for the report."""
     return {name: info._asdict() for name, info in metric_info.items()}
 
 
 def from_json(stored: Any) -> dict[str, Metric]:
-    """Returns the declarations that `as_json` made, those of every run included.
+    """Returns the declarations that `as_json` stored, and those that every run has.
 
-    Whatever is no declaration is left out. None stands for a run from before there were any.
+    Entries that are not valid declarations are left out. `stored` is None for a run of an earlier
+    version, which stored no declarations.
     """
     if not isinstance(stored, Mapping):
         return {**RUN_METRICS, **(BEFORE_DECLARATIONS if stored is None else {})}

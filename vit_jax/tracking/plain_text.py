@@ -1,7 +1,7 @@
-"""Texts of users (names of classes and files, captions), made safe to show.
+"""Makes texts of users (names of classes and files, captions) safe to show.
 
-A name may hold anything: line breaks, escape codes that a terminal obeys, marks that reverse the
-direction of what follows, halves of characters from file names that are no UTF-8.
+A name may contain line breaks, escape codes of terminals, marks that reverse the direction of text,
+and unpaired surrogates from file names that are not valid UTF-8.
 """
 
 import unicodedata
@@ -10,18 +10,19 @@ _ELLIPSIS = "…"
 
 
 def visible(text: str) -> str:
-    r"""Returns `text` with everything that would act, and not show, as an escape such as `\x1b`.
+    r"""Returns `text` with characters that are not visible as escapes such as `\x1b`.
 
-    These are control characters (line breaks and tabs among them), marks that override the
-    direction of text, halves of surrogate pairs and code points that are no characters.
+    These are control characters (including line breaks and tabs), marks that override the direction
+    of text, unpaired surrogates and code points that are not characters.
     """
     return "".join(char.encode("unicode_escape").decode() if _acts(char) else char for char in text)
 
 
 def one_line(text: str, limit: int = 0) -> str:
-    """Returns `text` on one line, with single spaces, every character visible.
+    """Returns `text` on one line, with single spaces, and every character visible.
 
-    limit: a longer text is cut to this many characters, the last of them an ellipsis; 0 is none.
+    limit: the largest number of characters; a longer text is cut and ends in an ellipsis. 0 means
+      no limit.
     """
     text = visible(" ".join(text.split()))
     return text[: limit - 1] + _ELLIPSIS if 0 < limit < len(text) else text

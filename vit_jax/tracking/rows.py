@@ -1,16 +1,16 @@
-"""Rows of the metrics log as they are stored: one JSON object a line, `step` first, then scalars.
+"""The stored form of the metrics log: one JSON object per line, `step` first, then scalars.
 
     {"step": 100, "train/loss": 0.6931, "train/lr": 0.001}
     {"step": 100, "eval/test/accuracy": 0.958}
 
 A row belongs to the step that it names. Several lines may hold values of one step, and the first
-value of a (step, name) stands.
+value of a (step, name) counts.
 
-JSON has no NaN or infinity, so these are the strings "NaN", "Infinity" and "-Infinity" (the
-mapping of protocol buffers, and what Python's `float` reads back).
+JSON has no NaN or infinity, so these are the strings "NaN", "Infinity" and "-Infinity" (the JSON
+mapping of protocol buffers, which Python's `float` also reads).
 
-On a file system the rows are in `metrics.jsonl`. Where files cannot be appended to (object stores)
-they are in `metrics/part-FIRST-LAST.jsonl`.
+On a file system the rows are in `metrics.jsonl`. On object stores, where files cannot be appended
+to, they are in `metrics/part-FIRST-LAST.jsonl`.
 """
 
 import json
@@ -37,10 +37,9 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def read_metrics(workdir: epath.PathLike) -> list[Row]:
-    """Returns the log of `workdir`, one row a step in step order; [] if nothing was logged yet.
+    """Returns the log of `workdir`, one row per step in step order; [] if nothing was logged yet.
 
-    It is safe to call while the run is going: a line that is still being written is left out, and
-    so is whatever is no row.
+    The function may be called while the run continues: it leaves out incomplete and invalid lines.
 
     Raises:
       UserError: a file of the log cannot be read.
@@ -83,10 +82,10 @@ def encode(rows: Iterable[Row]) -> bytes:
 
 
 def decode(data: bytes, path: epath.Path) -> Iterator[Row]:
-    """Yields the rows among the lines of a log.
+    """Yields the rows of the lines of a log.
 
-    A line that is no row is left out: the last one silently if it has no end yet, others with a
-    warning that names `path`.
+    Invalid lines are left out: a last line without a newline silently, others with a warning that
+    names `path`.
     """
     lines = data.split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -95,7 +94,7 @@ def decode(data: bytes, path: epath.Path) -> Iterator[Row]:
         row = _decode_line(line)
         if row is not None:
             yield row
-        elif number < len(lines):  # The last line of a crash has no newline after it.
+        elif number < len(lines):  # A crash leaves a last line without a newline.
             logger.warning("%s line %d is not a row of metrics; left out", path, number)
 
 

@@ -52,7 +52,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def gauge(self, part: str, read: Callable[[], float]) -> Iterator[None]:
-        """Adds to a part the seconds that another clock, which starts at 0, counts in the block."""
+        """Adds to a part the seconds that another clock, starting at 0, counts during the block."""
         self._gauges[part] = read
         try:
             yield
@@ -74,7 +74,7 @@ class Stopwatch:
         return total_seconds(self.so_far())
 
     def goodput(self) -> float:
-        """Returns the fraction of the time in which steps ran: no start, input wait or saving."""
+        """Returns the fraction of the time in which steps ran, excluding start, input and saves."""
         parts = self.so_far()
         steps = parts.get("train", 0.0) - sum(parts.get(part, 0.0) for part in WITHIN_TRAIN)
         return max(0.0, steps) / max(total_seconds(parts), 1e-9)
@@ -88,8 +88,8 @@ def total_seconds(parts: Mapping[str, float]) -> float:
 class StepLog:
     """Writes rows of the training steps, each while the next step runs.
 
-    Reading a step's metrics waits until the device has finished it. A row is therefore held back
-    until the following step has been handed to the device, which then never runs dry.
+    Reading a step's metrics blocks until the device has finished the step. A row is therefore held
+    back until the following step has been dispatched, so that the device is never idle.
 
     Only process 0 writes (`is_writer`), but every process must make the same calls, because
     `additions` may compare the processes.
@@ -137,20 +137,20 @@ class StepLog:
         self._at = start_step
         self._in_flight: collections.deque[Array] = collections.deque()
         self._held: tuple[int, Mapping[str, Array], float] | None = None
-        self._last: tuple[int, float, float] | None = None  # step, when it was done, input wait
+        self._last: tuple[int, float, float] | None = None  # step, time of its end, input wait
         self._paused = 0.0
 
     def step(self, at: int, metrics: Mapping[str, Array], waited: float) -> None:
-        """Takes the metrics of step `at`, which has been handed to the device.
+        """Records the metrics of step `at`, which has been dispatched to the device.
 
         waited: the seconds spent waiting for input so far.
 
         Raises:
-          Diverged: an earlier step ended too long a row of skipped steps.
+          Diverged: too many steps in a row, up to an earlier step, were skipped.
         """
         self.flush()
         self._at = at
-        # Without a bound the host would run ahead, and the batches of all those steps with it.
+        # Without a bound the host would dispatch many steps ahead and hold all their batches.
         self._in_flight.append(metrics["loss"])
         if len(self._in_flight) > MAX_IN_FLIGHT:
             self._in_flight.popleft().block_until_ready()
@@ -183,7 +183,7 @@ class StepLog:
             self._progress.update(at, row)
 
     def check(self, at: int, bad_steps: int, spikes: int = 0) -> None:
-        """Raises `Diverged` if step `at` ends too long a row of skipped steps."""
+        """Raises `Diverged` if too many steps in a row, up to step `at`, were skipped."""
         if spikes > self._max_spikes:
             raise Diverged(
                 f"the loss spiked at step {at - spikes + 1} and stayed there ({spikes} steps in a"
@@ -197,7 +197,7 @@ class StepLog:
 
     @contextlib.contextmanager
     def paused(self, note: str = "") -> Iterator[None]:
-        """Marks the block as no training time, such as evaluation, and shows `note` meanwhile."""
+        """Excludes the block, such as an evaluation, from training time, and shows `note` in it."""
         while self._in_flight:
             self._in_flight.popleft().block_until_ready()
         started = time.monotonic()
@@ -217,12 +217,12 @@ class StepLog:
             self.message(f"warning: {number} unreadable training images were replaced by others")
 
     def message(self, text: str) -> None:
-        """Shows a line on the console, and hands it to the log writers that take such lines."""
+        """Shows a line on the console and passes it to the log writers that have `message`."""
         self._show(text)
         self._log.message(text)
 
     def image(self, name: str, png: bytes) -> None:
-        """Hands a picture of the last step to the log writers that take pictures."""
+        """Passes a picture of the last step to the log writers that have `image`."""
         self._log.image(self._at, name, png)
 
     def _show(self, text: str) -> None:
@@ -230,7 +230,7 @@ class StepLog:
             self._progress.message(text)
 
     def mute(self) -> None:
-        """Keeps the rows and drops the console."""
+        """Stops the output to the console; rows are still written."""
         self._progress = None
 
     def sync(self) -> None:
@@ -238,7 +238,7 @@ class StepLog:
         self._log.flush()
 
     def close(self) -> None:
-        """Lets go of the console and the files."""
+        """Closes the console and the files."""
         self._log.close()
         if self._progress:
             self._progress.close()

@@ -1,4 +1,4 @@
-"""The use a run makes of its machines: utilization, goodput, memory, and which host comes last."""
+"""The use of a run's machines: utilization, goodput, memory and the slowest host."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,15 +13,15 @@ from vit_jax.tracking.step_log import Stopwatch
 
 
 class Monitor:
-    """Adds to every row of training metrics what the step itself cannot know.
+    """Adds to every row of training metrics values that the step cannot compute.
 
     - `train/images_per_sec_per_chip`, and `train/mfu` on chips whose peak is known: model FLOPs
       over that peak, as Chowdhery et al. (2022, PaLM, appendix B) define it. Recomputation under
-      remat is no model FLOP; the backward pass counts as two forward ones.
+      remat does not count; the backward pass counts as two forward passes.
     - `train/goodput`: the fraction of the run's time, over all its attempts, in which steps ran.
     - `train/run_seconds`: that time.
     - `device/memory_gib`, `device/peak_memory_gib`: of the fullest device of process 0.
-    - with several processes `hosts/...`: the longest input wait, and who came last to this row.
+    - `hosts/...`, with several processes: the longest input wait, and the last host at this row.
 
     Args:
       device_kind: the kind of the run's devices, as JAX names it.
@@ -45,7 +45,7 @@ class Monitor:
         self._times = times
 
     def row(self, images_per_sec: float, input_wait_fraction: float) -> dict[str, float]:
-        """Returns the additions to a row; every process must ask for the same rows."""
+        """Returns the additions to a row; every process must call this for the same rows."""
         found = {"train/images_per_sec_per_chip": images_per_sec / self._chips}
         if self._peak:
             found["train/mfu"] = images_per_sec * self._flops / self._peak
@@ -59,7 +59,7 @@ class Monitor:
 
 
 def device_memory() -> dict[str, float]:
-    """Returns the memory of this process's fullest device; {} if its platform does not say."""
+    """Returns the memory of this process's fullest device; {} on platforms without the figures."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     names = {"memory_gib": "bytes_in_use", "peak_memory_gib": "peak_bytes_in_use"}
     return {
@@ -70,24 +70,24 @@ def device_memory() -> dict[str, float]:
 
 
 class _Moment(NamedTuple):
-    """A time in two numbers, each of which float32 holds to a tenth of a millisecond or better."""
+    """A time as two numbers, each of which float32 resolves to 0.1 milliseconds or better."""
 
     minutes: float
     seconds: float
 
 
 def _split(seconds: float) -> _Moment:
-    # The minutes of one day are enough to tell hosts apart.
+    # The minutes of one day are enough to distinguish hosts.
     minutes, rest = divmod(seconds % 86400, 60)
     return _Moment(minutes, rest)
 
 
 def compare_hosts(hosts: np.ndarray) -> Mapping[str, float]:
-    """Returns which host holds the others up.
+    """Returns the metrics `hosts/...`, which name the host that delays the others.
 
     Args:
       hosts: `[processes, 3]`: the input wait of each process, and the minutes and seconds at which
-        it came to the row, by its own clock.
+        it reached the row, by its own clock.
     """
     waits, arrivals = hosts[:, 0], hosts[:, 1].astype(np.float64) * 60 + hosts[:, 2]
     return {
