@@ -1,4 +1,4 @@
-"""Images on their way from storage to a batch in host memory.
+"""The input pipeline: reads, preprocesses, and batches images in host memory.
 
     source (random access) -> sampling (which example, which seed) -> pipeline (decode, augment)
 

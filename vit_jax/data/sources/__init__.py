@@ -1,4 +1,4 @@
-"""Sources: where records come from. One file a source, each with a class named `Source`.
+"""Sources of records. Each source is one file with a class named `Source`.
 
 A source is random access: any batch of record numbers can be fetched in one call, in any order,
 from several threads. `open_source` finds the file by its name, so a new source is a new file here,
@@ -24,27 +24,27 @@ _OPTIONAL_KEYS = ("name", "dir", "split", "num_examples", "num_classes", "image_
 class Source(Protocol):
     """Random access to `len(source)` records, numbered from 0 in an order that never changes.
 
-    A source that is only fast when it is read in long runs may also have an attribute `blocks`
-    (`sampling.BlockShuffle`): the training order then visits its records block by block.
+    A source that is fast only for sequential reads may also have an attribute `blocks`
+    (`sampling.BlockShuffle`). The training order then visits its records block by block.
     """
 
     num_classes: int
     class_names: tuple[str, ...] | None
     fingerprint: str
-    """Identifies the contents (name, split, count): equal fingerprints, equal records."""
+    """An identifier of the contents (name, split, count). Equal fingerprints mean equal records."""
 
     def __len__(self) -> int: ...
 
     def fetch(self, indices: np.ndarray) -> Records:
-        """The records `indices` (int64 [k]), as arrays whose leading axis is k.
+        """Returns the records `indices` (int64 [k]), as arrays whose leading axis is k.
 
-        Decoded images are uint8 `[k, h, w, c]`; encoded ones are object arrays `[k]` of bytes, to
-        be decoded by the preprocessing string. Labels are int32. Called from several threads.
+        Decoded images are uint8 `[k, h, w, c]`. Encoded images are object arrays `[k]` of bytes,
+        which the preprocessing string decodes. Labels are int32. Several threads call this method.
         """
         ...
 
     def describe(self, index: int) -> str:
-        """Names a record in an error message, by its file where it has one."""
+        """Returns the name of a record for error messages: its file, if it has one."""
         ...
 
 
@@ -56,7 +56,7 @@ SOURCES = Kind(
     accepts=inspect.isclass,
     requires=("__len__", "fetch", "describe"),
 )
-"""Where `config.data.source` is looked for."""
+"""The finder of the sources that `config.data.source` names."""
 
 
 def open_source(spec: Mapping[str, Any]) -> Source:
@@ -67,8 +67,8 @@ def open_source(spec: Mapping[str, Any]) -> Source:
             other key is an argument of that class. Empty values (0, "", None) mean "not given".
 
     Raises:
-        UserError: unknown source, a key that the source does not read, or what the source itself
-            finds wrong (a missing folder, an unknown split, no examples).
+        UserError: the source is unknown, does not read a key, or finds a mistake of its own (a
+            missing folder, an unknown split, no examples).
     """
     source = spec.get("source")
     source_class = SOURCES.find(source, "config.data.source")

@@ -1,4 +1,4 @@
-"""The parts that COCO's JSON files share: lists of entries, each with an id of its own."""
+"""The common structure of COCO's JSON files: lists of entries, each with an id of its own."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -20,16 +20,16 @@ Kinds = Mapping[str, type | tuple[type, ...]]
 def sections(
     path: Path, text: str, wanted: Mapping[str, Kinds], form: str, optional: Kinds | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns the lists of a COCO file, each entry checked for the keys that are needed.
+    """Returns the lists of a COCO file. Checks that each entry has the required keys.
 
     Args:
-      path: the file, for messages; `text` is what stands in it.
+      path: the file, for messages; `text` is its content.
       wanted: the name of each list, and the type of each key that its entries must have.
-      form: the one of COCO's formats that is read, such as `instances`, for messages.
+      form: the name of the COCO format, such as `instances`, for messages.
       optional: the types of keys that entries may have.
 
     Raises:
-      UserError: the file is no JSON, or lacks one of the lists or keys.
+      UserError: the file is not JSON, or lacks one of the lists or keys.
     """
     stored = files.parse_json(path, text)
     for section, keys in wanted.items():
@@ -52,9 +52,10 @@ def sections(
 
 
 def check_unique(path: Path, stored: Mapping[str, list[dict]], section: str, key: str) -> None:
-    """Raises a `UserError` where two entries of a list have one value of `key`, if they have it.
+    """Raises a `UserError` if two entries of a list have the same value of `key`.
 
-    Boxes or captions of the one would be taken for those of the other.
+    Boxes or captions of one entry would otherwise be assigned to the other. Entries without `key`
+    are ignored.
     """
     seen: dict[Any, int] = {}
     for number, entry in enumerate(stored[section]):
@@ -67,7 +68,7 @@ def check_unique(path: Path, stored: Mapping[str, list[dict]], section: str, key
 
 
 def check_listed(path: Path, number: int, kind: str, found: Any, listed: Collection[Any]) -> None:
-    """Raises a `UserError` unless what an annotation is of, an image or category, is listed."""
+    """Raises a `UserError` unless the image or category of an annotation is listed."""
     if found in listed:
         return
     as_text = isinstance(found, str) and found.isdecimal() and int(found) in listed
@@ -80,12 +81,12 @@ def check_listed(path: Path, number: int, kind: str, found: Any, listed: Collect
 
 
 def as_json(value: Any) -> str:
-    """Returns a value as it stands in the file, for a message."""
+    """Returns a value as JSON, as it appears in the file, for a message."""
     return files.shown(json.dumps(value))
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether a value is a number that NumPy can hold, and neither true nor false."""
+    """Returns whether a value is a number that NumPy can represent. Booleans are not numbers."""
     if isinstance(value, float):
         return True
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_LARGE

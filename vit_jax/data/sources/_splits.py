@@ -1,4 +1,4 @@
-"""Split strings as TFDS writes them, for the sources that TFDS does not read."""
+"""Split strings in the syntax of TFDS, for the sources that TFDS does not read."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _SPLIT = re.compile(r"(?P<name>[\w.-]*)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?
 
 
 def parse_split(split: str) -> tuple[str, str | None, str | None]:
-    """Takes `train[10%:90%]` apart into its name and the two bounds (None where left out)."""
+    """Parses `train[10%:90%]` into its name and the two bounds (None for an omitted bound)."""
     match = _SPLIT.fullmatch(split.strip())
     if not match:
         raise UserError(
@@ -22,10 +22,10 @@ def parse_split(split: str) -> tuple[str, str | None, str | None]:
 
 
 def split_range(split: str, num_examples: int) -> range:
-    """Returns the record numbers that `split`'s brackets select from `num_examples` records.
+    """Returns the record numbers that the brackets of `split` select from `num_examples` records.
 
-    Percentages round to the nearest whole record, as TFDS does, so that `[:90%]` and `[90%:]` share
-    none and leave none out. Negative bounds count from the end.
+    Percentages are rounded to the nearest whole record, as in TFDS, so `[:90%]` and `[90%:]` have
+    no common records and together contain all of them. Negative bounds count from the end.
     """
     _, start, stop = parse_split(split)
     first = 0 if start is None else _bound(start, num_examples)
@@ -36,21 +36,22 @@ def split_range(split: str, num_examples: int) -> range:
 
 
 def inner_bounds(selected: range, num_examples: int) -> list[int]:
-    """Returns the ends of `selected` at which it divides the examples."""
+    """Returns the ends of `selected` that lie inside the list of examples and so divide it."""
     return [bound for bound in (selected.start, selected.stop) if 0 < bound < num_examples]
 
 
 def with_every_class(labels: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
     """Returns an order of the examples in which the part before each bound has every class.
 
-    A class whose first example lies behind a bound changes places, with that example, with one in
-    front that is not the first of its own class. Where every class is in front already, or there is
-    no room for all of them, nothing is moved. Which two change places does not depend on the
-    bounds, so that parts whose bounds meet share no example and leave none out.
+    If the first example of a class lies after a bound, it changes places with an example before the
+    bound that is not the first of its own class. Nothing is moved if every class is before the
+    bound already, or if there is no room for all classes. The choice of the examples that change
+    places does not depend on the bounds. Adjacent parts therefore have no common examples, and
+    together contain all examples.
 
     Args:
       labels: class numbers of the examples in their order, integers `[n]`.
-      bounds: where the examples are divided, numbers between 0 and n.
+      bounds: the positions at which the examples are divided, numbers between 0 and n.
 
     Returns:
       Numbers of the examples, int64 `[n]`.

@@ -4,13 +4,13 @@
     config.data.name = "photos/{split}.jsonl"
     config.data.args = {"images": "photos"}
 
-A `.jsonl` file has lines {"image": "cat.jpg", "caption": "a cat"}, a `.csv` or `.tsv` file a first
-line that names the columns `image` and `caption`; several lines of an image are its captions. A
-`.json` file is COCO's: `images` (id, file_name) and `annotations` (image_id, caption). Files are
-named relative to the folder of images.
+A `.jsonl` file has lines {"image": "cat.jpg", "caption": "a cat"}. A `.csv` or `.tsv` file begins
+with a line that names the columns `image` and `caption`. An image with several captions has several
+lines. A `.json` file has the format of COCO: `images` (id, file_name) and `annotations` (image_id,
+caption). File names are relative to the folder of images.
 
-In a `.csv` file a cell with commas, line breaks or quote marks is written in quote marks, and a
-quote mark inside it twice. In a `.tsv` file quote marks are characters like any other.
+In a `.csv` file, a cell with commas, line breaks, or quote marks is enclosed in quote marks, and
+quote marks inside it are doubled. In a `.tsv` file, quote marks are ordinary characters.
 """
 
 import csv
@@ -42,8 +42,8 @@ class Source:
       name: the file of captions; `{split}` in it, and in `images`, is replaced by the split.
       split: the split, with `[a:b]` for a part of its images.
       images: the folder of the image files.
-      max_texts: the most captions of an image that are kept; its first ones are.
-      exif: "apply" turns photographs upright as their EXIF orientation says; "ignore" does not.
+      max_texts: the maximum number of captions of an image; only its first captions are kept.
+      exif: "apply" turns photographs upright by their EXIF orientation; "ignore" does not.
     """
 
     num_classes = 0
@@ -92,10 +92,10 @@ class Source:
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yields the place in the file, the image and the caption of each line or annotation.
+    """Yields (position in the file, image, caption) for each line or annotation.
 
     Raises:
-      UserError: the file cannot be read, or lacks an image or a caption somewhere.
+      UserError: the file cannot be read, or an entry lacks its image or caption.
     """
     kinds = {".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".json": _coco}
     reader = kinds.get(path.suffix.lower())
@@ -125,9 +125,9 @@ def _coco(path: Path, text: str) -> Iterator[tuple[str, dict]]:
 
 
 def _table(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-    """Yields the rows of a table, each cell under the name of its column.
+    """Yields the rows of a table, with each cell under the name of its column.
 
-    A cell too many would be a part of a caption that was left out, so it is an error.
+    A row with too many cells is an error, because the caption would lose a part.
     """
     rows = _comma_rows(path, text) if path.suffix.lower() == ".csv" else _tab_rows(text)
     columns = [cell.strip() for cell in next(rows, (1, []))[1]]
@@ -153,7 +153,7 @@ def _table(path: Path, text: str) -> Iterator[tuple[str, dict]]:
 
 
 def _is_row(line: str, at: int, num_columns: int) -> bool:
-    """Returns whether a line inside a cell looks like a row, with the name of an image."""
+    """Returns whether a line inside a cell looks like a row that names an image."""
     cells = line.split(",")
     return len(cells) >= num_columns and is_image_name(cells[at].strip(' "'))
 
@@ -163,7 +163,7 @@ def _tab_rows(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _comma_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields the number of the line in which each row begins, and its cells."""
+    """Yields (number of its first line, cells) for each row."""
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     line = 1
     while True:

@@ -1,4 +1,4 @@
-"""A detection dataset as COCO stores it: one JSON file of annotations and a folder of images.
+"""Detection datasets in the format of COCO: a JSON file of annotations and a folder of images.
 
     config.data.source = "coco"
     config.data.name = "annotations/instances_{split}.json"
@@ -6,10 +6,10 @@
     config.eval.sets = {"val": {"split": "val"}}
     config.task = {"name": "detection"}
 
-These parts of the JSON are read: `images` (id, file_name, width, height), `categories` (id, name)
-and `annotations` (image_id, category_id, bbox as [x, y, width, height] in pixels; area and iscrowd
-if they are there). Classes are the categories by ascending id. Files are named relative to the
-folder of images.
+The source reads these parts of the JSON file: `images` (id, file_name, width, height), `categories`
+(id, name), and `annotations` (image_id, category_id, bbox as [x, y, width, height] in pixels;
+optionally area and iscrowd). Classes are the categories in ascending order of their ids. File names
+are relative to the folder of images.
 """
 
 import logging
@@ -39,7 +39,8 @@ _SECTIONS = {
 }
 _OPTIONAL = {"area": coco_json.NUMBER, "iscrowd": coco_json.FLAG}
 _UNIQUE = (("images", "id"), ("images", "file_name"), ("categories", "id"), ("annotations", "id"))
-# A box may reach so many pixels beyond the image: some tools count pixels from 1, or both ends.
+# The number of pixels by which a box may extend outside the image: some tools count pixels from 1,
+# or include both ends.
 _TOLERANCE = 1.001
 _MAX_SIDE = 2**31 - 1
 
@@ -47,19 +48,19 @@ logger = logging.getLogger(__name__)
 
 
 class Source:
-    """Reads images with the objects in them.
+    """Reads images with their objects.
 
     Args:
       name: the JSON file; `{split}` in it, and in `images`, is replaced by the split.
       split: the split, with `[a:b]` for a part of its images, in the order of the file.
       images: the folder of the image files.
       max_objects: see `boxes.pack`.
-      on_bad_box: see `boxes.check`. A box that reaches one pixel beyond the image is always cut to
-        it. One that reaches further fails by default, because that is what boxes look like that
-        were written in another form than COCO's.
-      exif: "apply" turns photographs upright as their EXIF orientation says, unless the width and
-        height in the JSON are those of the image as stored; "ignore" never does, for boxes that
-        were drawn on images as stored.
+      on_bad_box: see `boxes.check`. A box that extends up to one pixel outside the image is always
+        clipped. A box that extends further fails by default, because it suggests that the boxes are
+        not in the form of COCO.
+      exif: "apply" turns photographs upright by their EXIF orientation, unless the width and height
+        in the JSON are those of the image as stored. "ignore" never turns them, for boxes that were
+        drawn on images as stored.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Source:
         self._max_objects = max_objects
         self._empty = _as_objects([], [], [], [])
         largest = max(self._images, key=lambda image: len(self._of(image).boxes), default=None)
-        if largest:  # Said at the start, not when the crowded image's turn comes.
+        if largest:  # Fail at the start, not when this image is read.
             name = files.shown(largest["file_name"])
             boxes.pack([self._of(largest)], max_objects, lambda _: name)
         self.fingerprint = f"coco:{path.name}:{split}:{len(self._images)}"
@@ -114,7 +115,7 @@ class Source:
         return files.shown(self._folder / self._images[index]["file_name"])
 
     def _listed_size(self, image: dict) -> tuple[int, int]:
-        """Returns the height and width that the boxes are for; zeros where there are no boxes.
+        """Returns the height and width to which the boxes refer; zeros if there are no boxes.
 
         `joint_decode` compares them with the image.
         """
@@ -126,7 +127,7 @@ class Source:
 
 
 def _check(stored: dict[str, list[dict]], path: Path, folder: Path) -> None:
-    """Raises a `UserError` for ids and files that stand for two things, or lie elsewhere."""
+    """Raises a `UserError` for ids and files that occur twice, and for files outside `folder`."""
     name = files.shown(path)
     if len({type(category["id"]) for category in stored["categories"]}) > 1:
         raise UserError(f"{name}: the ids of categories are numbers and texts; write all as one")
@@ -140,7 +141,7 @@ def _check(stored: dict[str, list[dict]], path: Path, folder: Path) -> None:
 def _objects(
     stored: Mapping[str, list[dict]], labels: Mapping[Any, int], path: Path, on_bad_box: str
 ) -> dict[Any, boxes.Objects]:
-    """Returns the objects of each image by its id, boxes in 0..1, checked."""
+    """Returns the checked objects of each image by the image's id, with boxes in 0..1."""
     images = {image["id"]: image for image in stored["images"]}
     of_image = defaultdict(list)
     for number, annotation in enumerate(stored["annotations"]):
@@ -169,7 +170,7 @@ def _objects(
             [one.get("area", 0) for one in annotations],
         )
         x, y, width, height = np.moveaxis(found.boxes, -1, 0)
-        with np.errstate(invalid="ignore", over="ignore"):  # Such boxes are bad ones.
+        with np.errstate(invalid="ignore", over="ignore"):  # `boxes.check` finds such boxes.
             corners = np.stack([y, x, y + height, x + width], -1) / np.tile(sides, 2)
         checked[image_id] = boxes.check(
             found._replace(boxes=corners),
@@ -184,7 +185,10 @@ def _objects(
 
 
 def _tell_of_dropped(total: int, kept: Iterable[boxes.Objects], path: Path) -> None:
-    """Few boxes may be bad; where all are, they are written in another way than COCO's."""
+    """Warns about removed boxes. Raises a `UserError` if all boxes are bad.
+
+    A few boxes may be bad, but if all are, they are not in the form of COCO.
+    """
     dropped = total - sum(len(objects.boxes) for objects in kept)
     if total and dropped == total:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Random images that cost nothing to make: for benchmarks, and to try a config without data.
+"""Random images at almost no cost, for benchmarks and for trying a config without data.
 
-A pool of random pixels, or of encoded photographs, is drawn once; a record is a part of it. So the
-pixels of a record depend on its number alone, and fetching is a copy.
+A pool of random pixels, or of encoded photographs, is drawn once; each record is a part of it. The
+pixels of a record therefore depend only on its number, and fetching a record is a copy.
 """
 
 import functools
@@ -17,18 +17,18 @@ from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import parse_split, split_range
 
 _POOL_IMAGES = 64
-# (width, height) about as in ImageNet: half of its photographs are 500x375.
+# (width, height), distributed about as in ImageNet, where half of the photographs are 500x375.
 _PHOTO_SIZES = ((500, 375),) * 10 + ((375, 500),) * 4 + ((500, 333),) * 3 + ((640, 480), (300, 225))
 # ImageNet's files are 115 kB on average (147.9 GB for 1,281,167).
 _JPEG_QUALITY = 98
-_MIN_ZOOM = 0.8  # Of a crop before it is brought to its size: less would blur.
+_MIN_ZOOM = 0.8  # The smallest crop, relative to its final size: a smaller crop would be blurred.
 
 
 class Source:
-    """`num_examples` images of `image_size` x `image_size` x 3, labels spread over the classes.
+    """Generates `num_examples` images `[image_size, image_size, 3]`, with labels of all classes.
 
-    With `encoded`, JPEG files of the sizes that ImageNet's have, in pixels and in bytes (and
-    `image_size` has no meaning), so that a benchmark includes the decoding.
+    With `encoded`, images are JPEG files with the sizes of ImageNet's files, in pixels and in
+    bytes, so that a benchmark includes the decoding; `image_size` is then ignored.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Source:
 
 
 class _PixelPool:
-    """Decoded images, windows of one stretch of noise."""
+    """A pool of decoded images: each is a window of one long array of noise."""
 
     def __init__(self, random: np.random.Generator, image_size: int):
         self._shape = (image_size, image_size, 3)
@@ -72,14 +72,14 @@ class _PixelPool:
         self._pool = random.integers(0, 256, _POOL_IMAGES * self._size, dtype=np.uint8)
 
     def take(self, records: np.ndarray) -> np.ndarray:
-        # A stride that shares no factor with the pool visits it at distinct offsets.
+        # A stride without a common factor with the pool's length gives distinct offsets.
         offsets = (records * 7919) % (len(self._pool) - self._size + 1)
         images = np.stack([self._pool[at : at + self._size] for at in offsets.tolist()])
         return images.reshape(-1, *self._shape)
 
 
 class _JpegPool:
-    """Encoded photographs; which of them a record has depends on the name and split, too."""
+    """A pool of encoded photographs. Records of other names and splits get other photographs."""
 
     def __init__(self, random: np.random.Generator):
         self._order = random.permutation(_POOL_IMAGES)
@@ -90,9 +90,9 @@ class _JpegPool:
 
 @functools.cache
 def _encoded_photographs() -> np.ndarray:
-    """Windows, some mirrored, of the two photographs that come with scikit-learn: bytes `[n]`.
+    """Returns windows, some mirrored, of the two photographs of scikit-learn: bytes `[n]`.
 
-    Real pixels, because the time of decoding depends on how well an image compresses.
+    The pixels are real because the time of decoding depends on how well an image compresses.
     """
     random = np.random.Generator(np.random.Philox(key=0))
     photographs = [Image.open(path).convert("RGB") for path in _photographs()]
@@ -102,13 +102,16 @@ def _encoded_photographs() -> np.ndarray:
 
 
 def _photographs() -> list[Path]:
-    """`china.jpg` and `flower.jpg`, found without importing scikit-learn, which takes a second."""
+    """Returns the paths of `china.jpg` and `flower.jpg`.
+
+    It does not import scikit-learn, which would take a second.
+    """
     package = Path(importlib.util.find_spec("sklearn").origin).parent
     return [package / "datasets" / "images" / name for name in ("china.jpg", "flower.jpg")]
 
 
 def _window_of(random: np.random.Generator, photographs: list[Image.Image]) -> bytes:
-    """A JPEG of one of ImageNet's sizes."""
+    """Returns a JPEG of one of the sizes of ImageNet's photographs."""
     width, height = _PHOTO_SIZES[random.integers(len(_PHOTO_SIZES))]
     photograph = photographs[random.integers(len(photographs))]
     largest = min(photograph.width / width, photograph.height / height)

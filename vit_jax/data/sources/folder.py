@@ -1,11 +1,13 @@
-"""A folder of image files: `ROOT/CLASS/*.jpg|png|...`, or `ROOT/SPLIT/CLASS/*`.
+"""Folders of image files: `ROOT/CLASS/*.jpg|png|...`, or `ROOT/SPLIT/CLASS/*`.
 
-The layout that PyTorch's ImageFolder reads, ImageNet's `train/n01440764/*.JPEG` included. Classes
-are the sorted folder names of `train`, so that a class has one number everywhere; without a folder
-of that name, those over all splits. Where there are no split folders, or a part of one is wanted,
-`train[:90%]` and `train[90%:]` divide the images: the order of a split is that of a hash of the
-files' paths, so that a file keeps its place relative to the others when files are added. The first
-part has images of every class if it is large enough (`_splits.with_every_class`).
+This is the layout of PyTorch's ImageFolder, including ImageNet's `train/n01440764/*.JPEG`. Classes
+are the sorted folder names of `train`, so that a class has the same number in all splits. If there
+is no such folder, classes are the folder names of all splits.
+
+`train[:90%]` and `train[90%:]` divide the images, if there are no split folders or only a part of
+one is needed. The images of a split are ordered by a hash of their paths, so a file keeps its
+position relative to the others when files are added. The first part has images of every class if it
+is large enough (`_splits.with_every_class`).
 """
 
 import hashlib
@@ -38,9 +40,9 @@ class Source:
 
     Args:
       name: ROOT.
-      split: the folder in it, in small or capital letters, with `[a:b]` for a part of it; `val` and
-        `validation` are one.
-      exif: "apply" turns photographs upright as their EXIF orientation says; "ignore" does not.
+      split: a folder in ROOT, regardless of case, with `[a:b]` for a part of it; `val` and
+        `validation` mean the same.
+      exif: "apply" turns photographs upright by their EXIF orientation; "ignore" does not.
     """
 
     def __init__(self, name: str, split: str = "train", *, exif: str = "apply"):
@@ -100,15 +102,15 @@ class Source:
 def split_folders(root: Path) -> dict[str, Path]:
     """Returns the split folders of `root` by the canonical name of the split; {} if it has none.
 
-    Split folders hold class folders. A folder `train` that holds images, beside others that do, is
-    a class called `train`.
+    Split folders contain class folders. If `train` and other folders contain images directly,
+    `train` is a class.
     """
     if not os.path.isdir(root):
         return {}
     folders = [entry.name for entry in visible(root) if entry.is_dir()]
     found = {}
     for split, names in _SPLIT_FOLDERS.items():
-        # Small letters first, where a folder is there in several spellings.
+        # Prefer lower case if a folder exists in several spellings.
         of_split = [one for one in sorted(folders, reverse=True) if one.lower() in names]
         of_split.sort(key=lambda one: names.index(one.lower()))
         if of_split:
@@ -143,10 +145,10 @@ def _chosen_folder(root: Path, splits: Mapping[str, Path], split: str) -> Path:
 
 
 def _classes(root: Path, splits: Mapping[str, Path]) -> dict[str, str]:
-    """Returns the names of the class folders in the order of their numbers, by normal form.
+    """Returns the names of the class folders by their normal form, in the order of their numbers.
 
-    A folder that only a test split has is no class. The normal form is that of Unicode: an é may
-    be one character or two, depending on the system that a folder was made on.
+    A folder that only a test split has is not a class. The normal form is that of Unicode: an é is
+    one character or two, depending on the system on which a folder was created.
     """
     folders = [splits["train"]] if "train" in splits else list(splits.values()) or [root]
     found: dict[str, str] = {}
@@ -171,9 +173,9 @@ def _subfolders(folder: Path) -> dict[str, str]:
 def _class_folders(
     folder: Path, classes: Mapping[str, str], splits: Mapping[str, Path]
 ) -> list[tuple[str, int]]:
-    """Returns the name in `folder`, and the number, of each class that it has images of.
+    """Returns (name of its folder in `folder`, number) for each class that has one.
 
-    Images outside class folders, or in those of unknown classes, would have no label.
+    Images outside class folders, or in folders of unknown classes, would have no label.
     """
     found = _subfolders(folder)
     if not found:
@@ -192,7 +194,7 @@ def _class_folders(
 
 
 def _image_files(folder: Path, classes: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Returns (path below `folder`, label) of every image. What is no image is an error."""
+    """Returns (path below `folder`, label) of every image. Any other file is an error."""
     files = []
     for name, label in classes:
         before = len(files)
@@ -211,5 +213,5 @@ def _image_files(folder: Path, classes: Iterable[tuple[str, int]]) -> list[tuple
 
 
 def _decodable(name: str) -> str:
-    """Returns a file name as text that can be written: bytes that are no UTF-8 are replaced."""
+    """Returns a file name as printable text: bytes that are not UTF-8 are replaced."""
     return os.fsencode(name).decode(errors="replace")

@@ -1,7 +1,7 @@
 """Decoded images in one NumPy file: `image` uint8 [n, h, w, c] and `label` integer [n].
 
-The smallest source there is, without TensorFlow: for data that fits in memory, and for tests. An
-optional string array `class_names` [num_classes] names the classes.
+This is the smallest source. It does not use TensorFlow, and suits tests and data that fits in
+memory. An optional string array `class_names` [num_classes] names the classes.
 """
 
 import zipfile
@@ -16,7 +16,7 @@ from vit_jax.errors import UserError
 
 
 class Source:
-    """`name` is the file, or a folder that holds one `SPLIT.npz` a split."""
+    """Reads the file `name`, or the file `SPLIT.npz` of the folder `name`."""
 
     def __init__(self, name: str, split: str = "train", num_classes: int = 0):
         path, part = Path(name), parse_split(split)[0]
@@ -34,7 +34,7 @@ class Source:
         self._images = images[selected.start : selected.stop]
         self._labels = labels[selected.start : selected.stop].astype(np.int32)
         self.class_names = tuple(str(name) for name in names) if names is not None else None
-        # Counted over the whole file, so that a part of it has the classes of the whole.
+        # Count over the whole file, so that a part of it has the same classes as the whole.
         found = max(int(labels.max()) + 1, len(self.class_names or ()))
         if num_classes and num_classes < found:
             raise UserError(f"{path} has {found} classes, more than num_classes={num_classes}")
@@ -52,10 +52,10 @@ class Source:
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """`image`, `label` and `class_names` of a file, checked. Never unpickles."""
+    """Returns the checked arrays `image`, `label`, and `class_names` of a file. Never unpickles."""
     if not path.is_file():
         raise UserError(f"no such .npz file: {path}")
-    if not zipfile.is_zipfile(path):  # A lone array, too, is something that NumPy would load.
+    if not zipfile.is_zipfile(path):  # NumPy would also load a single array (`.npy`).
         raise UserError(f"{path} is not a readable .npz file: cut short, or not from np.savez")
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -1,8 +1,8 @@
 """Folders of images and of masks: `ROOT/images/SPLIT/**/NAME.jpg`, `ROOT/masks/SPLIT/**/NAME.png`.
 
-A mask is a PNG of one byte a pixel, grey or with a palette: the class, or 255 where nothing is
-labelled. Without split folders, `train[:90%]` and `train[90%:]` divide the images. Other layouts by
-arguments, for example
+A mask is a PNG file with one byte per pixel, gray or with a palette: the class, or 255 for an
+unlabeled pixel. Without split folders, `train[:90%]` and `train[90%:]` divide the images. Arguments
+describe other layouts, for example
 
     Cityscapes   images="leftImg8bit", masks="gtFine",
                  image_end="_leftImg8bit.png", mask_end="_gtFine_labelIds.png"
@@ -26,19 +26,25 @@ from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.errors import UserError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_SIDES, _BIT_DEPTH, _COLOUR_TYPE = 16, 24, 25  # Where the bytes are in a PNG's header.
+_SIDES, _BIT_DEPTH, _COLOUR_TYPE = 16, 24, 25  # The offsets of these bytes in a PNG file.
 _GREY, _PALETTE = 0, 3
 
 
 class Source:
-    """`name` is ROOT; records have `image` and `segmentation`, encoded.
+    """Reads records with `image` and `segmentation`, both encoded.
 
-    images, masks: folders below ROOT. image_end, mask_end: a mask is named as its image, with one
-      end in the place of the other; an empty image_end stands for the suffix.
-    listed: a text file below ROOT with a name a line, `{split}` in it replaced; empty: all images.
-    class_names, num_classes: of the labels; with neither, `config.task` must tell.
-    exif: "apply" turns photographs upright as their EXIF orientation says, unless the mask has the
-      size of the image as stored; "ignore" never does.
+    Args:
+      name: ROOT.
+      split: the split, with `[a:b]` for a part of its images.
+      images, masks: folders below ROOT.
+      image_end, mask_end: the name of a mask is that of its image with `mask_end` in place of
+        `image_end`; an empty `image_end` means the suffix.
+      listed: a text file below ROOT with one image name per line; `{split}` in its path is replaced
+        by the split. If empty, all images are read.
+      class_names, num_classes: the classes of the labels; if neither is given, `config.task` must
+        give their number.
+      exif: "apply" turns photographs upright by their EXIF orientation, unless the mask has the
+        size of the image as stored; "ignore" never turns them.
     """
 
     def __init__(
@@ -109,7 +115,7 @@ class Source:
         return self._masks / f"{stem}{self._mask_end}"
 
     def _listed_images(self, path: Path) -> list[str]:
-        """Returns the images that a text file lists, a name without its ending in each line."""
+        """Returns the images listed in a text file, which has one name without suffix per line."""
         found = []
         for number, line in files.numbered_lines(files.read_text(path)):
             where = f"{files.shown(path)}: line {number}"
@@ -136,7 +142,10 @@ def _image_names(folder: Path, image_end: str) -> list[str]:
 
 
 def _grey_png(path: Path) -> bytes:
-    """A mask whose bytes are the labels; of a palette, the numbers and not their colours."""
+    """Returns a mask as a PNG file whose bytes are the labels.
+
+    For a mask with a palette, the bytes are the numbers of the palette entries, not their colors.
+    """
     data = files.read_bytes(path, MAX_BYTES)
     if data[: len(_PNG)] != _PNG or len(data) <= _COLOUR_TYPE:
         raise UserError(f"{path} is no PNG file; masks are PNG, because JPEG changes the labels")
@@ -152,10 +161,10 @@ def _grey_png(path: Path) -> bytes:
     try:
         with Image.open(io.BytesIO(data)) as file:
             labels = np.asarray(file).astype(np.uint8)
-    except Exception as error:  # Parsers raise whatever damaged bytes make them stumble over.
-        # Not a `UserError`: one truncated mask is skipped as one truncated image is.
+    except Exception as error:  # Parsers raise errors of any type for damaged bytes.
+        # This is not a `UserError`, so that a truncated mask is skipped like a truncated image.
         raise OSError(f"{path}: not a readable PNG file ({error})") from error
     if data[_COLOUR_TYPE] == _GREY and data[_BIT_DEPTH] in (2, 4):
-        labels //= 255 // (2 ** data[_BIT_DEPTH] - 1)  # Pillow makes the largest of them white.
+        labels //= 255 // (2 ** data[_BIT_DEPTH] - 1)  # Pillow scales the largest label to 255.
     Image.fromarray(labels).save(buffer, "PNG")
     return buffer.getvalue()

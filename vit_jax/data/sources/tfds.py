@@ -1,6 +1,6 @@
-"""TensorFlow Datasets, prepared as `array_record` or TFRecord, read at random.
+"""Random access to TensorFlow Datasets that were prepared as `array_record` or TFRecord.
 
-Images stay encoded. The order of the records is the one in which they were written.
+Images stay encoded. The records have the order in which they were written.
 """
 
 import functools
@@ -15,34 +15,38 @@ from vit_jax.data.tfrecord import TfrecordReader
 from vit_jax.errors import UserError, nearest
 
 _KEPT_BYTES = 8 << 20
-"""Datasets up to this size stay in memory as they are stored: reading them costs more than that."""
+"""The size in bytes up to which a dataset is kept in memory, encoded, to save repeated reads."""
 
 
 class _MultiHot(NamedTuple):
-    """What a list of labels becomes."""
+    """The conversion of a list of labels to a multi-hot vector of `num_classes`."""
 
     num_classes: int
 
 
 class _Texts(NamedTuple):
-    """What a list of texts becomes: so many, the last ones empty where there are fewer."""
+    """The conversion of a list of texts to `count` texts, padded with empty texts."""
 
     count: int
     field: str
-    """Where the list is of several fields, the one that is a text."""
+    """The field that holds the text, if the entries of the list have several fields."""
 
 
 class Source:
-    """`name` as TFDS spells it (with `/config` and `:version`), `split` such as `train[:99%]`.
+    """Reads the features of a TFDS dataset that can be stacked into arrays.
 
-    Of the features, those come along that stack into arrays: images, class labels, numbers and
-    tensors of fixed shape, texts and lists of texts, objects with boxes (as `vit_jax.data.boxes`
-    describes them), and lists of class labels as multi-hot vectors, uint8 [classes].
+    These are images, class labels, numbers and tensors of fixed shape, texts and lists of texts,
+    objects with boxes (in the form of `vit_jax.data.boxes`), and lists of class labels, which
+    become multi-hot vectors, uint8 [classes].
 
-    classes_of: the feature whose classes are `num_classes`: "" takes `label`, else that of the
-      objects, else the first labelled image.
-    max_objects, on_bad_box: see `boxes.pack` and `boxes.check`.
-    max_texts: of a list of texts the first that are kept.
+    Args:
+      name: the name of the dataset in TFDS, with `/config` and `:version` if needed.
+      dir: the folder of prepared datasets; empty for the default of TFDS.
+      split: a split such as `train[:99%]`.
+      classes_of: the feature whose classes are `num_classes`. "" selects `label`, or else the label
+        of the objects, or else the first labeled image.
+      max_objects, on_bad_box: see `boxes.pack` and `boxes.check`.
+      max_texts: the number of texts that are kept of a list, from the first.
     """
 
     def __init__(
@@ -116,7 +120,7 @@ class Source:
 
 
 def _stackable(features, max_texts: int) -> dict[str, type | _MultiHot | _Texts]:
-    """The features that become arrays, with the dtype of the array."""
+    """Returns the features that become arrays, with the dtype or conversion of each."""
     import tensorflow_datasets as tfds
 
     kept = {}
@@ -141,7 +145,7 @@ def _stackable(features, max_texts: int) -> dict[str, type | _MultiHot | _Texts]
 
 
 def _objects_feature(features) -> str:
-    """Name of the first feature that is a list of boxes with labels; empty if there is none."""
+    """Returns the name of the first feature that is a list of boxes with labels; "" if none is."""
     import tensorflow_datasets as tfds
 
     for key, feature in features.items():
@@ -153,7 +157,7 @@ def _objects_feature(features) -> str:
 
 
 def _objects(example: dict) -> boxes.Objects:
-    """Objects as TFDS's detection datasets describe them; some lack crowds and areas."""
+    """Converts the objects of a TFDS detection dataset; some datasets lack crowds and areas."""
     count = len(example["bbox"])
     return boxes.Objects(
         np.asarray(example["bbox"], np.float32),
@@ -164,7 +168,7 @@ def _objects(example: dict) -> boxes.Objects:
 
 
 def _labels(features, objects: str, classes_of: str, name: str):
-    """The feature that knows the classes; None where none does.
+    """Returns the feature that defines the classes; None if there is none.
 
     Raises:
       UserError: `classes_of` names no feature with classes.
@@ -182,7 +186,11 @@ def _labels(features, objects: str, classes_of: str, name: str):
 
 
 def _open_split(builder, split: str, features: dict[str, type]):
-    """TFDS's random-access reader of a split, which leaves images as they are stored."""
+    """Returns a random-access reader of a split, which does not decode images.
+
+    Raises:
+      UserError: the dataset is stored in a format without random access, or has no such split.
+    """
     import tensorflow_datasets as tfds
 
     decoders = {
