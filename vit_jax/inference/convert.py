@@ -1,4 +1,4 @@
-"""Conversion of checkpoints from any format to any other, and opening them with their model."""
+"""Converts checkpoints from any format to any other, and opens them with their model."""
 
 import math
 import os
@@ -29,18 +29,18 @@ def run(
     fields: Mapping[str, Any] | None = None,
     image_size: int | Sequence[int] | None = None,
 ) -> str:
-    """Converts a checkpoint; returns what was done and the call that loads the result.
+    """Converts a checkpoint; returns a report and the call that loads the result.
 
     Args:
       src, dst, to: as `checkpoints.load` and `checkpoints.save` take them.
       source_format: the format of `src`, as `checkpoints.load` takes it.
-      model, fields: name and fields of the model, for what the file does not tell; a workdir of
-        this package tells all.
-      image_size: resizes the positions; None keeps them.
+      model, fields: name and fields of the model, where the file does not determine them; a workdir
+        of this package determines all of them.
+      image_size: resizes the position embeddings to this image size; None keeps them.
 
     Raises:
       UserError: the file cannot be read, its model cannot be inferred, or the format cannot express
-        it. Nothing is made up: a parameter that the file lacks is an error.
+        it. No parameter is initialized: a parameter that the file lacks is an error.
     """
     FORMATS.find(to, "--to")
     weights = loading.read_weights(src, format=source_format)
@@ -69,8 +69,8 @@ def open_model(
 ) -> tuple[nn.Module, Params, tuple[int, int, int]]:
     """Returns the model of a checkpoint, its parameters, and (height, width, channels) of images.
 
-    image_size: (height, width); None for the size that the checkpoint's positions are for, or else
-      the size at which `model` is listed.
+    image_size: (height, width). None means the size that matches the checkpoint's position
+      embeddings, or otherwise the size at which `model` is listed.
 
     Raises:
       UserError: the file cannot be read, or its model or image size cannot be inferred.
@@ -98,14 +98,14 @@ def _trained_size(
 
 
 def _square(src: str, tokens: int) -> tuple[int, int]:
-    side = math.isqrt(tokens)  # A class token's row makes one more than a square.
+    side = math.isqrt(tokens)  # A class token adds one row to a square number of rows.
     if side * side not in (tokens, tokens - 1):
         raise UserError(f"{src} has {tokens} positions, no square; write --image-size")
     return side, side
 
 
 def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
-    """Returns the backbone, with the classifier that the checkpoint may hold."""
+    """Returns the backbone, with a classifier if the checkpoint has one."""
     run = None if name else run_of(src)
     if run:
         head = weights.arrays.get("head/bias")
@@ -115,7 +115,7 @@ def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any])
 
 
 def _whole_model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
-    """Does as `_model`, but with the head of the run's task, if that is not a classifier."""
+    """Returns the same as `_model`, or the run's task's model if its head is not a classifier."""
     run = None if name else run_of(src)
     if run and not all(array.startswith(("backbone/", "head/")) for array in weights.arrays):
         config = run.read_config()
@@ -125,7 +125,7 @@ def _whole_model(src: str, weights: Weights, name: str | None, fields: dict[str,
 
 
 def run_of(src: str) -> Workdir | None:
-    """Returns the run that a checkpoint lies in, or None."""
+    """Returns the run whose workdir contains a checkpoint, or None."""
     if "://" in src and not os.fspath(src).startswith(("gs://", "s3://")):
         return None
     path = epath.Path(src).expanduser()

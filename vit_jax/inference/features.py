@@ -1,4 +1,4 @@
-"""Embeddings of images: the pooled output of a backbone, before any head."""
+"""Computes embeddings of images: the pooled output of a backbone, before any head."""
 
 import io
 from collections.abc import Sequence
@@ -42,12 +42,12 @@ class Embedder:
         self._embed = jax.jit(embed, out_shardings=everywhere)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Returns the features of images, float32 `[n, dim]`, that the head reads.
+        """Returns the features of images, float32 `[n, dim]`, which are the input of the head.
 
-        A backbone without pooling gives the mean of its grid.
+        For a backbone without pooling these are the mean of its grid.
 
         Args:
-          images: `[n, height, width, channels]` as the pipeline gives them.
+          images: `[n, height, width, channels]` as the pipeline yields them.
         """
         missing = -len(images) % self._mesh.size
         padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
@@ -57,10 +57,10 @@ class Embedder:
 
 
 def backbone_params(task: BaseTask, checkpoint: str, interpolation: str = "corners") -> Params:
-    """Returns `{"backbone": ...}` of a checkpoint of any format, for the images of `task`.
+    """Returns `{"backbone": ...}` of a checkpoint of any format, for the image size of `task`.
 
     Raises:
-      UserError: the checkpoint cannot be read, or is of another model.
+      UserError: the checkpoint cannot be read, or belongs to another model.
     """
     height, width, channels = task.info.spec["image"].shape
     backbone = task.model.backbone
@@ -77,16 +77,16 @@ def run(images: Sequence[str], out: str, predictor: Predictor) -> str:
     Images are prepared as `predictor` prepares them.
 
     Args:
-      images: files, folders and patterns, see `find_images`.
+      images: files, folders and patterns; see `find_images`.
       out: a file that ends in .npz (NumPy) or .parquet (one row for each image, lists of fixed
         length).
       predictor: from `Predictor.from_workdir` or `Predictor.from_checkpoint`.
 
     Returns:
-      A line that says what was written.
+      A line that describes the file.
 
     Raises:
-      UserError: there is no image, one cannot be read, or the file cannot be written.
+      UserError: there is no image, an image cannot be read, or the file cannot be written.
     """
     encode = _ENCODERS.get(Path(out).suffix)
     if encode is None:
@@ -109,7 +109,7 @@ def _npz(features: np.ndarray, paths: Sequence[str]) -> bytes:
 
 
 def _parquet(features: np.ndarray, paths: Sequence[str]) -> bytes:
-    # Imported here: half a second that .npz does not need.
+    # This import takes half a second, which .npz files do not need.
     import pyarrow
     import pyarrow.parquet
 

@@ -1,10 +1,11 @@
-"""How good are frozen features? Least squares on a few examples a class or all, and neighbours.
+"""Evaluates frozen features by few-shot and linear least squares and by nearest neighbors.
 
-No training: a model's features of a training and a test split, then closed forms in float64.
+Nothing is trained. The module computes a model's features of a training and a test split, and
+solves closed forms in float64.
 
-Few-shot accuracy by regularised least squares is the measure of Dosovitskiy et al. 2021 (section
-4.1); the numbers are those of big_vision's evaluator (same examples for a seed, same scaling).
-The nearest neighbours vote as in Wu et al. 2018 ("Unsupervised feature learning via non-parametric
+Few-shot accuracy by regularized least squares is the measure of Dosovitskiy et al. 2021 (section
+4.1). The results equal those of big_vision's evaluator (same examples for a seed, same scaling).
+The nearest neighbors vote as in Wu et al. 2018 ("Unsupervised feature learning via non-parametric
 instance discrimination", section 3.4) and Caron et al. 2021 (DINO).
 """
 
@@ -32,7 +33,7 @@ _BIAS = 100.0
 """The constant feature; large, so that regularising its weight hardly binds the bias."""
 _EPSILON = 1e-5
 
-# Examples and similarities that are worked on at a time, so that ImageNet fits into memory.
+# The number of examples or similarities processed at a time, so that ImageNet fits into memory.
 _CHUNK = 1 << 14
 _SIMILARITIES = 1 << 26
 
@@ -52,18 +53,18 @@ def run(
     seeds: Sequence[int] = SEEDS,
     l2_regs: Sequence[float] = L2_REGS,
 ) -> dict[str, float]:
-    """Accuracies of the features of `config.init.checkpoint` on the config's data.
+    """Returns accuracies of the features of `config.init.checkpoint` on the config's data.
 
-    Examples to learn from are `config.data`'s, preprocessed by `eval_pp`; all of the first of
-    `config.eval.sets` is the test. The head takes no part.
+    The training examples are those of `config.data`, preprocessed by `eval_pp`. The test examples
+    are all those of the first set of `config.eval.sets`. The head is not used.
 
     Returns:
-      `SETNAME/fewshot_N/l2_R` for each number of examples a class that all classes have, mean of
-      the seeds;
+      `SETNAME/fewshot_N/l2_R` for each number of examples per class that all classes have, averaged
+      over the seeds;
       `SETNAME/linear/l2_R` for all examples; `SETNAME/knn`.
 
     Raises:
-      UserError: no checkpoint, or no single label an image.
+      UserError: there is no checkpoint, or images do not have exactly one label each.
     """
     if not config.init.checkpoint:
         raise UserError("config.init.checkpoint is empty; write whose features to measure")
@@ -116,7 +117,7 @@ def few_shot(
     seeds: Sequence[int] = SEEDS,
     l2_regs: Sequence[float] = L2_REGS,
 ) -> dict[str, float]:
-    """Test accuracy `fewshot_N/l2_R` of least squares on N examples a class, mean of the seeds."""
+    """Returns test accuracies `fewshot_N/l2_R` of N examples per class, averaged over the seeds."""
     sums: dict[str, float] = {}
     for count in shots:
         for seed in seeds:
@@ -129,10 +130,10 @@ def few_shot(
 
 
 def draw_shots(labels: np.ndarray, num_classes: int, count: int, seed: int) -> np.ndarray:
-    """Row numbers of `count` examples of each class, classes ascending.
+    """Returns the row numbers of `count` random examples of each class, in the order of classes.
 
     Raises:
-      UserError: a class has fewer.
+      UserError: a class has fewer examples.
     """
     random = np.random.default_rng(seed)
     chosen = []
@@ -147,11 +148,11 @@ def draw_shots(labels: np.ndarray, num_classes: int, count: int, seed: int) -> n
 def least_squares(
     train: Labelled, features: np.ndarray, num_classes: int, l2_regs: Sequence[float]
 ) -> Mapping[float, np.ndarray]:
-    """Scores float64 `[n, classes]` of `features` by ridge regression, for each strength.
+    """Returns scores float64 `[n, classes]` of `features` by ridge regression, for each strength.
 
-    Features are standardised by the training mean and deviation, a constant is appended, and +1 for
-    the label, -1 for the other classes regressed to. One eigendecomposition, of the smaller of
-    the two Gram matrices, serves all strengths.
+    Features are standardized by the training mean and deviation, and a constant is appended. The
+    regression target is +1 for the label and -1 for the other classes. One eigendecomposition, of
+    the smaller of the two Gram matrices, is used for all strengths.
     """
     mean, deviation = train.features.mean(axis=0), train.features.std(axis=0) + _EPSILON
 
@@ -186,7 +187,10 @@ def neighbour_votes(
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> np.ndarray:
-    """Votes `[n, classes]` of the nearest training features, exp(cosine / temperature) each."""
+    """Returns votes `[n, classes]` of the nearest training features.
+
+    The weight of each vote is exp(cosine / temperature).
+    """
     known, unknown = (
         x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
         for x in (train.features, features)
@@ -204,5 +208,5 @@ def neighbour_votes(
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Share of rows whose highest score is the label's."""
+    """Returns the fraction of rows whose highest score is that of the label."""
     return float((scores.argmax(axis=1) == labels).mean())

@@ -1,1 +1,1 @@
-"""Starting runs elsewhere, and keeping them going. Needs nothing but Python's own library."""
+"""Starts and supervises runs on other machines. It needs only Python's standard library."""

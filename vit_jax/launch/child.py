@@ -1,6 +1,6 @@
-"""`python -m vit_jax.launch.child PARENT ARGUMENTS...`: a run that does not outlive its parent.
+"""`python -m vit_jax.launch.child PARENT ARGUMENTS...` starts a run that ends with its parent.
 
-Left alone it would hold the accelerators, and no one would know.
+Without this, a run could continue to occupy the accelerators unnoticed after its parent has ended.
 """
 
 import ctypes
@@ -13,12 +13,12 @@ _PR_SET_PDEATHSIG = 1  # From Linux's prctl.h.
 
 
 def end_with(parent: int) -> None:
-    """Asks for SIGTERM, on which a run saves and ends, once the process `parent` is gone."""
+    """Requests SIGTERM, on which a run saves and ends, for the time when `parent` has ended."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     except AttributeError:  # Not Linux.
         return
-    if os.getppid() != parent:  # Gone already.
+    if os.getppid() != parent:  # The parent has already ended.
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""A Cloud TPU slice, or several, as the `gcloud` commands that make, reach and delete it."""
+"""Builds and runs the `gcloud` commands that create, reach and delete Cloud TPU slices."""
 
 import dataclasses
 import json
@@ -21,17 +21,17 @@ COMING = (
     "CREATING", "STARTING", "RESTARTING", "REPAIRING", "REIMAGING", "ACCEPTED",
     "PROVISIONING", "WAITING_FOR_RESOURCES", "SUSPENDING",
 )  # fmt: skip
-"""States that become another one by themselves."""
+"""Transient states, which Cloud TPU changes without a command."""
 LOST = ("PREEMPTED", "TERMINATED", "SUSPENDED", "FAILED")
-"""States in which Cloud TPU has taken slices away, which then have to be made anew."""
+"""States of slices that Cloud TPU has taken away, which must be created again."""
 ABSENT = "ABSENT"
 
 
 def check_name(name: str) -> str:
-    """Returns the name of a slice. The name is also that of files, here and on the hosts.
+    """Returns the name of a slice, which files here and on the hosts have too.
 
     Raises:
-      UserError: Cloud TPU does not take such names.
+      UserError: the name is not valid for Cloud TPU.
     """
     if not re.fullmatch(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?", name):
         raise UserError(
@@ -47,12 +47,12 @@ class Slices:
 
     Attributes:
       type: the accelerator type, such as v5litepod-256.
-      version: the TPU runtime; empty for the usual one of the type.
+      version: the TPU runtime; empty for the default runtime of the type.
       slices: the number of slices of that type, connected by the data center's network.
-      queued: ask by a queued resource, which waits for capacity; several slices always do.
+      queued: requests a queued resource, which waits for capacity; several slices always do so.
 
     Raises:
-      UserError: Cloud TPU does not take the name.
+      UserError: the name is not valid for Cloud TPU.
     """
 
     name: str
@@ -77,13 +77,17 @@ class Slices:
 
     @property
     def nodes(self) -> list[str]:
-        """Names of the TPU VMs, one a slice."""
+        """Returns the names of the TPU VMs, one for each slice."""
         if self.slices == 1:
             return [self.name]
         return [f"{self.name}-{number}" for number in range(self.slices)]
 
     def create(self) -> Command:
-        """Raises `UserError` for a type whose runtime is not known."""
+        """Returns the command that creates the slices.
+
+        Raises:
+          UserError: the runtime of the type is not known.
+        """
         flags = [f"--accelerator-type={self._accelerator_type()}"]
         flags += ["--spot"] if self.spot else []
         flags += ["--internal-ips"] if self.internal_ip else []
@@ -135,13 +139,13 @@ class Slices:
         return tpu.runtime
 
     def _accelerator_type(self) -> str:
-        """Returns the type in Cloud TPU's own spelling: `v5litepod-8` where `v5e-8` was written."""
+        """Returns the type in Cloud TPU's spelling, such as `v5litepod-8` for `v5e-8`."""
         name, dash, size = self.type.partition("-")
         tpu = accelerators.TPUS.get(accelerators.tpu_generation(name) or "")
         return f"{tpu.type}{dash}{size}" if tpu else self.type
 
     def _tpus(self, *arguments: str) -> Command:
-        # Nobody would see its questions: `Gcloud` keeps what it says for the errors.
+        # Questions would not be visible, because `Gcloud` captures the output for error messages.
         where = [f"--zone={self.zone}", "--quiet"]
         where += [f"--project={self.project}"] if self.project else []
         return ["gcloud", "compute", "tpus", *arguments, *where]
@@ -151,14 +155,14 @@ class Gcloud:
     """Runs commands, or only prints them (`dry_run`).
 
     Raises:
-      UserError: `gcloud` is not installed, or a command failed: with its last line.
+      UserError: `gcloud` is not installed, or a command failed; the message has its last line.
     """
 
     def __init__(self, *, dry_run: bool = False):
         self.dry_run = dry_run
 
     def run(self, command: Command) -> None:
-        """Runs `command`, whose output is shown."""
+        """Runs `command` and shows its output."""
         if self.dry_run:
             print(shlex.join(command))
             return
@@ -167,7 +171,7 @@ class Gcloud:
             raise UserError(f"{shlex.join(command[:5])} failed: {_last_line(done.stderr)}")
 
     def ask(self, command: Command, pretend: str = "") -> str:
-        """Returns the output of `command`; in a dry run, `pretend`."""
+        """Returns the output of `command`, or `pretend` in a dry run."""
         if self.dry_run:
             print(shlex.join(command))
             return pretend
@@ -199,7 +203,7 @@ class Gcloud:
             self.run(slices.scp(files, node))
 
     def say(self, text: str) -> None:
-        """Prints a line for people; a dry run prints commands alone."""
+        """Prints a line of text, except in a dry run, which prints only commands."""
         if not self.dry_run:
             print(text, file=sys.stderr, flush=True)
 
@@ -223,7 +227,7 @@ class Gcloud:
 def _last_line(text: str) -> str:
     """Returns the lines of gcloud, `host.sh` or git that name an error, or the last line.
 
-    Around them gcloud tells, framed by `#`, on which host a command has failed.
+    The output of gcloud also contains lines, framed by `#`, about the host of a failed command.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip(" #")]
     lines = [line for line in lines if not line.startswith("#")]
@@ -232,14 +236,14 @@ def _last_line(text: str) -> str:
 
 
 def remember(slices: Slices) -> None:
-    """Keeps what was created, so that later commands need only the name."""
+    """Stores the description of created slices, so that later commands need only the name."""
     path = _memory(slices.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(slices), indent=1) + "\n")
 
 
 def recall(name: str) -> Slices | None:
-    """Returns the slices that `remember` kept on this machine."""
+    """Returns the slices that `remember` stored on this machine, or None."""
     path = _memory(name)
     return Slices(**json.loads(path.read_text())) if path.exists() else None
 

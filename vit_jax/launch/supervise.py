@@ -1,7 +1,7 @@
-"""A parent that starts a run again where it was cut short.
+"""A parent process that restarts a run that was interrupted.
 
-JAX ends the processes that lost another one from within C++, where no Python code can say why or
-choose the exit code: the parent does.
+If a process of a run is lost, JAX ends the others from within C++, where no Python code can print a
+reason or choose the exit code. The parent process does both.
 """
 
 import os
@@ -15,7 +15,7 @@ from types import FrameType
 from vit_jax.errors import Interrupted
 
 LONG_SECONDS = 600.0
-"""A run that lived this long before it was cut short starts the count of restarts anew."""
+"""The count of restarts begins again if a run lasted this long before it was interrupted."""
 
 MAX_PAUSE_SECONDS = 60.0
 
@@ -25,9 +25,9 @@ def run(
 ) -> int:
     """Runs `python -m vit_jax ARGUMENTS` until it ends for good; returns its exit code.
 
-    It is started again after exit code 75 and after a signal that it did not catch (which is how
-    a process that lost another one ends), up to `restarts` times in a row; not after SIGTERM or
-    Ctrl-C to this parent, which are passed on.
+    The run is restarted after exit code 75 and after a signal that it did not catch (as when JAX
+    ends it because another process was lost), up to `restarts` times in a row. It is not restarted
+    after SIGTERM or Ctrl-C to this parent, which are passed on to the run.
     """
     command = [sys.executable, "-m", "vit_jax.launch.child", str(os.getpid()), *arguments]
     in_a_row = 0
@@ -61,7 +61,7 @@ def _say(text: str) -> None:
 
 
 class _Forwarding:
-    """Within the `with` block SIGTERM and Ctrl-C go on to the child that runs."""
+    """Passes SIGTERM and Ctrl-C on to the running child within its `with` block."""
 
     def __init__(self) -> None:
         self.received = False
@@ -83,7 +83,7 @@ class _Forwarding:
             self._child.send_signal(number)
 
     def call(self, command: Sequence[str]) -> int:
-        # In a group of its own, or a terminal's Ctrl-C would reach the child twice.
+        # Without a separate process group, Ctrl-C in a terminal would reach the child twice.
         self._child = subprocess.Popen(command, process_group=0)
         try:
             return self._child.wait()

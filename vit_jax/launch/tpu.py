@@ -1,4 +1,4 @@
-"""Starts runs on Cloud TPU slices from a local machine, and keeps them going until they are done.
+"""Starts runs on Cloud TPU slices from a local machine, and restarts them until they are done.
 
 The flags of the command `tpu` are in `vit_jax/cli/commands/tpu.py`. The hosts run `host.sh`, which
 is copied to them with the code.
@@ -24,10 +24,10 @@ HOST_SCRIPT = Path(__file__).parent / "host.sh"
 REPOSITORY = Path(__file__).parent.parent.parent
 
 RESTARTS = 20
-"""Times in a row that a host starts a run again by itself before it is looked at."""
+"""The number of times in a row that a host restarts a run without the launcher."""
 
 MAX_UNREACHED = 20
-"""Looks in a row that may fail before the launcher gives up; the run itself goes on."""
+"""The number of polls in a row that may fail before the launcher gives up; the run continues."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class HostState:
 
     @classmethod
     def parse(cls, line: str) -> "HostState | None":
-        """Parses a line of `host.sh NAME state`; None if it is a greeting of the machine."""
+        """Parses a line of `host.sh NAME state`; returns None for other lines such as greetings."""
         found = re.fullmatch(r"(\S+) (?:(none|running)|(ended) (\d+))(?: (.*))?", line)
         if not found:
             return None
@@ -50,12 +50,16 @@ class HostState:
 
 
 class _Unusable(UserError):
-    """There are no slices, and none are to be made: not what another look would change."""
+    """There are no slices, and none will be created, so another poll would not help."""
 
 
 @dataclasses.dataclass
 class Launcher:
-    """Does what is asked with the slices of one name. poll: seconds between looks."""
+    """Creates, uses and deletes the slices of one name.
+
+    Attributes:
+      poll: the seconds between two polls of the state.
+    """
 
     slices: Slices
     cloud: Gcloud
@@ -64,10 +68,10 @@ class Launcher:
     _begun: bool = dataclasses.field(default=False, init=False)
 
     def create(self) -> None:
-        """Asks for the slices, and waits until they are there.
+        """Requests the slices, and waits until they are ready.
 
         Raises:
-          UserError: others of that name exist, or these cannot be had.
+          UserError: other slices of that name exist, or these cannot be created.
         """
         if not self.cloud.dry_run:
             known = gcloud.recall(self.slices.name)
@@ -81,14 +85,19 @@ class Launcher:
         self._look_until(lambda: 0 if self._is_ready() else None)
 
     def train(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> int:
-        """Starts the run on all hosts, and starts it again until it is done or has failed.
+        """Starts the run on all hosts, and restarts it until it is done or has failed.
 
-        arguments: of `train`. pin: repository and commit; without, the working tree is copied.
-        Returns the run's exit code.
+        Args:
+          arguments: the arguments of the command `train`.
+          workdir: the directory of the run.
+          pin: repository and commit; with None the working tree is copied.
+
+        Returns:
+          The run's exit code.
 
         Raises:
-          UserError: the slices do not exist, or are deleted meanwhile; another run is going on
-            them; `MAX_UNREACHED` looks in a row have failed.
+          UserError: the slices do not exist, or are deleted during the run; another run occupies
+            them; more than `MAX_UNREACHED` polls in a row have failed.
         """
         self._look_until(lambda: 0 if self._is_ready(replace=True) else None)
         self._begun = not self.cloud.dry_run and self._is_going(arguments)
@@ -105,7 +114,7 @@ class Launcher:
         return self._look_until(look)
 
     def _look_until(self, look: Callable[[], int | None]) -> int:
-        """Returns the first result of `look`, which may fail while hosts are being taken away."""
+        """Polls `look` until it has a result; it may fail while hosts are being taken away."""
         unreached = 0
         while True:
             try:
@@ -124,12 +133,12 @@ class Launcher:
             time.sleep(self.poll)
 
     def _is_ready(self, *, replace: bool = False) -> bool:
-        """Returns whether the slices are there; prints a line when their state changes.
+        """Returns whether the slices are ready; prints a line when their state changes.
 
-        replace: make them anew where they were taken away.
+        replace: creates slices again that were taken away.
 
         Raises:
-          _Unusable: neither.
+          _Unusable: the slices do not exist and are not created.
         """
         state = self.cloud.state(self.slices)
         if replace and state in LOST:
@@ -143,13 +152,13 @@ class Launcher:
         return state in READY
 
     def _tell(self, who: str, text: str) -> None:
-        """Says what is new of somebody."""
+        """Prints `text` about `who` if it differs from the last text about it."""
         if text and text != self._told.get(who):
             self.cloud.say(f"{who}: {text}")
             self._told[who] = text
 
     def _replace(self) -> None:
-        """Makes slices that were taken away anew, however long there is no capacity for them."""
+        """Creates slices again that were taken away, and waits as long as there is no capacity."""
         self.cloud.say(f"{self.slices.name} was preempted; creating it again")
         self._begun = False
         while True:
@@ -166,7 +175,7 @@ class Launcher:
     def _look_at_hosts(self) -> int | None:
         """Returns the run's exit code once it has ended for good."""
         states = self.states()
-        if any(state.kind == "none" for state in states):  # A host was restarted, or made anew.
+        if any(state.kind == "none" for state in states):  # A host was restarted or replaced.
             self.stop()
             self._begun = False
             return None
@@ -176,7 +185,11 @@ class Launcher:
         return code
 
     def _is_going(self, arguments: Sequence[str]) -> bool:
-        """Returns whether this run is going on already. Raises `UserError` if another one is."""
+        """Returns whether this run is in progress already.
+
+        Raises:
+          UserError: another run is in progress.
+        """
         if not any(state.kind == "running" for state in self.states()):
             return False
         told = self.cloud.everywhere(self.slices, self._script_if_prepared("arguments"))
@@ -189,7 +202,7 @@ class Launcher:
         return True
 
     def stop(self) -> None:
-        """Lets the run save and end on all hosts; the slices stay."""
+        """Stops the run on all hosts, which saves its state first; the slices stay."""
         self.cloud.everywhere(self.slices, self._script_if_prepared("stop"))
 
     def _begin(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> None:
@@ -215,7 +228,7 @@ class Launcher:
         return shlex.join(["bash", "host.sh", self.slices.name, action, *arguments])
 
     def _script_if_prepared(self, action: str, otherwise: str = "true") -> str:
-        """Prepares hosts that may be new, and have lost `host.sh` with everything else."""
+        """Returns a script that also works on new hosts, which do not have `host.sh`."""
         return f"if [ -f host.sh ]; then {self._script(action)}; else {otherwise}; fi"
 
     def _verdict(self, states: Sequence[HostState]) -> int | None:
@@ -241,7 +254,7 @@ class Launcher:
         """Returns the state of the run on every host, in order of their names.
 
         Raises:
-          UserError: none says anything.
+          UserError: no host answers.
         """
         script = self._script_if_prepared("state", otherwise='echo "$(hostname) none"')
         told = self.cloud.everywhere(self.slices, script, pretend=f"{self.slices.name} ended 0\n")
@@ -251,7 +264,7 @@ class Launcher:
         return sorted(states, key=lambda state: state.host)
 
     def logs(self, node: str, worker: str) -> None:
-        """Shows what one host says, until its run ends."""
+        """Shows the log of one host until its run ends."""
         self.cloud.run(self.slices.ssh(node, self._script("logs"), worker))
 
     def status(self) -> None:
@@ -271,15 +284,15 @@ class Launcher:
 
 
 def on_one_line(arguments: Sequence[str]) -> str:
-    """Returns the arguments of a run as `host.sh` keeps them: one line, whatever they hold."""
+    """Returns the arguments of a run on one line, in the form that `host.sh` stores."""
     line = " ".join(arguments).replace("\\", "\\\\")
     return line.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def pack(folder: Path, tar: Path) -> None:
-    """Writes the files of a git checkout, changed ones as they are, without what git ignores.
+    """Writes the files of a git checkout, with uncommitted changes and a note of the commit.
 
-    And a note of the commit.
+    Files that git ignores are left out.
 
     Raises:
       UserError: the package was not installed from a checkout.

@@ -1,4 +1,4 @@
-"""Plan before you pay: the real training step, compiled for machines that are not at hand.
+"""Plans a run: compiles its training step for machines that are not available locally.
 
-target (a topology's devices) -> plan (compile, measure) -> table; fit (search what fits)
+target (a topology's devices) -> plan (compile, measure) -> table; fit (search for what fits)
 """

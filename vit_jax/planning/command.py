@@ -1,4 +1,4 @@
-"""The body of `plan`: what it prints, and in which order it gives up."""
+"""The implementation of the command `plan`: its output and its errors."""
 
 import dataclasses
 import json
@@ -27,14 +27,16 @@ def run(
     json_file: str | None = None,
     save: str | None = None,
 ) -> None:
-    """Prints the plan of a config; with `search` the cheapest setting that fits.
+    """Prints the plan of a config; with `search` also the fastest setting that fits.
 
-    placements: print where every parameter lives, too. rate: of a host's core, if it was measured.
-    save: file for the compiled program.
+    Args:
+      placements: prints the placement of every parameter, too.
+      rate: the rate of one core of a host, if it was measured.
+      save: the file for the compiled program.
 
     Raises:
       UserError: config, topology or a file is wrong.
-      DoesNotFit: the step needs more memory than a device has; by how much.
+      DoesNotFit: the step needs more memory than a device has; the message has the difference.
     """
     target = Target.find(topology, num_slices)
     if search and target.chip is None:

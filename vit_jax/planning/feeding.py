@@ -11,13 +11,15 @@ from vit_jax.data.sampling import BlockShuffle
 from vit_jax.errors import UserError
 
 _STORED = {"imagenet2012": (147_897_477_120 / 1_281_167, 1_281_167 / 1024)}
-"""Bytes of an image (those of the training archive), and images in a file of TFDS's TFRecord build:
-of an object store files are read whole (`vit_jax.data.tfrecord`)."""
+"""Bytes per image (of the training archive), and images per file of TFDS's TFRecord build.
+
+Files of an object store are read whole (`vit_jax.data.tfrecord`).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """Images a second that one core of a host makes ready, and where that was measured."""
+    """The images per second that one core of a host prepares, and the place of the measurement."""
 
     images_per_sec_per_core: float
     measured: str
@@ -25,10 +27,12 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Feeding:
-    """Demands on the hosts at a target's least step time; zeros where that is not known.
+    """The demands on the hosts at a target's least step time; zeros where that is not known.
 
-    cores: of all hosts together. bytes_per_sec, requests_per_sec: that one host reads from an
-    object store. Hosts beyond the parts that an epoch is cut into read what others read, too.
+    Attributes:
+      cores: the number of cores of all hosts together.
+      bytes_per_sec, requests_per_sec: the load of one host on an object store. If there are more
+        hosts than parts of an epoch, several hosts read the same files.
     """
 
     images_per_sec: float
@@ -71,7 +75,11 @@ class Feeding:
 
 
 def read_rate(path: str) -> Rate:
-    """Returns the rate in a file that `bench input --json=FILE` wrote. Raises `UserError`."""
+    """Returns the rate in a file that `bench input --json=FILE` wrote.
+
+    Raises:
+      UserError: the file cannot be read or has no rate.
+    """
     try:
         measured = float(json.loads(Path(path).read_text())["images_per_sec_per_core"])
     except (OSError, ValueError, KeyError, TypeError) as error:

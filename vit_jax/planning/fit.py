@@ -24,7 +24,7 @@ MAX_COMPILES = 10
 A compile takes a minute or more, so the estimates below rule out the other candidates first.
 """
 
-# Times are relative to keeping all activations: computing each block again adds a third. Memory is
+# Times are relative to keeping all activations; recomputing every block adds a third. Memory is
 # that of the activations kept, relative to "full"; ViT-B/16 with 128 images on a v5e keeps 24.4,
 # 9.5, 6.5 and 2.5 GiB.
 _REMAT_TIME = {
@@ -33,15 +33,15 @@ _REMAT_TIME = {
 _REMAT_MEMORY = {
     "none": 9.7, "dots_saveable": 3.8, "dots_with_no_batch_dims_saveable": 2.6, "full": 1.0,
 }  # fmt: skip
-# Each doubling of accumulation adds this share: products are smaller, and gathers are more.
+# Each doubling of accumulation adds this share, because products are smaller and gathers more.
 _ACCUMULATION_TIME = 0.02
-# A candidate is left out only if this share of its estimate does not fit, for estimates may err.
+# Estimates may err, so a candidate is left out only if this share of its estimate does not fit.
 _CAUTION = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A setting to try. `remat` is None for models without that field."""
+    """A candidate setting. `remat` is None for models without that field."""
 
     remat: str | None
     accum_steps: int
@@ -58,7 +58,9 @@ class Candidate:
 class Fit:
     """The result of a search.
 
-    plan: the plan of the setting that fits, or of the closest. tried: the number of compiles.
+    Attributes:
+      plan: the plan of the setting that fits, or of the one that comes closest.
+      tried: the number of compiles.
     """
 
     plan: Plan
@@ -67,7 +69,7 @@ class Fit:
 
 
 def command_line(overrides: Mapping[str, Any]) -> str:
-    """Returns overrides as they are typed on a command line."""
+    """Returns overrides as arguments of a command line."""
     return " ".join(f"--config.{key}={value}" for key, value in overrides.items())
 
 
@@ -76,7 +78,9 @@ def fit(
 ) -> Fit:
     """Compiles candidates, the fastest first, until one fits.
 
-    plan: the plan of `config` as it is. say: a function that prints a line about each compile.
+    Args:
+      plan: the plan of the unchanged `config`.
+      say: a function that prints a line about each compile.
     """
     best, tried, known = Fit(plan, {}, 0), 0, plan
     tested = {_setting(plan)}

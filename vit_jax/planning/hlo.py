@@ -1,8 +1,8 @@
-"""Reads from HLO text what a compiled program sends and stores, with loops multiplied out.
+"""Computes from HLO text the bytes that a compiled program sends and stores.
 
-XLA's own cost analysis takes the body of a loop once. Here every instruction counts as often as
-the loops around it run; a trip count is the bound that the loop's condition compares with, and 1
-where that is no constant.
+XLA's own cost analysis counts the body of a loop once. Here every instruction counts as often as
+the loops around it run. The trip count is the bound in the loop's condition, or 1 if the bound is
+not a constant.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 SCATTERED = "all-reduce-scatter"
-"""A sum of which each device keeps its part; the instruction shows the whole, as an all-reduce."""
+"""A sum of which each device keeps one part; its instruction is an all-reduce of whole arrays."""
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "token": 0}
 _FREE = {
@@ -42,7 +42,7 @@ _NAMED = re.compile(r"%([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation: `shape` and `rest` (operands, attributes) as they are written."""
+    """One line of a computation; `shape` and `rest` (operands, attributes) are its text."""
 
     name: str
     shape: str
@@ -56,11 +56,11 @@ class Instruction:
         return match[1] if match else ""
 
     def operands(self) -> list[str]:
-        """Names of its operands; attributes may add names of computations behind them."""
+        """Returns the names of the operands, followed by computations that attributes may name."""
         return _NAMED.findall(self.rest)
 
     def constant(self) -> int | None:
-        """Its value, where it is a whole number that is written out."""
+        """Returns the value of an integer constant, or None for other instructions."""
         match = re.match(r"\s*constant\((\d+)\)", self.rest)
         return int(match[1]) if match else None
 
@@ -69,12 +69,14 @@ class Instruction:
 class Collective:
     """A collective operation of the program.
 
-    kind: one of `COLLECTIVES`, or `SCATTERED`.
-    bytes: of the largest array that it reads or makes on a device.
-    sent: bytes that a device sends each time, by the best known algorithm on a ring.
-    times: how often a step runs it. group_size: devices that take part in one of its groups.
-    op_name: the operation of the model that it comes from.
-    is_overlapped: whether the device computes meanwhile.
+    Attributes:
+      kind: one of `COLLECTIVES`, or `SCATTERED`.
+      bytes: the size of the largest array that it reads or produces on a device.
+      sent: the bytes that a device sends each time, by the best known algorithm on a ring.
+      times: the number of times that a step runs it.
+      group_size: the number of devices in one of its groups.
+      op_name: the operation of the model that it comes from.
+      is_overlapped: whether the device computes at the same time.
     """
 
     kind: str
@@ -94,7 +96,9 @@ class Collective:
 class Kernels:
     """The kernels that a device runs in a step, with loops multiplied out.
 
-    fusions: of operations. copies: of arrays to another place or layout in the main memory.
+    Attributes:
+      fusions: the number of fusions of operations.
+      copies: the number of copies of arrays to another place or layout in the main memory.
     """
 
     fusions: int
@@ -103,7 +107,7 @@ class Kernels:
 
 
 class Program:
-    """A compiled program. text: as `jax.stages.Compiled.as_text` gives it."""
+    """A compiled program, given by the text that `jax.stages.Compiled.as_text` returns."""
 
     def __init__(self, text: str):
         self._computations: dict[str, list[Instruction]] = {}
@@ -126,8 +130,8 @@ class Program:
         self._num_devices = int(header[1]) if header else 1
 
     def collectives(self) -> list[Collective]:
-        """Returns every collective operation; those that TPUs run in steps count once."""
-        # A fusion that TPUs carry out as a reduce-scatter: they keep a part of the sum each.
+        """Returns every collective operation; one that TPUs run in several steps counts once."""
+        # TPUs run these fusions as a reduce-scatter, so each device keeps one part of the sum.
         scattered = {
             instruction.name
             for name, computation in self._computations.items()
@@ -142,7 +146,7 @@ class Program:
             if instruction.name in scattered:
                 kind = SCATTERED
             if kind in (*COLLECTIVES, SCATTERED):
-                # Fusions that carry out one collective between them all name its channel, and
+                # If several fusions together run one collective, all of them name its channel, and
                 # some of them may be in the loops of others.
                 channel = _channel(instruction)
                 key = (kind, channel)
@@ -151,9 +155,9 @@ class Program:
         return list(found.values())
 
     def _overlapped(self) -> set[str]:
-        """Channels of the collectives that run beside computation.
+        """Returns the channels of the collectives that overlap with computation.
 
-        Either the program starts them and ends them later, or TPUs carry them out inside a fusion.
+        Either the program starts them and ends them later, or TPUs run them inside a fusion.
         """
         found = set()
         for name, computation in self._computations.items():
@@ -169,7 +173,7 @@ class Program:
         return found
 
     def _handed_on(self, instruction: Instruction) -> list[Instruction]:
-        """Returns the instructions that a call runs; any other instruction is its own."""
+        """Returns the instructions that a call runs, or the instruction if it is not a call."""
         if instruction.opcode not in _CALLS:
             return [instruction]
         called = self._branches(instruction)
@@ -190,9 +194,10 @@ class Program:
         )
 
     def sent_between_slices(self, num_slices: int) -> float:
-        """Bytes that a device hands to the network between TPU slices, by ring algorithms.
+        """Returns the bytes that a device sends to other TPU slices, by ring algorithms.
 
-        There a program is of one slice, and what crosses is handed to the host's runtime.
+        A program for several slices is compiled for one slice, and passes data for the others to
+        the host's runtime.
         """
         total = 0.0
         for times, instruction in self._run(self._entry, 1):
@@ -204,9 +209,9 @@ class Program:
         return total
 
     def stored_bytes(self) -> int:
-        """Bytes of all results that a step writes to the main memory; views and loops' frames none.
+        """Returns the bytes of all results that a step writes to the main memory.
 
-        Updates of a slice in place count as the slice.
+        Views and the tuples of loops do not count. An in-place update counts as its slice.
         """
         return sum(
             times * self._stored(instruction)
@@ -237,9 +242,9 @@ class Program:
         return [name for name in names if name]
 
     def _trip_count(self, loop: Instruction, caller: str) -> int:
-        """Returns how often a loop runs: its counter goes between constants by a constant.
+        """Returns the number of iterations of a loop with constant start, end and increment.
 
-        1 where it does not, which only loops over random draws do here.
+        Returns 1 for other loops; in these programs those are only the loops of random draws.
         """
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
         if known:
@@ -269,7 +274,7 @@ class Program:
         n = self._group_size(instruction.rest)
         is_start = instruction.opcode.endswith("-start")
         if is_start and kind in ("all-gather", "collective-permute"):
-            # Operands, their results and perhaps a buffer to work in.
+            # The arrays are the operands, their results and perhaps a temporary buffer.
             count = len(arrays) // 2
             result = sum(arrays[count : 2 * count])
         else:
@@ -290,7 +295,7 @@ class Program:
         return Collective(kind, whole, sent, times, n, name, is_overlapped)
 
     def _group_size(self, rest: str) -> int:
-        """Devices in one of a collective's groups, in any of the forms that XLA writes."""
+        """Returns the number of devices in one group, from any of the forms that XLA writes."""
         listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
         if listed:
             return listed[1].count(",") + 1
@@ -300,7 +305,7 @@ class Program:
         named = re.search(r"replica_groups=\w*\[([^\]]*)\][^{]*\{([^}]*)\}", rest)
         if named:
             sizes = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
-            # A part of an axis is written 'axis':(before)size.
+            # XLA writes a part of an axis as 'axis':(before)size.
             along = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", named[2])
             return math.prod(int(part or sizes[name]) for name, part in along)
         return self._num_devices
@@ -310,7 +315,7 @@ class Program:
             return 0
         if instruction.opcode == "dynamic-update-slice" or "AllocateBuffer" in instruction.rest:
             return 0
-        # With flags: a fusion's results are matched with what it makes them from.
+        # Flags are included, so that sizes match the results of a fusion one to one.
         sizes = [_main_memory(array) for array in _ARRAY.findall(instruction.shape)]
         if instruction.opcode == "fusion":
             updates = self._slice_updates(instruction.called("calls"))
@@ -340,7 +345,7 @@ def _channel(collective: Instruction) -> str:
 
 
 def _computes_until_done(begun: Sequence[Instruction]) -> bool:
-    """Returns whether anything is computed between the start of a collective and its end."""
+    """Returns whether the device computes between the start of a collective and its end."""
     started, *following = begun
     if not started.opcode.endswith("-start"):
         return False
@@ -349,16 +354,16 @@ def _computes_until_done(begun: Sequence[Instruction]) -> bool:
 
 
 def _main_memory(array: tuple[str, str, str]) -> int:
-    """Bytes of an array; 0 where it is in memory space 1 or above (`S(1)`), on the chip itself."""
+    """Returns an array's bytes in main memory; 0 for on-chip memory, spaces `S(1)` and above."""
     return 0 if re.search(r"S\(\d", array[2]) else _bytes(*array)
 
 
 def _slice_update(computation: Mapping[str, Instruction], result: Instruction) -> int | None:
-    """Bytes of the slice that a result replaces in an array; None where it is all new."""
+    """Returns the bytes of the slice that a result replaces in an array; None if all is new."""
     while result.opcode in ("bitcast", "copy") and result.operands()[0] in computation:
         result = computation[result.operands()[0]]
     if result.opcode == "parameter":
-        return 0  # A fusion that takes part in a collective hands its buffers on.
+        return 0  # A fusion that is part of a collective passes its buffers on.
     if result.opcode != "dynamic-update-slice" or result.operands()[1] not in computation:
         return None
     return sum(_bytes(*array) for array in _arrays(computation[result.operands()[1]].shape))

@@ -1,11 +1,11 @@
-"""The layout of a step over chips, and other layouts that are worth a try."""
+"""The layout of a step over chips, and alternative layouts."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 SHARDED_TIME, ZERO1_TIME = 0.01, 0.001
-"""Time that sharding adds to a step, as a share of it: more bytes are sent, or at worse moments."""
+"""The time that sharding adds to a step, as a share of it, through more or later communication."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Layout:
     Attributes:
       mesh: axis -> size, as in `config.mesh`.
       zero1: whether the optimizer's state is sharded over `data` too.
-      num_devices, num_slices: devices of the whole mesh, and the slices that they are on.
-      sides: chips along each side of a TPU slice; empty for other devices.
+      num_devices, num_slices: the numbers of devices and of slices of the whole mesh.
+      sides: the number of chips along each side of a TPU slice; empty for other devices.
     """
 
     mesh: Mapping[str, int]
@@ -27,7 +27,7 @@ class Layout:
 
     @property
     def gradient_shards(self) -> int:
-        """Devices of a slice over which gradients are split, not counting `tensor`."""
+        """Returns the number of devices of a slice that split gradients, without `tensor`."""
         return self.mesh["fsdp"] * (self._data_in_slice if self.zero1 else 1)
 
     @property
@@ -39,12 +39,12 @@ class Layout:
         return {**self.mesh, "zero1": self.zero1}
 
     def on_part_of_slice(self) -> dict[str, Any] | None:
-        """Returns `config.mesh` with parameters over all of a slice but its shortest side.
+        """Returns `config.mesh` with parameters split over a slice except for its shortest side.
 
-        None where nothing is sharded, or over a part of the slice already. XLA scatters and
-        gathers over lines, planes and other parts of a torus, but over all of it only on slices as
-        short as 2x4; elsewhere it adds up whole arrays, and sends twice as much. With ZeRO-1 that
-        is so for any mesh whose `data` and `fsdp` fill a slice.
+        Returns None if nothing is sharded, or only over a part of the slice. XLA scatters and
+        gathers over lines, planes and other parts of a torus, but over a whole torus only on slices
+        as short as 2x4. On other slices it sums whole arrays, and sends twice as much. With ZeRO-1
+        this applies to any mesh whose `data` and `fsdp` fill a slice.
         """
         shards = self.gradient_shards
         shortest = min((side for side in self.sides if side > 1), default=1)
@@ -57,8 +57,8 @@ class Layout:
     def alternatives(self) -> list[dict[str, Any]]:
         """Returns the `config.mesh` of each layout to try, this one first.
 
-        The others have ZeRO-1, and shard parameters over all devices that shared only the batch;
-        before that, over a part of the slice, where sums are scattered.
+        The others use ZeRO-1, shard parameters over a part of the slice, where sums are scattered,
+        and then over all devices that shared only the batch.
         """
         options = [self.keys()]
         if self.mesh["data"] > 1:
@@ -73,7 +73,7 @@ class Layout:
         return options
 
     def splits_more(self, keys: Mapping[str, Any]) -> tuple[float, float]:
-        """Returns how many times more another layout splits parameters, and optimizer state.
+        """Returns the factors by which another layout splits parameters and optimizer state more.
 
         keys: the other layout as keys of `config.mesh`.
         """
@@ -83,5 +83,5 @@ class Layout:
 
 
 def time_factor(keys: Mapping[str, Any]) -> float:
-    """Returns the estimated time of a step over that without sharding, for keys of a mesh."""
+    """Returns the estimated time of a step relative to one without sharding, for keys of a mesh."""
     return 1 + SHARDED_TIME * (keys["fsdp"] > 1) + ZERO1_TIME * keys["zero1"]

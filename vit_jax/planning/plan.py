@@ -1,4 +1,4 @@
-"""One plan: compile the step for a target and tell what it holds, computes, sends and lasts."""
+"""Compiles the step for a target and computes its memory, FLOPs, traffic and least time."""
 
 import dataclasses
 import pickle
@@ -22,15 +22,15 @@ from vit_jax.planning.target import Target
 from vit_jax.training.run import Run
 
 ASSUMED_MFU = (0.3, 0.4, 0.5)
-"""Shares of the chips' peak for which a plan gives the time: what good training steps reach."""
+"""The shares of the chips' peak, typical of good training steps, for which a plan has the time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes that one device holds during a step, by what for.
+    """The bytes that one device holds during a step, by purpose.
 
-    The first four are exact. The compiler tells the sum of all temporary arrays; gradients are
-    their part that has the parameters' shapes, activations the rest, workspace included.
+    The first four are exact. The compiler reports the sum of all temporary arrays. Gradients are
+    the part with the parameters' shapes; activations are the rest, including workspace.
     """
 
     parameters: int
@@ -53,15 +53,15 @@ class Plan:
     Bytes are those of one device, FLOPs those of all devices together.
 
     Attributes:
-      hbm_bytes: the memory of a device; 0 where it is not known. used_bytes: the memory of a device
-        that the step needs.
-      flops: model FLOPs of one step: a backward pass counts as two forward passes, recomputation as
-        nothing. computed_flops: FLOPs of all products of the step, recomputation and optimizer
-        included.
-      kernels: the kernels that a device runs. hbm_traffic: the least bytes that a device moves to
-        and from memory in a step.
-      ici_bytes, dcn_bytes: bytes that a device sends in a step inside its slice, and to others.
-      overlapped_bytes: the part of ici_bytes that is sent beside computation.
+      hbm_bytes: the memory of a device; 0 where it is not known.
+      used_bytes: the memory of a device that the step needs.
+      flops: model FLOPs of one step: a backward pass counts as two forward passes, and
+        recomputation does not count.
+      computed_flops: FLOPs of all products of the step, including recomputation and the optimizer.
+      kernels: the kernels that a device runs.
+      hbm_traffic: the least bytes that a device moves to and from memory in a step.
+      ici_bytes, dcn_bytes: the bytes that a device sends in a step inside its slice, and to others.
+      overlapped_bytes: the part of ici_bytes that is sent during computation.
       sides: chips along each side of a TPU slice.
       mesh_that_sends_less: a mesh to prefer where XLA sends whole kernels or gradients over `mesh`.
       least_seconds: the time of a step by the slowest of compute, memory and both networks, each at
@@ -109,7 +109,7 @@ class Plan:
         return max(self.bounds, key=self.bounds.get) if self.bounds else ""
 
     def seconds_at(self, mfu: float) -> float:
-        """Returns the seconds of a step at a share of the chips' peak; 0 where it is not known."""
+        """Returns the seconds of a step at a share of the chips' peak; 0 if the peak is unknown."""
         peak = self.flops_per_device * self.num_devices
         return self.flops / (mfu * peak) if peak else 0.0
 
@@ -130,9 +130,9 @@ class Plan:
 def make_plan(
     config: ConfigDict, target: Target, *, save: str | None = None
 ) -> tuple[Plan, list[sharding.Placement]]:
-    """Compiles the step of `config` for `target`; also gives the placements of all parameters.
+    """Compiles the step of `config` for `target`; also returns the placements of all parameters.
 
-    save: file for the compiled program.
+    save: the file for the compiled program.
 
     Raises:
       UserError: the config is wrong, or the program cannot be saved.
@@ -168,7 +168,10 @@ def _bytes_needed(error: Exception) -> int:
 
 
 def _memory(run: Run, compiled: jax.stages.Compiled | None, needed: int) -> Memory:
-    """needed: bytes of temporary arrays, where the compiler gave up on them."""
+    """Returns the memory of a step.
+
+    needed: the bytes of temporary arrays, if the compiler refused the program for them.
+    """
     state = run.abstract
     temporary, code = needed, 0
     if compiled is not None:
@@ -224,11 +227,11 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
     near = sum(c.total_sent for c in collectives)
     shards = plan.layout.gradient_shards
     wholes = (c for c in collectives if c.kind == "all-reduce" and c.group_size >= shards)
-    # A device sends that much if all gradients are scattered in bfloat16.
+    # A device sends this much if all gradients are scattered in bfloat16.
     scattered = plan.memory.gradients / 2 * (shards - 1)
     is_more = sum(c.total_sent for c in wholes) > scattered / 2
     far = program.sent_between_slices(plan.num_slices)
-    # What is written is read at least once.
+    # Every array that is written is read at least once.
     traffic = 2 * program.stored_bytes()
     bounds = {}
     chip = target.chip
@@ -236,7 +239,7 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
         share = chip.devices
         bounds["compute"] = plan.flops / plan.num_devices / chip.flops_per_device
         bounds["memory"] = traffic / (chip.hbm_bandwidth / share)
-        # A chip's links count both directions; sending has half of it.
+        # A chip's link bandwidth counts both directions, and sending uses half of it.
         bounds["links"] = near / (chip.link_bandwidth / 2 / share)
         if chip.dcn_bandwidth:
             bounds["network"] = far / (chip.dcn_bandwidth / share)
@@ -253,7 +256,11 @@ def _with_traffic(plan: Plan, target: Target, compiled: Any) -> Plan:
 
 
 def save_executable(compiled: Any, path: str) -> None:
-    """Writes a compiled program for `jax.experimental.serialize_executable`. Raises `UserError`."""
+    """Writes a compiled program for `jax.experimental.serialize_executable`.
+
+    Raises:
+      UserError: JAX cannot serialize the program.
+    """
     try:
         payload = pickle.dumps(serialize_executable.serialize(compiled))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A plan as the text that the command prints."""
+"""Formats a plan as the text that the command prints."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from vit_jax.planning.plan import ASSUMED_MFU, Plan
 
 
 def gib(size: float) -> str:
-    """Bytes as text in GiB, or in MiB where they are few."""
+    """Returns a number of bytes as text in GiB, or in MiB if it is small."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{1024 * size / GIB:.2f} MiB"
 
 

@@ -12,7 +12,7 @@ import jax
 from vit_jax.errors import UserError, nearest
 from vit_jax.parallel import accelerators
 
-# libtpu looks for a TPU and for the cloud around it, which compiling needs neither of.
+# Compiling needs neither a TPU nor its cloud, but libtpu searches for both by default.
 _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -28,7 +28,8 @@ EXAMPLES = "write such as v5e:16x16, v5p-512, tpu7x:4x4x4, cpu:8, or leave it ou
 class Target:
     """Devices to plan for.
 
-    chip: the chip of each device; None for CPUs and unknown devices.
+    Attributes:
+      chip: the chip of each device; None for CPUs and unknown devices.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Target:
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Chips along each side of a TPU slice; nothing for other devices."""
+        """Returns the number of chips along each side of a TPU slice; () for other devices."""
         if self.platform != "tpu":
             return ()
         places = zip(*(device.coords for device in self.devices), strict=True)
@@ -60,10 +61,11 @@ class Target:
     def find(cls, topology: str = "", num_slices: int = 1) -> "Target":
         """Returns the target of `--topology` and `--slices`; "" means this machine's devices.
 
-        Must be asked for before JAX computes anything: it decides which of JAX's backends start.
+        This method selects the backends that JAX starts, so it must be called before JAX computes
+        anything.
 
         Raises:
-          UserError: no such topology, or what compiling for it needs is not installed.
+          UserError: there is no such topology, or a package for compiling is not installed.
         """
         if num_slices < 1:
             raise UserError(f"plan: --slices={num_slices}: write a number from 1 up")
@@ -82,7 +84,7 @@ class Target:
 
 
 def parse_tpu(topology: str) -> tuple[str, str]:
-    """Returns (generation, shape) of `v5e:16x16`, or of a type as Cloud TPU names it: `v5p-512`.
+    """Returns (generation, shape) of `v5e:16x16`, or of a type of Cloud TPU such as `v5p-512`.
 
     The number in a type counts TensorCores, two in a chip, for all generations but v5e and v6e,
     where it counts chips.
@@ -117,7 +119,7 @@ def _tpu_devices(generation: str, shape: str, num_slices: int) -> Sequence[jax.D
         )
     for name, value in _TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Else JAX would look for a TPU to compute on.
+    # Without this JAX would search for a TPU to compute on.
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
@@ -138,7 +140,7 @@ def _virtual_cpus(topology: str) -> Sequence[jax.Device]:
         raise UserError(f"plan: --topology={topology!r} is not understood; write such as cpu:8")
     wanted = int(match[1] or 1)
     jax.config.update("jax_platforms", "cpu")
-    with contextlib.suppress(RuntimeError):  # Raised where JAX has its devices already.
+    with contextlib.suppress(RuntimeError):  # JAX raises this after it has started its devices.
         jax.config.update("jax_num_cpu_devices", wanted)
     devices = jax.devices("cpu")
     if len(devices) < wanted:
