@@ -118,3 +118,15 @@ def test_training_on_arrays_never_loads_tensorflow():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_predictor_is_at_the_top_and_importing_the_package_loads_nothing():
+    code = (
+        "import sys, vit_jax\n"
+        "print([name for name in ('jax', 'flax', 'numpy', 'tensorflow') if name in sys.modules])\n"
+        "print('Predictor' in dir(vit_jax), vit_jax.Predictor.from_workdir.__qualname__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines() == ["[]", "True Predictor.from_workdir"]

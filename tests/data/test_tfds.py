@@ -1,8 +1,10 @@
 """TFDS at random access, and the digits that we ship as a TFDS builder."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
+import odd_images
 import pytest
 from sklearn.datasets import load_digits
 
@@ -120,6 +122,23 @@ def test_images_stay_encoded_until_preprocessing_decodes_them(pictures):
     assert all(image.startswith(b"\x89PNG") for image in records["image"])
     (batch,) = eval_batches(pictures, batch_size=12, rows=np.arange(12), pp="decode|resize(8)")
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], range(12))
+
+
+def test_half_a_jpeg_fails_wherever_the_crop_lies(pictures, monkeypatch):
+    from vit_jax.data import pp
+    from vit_jax.data.host_tensorflow import tf
+
+    jpeg = odd_images.encoded(odd_images.photograph(200, 160), "JPEG")
+    (example,) = pictures._reader.__getitems__([0])
+    examples = [example | {"image": data} for data in (jpeg, jpeg[: len(jpeg) // 2])]
+    reader = SimpleNamespace(__getitems__=lambda _: examples)
+    monkeypatch.setattr(pictures, "_reader", reader)
+    whole, half = pictures._read(np.arange(2))["image"]
+    assert whole is jpeg
+    crop = pp.build("decode_jpeg_and_inception_crop(8)")
+    for seed in range(20):
+        with pytest.raises(UserError):
+            crop({"image": tf.constant(half)}, np.array([seed, 0], np.int32))
 
 
 def test_encoded_images_need_decoding(pictures):

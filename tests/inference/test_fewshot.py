@@ -13,6 +13,7 @@ from vit_jax import checkpoints, models, tasks
 from vit_jax.errors import UserError
 from vit_jax.inference import features, fewshot
 from vit_jax.inference.fewshot import Labelled
+from vit_jax.inference.preparation import AsEvaluated
 from vit_jax.training.run import Run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "big_vision"
@@ -119,11 +120,11 @@ def test_features_of_image_files(checkpoint, tmp_path):
     (tmp_path / "images" / "notes.txt").write_text("no image")
 
     params = features.backbone_params(task, path)
-    predictor = features.Predictor(task, params, task.info)
+    preparation = AsEvaluated("", task.info.spec["image"].shape)
+    predictor = features.Predictor(task, params, task.info, preparation)
     out = tmp_path / "out.npz"
-    said = features.run(
-        [str(tmp_path / "images"), str(tmp_path / "single.png")], str(out), predictor, batch_size=2
-    )
+    images = [str(tmp_path / "images"), str(tmp_path / "single.png")]
+    said = features.run(images, str(out), predictor)
     written = np.load(out)
     assert "[3, 16]" in said
     assert written["path"].tolist() == [str(tmp_path / name) for name in names]
@@ -170,10 +171,11 @@ def test_features_of_a_convolutional_file_without_a_head(tmp_path):
 
 def test_paths_without_images_are_user_errors(checkpoint, tmp_path):
     _, task = checkpoint
-    predictor = features.Predictor(task, {}, task.info)
+    preparation = AsEvaluated("", task.info.spec["image"].shape)
+    predictor = features.Predictor(task, {}, task.info, preparation)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image files"):
         features.find_images([str(tmp_path / "empty")])
     assert features.find_images([str(tmp_path / "absent.png")]) == [str(tmp_path / "absent.png")]
-    with pytest.raises(UserError, match="no such image file"):
-        predictor.read([str(tmp_path / "absent.png")])
+    with pytest.raises(UserError, match=r"absent\.png: No such file"):
+        next(predictor.batches([str(tmp_path / "absent.png")]))

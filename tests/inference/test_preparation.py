@@ -11,6 +11,9 @@ from PIL import Image
 
 from vit_jax.__main__ import main
 from vit_jax.checkpoints.input_spec import InputSpec
+from vit_jax.data import images
+from vit_jax.data import pp as preprocessing
+from vit_jax.data.host_tensorflow import tf
 from vit_jax.errors import UserError
 from vit_jax.inference import features, predict
 from vit_jax.inference.predict import Predictor
@@ -21,6 +24,7 @@ from vit_jax.training.run import Run
 from vit_jax.types import ArraySpec
 
 CLASSES = ("left", "middle", "right")
+SEED = np.array([3, 5], np.int32)
 SIZES = ((40, 64), (64, 40), (33, 57), (24, 24), (100, 31), (16, 16))
 
 
@@ -104,6 +108,63 @@ def test_predict_features_and_evaluate_agree(folder_config, left_by_a_run, tmp_p
     head = params["head"]
     by_features = jax.nn.softmax(pooled @ head["kernel"] + head["bias"])
     np.testing.assert_allclose(by_features, examples["probability"], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def sideways(tmp_path_factory):
+    """A JPEG file whose EXIF orientation, 6, makes 40 rows of 80 pixels of 80 rows of 40."""
+    path = tmp_path_factory.mktemp("sideways") / "photo.jpg"
+    colors = np.random.default_rng(0).integers(0, 256, (4, 2, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(colors).resize((40, 80), Image.Resampling.BILINEAR).save(path, exif=exif)
+    return path
+
+
+def as_stored(path):
+    """The pixels of a JPEG file as TensorFlow decodes them, not turned."""
+    record = {"image": tf.constant(path.read_bytes())}
+    return preprocessing.build("decode")(record, SEED)["image"].numpy()
+
+
+def upright(pixels):
+    """What orientation 6 says: a quarter turn to the right."""
+    return np.ascontiguousarray(np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_photographs_are_turned_upright_as_evaluation_turns_them(
+    folder_config, left_by_a_run, tmp_path, sideways, exif
+):
+    root, run = tmp_path / "photos", tmp_path / "run"
+    for name in CLASSES:
+        (root / name).mkdir(parents=True)
+        (root / name / f"{name}.jpg").write_bytes(sideways.read_bytes())
+    config = folder_config("decode|resize(8)", data__args__exif=exif)
+    config.data.name = str(root)
+    params = left_by_a_run(config, run, classes=CLASSES)
+    names, examples = evaluated(config, params)
+    predictor = Predictor.from_workdir(str(run))
+    (answers,) = predictor.answers(names)
+    np.testing.assert_array_equal(answers.prepared["image"], examples["image"])
+    np.testing.assert_allclose(answers.outputs["probability"], examples["probability"], atol=1e-6)
+
+    stored = as_stored(sideways)
+    same, other = (upright(stored), stored)[:: 1 if exif == "apply" else -1]
+    paths = [str(sideways), str(tmp_path / "same.png"), str(tmp_path / "other.png")]
+    Image.fromarray(same).save(paths[1])
+    Image.fromarray(other).save(paths[2])
+    features.run(paths, str(tmp_path / "features.npz"), predictor)
+    for found in (
+        predictor.predict(paths)["probability"],
+        np.load(tmp_path / "features.npz")["features"],
+    ):
+        np.testing.assert_array_equal(found[0], found[1])
+        assert not np.allclose(found[0], found[2])
+
+    by_size = Predictor.from_checkpoint(str(run), image_size=(12, 12))
+    (batch,) = by_size.batches([str(sideways), images.read_pixels(sideways, exif=exif)])
+    np.testing.assert_array_equal(*batch["image"])
 
 
 def test_images_may_be_given_as_pixels(folder_config, left_by_a_run, tmp_path):
@@ -215,6 +276,18 @@ def test_masks_are_those_of_the_file(segmenting, tmp_path, capsys):
     assert main([*argv, f"--out={tmp_path}/drawn.png"]) == 0
     shares = [float(line.split("%")[0]) for line in capsys.readouterr().out.splitlines()[1:-1]]
     assert sum(shares) == pytest.approx(100, abs=0.3)
+
+
+def test_masks_of_a_photograph_are_those_of_the_upright_image(segmenting, sideways, tmp_path):
+    predictor = segmenting("copy('mask', 'segmentation')|joint_decode|joint_fit(16)")
+    (answers,) = predictor.answers([str(sideways)])
+    (mask,) = answers.outputs["predicted"]
+    (expected,) = predictor.predict([upright(as_stored(sideways))])["predicted"]
+    assert mask.shape == (40, 80)
+    np.testing.assert_array_equal(mask, expected)
+    (drawn_on,) = answers.images()
+    np.testing.assert_array_equal(drawn_on, images.read_pixels(sideways))
+    assert drawn_on.shape == (40, 80, 3)
 
 
 def test_what_is_cut_away_has_no_label(segmenting):
@@ -385,6 +458,11 @@ def test_sizes_are_told_without_decoding(tmp_path):
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "b.tif")
     pictures = Pictures([str(tmp_path / "a.jpg"), str(tmp_path / "b.tif"), np.zeros((4, 5, 1))])
     assert [pictures.size(number) for number in range(3)] == [(20, 30), (20, 30), (4, 5)]
+
+
+def test_sizes_are_those_of_upright_images(sideways):
+    assert Pictures([sideways]).size(0) == (40, 80)
+    assert Pictures([sideways], exif="ignore").size(0) == (80, 40)
 
 
 def checkpoint_folder(folder, told, file):

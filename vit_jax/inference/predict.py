@@ -17,6 +17,7 @@ from vit_jax import attention, models, tasks
 from vit_jax.checkpoints import evaluation_params, input_spec
 from vit_jax.checkpoints.input_spec import InputSpec
 from vit_jax.checkpoints.store import Store, flatten
+from vit_jax.data import files
 from vit_jax.data.placement import Placement
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
@@ -45,8 +46,8 @@ class Answers:
       pictures: the images as they were given.
       prepared: the images as the model was given them, `image` `[n, height, width, channels]`,
         with the other arrays that preprocessing made.
-      outputs: the task's answers, one entry for each image. Boxes and masks are those of the file,
-        whatever preprocessing made of it.
+      outputs: the task's answers, one entry for each image. Boxes and masks are those of the
+        upright image in the file, whatever preprocessing made of it.
       placements: where each prepared image lies in its file. None, if the task's answers have
         places and preprocessing cannot be undone: the answers are those of the prepared image.
     """
@@ -150,10 +151,11 @@ class Predictor:
         label = ArraySpec((), np.dtype(np.int32))
         info = DataInfo({"image": image, "label": label}, num_classes, names)
         spec = dataclasses.replace(told or InputSpec(), size=shape[:2])
-        preparation = ByInputSpec(spec, shape[-1])
-        if run and not image_size:
-            preparation = _as_evaluated(run.read_config(), shape)
-        elif run or not told:
+        config = run and run.read_config()
+        preparation = ByInputSpec(spec, shape[-1], _exif(config) if config else "apply")
+        if config and not image_size:
+            preparation = _as_evaluated(config, shape)
+        elif config or not told:
             logger.warning(
                 "%s does not tell how to prepare images; assumed: %s", path, spec.describe()
             )
@@ -281,8 +283,17 @@ class Predictor:
 
 def _as_evaluated(config: ConfigDict, shape: tuple[int, int, int]) -> AsEvaluated:
     """Returns the preparation of a run's first evaluation set; `shape` is that of its images."""
-    first = dict(next(iter(config.eval.sets.values()), {}))
-    return AsEvaluated(first.get("pp", config.data.eval_pp), shape)
+    pp = _first_eval_set(config).get("pp", config.data.eval_pp)
+    return AsEvaluated(pp, shape, _exif(config))
+
+
+def _exif(config: ConfigDict) -> str:
+    """Returns whether a run's first evaluation set obeys EXIF orientations: apply or ignore."""
+    return _first_eval_set(config).get("args", config.data.args).get("exif", "apply")
+
+
+def _first_eval_set(config: ConfigDict) -> dict[str, Any]:
+    return dict(next(iter(config.eval.sets.values()), {}))
 
 
 def _joined(parts: Sequence[Any]) -> Any:
@@ -320,12 +331,7 @@ def restore_params(workdir: Workdir, task: BaseTask) -> Params:
 
 def _read_labels(path: str, num_classes: int) -> tuple[str, ...]:
     """Returns the names of the classes, one from each line of a text file."""
-    try:
-        # Byte order marks, and any of the three line ends, are understood.
-        with open(path, encoding="utf-8-sig") as file:
-            names = tuple(file.read().removesuffix("\n").split("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--labels={path}: {error}") from error
+    names = tuple(files.lines(files.read_text(path)))
     if len(names) != num_classes:
         raise UserError(f"--labels={path} has {len(names)} lines, the model {num_classes} classes")
     return names

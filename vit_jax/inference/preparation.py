@@ -16,11 +16,10 @@ from PIL import Image
 
 from vit_jax import data
 from vit_jax.checkpoints.input_spec import InputSpec
-from vit_jax.data import sampling, unlabeled
+from vit_jax.data import images, sampling, unlabeled
+from vit_jax.data.files import shown
 from vit_jax.data.placement import Placement
 from vit_jax.errors import UserError
-from vit_jax.inference import image_files
-from vit_jax.inference.image_files import shown
 
 Picture = str | os.PathLike | np.ndarray
 """An image file, or uint8 pixels `[height, width, 1 or 3]`."""
@@ -56,9 +55,9 @@ def find_images(paths: Iterable[str]) -> list[str]:
 
 
 def _images_in(folder: str) -> list[str]:
-    found = list(image_files.images_below(folder))
+    found = [os.path.join(folder, name) for name in images.images_below(folder)]
     if not found:
-        endings = ", ".join(image_files.SUFFIXES)
+        endings = ", ".join(images.SUFFIXES)
         raise UserError(f"{shown(folder)}: no image files ({endings}) in it or below")
     return found
 
@@ -68,6 +67,8 @@ class Pictures:
 
     fit: (height, width, channels) to which every image is decoded and brought; None hands encoded
       images on, as the sources of image files do.
+    exif: "apply" turns files upright as their EXIF orientation says, before anything else; "ignore"
+      does not.
     """
 
     num_classes = 0
@@ -78,9 +79,11 @@ class Pictures:
         self,
         pictures: Sequence[Picture],
         fit: tuple[int, int, int] | None = None,
+        exif: str = "apply",
     ):
         self._pictures = pictures
         self._fit = fit
+        self._exif = exif
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -108,7 +111,7 @@ class Pictures:
         """
         picture = self._pictures[index]
         if not isinstance(picture, np.ndarray):
-            return image_files.pixels(picture, channels)
+            return images.read_pixels(picture, channels, self._exif)
         image = _as_image(picture).convert("L" if channels == 1 else "RGB")
         return np.asarray(image).reshape(image.height, image.width, channels)
 
@@ -117,7 +120,11 @@ class Pictures:
         picture = self._pictures[index]
         if isinstance(picture, np.ndarray):
             return picture.shape[:2]
-        return image_files.size(picture)
+        with images.naming(picture):
+            encoded = images.read(picture)
+            head = images.header(encoded)
+            size = head.upright_size if self._exif == "apply" else head.size
+            return size or images.pixels(encoded, exif=self._exif).shape[:2]
 
     def _encoded(self, index: int) -> bytes:
         picture = self._pictures[index]
@@ -125,7 +132,8 @@ class Pictures:
             buffer = io.BytesIO()
             _as_image(picture).save(buffer, "PNG", compress_level=0)
             return buffer.getvalue()
-        return image_files.for_decoding(picture)
+        with images.naming(picture):
+            return images.for_decoding(images.read(picture), self._exif)
 
 
 def _as_image(pixels: np.ndarray) -> Image.Image:
@@ -156,15 +164,16 @@ class AsEvaluated:
     """The evaluation preprocessing of a run, on image files.
 
     pp: the preprocessing string. shape: (height, width, channels) of the run's images, to which
-      files are brought where the string takes images of one size alone.
+      files are brought where the string takes images of one size alone. exif: see `Pictures`.
     """
 
-    def __init__(self, pp: str, shape: tuple[int, int, int]):
+    def __init__(self, pp: str, shape: tuple[int, int, int], exif: str = "apply"):
         self._part = unlabeled.image_part(pp, shape[-1])
         self._fit = None if self._part.is_sized else shape
+        self._exif = exif
 
     def pictures(self, pictures: Sequence[Picture]) -> Pictures:
-        return Pictures(pictures, self._fit)
+        return Pictures(pictures, self._fit, self._exif)
 
     def batches(self, pictures: Pictures, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         with data.eval_batches(
@@ -185,14 +194,15 @@ class AsEvaluated:
 
 
 class ByInputSpec:
-    """The preparation that a checkpoint of another codebase expects."""
+    """The preparation that a checkpoint of another codebase expects; `exif` as in `Pictures`."""
 
-    def __init__(self, spec: InputSpec, channels: int):
+    def __init__(self, spec: InputSpec, channels: int, exif: str = "apply"):
         self._spec = spec
         self._channels = channels
+        self._exif = exif
 
     def pictures(self, pictures: Sequence[Picture]) -> Pictures:
-        return Pictures(pictures)
+        return Pictures(pictures, exif=self._exif)
 
     def batches(self, pictures: Pictures, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(pictures), batch_size):
@@ -209,7 +219,7 @@ class ByInputSpec:
 def fit(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
     """Returns uint8 pixels `[h, w, c]` resized and cut to `spec.size`, as Pillow does it."""
     (height, width), (top, left) = _steps(pixels.shape[:2], spec)
-    if height * width > image_files.MAX_PIXELS:
+    if height * width > images.MAX_PIXELS:
         old = " x ".join(map(str, pixels.shape[:2]))
         raise UserError(f"an image of {old} pixels cannot be resized to {height} x {width}")
     image = _as_image(pixels)

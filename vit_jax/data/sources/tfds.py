@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax.data import boxes
+from vit_jax.data import boxes, images
 from vit_jax.data.prepare import datasets
 from vit_jax.data.sources import Records
 from vit_jax.data.tfrecord import TfrecordReader
@@ -125,7 +125,9 @@ def _stackable(features, max_texts: int) -> dict[str, type | _MultiHot | _Texts]
 
     kept = {}
     for key, feature in features.items():
-        if isinstance(feature, tfds.features.Image | tfds.features.Text):
+        if isinstance(feature, tfds.features.Image):
+            kept[key] = bytes
+        elif isinstance(feature, tfds.features.Text):
             kept[key] = object
         elif isinstance(feature, tfds.features.ClassLabel):
             kept[key] = np.int32
@@ -230,7 +232,9 @@ def _stack(values: list, dtype: type | _MultiHot | _Texts) -> np.ndarray:
         for row, labels in enumerate(values):
             stacked[row, np.asarray(labels, np.int64)] = 1
         return stacked
-    if dtype is object:
+    if dtype is bytes:
+        values = [images.with_end_checked(image) for image in values]
+    if dtype in (bytes, object):
         stacked = np.empty(len(values), object)
         stacked[:] = values
         return stacked
