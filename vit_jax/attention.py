@@ -207,8 +207,7 @@ def sections(
 ) -> list[Section]:
     """Returns the sections of the report about attention, patch filters and positions.
 
-    The sections that do not apply to the model, such as attention for a model without it, are left
-    out.
+    Sections that do not apply to the model are left out.
 
     Args:
       model, params: as for `attention_maps`.

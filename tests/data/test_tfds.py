@@ -366,7 +366,7 @@ def test_missing_dataset_says_how_to_prepare_it(tmp_path):
         ({"name": "digits:9.9.9"}, "cannot be loaded at version 9.9.9"),
         ({"split": "trian"}, "did you mean 'train'"),
         ({"split": "train[a]"}, "has no split"),
-        ({"num_examples": 5}, "does not read the key 'num_examples'"),
+        ({"num_examples": 5}, "num_examples=5 is no key of source 'tfds'"),
     ],
 )
 def test_spec_errors(data_dir, changes, message):
