@@ -1,12 +1,13 @@
-"""Boxes in records, in the form in which every source hands them over.
+"""Boxes in records, in the form that every source returns.
 
-A box is (y0, x0, y1, x1) in 0..1 of the unpadded image. Records have room for a fixed number of
-objects, because a batch is an array; the room that is left has label -1 and boxes of zeros.
+A box is (y0, x0, y1, x1) in 0..1 of the unpadded image. Records have a fixed number of slots for
+objects, because a batch is an array. Unused slots have the label -1 and boxes of zeros.
 
 boxes      float32 [n, 4]
-box_label  int32 [n], -1 for "no object here"
-box_crowd  bool [n], a group that is not taken apart: not counted, and not learned from
-box_area   float32 [n], pixels covered in the original image; 0 for those of the box
+box_label  int32 [n], -1 for an unused slot
+box_crowd  bool [n], True for a group of objects that are not annotated individually; it is neither
+           counted nor used for training
+box_area   float32 [n], the area in pixels of the original image; 0 means the area of the box
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from vit_jax.errors import UserError
 
 BAD_BOX_CHOICES = ("fail", "clip", "drop")
 TOLERANCE = 1e-3
-"""The share of a side by which rounding may put a box outside the image; it is always cut back."""
+"""The share of a side by which rounding may move a box outside the image; it is always clipped."""
 
 
 class Objects(NamedTuple):
@@ -37,19 +38,19 @@ def check(
     describe: Callable[[], str],
     tolerance: tuple[float, float] = (TOLERANCE, TOLERANCE),
 ) -> Objects:
-    """Returns the objects whose boxes can be used, cut to the image.
+    """Returns the objects with valid boxes, clipped to the image.
 
-    A box is bad if it reaches outside the image by more than `tolerance`, or has no area inside the
+    A box is bad if it extends outside the image by more than `tolerance`, has no area inside the
     image, or is not finite.
 
     Args:
-      on_bad_box: "fail"; "clip" to cut boxes to the image, and leave out those of which nothing
-        remains; or "drop" to leave out every bad box, which is then learned as background.
-      describe: names the record in an error.
-      tolerance: of the height and of the width, as shares of them.
+      on_bad_box: "fail" raises an error; "clip" clips boxes to the image and removes those of which
+        nothing remains; "drop" removes every bad box, which is then treated as background.
+      describe: returns the name of the record, for an error.
+      tolerance: the tolerance as a share of the height and of the width.
 
     Raises:
-      UserError: a bad box, with "fail".
+      UserError: a box is bad, and `on_bad_box` is "fail".
     """
     boxes = np.asarray(objects.boxes, np.float64).reshape(-1, 4)
     reach = np.tile(np.maximum(tolerance, TOLERANCE), 2)
@@ -72,9 +73,9 @@ def check(
 def pack(
     images: Sequence[Objects], max_objects: int, describe: Callable[[int], str]
 ) -> dict[str, np.ndarray]:
-    """Returns records with the objects of `images`, with room for `max_objects` in each.
+    """Returns records with the objects of `images`, with `max_objects` slots in each.
 
-    describe: names the i-th image in an error.
+    describe: returns the name of the i-th image, for an error.
 
     Raises:
       UserError: an image has more objects.
@@ -99,6 +100,6 @@ def pack(
 
 
 def check_choice(on_bad_box: str) -> None:
-    """Raises `UserError` unless it is one of `BAD_BOX_CHOICES`."""
+    """Raises `UserError` unless `on_bad_box` is one of `BAD_BOX_CHOICES`."""
     if on_bad_box not in BAD_BOX_CHOICES:
         raise UserError(f"on_bad_box={on_bad_box!r}; write {', '.join(BAD_BOX_CHOICES)}")

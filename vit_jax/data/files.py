@@ -1,6 +1,6 @@
-"""Files that people bring: regular files only, text with its line, paths that stay in their folder.
+"""Safe reading of files from users: only regular files, and only paths inside their folder.
 
-Whatever is wrong with a file becomes one `UserError` line that names the file and the place in it.
+Any mistake in a file raises a `UserError` with one line that names the file and the position in it.
 """
 
 import json
@@ -14,17 +14,17 @@ from typing import Any
 from vit_jax.errors import UserError
 
 MAX_TEXT_BYTES = 4 << 30
-"""The largest text file that is read; the annotations of the largest public datasets have 1 GB."""
+"""The largest text file that is read, in bytes. The largest public annotations have about 1 GB."""
 
 _LINE_END = re.compile(r"\r\n?|\n")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _LONGEST_SHOWN = 300
-# Desktops, archives and notebooks leave these behind, besides files whose name begins with a dot.
+# Desktops, archives, and notebooks create these files, and others whose names begin with a dot.
 _LEFT_BEHIND = ("thumbs.db", "desktop.ini", "__macosx")
 
 
 def shown(name: str | os.PathLike) -> str:
-    """Returns a file name for a message: on one line, printable, and shortened if it is long."""
+    """Returns a file name for a message: printable, on one line, and shortened if it is long."""
     text = os.fspath(name)
     if not text.isprintable():
         text = "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
@@ -34,14 +34,14 @@ def shown(name: str | os.PathLike) -> str:
 
 
 def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
-    """Reads a regular file, or what a link to one leads to.
+    """Reads a regular file, or the target of a link to one.
 
-    Pipes and devices are refused because reading them may never end.
+    Pipes and devices are refused, because reading them may never end.
 
     Raises:
       OSError: the file cannot be read, is not a regular file, or is larger than `max_bytes`.
     """
-    # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
+    # Without O_NONBLOCK, opening a pipe that has no writer would wait forever.
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         status = os.fstat(file)
@@ -58,7 +58,7 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Reads a text file in UTF-8; a byte order mark is left out.
+    """Reads a text file in UTF-8, without its byte order mark.
 
     Raises:
       UserError: the file cannot be read, or is in another encoding.
@@ -86,25 +86,25 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def lines(text: str) -> list[str]:
-    """Splits a text at line feeds, carriage returns, or both in a row, and at nothing else.
+    """Splits a text only at line feeds, carriage returns, or both in sequence.
 
-    `str.splitlines` also ends lines at characters that stand inside texts, such as U+2028. The
-    empty line behind the last line end is left out.
+    `str.splitlines` would also split at characters that occur inside texts, such as U+2028. The
+    empty line after the last line end is omitted.
     """
     found = _LINE_END.split(text)
     return found[:-1] if not found[-1] else found
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yields the lines that are not blank with their numbers, counted from 1."""
+    """Yields the number, counted from 1, and the text of each line that is not blank."""
     return ((number, line) for number, line in enumerate(lines(text), 1) if line.strip())
 
 
 def parse_json(path: str | os.PathLike, text: str, where: str = "") -> Any:
-    """Parses a JSON text that stands in the file `path`; `where` names the place, as `: line 3`.
+    """Parses a JSON text of the file `path`; `where` names the position, such as `: line 3`.
 
     Raises:
-      UserError: the text is no JSON.
+      UserError: the text is not JSON.
     """
     try:
         return json.loads(text)
@@ -115,16 +115,17 @@ def parse_json(path: str | os.PathLike, text: str, where: str = "") -> Any:
 
 
 def path_inside(folder: str | os.PathLike, name: str, where: str) -> str:
-    """Returns `name` relative to `folder`, so that a list of files cannot name others.
+    """Returns `name` relative to `folder`, and refuses paths outside the folder.
 
-    A link inside the folder is followed when it is read, as tools that manage data store files so.
+    A link inside the folder is followed when it is read, because tools that manage data store files
+    as links.
 
     Args:
       name: a path relative to `folder`, or an absolute path inside it.
-      where: what the message begins with, such as `train.json: images[3]`.
+      where: the beginning of the error message, such as `train.json: images[3]`.
 
     Raises:
-      UserError: the path leads out of the folder, or is no path.
+      UserError: the path is outside the folder, or is not a path.
     """
     relative = name
     if os.path.isabs(name):
@@ -139,9 +140,9 @@ def path_inside(folder: str | os.PathLike, name: str, where: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a file or folder of this name is passed over: dot files, and desktop files.
+    """Returns whether a file or folder is skipped by its name: dot files and desktop files.
 
-    `._photo.jpg`, `.ipynb_checkpoints`, `Thumbs.db` and `__MACOSX` are examples.
+    `._photo.jpg`, `.ipynb_checkpoints`, `Thumbs.db`, and `__MACOSX` are examples.
     """
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
@@ -173,7 +174,7 @@ def existing_folder(path: str | os.PathLike) -> Path:
 
 
 def expand(path: str | os.PathLike) -> Path:
-    """Returns `path` with `~` replaced by the home folder; unknown users stay as they are."""
+    """Returns `path` with `~` replaced by the home folder; `~` of unknown users is unchanged."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

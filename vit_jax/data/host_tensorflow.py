@@ -1,13 +1,13 @@
-"""TensorFlow for the host alone: `from vit_jax.data.host_tensorflow import tf`.
+"""TensorFlow without accelerators: `from vit_jax.data.host_tensorflow import tf`.
 
-The accelerators belong to JAX. TensorFlow claims whole GPUs as soon as it initialises them, so they
-are hidden from it here, the one place where this package imports it.
+JAX uses the accelerators. TensorFlow allocates all memory of a GPU when it initializes it, so this
+module, the only one of the package that imports TensorFlow, hides the accelerators from it.
 """
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Only speeds up TensorFlow's own neural networks, and announces itself twice on every start.
+# oneDNN only accelerates TensorFlow's own neural networks, and logs two messages at every start.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf

@@ -1,13 +1,13 @@
-"""Image files: which are read, what their header says, and how they come to pixels.
+"""Image files: supported formats, headers, and decoding.
 
-Every reader of this package goes through here: the sources hand `for_decoding(...)` to the ops that
-decode on the host's threads with TensorFlow, and what does without TensorFlow takes `pixels(...)`.
-Both turn a photograph upright as its EXIF orientation says, unless they are told otherwise.
+All readers of this package use this module. Sources pass the result of `for_decoding(...)` to the
+ops that decode on the host's threads with TensorFlow; code without TensorFlow calls `pixels(...)`.
+Both turn a photograph upright by its EXIF orientation, unless `exif` is "ignore".
 
-JPEG and PNG, the formats of nearly all datasets, pass through unchanged at the cost of a look at
-the header. Other formats, and PNG files with an orientation, are decoded by Pillow and handed on
-as PNG. A JPEG with an orientation gets a mark in front, which tells the ops how to turn the pixels
-that they decode, because turning a crop costs less than turning the image.
+JPEG and PNG, the formats of nearly all datasets, pass through unchanged; only their header is read.
+Other formats, and PNG files with an orientation, are decoded by Pillow and passed on as PNG. A JPEG
+with an orientation gets a mark near its beginning. The ops read from it how to turn the pixels that
+they decode, because turning a crop costs less than turning the image.
 """
 
 import io
@@ -28,31 +28,31 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm",
     ".pgm",
 )  # fmt: skip
-"""The endings, in lower case, of the files that a folder of images may hold."""
+"""The suffixes, in lower case, of the files that a folder of images may contain."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP", "TIFF", "AVIF", "PPM")
-"""The formats that are read, by the first bytes of a file and whatever the file is called."""
+"""The supported formats. The first bytes of a file determine its format, not its name."""
 
 EXIF_CHOICES = ("apply", "ignore")
 
 MAX_BYTES = 1 << 30
-"""The largest image file that is read."""
+"""The largest image file that is read, in bytes."""
 
 MAX_PIXELS = 178_956_970
-"""The most pixels of an image that is read; Pillow's own limit. Cameras make up to 150 million."""
+"""The largest number of pixels of an image: Pillow's own limit. Cameras reach 150 million."""
 
 MAX_SIDE = 65_535
-"""The longest side of an image that is read, in pixels; no JPEG has a longer one."""
+"""The longest side of an image that is read, in pixels. No JPEG file has a longer side."""
 
-# A few kilobytes can stand for gigabytes of one color. No photograph, drawing or label map of more
-# than 128 MiB is compressed to less than a 200th of its size.
+# A file of a few kilobytes can decode to gigabytes of one color. No photograph, drawing, or label
+# map of more than 128 MiB is compressed to less than 1/200 of its size.
 _ALWAYS_UNFOLDED = 128 << 20
 _MAX_RATIO = 200
 
 MARK = b"\xff\xef\x00\x0avit_jax"
-"""Stands behind the two bytes that begin a JPEG file, and before a byte with its EXIF orientation,
-to which `CUT_SHORT` is added where the file does not end as it should. All of it is an application
-segment (APP15), which decoders pass over."""
+"""The mark that follows the first two bytes of a JPEG file. After the mark comes a byte with the
+EXIF orientation, to which `CUT_SHORT` is added if the file lacks its proper end. Mark and byte form
+an application segment (APP15), which decoders skip."""
 
 CUT_SHORT = 16
 
@@ -66,10 +66,10 @@ _ORIENTATION = 0x0112
 _UPRIGHT = 1
 _SIZED = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF markers: size follows.
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # Markers without a segment.
-# What else a PNG may hold (text, color profiles, times) does not concern its pixels.
+# Other chunks of a PNG file (text, color profiles, times) do not affect its pixels.
 _KEPT_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _GREY_MODES = ("1", "L", "LA", "La")
-# What Pillow calls the turn that makes an image upright, by its orientation.
+# Pillow's name of the operation that turns an image upright, by EXIF orientation.
 _TURNS = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
     7: "TRANSVERSE", 8: "ROTATE_90",
@@ -81,9 +81,9 @@ class BadImage(OSError):
 
 
 class Header(NamedTuple):
-    """What a file says of its image before any pixel is decoded.
+    """Information about an image from its file's header, read without decoding pixels.
 
-    size: (height, width) of the pixels as stored; None where the header is damaged.
+    size: (height, width) of the pixels as stored; None if the header is damaged.
     orientation: the EXIF orientation, 1 to 8; 1 is upright.
     """
 
@@ -93,20 +93,20 @@ class Header(NamedTuple):
 
     @property
     def upright_size(self) -> tuple[int, int] | None:
-        """(height, width) of the image when it is turned upright."""
+        """Returns (height, width) of the upright image; None if the size is unknown."""
         return self.size[::-1] if self.size and self.orientation > 4 else self.size
 
 
 def is_image_name(name: str) -> bool:
-    """Returns whether a file of this name is expected to be an image, by its ending."""
+    """Returns whether a file is expected to be an image, judged by the suffix of its name."""
     return name.lower().endswith(SUFFIXES)
 
 
 def images_below(folder: str) -> Iterator[str]:
     """Yields the image files in a folder and below, as paths relative to it, sorted by folder.
 
-    Hidden files and folders are passed over, and so is what is no image by its name. Linked folders
-    are entered, but none twice on the same way down.
+    Hidden files and folders are skipped, and so are files whose name is not that of an image. Links
+    to folders are followed, except to a folder that contains the link.
 
     Raises:
       UserError: a folder cannot be listed.
@@ -134,7 +134,7 @@ def read(path: str | os.PathLike) -> bytes:
     """
     try:
         data = files.read_bytes(path, MAX_BYTES)
-    except ValueError as error:  # The name has a NUL character.
+    except ValueError as error:  # The name contains a NUL character.
         raise BadImage(files.reason(error)) from error
     if not data:
         raise BadImage("the file is empty")
@@ -145,7 +145,7 @@ def header(data: bytes) -> Header:
     """Reads the header of an encoded image.
 
     Raises:
-      BadImage: the bytes are no image of a format that is read, or of more pixels than are read.
+      BadImage: the bytes are not an image of a supported format, or the image has too many pixels.
     """
     found = _format(data)
     if found == "JPEG":
@@ -153,23 +153,23 @@ def header(data: bytes) -> Header:
     elif found == "PNG":
         head = _png_header(data)
     else:
-        with _open(data, found) as image:  # Which decodes nothing yet.
+        with _open(data, found) as image:  # This does not decode pixels yet.
             head = Header(found, (image.height, image.width), _pillow_orientation(image))
     _check_size(head.size, data)
     return head
 
 
 def for_decoding(data: bytes, exif: str = "apply", listed_size: Sequence[int] = (0, 0)) -> bytes:
-    """Returns an encoded image as the ops that decode take it: JPEG or PNG, to be turned upright.
+    """Returns an encoded image for the ops that decode: JPEG (with a mark, if needed) or PNG.
 
     Args:
       exif: "apply", or "ignore" to leave the pixels as they are stored.
-      listed_size: the (height, width) for which boxes or masks were made, zeros where that is not
-        known. An image that has this size only as it is stored is not turned: whoever made the
-        annotations did not turn it either.
+      listed_size: the (height, width) to which boxes or masks refer, zeros if it is unknown. An
+        image that has this size only as stored is not turned, because the annotations were made on
+        the image as stored.
 
     Raises:
-      BadImage: see `header`; for formats other than JPEG and PNG also when decoding fails.
+      BadImage: see `header`; for formats other than JPEG and PNG also if decoding fails.
     """
     head = header(data)
     turned = exif == "apply" and is_turned(head, listed_size)
@@ -181,9 +181,9 @@ def for_decoding(data: bytes, exif: str = "apply", listed_size: Sequence[int] = 
 
 
 def with_end_checked(data: bytes) -> bytes:
-    """Returns encoded bytes so that the ops that decode notice a JPEG that was cut short.
+    """Returns encoded bytes, with a mark if they are a truncated JPEG.
 
-    Without it a crop of the rows that are there would pass, and one of the others fail.
+    Without the mark, a crop of the remaining rows would succeed, and a crop of missing rows fail.
     """
     return _marked(data, _UPRIGHT) if data.startswith(_JPEG) else data
 
@@ -202,10 +202,10 @@ def is_turned(head: Header, listed_size: Sequence[int] = (0, 0)) -> bool:
 def pixels(data: bytes, channels: int = 3, exif: str = "apply") -> np.ndarray:
     """Decodes an encoded image with Pillow: uint8 `[height, width, channels]`.
 
-    Of 16 bits the upper 8 are taken, and transparency is left out, as TensorFlow does.
+    As in TensorFlow, the upper 8 of 16 bits are used, and transparency is ignored.
 
     Args:
-      channels: 3 for RGB, 1 for grey.
+      channels: 3 for RGB, 1 for gray.
 
     Raises:
       BadImage: the image cannot be decoded.
@@ -228,7 +228,7 @@ def read_pixels(path: str | os.PathLike, channels: int = 3, exif: str = "apply")
 
 
 class naming:
-    """A context in which any `OSError` about an image file becomes a `UserError` that names it."""
+    """A context that converts any `OSError` about an image file to a `UserError` that names it."""
 
     def __init__(self, path: str | os.PathLike):
         self._path = path
@@ -248,7 +248,7 @@ def check_exif(exif: str) -> None:
 
 
 def _format(data: bytes) -> str:
-    """Returns which of `FORMATS` the first bytes are of. Raises `BadImage` for any other."""
+    """Returns which of `FORMATS` the first bytes identify. Raises `BadImage` if none does."""
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name
@@ -262,14 +262,14 @@ def _format(data: bytes) -> str:
 
 
 def _jpeg_header(data: bytes) -> Header:
-    """Walks the segments of a JPEG up to the one with the size; EXIF stands before it."""
+    """Reads the segments of a JPEG up to the one with the size, which follows the EXIF segment."""
     at, orientation, end = 2, _UPRIGHT, len(data) - 9
     while at < end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker in _SIZED:
             size = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8])
             return Header("JPEG", size, orientation)
-        if marker == 0xFF:  # Any number of these may stand before a marker.
+        if marker == 0xFF:  # Any number of these bytes may precede a marker.
             at += 1
         elif marker in _ALONE:
             at += 2
@@ -294,7 +294,7 @@ def _png_header(data: bytes) -> Header:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yields the kind of each whole chunk, and where its content begins and ends."""
+    """Yields (kind, start of the content, end of the content) of each complete chunk."""
     at = len(_PNG)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -306,7 +306,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _exif_orientation(data: bytes, start: int) -> int:
-    """Returns the orientation that the EXIF block at `start` gives; 1 where it gives none."""
+    """Returns the orientation in the EXIF block at `start`; 1 if there is none."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[start : start + 4])
     if order is None:
         return _UPRIGHT
@@ -317,7 +317,7 @@ def _exif_orientation(data: bytes, start: int) -> int:
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", data, at + 2 + 12 * number)
             if tag == _ORIENTATION:
                 return value if kind == 3 and 1 <= value <= 8 else _UPRIGHT
-    except struct.error:  # It leads out of the file.
+    except struct.error:  # An offset points outside the file.
         pass
     return _UPRIGHT
 
@@ -332,7 +332,7 @@ def _check_size(size: tuple[int, int] | None, data: bytes) -> None:
             f" {MAX_SIDE:,}"
         )
     if 3 * count > _ALWAYS_UNFOLDED:
-        # The color types 0 (grey) and 3 (palette) of PNG have one value a pixel.
+        # The color types 0 (gray) and 3 (palette) of PNG have one value per pixel.
         unfolded = count if data.startswith(_PNG) and data[25] in (0, 3) else 3 * count
         if unfolded > max(_ALWAYS_UNFOLDED, _MAX_RATIO * len(data)):
             raise BadImage(
@@ -346,32 +346,32 @@ def _sides(size: tuple[int, int]) -> str:
 
 
 def _open(data: bytes, found: str) -> "Image.Image":
-    """Opens an image with the one parser of Pillow that its format needs."""
+    """Opens an image with only the Pillow parser of its format."""
     from PIL import Image
 
     if found == "PNG":
         data = _bare_png(data)
     try:
         return Image.open(io.BytesIO(data), formats=(found.upper(),))
-    except Exception as error:  # Parsers raise whatever damaged bytes make them stumble over.
+    except Exception as error:  # Parsers raise errors of any type for damaged bytes.
         raise BadImage(_reason(error, found)) from error
 
 
 def _bare_png(data: bytes) -> bytes:
-    """Returns a PNG file without the chunks that do not concern its pixels."""
+    """Returns a PNG file without the chunks that do not affect its pixels."""
     kept = [data[b - 8 : e + 4] for kind, b, e in _png_chunks(data) if kind in _KEPT_CHUNKS]
     return _PNG + b"".join(kept)
 
 
 def _decoded(data: bytes, found: str, orientation: int) -> "Image.Image":
-    """Returns the pixels of an image as grey (`L`) or `RGB`, turned as an orientation says."""
+    """Returns the pixels of an image as gray (`L`) or `RGB`, turned upright by `orientation`."""
     from PIL import Image
 
     with _open(data, found) as image:
         try:
             image.load()
             if image.mode.startswith("I"):
-                # Of 16 bits the upper 8; Pillow itself would make white of everything above 255.
+                # Keep the upper 8 of 16 bits. Pillow itself would clip all values above 255.
                 bytes_ = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
                 plain = Image.fromarray(bytes_)
             elif image.mode == "F":
@@ -394,17 +394,17 @@ def _as_png(image: "Image.Image") -> bytes:
 
 
 def _pillow_orientation(image: "Image.Image") -> int:
-    """Returns the orientation of an image that Pillow opened; Pillow itself turns TIFF upright."""
+    """Returns the orientation of an opened image; 1 for TIFF, which Pillow itself turns upright."""
     if image.format == "TIFF":
         return _UPRIGHT
     try:
         found = image.getexif().get(_ORIENTATION, _UPRIGHT)
-    except Exception:  # Damaged EXIF says nothing.
+    except Exception:  # Damaged EXIF data is ignored.
         return _UPRIGHT
     return found if found in _TURNS else _UPRIGHT
 
 
 def _reason(error: Exception, found: str) -> str:
-    """Returns what a parser said, without the address of an object in memory."""
+    """Returns the message of a parser's error, without the memory address of an object."""
     said = files.reason(error)
     return f"damaged {found}" if "identify image" in said else f"damaged {found}: {said}"

@@ -1,18 +1,18 @@
-"""Where a prepared image lies in the file that it was made from."""
+"""The position of a prepared image in the image file from which it was made."""
 
 import dataclasses
 
 import numpy as np
 
 NOT_SEEN = 255
-"""The label of pixels of a file that preprocessing cut away; in segmentations, "not labeled"."""
+"""The label of pixels that preprocessing removed; in segmentations it means "not labeled"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A map from the pixels of a prepared image to those of its file: `scale * y + origin`.
+    """A map from positions in a prepared image to positions in its file: `scale * y + origin`.
 
-    Places are measured between pixels: the first pixel reaches from 0 to 1.
+    Positions are measured between pixels: the first pixel extends from 0 to 1.
 
     Attributes:
       scale, origin: vertical and horizontal; the scale in file pixels for each prepared pixel.
@@ -24,7 +24,10 @@ class Placement:
     size: tuple[int, int]
 
     def after(self, first: "Placement") -> "Placement":
-        """Returns the map into the file that `first` was prepared from, of which this one read."""
+        """Returns the composition of two placements: a map to the file of `first`.
+
+        The file of this placement is the prepared image of `first`.
+        """
         return Placement(
             tuple(a * b for a, b in zip(first.scale, self.scale, strict=True)),
             tuple(
@@ -46,10 +49,10 @@ class Placement:
         return np.concatenate([corners.min(1), corners.max(1)], axis=-1).astype(np.float32)
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
-        """Returns labels `[h, w]` of a prepared image for the pixels of the file, `size`.
+        """Returns labels `[h, w]` of a prepared image for the pixels of the file, of shape `size`.
 
-        Each pixel takes the label of the prepared pixel that its center is in, and `NOT_SEEN` where
-        the prepared image shows nothing of it.
+        Each pixel gets the label of the prepared pixel that contains its center, or `NOT_SEEN` if
+        no prepared pixel does.
         """
         rows, columns = (
             np.floor((np.arange(side) + 0.5 - origin) / scale).astype(int)

@@ -1,7 +1,7 @@
-"""Preprocessing strings, as big_vision writes them: `"decode|resize(256)|central_crop(224)"`.
+"""Preprocessing strings in big_vision's syntax: `"decode|resize(256)|central_crop(224)"`.
 
-Ops are joined by `|` and take literal arguments. An image op works on the field `image` unless
-`key=`, or `inkey=` and `outkey=`, say otherwise. An op of your own is named
+Ops are joined by `|` and take literal arguments. An image op processes the field `image`, unless
+`key=`, or `inkey=` and `outkey=`, name other fields. An op of your own is named
 `package.module:function`. Strings are parsed, never evaluated.
 """
 
@@ -21,7 +21,7 @@ from vit_jax.plugins import check_known, fits
 Record = dict[str, Any]
 
 VALUE_OPS = ("value_range", "vgg_value_range", "clip_value_range")
-"""The ops of `ops.values`, which give images their range: known here without TensorFlow."""
+"""The ops of `ops.values`, which set the range of images, listed here to avoid TensorFlow."""
 
 
 class Step(NamedTuple):
@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One op of a preprocessing string as it is written: nothing is looked up."""
+    """One op of a preprocessing string as written: its name is not looked up."""
 
     text: str
     name: str
@@ -47,17 +47,17 @@ def parse(pp: str) -> list[Step]:
     """Returns the steps of a preprocessing string.
 
     Raises:
-        UserError: it is no such string, or names an op or an argument that does not exist, or an
-            argument has the wrong type.
+        UserError: the string cannot be parsed, names an op or an argument that does not exist, or
+            has an argument of the wrong type.
     """
     return [_step(call) for call in calls(pp)]
 
 
 def calls(pp: str) -> list[Call]:
-    """Returns the ops of a preprocessing string, none of them looked up. Raises `UserError`."""
+    """Returns the ops of a preprocessing string without looking them up. Raises `UserError`."""
     if not pp.strip():
         return []
-    # A bar inside a quoted argument joins nothing.
+    # A bar inside a quoted argument does not join ops.
     masked = _QUOTED.sub(lambda match: "_" * len(match[0]), pp)
     bars = [place for place, letter in enumerate(masked) if letter == "|"]
     bounds = itertools.pairwise([-1, *bars, len(pp)])
@@ -78,7 +78,7 @@ def _call(text: str, pp: str) -> Call:
             " 'decode|resize(224)'"
         )
     try:
-        # Only arguments are Python: the name of an op from elsewhere has a colon.
+        # Only the arguments are Python: the name of an op from another package has a colon.
         node = ast.parse(f"_({rest}" if bracket else "_()", mode="eval").body
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             raise ValueError("it is no call")
@@ -93,13 +93,13 @@ def _call(text: str, pp: str) -> Call:
 
 
 def vocabularies(pp: str) -> dict[str, str]:
-    """Fields that a preprocessing string fills with token numbers: name → vocabulary."""
+    """Returns the vocabulary of each field that a preprocessing string fills with token numbers."""
     made = (step.arguments.arguments for step in parse(pp) if step.op.name == "tokenize")
     return {arguments["key_result"]: arguments["vocab"] for arguments in made}
 
 
 def build(pp: str) -> Callable[[Record, Any], Record]:
-    """The function `(record, seed) -> record` that a preprocessing string stands for.
+    """Returns the function `(record, seed) -> record` that a preprocessing string describes.
 
     `seed` is int32 `[2]`; each random op of the string gets a key split from it.
     """
@@ -116,9 +116,10 @@ def build(pp: str) -> Callable[[Record, Any], Record]:
 
 
 def stages(pp: str) -> list[Callable[[Record, Any], Record]]:
-    """The function of `build` in pieces, each of which may leave a `Batched` in its record.
+    """Returns the function of `build` as a list of stages.
 
-    What that stands for has to be in its place before the next piece.
+    A stage may leave a `Batched` in its record, which the caller must replace by its image before
+    the next stage.
     """
     from vit_jax.data.host_tensorflow import tf
 
@@ -140,11 +141,11 @@ def stages(pp: str) -> list[Callable[[Record, Any], Record]]:
 
 
 def apply_step(step: Step, record: Record, seeds: typing.Iterator) -> Record:
-    """Returns the record that one op makes of a record; `seeds` yields the key of a random op.
+    """Applies one op to a record and returns the new record; `seeds` yields keys for random ops.
 
     Raises:
         MissingField: the op reads a field that the record does not have.
-        UserError: the op does not fit the record otherwise.
+        UserError: the op does not fit the record for another reason.
     """
     from vit_jax.data.host_tensorflow import tf
 
@@ -192,7 +193,7 @@ def _step(call: Call) -> Step:
 
 
 def _bind(op: Op, text: str, args: list, kwargs: dict[str, Any]) -> inspect.BoundArguments:
-    """Matches the arguments to the op's, checking names and types."""
+    """Binds the arguments to the op's parameters and checks names and types."""
     signature = inspect.signature(op.function)
     parameters = list(signature.parameters.values())[op.num_leading :]
     names = [parameter.name for parameter in parameters]

@@ -1,10 +1,10 @@
 """Random access to TFDS datasets that were prepared as TFRecord.
 
-A TFRecord file is a chain of (length, checksum, data, checksum), made to be read from the front.
-Walking the lengths once gives the place of every record. On a local disk a file is walked when it
-is first touched, which reads one page a record, and the places are kept: eight bytes an example.
-From an object store files are fetched whole and the last few are kept in memory; `blocks` then says
-in which order they are best read.
+A TFRecord file is a sequence of (length, checksum, data, checksum), designed for sequential reads.
+One pass over the lengths gives the position of every record. On a local disk, this pass happens
+when a file is first used. It reads one page per record, and the positions are kept in memory, eight
+bytes per example. From an object store, files are fetched whole and the last few are kept in
+memory; `blocks` then describes a suitable order of the records.
 """
 
 import collections
@@ -22,12 +22,12 @@ from vit_jax.data.sampling import BlockShuffle
 from vit_jax.errors import UserError
 
 _LENGTH = struct.Struct("<Q")
-_BEFORE = 12  # Length and its checksum.
-_AFTER = 4  # Checksum of the data.
+_BEFORE = 12  # The bytes of the length and its checksum.
+_AFTER = 4  # The bytes of the checksum of the data.
 
 
 class TfrecordReader:
-    """The examples of a TFDS split, by number, in the order in which they were written."""
+    """Reads the examples of a TFDS split by number, in the order in which they were written."""
 
     def __init__(
         self,
@@ -36,17 +36,17 @@ class TfrecordReader:
         *,
         remote: bool,
     ):
-        """Opens nothing yet.
+        """Stores the arguments; files are opened later.
 
         Args:
             shards: TFDS's file instructions of the split: `filename`, `skip`, `take` and
                 `examples_in_shard`.
-            parse: from the bytes of a record to its features.
-            remote: fetch files whole.
+            parse: converts the bytes of a record to its features.
+            remote: if true, files are fetched whole.
         """
         self._shards = shards
         self._parse = parse
-        # Number of the first example after each shard.
+        # The number of the first example after each shard.
         self._ends = np.cumsum([shard.take for shard in shards])
         self.blocks = BlockShuffle(tuple(shard.take for shard in shards)) if remote else None
         self._files = _RemoteFiles(shards, self.blocks) if remote else _LocalFiles(shards)
@@ -66,21 +66,21 @@ class TfrecordReader:
 
 
 class _LocalFiles:
-    """Reads single records; keeps only where they are."""
+    """Reads single records from local files, and keeps only their positions in memory."""
 
     def __init__(self, shards: Sequence[Any]):
         self._shards = shards
         self._places: dict[int, np.ndarray] = {}
 
     def open(self, numbers: Iterable[int]) -> dict[int, Callable[[int], bytes]]:
-        """For each shard a function from the record's number in it to its bytes."""
+        """Returns, for each shard, a function from the number of a record in it to its bytes."""
         return {number: self._opened(number) for number in numbers}
 
     def _opened(self, number: int) -> Callable[[int], bytes]:
         shard = self._shards[number]
         path = shard.filename
         places = self._places.get(number)
-        if places is None:  # Two threads may both walk a file; they find the same.
+        if places is None:  # Two threads may both index a file; their results are equal.
             try:
                 with open(path, "rb") as file:
                     places = self._places[number] = record_places(_mapped(file), shard)
@@ -97,14 +97,14 @@ class _LocalFiles:
 
 
 def _mapped(file: BinaryIO) -> bytes | mmap.mmap:
-    """The contents of a file as memory, of which only what is touched is read."""
-    if not os.fstat(file.fileno()).st_size:  # Cannot be mapped.
+    """Returns the contents of a file as mapped memory, of which only accessed pages are read."""
+    if not os.fstat(file.fileno()).st_size:  # An empty file cannot be mapped.
         return b""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class _RemoteFiles:
-    """Fetches whole files, several at once; keeps as many as the order of `blocks` needs."""
+    """Fetches whole files, several at once, and keeps as many as the order of `blocks` needs."""
 
     def __init__(self, shards: Sequence[Any], blocks: BlockShuffle):
         self._shards = shards
@@ -113,7 +113,7 @@ class _RemoteFiles:
         self._kept: collections.OrderedDict[int, Future] = collections.OrderedDict()
 
     def open(self, numbers: Iterable[int]) -> dict[int, Callable[[int], bytes]]:
-        """As `_LocalFiles.open`; waits for all of them to be there."""
+        """Returns the same as `_LocalFiles.open`, after all these files were fetched."""
         with self._lock:
             futures = {number: self._wanted(number) for number in numbers}
             while len(self._kept) > max(self._capacity, len(futures)):
@@ -122,9 +122,9 @@ class _RemoteFiles:
 
     def _wanted(self, number: int) -> Future:
         future = self._kept.get(number)
-        if future is None or (future.done() and future.exception()):  # Failed before: try again.
+        if future is None or (future.done() and future.exception()):  # Retry a failed fetch.
             future = self._kept[number] = Future()
-            # A daemon, so that a transfer that hangs does not keep a finished process alive.
+            # A daemon thread does not keep a finished process alive if its transfer hangs.
             threading.Thread(target=self._fetch, args=(number, future), daemon=True).start()
         self._kept.move_to_end(number)
         return future
@@ -138,7 +138,7 @@ class _RemoteFiles:
                 data = file.read()
             places = record_places(data, shard)
         except tf.errors.OpError as error:
-            # No bad image, which could be passed over: the store or the network is at fault.
+            # This is not a bad image, which could be skipped: the store or the network failed.
             future.set_exception(UserError(f"cannot read {shard.filename}: {error.message}"))
         except Exception as error:
             future.set_exception(error)
@@ -147,10 +147,10 @@ class _RemoteFiles:
 
 
 def record_places(data: bytes | mmap.mmap, shard: Any) -> np.ndarray:
-    """Where the data of each record of a file begins and ends: int64 `[n, 2]`.
+    """Returns the start and end of the data of each record in a file: int64 `[n, 2]`.
 
     Raises:
-        UserError: the file is not whole.
+        UserError: the file is incomplete.
     """
     places = []
     at = 0
@@ -170,7 +170,7 @@ def record_places(data: bytes | mmap.mmap, shard: Any) -> np.ndarray:
 
 
 def checked_records(path: str) -> Iterator[bytes]:
-    """The records of a file, local or remote, from the front, all checksums compared.
+    """Yields the records of a local or remote file in order, and compares all checksums.
 
     Raises:
         UserError: the file cannot be read, or is damaged.

@@ -1,12 +1,12 @@
-"""Texts to token numbers of one length, by a vocabulary file that a well-kept library reads.
+"""Tokenizers, which convert texts to token numbers of a fixed length, from a vocabulary.
 
     "bytes"          built in: the bytes of UTF-8, numbered as ByT5 does (Xue et al. 2022)
-    *.txt            a WordPiece vocabulary, one piece a line, as BERT's and LiT's
-    *.model          a SentencePiece model, as T5's, LiT's and SigLIP's
+    *.txt            a WordPiece vocabulary, one piece per line, like those of BERT and LiT
+    *.model          a SentencePiece model, like those of T5, LiT, and SigLIP
     *.json           a `tokenizer.json` of Hugging Face, with its own rules
 
-Texts that are too long lose their end, but never the token that a text tower reads its vector from:
-[CLS] at the start, or the end-of-text token in the last place.
+Texts that are too long are truncated, but keep the token from which a text tower takes its vector:
+[CLS] at the start, or the end-of-text token at the last position.
 """
 
 import functools
@@ -20,31 +20,32 @@ from vit_jax.errors import UserError
 
 BYTES = "bytes"
 NO_TEXT = -1
-"""Fills the tokens of an empty text: there is none, as where an image has fewer than others."""
+"""The value of all tokens of an empty text: an image may have fewer texts than other images."""
 
 _BYTE_END, _FIRST_BYTE = 1, 3
 _SHOWN = "bytes, or a file *.txt (WordPiece), *.model (SentencePiece) or *.json (tokenizer.json)"
 
 
 class Tokenizer(Protocol):
-    """Token numbers of texts, always `length` of them."""
+    """Converts texts to token numbers, always `length` for each text."""
 
     vocab_size: int
     length: int
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """int32 `[texts, length]`; `NO_TEXT` throughout where a text is empty."""
+        """Returns token numbers, int32 `[texts, length]`; all are `NO_TEXT` for an empty text."""
 
     def decode(self, tokens: np.ndarray) -> str:
-        """The text of one row, without padding and other marks; "" where there is none."""
+        """Returns the text of one row, without padding and other special tokens; "" if none."""
 
 
 @functools.lru_cache(maxsize=8)
 def open_tokenizer(vocab: str, length: int) -> Tokenizer:
-    """The tokenizer of a vocabulary, for texts of `length` tokens.
+    """Returns the tokenizer of a vocabulary, for texts of `length` tokens.
 
     Raises:
-      UserError: no such file, or not of a known kind, or `length` leaves no room for a text.
+      UserError: the file does not exist or is of an unknown kind, or `length` is too small for a
+        text.
     """
     if length < 2:
         raise UserError(f"texts of {length} tokens have no room for words; write at least 2")
@@ -60,7 +61,7 @@ def open_tokenizer(vocab: str, length: int) -> Tokenizer:
 
 
 class _Tokenizer(NamedTuple):
-    """A `Tokenizer` of two functions: texts to rows, and a row without `NO_TEXT` to its text."""
+    """A `Tokenizer` of two functions: from texts to rows, and from a row without `NO_TEXT` back."""
 
     vocab_size: int
     length: int
@@ -83,7 +84,7 @@ def _padded(ids: Sequence[int], length: int, pad: int) -> list[int]:
 
 
 def _bytes(length: int, texts: list[str]) -> list[list[int]]:
-    """Every text ends with the end mark, also where it was cut."""
+    """Returns the byte tokens of each text, which end with the end token even if truncated."""
     cut = ([_FIRST_BYTE + byte for byte in text.encode()[: length - 1]] for text in texts)
     return [_padded([*ids, _BYTE_END], length, 0) for ids in cut]
 
@@ -93,7 +94,7 @@ def _text_of(ids: list[int]) -> str:
 
 
 def _word_piece(path: Path, length: int) -> Tokenizer:
-    """[CLS] and the pieces of the lower-cased text, padded with [PAD]: no [SEP], as in LiT."""
+    """Returns a tokenizer of lower-case text into [CLS], pieces, and [PAD]; no [SEP], as in LiT."""
     from tokenizers import Tokenizer as Rules
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
@@ -101,7 +102,7 @@ def _word_piece(path: Path, length: int) -> Tokenizer:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"vocabulary {path}: {error}") from error
-    # Not `splitlines`: a piece may be a character at which it would end a line, such as U+0085.
+    # `splitlines` would be wrong: a piece may be a character that it splits at, such as U+0085.
     pieces = text.removesuffix("\n").split("\n")
     numbers = {piece: i for i, piece in enumerate(pieces) if piece}
     missing = [piece for piece in ("[PAD]", "[UNK]", "[CLS]") if piece not in numbers]
@@ -121,12 +122,12 @@ def _word_piece(path: Path, length: int) -> Tokenizer:
 
 
 def _own_rules(path: Path, length: int) -> Tokenizer:
-    """What a `tokenizer.json` says, but for length and padding."""
+    """Returns a tokenizer with the rules of a `tokenizer.json`, except its length and padding."""
     from tokenizers import Tokenizer as Rules
 
     try:
         rules = Rules.from_file(str(path))
-    except Exception as error:  # The library raises no narrower one.
+    except Exception as error:  # The library raises no more specific type.
         raise UserError(f"vocabulary {path} is no tokenizer.json: {error}") from error
     known = (rules.token_to_id(name) for name in ("[PAD]", "<pad>", "<|endoftext|>"))
     padding = rules.padding or {}
@@ -136,7 +137,7 @@ def _own_rules(path: Path, length: int) -> Tokenizer:
 
 
 def _of_rules(rules: Any, length: int, pad: int, vocab_size: int) -> Tokenizer:
-    # Truncation by the library leaves room for the marks around a text.
+    # The library truncates so that the special tokens around a text fit.
     rules.enable_truncation(length)
 
     def rows(texts: list[str]) -> list[list[int]]:
@@ -146,7 +147,10 @@ def _of_rules(rules: Any, length: int, pad: int, vocab_size: int) -> Tokenizer:
 
 
 def _sentence_piece(path: Path, length: int) -> Tokenizer:
-    """The pieces and the end mark, which also pads: the last token is always one, as in SigLIP."""
+    """Returns a tokenizer into pieces and the end token, which also pads.
+
+    The last token is always the end token, as in SigLIP.
+    """
     import sentencepiece
 
     try:

@@ -1,7 +1,7 @@
-"""Preprocessing of images that come alone, without labels: the files given to a trained model.
+"""Preprocessing of images without labels, such as the files that a user passes to a trained model.
 
-A file has to be prepared exactly as evaluation prepares the images of its dataset. So the string
-itself is run, without those of its ops that need a field that a file does not have.
+A file must be prepared exactly as evaluation prepares the images of its dataset. Therefore the same
+preprocessing string is used, without those ops that need a field that a file does not have.
 """
 
 import functools
@@ -14,18 +14,18 @@ from vit_jax.data.ops import MissingField
 from vit_jax.data.placement import Placement
 from vit_jax.errors import UserError
 
-# Added to coordinates, so that what preprocessing fills in around an image can be told from them.
+# Added to coordinates, to distinguish them from the padding that preprocessing adds to an image.
 _OFFSET = 4096.0
 _IS_COORDINATE = _OFFSET / 2
 
 
 class ImagePart(NamedTuple):
-    """The part of a preprocessing string that images without labels go through.
+    """The part of a preprocessing string that applies to images without labels.
 
     Attributes:
-      text: the part, as a preprocessing string that begins with encoded images.
-      is_sized: whether images of any size come out in one size. If not, only images of a dataset
-        whose images have one size form a batch, and files have to be brought to that size first.
+      text: the part, as a preprocessing string whose input is encoded images.
+      is_sized: whether images of any size are brought to one size. If not, only images of equal
+        size form a batch, and files must be resized before preprocessing.
     """
 
     text: str
@@ -34,14 +34,14 @@ class ImagePart(NamedTuple):
 
 @functools.cache
 def image_part(pp: str, channels: int) -> ImagePart:
-    """Returns the part of a preprocessing string that images without labels go through.
+    """Returns the part of a preprocessing string that applies to images without labels.
 
     Args:
-      channels: of the images; used where the string does not decode, because its dataset holds
-        decoded images.
+      channels: the channels of the images, used if the string does not decode because its dataset
+        has decoded images.
 
     Raises:
-      UserError: the string is not understood, or does not fit images.
+      UserError: the string cannot be parsed, or does not fit images.
     """
     from vit_jax.data.host_tensorflow import tf
 
@@ -71,7 +71,7 @@ def image_part(pp: str, channels: int) -> ImagePart:
 
 
 def _limited(step: preprocessing.Step, record: dict[str, Any]) -> preprocessing.Step:
-    """Returns an op that takes any number of fields, such as `keep`, for those that there are."""
+    """Returns an op such as `keep`, which takes any number of fields, for the existing fields."""
     keys = step.arguments.arguments.get("keys")
     if not isinstance(keys, tuple) or all(key in record for key in keys):
         return step
@@ -84,17 +84,17 @@ def _made(x: Any) -> Any:
 
 
 def placement(part: ImagePart, size: tuple[int, int], seed: np.ndarray) -> Placement | None:
-    """Returns where the prepared image of a file lies in the file.
+    """Returns the position of the prepared image of a file in the file.
 
-    Found by preparing images whose pixels hold their own coordinates, so it is right for any op
-    that moves pixels.
+    It is found by preparing images whose pixels contain their own coordinates, so it is correct for
+    all ops that move pixels.
 
     Args:
       size: (height, width) of the file's image.
       seed: the key of the example, int32 `[2]`.
 
     Returns:
-      None where the prepared image is no scaled part of the file, as after a rotation.
+      None if the prepared image is not a scaled part of the file, for example after a rotation.
     """
     geometry = "|".join(
         step.text
@@ -103,7 +103,7 @@ def placement(part: ImagePart, size: tuple[int, int], seed: np.ndarray) -> Place
     )
     try:
         maps = [_prepared(geometry, size, axis, seed) for axis in (0, 1)]
-    except UserError:  # An op that only takes bytes or three colors: it is not for coordinates.
+    except UserError:  # An op accepts only bytes or three colors, so it cannot map coordinates.
         return None
     seen = (maps[0] > _IS_COORDINATE) & (maps[1] > _IS_COORDINATE)
     lines = [_line(coordinates, seen, axis) for axis, coordinates in enumerate(maps)]
@@ -113,7 +113,7 @@ def placement(part: ImagePart, size: tuple[int, int], seed: np.ndarray) -> Place
 
 
 def _prepared(geometry: str, size: tuple[int, int], axis: int, seed: np.ndarray) -> np.ndarray:
-    """Returns what preprocessing makes of an image of its rows' or columns' centers."""
+    """Preprocesses an image whose pixels hold the centers of their rows or columns."""
     from vit_jax.data.host_tensorflow import tf
 
     centers = np.arange(size[axis], dtype=np.float32) + 0.5 + _OFFSET
@@ -123,9 +123,9 @@ def _prepared(geometry: str, size: tuple[int, int], axis: int, seed: np.ndarray)
 
 
 def _line(coordinates: np.ndarray, seen: np.ndarray, axis: int) -> tuple[float, float] | None:
-    """Returns (scale, origin) of the coordinates along an axis; None where they make no line.
+    """Returns (scale, origin) of the coordinates along an axis; None if they are not linear.
 
-    Only the middle half is looked at, because resizing repeats the outermost pixels of an image.
+    Only the middle half is used, because resizing repeats the outermost pixels of an image.
     """
     if axis == 1:
         coordinates, seen = coordinates.T, seen.T

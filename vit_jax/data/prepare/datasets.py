@@ -1,4 +1,4 @@
-"""Finding, preparing, converting, copying and checking TFDS datasets, ours included."""
+"""Functions that find, prepare, convert, copy, and check TFDS datasets."""
 
 import functools
 import importlib
@@ -19,16 +19,16 @@ _INFO = "dataset_info.json"
 _BUILDERS = "vit_jax.data.builders"
 
 FILE_FORMAT = "array_record"
-"""The format of TFDS that can be read at random."""
+"""The file format of TFDS that supports random access."""
 
 
 def find_builder(name: str, data_dir: str = "", *, file_format: str | None = None):
-    """The TFDS builder of `name` (`NAME`, `NAME/CONFIG`, with `:VERSION` if need be).
+    """Returns the TFDS builder of `name` (`NAME`, `NAME/CONFIG`, with `:VERSION` if needed).
 
     Args:
-        name: one of ours (`vit_jax/data/builders`), one of TFDS, or one that is only on disk.
-        data_dir: where prepared datasets are; empty for TFDS's own default.
-        file_format: of a dataset yet to be prepared; None for whichever is on disk.
+        name: a dataset of this package (`vit_jax/data/builders`), of TFDS, or one only on disk.
+        data_dir: the folder of prepared datasets; empty for the default of TFDS.
+        file_format: the format of a dataset that is not prepared yet; None for the one on disk.
     """
     import tensorflow_datasets as tfds
 
@@ -42,23 +42,24 @@ def find_builder(name: str, data_dir: str = "", *, file_format: str | None = Non
         known = [*names_in(_BUILDERS), *tfds.list_builders(with_community_datasets=False)]
         hint = nearest(short, known, "tfds.list_builders() lists the names")
         raise UserError(f"TFDS has no dataset {name!r}; {hint}") from error
-    # A bucket that cannot be reached comes as a RuntimeError or as TensorFlow's own.
+    # An unreachable bucket raises a RuntimeError or one of TensorFlow's own errors.
     except (ValueError, AssertionError, RuntimeError, OSError, tf.errors.OpError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"TFDS cannot open the dataset {name!r}: {reason}") from error
 
 
 def is_prepared(builder) -> bool:
-    """Whether the files of a builder's dataset are there, whole."""
+    """Returns whether the files of a builder's dataset exist and are complete."""
     return (builder.data_path / _INFO).exists()
 
 
 def prepare(name: str, data_dir: str = "", manual_dir: str = "", tell: Tell = print) -> str:
     """Downloads and writes a dataset for random access; returns the folder it is in.
 
-    Atomic: a dataset is written under another name and renamed at the end, so an interrupted
-    preparation leaves nothing that could be taken for one. Does nothing if it is there. ImageNet,
-    which cannot be downloaded, is built from archives in `manual_dir` (see `imagenet_tars`).
+    The preparation is atomic: a dataset is written under a temporary name and renamed at the end,
+    so an interrupted preparation is never mistaken for a dataset. An existing dataset is left
+    unchanged. ImageNet, which cannot be downloaded, is built from archives in `manual_dir` (see
+    `imagenet_tars`).
     """
     import tensorflow_datasets as tfds
 
@@ -86,7 +87,7 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "", tell: Tell = pr
             file_format=FILE_FORMAT, download_config=tfds.download.DownloadConfig(**keys)
         )
     except AssertionError as error:
-        # How TFDS says that files must be fetched by hand, with where to put them.
+        # TFDS raises this error if files must be downloaded manually; it names their folder.
         raise UserError(" ".join(str(error).split())) from error
     except (OSError, tfds.download.DownloadError) as error:
         raise UserError(f"dataset {name!r} could not be prepared: {error}") from error
@@ -96,8 +97,8 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "", tell: Tell = pr
 def convert_tfrecord(name: str, source_dir: str, data_dir: str, tell: Tell = print) -> str:
     """Writes the TFRecord build of a dataset in `source_dir` for random access into `data_dir`.
 
-    Record by record, undecoded, in the same order and as many files; goes on where it was
-    interrupted. Returns the folder.
+    Records are copied one by one without decoding, in the same order and into the same number of
+    files. An interrupted conversion is resumed. Returns the folder.
     """
     if not data_dir:
         raise UserError("prepare: --tfrecord needs --data_dir=DIR, another folder to write to")
@@ -131,12 +132,13 @@ def convert_tfrecord(name: str, source_dir: str, data_dir: str, tell: Tell = pri
 
 
 def _target(source, name: str, data_dir: str):
-    """The builder that writes the dataset of `source` into `data_dir`."""
+    """Returns the builder that writes the dataset of `source` into `data_dir`."""
     import tensorflow_datasets as tfds
 
     if not isinstance(source, tfds.core.read_only_builder.ReadOnlyBuilder):
         return find_builder(name, data_dir, file_format=FILE_FORMAT)
-    # Known only from its files, so these tell what it is; TFDS takes it to be where they are.
+    # The dataset is known only from its files, so the builder is made from them; TFDS then assumes
+    # that its folder is theirs.
     target = tfds.core.read_only_builder.builder_from_directory(source.data_path)
     target._data_dir = str(Path(data_dir).expanduser() / source.info.full_name)
     return target
@@ -153,8 +155,8 @@ def _check_local(folder: str) -> None:
 def copy(name: str, data_dir: str, destination: str, tell: Tell = print) -> str:
     """Copies a prepared dataset to another data_dir, such as `gs://bucket/tfds`.
 
-    Files that are there with the right size are not copied again; `dataset_info.json`, which makes
-    a dataset of them, goes last. Returns the folder.
+    Existing files of the same size are not copied again. `dataset_info.json`, which makes the files
+    a dataset, is copied last. Returns the folder.
     """
     builder = find_builder(name, data_dir)
     _require_prepared(builder, name)
@@ -172,13 +174,13 @@ def copy(name: str, data_dir: str, destination: str, tell: Tell = print) -> str:
 
 
 def check(name: str, data_dir: str, tell: Tell = print) -> str:
-    """Counts the records of every file and compares checksums where there are some.
+    """Counts the records of every file and compares the available checksums.
 
-    Those that the build noted; and TFRecord has one for every record.
+    These are the checksums that the build wrote, and those of every record in TFRecord files.
 
     Raises:
-      UserError: the first file that is missing, short or changed; for ImageNet, other counts than
-        the published ones.
+      UserError: a file is missing, truncated, or changed (the message names the first), or the
+        counts of ImageNet differ from the published counts.
     """
     builder = find_builder(name, data_dir)
     _require_prepared(builder, name)
@@ -211,7 +213,7 @@ def _check_file(instruction: Any, sums: Mapping[str, Mapping[str, Any]]) -> None
 
 
 def _count(path: epath.Path) -> int | None:
-    """How many records a file has; None where that cannot be told."""
+    """Returns the number of records in a file; None if it cannot be determined."""
     if ".tfrecord" in path.name:
         return sum(1 for _ in checked_records(str(path)))
     if ".array_record" in path.name and "://" not in str(path):

@@ -1,12 +1,12 @@
-"""ImageNet (ILSVRC 2012) from the two archives that image-net.org gives out.
+"""ImageNet (ILSVRC 2012), built from the two archives that image-net.org distributes.
 
     ILSVRC2012_img_train.tar    a tar of 1,000 tars, n01440764.tar and so on
     ILSVRC2012_img_val.tar      50,000 images; their labels come with TFDS
 
-The result is TFDS's `imagenet2012`, record for record in the order that TFDS itself writes (images
-are sorted by a hash of their names), so that `train[99%:]` holds the same images everywhere. Unlike
-TFDS's own build it shows how far it is and goes on after an interruption: the archives are indexed
-once, and then each file is written straight from where its images lie.
+The result equals `imagenet2012` of TFDS, record for record and in the same order (images are sorted
+by a hash of their names), so `train[99%:]` has the same images everywhere. Unlike the build of
+TFDS, this one shows its progress and can be resumed: the archives are indexed once, and each file
+is then written directly from the positions of its images in the archive.
 """
 
 import functools
@@ -26,17 +26,17 @@ NAME = "imagenet2012"
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 COUNTS = {"train": 1_281_167, "validation": 50_000}
 SYNSETS = 1000
-# As image-net.org lists them.
+# The checksums that image-net.org lists.
 MD5 = {
     "train": "1d675b47d978889d74fa0da5fadfb00e",
     "validation": "29b22e2961454d5413ddabcf34fc5622",
 }
 _RECORD_OVERHEAD = 100
-"""Bytes of a record besides its image, about: the number of files depends on the total size."""
+"""The approximate bytes of a record besides its image; the number of files depends on the total."""
 
 
 class Images(NamedTuple):
-    """Where the images of an archive lie: names, synsets ("" in validation), offsets, sizes."""
+    """The images of an archive: names, synsets ("" in validation), offsets, and sizes in bytes."""
 
     names: np.ndarray
     synsets: np.ndarray
@@ -45,7 +45,7 @@ class Images(NamedTuple):
 
 
 def explain(manual_dir: Path) -> str:
-    """What a person has to do before there can be an ImageNet here."""
+    """Returns the instructions for downloading ImageNet manually."""
     lines = [
         f"ImageNet is not in {manual_dir}, and cannot be fetched without an account. Either",
         f"  1. register at https://image-net.org/download-images, put {ARCHIVES['train']}",
@@ -59,9 +59,9 @@ def explain(manual_dir: Path) -> str:
 
 
 def build(builder: Any, manual_dir: Path, tell: shards.Tell) -> None:
-    """Writes the dataset of the archives in `manual_dir`. Raises `UserError` where there are none.
+    """Writes the dataset of the archives in `manual_dir`. Raises `UserError` if there are none.
 
-    One archive alone gives a dataset of one split.
+    A single archive gives a dataset with one split.
     """
     folder = shards.building_folder(builder)
     found = {s: manual_dir / name for s, name in ARCHIVES.items() if (manual_dir / name).exists()}
@@ -83,7 +83,7 @@ def build(builder: Any, manual_dir: Path, tell: shards.Tell) -> None:
 
 
 def refuse_missing_splits(builder: Any, manual_dir: Path) -> None:
-    """Raises `UserError` where a finished dataset lacks a split whose archive is at hand."""
+    """Raises `UserError` if a finished dataset lacks a split whose archive is in `manual_dir`."""
     for split, name in ARCHIVES.items():
         if (manual_dir / name).exists() and split not in builder.info.splits:
             raise UserError(
@@ -93,10 +93,10 @@ def refuse_missing_splits(builder: Any, manual_dir: Path) -> None:
 
 
 def read_index(split: str, archive: Path) -> Images:
-    """The images of an archive in the order in which they lie there.
+    """Returns the images of an archive in the order of their positions.
 
     Raises:
-      UserError: the archive is cut off, or is no tar, or does not hold all of ImageNet.
+      UserError: the archive is truncated, is not a tar, or does not contain all of ImageNet.
     """
     rows = []
     try:
@@ -126,9 +126,10 @@ def read_index(split: str, archive: Path) -> Images:
 
 
 def _check_counts(split: str, archive: Path, images: Images) -> None:
-    """Half of an archive may be as long as the whole: downloaders reserve the space first.
+    """Raises a `UserError` if an archive has fewer images than ImageNet.
 
-    The rest is zeros then, which in a tar mean its end.
+    The size of the file is no sufficient check: some download tools reserve the space of the whole
+    file first. The missing part then consists of zeros, which mark the end of a tar.
     """
     found, expected = f"{len(images.names)} images", f"{COUNTS[split]} images"
     if split == "train":
@@ -139,7 +140,7 @@ def _check_counts(split: str, archive: Path, images: Images) -> None:
 
 
 def check_archives(manual_dir: Path, tell: shards.Tell) -> None:
-    """Reads the archives whole and compares their MD5 with image-net.org's. Raises `UserError`."""
+    """Compares the MD5 of the archives with those of image-net.org. Raises `UserError`."""
     for split, name in ARCHIVES.items():
         archive = manual_dir / name
         if not archive.exists():
@@ -153,7 +154,7 @@ def check_archives(manual_dir: Path, tell: shards.Tell) -> None:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file."""
+    """A readable file that consists of a part of another file."""
 
     def __init__(self, file: Any, start: int, size: int):
         self._file, self._start, self._size, self._at = file, start, size, 0
@@ -181,9 +182,9 @@ class _Window(io.RawIOBase):
 
 
 def _kept_index(dataset: str, split: str, archive: Path, folder: Path) -> Images:
-    """`read_index`, remembered for the next attempt: of the real archive it takes minutes.
+    """Returns `read_index`, cached on disk, because indexing the real archive takes minutes.
 
-    Another archive is indexed again, and files that were written from the former are forgotten.
+    If the archive changes, it is indexed again, and files written from the old one are deleted.
     """
     kept = folder / f"index-{split}.npz"
     status = archive.stat()
@@ -208,7 +209,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def in_order(split: str, images: Images) -> Images:
-    """The images sorted as TFDS sorts them: by MD5 of their names, salted with the split's."""
+    """Returns the images in the order of TFDS: by MD5 of their names, salted with the split."""
 
     def key(row: int) -> bytes:
         return hashlib.md5(f"{split}{images.names[row]}".encode()).digest()
@@ -218,7 +219,7 @@ def in_order(split: str, images: Images) -> Images:
 
 
 def _labels(split: str, images: Images) -> np.ndarray:
-    """The synset of every image."""
+    """Returns the synset of every image."""
     if split == "train":
         return images.synsets
     import tensorflow_datasets as tfds
@@ -256,7 +257,7 @@ def _parts(
 def _records(
     builder: Any, archive: Path, images: Images, labels: np.ndarray, rows: range
 ) -> Iterator[bytes]:
-    """Serialised examples, with TFDS's corrections of the images in CMYK and the one in PNG."""
+    """Yields serialized examples, with TFDS's corrections of CMYK images and the one PNG image."""
     from tensorflow_datasets.core import example_serializer
 
     features = builder.info.features

@@ -1,8 +1,8 @@
-"""Writing a TFDS dataset file by file, so that an interrupted build goes on where it stopped.
+"""Functions that write a TFDS dataset file by file, so that an interrupted build can be resumed.
 
-TFDS writes a dataset in one piece and starts anew after every interruption. Here each file is
-written under another name and renamed when it is whole, and its checksum noted; the folder itself
-gets its final name at the very end, so that nothing half-done is ever taken for a dataset.
+TFDS itself writes a dataset in one piece and restarts after every interruption. Here each file is
+written under a temporary name and renamed when it is complete, and its checksum is stored. The
+folder gets its final name last, so an incomplete folder is never mistaken for a dataset.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ Tell = Callable[[str], None]
 
 
 class Part(NamedTuple):
-    """One file to be written: its name, its number of records, and where their bytes come from."""
+    """A file to be written: its name, its number of records, and a source of their bytes."""
 
     file_name: str
     num_records: int
@@ -34,7 +34,8 @@ class Part(NamedTuple):
 def write(parts: Sequence[Part], folder: Path, tell: Tell) -> dict[str, dict[str, Any]]:
     """Writes the parts that `folder` does not have yet, as `array_record`.
 
-    Returns {file name: {"size", "sha256"}} of all. `tell` gets a line every ten seconds.
+    Returns {file name: {"size", "sha256"}} of all parts. Calls `tell` with a line of progress every
+    ten seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sums = read_checksums(folder)
@@ -72,7 +73,7 @@ def _write_part(part: Part, folder: Path) -> dict[str, Any]:
 
 
 def checksum(path: epath.PathLike) -> dict[str, Any]:
-    """Size and SHA-256 of a file, local or remote."""
+    """Returns the size and SHA-256 of a local or remote file."""
     digest, size = hashlib.sha256(), 0
     with epath.Path(path).open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -82,13 +83,13 @@ def checksum(path: epath.PathLike) -> dict[str, Any]:
 
 
 def read_checksums(folder: epath.PathLike) -> dict[str, dict[str, Any]]:
-    """What `write` noted in a folder; empty where it noted nothing."""
+    """Returns the checksums that `write` stored in a folder; empty if there are none."""
     path = epath.Path(folder) / CHECKSUMS
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def forget(folder: Path, prefix: str) -> None:
-    """Deletes the written files whose names begin so; `write` will write them anew."""
+    """Deletes the written files whose names begin with `prefix`; `write` writes them again."""
     sums = read_checksums(folder)
     names = {name for name in sums if name.startswith(prefix)}
     _write_json(folder / CHECKSUMS, {name: sums[name] for name in sums if name not in names})
@@ -103,9 +104,9 @@ def _write_json(path: Path, content: Mapping) -> None:
 
 
 def finish(builder: Any, lengths: Mapping[str, Sequence[int]], folder: Path) -> None:
-    """Makes a TFDS dataset of a folder of written parts, and gives it its name.
+    """Turns a folder of written parts into a TFDS dataset and renames it to its final name.
 
-    lengths: of each split the number of records of each of its files, in order.
+    lengths: for each split, the number of records in each of its files, in order.
     """
     import tensorflow_datasets as tfds
 
@@ -123,7 +124,7 @@ def finish(builder: Any, lengths: Mapping[str, Sequence[int]], folder: Path) -> 
             sums[file_name(builder.name, name, i, len(counts))]["size"] for i in range(len(counts))
         )
         splits.append(tfds.core.SplitInfo(name, list(counts), size, template))
-    # The information may be that of the dataset which these are the records of.
+    # The builder may have the metadata of the source dataset, which has another format.
     builder.info.set_file_format(file_format, override=True, override_if_initialized=True)
     builder.info.set_splits(tfds.core.splits.SplitDict(splits))
     builder.info.write_to_directory(folder)
@@ -133,11 +134,11 @@ def finish(builder: Any, lengths: Mapping[str, Sequence[int]], folder: Path) -> 
 
 
 def file_name(dataset: str, split: str, number: int, count: int) -> str:
-    """The name that TFDS gives to a file of a split."""
+    """Returns the name that TFDS gives to a file of a split."""
     return f"{dataset}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
 def building_folder(builder: Any) -> Path:
-    """Where a dataset grows until it is whole."""
+    """Returns the folder of a dataset until it is complete."""
     path = Path(builder.data_path)
     return path.with_name(f"{path.name}.building")
