@@ -3,12 +3,12 @@
     python -m vit_jax prepare imagenet2012
     python -m vit_jax train --config=configs/algoperf_vit.py --workdir=runs/algoperf
 
-The target is 77.309 % on the validation images (error 0.22691), where training trains on all of the
-training images; the benchmark counts the time to it on eight V100s, against a budget of 69,768 s.
-The baseline is NAdamW, second of its five published settings; its median over studies is 70,197 s
-and 153,837 steps, the best entry, Distributed Shampoo, needs 33,094 s (from the v0.5 logs; all
-theirs). We have not run it, and eight V100s are not what it would run on here, so what compares is
-the number of steps. It fits a TPU v5e-16 (8.9 of 16 GiB a chip).
+The target is 77.309 % on the validation images (error 0.22691), with training on all training
+images. The benchmark measures the time to the target on eight V100s, with a budget of 69,768 s. The
+baseline is NAdamW with the second of its five published settings. Its median over studies is
+70,197 s and 153,837 steps; the best entry, Distributed Shampoo, needs 33,094 s (all from the v0.5
+logs, theirs). We have not run it. On other hardware, only the number of steps is comparable. It
+fits a TPU v5e-16 (8.9 of 16 GiB a chip).
 
 Arguments: `steps=167999` (the workload's hint for the baseline), `data=ROOT`, `others=v2` for the
 benchmark's test set, ImageNet-V2 (target error 0.3481), `runlocal`. Float32.

@@ -43,7 +43,7 @@ def get_config(arg=None):
     config.task = {"name": "classification"}
     config.init.checkpoint = arg.checkpoint
     config.init.head = "zero"
-    # As vision_transformer does: crops and flips only, and no aspect ratio kept in testing.
+    # As in vision_transformer: only crops and flips, and evaluation changes the aspect ratio.
     imagenet.use(
         config,
         root=arg.data,

@@ -27,7 +27,7 @@ def get_config(arg=None):
     config.task = {"name": "classification"}
     imagenet.use(config, root=arg.data, others=arg.others, **imagenet.big_vision_pp(size))
 
-    # Both grow with the batch: 0.1 and 1e-4 for 256 images.
+    # Both are proportional to the batch size: 0.1 and 1e-4 for 256 images.
     config.optim.name = "sgd"
     config.optim.args = {"momentum": 0.9, "momentum_dtype": "bfloat16"}
     config.optim.lr = 0.1 * config.batch_size / 256

@@ -1,4 +1,4 @@
-"""Images and captions brought together without a download: digits on photographs, in words.
+"""Contrastive training without a download: digits on photographs, and captions.
 
     for name in digit_scenes/16px_single digit_scenes/32px; do
       python -m vit_jax prepare $name; done
@@ -49,7 +49,8 @@ def get_config(arg=None):
     if arg.lit:
         config.optim.freeze = ["backbone/.*"]
     else:
-        # Which digits, and where: a probe that looks at them learns more of it than a mean does.
+        # Captions describe digits and their positions, which attention pooling learns better than
+        # mean pooling.
         config.model.pooling = "map"
         config.init.initialize = ["backbone/map_head/.*"]
     return config

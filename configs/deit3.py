@@ -11,14 +11,15 @@
 `runlocal`.
 
 Expected top-1 on the validation images, % (theirs, README_revenge.md; we have not run it): at 224
-S 81.4, B 83.8, L 84.9; at 384 S 83.4, B 85.0, L 85.8. Theirs ran on 8 GPUs (L: 32) for days. The
+S 81.4, B 83.8, L 84.9; at 384 S 83.4, B 85.0, L 85.8. Their runs took days on 8 GPUs (L: 32). The
 800 epochs fit a TPU v5e-16 (S; 13.5 of 16 GiB a chip), v5e-32 (B; 12.1) or v5e-128 (L; 12.7), where
 they would take 8, 12 and 10 hours at 30 % of the chips' peak (by `plan`).
 
-Where this differs from their commands: products in bfloat16 where they use float16; GELU's tanh
-form; crops' ratio up to 1.33 for 4/3; fine-tuning has our RandAugment for timm's `rand-m9-mstd0.5`.
-Their loss is a mean over classes, ours a sum, which LAMB and its clipping undo but for the
-clipping's threshold, kept at theirs in units of the mean.
+This config differs from their commands in these points: products are in bfloat16 instead of
+float16; GELU is the tanh approximation; the aspect ratio of crops is at most 1.33 instead of 4/3;
+fine-tuning uses this package's RandAugment instead of timm's `rand-m9-mstd0.5`. Their loss is a
+mean over classes, and this one is a sum. LAMB removes this constant factor, except in the threshold
+of gradient clipping, so that threshold is multiplied by the number of classes to match theirs.
 """
 
 from vit_jax.config import default_config, parse_arg
@@ -84,7 +85,7 @@ def _train(config, arg, lr):
     config.data.repeats = 3
     config.task.update(loss="sigmoid", multihot_mixing=True)
     config.optim.name = "lamb"
-    # Apex's FusedLAMB: clips at norm 1, and what does not decay takes Adam's step.
+    # Apex's FusedLAMB clips at norm 1, and parameters without decay get Adam's step.
     config.optim.args = {"eps": 1e-8, "only_kernels": True}
     config.optim.clip_norm = 1000.0
     config.optim.lr = lr
@@ -101,6 +102,6 @@ def _fine_tune(config, arg):
     config.task.label_smoothing = 0.1
     config.optim.lr = 1e-5
     config.optim.weight_decay = 0.1
-    # Their cosine ends at its least rate, 1e-5, where it begins.
+    # Their cosine has the same initial and final learning rate, 1e-5, so it is constant.
     config.optim.schedule.name = "constant"
     config.optim.schedule.warmup = "5 epochs"

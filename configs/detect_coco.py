@@ -3,15 +3,15 @@
     python -m vit_jax prepare coco/2017
     python -m vit_jax train --config=configs/detect_coco.py:checkpoint=S_16.npz --workdir=DIR
 
-Their YOLOS-S reaches 36.1 AP and YOLOS-B 42.0 at a shorter side of 800 pixels, pre-trained with
-DeiT; this config has not been run: it keeps their optimizer, loss and 100 tokens, but trains at a
-square of 512. Fits a TPU v5e-8 (8.3 of 16 GiB a chip), where memory alone takes 2 hours 24 minutes
-(by `plan`). With a COCO JSON of your own, `:json=instances_{split}.json,images=photos` takes its
-place; the splits are then `train` and `val`.
+YOLOS-S reaches 36.1 AP and YOLOS-B 42.0 (theirs) at a shorter side of 800 pixels, pre-trained with
+DeiT. This config has not been run. It keeps their optimizer, loss, and 100 tokens, but trains on
+squares of 512 pixels. It fits a TPU v5e-8 (8.3 of 16 GiB a chip), where memory accesses alone take
+2 hours 24 minutes (by `plan`). `:json=instances_{split}.json,images=photos` uses a COCO JSON of
+your own; the splits are then `train` and `val`.
 
-`:pyramid` makes one proposal at every place of strides 8, 16 and 32 instead, from the simple
-feature pyramid of ViTDet (Li et al. 2022, arXiv:2203.16527, section 3), with the focal loss. Theirs
-bears Mask R-CNN's heads, so that no published score is comparable.
+`:pyramid` makes one proposal at every position of strides 8, 16 and 32 instead, from the simple
+feature pyramid of ViTDet (Li et al. 2022, arXiv:2203.16527, section 3), with the focal loss. ViTDet
+itself has the heads of Mask R-CNN, so no published score is comparable.
 """
 
 from vit_jax.config import default_config, parse_arg

@@ -3,9 +3,9 @@
     python -m vit_jax prepare digits
     python -m vit_jax train --config=configs/digits.py --workdir=runs/digits
 
-Trains on the first 1,437 digits and evaluates on the last 360, in the order of their writers. To
-choose settings without looking at those, `configs/digits.py:validate` trains on the first 1,150
-and evaluates on the next 287. `:runlocal` shows in seconds that everything works.
+It trains on the first 1,437 digits and evaluates on the last 360, in the order of their writers.
+`configs/digits.py:validate` is for choosing settings without the test digits: it trains on the
+first 1,150 and evaluates on the next 287. `:runlocal` is a test of a few seconds.
 """
 
 from vit_jax.config import default_config, parse_arg
@@ -28,7 +28,7 @@ def get_config(arg=None):
         "pooling": "mean",
         "position": "learned",
         "drop_path": 0.1,
-        "unroll": 6,  # Small blocks run a quarter faster as straight code on a CPU.
+        "unroll": 6,  # On a CPU, small blocks run a quarter faster when they are unrolled.
     }
     config.task = {
         "name": "classification",

@@ -1,4 +1,4 @@
-"""`vit_s16_i1k.py` at the size of the digits: ViT or CNN, with or without pre-training.
+"""The recipe of `vit_s16_i1k.py` on the digits: ViT or CNN, with or without pre-training.
 
     python -m vit_jax prepare digits
     python -m vit_jax prepare digits_low
@@ -10,13 +10,13 @@
     python -m vit_jax train --workdir=runs/vit-transfer \\
         --config=configs/digits_rehearsal.py:vit,data=high,checkpoint=runs/vit-low
 
-The same code path and settings as the recipe. What differs are sizes (images of 32 px in place of
-224, a grid of 4×4 patches in place of 14×14, batches of 32 of 1,437 images) and augmentation, which
-is weaker: crops of at least half the image in place of a twentieth, RandAugment of magnitude 3 in
-place of 10, no mirroring, because the recipe's own leaves nothing of an 8×8 image. `bit` is a
-BiT-ResNet of as many parameters (121,130; the ViT has 125,290), trained by the same recipe for as
-many images. `low` are the digits 0 to 4, `high` 5 to 9. What came of it, and a plot, is in
-docs/recipes.md.
+The code path and the settings are those of the recipe, except for sizes and augmentation. Images
+have 32 px instead of 224, the grid has 4×4 patches instead of 14×14, and batches have 32 of 1,437
+images. The augmentation is weaker, because the recipe's own would destroy an 8×8 image: crops have
+at least half of the image instead of a twentieth, RandAugment has magnitude 3 instead of 10, and
+images are not mirrored. `bit` is a BiT-ResNet of about the same size (121,130 parameters; the ViT
+has 125,290), trained with the same recipe on the same number of images. `low` are the digits 0 to
+4, `high` 5 to 9. docs/recipes.md has the results and a plot.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ MODELS = {
         "pooling": "mean",
         "position": "sincos2d",
         "representation_size": 48,
-        "scan": False,  # Four small layers run faster as straight code on a CPU.
+        "scan": False,  # On a CPU, four small layers run faster without a scan.
     },
     "bit": {"name": "bit_r50x1", "stages": (1, 1), "width_factor": 0.5},
 }
@@ -61,7 +61,7 @@ def get_config(arg=None):
 
     config.data.name = name
     config.data.split = "train"
-    # A twentieth of an image of 8×8 shows nothing, and a mirrored digit is another or none.
+    # A twentieth of an 8×8 image shows nothing, and a mirrored digit is not the same digit.
     config.data.pp = f"rgb|decode_jpeg_and_inception_crop({SIZE}, 50)|randaug(2, 3, corrected=True)"
     config.data.eval_pp = f"rgb|resize({SIZE})"
     config.eval.sets = {"test": {"split": "test"}}

@@ -1,4 +1,4 @@
-"""Transfer on real images: pre-trained on the digits 0 to 4, fine-tuned on 5 to 9, twice as large.
+"""Transfer on real images: pre-trained on digits 0 to 4, fine-tuned on 5 to 9 at twice the size.
 
     python -m vit_jax prepare digits_low
     python -m vit_jax prepare digits_high
@@ -8,18 +8,19 @@
         --workdir=runs/transfer
     python -m vit_jax train --config=configs/digits_transfer.py:high --workdir=runs/scratch
 
-The first run sees 721 images of 8×8 pixels; its parameters leave as a file in the published format
-and come back for 716 images of the other digits, resized to 16×16, with positions interpolated from
-4×4 to 8×8 and a new head. The last run has the same budget of 10 epochs without the file.
+The first run trains on 721 images of 8×8 pixels. Its parameters are exported to a file in the
+published format. Fine-tuning starts from this file on 716 images of the other digits, resized to
+16×16, with positions interpolated from 4×4 to 8×8 and a new head. The last run has the same budget
+of 10 epochs without the file.
 
-Accuracy on the 180 test images of 5 to 9, which other people wrote than those in training, for
---config.seed=0, 1, 2 (of all runs); each run is about half a minute on two CPU cores:
+Accuracy in % on the 180 test images of 5 to 9, by other writers than the training images, for
+--config.seed=0, 1, 2 (of all runs); each run takes about half a minute on two CPU cores:
 
     fine-tuned      90.6  93.9  89.4    mean 91.3
     from scratch    75.0  75.0  63.9    mean 71.3
 
-The learning rate is the best for scratch at seed 0 on these images: 0.001, 0.002, 0.004 and 0.008
-gave it 67.8, 75.0, 70.6 and 69.4.
+The learning rate is the best one for training from scratch at seed 0 on these images: 0.001, 0.002,
+0.004 and 0.008 gave 67.8, 75.0, 70.6 and 69.4.
 """
 
 from vit_jax.config import default_config, parse_arg

@@ -8,21 +8,22 @@
 ROOT/CLASS/*.jpg with split=train[:90%],test=train[90%:]. `checkpoint` is of any format that
 `vit_jax.checkpoints.load` reads; `python -m vit_jax models` lists the models, `models --released`
 the files. `lora=8` trains adapters of that rank in place of the kernels (Hu et al. 2021),
-`runlocal` tries the configuration in seconds.
+`runlocal` is a test of a few seconds.
 
 Momentum SGD in batches of 512 at 384 px, cosine decay, gradients clipped at norm 1, no weight
-decay, a new head. The learning rate is the one setting that the paper chooses for each model and
+decay, a new head. The learning rate is the only setting that the paper chooses for each model and
 dataset, from 0.001, 0.003, 0.01 and 0.03 (ImageNet: 0.003, 0.01, 0.03, 0.06), on a part of the
-training split that `dev` holds out; the presets' are those that big_vision found best for B/32:
+training split that `dev` holds out. The presets use the best rates that big_vision found for B/32:
 
     for lr in 0.03 0.01 0.003 0.001; do
       python -m vit_jax train --workdir=runs/cifar10-$lr --config.optim.lr=$lr \\
           --config=configs/finetune.py:dataset=cifar10,checkpoint=ViT-B_16.npz,dev
     done
 
-Expected accuracy, %, as others published it; we have not run these. Of vision_transformer's README
-(ImageNet-21k checkpoints of the first paper, without dropout; there, A100s whose number is not
-given took the hours in brackets; B/16 fits a TPU v5e-64, with 9.1 of 16 GiB a chip):
+Expected accuracy, %, as others published it; we have not run these. The first table is from the
+README of vision_transformer (ImageNet-21k checkpoints of the first paper, without dropout). The
+hours in parentheses are theirs, on an unknown number of A100s; B/16 fits a TPU v5e-64, with 9.1 of
+16 GiB a chip:
 
     model                                  cifar10         cifar100        imagenet2012
     vit_b32                                98.88 (0.8 h)   92.31 (0.8 h)   81.66 (3.3 h)
@@ -30,17 +31,17 @@ given took the hours in brackets; B/16 fits a TPU v5e-64, with 9.1 of 16 GiB a c
     vit_l32                                99.06 (1.9 h)   93.29 (1.9 h)   81.89 (7.5 h)
     vit_l16                                99.13 (6.9 h)   92.91 (6.9 h)   84.47 (16.8 h)
 
-Of big_vision's configs/transfer.py, vit_b32 of AugReg, with the learning rates of the presets (its
-crops of CIFAR and its centre crop in evaluation are not ours): imagenet2012 83.27, cifar10 98.55,
-cifar100 91.35, oxford_iiit_pet 93.78, oxford_flowers102 99.43.
+The following are from big_vision's configs/transfer.py, for vit_b32 of AugReg with the learning
+rates of the presets (its crops of CIFAR and its center crop in evaluation differ from this config):
+imagenet2012 83.27, cifar10 98.55, cifar100 91.35, oxford_iiit_pet 93.78, oxford_flowers102 99.43.
 
-`vtab` takes `dataset` as a task of VTAB-1k (Zhai et al. 2019): 1,000 examples, 800 of the training
-part and 200 of the validation part of their task_adaptation, which with `dev` are trained and
-tested on; 2,500 steps at 0.01 for every task, as the paper has it. Images are only resized: flips
-and crops would change what some tasks ask. Seven of the 19 tasks are missing, those whose labels
-are computed: two each of clevr, dsprites and smallnorb, and kitti.
+With `vtab`, `dataset` is a task of VTAB-1k (Zhai et al. 2019). It trains on 1,000 examples: 800 of
+the training part and 200 of the validation part of their task_adaptation. With `dev`, it trains on
+the 800 and tests on the 200. Every task has 2,500 steps at 0.01, as in the paper. Images are only
+resized, because flips and crops would change the labels of some tasks. Seven of the 19 tasks are
+missing, whose labels are computed: two each of clevr, dsprites and smallnorb, and kitti.
 
-One device that cannot hold the batch takes it in parts: --config.accum_steps=8.
+If a single device cannot hold the batch, divide it: --config.accum_steps=8.
 """
 
 from pathlib import Path
@@ -51,10 +52,11 @@ from vit_jax.errors import UserError, nearest
 
 
 class Preset(NamedTuple):
-    """Splits of a dataset of TFDS, as TFDS writes them, and what the paper sets.
+    """The splits of a TFDS dataset, in the syntax of TFDS, and the settings of the paper.
 
-    train: for the result that is tested. dev_train, dev: to choose by. warmup: in steps; not the
-    paper's, which names none, but vision_transformer's and big_vision's.
+    train: the training split of the final result, which is tested.
+    dev_train, dev: the splits of training and evaluation for choosing settings.
+    warmup: in steps, from vision_transformer and big_vision; the paper gives none.
     """
 
     train: str
@@ -84,7 +86,7 @@ def _vtab(name: str, val: str = "validation[:200]", test: str = "test") -> Prese
     return Preset(f"{first}+{val}", test, first, val, 2_500, 500, 0.01, name)
 
 
-# Where TFDS has no validation split, task_adaptation takes it from behind the training part.
+# If TFDS has no validation split, task_adaptation uses the end of the training split.
 VTAB = {
     "caltech101": _vtab("caltech101", "train[2754:2954]"),
     "cifar100": _vtab("cifar100", "train[45000:45200]"),

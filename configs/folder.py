@@ -2,7 +2,7 @@
 
     python -m vit_jax train --config=configs/folder.py:ROOT --workdir=runs/mine
 
-Where there is only ROOT/CLASS/*, a tenth of the images, always the same ones, is held out.
+If there is only ROOT/CLASS/*, a fixed tenth of the images is held out.
 Arguments: `root=DIR,model=vit_ti16,size=96,epochs=50`. The defaults suit some thousand images on
 one machine; from a few hundred images on, fine-tuning a released checkpoint does better.
 """

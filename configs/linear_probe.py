@@ -5,13 +5,13 @@
         --config=configs/linear_probe.py:model=vit_b16,dataset=cifar10,checkpoint=B_16.npz
 
 Only the head is trained (`optim.freeze`), and the optimizer keeps no state for the rest. Arguments
-are those of `configs/finetune.py`, at 224 px. The head starts at zero, whatever the checkpoint has.
-`vit_jax.inference.fewshot` answers the same question in closed form, without training.
+are those of `configs/finetune.py`, at 224 px. The head starts at zero, even if the checkpoint has
+one. `vit_jax.inference.fewshot` fits a linear classifier in closed form, without training.
 
-The forward passes are all the work: 50,000 images an epoch for CIFAR-10, 35 GFLOPs each with
-ViT-B/16, which fits a TPU v5e-4 (0.9 of 16 GiB a chip): a minute and a quarter at 30 % of its peak
-(by `plan`). We know of no published score of this recipe, and have not run it on released
-checkpoints.
+Nearly all the computation is in the forward passes: 50,000 images per epoch for CIFAR-10, with 35
+GFLOPs each for ViT-B/16. This fits a TPU v5e-4 (0.9 of 16 GiB a chip) and takes a minute and a
+quarter at 30 % of its peak (by `plan`). We know of no published score of this recipe, and have not
+run it on released checkpoints.
 """
 
 from pathlib import Path

@@ -1,21 +1,21 @@
-"""LiT on COCO's captions: a frozen image tower and a text tower that learns to meet it.
+"""LiT on COCO's captions: a frozen image tower and a trained text tower.
 
     python -m vit_jax prepare coco_captions
     python -m vit_jax train --workdir=DIR \\
         --config=configs/lit_coco.py:checkpoint=B_16.npz,vocab=vocab.txt
 
-After big_vision's `lit_coco.py` and `siglip_lit_coco.py` (Zhai et al. 2022, arXiv:2111.07991; 2023,
-arXiv:2303.15343): 5,000 steps of 512, ViT-B/16 frozen, a text tower of BERT-base's size. Their
-LiT-B/16B, trained on 4 billion pairs, retrieves COCO's captions with a recall at 1 of 51.6 % (image
-to text) and 31.8 % (text to image); of this small example, which starts its text tower anew where
-theirs is BERT's, no score is published, and it has not been run. Fits a TPU v5e-8 (2.9 of 16 GiB a
-chip): 4 minutes at 30 % of its peak (by `plan`).
+This config follows big_vision's `lit_coco.py` and `siglip_lit_coco.py` (Zhai et al. 2022,
+arXiv:2111.07991; 2023, arXiv:2303.15343): 5,000 steps with batches of 512, a frozen ViT-B/16, and a
+text tower of the size of BERT-base. Their LiT-B/16B, trained on 4 billion pairs, retrieves COCO's
+captions with a recall at 1 of 51.6 % (image to text) and 31.8 % (text to image). This small example
+has not been run and has no published score; its text tower is initialized at random, and theirs
+from BERT. It fits a TPU v5e-8 (2.9 of 16 GiB a chip): 4 minutes at 30 % of its peak (by `plan`).
 
 `vocab` is BERT's WordPiece `vocab.txt`, a SentencePiece `.model` or a `tokenizer.json`. With
 `:lit=LiT-B16B_2.npz` both released towers are loaded (LiT-B16B too, with
 `--config.task.project_image=true`), for `evaluate --checkpoint` or further training.
-`:loss=softmax` is CLIP's and LiT's. With captions of your own, `:file=photos/{split}.jsonl,
-images=photos` takes COCO's place: see `vit_jax/data/sources/captions.py`.
+`:loss=softmax` is the loss of CLIP and LiT. `:file=photos/{split}.jsonl,images=photos` uses
+captions of your own instead of COCO: see `vit_jax/data/sources/captions.py`.
 """
 
 from vit_jax.config import default_config, parse_arg
@@ -55,7 +55,7 @@ def get_config(arg=None):
         config.data.args = {"images": arg.images}
     else:
         config.data.name = "coco_captions"
-        config.data.args = {"on_bad_box": "drop"}  # A few of its boxes have no height or width.
+        config.data.args = {"on_bad_box": "drop"}  # A few boxes of COCO have no height or width.
 
     def tokens(key):
         vocab = f"{arg.length}, {arg.vocab!r}, key={key!r}"

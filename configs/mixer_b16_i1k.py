@@ -8,8 +8,8 @@ Arguments: `epochs=300`, `data=ROOT`, `others=real+v2`, `runlocal`.
 Expected top-1 on the validation images, % (theirs; we have not run it): 76.3 after 300 epochs in
 2 h 11 min on a TPU v3-128, 70.5 after 60 in 27 min (big_vision's `mlp_mixer_i1k`).
 
-Float32 with the TPU's default precision of products. Their stochastic depth does not divide what it
-keeps by the rate of keeping; ours does.
+The dtype is float32 with the TPU's default precision of products. This stochastic depth divides the
+kept branches by the probability of keeping them; theirs does not.
 """
 
 from vit_jax.config import default_config, parse_arg

@@ -1,4 +1,4 @@
-"""Pre-training for digit scenes: which digit is it, on a piece of a photograph of 16×16 pixels?
+"""Pre-training for digit scenes: classification of single digits on photographs, 16×16 pixels.
 
     python -m vit_jax prepare digit_scenes/16px_single
     python -m vit_jax train --config=configs/scene_digits.py --workdir=runs/scene-digits

@@ -3,11 +3,12 @@
     python -m vit_jax prepare scene_parse150
     python -m vit_jax train --config=configs/segment_ade20k.py:checkpoint=B_16.npz --workdir=DIR
 
-Theirs on ADE20K with ViT-B/16 (DeiT), one scale: 47.1 mIoU with the linear head, 48.7 with the mask
-transformer; not run here. Fits a TPU v5e-8 (3.5 of 16 GiB a chip): 36 minutes at 30 % of its peak
-(by `plan`). Their mIoU is not quite ours: they bring an image's shorter side to the training size,
-slide windows that touch over it, and count at the size of the file; here images are fitted into a
-square of twice the training size, windows overlap by a third, and that square is counted.
+Their scores on ADE20K with ViT-B/16 (DeiT), at one scale, are 47.1 mIoU with the linear head and
+48.7 with the mask transformer; this config has not been run. It fits a TPU v5e-8 (3.5 of 16 GiB a
+chip): 36 minutes at 30 % of its peak (by `plan`). Their mIoU is not fully comparable: they resize
+the shorter side of an image to the training size, apply adjacent sliding windows, and count pixels
+at the size of the file. Here images are fitted into a square of twice the training size, windows
+overlap by a third, and the pixels of that square are counted.
 
 `:folder=ADEChallengeData2016` reads the images and PNG masks of the released archive instead of
 TFDS. `:data=pets`, `:data=voc,folder=VOC2012` and `:data=cityscapes,folder=ROOT` take Oxford-IIIT
@@ -68,13 +69,13 @@ def get_config(arg=None):
         config.data.name = data["tfds"]
         config.data.split, validation = data["splits"]
         labels = f"copy({data['field']!r}, 'segmentation')|{labels}"
-    # TFDS names the masks otherwise: they get their name before both are decoded together.
+    # TFDS has another name for masks, so they are renamed before both are decoded together.
     first, _, rest = labels.partition("|") if labels.startswith("copy") else ("", "", labels)
     head = f"{first}|joint_decode|{rest}" if first else f"joint_decode|{rest}"
     head += f"check_segmentation({data['classes']})|joint_resize_small({size})"
     keep = "keep('image', 'segmentation')"
     config.data.pp = f"{head}|joint_scale(0.5, 2.0)|joint_crop({size})|joint_flip_lr|{keep}"
-    # Images of a batch need one size, so evaluation fits them into a square and slides over it.
+    # Images of a batch need one size, so evaluation fits them into a square for sliding windows.
     config.data.eval_pp = f"joint_decode|{rest}joint_fit({2 * size})|{keep}"
     if first:
         config.data.eval_pp = f"{first}|{config.data.eval_pp}"

@@ -9,8 +9,8 @@
 
 The first run trains the backbone on single digits; the second segments scenes of 32×32 pixels with
 up to four digits, 11 classes with the background. Without `checkpoint=` it starts from scratch with
-the same budget. `:head=linear` and `:head=mask` take Segmenter's heads; the default sees the pixels
-again, for strokes are two pixels wide.
+the same budget. `:head=linear` and `:head=mask` use Segmenter's heads. The default head also reads
+the pixels of the image, because strokes are two pixels wide.
 """
 
 from vit_jax.config import parse_arg
@@ -26,7 +26,7 @@ def get_config(arg=None):
         dir=arg.dir,
         classes_of="segmentation",
     )
-    # Nine tenths of the pixels are background; dice counts every class alike.
+    # Nine tenths of the pixels are background; the Dice loss weights all classes equally.
     config.task = {"name": "segmentation", "head": arg.head, "dice": 1.0}
     if arg.head != "mask":
         config.task.subcells = 4  # Every pixel of a token's cell gets scores of its own.

@@ -6,10 +6,10 @@
 
 Arguments: `epochs=800`, `data=ROOT`, `others=real+v2`, `runlocal`.
 
-We have not run it, so it has no score of its own. The marks at 224 px, all theirs: DeiT III S 81.4,
-B 83.8 %; ViT-5 S 82.2, B 84.2 % (arXiv:2602.08071), whose architecture this follows but for a
-learned table of positions and rotated registers beside the rotary positions of the patches;
-RoPE-ViT B 83.9 % (Heo et al. 2024); at 256 px timm's little 83.2 and medium 83.8 %.
+We have not run it, so it has no score of its own. Published scores for comparison, at 224 px:
+DeiT III S 81.4, B 83.8 %; ViT-5 S 82.2, B 84.2 % (arXiv:2602.08071); RoPE-ViT B 83.9 % (Heo et al.
+2024); at 256 px timm's little 83.2 and medium 83.8 %. The architecture follows ViT-5, which in
+addition to the rotary positions of patches has a learned table of positions and rotated registers.
 
 S fits a TPU v5e-32 (9.4 of 16 GiB a chip), where its 800 epochs would take 4 hours at 30 % of the
 chips' peak; B a v5e-64 (10.5 GiB) and 8 hours (both by `plan`).
@@ -45,8 +45,8 @@ def get_config(arg=None):
         # epochs); timm's SBB models pool so with registers.
         "pooling": "mean",
         # ViT-5: RMSNorm throughout, norms of queries and keys, LayerScale from 1e-4, GELU rather
-        # than SwiGLU, which does worse beside LayerScale. (It has no biases of queries, keys and
-        # values; here they stay.)
+        # than SwiGLU, which does worse with LayerScale. (ViT-5 has no biases of queries, keys and
+        # values; this config has them.)
         "norm": "rmsnorm",
         "qk_norm": True,
         "layer_scale": 1e-4,
@@ -57,7 +57,7 @@ def get_config(arg=None):
         "residual_dtype": "float32",
     }
     # DeiT III's section 3: binary cross-entropy on both classes of a mixed image, 3-Augment with
-    # colour jitter, wide crops, no erasing, dropout or smoothing, three copies of an image a batch.
+    # color jitter, wide crops, no erasing, dropout or smoothing, three copies of an image a batch.
     config.task = {
         "name": "classification",
         "loss": "sigmoid",
@@ -76,8 +76,8 @@ def get_config(arg=None):
     )
     config.batch_size, config.data.repeats = 2048, 3
 
-    # LAMB at these rates trained both DeiT III and ViT-5; Muon and NAdaMuon have done better in
-    # timm's SBB recipes and on smaller sets, but nobody has said so of this one.
+    # LAMB at these rates trained both DeiT III and ViT-5. Muon and NAdaMuon have done better in
+    # timm's SBB recipes and on smaller sets, but there is no such report for this recipe.
     config.optim.name = "lamb"
     config.optim.args = {"eps": 1e-8, "only_kernels": True}
     config.optim.clip_norm = 1000.0

@@ -5,9 +5,9 @@
     python -m vit_jax plan --config=configs/vit_i21k.py:vit_G14 --topology=v5p:8x8x16
 
 ImageNet-21k is not in TFDS: `data` is a folder `ROOT/SYNSET/*.JPEG`, or the name of a TFDS dataset
-of your own. Without it the images are made up, as many and of as many classes: enough to plan and
-to measure with. Arguments besides: `model=vit_b16`, `aug` of the paper's settings, `epochs=300`,
-`size=224`, `runlocal`.
+of your own. Without it, the images are random, with the same numbers of images and classes, which
+is sufficient for plans and benchmarks. Other arguments: `model=vit_b16`, `aug` of the paper's
+settings, `epochs=300`, `size=224`, `runlocal`.
 
 Up to L/16 this is big_vision's `vit_i21k`. Its products, fine-tuned to ImageNet-1k at 384 px by
 `augreg.py`: Ti/16 78.22, S/16 83.73, B/16 85.49, L/16 85.59 % (vision_transformer's README; theirs,
@@ -88,7 +88,7 @@ def get_config(arg=None):
 
 
 def _scale_up(config):
-    """The changes of "Scaling Vision Transformers", and what keeps the memory of a chip small."""
+    """Applies the changes of "Scaling Vision Transformers" and reduces the memory of a chip."""
     config.model.update(pooling="map", remat="dots_with_no_batch_dims_saveable", dtype="bfloat16")
     config.mesh.fsdp, config.mesh.data = -1, 1
     config.optim.name, config.optim.args = "adafactor", {}

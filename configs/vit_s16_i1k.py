@@ -14,9 +14,9 @@ Expected top-1 on the validation images, % (theirs; we have not run it):
     150      not published as a number
     300      80 (arXiv:2205.01580); 79.75 ± 0.07 (reruns, mup-vit)  TPU v3-8, less than a day
 
-Everything is float32 with the TPU's default precision of products, as they ran it; the first moment
-is bfloat16. Their shuffle buffer of 250,000 is a whole permutation of every epoch here, and mixing
-pairs neighbours of the whole batch, not of a device's share of it.
+As in their runs, everything is float32 with the TPU's default precision of products, and the first
+moment is bfloat16. Here every epoch is a full permutation instead of a shuffle buffer of 250,000,
+and mixing pairs neighbors of the whole batch instead of the part of a device.
 """
 
 from vit_jax.config import default_config, parse_arg
@@ -35,7 +35,7 @@ def get_config(arg=None):
         "pooling": "mean",
         "position": "sincos2d",
         "representation_size": 384,
-        # Else a v3-8 would need 20.3 of its 16 GiB a core, by ahead-of-time compile; so it is 7.3.
+        # By ahead-of-time compilation, a v3-8 needs 7.3 of 16 GiB a core; without remat, 20.3.
         "remat": "dots_saveable",
     }
     config.task = {"name": "classification", "mixup": 0.2}

@@ -1,8 +1,9 @@
-"""The errors that end a command, and the exit codes they map to.
+"""The errors that end a command, and their exit codes.
 
-Exit codes: 0 done; 1 anything unforeseen; 2 the user's input was wrong (`UserError`); 3 the plan
-does not fit; 75 interrupted, and the same command goes on from what is saved (`Interrupted`,
-`LostProcess`, `CannotSave`; the value is BSD's EX_TEMPFAIL, on which schedulers restart).
+Exit codes: 0 success; 1 an unexpected error; 2 the user's input was wrong (`UserError`); 3 the plan
+does not fit into memory; 75 the run was interrupted, and the same command resumes it from its last
+save (`Interrupted`, `LostProcess`, `CannotSave`). The value 75 is EX_TEMPFAIL of BSD, after which
+schedulers restart a job.
 """
 
 import difflib
@@ -15,45 +16,45 @@ FAILURE = 1
 
 
 class UserError(Exception):
-    """The input was wrong. The message is one line: what, where, and what to write instead."""
+    """The input was wrong. The message is one line: the mistake, its position, and a correction."""
 
     exit_code = 2
 
 
 class DoesNotFit(Exception):
-    """What was planned needs more memory than there is. The message is one line: by how much."""
+    """A plan needs more memory than available. The message is one line with the difference."""
 
     exit_code = 3
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop and its state was saved. The message names the step."""
+    """A signal stopped the run after its state was saved. The message names the step."""
 
     exit_code = 75
 
 
 class LostProcess(Exception):
-    """Another process of this run is gone; what was saved is whole, and all may start again."""
+    """Another process of this run ended. The saved state is complete, and all may restart."""
 
     exit_code = 75
 
 
 class CannotSave(Exception):
-    """Storage failed one of several processes, which cannot try the save again by themselves."""
+    """Storage failed in one of several processes, which cannot retry the save on its own."""
 
     exit_code = 75
 
 
 class Diverged(Exception):
-    """Too many steps in a row were not finite. The message is one line, the state is saved."""
+    """Too many consecutive steps were not finite. The message is one line; the state is saved."""
 
     exit_code = FAILURE
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether this is XLA's word that a device, or the compiler's plan for it, has no room.
+    """Returns whether XLA reports that a device, or the compiler's plan for it, lacks memory.
 
-    Object stores, too, say RESOURCE_EXHAUSTED, of their rates: memory has to be named.
+    Object stores also report RESOURCE_EXHAUSTED, for rate limits, so the message must name memory.
     """
     text = str(error).lower()
     return "out of memory" in text or ("resource_exhausted" in text and "allocat" in text)
@@ -63,10 +64,10 @@ _QUOTED_LENGTH = 200
 
 
 def nearest(name: str, valid: Iterable[str], otherwise: str = "") -> str:
-    """Returns a suggestion for a misspelt `name`: the closest of `valid`, or else all of them.
+    """Returns a suggestion for a misspelled `name`: the closest of `valid`, or else all of them.
 
-    The result is a clause to append to an error message, such as `did you mean 'lr'?`. `otherwise`
-    takes the place of the list where no name is close.
+    The result is a clause to append to an error message, such as `did you mean 'lr'?`. If no name
+    is close, `otherwise` replaces the list.
     """
     valid = sorted(map(str, valid))
     name, lowered = name[:_QUOTED_LENGTH], {one.lower(): one for one in valid}
@@ -78,7 +79,7 @@ def nearest(name: str, valid: Iterable[str], otherwise: str = "") -> str:
 
 
 def quoted(value: Any) -> str:
-    """Returns a value as error messages show it: its `repr` on one line, cut where it is long."""
+    """Returns a value for an error message: its `repr` on one line, shortened if it is long."""
     try:
         text = " ".join(line.strip() for line in repr(value).splitlines())
     except (RecursionError, MemoryError, ValueError):
@@ -89,7 +90,7 @@ def quoted(value: Any) -> str:
 
 
 def program() -> str:
-    """Returns how the user called this program, for messages that tell what to type next.
+    """Returns the command with which the user called this program, for messages that show one.
 
     `run.sh`, which calls the program for the user, sets VIT_JAX_PROGRAM.
     """

@@ -1,4 +1,4 @@
-"""Types that every floor of the house shares. Imports nothing of ours."""
+"""Types that all parts of the package share. This module imports nothing from the package."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ Batch = Mapping[str, Array | np.ndarray]
 
 @flax.struct.dataclass
 class Features:
-    """What every backbone returns, so that every head fits every backbone.
+    """The output of every backbone, so that every head fits every backbone.
 
     grid: `[batch, height, width, dim]`, the last token or feature map (after the final norm).
-    pooled: `[batch, dim]`, one vector an image; None where the backbone was built without pooling.
+    pooled: `[batch, dim]`, one vector per image; None if the backbone was built without pooling.
     stages: maps of decreasing resolution, each `[batch, h, w, dim_i]`; a plain ViT has one.
-    distill: `[batch, dim]`, what a head that imitates a teacher reads; None where that is `pooled`.
-    registers: `[batch, num_registers, dim]`, tokens that stand for no place; None without any.
-    tokens: `[batch, n, dim]`, the encoded patches of a model that cuts patches; None of others.
-    kept: `[batch, n]`, the numbers of these patches where only some were encoded; else None.
+    distill: `[batch, dim]`, the input of a distillation head; None if that is `pooled`.
+    registers: `[batch, num_registers, dim]`, tokens without a position; None if there are none.
+    tokens: `[batch, n, dim]`, the encoded patches of a model that uses patches; else None.
+    kept: `[batch, n]`, the numbers of these patches if only some were encoded; else None.
     """
 
     grid: Array | None
@@ -35,10 +35,10 @@ class Features:
 
 
 class ArraySpec(NamedTuple):
-    """Shape (batch axis left out) and dtype of one array of a batch.
+    """The shape (without the batch axis) and dtype of one array of a batch.
 
-    vocab: of token numbers, the vocabulary that made them of texts (see
-    `vit_jax.data.tokenizer`); "" of everything else, and where nobody tells.
+    vocab: the vocabulary of token numbers (see `vit_jax.data.tokenizer`); "" for all other arrays,
+    and if it is unknown.
     """
 
     shape: tuple[int, ...]
@@ -47,10 +47,11 @@ class ArraySpec(NamedTuple):
 
 
 class DataInfo(NamedTuple):
-    """What a task must know about the data before it can build its head.
+    """Information about the data that a task needs to build its head.
 
-    spec: the pipeline's arrays, name → shape and dtype of one example.
-    num_classes: classes of the labels. class_names: their names, if the source has them.
+    spec: the shape and dtype of one example of each array of the pipeline, by name.
+    num_classes: the number of classes of the labels.
+    class_names: the names of the classes, if the source has them.
     """
 
     spec: Mapping[str, ArraySpec]

@@ -1,7 +1,7 @@
-"""Count, look up and move pixels: by gathers and scatters, and on TPUs by matrix products.
+"""Functions that count, look up, and move pixels by gathers and scatters, or by matrix products.
 
-Gathers and scatters are slow on TPUs, and matrix products are fast; elsewhere it is the other way
-round. Products of pixel values in bfloat16 with ones and zeros are exact, so both give the same
+On TPUs, gathers and scatters are slow and matrix products are fast; on other devices the opposite
+is true. Products of pixel values in bfloat16 with ones and zeros are exact, so both give the same
 bits.
 """
 
@@ -14,7 +14,7 @@ from vit_jax.types import Array
 
 
 def product(numbers: Array | np.ndarray, factor: Array | np.ndarray) -> Array:
-    """Returns a product, rounded by itself: the minimum keeps it from being fused with a sum."""
+    """Returns a separately rounded product: the minimum prevents its fusion with a sum."""
     return jnp.minimum(numbers * factor, 2.0**24)
 
 
@@ -61,7 +61,7 @@ def _digits(images: Array) -> tuple[Array, Array]:
 
 
 def warp(images: Array, moves: Array, phases: int) -> Array:
-    """Returns every image read through its matrix, at the nearest pixel; `FILL` from outside.
+    """Returns images transformed by their matrices, read at the nearest pixel; `FILL` outside.
 
     Args:
       images: uint8 `[b, h, w, c]`.

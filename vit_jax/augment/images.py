@@ -64,10 +64,10 @@ def draw_affine(
     Args:
       key: for all random numbers.
       batch: the number of images.
-      rotate: the largest angle, degrees, either way.
-      shift: the largest move along each axis, as a fraction of the side.
-      scale: the largest relative magnification and, as likely, reduction.
-      shear: the largest horizontal shear angle, degrees, either way.
+      rotate: the largest angle in degrees, in both directions.
+      shift: the largest translation along each axis, as a fraction of the side.
+      scale: the largest relative magnification or, equally likely, reduction.
+      shear: the largest horizontal shear angle in degrees, in both directions.
     """
     bounds = (math.radians(rotate), math.radians(shear), math.log1p(scale), shift, shift)
     draws = jax.random.uniform(key, (batch, len(bounds)), minval=-1.0, maxval=1.0)
@@ -156,7 +156,7 @@ def cutmix(key: Array, alpha: float, images: Array, targets: Any) -> tuple[Array
     """Returns images with one box of their neighbor's pasted in (Yun et al. 2019, section 3.1).
 
     There is one box for each batch; its share of the area is 1 - Beta(alpha, alpha) before it is
-    clipped at the border. Targets are mixed by area, but for maps of labels, which are pasted.
+    clipped at the border. Targets are mixed by area, except maps of labels, which are pasted.
 
     Args:
       key: for all random numbers.

@@ -53,7 +53,7 @@ class Augmentation:
         return cls(**{name: getattr(task, name) for name in names if hasattr(task, name)})
 
     def check(self, image: ArraySpec) -> None:
-        """Raises a `UserError` where an attribute has no such value, or does not fit the images."""
+        """Raises a `UserError` if an attribute is invalid or does not fit the images."""
         check_affine(self.affine)
         randaugment.check(self.randaug, image)
         if not 0 <= self.erasing <= 1:

@@ -7,7 +7,7 @@ in the last place, and with it some pixels.
 
 Magnitudes go from 0 to 10 in the paper and to `STRONGEST` here; `level` is magnitude / 10.
 `corrected` removes three oddities of the published runs: Solarize's threshold wraps at 256, so that
-magnitude 10 inverts the whole image; Contrast moves away from a grey that depends on the image's
+magnitude 10 inverts the whole image; Contrast moves away from a gray that depends on the image's
 size; and translations and holes are up to 100 and 80 pixels, for images of any size.
 """
 
@@ -98,7 +98,7 @@ def _scaled(pixels: float, side: int, corrected: bool) -> np.float32:
 
 
 def _rotation(degrees: np.float32, size: tuple[int, int]) -> np.ndarray:
-    """Returns the counter-clockwise rotation about the centre, in float32 as in published runs."""
+    """Returns the counter-clockwise rotation about the center, in float32 as in published runs."""
     angle = degrees * np.float32(math.pi / 180)
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     bottom, right = np.float32(size) - 1

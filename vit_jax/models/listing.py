@@ -8,10 +8,11 @@ from vit_jax.models.registry import build, find, names, variants
 
 
 class Row(NamedTuple):
-    """One named model, with a head for 1000 classes (text towers: without).
+    """A named model, with a head for 1000 classes (text towers have no head).
 
-    params: number of parameters. gflops: 1e9 operations of the forward pass of one input, a
-    multiply-add as 2. input_size: side of the image in pixels; for text, number of tokens.
+    params: the number of parameters.
+    gflops: 1e9 operations of the forward pass of one input; a multiply-add counts as 2.
+    input_size: the side of the image in pixels; for text, the number of tokens.
     """
 
     name: str
@@ -21,9 +22,9 @@ class Row(NamedTuple):
 
 
 def rows(only: Sequence[str] | None = None) -> Iterator[Row]:
-    """A row for every named model, or for those in `only`, one at a time: each is traced anew.
+    """Yields a row for every named model, or for those in `only`. Each model is traced.
 
-    Models that need fields of your own, such as plain `vit`, have no size and no row.
+    Models with required fields, such as plain `vit`, have no size and no row.
     """
     for name in names() if only is None else only:
         variant = variants()[find(name)]

@@ -1,14 +1,16 @@
 """Low-rank adapters: fine-tuning by small changes to frozen kernels.
 
 Hu et al. 2021, "LoRA: low-rank adaptation of large language models", section 4.1. The model runs
-with W + down · up in place of the frozen kernel W. The factors lie beside the model's parameters:
+with W + down · up in place of the frozen kernel W. The factors are stored next to the model's
+parameters:
 
     lora/PATH OF THE KERNEL/down    [inputs..., rank]     normal, variance 1 / inputs
-    lora/PATH OF THE KERNEL/up      [rank, outputs...]    zero: training starts from the model as is
+    lora/PATH OF THE KERNEL/up      [rank, outputs...]    zero: training starts with W unchanged
 
-both with a leading axis of layers where the kernel has one. The paper's factor alpha / rank is 1
-here: as the paper finds, tuning alpha is tuning the learning rate, which `optim.lr_mults` does by
-name. So nothing but the parameters is needed to merge the adapters into the kernels.
+Both have a leading axis of layers if the kernel has one. The paper's factor alpha / rank is 1 here:
+according to the paper, tuning alpha is equivalent to tuning the learning rate, which
+`optim.lr_mults` sets by name. The parameters alone are therefore sufficient to merge the adapters
+into the kernels.
 """
 
 import math
@@ -35,9 +37,9 @@ _TOWERS = ("backbone", "text")
 
 
 def frozen(params: Params) -> list[str]:
-    """Returns patterns of the parameters that are not trained: those of adapted towers.
+    """Returns patterns of the frozen parameters, which are those of the adapted towers.
 
-    The backbone is always among the towers; heads are not.
+    The backbone is always one of these towers; heads are not.
     """
     names = (name.split("/") for name in flax.traverse_util.flatten_dict(params[KEY], sep="/"))
     adapted = {"backbone", *(part for name in names for part in name)}
@@ -57,7 +59,7 @@ def init(key: Array, params: Params, *, rank: int, targets: str) -> Params:
       A tree of factors, boxed with their logical axis names.
 
     Raises:
-      UserError: no kernel matches, or the rank is no smaller than one of them.
+      UserError: no kernel matches, or the rank is not smaller than that of every kernel.
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     kernels = {name: box for name, box in flat.items() if re.fullmatch(targets, name)}
@@ -82,7 +84,7 @@ def merge(params: Params) -> Params:
 
 
 def merge_named(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Returns `merge` of arrays that are given by whole name, as a checkpoint lists them."""
+    """Returns `merge` of arrays that are given by full name, as in a checkpoint."""
     merged = {name: array for name, array in arrays.items() if not name.startswith(f"{KEY}/")}
     for name, kernel in merged.items():
         down, up = (arrays.get(f"{KEY}/{name}/{factor}") for factor in ("down", "up"))

@@ -1,8 +1,8 @@
-"""The parameters of a model among all those that its run trains or keeps.
+"""Selection of the model's own parameters from all parameters of a run.
 
-A run may train low-rank adapters (`models.lora`) beside the model, or keep a teacher that the
-model imitates. What people evaluate, convert and export is the model alone, with the adapters
-added into the kernels that they adapt.
+In addition to the model, a run may train low-rank adapters (`models.lora`) or keep a teacher for
+distillation. Evaluation, conversion, and export use the model alone, with the adapters merged into
+the kernels that they adapt.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from vit_jax.models import lora
 from vit_jax.types import Array
 
 TEACHER = "teacher"
-"""The name below which a run keeps the parameters of a teacher."""
+"""The prefix of the names of a teacher's parameters."""
 
 
 def published_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,7 +1,7 @@
-"""From the name of a model, as people write it, to a module.
+"""The registry of models: finds and builds a model by its name.
 
-A family is a public module of this package with a table `VARIANTS`; finding it takes no list
-elsewhere, so that a new model is one new file.
+A family is a public module of this package with a table `VARIANTS`. The registry finds it without
+another list, so a new model needs only one new file.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ from vit_jax.plugins import Kind, check_fields, check_known, is_foreign, names_i
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A named model: the module and the fields that make it.
+    """A named model: its module and fields.
 
     module: a Linen class whose `__call__(images, *, train)` returns `Features`.
-    input_size: side in pixels (for text, number of tokens) at which it is listed; None where the
-      fields do not make a whole model. num_classes: of the head it is listed with.
+    input_size: the side in pixels (for text, the number of tokens) in the table of models; None if
+      the fields do not define a complete model.
+    num_classes: the classes of the head in the table of models.
     """
 
     module: Callable[..., nn.Module]
@@ -35,7 +36,7 @@ class Variant:
 
 @functools.cache
 def variants() -> Mapping[str, Variant]:
-    """Every named model, from all family modules of this package."""
+    """Returns every named model of all family modules of this package."""
     found: dict[str, Variant] = {}
     for name in names_in(__package__):
         family = importlib.import_module(f"{__package__}.{name}")
@@ -50,25 +51,29 @@ MODELS = Kind(
     others=variants,
     otherwise="`python -m vit_jax models` lists the names",
 )
-"""Where a model is looked for, by its canonical name."""
+"""The finder of models by canonical name."""
 
 
 def names() -> list[str]:
-    """Names of all models, sorted. `vit_g14` is giant, `vit_G14` gigantic: case counts there."""
+    """Returns the sorted names of all models.
+
+    Case matters only for `vit_g14` (giant) and `vit_G14` (gigantic).
+    """
     return sorted(variants())
 
 
 def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.Module:
-    """A model by name, with any of its fields replaced.
+    """Returns a model by name, with the fields in `overrides` replaced.
 
-    name: as people write it (`vit_b16`, `ViT-B/16`, `B/16`, `R50+ViT-B/16`, `mixer_b16`), or
-      `package.module:Class` for a module of your own that returns `Features`.
-    num_classes: length of the logits. 0 or None gives the bare backbone, which returns `Features`;
-      otherwise a `Classifier`, whose own fields (`representation_size`, `head_bias_init`,
-      `head_zero_init`) may be among the overrides.
+    name: a name in any common spelling (`vit_b16`, `ViT-B/16`, `B/16`, `R50+ViT-B/16`,
+      `mixer_b16`), or `package.module:Class` for a module of your own that returns `Features`.
+    num_classes: the length of the logits. 0 or None gives the bare backbone, which returns
+      `Features`. Otherwise the model is a `Classifier`, whose own fields (`representation_size`,
+      `head_bias_init`, `head_zero_init`) may be among the overrides.
 
     Raises:
-      UserError: no such model or field, a field left out, or values that do not go together.
+      UserError: there is no such model or field, a required field is missing, or the values do not
+        fit together.
     """
     variant = _variant(name)
     head_fields = _field_names(Classifier) - {"backbone", "num_classes"}
@@ -97,19 +102,19 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
 
 
 def field_names(name: str) -> set[str]:
-    """The fields of a model's backbone that `build` takes, by the model's name."""
+    """Returns the fields of the backbone of the model `name` that `build` accepts."""
     return _field_names(_variant(name).module)
 
 
 def find(name: str) -> str:
-    """The canonical form of a model's name. Raises `UserError` if there is none."""
+    """Returns the canonical form of a model's name. Raises `UserError` if there is none."""
     spellings: dict[str, list[str]] = {}
     for canonical in variants():
         spellings.setdefault(_squash(canonical).lower(), []).append(canonical)
     matches = spellings.get(_squash(name).lower()) if isinstance(name, str) and name else None
     if not matches:
         MODELS.find(name)  # Raises an error that suggests a name.
-    # Only g (giant) and G (gigantic) differ by case alone; the closest spelling is meant.
+    # Only g (giant) and G (gigantic) differ by case alone, so the closest spelling is used.
 
     def agreement(canonical: str) -> int:
         return sum(a == b for a, b in zip(_squash(name), _squash(canonical), strict=True))
@@ -118,7 +123,7 @@ def find(name: str) -> str:
 
 
 def _squash(name: str) -> str:
-    """`R50+ViT-B_16` → `R50B16`: separators and the family's own name carry nothing."""
+    """Removes separators and the name of the family: `R50+ViT-B_16` → `R50B16`."""
     return re.sub(r"[-_/+ ]|vit", "", name, flags=re.IGNORECASE) or "vit"
 
 

@@ -5,9 +5,9 @@
     updates, state = optimizer.update(grads, state, params, step)
     params = optax.apply_updates(params, updates)
 
-`vit_jax.config` lists every key of `config.optim` with its meaning. The learning rate takes one
-path: `schedules.build` makes the function that both `Optimizer.update` and `Optimizer.lr` (what is
-logged) call.
+`vit_jax.config` lists every key of `config.optim` with its meaning. The learning rate is computed
+in one place: `schedules.build` returns the function that both `Optimizer.update` and `Optimizer.lr`
+(for logging) call.
 """
 
 from vit_jax.optim.averaging import ema_update

@@ -7,14 +7,14 @@ from vit_jax.types import Params
 
 
 def ema_update(ema: Params, params: Params, step: int | jax.Array, decay: float) -> Params:
-    """The average after taking in `params`: d·ema + (1 - d)·params.
+    """Returns the average updated with `params`: d·ema + (1 - d)·params.
 
-    Early on the average would be mostly its starting point, so d = min(decay, (1 + t) / (10 + t)),
-    the warm-up of TensorFlow's `ExponentialMovingAverage` with `num_updates = t`. The average keeps
-    its own dtype (float32, whatever the parameters are stored in).
+    At first, the average would consist mostly of its initial value. Therefore
+    d = min(decay, (1 + t) / (10 + t)), the warm-up of TensorFlow's `ExponentialMovingAverage` with
+    `num_updates = t`. The average keeps its own dtype (float32 for parameters of any dtype).
 
-    step: t, the number of updates taken into the average before this one.
-    decay: d of the long run, such as 0.9999.
+    step: t, the number of updates of the average before this one.
+    decay: the final value of d, such as 0.9999.
     """
     t = jnp.asarray(step, jnp.int32).astype(jnp.float32)
     d = jnp.minimum(decay, (1.0 + t) / (10.0 + t))

@@ -1,8 +1,8 @@
-"""What each parameter is told apart by: decay, learning-rate multiplier, schedule, frozen or not.
+"""The settings of each parameter: decay, learning-rate multiplier, schedule, and freezing.
 
 Parameters are named by their path in the tree, joined with "/". A pattern must match the whole
-name; where several patterns are listed the first that matches wins; a pattern that decides nothing
-is a mistake and raises.
+name. If several patterns are listed, the first match decides. A pattern that decides nothing is a
+mistake and raises an error.
 """
 
 import re
@@ -17,7 +17,7 @@ from vit_jax.types import Params
 
 
 class Group(NamedTuple):
-    """How the optimizer treats one parameter; `Optimizer.describe` gives a table of these."""
+    """The optimizer's settings of one parameter; `Optimizer.describe` returns a table of them."""
 
     path: str
     shape: tuple[int, ...]
@@ -28,24 +28,27 @@ class Group(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Where a parameter of a repeated block lives: in block `index`, or in all `depth` stacked."""
+    """The block of a parameter: number `index` of `depth`; None if all `depth` are stacked."""
 
     index: int | None
     depth: int
 
 
 def name_of(path: Sequence[Any]) -> str:
-    """The name of a leaf from its key path, as `jax.tree_util` gives it: "head/kernel"."""
+    """Returns the name of a leaf, such as "head/kernel", from its `jax.tree_util` key path."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by name, in the tree's order."""
+    """Returns the leaves of a tree by name, in the order of the tree."""
     return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def group_parameters(spec: Mapping[str, Any], params: Params) -> dict[str, Group]:
-    """The group of every parameter by name, in the tree's order. `params` needs only shapes."""
+    """Returns the group of every parameter by name, in the order of the tree.
+
+    Only the shapes of `params` are used.
+    """
     shapes = {path: tuple(leaf.shape) for path, leaf in named_leaves(params).items()}
     decayed = _decayed(spec, shapes)
     decay_mults = _first_values(spec["decay_mults"], shapes, "decay_mults", default=1.0)
@@ -72,7 +75,7 @@ def group_parameters(spec: Mapping[str, Any], params: Params) -> dict[str, Group
 
 
 def layers_of(shapes: Mapping[str, tuple[int, ...]], blocks: str) -> dict[str, Layer]:
-    """The layer of every parameter that `blocks` matches (see `blocks` in the config)."""
+    """Returns the layer of every parameter that `blocks` matches (see `blocks` in the config)."""
     pattern = block_pattern(blocks)
     matches = {path: pattern.fullmatch(path) for path in shapes}
     matches = {path: match for path, match in matches.items() if match}
@@ -101,7 +104,7 @@ def block_pattern(blocks: str) -> re.Pattern[str]:
 
 
 def is_stacked(name: str, blocks: str) -> bool:
-    """Whether the parameter's first axis is the layer, by the config's pattern `blocks`."""
+    """Returns whether the first axis of a parameter is the layer, by the pattern `blocks`."""
     match = re.fullmatch(blocks, name)
     return match is not None and match.group(1) is None
 
@@ -117,7 +120,11 @@ def _decayed(spec: Mapping[str, Any], paths: Iterable[str]) -> set[str]:
 def _first_values(
     rules: Sequence[Sequence[Any]], paths: Iterable[str], key: str, *, default: Any
 ) -> dict[str, Any]:
-    """For each path the value of the first rule `[pattern, value]` that matches it whole."""
+    """Returns, for each path, the value of the first rule `[pattern, value]` that matches it.
+
+    Raises:
+      UserError: a rule decides the value of no path.
+    """
     compiled = [check_pattern(pattern, f"config.optim.{key}") for pattern, _ in rules]
     values, used = {}, set()
     for path in paths:
@@ -146,7 +153,10 @@ def _matches_nothing(pattern: str, key: str, paths: Iterable[str]) -> UserError:
 def _layer_multipliers(
     spec: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, float | tuple[float, ...]]:
-    """rate^(depth + 1 - layer): the stem is layer 0, the blocks 1 to depth, the rest depth + 1."""
+    """Returns rate^(depth + 1 - layer) for each parameter.
+
+    The stem is layer 0, the blocks are layers 1 to depth, and the rest is layer depth + 1.
+    """
     rate = spec["layer_decay"]
     if rate == 1:
         return dict.fromkeys(shapes, 1.0)

@@ -1,4 +1,4 @@
-"""Momentum stored in few bits: how the references round it."""
+"""Momentum in low precision, rounded as in the reference implementations."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,12 @@ import numpy as np
 
 
 def decayed(moment: jax.Array, decay: float) -> jax.Array:
-    """`decay · moment` in float32, `decay` rounded to the dtype the moment is stored in.
+    """Returns `decay · moment` in float32, with `decay` rounded to the dtype of the moment.
 
-    0.9 stored in bfloat16 is 0.8984375. The references multiply a bfloat16 array by a Python
-    number, which rounds the number; compiled, the product itself is not rounded. Written out, the
-    result no longer depends on what a compiler fuses. With float32 moments nothing is rounded.
+    In bfloat16, 0.9 becomes 0.8984375. The reference implementations multiply a bfloat16 array by a
+    Python number, which rounds the number; in compiled code, the product itself is not rounded.
+    This function states the roundings explicitly, so the result does not depend on the fusions of a
+    compiler. Float32 moments are not rounded.
     """
     rounded = np.asarray(decay, moment.dtype).astype(np.float32)
     return rounded * moment.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The optimizer: from `config.optim` and the parameters' shapes to a pure `init` and `update`.
+"""The optimizer: pure functions `init` and `update`, built from `config.optim` and shapes.
 
 The order of one update, for every rule:
 
@@ -37,10 +37,10 @@ def build(
     duration: schedules.Duration,
     total_steps: int | None = None,
 ) -> "Optimizer":
-    """The optimizer of `config.optim` for parameters like `params` (only shapes are read).
+    """Returns the optimizer of `config.optim` for parameters with the shapes of `params`.
 
-    params: nested dict of arrays or `ShapeDtypeStruct`, without boxes.
-    duration: turns a duration in any unit into steps; its `total` is the run's length where
+    params: a nested dict of arrays or `ShapeDtypeStruct`, without boxes.
+    duration: converts a duration in any unit to steps; its `total` is the length of the run if
         `total_steps` is not given.
     """
     resolved = spec.resolve(config)
@@ -76,7 +76,7 @@ def build(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Optimizer:
-    """Pure functions over parameters and state; everything here may be traced. See `build`."""
+    """Pure functions of parameters and state, all of which may be traced. See `build`."""
 
     name: str
     rule: Rule
@@ -90,13 +90,13 @@ class Optimizer:
     table: Mapping[str, groups.Group]
 
     def init(self, params: Params) -> State:
-        """The state before the first update; safe to donate, it shares no buffer with `params`."""
+        """Returns the initial state. It shares no buffer with `params`, so it can be donated."""
         return {self.name: self.rule.init(self._trainable(params))}
 
     def freeze(self, params: Params) -> Params:
-        """Returns `params` with gradients stopped at the frozen ones.
+        """Returns `params` with gradients stopped at the frozen parameters.
 
-        The part of the backward pass that only they need is then not computed.
+        The part of the backward pass that only frozen parameters need is then not computed.
         """
 
         def hold(path: tuple, param: jax.Array) -> jax.Array:
@@ -107,9 +107,9 @@ class Optimizer:
     def update(
         self, grads: Params, state: State, params: Params, step: schedules.Step
     ) -> tuple[Params, State]:
-        """Updates to *add* to `params`, and the new state.
+        """Returns the updates, which the caller *adds* to `params`, and the new state.
 
-        step: number of updates made before this one, so the first uses schedule(0).
+        step: the number of updates before this one, so the first update uses schedule(0).
         """
         grads = self._trainable(grads)
         if self.clip_norm:
@@ -119,11 +119,11 @@ class Optimizer:
         return self._with_frozen(updates, params, jnp.zeros_like), {self.name: rule_state}
 
     def ascend(self, params: Params, grads: Params) -> Params:
-        """Returns where the loss is highest within `sam_rho` of `params`, to first order.
+        """Returns the parameters of highest loss within `sam_rho` of `params`, to first order.
 
         Sharpness-aware minimization (SAM; Foret et al., 2021, equation 2) descends along the
         gradient at `params + rho · grads / norm`, with the norm of all trainable parameters. Frozen
-        parameters stay.
+        parameters are unchanged.
         """
         grads = self._trainable(grads)
         norm = jnp.maximum(optax.tree.norm(grads), jnp.finfo(jnp.float32).tiny)
@@ -131,22 +131,22 @@ class Optimizer:
         return optax.apply_updates(params, self._with_frozen(climb, params, jnp.zeros_like))
 
     def lr(self, step: schedules.Step) -> jax.Array:
-        """The learning rate that `update` applies at `step`, before multipliers; float32 scalar."""
+        """Returns the learning rate of `update` at `step`, before multipliers; float32 scalar."""
         return self.base_lr * self.schedule(step)
 
     def evaluation_params(self, params: Params, state: State) -> Params:
-        """The parameters to evaluate and publish: `params`, but for rules that average them."""
+        """Returns the parameters to evaluate and publish: `params`, or their average if kept."""
         if self.rule.evaluation_params is None:
             return params
         averaged = self.rule.evaluation_params(state[self.name], self._trainable(params))
         return self._with_frozen(averaged, params, lambda param: param)
 
     def describe(self) -> list[groups.Group]:
-        """One row a parameter: name, shape, decay, multiplier, schedule, frozen."""
+        """Returns one row per parameter: name, shape, decay, multiplier, schedule, frozen."""
         return list(self.table.values())
 
     def _whole_step(self, step: schedules.Step) -> optax.GradientTransformation:
-        """The rule with everything after it, as one transformation, for the update at `step`."""
+        """Returns the rule and all later stages as one transformation, for the update at `step`."""
 
         def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
             direction, state = self.rule.direction.update(grads, state, params)
@@ -156,7 +156,7 @@ class Optimizer:
         return self.rule.around(whole, self.lr(step)) if self.rule.around else whole
 
     def _descend(self, direction: Params, params: Params, step: schedules.Step) -> Params:
-        """From direction to update: weight decay, multipliers, learning rate, minus."""
+        """Converts a direction to an update: weight decay, multipliers, learning rate, minus."""
         rates = {i: schedule(step) for i, schedule in enumerate(self.group_schedules)}
         rates[None] = self.schedule(step)
 
@@ -186,7 +186,7 @@ class Optimizer:
         return self.table[groups.name_of(path)]
 
     def _trainable(self, tree: Params) -> Params:
-        """`tree` without the frozen parameters' entries."""
+        """Returns `tree` without the entries of frozen parameters."""
         named = groups.named_leaves(tree)
         if named.keys() != self.table.keys():
             odd = sorted(named.keys() ^ self.table.keys())
@@ -198,7 +198,7 @@ class Optimizer:
     def _with_frozen(
         self, trainable: Params, params: Params, frozen: Callable[[jax.Array], jax.Array]
     ) -> Params:
-        """A tree like `params`: the entry of `trainable`, or `frozen(parameter)`."""
+        """Returns a tree like `params` with the entries of `trainable`, or `frozen(parameter)`."""
         named = groups.named_leaves(trainable)
 
         def entry(path: tuple, param: jax.Array) -> jax.Array:
@@ -209,13 +209,19 @@ class Optimizer:
 
 
 def clip_by_global_norm(grads: Params, max_norm: float) -> Params:
-    """`grads · min(1, max_norm / norm)`, with no epsilon: below the limit nothing is changed."""
+    """Returns `grads · min(1, max_norm / norm)`.
+
+    There is no epsilon, so gradients below the limit are unchanged.
+    """
     scale = jnp.minimum(1.0, max_norm / optax.tree.norm(grads))
     return jax.tree.map(lambda g: g * scale, grads)
 
 
 def _along_layers(multiplier: float | tuple[float, ...], ndim: int) -> float | jax.Array:
-    """A multiplier that broadcasts over a parameter: one number, or one a layer of a stack."""
+    """Returns a multiplier in a shape that broadcasts with a parameter of `ndim` axes.
+
+    The multiplier is one number, or one number for each layer of a stack.
+    """
     if not isinstance(multiplier, tuple):
         return multiplier
     return jnp.asarray(multiplier, jnp.float32).reshape((-1,) + (1,) * (ndim - 1))

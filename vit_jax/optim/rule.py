@@ -1,4 +1,4 @@
-"""What an update rule is, and how a config finds one.
+"""The interface of update rules, and the function that finds a rule by its name.
 
 A rule is a function that takes the keys of `config.optim.args` and returns an optax
 `GradientTransformation` whose updates are the *direction* of descent: the raw step before learning
@@ -24,13 +24,13 @@ from vit_jax.types import Params
 
 
 class Rule(NamedTuple):
-    """A direction of descent and, for rules that need them, what happens around it.
+    """A direction of descent and, for rules that need them, transformations around it.
 
-    after_decay: stateless, transforms direction plus decay, before the learning rate.
+    after_decay: a stateless transformation of direction plus decay, before the learning rate.
     around: `around(step, lr)` is given the whole step, a transformation whose updates are ready to
         be added to the parameters, and this step's learning rate, and returns what replaces it.
-    evaluation_params: `(state, params)` to the parameters to evaluate and publish, where those
-        differ from the ones that gradients are taken at.
+    evaluation_params: a function of `(state, params)` that returns the parameters to evaluate and
+        publish, if they differ from those at which gradients are computed.
     """
 
     direction: optax.GradientTransformation
@@ -41,13 +41,13 @@ class Rule(NamedTuple):
     evaluation_params: Callable[[Any, Params], Params] | None = None
 
     def init(self, params: Params) -> Any:
-        """The state for `params` before the first update, which no learning rate has a part in."""
+        """Returns the state for `params` before the first update, independent of learning rates."""
         whole = self.around(self.direction, jnp.float32(0)) if self.around else self.direction
         return whole.init(params)
 
 
 def load_rule(name: str, args: Mapping[str, Any], *, blocks: str) -> Rule:
-    """The rule called `name`, made with `args`; mistakes in either raise `UserError`."""
+    """Returns the rule `name` with arguments `args`. Raises `UserError` if either is invalid."""
     function = RULES.find(name, "config.optim.name")
     parameters = inspect.signature(function).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -69,12 +69,12 @@ def load_rule(name: str, args: Mapping[str, Any], *, blocks: str) -> Rule:
 
 
 def state_name(name: str) -> str:
-    """The key of the rule's state in the optimizer's state, and so in checkpoints."""
+    """Returns the key of the rule's state in the optimizer's state and in checkpoints."""
     return name.rpartition(":")[2]
 
 
 def _of_optax() -> Mapping[str, Callable]:
-    """Returns the functions that optax calls `scale_by_NAME`, by NAME."""
+    """Returns optax's functions `scale_by_NAME`, by NAME."""
     prefix = "scale_by_"
     return {
         name.removeprefix(prefix): getattr(package, name)
@@ -90,4 +90,4 @@ RULES = Kind(
     accepts=returns(Rule, optax.GradientTransformation),
     others=_of_optax,
 )
-"""Where `config.optim.name` is looked for."""
+"""The finder of the rules that `config.optim.name` names."""

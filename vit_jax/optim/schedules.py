@@ -34,23 +34,26 @@ _KEYS: Mapping[str, schema.Key] = schema.SCHEMA["optim"]["schedule"]
 
 
 def cosine(step: jax.Array, start: int, total: int, *, end: float = 0.0) -> jax.Array:
-    """Half a cosine from 1 to `end` (Loshchilov & Hutter, 2017, "SGDR", without restarts)."""
+    """Decays from 1 to `end` by half a cosine (Loshchilov & Hutter, 2017, "SGDR", no restarts)."""
     return end + (1.0 - end) * 0.5 * (1.0 + jnp.cos(math.pi * _progress(step, start, total)))
 
 
 def linear(step: jax.Array, start: int, total: int, *, end: float = 0.0) -> jax.Array:
-    """A straight line from 1 to `end`."""
+    """Decays linearly from 1 to `end`."""
     return end + (1.0 - end) * (1.0 - _progress(step, start, total))
 
 
 def rsqrt(step: jax.Array, start: int, total: int, *, timescale: int = 10_000) -> jax.Array:
-    """Reciprocal square root, 1 / sqrt(1 + s / timescale): has no end, pair it with a cool-down."""
+    """Decays by a reciprocal square root, 1 / sqrt(1 + s / timescale).
+
+    The curve does not reach 0, so combine it with a cool-down.
+    """
     del total
     return jax.lax.rsqrt(1.0 + _float(jnp.maximum(step - start, 0)) / timescale)
 
 
 def constant(step: jax.Array, start: int, total: int) -> jax.Array:
-    """1 throughout; with a cool-down this is "warm-up, stable, decay"."""
+    """Stays at 1; with a cool-down, the schedule is "warm-up, stable, decay"."""
     del start, total
     return jnp.ones_like(step, jnp.float32)
 
@@ -58,7 +61,7 @@ def constant(step: jax.Array, start: int, total: int) -> jax.Array:
 def stair(
     step: jax.Array, start: int, total: int, *, boundaries: Sequence[int], factors: Sequence[float]
 ) -> jax.Array:
-    """1 before the first boundary, `factors[i]` from step `boundaries[i]` on (absolute steps)."""
+    """Steps from 1 to `factors[i]` at step `boundaries[i]` (an absolute step), for each i."""
     del start, total
     if not boundaries or len(boundaries) != len(factors):
         raise UserError(
@@ -74,7 +77,7 @@ def stair(
 _CURVES = {curve.__name__: curve for curve in (cosine, linear, rsqrt, constant, stair)}
 
 SCHEDULES = Kind("schedule", accepts=takes("step", "start", "total"), others=lambda: _CURVES)
-"""Where `config.optim.schedule.name` is looked for."""
+"""The finder of the curves that `config.optim.schedule.name` names."""
 
 
 def build(
@@ -84,12 +87,12 @@ def build(
     duration: Duration,
     where: str = "config.optim.schedule",
 ) -> Schedule:
-    """The schedule that `spec` describes, for a run of `total_steps`.
+    """Returns the schedule that `spec` describes, for a run of `total_steps`.
 
-    `spec` holds every key of the default schedule; a key that differs although the named
-    curve does not read it is a mistake, and so is a warm-up longer than the run. `duration` turns
-    times in any unit into steps. The result takes Python integers and traced int32 alike, up to
-    2^31 - 1 steps: differences are taken in integers, so no float32 step count is ever formed.
+    `spec` contains every key of the default schedule. A key that the named curve does not read must
+    have its default value, and the warm-up must not be longer than the run. `duration` converts
+    times in any unit to steps. The schedule accepts Python integers and traced int32, up to
+    2^31 - 1 steps: differences are computed in integers, so no step count is rounded to float32.
     """
     curve = SCHEDULES.find(spec["name"], f"{where}.name")
     own = _keywords(curve)
@@ -119,7 +122,7 @@ def build(
             multiplier *= jnp.clip(_float(total_steps - step) / cooldown, 0.0, 1.0)
         return multiplier
 
-    jax.eval_shape(schedule, 0)  # a curve refuses its keys here, not inside the first train step
+    jax.eval_shape(schedule, 0)  # A curve refuses its keys here, not inside the first train step.
     return schedule
 
 

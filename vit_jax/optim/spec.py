@@ -1,4 +1,4 @@
-"""`config.optim` with every key: what it leaves out takes the schema's default."""
+"""`config.optim` with every key: missing keys get the defaults of the schema."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from vit_jax.config import schema
 from vit_jax.config.validation import check_section, complete_schedules
 
 DEFAULTS = schema.section_defaults("optim")
-"""The keys, and the values they have where a config is silent; documented in `vit_jax.config`."""
+"""The default value of every key; `vit_jax.config` documents the keys."""
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `config` over `DEFAULTS`, in plain dicts and lists. Raises `UserError`."""
+    """Returns `DEFAULTS` updated with `config`, as plain dicts and lists. Raises `UserError`."""
     given = _plain(config)
     if isinstance(given.get("schedule"), dict):
         given["schedule"] = {**DEFAULTS["schedule"], **given["schedule"]}

@@ -1,1 +1,1 @@
-"""What several config files share and what is not worth reading twice."""
+"""Parts of configs that several config files share."""

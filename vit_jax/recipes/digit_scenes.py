@@ -1,19 +1,20 @@
-"""Digit scenes in a config: what the recipes on them share, so that one backbone serves them all.
+"""The common parts of all recipes on digit scenes, which start from one pre-trained backbone.
 
     python -m vit_jax prepare digit_scenes/16px_single
     python -m vit_jax train --config=configs/scene_digits.py --workdir=runs/scene-digits
 
-trains that backbone to read one digit on a piece of a photograph; `checkpoint=runs/scene-digits`
-starts from it the tasks on whole scenes (`python -m vit_jax prepare digit_scenes/32px`).
+trains this backbone to classify one digit on a part of a photograph. With
+`checkpoint=runs/scene-digits`, the tasks on whole scenes (`python -m vit_jax prepare
+digit_scenes/32px`) start from it.
 """
 
 from ml_collections import ConfigDict
 
 from vit_jax.config import default_config
 
-# Tokens of 4x4 pixels behind a few convolutions: from some thousand images a plain ViT learns far
-# less (docs/recipes.md). Rotary positions are relative: a digit looks the same wherever it is, and
-# 16 pixels or 32 make no difference to the parameters.
+# A few convolutions give tokens of 4x4 pixels: from some thousand images, a plain ViT learns far
+# less (docs/recipes.md). Rotary positions are relative, so a digit looks the same at any position,
+# and the parameters are the same for images of 16 and 32 pixels.
 BACKBONE = {
     "name": "r_ti16",
     "stages": (1,),
@@ -24,15 +25,16 @@ BACKBONE = {
     "mlp_dim": 512,
     "pooling": "mean",
     "position": "rope",
-    "unroll": 4,  # Small blocks run a quarter faster as straight code on a CPU.
+    "unroll": 4,  # On a CPU, small blocks run a quarter faster when they are unrolled.
 }
 
 
 def scenes_config(*fields: str, name: str, dir: str, classes_of: str = "label") -> ConfigDict:
-    """A config of `BACKBONE` on digit scenes, whose task is still to be named.
+    """Returns a config of `BACKBONE` on digit scenes, without a task.
 
-    fields: of the records, for training and evaluation. name: of the TFDS dataset, in folder `dir`
-    (empty: where TFDS keeps its datasets). classes_of: the field whose classes are the task's.
+    fields: the fields of the records, for training and evaluation.
+    name: the TFDS dataset, in the folder `dir` (empty: the default folder of TFDS).
+    classes_of: the field whose classes are those of the task.
     """
     config = default_config()
     config.model = dict(BACKBONE)
@@ -43,7 +45,7 @@ def scenes_config(*fields: str, name: str, dir: str, classes_of: str = "label") 
     config.data.dir = dir
     config.data.args = {"classes_of": classes_of}
     config.data.split = "train"
-    # Scenes are many and each is drawn anew: scaling them would only blur their masks.
+    # There are many different scenes, so scaling them is not needed; it would blur their masks.
     config.data.pp = f"joint_decode|keep({', '.join(map(repr, fields))})"
     config.data.eval_pp = config.data.pp
     config.eval.sets = {"test": {"split": "test"}}

@@ -1,10 +1,11 @@
-"""ImageNet in a config: the sections that recipes share.
+"""The common parts of all recipes on ImageNet.
 
     config = default_config()
     imagenet.use(config, root=arg.data, size=224, augment="|flip_lr|randaug(2,10)")
 
-The data is TFDS's `imagenet2012` (`python -m vit_jax prepare imagenet2012`), or a folder as it is
-(`ROOT/train/n01440764/*.JPEG` and `ROOT/val/...`); both number the 1,000 classes by sorted synset.
+The data is TFDS's `imagenet2012` (`python -m vit_jax prepare imagenet2012`) or a folder of images
+(`ROOT/train/n01440764/*.JPEG` and `ROOT/val/...`). Both number the 1,000 classes in the order of
+the sorted synsets.
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ from vit_jax.plugins import check_known
 NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES = 1_281_167, 50_000, 1000
 
 MINIVAL = "train[99%:]"
-"""What big_vision's recipes leave out of training, to choose settings by."""
+"""The images that big_vision's recipes exclude from training and use to choose settings."""
 
-# Steiner et al. 2022 (arXiv:2106.10270), section 3.3: (mixup, RandAugment layers, magnitude). At
-# magnitude 0 RandAugment is not nothing: inverting or equalising has no strength.
+# Steiner et al. 2022 (arXiv:2106.10270), section 3.3: (mixup, RandAugment layers, magnitude).
+# RandAugment changes images even at magnitude 0: Invert and Equalize have no strength.
 AUGREG = {
     "none": (0.0, 0, 0),
     "light1": (0.0, 2, 0),
@@ -30,10 +31,10 @@ AUGREG = {
     "strong2": (0.8, 2, 20),
 }
 
-# Further test sets, all of TFDS and all labelled with the 1,000 classes: name -> (TFDS name, split,
-# what comes after the image's preprocessing). ReaL (Beyer et al. 2020): several labels an image, or
-# none, and then it does not count. -A and -R (Hendrycks et al. 2021) hold 200 of the classes, and
-# their authors let a model choose among those alone. TFDS has no ObjectNet.
+# Further test sets from TFDS, labeled with the 1,000 classes: name -> (TFDS name, split, ops after
+# the preprocessing of the image). Images of ReaL (Beyer et al. 2020) have several labels, or none,
+# and are then not counted. -A and -R (Hendrycks et al. 2021) have 200 of the classes, and their
+# authors restrict the predictions of a model to these. TFDS has no ObjectNet.
 OTHER_SETS = {
     "real": ("imagenet2012_real", "validation", '|copy("real_label","label")'),
     "v2": ("imagenet_v2/matched-frequency", "test", ""),
@@ -55,9 +56,11 @@ def use(
 ) -> None:
     """Fills the sections `data` and `eval` for training on ImageNet-1k.
 
-    root: an image folder; empty for TFDS. crop, augment: of training, the ops up to the first crop
-    and those after it, each beginning with "|". minival: train on 99 %, evaluate on the rest too.
-    others: names from `OTHER_SETS`, joined by "+", to evaluate on besides; they must be prepared.
+    root: an image folder; empty for TFDS.
+    crop, augment: the ops of training, up to the first crop and after it; each op of `augment`
+      begins with "|".
+    minival: trains on 99 % of the training images, and also evaluates on the rest.
+    others: names from `OTHER_SETS`, joined by "+", of further test sets, which must be prepared.
     """
     config.data.source = "folder" if root else "tfds"
     config.data.name = root or "imagenet2012"
@@ -74,7 +77,8 @@ def use(
 def other_sets(others: str, eval_pp: str) -> dict[str, dict[str, str]]:
     """Returns entries of `config.eval.sets` for further test sets.
 
-    others: names from `OTHER_SETS`, joined by "+". eval_pp: the preprocessing of evaluation images.
+    others: names from `OTHER_SETS`, joined by "+".
+    eval_pp: the preprocessing of evaluation images.
 
     Raises:
       UserError: there is no such test set.
@@ -94,7 +98,7 @@ def augreg(setting: str) -> tuple[float, int, int]:
 
 
 def big_vision_pp(size: int, randaug: Sequence[int] = (0, 0)) -> dict[str, str]:
-    """Returns the ops of `use` as in big_vision: inception crop, flip, RandAugment."""
+    """Returns the arguments of `use` for big_vision's ops: inception crop, flip, RandAugment."""
     layers, magnitude = randaug
     return {
         "crop": f"decode_jpeg_and_inception_crop({size})|flip_lr",
@@ -104,7 +108,7 @@ def big_vision_pp(size: int, randaug: Sequence[int] = (0, 0)) -> dict[str, str]:
 
 
 def big_vision_adamw(config: ConfigDict) -> None:
-    """Sets the optimizer of big_vision's recipes; configs/vit_s16_i1k.py shows it with reasons."""
+    """Sets the optimizer of big_vision's recipes, which configs/vit_s16_i1k.py explains."""
     config.optim.lr = 1e-3
     config.optim.weight_decay = 1e-4
     config.optim.decay_coupling = "schedule"
@@ -114,7 +118,7 @@ def big_vision_adamw(config: ConfigDict) -> None:
 
 
 def run_locally(config: ConfigDict, **model: int) -> None:
-    """Shrinks a recipe so that it shows in seconds that it works, on random images.
+    """Reduces a recipe to a test of a few seconds on random images.
 
     model: fields that make its model small.
     """

@@ -75,17 +75,17 @@ class Op(NamedTuple):
 
     @property
     def num_leading(self) -> int:
-        """The number of arguments from the pipeline, which precede those of the string."""
+        """Returns the number of arguments from the pipeline, which precede those of the string."""
         return 2 if self.is_random else 1
 
     @property
     def is_random(self) -> bool:
-        """True if the op gets a key of its own."""
+        """Returns whether the op gets a key of its own."""
         return self.kind.startswith("random_")
 
     @property
     def is_batched(self) -> bool:
-        """True if the op returns a `Batched`."""
+        """Returns whether the op returns a `Batched`."""
         return inspect.signature(self.function).return_annotation is Batched
 
 

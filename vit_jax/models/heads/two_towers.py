@@ -1,4 +1,4 @@
-"""An image and a text backbone whose vectors can be compared."""
+"""An image backbone and a text backbone that embed into the same vector space."""
 
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ class TowerOutputs(NamedTuple):
     """The vectors of images and texts that two towers return.
 
     Attributes:
-      image, text: float32 unit vectors `[batch, dim]`; None for the one that was not given.
-      scale, bias: scalars: the logit of a pair is `scale * image·text + bias`.
+      image, text: float32 unit vectors `[batch, dim]`; None if this input was not given.
+      scale, bias: scalars; the logit of a pair is `scale * image·text + bias`.
     """
 
     image: Array | None
@@ -36,14 +36,15 @@ class TwoTowers(nn.Module):
     backbone/                       the image tower
     text/                           the text tower
     image_proj/, text_proj/         {kernel `[width, dim]`, bias}
-    log_scale `[1]`, bias `[1]`     the second only where `bias_init` is given
+    log_scale `[1]`, bias `[1]`     the second only if `bias_init` is given
 
     Attributes:
-      backbone, text: the towers. dim: of the vectors.
-      project_image: False takes the image tower's own vector, which must have `dim` numbers.
-      text_length: tokens of a text, for which the parameters are made.
-      scale_init: by how much products are multiplied at first.
-      bias_init: added to them at first; None for no bias.
+      backbone, text: the image tower and the text tower.
+      dim: the length of the vectors.
+      project_image: if False, the image tower's own vector is used, which must have length `dim`.
+      text_length: the number of tokens of a text, for which parameters are initialized.
+      scale_init: the initial scale of the products.
+      bias_init: the initial bias of the logits; None for no bias.
     """
 
     backbone: nn.Module
@@ -56,7 +57,7 @@ class TwoTowers(nn.Module):
 
     @nn.nowrap
     def traits(self) -> Traits:
-        """Returns those of the image tower, with what the text tower and the loss add to them."""
+        """Returns the traits of the image tower, with additions for the text tower and the loss."""
         image, text = traits_of(self.backbone), traits_of(self.text)
         text_kind = "a text tower" if text.reads_text else f"{text.kind} that reads texts"
         found = image.but(*text.named, text_kind)
@@ -72,7 +73,7 @@ class TwoTowers(nn.Module):
     ) -> TowerOutputs:
         """Encodes images `[batch, h, w, channels]`, tokens int32 `[batch, text_length]`, or both.
 
-        Initialised with images alone, all parameters are made.
+        Initialization with images alone creates all parameters.
         """
         if tokens is None and self.is_initializing():
             tokens = jnp.zeros((1, self.text_length), jnp.int32)
@@ -88,7 +89,7 @@ class TwoTowers(nn.Module):
 
     @nn.nowrap
     def _unit(self, features: Features, name: str, project: bool) -> Array:
-        """Vectors of length one; one that is zero stays so."""
+        """Returns vectors of length one; a zero vector stays zero."""
         x = features.grid.mean((1, 2)) if features.pooled is None else features.pooled
         x = x.astype(jnp.float32)
         if project:

@@ -1,4 +1,4 @@
-"""Adafactor as it trained the large Vision Transformers: with momentum in bfloat16."""
+"""Adafactor with momentum in bfloat16, which trained the large Vision Transformers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from vit_jax.optim.momentum import decayed
 
 
 class AdafactorState(NamedTuple):
-    """second_moment: optax's state, rows and columns by parameter; mu: the momentum."""
+    """The second moment (optax's state, with rows and columns by parameter) and the momentum mu."""
 
     second_moment: optax.FactoredState
     mu: optax.Updates
@@ -28,18 +28,19 @@ def adafactor(
     momentum_dtype: str = "bfloat16",
     blocks: str,
 ) -> optax.GradientTransformation:
-    """Adafactor (Shazeer & Stern, 2018) in the variant of Zhai et al., 2022 (section 3.4).
+    """Returns Adafactor (Shazeer & Stern, 2018), in the variant of Zhai et al., 2022 (section 3.4).
 
-    It differs from the original by its momentum, an exponential average in half precision, by the
-    cap on the second moment's decay, and by having neither update clipping nor relative steps.
+    It differs from the original in three properties: it has momentum, an exponential average in
+    half precision; the decay of the second moment is capped; and it has neither update clipping nor
+    relative step sizes.
 
-    The layers of a stacked parameter are factored and clipped one by one, so that scanning over the
+    The layers of a stacked parameter are factored and clipped one by one, so scanning over the
     blocks does not change the result.
 
     beta2_cap: the second moment decays by min(1 - (t + 1)^-decay_rate, beta2_cap) at step t from 0.
     min_dim_size_to_factor: the second moment is a row times a column over the two largest axes
-        where the smaller of them has at least this size, else a full array.
-    clipping_threshold: largest root mean square of a parameter's scaled gradient; 0 is off.
+        if the smaller of them has at least this size, else a full array.
+    clipping_threshold: the largest root mean square of a parameter's scaled gradient; 0 is off.
     momentum: m = (1 - momentum)·u + momentum·m, not corrected for its zero start.
     """
     rms = optax.scale_by_factored_rms(
@@ -102,7 +103,7 @@ def _by_array(
 
 
 def _layer_axes(rms: optax.GradientTransformation, stack: jax.Array) -> optax.FactoredState:
-    """The layer axis of each part of a stack's state; None for the placeholders of unused parts."""
+    """Returns the layer axis of each part of a stack's state; None for unused placeholders."""
     one = jax.eval_shape(rms.init, jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype))
     is_factored = one.v_row.shape != (1,)
     factors, whole = (0, None) if is_factored else (None, 0)
@@ -110,7 +111,7 @@ def _layer_axes(rms: optax.GradientTransformation, stack: jax.Array) -> optax.Fa
 
 
 def _gathered(params: optax.Params, states: Any, count: jax.Array) -> optax.FactoredState:
-    """The states of all parameters as one, with trees in the place of arrays."""
+    """Combines the states of all parameters into one state, whose parts are trees of arrays."""
 
     def part(name: str) -> Any:
         return jax.tree.map(lambda _, state: getattr(state, name), params, states)

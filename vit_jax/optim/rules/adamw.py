@@ -14,13 +14,13 @@ def adamw(
     mu_dtype: str = "float32",
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """Adam's direction, mû / (sqrt(nû) + eps), both moments corrected for their zero start.
+    """Returns Adam's direction, mû / (sqrt(nû) + eps), with bias correction of both moments.
 
-    mu_dtype: dtype in which the first moment is stored. "bfloat16" halves its memory at no known
-        loss (Zhai et al., 2022, section 3.4); the direction uses the new moment before it is
-        rounded, and the old one is scaled by b1 rounded to that dtype, as in the runs that
-        published the big_vision recipes.
-    nesterov: look one step ahead (Dozat, 2016), the rule that is then called NAdamW.
+    mu_dtype: the dtype in which the first moment is stored. "bfloat16" halves its memory without a
+        known loss of accuracy (Zhai et al., 2022, section 3.4). The direction uses the new moment
+        before it is rounded, and the old moment is multiplied by b1 rounded to this dtype, as in
+        the published runs of the big_vision recipes.
+    nesterov: uses Nesterov's momentum (Dozat, 2016); the rule is then called NAdamW.
     """
     adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype, nesterov=nesterov)
     if jnp.dtype(mu_dtype) == jnp.float32:

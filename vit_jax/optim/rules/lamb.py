@@ -15,13 +15,13 @@ def lamb(
     only_kernels: bool = False,
     blocks: str,
 ) -> Rule:
-    """Adam's direction plus decay, scaled in each layer to the norm of that layer's parameter.
+    """Returns Adam's direction plus decay, scaled in each layer to the norm of the parameter.
 
-    only_kernels: everything else takes Adam's step as it is, as with NVIDIA's FusedLAMB, which
-        leaves parameters without decay alone unless told otherwise.
+    only_kernels: scales only kernels; other parameters get Adam's step unchanged. By default,
+        NVIDIA's FusedLAMB also leaves parameters without decay unscaled.
 
-    The layers of a stacked parameter are scaled one by one, so that scanning over the blocks does
-    not change the result.
+    The layers of a stacked parameter are scaled one by one, so scanning over the blocks does not
+    change the result.
     """
     ratio = optax.scale_by_trust_ratio()
 

@@ -1,4 +1,4 @@
-"""Muon (Jordan, 2024): orthogonalised momentum for the blocks' matrices, Adam for the rest."""
+"""Muon (Jordan, 2024): orthogonalized momentum for the matrices of blocks, Adam for the rest."""
 
 import math
 import re
@@ -14,13 +14,13 @@ from vit_jax.errors import UserError
 from vit_jax.optim.groups import is_stacked, name_of, named_leaves
 from vit_jax.optim.rules.adamw import adamw
 
-# Attention kernels that map the embedding to heads, [embed, heads, head_dim]: one axis in, the
-# rest out. In all other kernels the last axis is the output and the rest the input.
+# Attention kernels that map the embedding to heads, [embed, heads, head_dim], have one input axis;
+# the other axes are outputs. In all other kernels, the last axis is the only output.
 _SPLIT_OUTPUT = re.compile(r".*/(?:query|key|value)/kernel")
 
 
 class MuonState(NamedTuple):
-    """matrices: optax's state for the blocks' matrices; others: Adam's, for everything else."""
+    """The states: optax's Muon for the matrices of blocks, and Adam for all other parameters."""
 
     matrices: Any
     others: Any
@@ -38,16 +38,16 @@ def muon(
     adam_eps: float = 1e-8,
     blocks: str,
 ) -> optax.GradientTransformation:
-    """Muon for every kernel inside the blocks, read as the matrix it is; Adam for all else.
+    """Returns Muon for every kernel inside the blocks, as a matrix, and Adam for the rest.
 
-    A kernel split into heads is one matrix, [embed, heads·head_dim] or [heads·head_dim, embed]; a
-    kernel stacked along layers is one matrix a layer. Embeddings, heads, norms and biases go to
-    Adam, as Muon's author advises.
+    A kernel split into heads is one matrix, [embed, heads·head_dim] or [heads·head_dim, embed]. A
+    kernel stacked along layers is one matrix per layer. Adam updates embeddings, heads, norms, and
+    biases, as Muon's author recommends.
 
-    ns_steps: Newton-Schulz iterations.
-    consistent_rms: root mean square of each matrix's step, as though of full rank: 0.2 is AdamW's,
-        so that one learning rate and decay serve both groups and AdamW's values carry over (Liu et
-        al., 2025, arXiv:2502.16982, section 2.2). None scales by sqrt(max(1, out / in)) instead.
+    ns_steps: the number of Newton-Schulz iterations.
+    consistent_rms: the root mean square of each matrix's step, if it has full rank. 0.2 is that of
+        AdamW, so the learning rate and decay of AdamW suit both groups (Liu et al., 2025,
+        arXiv:2502.16982, section 2.2). None scales by sqrt(max(1, out / in)) instead.
     """
     orthogonal = optax.contrib.scale_by_muon(
         beta=beta,
@@ -82,7 +82,7 @@ def muon(
 
 
 def _dimension_numbers(kernels: optax.Params, blocks: str) -> optax.Params:
-    """Which axes of each kernel are input and output; a layer axis is neither."""
+    """Returns the input and output axes of each kernel; a layer axis is neither."""
 
     def numbers(path: tuple, kernel: jax.Array) -> MuonDimensionNumbers:
         name = name_of(path)
@@ -96,7 +96,7 @@ def _dimension_numbers(kernels: optax.Params, blocks: str) -> optax.Params:
 def _scale(
     update: jax.Array, numbers: MuonDimensionNumbers, consistent_rms: float | None
 ) -> jax.Array:
-    """An orthogonal step, brought to a size that does not depend on the matrix's shape."""
+    """Scales an orthogonal step to a size that does not depend on the shape of the matrix."""
     fan_in = math.prod(update.shape[axis] for axis in numbers.reduction_axis)
     fan_out = math.prod(update.shape[axis] for axis in numbers.output_axis)
     if consistent_rms is None:
@@ -105,7 +105,7 @@ def _scale(
 
 
 def _split(tree: optax.Params, blocks: str) -> tuple[optax.Params, optax.Params]:
-    """The blocks' matrices, and everything else, each a nested dict with the tree's names."""
+    """Splits a tree into the matrices of blocks and the rest, both nested dicts like the tree."""
     parts: tuple[dict, dict] = ({}, {})
     for name, leaf in named_leaves(tree).items():
         is_kernel = re.fullmatch(blocks, name) and name.endswith("/kernel")

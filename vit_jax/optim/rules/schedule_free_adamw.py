@@ -1,4 +1,4 @@
-"""Schedule-Free AdamW (Defazio et al., 2024): averaging in place of a decaying learning rate."""
+"""Schedule-Free AdamW (Defazio et al., 2024): averaging instead of a decaying learning rate."""
 
 from typing import Any
 
@@ -16,13 +16,16 @@ def schedule_free_adamw(
     eps: float = 1e-8,
     weight_lr_power: float = 2.0,
 ) -> Rule:
-    """Gradients are taken at y = (1 - b1)·z + b1·x, AdamW without momentum moves z, x averages z.
+    """Returns Schedule-Free AdamW, with three sequences of parameters x, y, and z.
 
-    Choose the constant schedule with a warm-up: the averaging replaces the decay. The parameters of
-    training are y; x, which is what to evaluate, comes from `Optimizer.evaluation_params`.
+    Gradients are computed at y = (1 - b1)·z + b1·x. AdamW without momentum updates z, and x is an
+    average of z. The trained parameters are y; `Optimizer.evaluation_params` returns x, which is
+    the one to evaluate.
 
-    weight_lr_power: z counts in the average by the largest learning rate so far to this power, so
-        that the warm-up weighs little.
+    Use the constant schedule with a warm-up, because the averaging replaces the decay.
+
+    weight_lr_power: the weight of z in the average is the largest learning rate so far to this
+        power, so the warm-up has a small weight.
     """
     direction = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
 

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum, stored in bfloat16 if asked."""
+"""Stochastic gradient descent with momentum, which can be stored in bfloat16."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from vit_jax.optim.momentum import decayed
 
 
 class MomentumState(NamedTuple):
-    """mu: the momentum, like the parameters in structure and shapes."""
+    """The momentum mu, with the structure and shapes of the parameters."""
 
     mu: optax.Updates
 
@@ -17,11 +17,11 @@ class MomentumState(NamedTuple):
 def sgd(
     momentum: float = 0.9, momentum_dtype: str = "float32", nesterov: bool = False
 ) -> optax.GradientTransformation:
-    """Heavy-ball momentum m = g + momentum·m, without an averaging factor; direction m.
+    """Returns the direction m of heavy-ball momentum: m = g + momentum·m, without averaging factor.
 
-    momentum_dtype: dtype in which m is stored; "bfloat16" is what both Vision Transformer
-        references fine-tune with. The direction is m before rounding (see `momentum.decayed`).
-    nesterov: direction g + momentum·m (Sutskever et al., 2013).
+    momentum_dtype: the dtype in which m is stored; both Vision Transformer references fine-tune
+        with "bfloat16". The direction is m before rounding (see `momentum.decayed`).
+    nesterov: returns the direction g + momentum·m (Sutskever et al., 2013).
     """
 
     def init(params: optax.Params) -> MomentumState:
