@@ -47,7 +47,7 @@ def get_config(arg=None):
     config.optim.args = {"b1": 1 - 0.11042418465, "b2": 0.9978504782314613}
     config.optim.lr = 0.0008445074561975979
     config.optim.weight_decay = 0.08135402759553023
-    config.optim.decay_mask = ".*"  # The baseline's decay spares nothing.
+    config.optim.decay_mask = ".*"  # The baseline decays all parameters.
     config.optim.schedule.warmup = "5 percent"
 
     if arg.runlocal:

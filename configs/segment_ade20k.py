@@ -83,6 +83,6 @@ def get_config(arg=None):
     config.optim.name = "sgd"
     config.optim.args = {"momentum": 0.9}
     config.optim.lr = 1e-3
-    config.optim.schedule.name = "linear"  # Theirs falls with power 0.9.
+    config.optim.schedule.name = "linear"  # Theirs decays with power 0.9.
     config.optim.schedule.end = 1e-5 / config.optim.lr  # Their least rate; it is one for all.
     return config

@@ -23,7 +23,7 @@ OPERATIONS = (
 STRONGEST = 20.0
 """The largest magnitude of published recipes, at which `Rotate` turns by 60 degrees."""
 FILL = 128
-"""The value of pixels that come from outside of the image, and of the pixels that Cutout hides."""
+"""The value of pixels from outside the image, and of the pixels that Cutout hides."""
 IDENTITY = np.float32([[1, 0, 0], [0, 1, 0]])
 
 

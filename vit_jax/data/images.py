@@ -77,7 +77,7 @@ _TURNS = {
 
 
 class BadImage(OSError):
-    """An image cannot be used. The message says why and leaves naming the file to the caller."""
+    """An image cannot be used. The message gives the reason; the caller adds the file name."""
 
 
 class Header(NamedTuple):

@@ -4,7 +4,7 @@ A rule is a function that takes the keys of `config.optim.args` and returns an o
 `GradientTransformation` whose updates are the *direction* of descent: the raw step before learning
 rate, weight decay and sign, which `Optimizer` applies to all rules alike. Where that order does not
 fit, the function returns a `Rule` instead. A function with an argument `blocks` is given
-`config.optim.blocks`, to tell parameters that are stacked along a layer axis.
+`config.optim.blocks`, to identify parameters that are stacked along a layer axis.
 
 The state of a rule is made of named tuples and dicts whose names are those of checkpoints.
 """
