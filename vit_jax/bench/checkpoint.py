@@ -1,4 +1,4 @@
-"""Measures checkpoints: how long a save delays training, and the speed of saves and restores."""
+"""Measures checkpoints: the delay of training by a save, and the speed of saves and restores."""
 
 import itertools
 import statistics
@@ -19,8 +19,8 @@ def bench_checkpoint(config: ConfigDict, saves: int = 5, steps: int = 10) -> dic
     """Measures steps with and without a save in the background, in turns; then a restore.
 
     `stall_seconds` is the time until the arrays have left the devices, in which no step starts.
-    `save_cost_seconds` adds what the steps take longer until the files are written, which is seen
-    at the end of a step.
+    `save_cost_seconds` adds the extra time of the steps until the files are written, which is
+    checked at the end of each step.
     `save_fraction_of_training` is that cost over the time of training between two saves at the
     config's cadence.
     """

@@ -15,9 +15,9 @@ from vit_jax.types import Params
 def bench_eval(config: ConfigDict, rounds: int = 3) -> dict[str, float]:
     """Measures evaluation of `config.eval.sets`, in turns with as many bare forward passes.
 
-    The bare step sees one batch over and over that stays on the device. `eval_over_forward` is the
-    rate of evaluation over that of the bare step, 1 being the most it could be. Small splits are
-    decoded once and kept, as between the evaluations of a run.
+    The bare step processes the same batch on the device every time. `eval_over_forward` is the rate
+    of evaluation relative to that of the bare step; its limit is 1. Small splits are decoded once
+    and kept in memory, as between the evaluations of a run.
     """
     run = Run.build(config)
     params = run.make_state().params
@@ -43,7 +43,7 @@ def bench_eval(config: ConfigDict, rounds: int = 3) -> dict[str, float]:
 
 
 class _Forward:
-    """The evaluator's own step on the first batch of its first split."""
+    """The step of the evaluator on the first batch of its first split."""
 
     def __init__(self, run: Run, evaluator: Evaluator, params: Params):
         self._evaluator = evaluator
@@ -53,7 +53,7 @@ class _Forward:
             self._batch = evaluator.place(next(evaluator.batches(evaluator.splits[0])))
 
     def seconds(self, batches: int) -> float:
-        """Returns the seconds that so many batches take."""
+        """Returns the seconds that `batches` batches take."""
         sums, rows = self._evaluator.zeros(self._params, self._batch), None
         started = time.perf_counter()
         with sharding.activate(self._mesh):

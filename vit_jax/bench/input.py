@@ -32,7 +32,7 @@ def on_photographs(config: ConfigDict) -> ConfigDict:
 def bench_input(config: ConfigDict, batches: int = 50) -> dict[str, float]:
     """Measures the input pipeline alone: host memory to host memory, without a device."""
     with host_batches(config, open_source(config.data), start_step=0) as stream:
-        for _ in range(3):  # The first ones fill buffers.
+        for _ in range(3):  # The first batches fill buffers.
             next(stream)
         cpu, started = time.process_time(), time.perf_counter()
         for _ in range(batches):
@@ -49,12 +49,12 @@ def bench_input(config: ConfigDict, batches: int = 50) -> dict[str, float]:
 def bench_against(
     config: ConfigDict, rival: str, batches: int = 20, rounds: int = 3
 ) -> dict[str, float]:
-    """Measures our input pipeline and another in turns, on the same images, with all cores each.
+    """Measures our input pipeline and another in turns, on the same images, each with all cores.
 
     Args:
-      rival: `timm`, its loader with the same crop, flip and RandAugment, decoding whole images with
-        Pillow; or `tfrecord`, tf.data on a file that is read from the front, with our
-        preprocessing. Both read the first `NUM_IMAGES` images of our source, over and over.
+      rival: `timm` is timm's loader with the same crop, flip and RandAugment, which decodes whole
+        images with Pillow. `tfrecord` is tf.data on a file that is read sequentially, with our
+        preprocessing. Both read the first `NUM_IMAGES` images of our source repeatedly.
 
     Returns:
       Rates in images per second; the ratio is the median over the rounds of our rate over theirs.

@@ -1,4 +1,4 @@
-"""Measures the training step of a config: alone, and in the loop with everything around it."""
+"""Measures the training step of a config: alone, and in the training loop."""
 
 import itertools
 import statistics
@@ -23,8 +23,8 @@ from vit_jax.types import Array
 def bench_step(config: ConfigDict, steps: int = 20, rounds: int = 5) -> dict[str, float]:
     """Measures the compiled step alone, and inside the loop with input, logging and guards.
 
-    The two are run in turns of `steps` steps. `loop_overhead` is the loop's median time over the
-    bare step's, minus one: what everything around the step costs.
+    The two run in turns of `steps` steps. `loop_overhead`, the cost of everything around the step,
+    is the median time of the loop relative to that of the bare step, minus one.
     """
     run = Run.build(config)
     state = run.make_state()

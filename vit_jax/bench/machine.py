@@ -1,4 +1,4 @@
-"""Facts about this machine, and the rate that its matrix products reach."""
+"""Describes this machine, and measures the rate of its matrix products."""
 
 import os
 import statistics

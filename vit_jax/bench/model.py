@@ -56,7 +56,11 @@ class Case:
 
     @property
     def image_size(self) -> int:
-        """The side in pixels at which the model is listed. Raises `UserError` where it is not."""
+        """Returns the side in pixels at which the model is listed.
+
+        Raises:
+          UserError: the model is not listed.
+        """
         variant = models.variants()[models.find(self.model)]
         if variant.input_size is None or variant.num_classes is None:
             raise UserError(
@@ -67,7 +71,7 @@ class Case:
 
 
 class OurStep:
-    """Our compiled step on one batch that stays on the device."""
+    """The compiled step of this package on one batch that stays on the device."""
 
     def __init__(self, case: Case):
         height = width = case.image_size
@@ -92,7 +96,7 @@ class OurStep:
         self.seconds(1)
 
     def seconds(self, steps: int) -> float:
-        """Returns the seconds that so many steps take, one after the other."""
+        """Returns the seconds that `steps` consecutive steps take."""
         started = time.perf_counter()
         for _ in range(steps):
             self._state, _ = self._step(self._state, self._batch)
@@ -118,7 +122,7 @@ def bench_model(
     Raises:
       UserError: there is no such model, or a rival has no such model or is not installed.
     """
-    if against:  # The rivals need room on the same device.
+    if against:  # The rivals need memory on the same device.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     own, rates = [], []
     with contextlib.ExitStack() as opened:

@@ -1,6 +1,6 @@
-"""Other people's software, measured in turns with ours, each in a process of its own.
+"""Runs other libraries for comparisons with this package, each in a separate process.
 
-The scripts that run it are in `benchmarks/` of a checkout; they are not part of the installed
+The scripts that run them are in `benchmarks/` of a checkout; they are not part of the installed
 package.
 """
 
@@ -40,14 +40,15 @@ def parse(text: str, what: str) -> list[str]:
 
 
 class Rival:
-    """A rival that waits in its own process until it is asked for steps or batches.
+    """A rival in a separate process, which runs steps or batches on request.
 
     Attributes:
-      name: what `--against` calls it.
-      ready_seconds: how long it took to get ready, its compilation included.
+      name: its name in `--against`.
+      ready_seconds: the seconds from its start until it is ready, including compilation.
 
     Raises:
-      UserError: the rival is not installed, cannot be measured so, or there is no checkout.
+      UserError: the rival is not installed, does not support the measurement, or there is no
+        checkout.
     """
 
     def __init__(self, script: str, name: str, *arguments: object):
@@ -71,7 +72,7 @@ class Rival:
 
     @classmethod
     def of_step(cls, rival: str, model: str, batch_size: int, dtype: str) -> "Rival":
-        """Returns the rival's training step of a model, by our name, on a made-up batch."""
+        """Returns the rival's training step on a synthetic batch, for our name of a model."""
         name, _, checkout = rival.partition(":")
         script, last = RIVALS["step"][name]
         first = (name, checkout) if script == "flax_step.py" else ()
@@ -84,7 +85,7 @@ class Rival:
         return cls(script, name, folder, pp, batch_size, *last)
 
     def seconds(self, count: int) -> float:
-        """Returns the seconds that so many steps or batches take, one after the other."""
+        """Returns the seconds that `count` consecutive steps or batches take."""
         self._process.stdin.write(f"{count}\n")
         self._process.stdin.flush()
         return self._answer()

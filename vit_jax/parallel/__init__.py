@@ -1,1 +1,1 @@
-"""Many devices and many processes: the mesh, joining and stopping, facts about accelerators."""
+"""Parallelism: the mesh, the start and the stop of processes, and facts about accelerators."""

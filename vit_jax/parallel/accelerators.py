@@ -1,4 +1,4 @@
-"""Accelerators: one row for each generation of TPU and each GPU, with everything about it.
+"""Accelerators: one row for each generation of TPU and each GPU, with all facts about it.
 
 TPU figures are from Google Cloud's page of each generation (docs.cloud.google.com/tpu/docs/v2 to
 /v6e and /tpu7x, read 2026); those of v2 and v3 are from Jouppi et al. (2020), "A domain-specific
@@ -43,7 +43,7 @@ DATA_PARALLEL: Options = {
 }
 """Compiler options for gradients that are summed over many chips or over several slices."""
 
-# The shapes that slices of so many chips have, from the page of each generation.
+# Slice shapes by the number of chips, from the page of each generation.
 _FLAT_SHAPES = {
     4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
     512: "16x32", 1024: "32x32",
@@ -67,7 +67,7 @@ class Tpu:
       runtime: the software version that Cloud TPU installs on the hosts
         (docs.cloud.google.com/tpu/docs/runtimes); "" where its API does not serve the generation.
       compiler_options: options of XLA's TPU compiler.
-      topology_options: what libtpu must be told to describe a slice as Cloud TPU runs it.
+      topology_options: options with which libtpu describes a slice as Cloud TPU runs it.
     """
 
     shapes: Mapping[int, str]
@@ -85,9 +85,9 @@ class Chip:
 
     Attributes:
       name: the name that `--topology` and the makers use.
-      kind: a pattern of what `jax.Device.device_kind` says; the first row that matches wins.
-      devices: JAX devices that one chip counts as; each has that share of everything below.
-      flops: bfloat16 matrix products, FLOP per second.
+      kind: a pattern for `jax.Device.device_kind`; the first matching row is used.
+      devices: the number of JAX devices of one chip; each has an equal share of everything below.
+      flops: the rate of bfloat16 matrix products, FLOP per second.
       hbm_bytes, hbm_bandwidth: memory, and bytes per second to and from it.
       link_bandwidth: bytes per second over all links of a chip to others (ICI, NVLink), both
         directions together.

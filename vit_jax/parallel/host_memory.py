@@ -9,7 +9,7 @@ _SMALLEST_GAP, _LARGEST_GAP = 1024, 2**24
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep the memory that a step frees for the next step.
+    """Makes glibc keep the memory that a step frees for the next step.
 
     On CPUs XLA allocates the temporary arrays of a step with malloc, from many threads. By default
     each thread's arena returns them to the kernel, and blocks above 32 MiB are always returned,

@@ -31,7 +31,7 @@ _LOST_FOR_JAX = re.compile(
 class Cluster:
     """The address and the number of the processes of this run, as the flags give them.
 
-    Without values the scheduler tells them, or there is only one process.
+    Without values they come from the scheduler, or there is only one process.
 
     Raises:
       UserError: only some of the three are given, or the number of this process is out of range.
@@ -61,7 +61,7 @@ def setup(compilation_cache: str, precision: str, cluster: Cluster = Cluster()) 
     """Joins the other processes, turns the compilation cache on and sets the matmul precision.
 
     Raises:
-      UserError: the scheduler started several processes, but does not tell their address.
+      UserError: the scheduler started several processes, but does not give their address.
       LostProcess: the other processes did not arrive.
     """
     keep_freed_memory()
@@ -93,10 +93,10 @@ def scheduler(environ: Mapping[str, str]) -> str:
     """Returns the scheduler that started several processes: slurm, openmpi, gke, tpu, or "".
 
     It looks at environment variables and local devices, never at the network, so that a single
-    machine starts at once. `jax.distributed.initialize` then finds the details by itself.
+    machine starts at once. `jax.distributed.initialize` then finds the details.
 
     Raises:
-      UserError: the variables of MPI do not tell an address.
+      UserError: the variables of MPI contain no address.
     """
 
     def several(*names: str) -> bool:

@@ -1,7 +1,7 @@
 """The mesh, the map from logical to mesh axes, and the placement of batches on devices.
 
 Models name the logical axes of their parameters and activations ("embed", "heads", "mlp", ...);
-`RULES` is the only place that says which mesh axis each of them is split over.
+`RULES` is the only place that maps each of them to the mesh axis that it is split over.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
-    # Order matters: a mesh axis goes to the first logical axis of an array that asks for it, so an
-    # activation's batch takes "fsdp" before its embed can. A parameter that asks for "fsdp" may get
-    # it along another axis than the one that asked: see `_split_further`.
+    # Order matters: a mesh axis goes to the first logical axis of an array that names it, so the
+    # batch of an activation gets "fsdp" before its embed. A parameter with an axis for "fsdp" may
+    # be split along another of its axes; see `_split_further`.
     ("batch", BATCH_AXES),
     ("heads", "tensor"),
     ("mlp", "tensor"),
     ("token_mixing", "tensor"),
     ("vocab", "tensor"),
     ("embed", "fsdp"),
-    # Along the outputs, over which weight standardisation takes no mean. The channels of a
-    # convolution are not split over `tensor`: every one of them would gather its input.
+    # Convolutions are split along their outputs, over which weight standardization takes no mean.
+    # Their channels are not split over `tensor`, because every convolution would gather its input.
     ("conv_out", "fsdp"),
     ("conv_in", None),
     ("conv_h", None),
@@ -48,18 +48,18 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 MIN_SPLIT = 2**16
-"""Elements below which a parameter whose own axis for `fsdp` cannot be split stays whole."""
+"""The least number of elements of a parameter that is split along an axis not meant for `fsdp`."""
 
 _TILE_ROWS = 16
-"""Rows of a tile of bfloat16 in the memory of a TPU."""
+"""The number of rows of a bfloat16 tile in the memory of a TPU."""
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes a mesh with the axes `data`, `fsdp`, `tensor` in that order.
 
-    One size may be -1: the devices that the other axes leave. Where the devices are of several
-    slices, which only a data centre's network connects, `data` alone spans them: it sends the
-    least, once a step.
+    One size may be -1, which stands for the number of devices that the other axes leave. If the
+    devices belong to several slices, which only a data center's network connects, `data` alone
+    spans them, because it sends the least, once per step.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or `data` to that of slices.
@@ -83,7 +83,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"config.mesh.data={shape[0]} does not divide into {num_slices} slices, and only data"
             f" may span them; write a multiple of {num_slices}"
         )
-    # Auto, because under today's default (Explicit) Linen's backward pass does not trace.
+    # The type is Auto, because Linen's backward pass does not trace under the default (Explicit).
     auto = (AxisType.Auto,) * len(AXES)
     inside = (shape[0] // num_slices, *shape[1:])
     if num_slices == 1:
@@ -96,7 +96,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """Makes a mesh that splits batches alone: every device holds all parameters."""
+    """Makes a mesh that splits only batches; every device holds all parameters."""
     return make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
 
 
@@ -108,7 +108,7 @@ def activate(mesh: Mesh) -> Iterator[None]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over `data` and `fsdp`; the copies along `tensor` work on the same rows."""
+    """Returns a sharding of rows over `data` and `fsdp`; devices along `tensor` have equal rows."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
@@ -132,13 +132,13 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """Returns the sharding of every parameter, from the logical axis names that it carries.
 
     boxed: the (abstract) parameters as `init` returns them, in `nn.LogicallyPartitioned` boxes.
-    A dimension that its mesh axis does not divide stays whole. `RULES` say which parameters are
-    split over `fsdp`, together with all large ones; along which dimension is a matter of where the
-    sums of gradients can be scattered.
+    A dimension that its mesh axis does not divide stays whole. `RULES` and the size of a parameter
+    determine whether it is split over `fsdp`. The dimension is chosen such that the sums of
+    gradients can be scattered.
 
     Raises:
-      ValueError: a parameter without logical axes, or with a name that `RULES` does not know (a
-        fault of the model, not of the user).
+      ValueError: a parameter has no logical axes, or a name that is not in `RULES` (an error of the
+        model, not of the user).
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
@@ -161,12 +161,12 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def optimizer_shardings(boxed: Any, params: Any, mesh: Mesh) -> Any:
-    """Shardings of what mirrors the parameters if it is split over `data` too (ZeRO stage 1).
+    """Returns shardings of copies of the parameters that are split over `data` too (ZeRO stage 1).
 
-    params: the parameters' own shardings, as `param_shardings` gives them. The optimizer's state,
-    the average and the gradients then cost each device 1/data of the memory, and a step sends no
-    more: the sum of the gradients is scattered, and the new parameters gathered, where otherwise
-    the sum is sent whole (Rajbhandari et al. 2020, "ZeRO", section 7.2.1).
+    params: the shardings of the parameters, as `param_shardings` returns them. The optimizer's
+    state, the average and the gradients then need 1/data of the memory on each device, and a step
+    sends no more. The sum of the gradients is scattered and the new parameters are gathered, where
+    otherwise the whole sum is sent (Rajbhandari et al. 2020, "ZeRO", section 7.2.1).
     """
 
     def sharding(leaf: nn.LogicallyPartitioned, own: NamedSharding) -> NamedSharding:
@@ -203,12 +203,13 @@ def _axis_names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def _split_further(
     spec: P, names: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh, axis: str
 ) -> P:
-    """Returns `spec` with one more dimension split over `axis`, if it can and need be.
+    """Returns `spec` with one more dimension split over `axis`, if possible and necessary.
 
     For TPUs XLA scatters the sum of a gradient along outer dimensions and the rows of tiles; along
-    their lanes it often sends all of it. It lays out a kernel of attention with heads outside, the
-    width of a head as rows and `embed` along the lanes, another kernel with its inputs as rows.
-    Layers are never split: the loop over them takes one slice at a time.
+    the lanes of tiles it often sends the whole sum. The layout of an attention kernel has heads as
+    the outer dimension, the width of a head as rows and `embed` along the lanes. Other kernels have
+    their inputs as rows. The axis of layers is never split, because the loop over layers takes one
+    slice at a time.
     """
     if mesh.shape[axis] == 1 or any(axis in _axis_names(axes) for axes in spec):
         return spec
@@ -227,14 +228,14 @@ def _split_further(
             continue
         axes = (*_axis_names(spec[i]), axis)
         if shape[i] % _ways(axes, mesh) == 0:
-            # Alone, a name and a tuple of it mean the same; the name reads better.
+            # A name and a tuple with only that name are equivalent; the name is more readable.
             entry = axes if len(axes) > 1 else axis
             return P(*spec[:i], entry, *spec[i + 1 :])
     return spec
 
 
 def shardings_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Shardings for a tree that holds copies of the parameters' tree (optimizer state, averages).
+    """Returns shardings for a tree with copies of the parameters' tree (optimizer state, averages).
 
     A leaf whose path ends in a parameter's path, and has its shape, is sharded like it; anything
     else (counters, factored moments) is replicated.
@@ -297,13 +298,13 @@ def place(batch: Batch, rows: np.ndarray, mesh: Mesh, batch_size: int) -> dict[s
 
 
 def place_whole(array: np.ndarray, like: jax.ShapeDtypeStruct) -> Array:
-    """Shards an array that every process holds whole: each device takes its part."""
+    """Shards an array that every process holds whole; each device gets its part."""
     array = np.asarray(array, like.dtype)
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
 class Placement(NamedTuple):
-    """One array of a state: where it is, and what each device holds of it."""
+    """The placement of one array of a state, and its bytes on each device."""
 
     path: str
     shape: tuple[int, ...]
@@ -333,7 +334,7 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def table(rows: Sequence[Placement]) -> str:
-    """Placements as aligned text: path, shape, mesh axes of each dimension, bytes per device."""
+    """Returns placements as text: path, shape, mesh axes of each dimension, bytes per device."""
     cells = [
         (row.path, "×".join(map(str, row.shape)) or "scalar", row.spec, f"{row.bytes_per_device:,}")
         for row in rows
@@ -346,7 +347,7 @@ def table(rows: Sequence[Placement]) -> str:
 
 
 def moved(tree: Any, shardings: Any) -> Any:
-    """Arrays over the whole mesh, sharded as `shardings` says; what is in place is not copied."""
+    """Returns arrays over the whole mesh with the given shardings; copies only what must move."""
     in_place = jax.tree.map(
         lambda array, wanted: array.sharding.is_equivalent_to(wanted, array.ndim), tree, shardings
     )

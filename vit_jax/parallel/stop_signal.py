@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, which stop a run after the step that is running."""
+"""SIGTERM and Ctrl-C, which stop a run after the current step."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ class StopSignal:
 
     @property
     def name(self) -> str:
-        """The name of the signal, as far as this process knows it."""
+        """Returns the name of the signal, as far as this process knows it."""
         return self._received or "a signal"
 
     def asked(self) -> bool:
@@ -48,7 +48,7 @@ class StopSignal:
         return self._received is not None
 
     def agreed(self, step: int) -> bool:
-        """Returns whether all processes stop after `step`; every process must ask at every step."""
+        """Returns whether all processes stop after `step`; all must call this at every step."""
         if jax.process_count() == 1:
             return self.asked()
         return multihost_utils.reached_preemption_sync_point(step)

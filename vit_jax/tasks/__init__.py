@@ -1,9 +1,9 @@
-"""Tasks: what a backbone is trained to do.
+"""Tasks, such as classification, that a backbone is trained for.
 
 A task is one module here (or outside, named `package.module:Class`) with a class `Task` that
 follows `BaseTask`. It owns the meaning of the batch, the head, the augmentation on the device, the
-loss, the metrics and what the report shows; the loop, the step and the evaluation know nothing of
-it.
+loss, the metrics and the sections of the report. The loop, the step and the evaluation do not
+depend on any particular task.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
     """Returns the task that `config.task` describes, around the backbone of `config.model`.
 
     Raises:
-      UserError: unknown task, task field, model or model field; data that does not fit the task.
+      UserError: a task, task field, model or model field is unknown, or the data does not fit.
     """
     fields = dict(task)
     name, adapters = fields.pop("name"), fields.pop("lora", None)
@@ -54,7 +54,7 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
 
 
 def metric_info(name: str) -> Mapping[str, Metric]:
-    """Returns what the task called `name` declares of its metrics.
+    """Returns the declarations of the metrics of the task called `name`.
 
     Raises:
       UserError: there is no such task.

@@ -1,4 +1,4 @@
-"""Any task, trained through low-rank adapters: see `vit_jax.models.lora`."""
+"""Trains any task with low-rank adapters; see `vit_jax.models.lora`."""
 
 import dataclasses
 import re
@@ -17,10 +17,10 @@ from vit_jax.types import Array, Batch, Params
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """A task whose parameters have adapters beside them.
+    """A task whose parameters are supplemented by adapters.
 
-    Only the training differs from that of `task`: evaluation and prediction are given the merged
-    parameters, so that all other methods are those of `task`.
+    Only the training differs from that of `task`. Evaluation and prediction receive the merged
+    parameters, so all other methods are those of `task`.
 
     Attributes:
       task: the task whose model is adapted.

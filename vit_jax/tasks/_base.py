@@ -1,9 +1,9 @@
 """The base class of tasks: the contract between a task and the rest of the package.
 
-`vit_jax.training` (the step, the evaluation), `vit_jax.report` and `vit_jax.inference` call the
-methods of `BaseTask` and know nothing else of a task. A new task defines `loss_fn`, `eval_sums`,
-`metrics`, `predict` and `headline`, and overrides of the rest what it needs. See
-`tests/tasks/regression.py` for a whole one.
+`vit_jax.training` (the step, the evaluation), `vit_jax.report` and `vit_jax.inference` call only
+the methods of `BaseTask`. A new task defines `loss_fn`, `eval_sums`, `metrics`, `predict` and
+`headline`, and overrides other methods as needed. See `tests/tasks/regression.py` for a complete
+example.
 """
 
 import abc
@@ -27,7 +27,7 @@ from vit_jax.types import Array, Batch, DataInfo, Params
 
 @dataclasses.dataclass(frozen=True)
 class BaseTask(abc.ABC):
-    """A task with the defaults of everything that a task may leave as it is.
+    """The base of a task, with defaults for all methods that a task need not override.
 
     The fields of a task are the keys of `config.task`. A batch is what the pipeline yields: arrays
     by name, whose leading axis is the batch. Losses are pairs (sum, count), so that the step can
@@ -135,7 +135,7 @@ class BaseTask(abc.ABC):
         return {"image": images, **targets}
 
     def targets(self, batch: Batch) -> dict[str, Array]:
-        """Returns what the loss compares predictions with, by name, for a training batch.
+        """Returns the targets of the loss by name, for a training batch.
 
         The default returns everything but the images.
         """
@@ -147,9 +147,9 @@ class BaseTask(abc.ABC):
 
         Args:
           params: all parameters, as `init` makes them.
-          batch: rows of what `augment` returned. Neither the sum nor the number may depend on
-            which rows come together: what a loss is normalized by belongs into `augment`.
-          key: for dropout.
+          batch: rows of the result of `augment`. Neither the sum nor the number may depend on which
+            rows are in the same micro-batch, so `augment` must compute the normalizers of a loss.
+          key: the random key of dropout.
         """
 
     def loss_fn_of_parts(self, params: Params, parts: Batch, key: Array) -> tuple[Array, Array]:
@@ -171,9 +171,9 @@ class BaseTask(abc.ABC):
         return params
 
     def precompute(self, params: Params) -> Params:
-        """Returns arrays to put beside the parameters, by names that the model does not have.
+        """Returns arrays to add to the parameters, under names that the model does not have.
 
-        An evaluation computes them once, so that they need not be computed for every batch.
+        An evaluation computes them once, not for every batch.
         """
         del params
         return {}
@@ -184,12 +184,12 @@ class BaseTask(abc.ABC):
 
     @abc.abstractmethod
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Returns statistics of a batch that add up; rows whose `mask` is 0 must not count."""
+        """Returns additive statistics of a batch; rows whose `mask` is 0 must not count."""
 
     def eval_rows(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Returns what `metrics` needs of each example; the leading axis is the batch.
+        """Returns the arrays that `metrics` needs of each example; the leading axis is the batch.
 
-        The default is {}, for metrics that are made of sums.
+        The default is {}, for metrics that need only sums.
         """
         del params, batch
         return {}
@@ -219,7 +219,7 @@ class BaseTask(abc.ABC):
     def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
         """Returns at most `top` lines for each example, which the `predict` command prints.
 
-        The default prints what `predict` returned.
+        The default prints the results of `predict`.
         """
         images = self.info.spec
         names = [name for name in examples if name not in images and name != "mask"]
@@ -262,8 +262,8 @@ def completed(task_class: type) -> type[BaseTask]:
     """Returns a task class with the defaults of `BaseTask` for what it leaves out.
 
     Raises:
-      UserError: it leaves out what has no default, or derives from `BaseTask` and defines a method
-        by an earlier name, which nothing would call.
+      UserError: the class lacks a method without a default, or derives from `BaseTask` and defines
+        a method by an earlier name, which nothing would call.
     """
     where = f"{task_class.__module__}:{task_class.__qualname__}"
     if issubclass(task_class, BaseTask):

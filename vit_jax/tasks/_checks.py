@@ -34,7 +34,7 @@ def check_not_negative(**values: float) -> None:
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """Raises a `UserError` if `std` is no divisor, or images have other channels."""
+    """Raises a `UserError` if `std` is not a valid divisor, or images have other channels."""
     for name, values in {"mean": mean, "std": std}.items():
         if len(values) not in (1, channels):
             raise UserError(

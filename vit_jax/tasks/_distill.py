@@ -23,14 +23,14 @@ class Teacher:
     """The teacher that `config.task.distill` describes.
 
     The teacher sees the images of the student, mixed and erased ones included ("function matching",
-    Beyer et al. 2022, arXiv:2106.05237), without dropout. Its parameters lie beside the student's,
-    below `teacher/`: they are sharded, saved and restored with them, and never trained.
+    Beyer et al. 2022, arXiv:2106.05237), without dropout. Its parameters are stored with the
+    student's, under `teacher/`. They are sharded, saved and restored with them, and never trained.
 
     Attributes:
       network: the teacher's model.
       checkpoint: its parameters, a checkpoint of any format.
-      kind: "soft" compares probabilities at `temperature` (Hinton et al. 2015), "hard" takes the
-        teacher's top class for the truth (Touvron et al. 2021, DeiT, section 4).
+      kind: "soft" compares probabilities at `temperature` (Hinton et al. 2015), "hard" uses the
+        teacher's top class as the label (Touvron et al. 2021, DeiT, section 4).
       weight: the share of this loss; the loss of the labels has the rest.
       temperature: the divisor of both logits in the soft loss.
     """
@@ -79,7 +79,7 @@ class Teacher:
         """Returns the parameters of the checkpoint, for images `(height, width, channels)`.
 
         Raises:
-          UserError: the checkpoint cannot be read, or is of another model.
+          UserError: the checkpoint cannot be read, or belongs to another model.
         """
         height, width, channels = image_shape
         try:

@@ -1,4 +1,4 @@
-"""Retrieval metrics: how well vectors of images find those of their texts, and the reverse."""
+"""Retrieval metrics: recalls of the texts of images, and of the images of texts."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -68,7 +68,10 @@ def recalls(split: Split) -> Mapping[str, float]:
 
 
 def _ranks(queries: np.ndarray, keys: np.ndarray, is_own: np.ndarray) -> np.ndarray:
-    """Returns how many wrong keys are as near as the nearest right one, for queries with one."""
+    """Returns for each query the number of wrong keys at least as near as the nearest right key.
+
+    Queries without a right key are left out.
+    """
     ranks = []
     for first in range(0, len(queries), _ROWS_AT_ONCE):
         part = slice(first, first + _ROWS_AT_ONCE)

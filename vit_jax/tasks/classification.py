@@ -48,7 +48,7 @@ class Task(BaseTask):
       distill: a teacher to imitate: the keys of `tasks._distill.Teacher`, and `model`. With
         `config.model.distill_token` the second head imitates it, else the one that learns the
         labels.
-      teacher: what `distill` describes.
+      teacher: the teacher that `distill` describes.
     """
 
     loss: str = "softmax"

@@ -278,7 +278,7 @@ class Task(BaseTask):
         and `accuracy` and `top5_accuracy` of zero-shot classification.
 
         Raises:
-          UserError: a split with neither texts nor labels of the classes.
+          UserError: a split has neither texts nor labels of the classes.
         """
         examples = int(found["examples"])
         metrics: dict[str, float] = {}

@@ -267,7 +267,7 @@ class Task(BaseTask):
     ) -> dict[str, Any]:
         """Returns the detections with boxes in 0..1 of the files that images were prepared from.
 
-        examples: images as the pipeline gives them, with what `predict` said.
+        examples: images as the pipeline yields them, with the outputs of `predict`.
         """
         frame = np.array(examples["image"].shape[1:3])
         contents = examples.get("content", np.ones((len(placements), 2)))
@@ -279,8 +279,8 @@ class Task(BaseTask):
     def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Returns COCO's `AP`, `AP50`, `AP75`, `AP_small`, ..., `AR`, `AP/CLASS`, `num_examples`.
 
-        Means are over the classes that occur. A metric that no object decides, such as the AP of a
-        class that does not occur, is left out, but for `AP`, which is then 0.
+        Means are over the classes that occur. A metric without any object, such as the AP of a
+        class that does not occur, is left out, except for `AP`, which is then 0.
         """
         rows = {name: array for name, array in found.items() if name != "examples"}
         names = self._names()
@@ -328,7 +328,7 @@ class Task(BaseTask):
         ]
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
-        """Returns a section with predictions beside the truth."""
+        """Returns a section that compares predictions with the ground truth."""
         from vit_jax.report import inside  # matplotlib, which training can do without
 
         names, truth = self._names(), []

@@ -36,7 +36,7 @@ class Task(BaseTask):
       num_classes: 0 takes the number of classes of the data.
       class_names: a name for each class, for data that has none.
       head, subcells, decoder_width, decoder_depth, pyramid, pyramid_width: see `models.Segmenter`.
-      dice: the weight of the dice loss beside the cross-entropy.
+      dice: the weight of the dice loss, which is added to the cross-entropy.
       stride: pixels, or (down, right), between windows of the training size that evaluation slides
         over larger images; 0 evaluates whole images.
       scales, mirror: evaluation averages over images resized by these factors, and mirrored ones.
@@ -189,7 +189,7 @@ class Task(BaseTask):
         labeled = self._is_labeled(labels) & real[:, None, None]
         cells = self.num_classes**2
         pairs = jnp.where(labeled, labels * self.num_classes + predicted, cells)
-        # A count an image: a scatter that stays on the image's device.
+        # One count per image keeps the scatter on the device of the image.
         counts = jax.vmap(lambda image: jnp.bincount(image.ravel(), length=cells))(pairs)
         counts = counts.sum(0, dtype=jnp.int32)
         valid = self._is_labeled(labels) | (labels == NO_LABEL)
@@ -207,7 +207,7 @@ class Task(BaseTask):
         that is labeled it is 0.
 
         Raises:
-          UserError: some labels are no classes.
+          UserError: some labels are not classes.
         """
         if found["invalid"]:
             raise UserError(
@@ -268,7 +268,7 @@ class Task(BaseTask):
         return self._pictures(examples["image"], examples["predicted"])
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
-        """Returns a section with predictions beside the truth."""
+        """Returns a section that compares predictions with the ground truth."""
         from vit_jax.report import inside  # matplotlib, which training can do without
 
         pictures = [drawing.rgb(image) for image in examples["image"]]
@@ -297,5 +297,5 @@ class Task(BaseTask):
 
 
 def _labels(batch: Batch) -> Array:
-    """int32 `[b, h, w]`."""
+    """Returns the labels of a batch, int32 `[b, h, w]`."""
     return jnp.asarray(batch["segmentation"])[..., 0].astype(jnp.int32)

@@ -1,1 +1,1 @@
-"""Training and evaluation: the loop, the compiled step, and what serves them."""
+"""Training and evaluation: the loop, the compiled step, and their supporting modules."""

@@ -13,8 +13,8 @@ Result = TypeVar("Result")
 def start(function: Callable[[], Result]) -> Future[Result]:
     """Calls `function` on a daemon thread and returns the future of its result.
 
-    The threads of `concurrent.futures` are joined when the interpreter ends: an error on the main
-    thread would show only after the compiler is done, which takes minutes for a large model.
+    The threads of `concurrent.futures` are joined when the interpreter ends, so an error on the
+    main thread would appear only after the compiler is done, which takes minutes for a large model.
     """
     future: Future[Result] = Future()
 
@@ -29,8 +29,9 @@ def start(function: Callable[[], Result]) -> Future[Result]:
 
 
 def is_busy() -> bool:
-    """Returns whether such a thread is still at work.
+    """Returns whether such a thread is still running.
 
-    The process must then end by `os._exit`: the interpreter's end would free what the thread uses.
+    The process must then end by `os._exit`, because a normal end of the interpreter would free the
+    memory that the thread uses.
     """
     return any(thread.name == _NAME for thread in threading.enumerate())

@@ -31,13 +31,17 @@ class Best:
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Best":
-        """Returns what `config.checkpoint` asks for. Raises `UserError` if it has no direction."""
+        """Returns the metric that `config.checkpoint` names.
+
+        Raises:
+          UserError: the direction that is better is unknown.
+        """
         metric_info = tasks.metric_info(config.task.name)
         name = config.checkpoint.keep_best
         return cls(name, best_metric(name, metric_info, config.checkpoint.best_is), metric_info)
 
     def update(self, found: Mapping[str, float] | None) -> bool:
-        """Takes the metrics of an evaluation, and returns whether it is the best so far.
+        """Records the metrics of an evaluation, and returns whether it is the best so far.
 
         Raises:
           UserError: the evaluation does not give the metric.

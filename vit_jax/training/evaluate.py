@@ -63,7 +63,7 @@ class Evaluator:
         self._inference_params = jax.jit(task.inference_params)
         self._precompute = jax.jit(task.precompute, out_shardings=sharding.replicated(mesh))
         self.abstract = _inference_params(task, abstract.params, mesh)
-        self._sums = jax.jit(task.eval_sums)  # Only asked for shapes, which it remembers.
+        self._sums = jax.jit(task.eval_sums)  # Used only for shapes, which it caches.
         computed = self._precompute.eval_shape(self.abstract)
         everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), computed)
         computed = _with_shardings(computed, everywhere)
@@ -75,7 +75,7 @@ class Evaluator:
         """Returns `{"NAME/metric": value}` over all splits; NAME is that of the split and `suffix`.
 
         Raises:
-          Abandoned: `should_stop` said so between two batches.
+          Abandoned: `should_stop` returned True between two batches.
         """
         params = self.prepared(params)
         results = {}
@@ -226,7 +226,7 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
 
 
 def _warn_of_other_statistics(task: BaseTask, path: str) -> None:
-    """Warns if the config normalizes images in another way than the checkpoint tells."""
+    """Warns if the config normalizes images in another way than the checkpoint specifies."""
     told, mean = input_spec.read(path), getattr(task, "mean", None)
     if told is None or mean is None or task.info.spec["image"].dtype != np.uint8:
         return
@@ -264,7 +264,7 @@ def open_split(config: ConfigDict, name: str) -> Split:
 def _check_meanings(split: Split, task: BaseTask) -> None:
     """Compares a split's classes and vocabularies with those of the training data.
 
-    With others a metric would be computed all the same, and mean nothing.
+    With other classes a metric would still be computed, but would have no meaning.
     """
     found, trained = split.source.num_classes, task.info.num_classes
     if found and trained and found != trained:

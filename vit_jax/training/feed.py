@@ -1,4 +1,4 @@
-"""Batches are read and placed on the devices ahead of the step that needs them."""
+"""Reads batches and places them on the devices ahead of the step that needs them."""
 
 import queue
 import threading
@@ -42,7 +42,7 @@ class DeviceFeed:
 
     @property
     def num_bad_images(self) -> int:
-        """The number of unreadable images that other images have replaced so far."""
+        """Returns the number of unreadable images that other images have replaced so far."""
         return self._batches.num_bad_images
 
     def close(self) -> None:

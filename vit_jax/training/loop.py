@@ -1,4 +1,4 @@
-"""Training, read top to bottom.
+"""The training of a model, from its config to its report.
 
 config → source → batch → task(model) → step → checkpoint → report
 """
@@ -32,7 +32,7 @@ from vit_jax.types import Params
 def train(
     config: ConfigDict, workdir_path: str, *, profile: str = "", started: float | None = None
 ) -> Outcome:
-    """Trains to step `config.total`, or resumes what is in the workdir.
+    """Trains to step `config.total`, or resumes the run in the workdir.
 
     Args:
       profile: the steps to trace, as `START:STOP`.

@@ -1,7 +1,7 @@
-"""The pictures of the report: those of the task, and what the model attends to.
+"""The pictures of the report: those of the task, and those of the model's attention.
 
-A picture that fails costs a warning and that picture. The run has been trained by then, and ends
-as it would without.
+A picture that fails is left out with a warning. Training has ended by then, and its outcome does
+not change.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def write_report(workdir: epath.Path) -> None:
 
 @contextlib.contextmanager
 def _surviving(what: str) -> Iterator[None]:
-    """Turns whatever goes wrong in the block into a line of warning."""
+    """Turns any exception in the block into a line of warning."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The state that a run begins with, and what its earlier attempts left in the log."""
+"""The state that a run begins with, and the records of its earlier attempts in the log."""
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ def restore_or_init(
     """Returns the newest whole checkpoint, or the initial state where there is no checkpoint.
 
     Arrays that the checkpoint lacks because the config has changed, such as those of a new
-    optimizer stage or of a moving average that was off, are initialized. The report says what was
-    made of `config.init.checkpoint`; it comes only with an initial state that starts from one.
+    optimizer stage or of a moving average that was off, are initialized. The `MergeReport`
+    describes the use of `config.init.checkpoint`; it is None unless the state starts from one.
 
     Raises:
       UserError: too many checkpoints are damaged, or the newest lacks parameters of the model.
@@ -73,7 +73,7 @@ def check_start(workdir: Workdir, restored: Restored | None, total: int) -> int:
 def lost_seconds(workdir: Workdir, restored: Restored) -> float:
     """Returns the time that an earlier attempt spent on steps that have to be run again.
 
-    The log tells how far that attempt came. On object stores the log ends at the checkpoint.
+    The log shows how far that attempt progressed. On object stores it ends at the checkpoint.
     """
     reached = max(
         (row.get("train/run_seconds", 0.0) for row in read_metrics(workdir.path)), default=0

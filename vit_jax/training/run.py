@@ -105,9 +105,9 @@ class Run:
     def train_flops_per_example(self) -> int:
         """Returns the floating-point operations of a training step for each example of its batch.
 
-        Three times those of the forward pass, for a product has two in its backward pass; that
-        again where SAM takes a second gradient. Where parameters are frozen their gradients are not
-        computed, and the products of the traced step are the most that it can be.
+        They are three times those of the forward pass, because each product has two in its backward
+        pass, and twice as many where SAM computes a second gradient. If parameters are frozen,
+        their gradients are not computed, so the products of the traced step are an upper bound.
         """
         height, width, channels = self.task.info.spec["image"].shape
         gradients = 2 if self.optimizer.sam_rho else 1
@@ -165,7 +165,7 @@ class Run:
     def batches_seen(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields the training batches after `start_step` as the model sees them, in host memory.
 
-        That is after what the task does on the device, with the random keys of those steps.
+        This includes the augmentation of the task on the device, with the random keys of the steps.
         """
         config = self.config
         augment = jax.jit(self.task.augment)

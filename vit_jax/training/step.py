@@ -217,7 +217,7 @@ def _update(
 def _next_state(
     state: State, updated: tuple, accepted: Array, bad_steps: Array, losses: LossHistory | None
 ) -> State:
-    """Returns the state after a step: with what `_update` returned where the step is accepted."""
+    """Returns the state after a step, which has the result of `_update` if the step is accepted."""
     before = (state.params, state.opt_state, state.ema)
     keep = functools.partial(jax.lax.select, accepted)
     params, opt_state, ema = jax.tree.map(keep, updated, before)
@@ -297,13 +297,13 @@ def make_eval_step(
     """Returns the jitted `(params, batch, sums) → (sums, rows)`, which adds a batch's statistics.
 
     Args:
-      task: its `eval_sums` and `eval_rows` are used.
+      task: the task that defines `eval_sums` and `eval_rows`.
       params: shapes and shardings of `inference_params`, with those of `precompute`.
       mesh: the devices.
 
     Returns:
-      The step. Its `rows` are what the task's metrics need of each example, on every device, with
-      the batch's `mask`.
+      The step. Its `rows` are the arrays that the task's metrics need of each example, on every
+      device, with the batch's `mask`.
     """
     everywhere = sharding.replicated(mesh)
 

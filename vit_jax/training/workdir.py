@@ -1,4 +1,4 @@
-"""What a run leaves on disk besides checkpoints and metrics, and what a later run may change.
+"""The files of a run besides checkpoints and metrics, and the rules for resuming it.
 
 config.json   the resolved config, the command, versions of packages and of this code
 DONE          exists once the last step is finished
@@ -39,14 +39,14 @@ class Workdir:
 
     @classmethod
     def open(cls, path: str) -> "Workdir":
-        """The directory, made if need be.
+        """Returns the directory, and creates it if it does not exist.
 
         Raises:
           UserError: it cannot be made or written to, or has a name that Orbax cannot write to.
         """
         workdir = cls(storage.absolute(path))
         storage.check_writable_name(workdir.path, f"--workdir={path}")
-        # Processes of one run open it at the same time: each with a probe of its own.
+        # Processes of one run open it at the same time, so each one writes a different probe.
         probe = workdir.path / f".writable-{uuid.uuid4().hex}"
         try:
             workdir.path.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class Workdir:
 
     @classmethod
     def existing(cls, path: str) -> "Workdir":
-        """The directory of a run that has been started.
+        """Returns the directory of a run that has been started.
 
         Raises:
           UserError: there is no config.json.
@@ -98,11 +98,11 @@ class Workdir:
         return self.path / "DONE"
 
     def is_done(self) -> bool:
-        """Whether the run's last step has been finished."""
+        """Returns whether the run's last step has been finished."""
         return self._done_file.exists()
 
     def mark_done(self, is_done: bool, text: str = "") -> None:
-        """Writes `DONE`, or takes it away when training goes on."""
+        """Writes `DONE`, or removes it when training continues."""
         if is_done:
             write_atomically(self._done_file, text.encode())
         else:
@@ -111,7 +111,7 @@ class Workdir:
     def read_config(
         self, overrides: Mapping[str, str] | None = None, trust: Sequence[str] = ()
     ) -> ConfigDict:
-        """Returns the config of the run, brought to today's schema, with `overrides` applied.
+        """Returns the config of the run in the current schema, with `overrides` applied.
 
         Args:
           overrides: texts of the user's, by dotted key; code that they name is trusted.
@@ -127,7 +127,7 @@ class Workdir:
         return config
 
     def _stored_config(self, overrides: Mapping[str, str]) -> ConfigDict:
-        """Returns the config of the run, whatever code it names; for comparisons alone."""
+        """Returns the config of the run for comparisons, whose named code need not be trusted."""
         with self._explained():
             stored = files.read_json(self._config_file)
             config = config_lib.migrate(dict(stored["config"]), int(stored["version"]))
@@ -135,7 +135,7 @@ class Workdir:
         return config_lib.validate(config)
 
     def read_info(self) -> DataInfo:
-        """Returns what the task of this run knows of its data, without the data.
+        """Returns the description of the run's data that its task needs, without the data.
 
         Raises:
           UserError: the file is broken.
@@ -161,7 +161,7 @@ class Workdir:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what a broken `config.json` raises into a `UserError`."""
+        """Turns the exceptions of a broken `config.json` into a `UserError`."""
         try:
             yield
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -175,7 +175,7 @@ class Workdir:
         metric_info: Mapping[str, Metric],
         num_examples: int | None = None,
     ) -> None:
-        """Records the config that is about to run, with what would be needed to run it again.
+        """Records the config of the run, with the facts that are needed to repeat the run.
 
         Args:
           headline: the metric that the run is judged by.
