@@ -48,7 +48,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 MIN_SPLIT = 2**16
-"""The least number of elements of a parameter that is split along an axis not meant for `fsdp`."""
+"""A smaller parameter (in elements) stays whole if its own axis for `fsdp` cannot be split."""
 
 _TILE_ROWS = 16
 """The number of rows of a bfloat16 tile in the memory of a TPU."""
