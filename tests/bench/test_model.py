@@ -89,7 +89,7 @@ def test_the_step_of_a_model_without_tensorflow(request):
         (["step", "--model=vit_ti16", "--against=tim"], "did you mean 'timm'?"),
         (["step", "--model=vit_ti16", "--against=big_vison:/x"], "did you mean 'big_vision'?"),
         (["step", "--model=vit_ti16", "--against=big_vision"], "give the folder of its checkout"),
-        (["step", "--model=vit_tee16"], "model 'vit_tee16' is not known"),
+        (["step", "--model=vit_tee16"], "model 'vit_tee16' is unknown"),
         (["step", "--model=vit"], "not a whole image model"),
         (["step", "--model=vit_ti16", "--model.unrol=2"], "did you mean 'unroll'?"),
         (["input", "--config=c.py", "--model.unroll=2"], "write --config.model.FIELD"),
