@@ -224,7 +224,7 @@ def test_bench_input_prints_json(digits_npz, capsys):
         ),
         (["bench", "step", "--model=vit_ti16", "--batch=0"], "'0' is no number from 1 on"),
         (["convert", "/no/file.npz", "y.npz", "--to=npz"], "/no/file.npz"),
-        (["convert", "x", "y", "--to=onnx"], "invalid choice: 'onnx'"),
+        (["convert", "x", "y", "--to=onnx"], "--to='onnx' is no checkpoint format"),
         (["fewshot"], "give --workdir or --config"),
         (["features", "x.png", "--checkpoint=/no/file.npz"], "/no/file.npz"),
         (["features", "x.png"], "give --workdir or --checkpoint"),
@@ -324,8 +324,8 @@ def test_unwritable_workdir(capsys, digits_npz, tmp_path):
 def test_predict_names_what_is_no_image(capsys, trained, tmp_path):
     (tmp_path / "notes.png").write_text("not a picture")
     workdir = f"--workdir={trained}"
-    assert "no such image file" in fails(capsys, "predict", workdir, str(tmp_path / "no.png"))
-    assert "not a readable image" in fails(capsys, "predict", workdir, str(tmp_path / "notes.png"))
+    assert "no.png: No such file" in fails(capsys, "predict", workdir, str(tmp_path / "no.png"))
+    assert "notes.png: not an image that is read" in fails(capsys, "predict", workdir, str(tmp_path / "notes.png"))
     image = tmp_path / "digit.png"
     Image.new("L", (8, 8)).save(image)
     for flag in ("--attention", "--patches"):
@@ -335,7 +335,7 @@ def test_predict_names_what_is_no_image(capsys, trained, tmp_path):
 
 def test_broken_config_json(capsys, trained, tmp_path):
     (tmp_path / "config.json").write_text("{")
-    assert "config.json cannot be read" in fails(capsys, "evaluate", f"--workdir={tmp_path}")
+    assert "config.json is not JSON" in fails(capsys, "evaluate", f"--workdir={tmp_path}")
 
 
 def test_keys_are_listed(capsys):
