@@ -325,7 +325,9 @@ def test_predict_names_what_is_no_image(capsys, trained, tmp_path):
     (tmp_path / "notes.png").write_text("not a picture")
     workdir = f"--workdir={trained}"
     assert "no.png: No such file" in fails(capsys, "predict", workdir, str(tmp_path / "no.png"))
-    assert "notes.png: not an image that is read" in fails(capsys, "predict", workdir, str(tmp_path / "notes.png"))
+    assert "notes.png: not an image that is read" in fails(
+        capsys, "predict", workdir, str(tmp_path / "notes.png")
+    )
     image = tmp_path / "digit.png"
     Image.new("L", (8, 8)).save(image)
     for flag in ("--attention", "--patches"):
