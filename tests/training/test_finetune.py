@@ -121,7 +121,7 @@ def test_what_is_frozen_costs_no_backward_pass(config_of):
     ("keys", "message"),
     [
         ({"init__checkpoint": "/absent.npz"}, "config.init: .*/absent.npz"),
-        ({"init__head": "random"}, "config.init: head='random' is not known"),
+        ({"init__head": "random"}, "config.init.head='random' is unknown"),
         ({"model__width": 32}, "config.init: .*width 16, but yours has 32"),
     ],
 )
