@@ -72,7 +72,7 @@ def test_queries_of_an_index_against_the_table_itself():
         ({"dataset": "imagenet2021"}, "did you mean 'imagenet2012'"),
         ({"pretraining": "i22k"}, "did you mean 'i21k'"),
         ({"resolution": 225}, "resolution 225; valid: 384"),
-        ({"model": ["vit_b17"]}, "'vit_b17' is not known"),
+        ({"model": ["vit_b17"]}, "'vit_b17' is unknown"),
         ({"model": ["vit_h14"]}, "no released checkpoint with model vit_h14"),
     ],
 )
