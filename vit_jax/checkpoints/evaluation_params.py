@@ -1,4 +1,4 @@
-"""Which parameters of our checkpoints are to be used: those that the run's evaluation reads.
+"""Finds the parameters of our checkpoints to use: those that the run's evaluation reads.
 
 A moving average where the run kept one; else what the optimizer makes of the parameters it trains,
 for rules such as Schedule-Free that take gradients at one place and average another.

@@ -1,4 +1,4 @@
-"""Which file of the AugReg release to start from (Steiner et al. 2022, "How to train your ViT?").
+"""Chooses a file of the AugReg release (Steiner et al. 2022, "How to train your ViT?").
 
 The release is an index, `index.csv`, and 51,509 checkpoints in the layout of `npz`: every model was
 pre-trained with many combinations of augmentation and regularisation, and each result fine-tuned to

@@ -1,4 +1,4 @@
-"""What a config's batches will look like, told without the data and without TensorFlow.
+"""Predicts the shapes of a config's batches without the data and without TensorFlow.
 
 For planning: the datasets that the published recipes train on are known by name, and of a
 preprocessing string only what it does to shapes and dtypes is followed.

@@ -38,7 +38,7 @@ _ROW = "stream_row"
 
 
 def output_spec(source: Source, pp: str) -> dict[str, ArraySpec]:
-    """What preprocessing makes of a source's records, found out with the first that works."""
+    """Finds the output of preprocessing for a source's records, from the first that works."""
     example = _example_function(sample_record(source), pp)
     vocabularies = preprocessing.vocabularies(pp)
     for index in range(min(_MAX_SAMPLES, len(source))):

@@ -23,7 +23,7 @@ MAX_NAMES = 6
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How freely a checkpoint is fitted to a model; see `checkpoints.load`."""
+    """Options for fitting a checkpoint to a model; see `checkpoints.load`."""
 
     head: str = "auto"
     interpolation: str = "corners"
@@ -285,7 +285,7 @@ class Merge:
         return ""
 
     def apply_patterns(self) -> None:
-        """What the caller said may be missing or left over."""
+        """Returns the names that the caller allows to be missing or left over."""
         for name in [*self.arrays]:
             if name not in self.target.shapes and _any_match(self.options.ignore, name):
                 self.drop(name, "asked for by `ignore`")

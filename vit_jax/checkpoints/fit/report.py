@@ -1,4 +1,4 @@
-"""What became of every array when a checkpoint was loaded into a model."""
+"""The account of every array when a checkpoint was loaded into a model."""
 
 import dataclasses
 

@@ -74,7 +74,7 @@ class Target:
 
     @property
     def class_row(self) -> bool:
-        """Whether the position table has a row for the class token."""
+        """Returns whether the position table has a row for the class token."""
         return {CLS, POSITIONS} <= self.shapes.keys() and self.traits.class_token_position
 
     def initialize(self, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
