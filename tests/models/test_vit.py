@@ -241,7 +241,7 @@ def test_another_image_size_is_refused_where_positions_are_learned_only():
     ("name", "fields", "message"),
     [
         ("vit_b17", {}, "did you mean 'vit_b1"),
-        ("resnet", {}, "not known"),
+        ("resnet", {}, "model 'resnet' is unknown"),
         ("vit_b16", {"pathc_size": 8}, "did you mean 'patch_size'"),
         ("vit_b16", {"pooling": "cls"}, "pooling='cls'"),
         ("vit_b16", {"pooling": "token", "class_token": False}, "needs the class token"),
@@ -270,7 +270,7 @@ def test_another_image_size_is_refused_where_positions_are_learned_only():
         ("vit_b16", {"global_blocks": (2,)}, "exceptions from window"),
         ("vit_b16", {"window": 14, "global_blocks": (2, 12)}, "has 12; the 12 blocks count from 0"),
         ("no.such:Model", {}, "cannot be imported"),
-        ("vit_jax.models:build", {}, "not a flax.linen.Module"),
+        ("vit_jax.models:build", {}, "'vit_jax.models:build' is no model"),
     ],
 )
 def test_mistakes_are_named(name, fields, message):

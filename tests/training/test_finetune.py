@@ -126,9 +126,9 @@ def test_what_is_frozen_costs_no_backward_pass(config_of):
     ],
 )
 def test_what_does_not_fit_says_so(released, config_of, keys, message):
-    run = Run.build(config_of(**{"init__checkpoint": released[0], **keys}))
+    keys = {"init__checkpoint": released[0], **keys}
     with pytest.raises(UserError, match=message) as error:
-        initial_state.first_state(run)
+        initial_state.first_state(Run.build(config_of(**keys)))
     assert "\n" not in str(error.value)
 
 
