@@ -28,8 +28,9 @@ Result = TypeVar("Result")
 
 def errors() -> tuple[type[Exception], ...]:
     """Returns the exceptions that reading and writing raise: for `gs://`, TensorFlow's own."""
-    tensorflow = sys.modules.get("tensorflow")
-    return (OSError, tensorflow.errors.OpError) if tensorflow else (OSError,)
+    # While another thread imports TensorFlow, the module is there without its names.
+    names = getattr(sys.modules.get("tensorflow"), "errors", None)
+    return (OSError, names.OpError) if hasattr(names, "OpError") else (OSError,)
 
 
 def is_remote(path: epath.PathLike) -> bool:

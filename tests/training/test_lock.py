@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -189,3 +190,9 @@ def test_a_clock_that_is_set_back_changes_nothing(folder, monkeypatch):
     leave(folder, scope="elsewhere")
     with WorkdirLock(folder) as held:
         held.check()
+
+
+def test_a_beat_during_the_import_of_tensorflow_knows_its_errors(monkeypatch):
+    """The module is in `sys.modules` before it has its names."""
+    monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
+    assert storage.errors() == (OSError,)

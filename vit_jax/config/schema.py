@@ -238,7 +238,7 @@ SCHEMA: dict[str, Any] = {
         "source": Key(
             "tfds",
             FIXED,
-            "Where examples come from: tfds, folder, npz, segmentation_folder, coco, captions,"
+            "Where examples come from: tfds, folder, idx, npz, segmentation_folder, coco, captions,"
             " fake, or package.module:Class.",
         ),
         "name": place("imagenet2012", FIXED, "Name of the TFDS dataset; or the folder or file."),

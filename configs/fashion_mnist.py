@@ -1,0 +1,65 @@
+"""A small ViT on Fashion-MNIST: 60,000 and 10,000 gray images of clothes, 28×28 (Xiao et al. 2017).
+
+    python -m vit_jax prepare fashion_mnist
+    python -m vit_jax train --config=configs/fashion_mnist.py --workdir=runs/fashion
+
+`data=DIR` reads the four files of the dataset (`train-images-idx3-ubyte.gz`, ...) in place of
+TensorFlow Datasets, such as those of Debian's package dataset-fashion-mnist:
+
+    python -m vit_jax train --workdir=runs/fashion \\
+        --config=configs/fashion_mnist.py:data=/usr/share/datasets/fashion-mnist
+
+`validate` is for choosing settings without the test images: it trains on the first 50,000 training
+images and evaluates on the last 10,000. `epochs=30` sets the length; `runlocal` is a test of a few
+seconds. We have not run this recipe yet.
+"""
+
+from vit_jax.config import default_config, parse_arg
+
+CLASSES = [
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "Ankle boot",
+]  # fmt: skip
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, data="", epochs=30, validate=False, runlocal=False)
+    config = default_config()
+    config.total = 2 if arg.runlocal else f"{arg.epochs} epochs"
+    config.batch_size = 8 if arg.runlocal else 256
+    config.ema_decay = 0.999
+
+    config.model = {
+        "name": "vit",
+        "patch_size": 4,
+        "width": 128,
+        "depth": 2 if arg.runlocal else 6,
+        "num_heads": 4,
+        "mlp_dim": 512,
+        "pooling": "mean",
+        "position": "learned",
+        "drop_path": 0.1,
+    }
+    # Clothes have no side: shirts are mirrored, and all are moved by up to two pixels.
+    config.task = {
+        "name": "classification",
+        "affine": {"shift": 0.07, "scale": 0.1},
+        "mixup": 0.2,
+        "label_smoothing": 0.1,
+    }
+
+    config.data.source = "idx" if arg.data else "tfds"
+    config.data.name = arg.data or "fashion_mnist"
+    if arg.data:
+        config.data.args = {"class_names": CLASSES}
+    config.data.split = "train[:50000]" if arg.validate else "train"
+    config.data.pp = "decode(1)|flip_lr"
+    config.data.eval_pp = "decode(1)"
+    held_out = "train[50000:]" if arg.validate else "test"
+    config.eval.sets = {"val" if arg.validate else "test": {"split": held_out}}
+
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 0.05
+    config.optim.clip_norm = 1.0
+    config.optim.schedule.warmup = "5 percent"
+    return config

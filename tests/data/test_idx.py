@@ -1,0 +1,109 @@
+"""The IDX files of the MNIST family: what is read, and what is refused."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from vit_jax.config import load
+from vit_jax.data import open_source
+from vit_jax.errors import UserError
+
+IMAGES = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
+LABELS = np.array([0, 1, 2, 0, 3, 1], np.uint8)
+
+
+def idx(array, kind=8):
+    header = struct.pack(f">2xBB{array.ndim}I", kind, array.ndim, *array.shape)
+    return header + array.tobytes()
+
+
+def write(folder, split="train", images=IMAGES, labels=LABELS, *, prefix="", pack=gzip.compress):
+    folder.mkdir(exist_ok=True)
+    end = ".gz" if pack is gzip.compress else ""
+    for what, array, rank in (("images", images, 3), ("labels", labels, 1)):
+        file = folder / f"{prefix}{split}-{what}-idx{rank}-ubyte{end}"
+        file.write_bytes(pack(idx(array)))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bytes], ids=["gzipped", "plain"])
+def test_the_arrays_of_a_split_are_read(tmp_path, pack):
+    write(tmp_path, pack=pack)
+    write(tmp_path, "t10k", IMAGES[:2], LABELS[:2], pack=pack)
+    spec = {"source": "idx", "name": str(tmp_path)}
+    part = open_source(spec | {"split": "train[2:]"})
+    records = part.fetch(np.array([2, 0]))
+    np.testing.assert_array_equal(records["image"], IMAGES[[4, 2], ..., None])
+    assert records["label"].tolist() == [3, 2]
+    assert records["label"].dtype == np.int32
+    assert "record 4 of" in part.describe(2)
+    # The test split lacks the classes 2 and 3.
+    test = open_source(spec | {"split": "test", "class_names": list("abcd")})
+    assert (len(test), test.num_classes, test.class_names) == (2, 4, tuple("abcd"))
+
+
+def test_one_of_several_datasets_is_named_after_the_folder(tmp_path):
+    for number, prefix in enumerate(("emnist-letters-", "emnist-digits-")):
+        write(tmp_path, labels=LABELS + np.uint8(number), prefix=prefix)
+    spec = {"source": "idx", "name": f"{tmp_path}/emnist-letters"}
+    assert open_source(spec).num_classes == 4
+    with pytest.raises(UserError, match=r"2 datasets; write one .*/emnist-digits$"):
+        open_source(spec | {"name": str(tmp_path)})
+    with pytest.raises(UserError, match="did you mean 'emnist-letters'"):
+        open_source(spec | {"name": f"{tmp_path}/emnist-leters"})
+
+
+WHOLE = idx(IMAGES)
+BAD = {
+    "cut short": (WHOLE[:-1], "announces 72 values, it has 71"),
+    "longer than announced": (WHOLE + b"x", "announces 72 values, it has more"),
+    "cut in the header": (WHOLE[:10], "unpack requires"),
+    "of another kind": (b"\x89PNG\r\n", "not an IDX file"),
+    "of floats": (idx(IMAGES, 0x0D), "values of type 0x0d; only unsigned bytes"),
+    "of labels": (idx(LABELS), r"holds an array \[6\]; images are"),
+    "of more images": (idx(np.concatenate([IMAGES] * 2)), r"holds an array \[6\] for 12 images"),
+    "of a huge size": (struct.pack(">2xBB3I", 8, 3, 2**31, 2**15, 2**15), "values, more than"),
+    "empty": (b"", "not an IDX file"),
+    "with a damaged stream": (gzip.compress(WHOLE)[:-12], "ended before the end-of-stream"),
+    "with flipped bytes": (gzip.compress(WHOLE)[:20] + bytes(9), "CRC check failed|invalid"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
+def test_a_bad_file_is_named_in_one_line(tmp_path, content, message):
+    write(tmp_path, pack=bytes)
+    file = tmp_path / "train-images-idx3-ubyte"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        open_source({"source": "idx", "name": str(tmp_path)})
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"split": "validation"}, r"no images of the split 'validation'; it has files of train"),
+        ({"class_names": ["a", "b"]}, r"2 names, but the labels in .* go up to 3"),
+        ({"name": "/nowhere/at/all"}, "no such folder: /nowhere/at"),
+    ],
+)
+def test_a_wrong_argument_is_answered(tmp_path, args, message):
+    write(tmp_path)
+    with pytest.raises(UserError, match=message):
+        open_source({"source": "idx", "name": str(tmp_path)} | args)
+
+
+def test_a_folder_without_such_files_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no files named like train-images-idx3-ubyte"):
+        open_source({"source": "idx", "name": str(tmp_path)})
+
+
+def test_the_recipe_reads_files_or_tensorflow_datasets(request, tmp_path):
+    recipe = f"{request.config.rootpath}/configs/fashion_mnist.py"
+    config = load(f"{recipe}:data={tmp_path},validate")
+    assert (config.data.source, config.data.name) == ("idx", str(tmp_path))
+    assert dict(config.eval.sets.val) == {"split": "train[50000:]"}
+    config = load(recipe)
+    assert (config.data.source, config.eval.sets.test.split) == ("tfds", "test")

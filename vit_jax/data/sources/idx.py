@@ -1,0 +1,159 @@
+"""Images and labels in the IDX files of MNIST, Fashion-MNIST, KMNIST and EMNIST, plain or gzipped.
+
+    config.data.source = "idx"
+    config.data.name = "fashion"
+
+The folder holds `train-images-idx3-ubyte.gz`, `train-labels-idx1-ubyte.gz` and those of the test
+split. The splits are `train` and `test`, which most of these datasets call `t10k`. A folder that
+holds several datasets is read with the part of the names before `train`: `emnist/emnist-letters`.
+"""
+
+import contextlib
+import gzip
+import io
+import math
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vit_jax.data import files
+from vit_jax.data.sources import Records
+from vit_jax.data.sources._splits import parse_split, split_range
+from vit_jax.errors import UserError, nearest
+
+MAX_BYTES = 8 << 30
+"""The largest array that is read, in bytes. The largest published file of this format has 6 GB."""
+
+_NAME = re.compile(
+    r"(?P<dataset>.*?)-?(?P<split>train|t10k|test)-(?P<what>images|labels)[-.]idx[13]-ubyte(?:\.gz)?"
+)
+_UNSIGNED_BYTES = 8
+_GZIP = b"\x1f\x8b"
+
+
+class Source:
+    """Holds the images of a split in memory, uint8 `[n, height, width, 1]`, with their labels.
+
+    Args:
+      name: the folder of the files, or `FOLDER/DATASET`, where `DATASET` begins the files' names.
+      split: `train` or `test`, with `[a:b]` for a part of it.
+      class_names: the names of the classes in the order of their numbers, for the files hold none.
+    """
+
+    def __init__(self, name: str, split: str = "train", *, class_names: Sequence[str] = ()):
+        part = parse_split(split)[0]
+        images_path, labels_path = _find(files.expand(name), part)
+        images, labels = _read(images_path), _read(labels_path)
+        _check(images, images_path, labels, labels_path)
+        # The largest label of the training split counts, because a test split may lack a class.
+        training = labels
+        if part != "train":
+            with contextlib.suppress(UserError):
+                training = _read(_find(files.expand(name), "train")[1])
+        self.num_classes = 1 + int(max(labels.max(), training.max()))
+        if class_names:
+            if len(class_names) < self.num_classes:
+                raise UserError(
+                    f"config.data.args.class_names has {len(class_names)} names, but the labels in"
+                    f" {files.shown(labels_path)} go up to {self.num_classes - 1}"
+                )
+            self.num_classes = len(class_names)
+        self.class_names = tuple(class_names) or None
+        selected = split_range(split, len(images))
+        self._path, self._first = images_path, selected.start
+        self._images = images[selected.start : selected.stop, ..., None]
+        self._labels = labels[selected.start : selected.stop].astype(np.int32)
+        self.fingerprint = f"idx:{images_path.name}:{split}:{len(self._images)}"
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def fetch(self, indices: np.ndarray) -> Records:
+        return {"image": self._images[indices], "label": self._labels[indices]}
+
+    def describe(self, index: int) -> str:
+        return f"record {self._first + int(index)} of {files.shown(self._path)}"
+
+
+def _find(path: Path, split: str) -> tuple[Path, Path]:
+    """Returns the files of images and of labels of a split."""
+    folder, dataset = (path, None) if path.is_dir() else (path.parent, path.name)
+    found: dict[str, dict[tuple[str, str], Path]] = {}
+    for entry in files.visible(files.existing_folder(folder)):
+        match = _NAME.fullmatch(entry.name)
+        if match:
+            here = found.setdefault(match["dataset"], {})
+            here.setdefault((match["split"], match["what"]), Path(entry.path))
+    where = files.shown(folder)
+    if not found:
+        raise UserError(
+            f"{where} holds no files named like train-images-idx3-ubyte or"
+            " train-labels-idx1-ubyte.gz"
+        )
+    if dataset is None and len(found) > 1:
+        raise UserError(
+            f"{where} holds {len(found)} datasets; write one of them, as in"
+            f" {where}/{min(filter(None, found))}"
+        )
+    dataset = next(iter(found)) if dataset is None else dataset
+    if dataset not in found:
+        raise UserError(f"{where} holds no IDX files of {dataset!r}; {nearest(dataset, found)}")
+    stored = ("t10k", "test") if split == "test" else (split,)
+    here = {what: file for (one, what), file in found[dataset].items() if one in stored}
+    for what in ("images", "labels"):
+        if what not in here:
+            splits = sorted({one.replace("t10k", "test") for one, _ in found[dataset]})
+            raise UserError(
+                f"{where} has no {what} of the split {split!r}; it has files of"
+                f" {' and '.join(splits)}"
+            )
+    return here["images"], here["labels"]
+
+
+def _read(path: Path) -> np.ndarray:
+    """Returns the array of an IDX file, uint8.
+
+    Nothing is allocated for a size that only the header claims, and no more of a compressed file is
+    unpacked than its header announces.
+
+    Raises:
+      UserError: the file cannot be read, is damaged, or holds something other than bytes.
+    """
+    try:
+        data = files.read_bytes(path, MAX_BYTES)
+        is_packed = data.startswith(_GZIP)
+        with io.BytesIO(data) as raw, gzip.open(raw) if is_packed else raw as stream:
+            start = stream.read(4)
+            if len(start) < 4 or start[:2] != b"\0\0" or start[3] not in (1, 3):
+                raise OSError("not an IDX file of images or labels")
+            if start[2] != _UNSIGNED_BYTES:
+                raise OSError(f"values of type 0x{start[2]:02x}; only unsigned bytes are read")
+            sizes = stream.read(4 * start[3])
+            shape = struct.unpack(f">{start[3]}I", sizes)
+            size = math.prod(shape)
+            if size > MAX_BYTES:
+                raise OSError(f"{size:,} values, more than the {MAX_BYTES:,} that are read")
+            content = stream.read(size + 1)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise UserError(f"{files.shown(path)}: {files.reason(error)}") from error
+    if len(content) != size:
+        has = "more" if len(content) > size else f"{len(content):,}"
+        raise UserError(f"{files.shown(path)}: its header announces {size:,} values, it has {has}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _check(images: np.ndarray, images_path: Path, labels: np.ndarray, labels_path: Path) -> None:
+    if images.ndim != 3 or not images.size:
+        raise UserError(
+            f"{files.shown(images_path)} holds an array {list(images.shape)}; images are"
+            " [n, height, width]"
+        )
+    if labels.shape != images.shape[:1]:
+        raise UserError(
+            f"{files.shown(labels_path)} holds an array {list(labels.shape)} for"
+            f" {len(images)} images"
+        )
