@@ -47,6 +47,8 @@ def get_config(arg=None):
     config.model = {
         "name": f"vit_{arg.variant}",
         "class_token_position": False,
+        "initialization": "deit",
+        "head_zero_init": False,
         "layer_scale": 1e-4,
         "drop_path": drop_path[bool(arg.checkpoint)],
         "constant_drop_path": True,

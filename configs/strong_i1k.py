@@ -53,6 +53,10 @@ def get_config(arg=None):
         # DeiT III: one rate for all blocks.
         "drop_path": drop_path,
         "constant_drop_path": True,
+        # Both start all kernels, the head included, from a normal distribution of deviation 0.02.
+        # LAMB moves a kernel by a share of its norm, so it could hardly leave a head of zeros.
+        "initialization": "deit",
+        "head_zero_init": False,
         "dtype": "bfloat16",
         "residual_dtype": "float32",
     }

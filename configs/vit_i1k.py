@@ -44,6 +44,7 @@ def get_config(arg=None):
 
     config.model = {
         "name": arg.model,
+        "initialization": "big_vision",
         "class_token_position": False,
         "representation_size": WIDTH[arg.model.removeprefix("vit_")[:-2]],
         "head_bias_init": -6.9,  # -log(1000)

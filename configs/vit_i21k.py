@@ -59,6 +59,7 @@ def get_config(arg=None):
 
     config.model = {
         "name": arg.model,
+        "initialization": "big_vision",
         "pooling": "mean",
         "head_bias_init": -10.0,  # -log(21,843)
     }

@@ -49,8 +49,8 @@ class FlexiViT(VisionTransformer):
     def _project(self, patches: Array, channels: int) -> Array:
         spec, kept = self.block_spec(), pair(self.kernel_size)
         patch = pair(self.patch_size)
-        embed = PatchEmbed(patch, channels, self.width, spec.dtype, kept, name="patch_embed")
-        return embed(patches).astype(spec.residual_dtype)
+        fields = (patch, channels, self.width, spec.dtype, kept, self.initialization)
+        return PatchEmbed(*fields, name="patch_embed")(patches).astype(spec.residual_dtype)
 
     @nn.nowrap
     def _add_positions(

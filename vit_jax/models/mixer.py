@@ -29,10 +29,14 @@ from vit_jax.models.layers.basic import (
     make_norm,
     pair,
 )
+from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.transformer import StackSpec, scan_or_unroll
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import Traits, named_fields
 from vit_jax.types import Array, Features
+
+INITIALIZATION = "flax"
+"""The scheme of `layers.initialization` that both published codebases use for Mixers."""
 
 
 class TokenMixing(nn.Module):
@@ -43,14 +47,12 @@ class TokenMixing(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        tiny_normal = nn.initializers.normal(stddev=1e-6)
+        inits = {"dtype": self.dtype, "kernel_init": SCHEMES[INITIALIZATION].kernel}
         tokens = x.shape[1]
         x = jnp.swapaxes(x, 1, 2)
         into, out = ("tokens", "token_mixing"), ("token_mixing", "tokens")
-        dense1 = Linear(
-            (self.mlp_dim,), into, dtype=self.dtype, bias_init=tiny_normal, name="dense1"
-        )
-        dense2 = Linear((tokens,), out, dtype=self.dtype, bias_init=tiny_normal, name="dense2")
+        dense1 = Linear((self.mlp_dim,), into, name="dense1", **inits)
+        dense2 = Linear((tokens,), out, name="dense2", **inits)
         hidden = nn.gelu(dense1(x), approximate=True)
         hidden = nn.with_logical_constraint(hidden, ("batch", "embed", "token_mixing"))
         return jnp.swapaxes(dense2(hidden), 1, 2)
@@ -77,6 +79,7 @@ class MixerBlock(nn.Module):
             self.dropout,
             self.train,
             self.dtype,
+            INITIALIZATION,
             name="channel_mixing",
         )
         return self._add(x, mlp(norm2(x)), drop_rate), None

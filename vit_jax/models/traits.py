@@ -17,6 +17,7 @@ PLAIN = frozenset(
         *("patch_size", "class_token", "class_token_position", "vocab_size", "max_length"),
         *("stages", "width_factor", "global_blocks"),
         *("patch_drop", "drop_path", "constant_drop_path", "dropout", "attention_dropout"),
+        "initialization",
         *("scan", "unroll", "remat", "attention", "dtype", "residual_dtype"),
     )
 )

@@ -59,6 +59,7 @@ from vit_jax.models.layers.basic import (
     pair,
     stored_shape,
 )
+from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.positions import (
     POSITIONS,
     check_position,
@@ -133,6 +134,8 @@ class VisionTransformer(nn.Module):
         parameters are the same.
       dtype: the dtype of computation. residual_dtype: the dtype of the stream between blocks; None
         means `dtype`. Parameters are float32 either way.
+      initialization: the scheme of the initial values: "vision_transformer", "big_vision", "deit"
+        or "flax"; see `layers.initialization`.
     """
 
     patch_size: int | Sequence[int]
@@ -164,6 +167,7 @@ class VisionTransformer(nn.Module):
     global_blocks: Sequence[int] = ()
     dtype: DTypeLike = "float32"
     residual_dtype: DTypeLike | None = None
+    initialization: str = "vision_transformer"
 
     def __post_init__(self) -> None:
         check_choice("pooling", self.pooling, POOLINGS)
@@ -206,6 +210,7 @@ class VisionTransformer(nn.Module):
             attention=self.attention,
             dtype=float_dtype("dtype", self.dtype),
             residual_dtype=float_dtype("residual_dtype", self.residual_dtype or self.dtype),
+            initialization=self.initialization,
         )
 
     @nn.nowrap
@@ -304,8 +309,8 @@ class VisionTransformer(nn.Module):
     def _project(self, patches: Array, channels: int) -> Array:
         """Embeds flattened patches `[batch, n, ph * pw * channels]` as `[batch, n, width]`."""
         spec, patch = self.block_spec(), pair(self.patch_size)
-        embed = PatchEmbed(patch, channels, self.width, spec.dtype, name="patch_embed")
-        return embed(patches).astype(spec.residual_dtype)
+        fields = (patch, channels, self.width, spec.dtype, None, self.initialization)
+        return PatchEmbed(*fields, name="patch_embed")(patches).astype(spec.residual_dtype)
 
     @nn.nowrap
     def _add_positions(
@@ -331,9 +336,8 @@ class VisionTransformer(nn.Module):
                 f"the position table holds {held[1]} tokens but these images make {rows}; resize "
                 "the table (vit_jax.checkpoints.load does) or feed images of the table's size"
             )
-        init = nn.with_logical_partitioning(
-            nn.initializers.normal(stddev=0.02), (None, "tokens", "embed")
-        )
+        init = SCHEMES[self.initialization].position(self.width)
+        init = nn.with_logical_partitioning(init, (None, "tokens", "embed"))
         return self.param("pos_embed", init, (1, rows, self.width), jnp.float32)
 
     @nn.nowrap
@@ -349,7 +353,7 @@ class VisionTransformer(nn.Module):
         """Puts class token (with its position), distillation token and registers in front."""
         parts = []
         if self._has_class_token():
-            cls = self._token("cls", nn.initializers.zeros, 1)
+            cls = self._token("cls", SCHEMES[self.initialization].class_token, 1)
             parts.append(cls if class_position is None else cls + class_position)
         init = nn.initializers.normal(stddev=0.02)
         if self.distill_token:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models.layers.basic import Linear, lift, make_norm
+from vit_jax.models.layers.initialization import SCHEMES, Scheme
 from vit_jax.models.layers.transformer import BlockSpec
 from vit_jax.models.traits import Traits, traits_of
 from vit_jax.types import Array, Features
@@ -35,13 +36,15 @@ class ClassHead(nn.Module):
     """Class scores of a vector, always in float32.
 
     Parameters: kernel `[dim, classes]` and bias `[classes]`; `pre_logits` (dense, then tanh) with
-    `representation_size`, the hidden layer that the first ViT paper pre-trained with.
+    `representation_size`, the hidden layer that the first ViT paper pre-trained with. `scheme`
+    gives the initial kernel where it is not zero.
     """
 
     num_classes: int
     representation_size: int | None
     head_bias_init: float
     head_zero_init: bool
+    scheme: Scheme = SCHEMES["vision_transformer"]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -54,7 +57,7 @@ class ClassHead(nn.Module):
                 name="pre_logits",
             )
             x = jnp.tanh(pre_logits(x))
-        init = nn.initializers.zeros if self.head_zero_init else nn.initializers.lecun_normal()
+        init = nn.initializers.zeros if self.head_zero_init else self.scheme.head
         kernel_init = nn.with_logical_partitioning(init, ("embed", "classes"))
         bias_init = nn.with_logical_partitioning(
             nn.initializers.constant(self.head_bias_init), ("classes",)
@@ -72,7 +75,8 @@ class Classifier(nn.Module):
       representation_size: width of a hidden tanh layer before them, or None.
       head_bias_init: initial bias; about -log(classes) starts sigmoid losses low (-10 is usual).
       head_zero_init: start the head's kernel at zero, so that training starts from equal logits and
-        a pre-trained backbone is not disturbed by a random head.
+        a pre-trained backbone is not disturbed by a random head. False starts it as the backbone's
+        `initialization` says.
     """
 
     backbone: nn.Module
@@ -109,5 +113,6 @@ class Classifier(nn.Module):
             self.representation_size,
             self.head_bias_init,
             self.head_zero_init,
+            SCHEMES.get(getattr(self.backbone, "initialization", ""), Scheme()),
             name=name,
         )

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import Linear, check_least, make_norm
+from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.positions import MixedFrequencies, rotate
 from vit_jax.models.layers.windows import Windows
 from vit_jax.types import Array
@@ -53,6 +54,7 @@ class Attention(nn.Module):
     rope: str | None = None
     dropout: float = 0.0
     train: bool = False
+    initialization: str = "vision_transformer"
 
     @nn.compact
     def __call__(
@@ -95,12 +97,21 @@ class Attention(nn.Module):
             y = windows.join(self._attend(*map(windows.split, (query, key, value)), apart, windows))
         y = nn.with_logical_constraint(y, ("batch", "tokens", "heads", "head_dim"))
         out_axes = ("heads", "head_dim", "embed")
-        return Linear((x.shape[-1],), out_axes, num_in=2, dtype=self.dtype, name="out")(y)
+        kernel_init = SCHEMES[self.initialization].kernel
+        return Linear(
+            (x.shape[-1],),
+            out_axes,
+            num_in=2,
+            dtype=self.dtype,
+            kernel_init=kernel_init,
+            name="out",
+        )(y)
 
     @nn.nowrap
     def _project(self, name: str, x: Array) -> Array:
         features, axes = (self.num_heads, self.head_dim), ("embed", "heads", "head_dim")
-        y = Linear(features, axes, dtype=self.dtype, name=name)(x)
+        kernel_init = SCHEMES[self.initialization].kernel
+        y = Linear(features, axes, dtype=self.dtype, kernel_init=kernel_init, name=name)(x)
         return nn.with_logical_constraint(y, ("batch", "tokens", "heads", "head_dim"))
 
     @nn.nowrap

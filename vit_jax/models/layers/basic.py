@@ -5,7 +5,7 @@ in `dtype`. What a module returns has the dtype it computed in, unless its docst
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError, nearest
+from vit_jax.models.layers.initialization import SCHEMES, Initializer
 from vit_jax.models.layers.resize import resize_patch_kernel
 from vit_jax.types import Array
-
-Initializer = Callable[..., Array]
 
 NORM_EPSILON = 1e-6
 
@@ -151,13 +150,15 @@ class Mlp(nn.Module):
     dropout: float
     train: bool
     dtype: DTypeLike
+    initialization: str = "vision_transformer"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        tiny_normal = nn.initializers.normal(stddev=1e-6)
+        scheme = SCHEMES[self.initialization]
+        inits = {"kernel_init": scheme.kernel, "bias_init": scheme.mlp_bias}
 
         def dense(features: int, axes: tuple[str, str], name: str) -> Linear:
-            return Linear((features,), axes, dtype=self.dtype, bias_init=tiny_normal, name=name)
+            return Linear((features,), axes, dtype=self.dtype, name=name, **inits)
 
         hidden = dense(self.mlp_dim, ("embed", "mlp"), "dense1")(x)
         if self.kind == "swiglu":
@@ -239,19 +240,17 @@ class PatchEmbed(nn.Module):
     width: int
     dtype: DTypeLike
     kept_patch: tuple[int, int] | None = None
+    initialization: str = "vision_transformer"
 
     @nn.compact
     def __call__(self, patches: Array) -> Array:
         """Maps patches `[..., ph * pw * channels]`, as from `cut_patches`, to `[..., width]`."""
         axes = ("patch_h", "patch_w", "channels", "embed")
-        kernel_init = flattened(nn.initializers.lecun_normal(), num_in=3)
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(kernel_init, axes),
-            (*(self.kept_patch or self.patch), self.channels, self.width),
-            jnp.float32,
-        )
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        shape = (*(self.kept_patch or self.patch), self.channels, self.width)
+        kernel_init, bias_init = SCHEMES[self.initialization].patch(math.prod(shape[:3]))
+        kernel_init = nn.with_logical_partitioning(flattened(kernel_init, num_in=3), axes)
+        kernel = self.param("kernel", kernel_init, shape, jnp.float32)
+        bias_init = nn.with_logical_partitioning(bias_init, ("embed",))
         bias = self.param("bias", bias_init, (self.width,), jnp.float32)
         kernel = resize_patch_kernel(kernel, self.patch)
         matrix = kernel.reshape(-1, self.width).astype(self.dtype)

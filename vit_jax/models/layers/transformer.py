@@ -30,6 +30,7 @@ from vit_jax.models.layers.basic import (
     layer_scale,
     make_norm,
 )
+from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.windows import Windows
 from vit_jax.types import Array, Params
 
@@ -65,6 +66,7 @@ class BlockSpec:
     attention: str = "auto"
     dtype: DTypeLike = jnp.float32
     residual_dtype: DTypeLike = jnp.float32
+    initialization: str = "vision_transformer"
 
     @classmethod
     def create(
@@ -81,6 +83,7 @@ class BlockSpec:
         check_choice("norm", spec.norm, NORMS)
         check_choice("mlp", spec.mlp, MLPS)
         check_choice("attention", spec.attention, IMPLEMENTATIONS)
+        check_choice("initialization", spec.initialization, tuple(SCHEMES))
         check_rate("dropout", spec.dropout)
         check_rate("attention_dropout", spec.attention_dropout)
         if spec.attention_dropout and spec.attention in ("cudnn", "splash"):
@@ -102,12 +105,14 @@ class BlockSpec:
             rope=rope,
             dropout=self.attention_dropout,
             train=train,
+            initialization=self.initialization,
             name=name,
         )
 
     def make_mlp(self, *, train: bool, name: str) -> Mlp:
         """Returns the MLP of this spec."""
-        return Mlp(self.mlp_dim, self.mlp, self.dropout, train, self.dtype, name=name)
+        fields = (self.mlp_dim, self.mlp, self.dropout, train, self.dtype, self.initialization)
+        return Mlp(*fields, name=name)
 
 
 class Block(nn.Module):
