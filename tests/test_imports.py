@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import vit_jax
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vit_jax"
 
@@ -130,3 +132,7 @@ def test_the_predictor_is_at_the_top_and_importing_the_package_loads_nothing():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.splitlines() == ["[]", "True Predictor.from_workdir"]
+
+
+def test_the_names_at_the_top_are_declared_once():
+    assert sorted([*vit_jax._SUBMODULES, *vit_jax._HOMES]) == vit_jax.__all__

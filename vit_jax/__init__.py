@@ -1,21 +1,70 @@
 """Vision Transformers in JAX: train, evaluate, fine-tune, look inside.
 
     import vit_jax
-    model = vit_jax.models.build("vit_b16", num_classes=1000)
+
+    config = vit_jax.config.load("digits")  # a recipe, or a file; see `vit-jax train --keys`
+    config.optim.lr = 3e-4
+    outcome = vit_jax.train(config, "runs/digits")
+    metrics = vit_jax.evaluate("runs/digits")
+
+    predictor = vit_jax.Predictor.from_workdir("runs/digits")
+    probability = predictor.predict(["photo.jpg"])["probability"]  # float32 [1, classes]
+    vectors = vit_jax.features("runs/digits", ["photo.jpg"])  # float32 [1, dim]
+    vit_jax.export("runs/digits", "served", "stablehlo")
+
+    vit_jax.list_models("vit_s*")
+    model = vit_jax.build("vit_b16", num_classes=1000)
     params = vit_jax.checkpoints.load("checkpoint.npz", model)
-    logits = model.apply({"params": params}, images)
+    logits = model.apply({"params": params}, images)  # images: [n, 224, 224, 3] in [-1, 1]
+    maps = vit_jax.attention_maps(model, params, images)
 
-    predictor = vit_jax.Predictor.from_workdir("runs/photos")
-    probability = predictor.predict(["photo.jpg"])["probability"]
-
-Submodules load when they are first used, so that `import vit_jax` costs nothing.
+Each name loads its module when it is first used, so that `import vit_jax` costs nothing. `help` of
+each function gives shapes, units and errors.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_jax import attention, checkpoints, config, data, models, optim, report, tasks
+    from vit_jax.attention import attention_maps
+    from vit_jax.inference.features import features
+    from vit_jax.inference.predict import Predictor
+    from vit_jax.models import build, list_models
+    from vit_jax.training.from_python import evaluate, train
+    from vit_jax.version import __version__
 
 _SUBMODULES = ("attention", "checkpoints", "config", "data", "models", "optim", "report", "tasks")
-_HOMES = {"Predictor": "inference.predict"}  # Names of this module that submodules define.
+_HOMES = {
+    "__version__": "version",
+    "Predictor": "inference.predict",
+    "attention_maps": "attention",
+    "build": "models",
+    "evaluate": "training.from_python",
+    "features": "inference.features",
+    "list_models": "models",
+    "train": "training.from_python",
+}
+"""Names of this module, and the submodules that define them."""
+
+__all__ = [
+    "Predictor",
+    "__version__",
+    "attention",
+    "attention_maps",
+    "build",
+    "checkpoints",
+    "config",
+    "data",
+    "evaluate",
+    "features",
+    "list_models",
+    "models",
+    "optim",
+    "report",
+    "tasks",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBMODULES, *_HOMES])
+    return sorted(__all__)

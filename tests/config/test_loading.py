@@ -1,6 +1,8 @@
 """Unknown keys, wrong types and impossible values end with one line that names the key."""
 
 import contextlib
+import copy
+import functools
 import json
 import math
 import re
@@ -132,8 +134,34 @@ def test_bad_files_are_user_errors(tmp_path):
     with pytest.raises(UserError, match=r"broken\.py:1"):
         load(str(tmp_path / "broken.py"))
     path = write_config(tmp_path / "typo.py", "config.optim.learnig_rate = 3")
-    with pytest.raises(UserError, match="unknown key 'learnig_rate'"):
+    with pytest.raises(UserError, match=r"config\.optim has no key 'learnig_rate'"):
         load(path)
+
+
+@pytest.mark.parametrize("path", ["optim.schedule.wamup", "batch_sise", "data.evalpp"])
+@pytest.mark.parametrize("make", [default_config, lambda: validate(default_config())])
+def test_a_typo_in_python_is_one_line_with_the_nearest_key(path, make):
+    *parents, key = path.split(".")
+    section = functools.reduce(getattr, parents, make())
+    for access in (
+        lambda: setattr(section, key, 1),
+        lambda: getattr(section, key),
+        lambda: section[key],
+        lambda: section.__setitem__(key, 1),
+    ):
+        with pytest.raises((AttributeError, KeyError)) as error:
+            access()
+        where = ".".join(["config", *parents])
+        assert str(error.value).startswith(f"{where} has no key {key!r}; did you mean")
+    assert not hasattr(section, key)
+    assert section.get(key, 5) == 5
+
+
+def test_a_config_can_be_copied():
+    config = default_config()
+    config.optim.lr = 0.5
+    assert copy.deepcopy(config).to_dict() == config.to_dict()
+    assert config.copy_and_resolve_references().optim.lr == 0.5
 
 
 def test_parse_arg():
@@ -195,7 +223,7 @@ def test_any_text_as_a_config_file_gives_one_line(text):
     [
         ("config.optim.lr = 1 / 0", r"fails \(ZeroDivisionError: division by zero, .*c\.py:4\)"),
         ("import nowhere_at_all", r"No module named 'nowhere_at_all'"),
-        ("config['optm'] = 3", r"sets the unknown key 'optm'; did you mean 'optim'"),
+        ("config['optm'] = 3", r"config has no key 'optm'; did you mean 'optim'"),
     ],
 )
 def test_a_config_file_that_fails_is_told_in_one_line(tmp_path, body, message):

@@ -67,9 +67,19 @@ def test_parameters_follow_their_logical_axes():
     assert found["bias"].spec == P("tensor")
 
 
-def test_parameter_without_names_is_an_error():
-    with pytest.raises(ValueError, match="names no logical axes"):
-        sharding.param_shardings({"w": jax.ShapeDtypeStruct((2,), np.float32)}, mesh_of())
+def test_parameters_without_names_are_replicated():
+    mesh = mesh_of(2, 2, 2)
+    params = {
+        "own": {"w": jax.ShapeDtypeStruct((512, 512), np.float32)},
+        "ours": boxed((512, 512), ("embed", "mlp")),
+    }
+    assert sharding.unnamed(params) == ["own/w"]
+    places = sharding.param_shardings(params, mesh)
+    assert places["own"]["w"].spec == P()
+    assert places["ours"].spec == P("fsdp", "tensor")
+    copies = sharding.optimizer_shardings(params, places, mesh)
+    assert copies["own"]["w"].spec == P()
+    assert copies["ours"].spec != places["ours"].spec
 
 
 def test_axis_without_a_rule_is_an_error():
@@ -110,6 +120,7 @@ def boxed_params(name, num_classes=1000, **fields):
 @pytest.mark.parametrize("case", COVERED)
 def test_every_parameter_of_every_model_has_a_place(case):
     found = boxed_params(**COVERED[case])
+    assert sharding.unnamed(found) == []
     shardings = sharding.param_shardings(found, mesh_of(2, 2, 2))
     assert jax.tree.structure(shardings) == jax.tree.structure(nn.unbox(found))
     arrays = [box.value for box in jax.tree.leaves(found, is_leaf=lambda x: hasattr(x, "names"))]

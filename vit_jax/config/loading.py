@@ -10,7 +10,6 @@ import ast
 import difflib
 import functools
 import importlib.util
-import re
 import types
 import warnings
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import plugins
 from vit_jax.config.schema import ALIASES, SCHEMA, defaults, lock, walk
+from vit_jax.config.section import Section, UnknownKey
 from vit_jax.config.stored import flatten
 from vit_jax.config.validation import validate
 from vit_jax.errors import UserError, nearest, quoted
@@ -32,7 +32,7 @@ def default_config() -> ConfigDict:
 
     Keys that were renamed have their earlier names, too, which stand for the same value.
     """
-    config = ConfigDict(defaults(SCHEMA), type_safe=False)
+    config = Section.of(defaults(SCHEMA))
     for alias, path in ALIASES.items():
         *parents, last = path.split(".")
         section = functools.reduce(getattr, parents, config)
@@ -90,17 +90,13 @@ def _get_config(path: str, arg: str) -> ConfigDict:
         return module.get_config(arg)
     except SyntaxError as error:
         raise UserError(f"config {path}:{error.lineno}: {error.msg}") from error
-    except UserError:
-        raise
     except Exception as error:
-        # A locked ConfigDict names the key, and then prints itself over thirty lines.
-        match = re.search(r'Key \\*"(\w+)\\*" does not exist', str(error))
-        if match is None:
-            raise UserError(f"config {path!r} fails ({plugins.reason_of(error)})") from error
-        names = {part for dotted, _ in flatten(defaults(SCHEMA)) for part in dotted.split(".")}
-        raise UserError(
-            f"config {path!r} sets the unknown key {match[1]!r}; {nearest(match[1], names)}"
-        ) from error
+        unknown = [one for one in (error, *error.args) if isinstance(one, UnknownKey)]
+        if unknown:
+            raise UserError(f"config {path!r}: {unknown[0]}") from error
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"config {path!r} fails ({plugins.reason_of(error)})") from error
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:

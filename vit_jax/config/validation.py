@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config.durations import parse_duration
 from vit_jax.config.schema import EVAL_SET_KEYS, SCHEMA, Key, defaults
+from vit_jax.config.section import Section
 from vit_jax.errors import UserError, quoted
 from vit_jax.plugins import check_known, described, fits
 
@@ -25,7 +26,7 @@ def validate(config: ConfigDict) -> ConfigDict:
     """
     given = check_section(config.to_dict(), SCHEMA, "")
     _check_combinations(given)
-    result = ConfigDict(given, type_safe=False)
+    result = Section.of(given)
     result.lock()
     return result
 

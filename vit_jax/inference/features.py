@@ -12,7 +12,7 @@ from etils import epath
 from vit_jax import checkpoints
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
-from vit_jax.inference.preparation import find_images
+from vit_jax.inference.preparation import Picture, find_images
 from vit_jax.parallel import sharding
 from vit_jax.storage import write_atomically
 from vit_jax.tasks import BaseTask
@@ -71,6 +71,23 @@ def backbone_params(task: BaseTask, checkpoint: str, interpolation: str = "corne
     return {"backbone": params}
 
 
+def features(model: Predictor | str, images: Sequence[Picture]) -> np.ndarray:
+    """Returns the embeddings of images, float32 `[n, dim]`: the backbone's output before any head.
+
+    Args:
+      model: a predictor, or the path of a workdir or of a checkpoint in any format.
+      images: image files, or uint8 pixels `[height, width, 1 or 3]`, of any sizes. They are
+        prepared as the predictor prepares them.
+
+    Raises:
+      UserError: the model or an image cannot be read.
+    """
+    predictor = Predictor.open(model, headless=True) if isinstance(model, str) else model
+    embed = Embedder(predictor.task, predictor.params)
+    batches = predictor.batches(images)
+    return np.concatenate([embed(batch["image"])[batch["mask"] > 0] for batch in batches])
+
+
 def run(images: Sequence[str], out: str, predictor: Predictor) -> str:
     """Writes `features` float32 `[n, dim]` and `path`, text `[n]`, of image files.
 
@@ -92,14 +109,12 @@ def run(images: Sequence[str], out: str, predictor: Predictor) -> str:
     if encode is None:
         raise UserError(f"--out={out}: features are written as {' or '.join(_ENCODERS)}")
     files = find_images(images)
-    embed = Embedder(predictor.task, predictor.params)
-    rows = [embed(batch["image"])[batch["mask"] > 0] for batch in predictor.batches(files)]
-    features = np.concatenate(rows)
+    found = features(predictor, files)
     try:
-        write_atomically(epath.Path(out), encode(features, files))
+        write_atomically(epath.Path(out), encode(found, files))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}") from error
-    return f"wrote {out}: features [{features.shape[0]}, {features.shape[1]}] and path"
+    return f"wrote {out}: features [{found.shape[0]}, {found.shape[1]}] and path"
 
 
 def _npz(features: np.ndarray, paths: Sequence[str]) -> bytes:

@@ -30,7 +30,7 @@ from vit_jax.inference.preparation import (
     Preparation,
 )
 from vit_jax.report import figures, inside
-from vit_jax.storage import write_atomically
+from vit_jax.storage import absolute, write_atomically
 from vit_jax.tasks import BaseTask, classification
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo, Params
@@ -80,6 +80,22 @@ class Predictor:
     params: Params
     info: DataInfo
     preparation: Preparation
+
+    @classmethod
+    def open(cls, path: str, *, headless: bool = False, trust: Sequence[str] = ()) -> "Predictor":
+        """Returns the predictor of a workdir, or of a checkpoint in any format.
+
+        Args:
+          path: as `from_workdir` or as `from_checkpoint` takes it.
+          headless, trust: as there.
+
+        Raises:
+          UserError: there is neither.
+        """
+        run = convert.run_of(path)
+        if run and run.path == absolute(path):
+            return cls.from_workdir(path, trust=trust)
+        return cls.from_checkpoint(path, headless=headless)
 
     @classmethod
     def from_workdir(

@@ -24,7 +24,15 @@ from vit_jax.models.heads.two_towers import TowerOutputs, TwoTowers
 from vit_jax.models.layers.basic import token_stride
 from vit_jax.models.layers.resize import resize_grid, resize_patch_kernel
 from vit_jax.models.layers.transformer import stack_blocks, unstack_blocks
-from vit_jax.models.registry import Variant, build, field_names, find, names, variants
+from vit_jax.models.registry import (
+    Variant,
+    build,
+    field_names,
+    find,
+    list_models,
+    names,
+    variants,
+)
 from vit_jax.models.traits import Traits, backbone_of, has_head, text_tower_of, traits_of
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "find",
     "flops",
     "has_head",
+    "list_models",
     "names",
     "param_count",
     "product_flops",

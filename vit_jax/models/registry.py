@@ -5,6 +5,7 @@ another list, so a new model needs only one new file.
 """
 
 import dataclasses
+import fnmatch
 import functools
 import importlib
 import re
@@ -60,6 +61,14 @@ def names() -> list[str]:
     Case matters only for `vit_g14` (giant) and `vit_G14` (gigantic).
     """
     return sorted(variants())
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the sorted names of the models that match a pattern, such as `vit_s*`.
+
+    `*` stands for any text and `?` for one character. The list is empty if no name matches.
+    """
+    return [name for name in names() if fnmatch.fnmatchcase(name, pattern)]
 
 
 def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.Module:

@@ -65,7 +65,8 @@ def setup(compilation_cache: str, precision: str, cluster: Cluster = Cluster()) 
       LostProcess: the other processes did not arrive.
     """
     keep_freed_memory()
-    if cluster.coordinator or scheduler(os.environ):
+    is_joined = jax.distributed.is_initialized()  # As in the second run of a notebook.
+    if not is_joined and (cluster.coordinator or scheduler(os.environ)):
         _join(cluster)
     if compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(compilation_cache))

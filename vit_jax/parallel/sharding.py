@@ -134,16 +134,17 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     boxed: the (abstract) parameters as `init` returns them, in `nn.LogicallyPartitioned` boxes.
     A dimension that its mesh axis does not divide stays whole. `RULES` and the size of a parameter
     determine whether it is split over `fsdp`. The dimension is chosen such that the sums of
-    gradients can be scattered.
+    gradients can be scattered. Parameters without names, as plain Linen modules have them, are
+    replicated.
 
     Raises:
-      ValueError: a parameter has no logical axes, or a name that is not in `RULES` (an error of the
-        model, not of the user).
+      ValueError: a parameter has a name that is not in `RULES` (an error of the model, not of the
+        user).
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
-        if not isinstance(leaf, nn.LogicallyPartitioned):
-            raise ValueError(f"parameter {jax.tree_util.keystr(path)} names no logical axes")
+        if not _is_box(leaf):
+            return replicated(mesh)
         unknown = set(leaf.names) - {name for name, _ in RULES} - {None}
         if unknown:
             raise ValueError(
@@ -160,6 +161,16 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, boxed, is_leaf=_is_box)
 
 
+def unnamed(boxed: Any) -> list[str]:
+    """Returns the paths of the parameters that name no logical axes, and so are replicated."""
+    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box)
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in leaves
+        if not _is_box(leaf)
+    ]
+
+
 def optimizer_shardings(boxed: Any, params: Any, mesh: Mesh) -> Any:
     """Returns shardings of copies of the parameters that are split over `data` too (ZeRO stage 1).
 
@@ -169,7 +180,9 @@ def optimizer_shardings(boxed: Any, params: Any, mesh: Mesh) -> Any:
     otherwise the whole sum is sent (Rajbhandari et al. 2020, "ZeRO", section 7.2.1).
     """
 
-    def sharding(leaf: nn.LogicallyPartitioned, own: NamedSharding) -> NamedSharding:
+    def sharding(leaf: Any, own: NamedSharding) -> NamedSharding:
+        if not _is_box(leaf):
+            return own
         spec = _split_further(own.spec, leaf.names, leaf.value.shape, mesh, "data")
         return NamedSharding(mesh, spec)
 

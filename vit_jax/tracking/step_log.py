@@ -11,7 +11,8 @@ import jax
 from etils import epath
 
 from vit_jax.errors import Diverged
-from vit_jax.tracking import WITHIN_TRAIN, MetricsLog, Progress
+from vit_jax.tracking import WITHIN_TRAIN, MetricsLog, Progress, headline
+from vit_jax.tracking.callbacks import Callbacks
 from vit_jax.types import Array
 
 MAX_IN_FLIGHT = 2
@@ -102,6 +103,7 @@ class StepLog:
       config: the run's config as nested dicts, for the writers.
       additions: called in every process with images per second and the fraction of time spent
         waiting for input; returns further values for the row.
+      callbacks: objects that are told of rows, evaluations and checkpoints, in every process.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class StepLog:
         writers: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
         additions: Callable[[float, float], Mapping[str, float]] = _no_additions,
+        callbacks: Sequence[Any] = (),
     ):
         self._total = total
         self._every = max(1, every)
@@ -125,6 +128,7 @@ class StepLog:
         self._max_skipped_steps = max_skipped_steps
         self._max_spikes = max_spikes
         self._additions = additions
+        self._callbacks = Callbacks(callbacks)
         self._progress = Progress(total, start_step) if is_writer else None
         self._log = MetricsLog(
             workdir,
@@ -181,6 +185,7 @@ class StepLog:
         self.write(at, row)
         if self._progress:
             self._progress.update(at, row)
+        self._callbacks("on_step", at, row)
 
     def check(self, at: int, bad_steps: int, spikes: int = 0) -> None:
         """Raises `Diverged` if too many steps in a row, up to step `at`, were skipped."""
@@ -209,6 +214,21 @@ class StepLog:
     def write(self, at: int, row: Mapping[str, float]) -> None:
         """Writes a row of plain scalars that belongs to step `at`."""
         self._log.write(at, row)
+
+    def evaluated(self, at: int, found: Mapping[str, float], metric: str) -> None:
+        """Writes the metrics of an evaluation, `{"SPLIT/METRIC": value}`, and shows one of them.
+
+        metric: the metric that the run is judged by, without its split.
+        """
+        self.write(at, {f"eval/{name}": value for name, value in found.items()})
+        shown = headline(metric, found)
+        if shown:
+            self.message(f"step {at}: {shown} {found[shown]:.4f}")
+        self._callbacks("on_evaluate", at, dict(found))
+
+    def saved(self, at: int) -> None:
+        """Tells the callbacks that a checkpoint of step `at` is being written."""
+        self._callbacks("on_save", at)
 
     def bad_images(self, number: int) -> None:
         """Logs the number of unreadable training images that were replaced by others."""

@@ -6,11 +6,13 @@ config → source → batch → task(model) → step → checkpoint → report
 import contextlib
 import dataclasses
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax import plugins, tracking
+from vit_jax import plugins
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.errors import Interrupted, UserError
 from vit_jax.parallel.host_memory import fill_heap_gaps
@@ -30,19 +32,24 @@ from vit_jax.types import Params
 
 
 def train(
-    config: ConfigDict, workdir_path: str, *, profile: str = "", started: float | None = None
+    config: ConfigDict,
+    workdir_path: str,
+    *,
+    profile: str = "",
+    started: float | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Outcome:
     """Trains to step `config.total`, or resumes the run in the workdir.
 
     Args:
       profile: the steps to trace, as `START:STOP`.
       started: the value of `time.monotonic()` when this process began, if it is known.
+      callbacks: see `vit_jax.tracking.callbacks`.
 
     Raises:
       UserError: the config, the data or the workdir is wrong.
       Interrupted: a signal arrived; the state has been saved.
-      Diverged: the loss or the gradient was not finite too often in a row; the last checkpoint is
-        good.
+      Diverged: the loss or the gradient was not finite too often; the last checkpoint is good.
     """
     times = Stopwatch()
     if started is not None:
@@ -78,7 +85,7 @@ def train(
             workdir.write_config(
                 config, run.task.info, run.task.headline, best.metric_info, len(run.source)
             )
-        with open_log(run, workdir, start, times) as log:
+        with open_log(run, workdir, start, times, callbacks) as log:
             for line in opening_lines(run, restored, merged, changed):
                 log.message(line)
             with times("compile"):
@@ -136,7 +143,6 @@ class Trainer:
                     self.state, metrics = self.train_step(self.state, feed.next_batch())
                 self.log.step(at, metrics, feed.waited)
                 self.profiler.after(at, metrics["loss"], self.workdir.path)
-
                 stopping = self.stop.agreed(at)
                 evaluating = is_due(at, evaluate_every, total)
                 found = self.evaluate(at) if evaluating and not stopping else None
@@ -200,10 +206,7 @@ class Trainer:
                     )
             except Abandoned:
                 return None
-        self.log.write(at, {f"eval/{name}": value for name, value in found.items()})
-        headline = tracking.headline(self.run.task.headline, found)
-        if headline:
-            self.log.message(f"step {at}: {headline} {found[headline]:.4f}")
+        self.log.evaluated(at, found, self.run.task.headline)
         self.results = found
         return found
 
@@ -226,6 +229,7 @@ class Trainer:
                 "best": self.best.values,
             }
             self.store.save(at, self.state, metadata, metrics)
+            self.log.saved(at)
 
     def finish(self) -> None:
         """Draws the report's pictures and logs the number of parameters and the times."""

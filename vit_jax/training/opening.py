@@ -1,6 +1,7 @@
 """The checkpoints and the log that a run opens, and the lines that it prints first."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -26,7 +27,9 @@ def open_store(config: ConfigDict, workdir: Workdir, best: Best) -> Store:
     )
 
 
-def open_log(run: Run, workdir: Workdir, start_step: int, times: Stopwatch) -> StepLog:
+def open_log(
+    run: Run, workdir: Workdir, start_step: int, times: Stopwatch, callbacks: Sequence[Any]
+) -> StepLog:
     """Returns the log of rows and the console, which only process 0 writes."""
     device_kind = run.mesh.devices.flat[0].device_kind
     monitor = Monitor(device_kind, run.mesh.size, run.train_flops_per_example, times)
@@ -42,6 +45,7 @@ def open_log(run: Run, workdir: Workdir, start_step: int, times: Stopwatch) -> S
         config=run.config.to_dict(),
         is_writer=jax.process_index() == 0,
         additions=monitor.row,
+        callbacks=callbacks,
     )
 
 

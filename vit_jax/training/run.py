@@ -1,6 +1,7 @@
 """The parts of a run, built from its config: mesh, source, task, optimizer and compiled step."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from vit_jax.training import step
 from vit_jax.training.feed import DeviceFeed
 from vit_jax.training.spikes import SpikeGuard
 from vit_jax.types import Array, Batch, DataInfo, Params
+
+logger = logging.getLogger(__name__)
 
 TrainStep = Callable[[step.State, Batch], tuple[step.State, dict[str, Array]]]
 
@@ -71,6 +74,7 @@ class Run:
         task = tasks.build(config.task, config.model, info)
         duration = durations(config, len(source))
         boxed = tasks.boxed_params(task)
+        _warn_of_whole_copies(boxed, mesh)
         params = nn.unbox(boxed)
         keys = config.optim.to_dict()
         keys["freeze"] = task.frozen(params, keys["freeze"])
@@ -173,6 +177,16 @@ class Run:
             for at, batch in enumerate(batches, start_step):
                 key = step.random_key(np.uint32(config.seed), step.Purpose.AUGMENT, at)
                 yield jax.device_get(augment(batch, key))
+
+
+def _warn_of_whole_copies(boxed: Params, mesh: Mesh) -> None:
+    whole = sharding.unnamed(boxed)
+    if whole:
+        logger.warning(
+            "%d parameters name no logical axes (%s, ...), so each of the %d devices holds all of"
+            " them; flax.linen.with_logical_partitioning names axes",
+            len(whole), whole[0], mesh.size,
+        )  # fmt: skip
 
 
 def open_source(spec: Mapping[str, Any]) -> data.Source:
