@@ -11,7 +11,7 @@ from vit_jax import checkpoints, models
 from vit_jax.checkpoints import FORMATS, files
 from vit_jax.checkpoints.formats.timm import _ratio
 from vit_jax.errors import UserError
-from vit_jax.models import vit
+from vit_jax.models import traits
 from vit_jax.models.vit import VisionTransformer
 
 ENDINGS = {
@@ -243,8 +243,8 @@ def test_what_is_new_in_a_model_is_refused_by_its_name(tmp_path, to, monkeypatch
         checkpoints.save({}, Odd(**tiny), path, to)
     assert models.traits_of(Named(**tiny)) == models.traits_of(models.build("vit", **tiny))
     # A field that somebody adds to the ViT, and a value that somebody adds to a field.
-    monkeypatch.delitem(vit._NAMES, "num_registers")
-    monkeypatch.setitem(vit._NAMES, "norm", {"layernorm": ""})
+    monkeypatch.delitem(traits.VIT_NAMES, "num_registers")
+    monkeypatch.setitem(traits.VIT_NAMES, "norm", {"layernorm": ""})
     model = models.build("vit", num_registers=2, norm="rmsnorm", **tiny)
     with pytest.raises(UserError, match="norm='rmsnorm', num_registers=2"):
         checkpoints.save({}, model, path, to)

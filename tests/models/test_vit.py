@@ -22,6 +22,16 @@ OPTIONS = {
     "rope_dinov3": {"position": "rope_dinov3", "qk_norm": True, "norm": "rmsnorm"},
     "rope_mixed": {"position": "rope_mixed"},
     "parallel": {"parallel": True, "qk_norm": True, "layer_scale": 0.1},
+    # A ViT of CLIP's, EVA's, and AIMv2's fields together.
+    "clip_eva_aimv2": {
+        **{"patch_bias": False, "embed_norm": True, "pre_norm": True, "fc_norm": True},
+        **{"last_norm": False, "activation": "quick_gelu", "norm_epsilon": 1e-5, "mlp_norm": True},
+        **{"key_bias": False, "proj_bias": False, "mlp_bias": False, "attention_norm": True},
+        **{"layer_scale": 0.1, "mlp_layer_scale": False, "num_kv_heads": 1, "pooling": "map"},
+        **{"position": "rope", "position_table": True, "rope_base": 1e4, "rope_grid": (2, 5)},
+        **{"rope_offset": 1.0, "rope_columns_first": True, "rope_interleaved": True},
+        **{"pool_prefix": True, "num_registers": 1, "map_heads": 4, "map_mlp_dim": 8},
+    },
 }
 
 
@@ -39,7 +49,7 @@ def test_gradient_reaches_every_parameter(option):
         assert np.all(np.abs(layers).reshape(len(layers), -1).max(axis=1) > 1e-6), name
 
 
-@pytest.mark.parametrize("option", ["rope_mixed", "map", "parallel"])
+@pytest.mark.parametrize("option", ["rope_mixed", "clip_eva_aimv2", "parallel"])
 def test_unscanned_blocks_compute_the_same(option):
     model, unscanned = tiny(**OPTIONS[option]), tiny(scan=False, **OPTIONS[option])
     params = init(model)

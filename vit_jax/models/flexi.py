@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers.basic import PatchEmbed, pair
+from vit_jax.models.layers.basic import pair
 from vit_jax.models.layers.resize import resize_grid
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import Traits
@@ -46,11 +46,8 @@ class FlexiViT(VisionTransformer):
         return super().traits().but("a FlexiViT", table_grid=(self.table_grid, self.table_grid))
 
     @nn.nowrap
-    def _project(self, patches: Array, channels: int) -> Array:
-        spec, kept = self.block_spec(), pair(self.kernel_size)
-        patch = pair(self.patch_size)
-        fields = (patch, channels, self.width, spec.dtype, kept, self.initialization)
-        return PatchEmbed(*fields, name="patch_embed")(patches).astype(spec.residual_dtype)
+    def _kept_patch(self) -> tuple[int, int]:
+        return pair(self.kernel_size)
 
     @nn.nowrap
     def _add_positions(

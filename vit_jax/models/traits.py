@@ -24,6 +24,56 @@ PLAIN = frozenset(
 """Fields of backbones that change sizes or training, or that another trait tells of."""
 
 
+VIT_NAMES: Mapping[str, str | Mapping[Any, str]] = {
+    "pooling": {
+        "token": "class token",
+        "mean": "mean pooling",
+        "map": "attention pooling",
+        "none": "no pooling",
+    },
+    "pool_prefix": "pooling of all tokens",
+    "map_heads": "attention pooling of another size",
+    "map_mlp_dim": "attention pooling of another size",
+    "position": {"learned": "", "none": "no positions", "sincos2d": "sin-cos positions"},
+    "position_table": "learned positions beside rotary ones",
+    "rope_base": "a base of rotary positions",
+    "rope_grid": "a reference grid of rotary positions",
+    "rope_offset": "an offset of rotary positions",
+    "rope_columns_first": "rotary positions that start with columns",
+    "rope_interleaved": "rotary positions in interleaved pairs",
+    "patch_bias": "no bias of patches",
+    "embed_norm": "a norm of patches",
+    "pre_norm": "a norm before the blocks",
+    "last_norm": "no last norm",
+    "fc_norm": "a norm after pooling",
+    "norm": {"layernorm": "", "rmsnorm": "RMSNorm"},
+    "norm_epsilon": "another norm epsilon",
+    "mlp": {"gelu": "", "swiglu": "SwiGLU"},
+    "activation": {
+        "gelu_tanh": "",
+        "gelu": "exact GELU",
+        "quick_gelu": "quick GELU",
+        "silu": "SiLU",
+    },
+    "qkv_bias": "no biases of queries, keys and values",
+    "key_bias": "no bias of keys",
+    "proj_bias": "no bias after attention",
+    "mlp_bias": "no biases in the MLP",
+    "num_kv_heads": "grouped-query attention",
+    "num_registers": "registers",
+    "layer_scale": "LayerScale",
+    "mlp_layer_scale": "LayerScale on attention alone",
+    "qk_norm": "query-key norm",
+    "attention_norm": "a norm inside attention",
+    "mlp_norm": "a norm inside the MLP",
+    "post_norm": "post-norm blocks",
+    "parallel": "parallel blocks",
+    "distill_token": "a distillation token",
+    "window": "attention within windows",
+}
+"""The traits of a ViT by its fields, for `named_fields`; checkpoint formats list these names."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Traits:
     """An account of a model.

@@ -19,12 +19,16 @@ P = rows * columns of the patch grid:
       attn/rope/frequencies      [2, H, D / 2]            (position="rope_mixed"; row, column)
       attn/out/kernel            [H, D, width]
       attn/out/bias              [width]
-      scale1, scale2             [width]                  (layer_scale; scale1 alone if parallel)
+      attn/norm/{scale,bias}     [H, D]                   (attention_norm)
+      scale1, scale2             [width]                  (layer_scale; scale1 alone if parallel,
+                                 or without mlp_layer_scale)
       norm2/{scale,bias}         [width]                  (absent if parallel)
       mlp/dense1/{kernel,bias}   [width, mlp_dim], [mlp_dim]
       mlp/gate/{kernel,bias}     as dense1                (mlp="swiglu")
+      mlp/norm/{scale,bias}      [mlp_dim]                (mlp_norm)
       mlp/dense2/{kernel,bias}   [mlp_dim, width], [width]
-    norm/{scale,bias}            [width]                  (the encoder's last)
+    embed_norm/, pre_norm/, norm/, fc_norm/{scale,bias}   [width]  (of the patch embedding, before
+                                 and after the blocks, and after pooling, where the model has them)
     map_head/                    pooling="map"
       probe                      [1, 1, width]
       attn/, norm/, mlp/         as in a block
@@ -42,7 +46,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 from vit_jax.models.heads.classifier import MapHead
@@ -53,12 +56,11 @@ from vit_jax.models.layers.basic import (
     check_patch,
     check_rate,
     cut_patches,
-    float_dtype,
     lift,
-    make_norm,
     pair,
     stored_shape,
 )
+from vit_jax.models.layers.encoder import Encoder
 from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.positions import (
     POSITIONS,
@@ -67,107 +69,77 @@ from vit_jax.models.layers.positions import (
     rotary_angles,
     sincos_2d,
 )
-from vit_jax.models.layers.transformer import BlockSpec, StackSpec, run_blocks
+from vit_jax.models.layers.transformer import BlockSpec, run_blocks
 from vit_jax.models.layers.windows import Windows, check_windows
 from vit_jax.models.registry import Variant
-from vit_jax.models.traits import Traits, named_fields
+from vit_jax.models.traits import VIT_NAMES, Traits, named_fields
 from vit_jax.types import Array, Features
 
 POOLINGS = ("token", "mean", "map", "none")
 
-# The names of traits, which checkpoint formats list.
-_NAMES = {
-    "pooling": {
-        "token": "class token",
-        "mean": "mean pooling",
-        "map": "attention pooling",
-        "none": "no pooling",
-    },
-    "position": {"learned": "", "none": "no positions", "sincos2d": "sin-cos positions"},
-    "norm": {"layernorm": "", "rmsnorm": "RMSNorm"},
-    "mlp": {"gelu": "", "swiglu": "SwiGLU"},
-    "num_registers": "registers",
-    "layer_scale": "LayerScale",
-    "qk_norm": "query-key norm",
-    "parallel": "parallel blocks",
-    "distill_token": "a distillation token",
-    "window": "attention within windows",
-}
 
-
-class VisionTransformer(nn.Module):
+class VisionTransformer(Encoder):
     """A ViT backbone for images of any size and shape; pixels that fill no patch are dropped.
+
+    The fields of the blocks, and how they are run, are those of `layers.encoder.Encoder`. Depth 0
+    leaves out the encoder with its positions and last norm.
 
     Attributes:
       patch_size: the side of a patch in pixels, or (height, width).
-      width, depth, num_heads: the size of the encoder; `mlp_dim` None is four times the width.
-        Depth 0 leaves out the encoder with its positions and last norm.
+      patch_bias: whether the patch embedding has a bias; CLIP's has none. embed_norm: whether it
+        has a norm (Fini et al. 2024, AIMv2).
+      pre_norm: a norm of all tokens before the first block (Radford et al. 2021, CLIP).
+      last_norm: a norm of all tokens after the last block. fc_norm: a norm of the pooled vector
+        (timm's name; BEiT and EVA have it in place of the last norm).
       pooling: "token" takes the class token, "mean" averages the patches, "map" attends to them
-        with a learned probe, "none" pools nothing.
+        with a learned probe, "none" pools nothing. pool_prefix: "mean" and "map" read the tokens
+        before the patches, too (Bolya et al. 2025, Perception Encoder).
+      map_heads, map_mlp_dim: sizes of the attention pooling; None is as in the blocks.
       class_token: whether there is one; None adds it where pooling needs it.
       class_token_position: the learned table has a row for the class token, as in the ViT paper;
         False is the convention of big_vision, DeiT III and timm's `no_embed_class`.
       position: "learned", "sincos2d" (fixed; MoCo v3), "none", or rotary: "rope" (axial),
         "rope_dinov3" (centred and scaled to the image), "rope_mixed" (learned directions).
+      position_table: a learned table of positions is added beside rotary ones (EVA-02).
+      rope_base: the base of the fixed frequencies; None is 100, EVA-02 has 10,000.
+      rope_grid: (rows, columns) of pre-training, onto which the places of other grids are scaled
+        (EVA-02). rope_offset: added to the indices of rows and columns. rope_columns_first: the
+        first half of a head's pairs turns with the column (Perception Encoder, for both).
       distill_token: whether there is a second class token, whose head imitates a teacher (Touvron
         et al. 2021, DeiT, section 4). It has no row in the position table, because its own learned
         value can hold one.
       num_registers: the number of extra tokens that no head reads (Darcet et al. 2024).
-      layer_scale: the initial scale of every residual branch, or None for no scale.
-      qk_norm, parallel: the choices of ViT-22B (Dehghani et al. 2023).
-      norm: "layernorm" or "rmsnorm". mlp: "gelu" or "swiglu".
       patch_drop: the share of patches left out of every training image (Liu et al. 2022); the
-        features then have no grid. drop_path: the rate of stochastic depth in the last block, which
-        grows linearly from 0; all blocks have it with constant_drop_path (Touvron et al. 2022,
-        DeiT III).
-      dropout: the rate after the embedding, attention and both layers of the MLP.
-      attention_dropout: the rate of dropped attention weights.
-      scan: whether blocks are one loop over stacked parameters. unroll: the number of blocks in
-        one turn of that loop in training; 0 is all of them; "auto" is 0 on a single CPU, else 1.
-      remat: "none", "full" or the name of a checkpoint policy: what the backward pass computes
-        again instead of keeping.
-      attention: "auto", "xla", "heads_first", "cudnn" or "splash"; the numbers are the same (see
-        `layers.attention.attend`).
+        features then have no grid.
       window: the side of the squares, in tokens, within which blocks attend, except for the blocks
         whose numbers are in `global_blocks` (Li et al. 2022, ViTDet: 14, and 4 global blocks); 0
         is attention to all tokens. Windows need scan=False and patches without other tokens. The
         parameters are the same.
-      dtype: the dtype of computation. residual_dtype: the dtype of the stream between blocks; None
-        means `dtype`. Parameters are float32 either way.
-      initialization: the scheme of the initial values: "vision_transformer", "big_vision", "deit"
-        or "flax"; see `layers.initialization`.
     """
 
     patch_size: int | Sequence[int]
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int | None = None
+    patch_bias: bool = True
+    embed_norm: bool = False
+    pre_norm: bool = False
+    last_norm: bool = True
+    fc_norm: bool = False
     pooling: str = "token"
+    pool_prefix: bool = False
+    map_heads: int | None = None
+    map_mlp_dim: int | None = None
     class_token: bool | None = None
     class_token_position: bool = True
     position: str = "learned"
+    position_table: bool = False
+    rope_base: float | None = None
+    rope_grid: Sequence[int] | None = None
+    rope_offset: float = 0.0
+    rope_columns_first: bool = False
     distill_token: bool = False
     num_registers: int = 0
-    layer_scale: float | None = None
-    qk_norm: bool = False
-    parallel: bool = False
-    norm: str = "layernorm"
-    mlp: str = "gelu"
     patch_drop: float = 0.0
-    drop_path: float = 0.0
-    constant_drop_path: bool = False
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    scan: bool = True
-    unroll: int | str = "auto"
-    remat: str = "none"
-    attention: str = "auto"
     window: int = 0
     global_blocks: Sequence[int] = ()
-    dtype: DTypeLike = "float32"
-    residual_dtype: DTypeLike | None = None
-    initialization: str = "vision_transformer"
 
     def __post_init__(self) -> None:
         check_choice("pooling", self.pooling, POOLINGS)
@@ -189,48 +161,32 @@ class VisionTransformer(nn.Module):
             raise UserError("pooling='none' keeps the patch grid; write patch_drop=0")
         if self.depth == 0 and self.position != "none":
             raise UserError("depth=0 leaves the encoder out; write position='none' too")
+        if self.fc_norm and self.pooling == "none":
+            raise UserError("fc_norm norms the pooled vector; write a pooling or fc_norm=False")
+        if self.position_table and not self.position.startswith("rope"):
+            raise UserError("position_table is beside rotary positions; write position='learned'")
         super().__post_init__()
 
     @nn.nowrap
-    def block_spec(self) -> BlockSpec:
-        """Returns the spec of the encoder's blocks and of the attention pooling."""
+    def block_spec(self, **fields: Any) -> BlockSpec:
+        """Returns the spec of the encoder's blocks, with `fields` replaced. Raises `UserError`."""
         rope = {"rope": "fixed", "rope_dinov3": "fixed", "rope_mixed": "mixed"}
-        return BlockSpec.create(
-            width=self.width,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            norm=self.norm,
-            mlp=self.mlp,
-            qk_norm=self.qk_norm,
-            parallel=self.parallel,
-            layer_scale=self.layer_scale,
-            rope=rope.get(self.position),
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            attention=self.attention,
-            dtype=float_dtype("dtype", self.dtype),
-            residual_dtype=float_dtype("residual_dtype", self.residual_dtype or self.dtype),
-            initialization=self.initialization,
-        )
+        return super().block_spec(rope=rope.get(self.position), **fields)
 
     @nn.nowrap
-    def stack_spec(self) -> StackSpec:
-        """Returns how the encoder's blocks are stacked."""
-        return StackSpec(
-            self.depth,
-            self.drop_path,
-            scan=self.scan,
-            unroll=self.unroll,
-            remat=self.remat,
-            constant_drop_path=self.constant_drop_path,
-        )
+    def map_spec(self) -> BlockSpec:
+        """Returns the spec of the attention pooling."""
+        heads, mlp_dim = self.map_heads or self.num_heads, self.map_mlp_dim or self.mlp_dim
+        return self.block_spec(num_heads=heads, mlp_dim=mlp_dim)
 
     @nn.nowrap
     def traits(self) -> Traits:
         """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
-        named = named_fields(self, VisionTransformer, _NAMES)
+        named = named_fields(self, VisionTransformer, VIT_NAMES)
         if self.class_token and self.pooling in ("mean", "map"):
             named.add("an unread class token")
+        if self.mlp == "swiglu":
+            named -= {*VIT_NAMES["activation"].values()}
         if not self.depth:
             named = named - {"no positions"} | {"no encoder"}
         if self.pooling == "map":
@@ -309,8 +265,17 @@ class VisionTransformer(nn.Module):
     def _project(self, patches: Array, channels: int) -> Array:
         """Embeds flattened patches `[batch, n, ph * pw * channels]` as `[batch, n, width]`."""
         spec, patch = self.block_spec(), pair(self.patch_size)
-        fields = (patch, channels, self.width, spec.dtype, None, self.initialization)
-        return PatchEmbed(*fields, name="patch_embed")(patches).astype(spec.residual_dtype)
+        fields = (self._kept_patch(), self.initialization, self.patch_bias)
+        embed = PatchEmbed(patch, channels, self.width, spec.dtype, *fields, name="patch_embed")
+        x = embed(patches)
+        if self.embed_norm:
+            x = spec.make_norm("embed_norm")(x)
+        return x.astype(spec.residual_dtype)
+
+    @nn.nowrap
+    def _kept_patch(self) -> tuple[int, int] | None:
+        """Returns the size of patch for which the kernel is kept, if it is not `patch_size`."""
+        return None
 
     @nn.nowrap
     def _add_positions(
@@ -319,7 +284,7 @@ class VisionTransformer(nn.Module):
         """Adds absolute positions to patches `[batch, n, width]`; returns the class token's too."""
         if self.position == "sincos2d":
             return x + lift(sincos_2d(coordinates, self.width).astype(x.dtype), x.ndim), None
-        if self.position != "learned":
+        if self.position != "learned" and not self.position_table:
             return x, None
         num_patches = grid[0] * grid[1]
         table = self._position_table(num_patches)
@@ -377,7 +342,13 @@ class VisionTransformer(nn.Module):
         if self.position == "rope_mixed":
             return coordinates
         kind = "dinov3" if self.position == "rope_dinov3" else "axial"
-        return rotary_angles(kind, coordinates, grid, self.width // self.num_heads)
+        fields = {
+            "base": self.rope_base,
+            "reference": self.rope_grid,
+            "offset": self.rope_offset,
+            "columns_first": self.rope_columns_first,
+        }
+        return rotary_angles(kind, coordinates, grid, self.width // self.num_heads, **fields)
 
     @nn.nowrap
     def _rope(self, coordinates: Array, grid: Array) -> Array | None:
@@ -404,18 +375,24 @@ class VisionTransformer(nn.Module):
         if not self.depth:
             return x
         spec = self.block_spec()
+        if self.pre_norm:
+            x = spec.make_norm("pre_norm")(x)
         x = run_blocks(x, spec, self.stack_spec(), train=train, **where)
-        return make_norm(self.norm, name="norm", dtype=spec.dtype)(x)
+        return spec.make_norm("norm")(x) if self.last_norm else x.astype(spec.dtype)
 
     @nn.nowrap
     def _pool(self, tokens: Array, patches: Array, train: bool) -> Array | None:
+        """Pools all tokens, or the patches among them, into `[batch, width]`."""
+        read = tokens if self.pool_prefix else patches
+        if self.pooling == "none":
+            return None
         if self.pooling == "token":
-            return tokens[:, 0]
-        if self.pooling == "mean":
-            return jnp.mean(patches, axis=1, dtype=jnp.float32)
-        if self.pooling == "map":
-            return MapHead(self.block_spec(), train, name="map_head")(patches)[:, 0]
-        return None
+            pooled = tokens[:, 0]
+        elif self.pooling == "mean":
+            pooled = jnp.mean(read, axis=1, dtype=jnp.float32)
+        else:
+            pooled = MapHead(self.map_spec(), train, name="map_head")(read)[:, 0]
+        return self.block_spec().make_norm("fc_norm")(pooled) if self.fc_norm else pooled
 
 
 def _size(width: int, depth: int, num_heads: int, mlp_dim: int) -> dict[str, int]:

@@ -1,9 +1,11 @@
 """Attention pooling and the classification head."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models.layers.basic import Linear, lift, make_norm
+from vit_jax.models.layers.basic import Linear, lift
 from vit_jax.models.layers.initialization import SCHEMES, Scheme
 from vit_jax.models.layers.transformer import BlockSpec
 from vit_jax.models.traits import Traits, traits_of
@@ -15,6 +17,8 @@ class MapHead(nn.Module):
 
     A learned probe attends to all tokens; an MLP with a residual follows. There is no residual
     around the attention. Parameters: probe `[1, 1, width]`, attn, norm, mlp.
+
+    Its layers are those of the encoder, but always with biases and without norms inside.
     """
 
     spec: BlockSpec
@@ -27,9 +31,12 @@ class MapHead(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), (None, None, "embed"))
         probe = self.param("probe", init, (1, 1, width), jnp.float32)
         probe = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, 1, width))
-        x = self.spec.make_attention(train=self.train, name="attn")(probe, tokens)
-        y = make_norm(self.spec.norm, name="norm", dtype=self.spec.dtype)(x)
-        return x + self.spec.make_mlp(train=self.train, name="mlp")(y)
+        plain = {"qkv_bias": True, "key_bias": True, "proj_bias": True, "mlp_bias": True}
+        plain |= {"attention_norm": False, "mlp_norm": False, "num_kv_heads": None}
+        spec = dataclasses.replace(self.spec, **plain)
+        x = spec.make_attention(train=self.train, name="attn")(probe, tokens)
+        y = spec.make_norm("norm")(x)
+        return x + spec.make_mlp(train=self.train, name="mlp")(y)
 
 
 class ClassHead(nn.Module):

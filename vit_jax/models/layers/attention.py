@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers.basic import Linear, check_least, make_norm
+from vit_jax.models.layers.basic import NORM_EPSILON, Linear, check_least, make_norm
 from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.positions import MixedFrequencies, rotate
 from vit_jax.models.layers.windows import Windows
@@ -37,9 +37,13 @@ SegmentIds = tuple[Array, Array]
 class Attention(nn.Module):
     """Multi-head attention of `[batch, queries, embed]` to `[batch, keys, embed]`.
 
-    Parameters: query, key, value `[width, heads, head_dim]` and out `[heads, head_dim, width]`, all
-    with biases; `query_norm` and `key_norm` over head_dim with `qk_norm` (Dehghani et al. 2023,
-    ViT-22B); `rope_frequencies` with rope="mixed".
+    Parameters: query, key, value `[width, heads, head_dim]` and out `[heads, head_dim, width]`,
+    with biases unless told otherwise; `query_norm` and `key_norm` over head_dim with `qk_norm`
+    (Dehghani et al. 2023, ViT-22B); `norm` over all heads before out with `out_norm` (Wang et al.
+    2022, Magneto); `rope_frequencies` with rope="mixed".
+
+    With `num_kv_heads`, keys and values have fewer heads, each of which serves several heads of the
+    queries (Ainslie et al. 2023, GQA).
 
     The weights `[batch, heads, queries, keys]` are sown as intermediates/attention when the caller
     makes that collection mutable; they are then computed explicitly, whatever `implementation` is.
@@ -52,9 +56,16 @@ class Attention(nn.Module):
     norm: str = "layernorm"
     qk_norm: bool = False
     rope: str | None = None
+    rope_interleaved: bool = False
     dropout: float = 0.0
     train: bool = False
     initialization: str = "vision_transformer"
+    qkv_bias: bool = True
+    key_bias: bool = True
+    proj_bias: bool = True
+    out_norm: bool = False
+    norm_epsilon: float = NORM_EPSILON
+    num_kv_heads: int | None = None
 
     @nn.compact
     def __call__(
@@ -65,6 +76,7 @@ class Attention(nn.Module):
         rope: Array | None = None,
         segment_ids: SegmentIds | None = None,
         windows: Windows | None = None,
+        bias: Array | None = None,
     ) -> Array:
         """Attends from `x` to `keys`, or to `x` itself when `keys` is None.
 
@@ -74,44 +86,55 @@ class Attention(nn.Module):
           segment_ids: int32 `[batch, queries]` and `[batch, keys]`; a query attends to the keys
             that have its own number.
           windows: each token attends to those of its own window alone; not with segment_ids.
+          bias: float32 `[batch or 1, heads, queries, keys]`, added to the logits.
         """
         keys = x if keys is None else keys
-        query = self._project("query", x)
-        key = self._project("key", keys)
-        value = self._project("value", keys)
+        kv_heads = self.num_kv_heads or self.num_heads
+        query = self._project("query", x, self.num_heads, self.qkv_bias)
+        key = self._project("key", keys, kv_heads, self.qkv_bias and self.key_bias)
+        value = self._project("value", keys, kv_heads, self.qkv_bias)
         if self.qk_norm:
             # No bias: softmax would not see the key's, and ViT-22B has none.
-            over_head = partial(
-                make_norm, self.norm, dtype=self.dtype, axis="head_dim", use_bias=False
-            )
-            query = over_head(name="query_norm")(query)
-            key = over_head(name="key_norm")(key)
+            query = self._norm("query_norm", "head_dim", use_bias=False)(query)
+            key = self._norm("key_norm", "head_dim", use_bias=False)(key)
         if rope is not None:
             if self.rope == "mixed":
                 rope = MixedFrequencies(self.num_heads, self.head_dim, name="rope")(rope)
-            query, key = rotate(query, rope), rotate(key, rope)
+            turn = partial(rotate, angles=rope, interleaved=self.rope_interleaved)
+            query, key = turn(query), turn(key)
+        if kv_heads != self.num_heads:
+            key, value = (jnp.repeat(x, self.num_heads // kv_heads, axis=2) for x in (key, value))
         if windows is None:
-            y = self._attend(query, key, value, segment_ids)
+            y = self._attend(query, key, value, segment_ids, bias=bias)
         else:
             apart = windows.segment_ids(len(x))
-            y = windows.join(self._attend(*map(windows.split, (query, key, value)), apart, windows))
+            y = windows.join(
+                self._attend(*map(windows.split, (query, key, value)), apart, windows=windows)
+            )
         y = nn.with_logical_constraint(y, ("batch", "tokens", "heads", "head_dim"))
-        out_axes = ("heads", "head_dim", "embed")
-        kernel_init = SCHEMES[self.initialization].kernel
-        return Linear(
+        if self.out_norm:
+            y = self._norm("norm", ("heads", "head_dim"))(y)
+        out = Linear(
             (x.shape[-1],),
-            out_axes,
+            ("heads", "head_dim", "embed"),
             num_in=2,
             dtype=self.dtype,
-            kernel_init=kernel_init,
+            kernel_init=SCHEMES[self.initialization].kernel,
+            use_bias=self.proj_bias,
             name="out",
-        )(y)
+        )
+        return out(y)
 
     @nn.nowrap
-    def _project(self, name: str, x: Array) -> Array:
-        features, axes = (self.num_heads, self.head_dim), ("embed", "heads", "head_dim")
-        kernel_init = SCHEMES[self.initialization].kernel
-        y = Linear(features, axes, dtype=self.dtype, kernel_init=kernel_init, name=name)(x)
+    def _norm(self, name: str, axis: str | tuple[str, ...], *, use_bias: bool = True) -> nn.Module:
+        fields = {"dtype": self.dtype, "epsilon": self.norm_epsilon, "use_bias": use_bias}
+        return make_norm(self.norm, name=name, axis=axis, **fields)
+
+    @nn.nowrap
+    def _project(self, name: str, x: Array, num_heads: int, use_bias: bool) -> Array:
+        features, axes = (num_heads, self.head_dim), ("embed", "heads", "head_dim")
+        fields = {"kernel_init": SCHEMES[self.initialization].kernel, "use_bias": use_bias}
+        y = Linear(features, axes, dtype=self.dtype, name=name, **fields)(x)
         return nn.with_logical_constraint(y, ("batch", "tokens", "heads", "head_dim"))
 
     @nn.nowrap
@@ -121,13 +144,16 @@ class Attention(nn.Module):
         key: Array,
         value: Array,
         segment_ids: SegmentIds | None,
+        *,
         windows: Windows | None = None,
+        bias: Array | None = None,
     ) -> Array:
         asked_for = self.is_mutable_collection("intermediates") and not self.is_initializing()
         dropping = self.train and self.dropout > 0.0
         if not asked_for and not dropping:
-            return attend(query, key, value, segment_ids, implementation=self.implementation)
-        weights = attention_weights(query, key, segment_ids)
+            how = self.implementation
+            return attend(query, key, value, segment_ids, bias=bias, implementation=how)
+        weights = attention_weights(query, key, segment_ids, bias)
         if asked_for:
             self.sow("intermediates", "attention", windows.whole(weights) if windows else weights)
         weights = nn.Dropout(self.dropout, deterministic=not self.train)(weights)
@@ -140,12 +166,14 @@ def attend(
     value: Array,
     segment_ids: SegmentIds | None = None,
     *,
+    bias: Array | None = None,
     implementation: str = "auto",
 ) -> Array:
     """Applies softmax attention of query `[b, q, h, d]` to key and value `[b, k, h, d]`.
 
     Args:
       segment_ids: int32 `[b, q]` and `[b, k]`; a query attends to keys with its own number.
+      bias: float32 `[b or 1, h, q, k]`, added to the logits; `heads_first` and `splash` take none.
       implementation: `xla` multiplies explicitly. `heads_first` does the same with another order of
         axes and a backward pass of its own, which is faster on CPUs. `cudnn` is the fused kernel of
         NVIDIA GPUs, for float16 and bfloat16. `splash` is the Pallas kernel of TPUs, interpreted
@@ -156,25 +184,30 @@ def attend(
       `[b, q, h, d]` in the dtype of the values.
     """
     if implementation == "auto":
-        implementation = _fastest(query, key, segment_ids)
+        implementation = _fastest(query, key, segment_ids, bias)
+    if implementation == "splash" and bias is not None:
+        raise UserError("attention='splash' takes no position bias; write attention='auto'")
     if implementation == "cudnn":
         if not _cudnn_runs(query):
             raise UserError(
                 "attention='cudnn' needs an NVIDIA GPU, dtype bfloat16 or float16, and heads whose "
                 "width is a multiple of 8 up to 128; write attention='auto'"
             )
-        if not _cudnn_masks(query, key, segment_ids):
+        if not _cudnn_masks(query, key, segment_ids, bias):
             raise UserError(
                 f"attention='cudnn' cannot train where {query.shape[1]} tokens see a part of"
                 f" {key.shape[1]}: a masked length must be even; write attention='auto'"
             )
         mask = None if segment_ids is None else _same_segment(segment_ids)
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+        if bias is not None:
+            bias = bias.astype(query.dtype)
+        arguments = {"bias": bias, "mask": mask, "implementation": "cudnn"}
+        return jax.nn.dot_product_attention(query, key, value, **arguments)
     if implementation == "splash":
         return _splash(query, key, value, segment_ids)
-    if implementation == "heads_first":
+    if implementation == "heads_first" and bias is None:
         return _heads_first(query, key, value, segment_ids)
-    return weighted_sum(attention_weights(query, key, segment_ids), value)
+    return weighted_sum(attention_weights(query, key, segment_ids, bias), value)
 
 
 def on_single_cpu() -> bool:
@@ -189,18 +222,23 @@ def on_single_cpu() -> bool:
     return getattr(mesh.abstract_device, "platform", None) == "cpu"
 
 
-def _fastest(query: Array, key: Array, segment_ids: SegmentIds | None) -> str:
-    if _cudnn_runs(query) and _cudnn_masks(query, key, segment_ids):
+def _fastest(query: Array, key: Array, segment_ids: SegmentIds | None, bias: Array | None) -> str:
+    if _cudnn_runs(query) and _cudnn_masks(query, key, segment_ids, bias):
         return "cudnn"
     return "heads_first" if on_single_cpu() else "xla"
 
 
-def attention_weights(query: Array, key: Array, segment_ids: SegmentIds | None = None) -> Array:
+def attention_weights(
+    query: Array,
+    key: Array,
+    segment_ids: SegmentIds | None = None,
+    bias: Array | None = None,
+) -> Array:
     """Returns softmax weights, float32 `[b, h, q, k]`; every query needs a key of its segment."""
     # The query is smaller than the logits, and cheaper to scale.
     query = query / math.sqrt(query.shape[-1])
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    return _softmax(logits, segment_ids)
+    return _softmax(logits if bias is None else logits + bias, segment_ids)
 
 
 def weighted_sum(weights: Array, value: Array) -> Array:
@@ -275,13 +313,16 @@ def _cudnn_runs(query: Array) -> bool:
     return jax.default_backend() == "gpu" and half and head_dim % 8 == 0 and head_dim <= 128
 
 
-def _cudnn_masks(query: Array, key: Array, segment_ids: SegmentIds | None) -> bool:
-    """Returns whether cuDNN can train with segments at these lengths.
+def _cudnn_masks(
+    query: Array, key: Array, segment_ids: SegmentIds | None, bias: Array | None = None
+) -> bool:
+    """Returns whether cuDNN can train with segments or with a bias at these lengths.
 
     A mask is a bias in cuDNN, and the gradient of a bias needs even lengths. Inference would not
     need them, but does not get a rule of its own.
     """
-    return segment_ids is None or (query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0)
+    even = query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
+    return even or (segment_ids is None and bias is None)
 
 
 def _splash(query: Array, key: Array, value: Array, segment_ids: SegmentIds | None) -> Array:

@@ -4,8 +4,9 @@ Parameters are float32 and carry logical axis names (listed in `vit_jax.models`)
 in `dtype`. What a module returns has the dtype it computed in, unless its docstring says otherwise.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,15 @@ from vit_jax.models.layers.resize import resize_patch_kernel
 from vit_jax.types import Array
 
 NORM_EPSILON = 1e-6
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    # Hendrycks and Gimpel 2016: exact, its tanh approximation, and its sigmoid approximation, with
+    # which OpenAI's CLIP models were trained.
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "silu": nn.silu,
+}
 
 
 def check_choice(what: str, value: str, valid: Sequence[str]) -> None:
@@ -82,6 +92,7 @@ class Linear(nn.Module):
       features: sizes of the new axes.
       axes: logical names of the kernel's axes, inputs first.
       num_in: how many trailing axes of the input are contracted.
+      use_bias: whether a bias is added.
     """
 
     features: tuple[int, ...]
@@ -90,21 +101,24 @@ class Linear(nn.Module):
     dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     bias_init: Initializer = nn.initializers.zeros
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel_init = nn.with_logical_partitioning(
             flattened(self.kernel_init, self.num_in), self.axes
         )
-        bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[self.num_in :])
         inputs = x.shape[x.ndim - self.num_in :]
         kernel = self.param("kernel", kernel_init, (*inputs, *self.features), jnp.float32)
-        bias = self.param("bias", bias_init, self.features, jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[self.num_in :])
+            bias = self.param("bias", bias_init, self.features, jnp.float32)
         contracted = tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in))
         y = jax.lax.dot_general(
             x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ()))
         )
-        return y + lift(bias.astype(self.dtype), y.ndim)
+        return y if bias is None else y + lift(bias.astype(self.dtype), y.ndim)
 
 
 NORMS = ("layernorm", "rmsnorm")
@@ -115,15 +129,21 @@ def make_norm(
     *,
     name: str,
     dtype: DTypeLike,
-    axis: str = "embed",
+    axis: str | tuple[str, ...] = "embed",
     use_bias: bool = True,
     epsilon: float = NORM_EPSILON,
 ) -> nn.Module:
-    """Returns a norm over the last axis, with float32 statistics; `axis` is its logical name."""
-    ones = nn.with_logical_partitioning(nn.initializers.ones, (axis,))
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
+    """Returns a norm over the last axis, or over several, with float32 statistics.
+
+    axis: the logical name of the axis; a tuple of names for several.
+    """
+    names = (axis,) if isinstance(axis, str) else axis
+    ones = nn.with_logical_partitioning(nn.initializers.ones, names)
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, names)
+    last = tuple(range(-len(names), 0))
+    over = {} if len(names) == 1 else {"reduction_axes": last, "feature_axes": last}
     if kind == "rmsnorm":
-        return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=ones, name=name)
+        return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=ones, name=name, **over)
     return nn.LayerNorm(
         epsilon=epsilon,
         dtype=dtype,
@@ -131,6 +151,7 @@ def make_norm(
         scale_init=ones,
         bias_init=zeros,
         name=name,
+        **over,
     )
 
 
@@ -140,9 +161,11 @@ MLPS = ("gelu", "swiglu")
 class Mlp(nn.Module):
     """The block's MLP, `[batch, tokens, embed]` to the same shape.
 
-    `gelu`: dense1, tanh-approximated GELU, dense2. `swiglu` (Shazeer 2020, "GLU variants improve
+    `gelu`: dense1, `activation`, dense2. `swiglu` (Shazeer 2020, "GLU variants improve
     Transformer"): dense2(silu(gate(x)) * dense1(x)); three matrices, so that people shrink
     `mlp_dim` by 2/3 to keep the parameter count.
+
+    norm: the kind of norm before dense2 (Shleifer et al. 2021, NormFormer), or None for none.
     """
 
     mlp_dim: int
@@ -151,22 +174,30 @@ class Mlp(nn.Module):
     train: bool
     dtype: DTypeLike
     initialization: str = "vision_transformer"
+    activation: str = "gelu_tanh"
+    use_bias: bool = True
+    norm: str | None = None
+    norm_epsilon: float = NORM_EPSILON
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scheme = SCHEMES[self.initialization]
-        inits = {"kernel_init": scheme.kernel, "bias_init": scheme.mlp_bias}
+        fields = {"kernel_init": scheme.kernel, "bias_init": scheme.mlp_bias}
+        fields |= {"use_bias": self.use_bias, "dtype": self.dtype}
 
         def dense(features: int, axes: tuple[str, str], name: str) -> Linear:
-            return Linear((features,), axes, dtype=self.dtype, name=name, **inits)
+            return Linear((features,), axes, name=name, **fields)
 
         hidden = dense(self.mlp_dim, ("embed", "mlp"), "dense1")(x)
         if self.kind == "swiglu":
             hidden = nn.silu(dense(self.mlp_dim, ("embed", "mlp"), "gate")(x)) * hidden
         else:
-            hidden = nn.gelu(hidden, approximate=True)
+            hidden = ACTIVATIONS[self.activation](hidden)
         hidden = nn.with_logical_constraint(hidden, ("batch", "tokens", "mlp"))
         hidden = nn.Dropout(self.dropout, deterministic=not self.train)(hidden)
+        if self.norm:
+            shared = {"dtype": self.dtype, "epsilon": self.norm_epsilon}
+            hidden = make_norm(self.norm, name="norm", axis="mlp", **shared)(hidden)
         y = dense(x.shape[-1], ("mlp", "embed"), "dense2")(hidden)
         return nn.Dropout(self.dropout, deterministic=not self.train)(y)
 
@@ -241,6 +272,7 @@ class PatchEmbed(nn.Module):
     dtype: DTypeLike
     kept_patch: tuple[int, int] | None = None
     initialization: str = "vision_transformer"
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, patches: Array) -> Array:
@@ -250,8 +282,11 @@ class PatchEmbed(nn.Module):
         kernel_init, bias_init = SCHEMES[self.initialization].patch(math.prod(shape[:3]))
         kernel_init = nn.with_logical_partitioning(flattened(kernel_init, num_in=3), axes)
         kernel = self.param("kernel", kernel_init, shape, jnp.float32)
-        bias_init = nn.with_logical_partitioning(bias_init, ("embed",))
-        bias = self.param("bias", bias_init, (self.width,), jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias_init = nn.with_logical_partitioning(bias_init, ("embed",))
+            bias = self.param("bias", bias_init, (self.width,), jnp.float32)
         kernel = resize_patch_kernel(kernel, self.patch)
         matrix = kernel.reshape(-1, self.width).astype(self.dtype)
-        return patches.astype(self.dtype) @ matrix + lift(bias.astype(self.dtype), patches.ndim)
+        x = patches.astype(self.dtype) @ matrix
+        return x if bias is None else x + lift(bias.astype(self.dtype), patches.ndim)

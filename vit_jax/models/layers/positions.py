@@ -5,6 +5,7 @@ no special case. Tokens without a place (class token, registers) are not rotated
 """
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -39,7 +40,17 @@ def sincos_2d(coordinates: Array, width: int, max_wavelength: float = 10_000.0) 
     return jnp.concatenate(parts, axis=-1)
 
 
-def rotary_angles(kind: str, coordinates: Array, grid: Array, head_dim: int) -> Array:
+def rotary_angles(
+    kind: str,
+    coordinates: Array,
+    grid: Array,
+    head_dim: int,
+    *,
+    base: float | None = None,
+    reference: Sequence[int] | None = None,
+    offset: float = 0.0,
+    columns_first: bool = False,
+) -> Array:
     """Returns angles of axial rotary embeddings, `[..., tokens, 1, head_dim / 2]`.
 
     Half of the pairs of channels rotate with the row, half with the column.
@@ -48,12 +59,23 @@ def rotary_angles(kind: str, coordinates: Array, grid: Array, head_dim: int) -> 
       center of the cell in an image that spans -1..1 both ways, one full turn per unit at the
       highest frequency (Siméoni et al. 2025, DINOv3).
     coordinates: `[..., tokens, 2]`. grid: (rows, columns) of the image, broadcastable to it.
+    base: the frequencies run from 1 to nearly 1 / base; None is `ROPE_BASE`.
+    reference: (rows, columns) onto which the grid is scaled, so that images of another size than in
+      pre-training turn by the same angles (Fang et al. 2023, EVA-02). offset: added to indices.
+    columns_first: the first half of the pairs rotates with the column.
     """
     pairs = head_dim // 4
+    if offset:
+        coordinates = coordinates + offset
+    if reference is not None:
+        scale = jnp.asarray(reference, jnp.float32) / grid
+        coordinates = coordinates * lift(scale, coordinates.ndim)
     if kind == "dinov3":
         grid = lift(grid, coordinates.ndim)
         coordinates = (2.0 * (coordinates + 0.5) / grid - 1.0) * (2 * math.pi)
-    frequencies = ROPE_BASE ** -(jnp.arange(pairs) / pairs)
+    if columns_first:
+        coordinates = coordinates[..., ::-1]
+    frequencies = (base or ROPE_BASE) ** -(jnp.arange(pairs) / pairs)
     angles = coordinates[..., None] * lift(
         frequencies, coordinates.ndim + 1
     )  # [..., tokens, 2, pairs]
@@ -92,13 +114,18 @@ class MixedFrequencies(nn.Module):
         return jnp.stack([row, column]).astype(dtype)
 
 
-def rotate(x: Array, angles: Array) -> Array:
+def rotate(x: Array, angles: Array, *, interleaved: bool = False) -> Array:
     """Rotates each pair of channels (i, i + head_dim / 2) by `angles`, in float32.
 
     x: `[batch, tokens, heads, head_dim]`. angles: `[(batch,) tokens, heads or 1, head_dim / 2]`.
+    interleaved: the pairs are (2 i, 2 i + 1) instead (Su et al. 2021, RoFormer).
     """
     angles = lift(angles, x.ndim)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if interleaved:
+        first, second = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
+        turned = [first * cos - second * sin, second * cos + first * sin]
+        return jnp.stack(turned, axis=-1).reshape(x.shape).astype(x.dtype)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

@@ -20,7 +20,9 @@ from vit_jax.models.layers.attention import (
     on_single_cpu,
 )
 from vit_jax.models.layers.basic import (
+    ACTIVATIONS,
     MLPS,
+    NORM_EPSILON,
     NORMS,
     Mlp,
     check_choice,
@@ -46,21 +48,34 @@ REMATS = ("none", *REMAT_POLICIES)
 class BlockSpec:
     """The layers of one transformer block.
 
+    The fields are those of `layers.encoder.Encoder`, except:
+
+    head_dim: the width of one head. attention: the implementation.
     dtype: the dtype of matrix products. residual_dtype: the dtype of the stream that blocks add to.
     rope: None, "fixed" (angles come with the call) or "mixed" (every layer learns its frequencies).
-    layer_scale: initial value, or None for none. parallel: attention and MLP read the same norm and
-    are added together (Dehghani et al. 2023, ViT-22B).
     """
 
     num_heads: int
     head_dim: int
     mlp_dim: int
+    num_kv_heads: int | None = None
     norm: str = "layernorm"
+    norm_epsilon: float = NORM_EPSILON
     mlp: str = "gelu"
+    activation: str = "gelu_tanh"
+    qkv_bias: bool = True
+    key_bias: bool = True
+    proj_bias: bool = True
+    mlp_bias: bool = True
     qk_norm: bool = False
+    attention_norm: bool = False
+    mlp_norm: bool = False
     parallel: bool = False
+    post_norm: bool = False
     layer_scale: float | None = None
+    mlp_layer_scale: bool = True
     rope: str | None = None
+    rope_interleaved: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
     attention: str = "auto"
@@ -82,6 +97,17 @@ class BlockSpec:
         check_least(1, mlp_dim=spec.mlp_dim)
         check_choice("norm", spec.norm, NORMS)
         check_choice("mlp", spec.mlp, MLPS)
+        check_choice("activation", spec.activation, ACTIVATIONS)
+        if spec.norm_epsilon <= 0.0:
+            raise UserError(f"norm_epsilon={spec.norm_epsilon}: write a number above 0, say 1e-6")
+        if spec.parallel and spec.post_norm:
+            raise UserError("parallel blocks norm once, before; write post_norm=False")
+        if spec.num_kv_heads is not None:
+            check_least(1, num_kv_heads=spec.num_kv_heads)
+            if num_heads % spec.num_kv_heads:
+                raise UserError(
+                    f"num_kv_heads={spec.num_kv_heads} does not divide num_heads={num_heads}"
+                )
         check_choice("attention", spec.attention, IMPLEMENTATIONS)
         check_choice("initialization", spec.initialization, tuple(SCHEMES))
         check_rate("dropout", spec.dropout)
@@ -103,20 +129,44 @@ class BlockSpec:
             norm=self.norm,
             qk_norm=self.qk_norm,
             rope=rope,
+            rope_interleaved=self.rope_interleaved,
             dropout=self.attention_dropout,
             train=train,
             initialization=self.initialization,
+            qkv_bias=self.qkv_bias,
+            key_bias=self.key_bias,
+            proj_bias=self.proj_bias,
+            out_norm=self.attention_norm,
+            norm_epsilon=self.norm_epsilon,
+            num_kv_heads=self.num_kv_heads,
             name=name,
         )
 
     def make_mlp(self, *, train: bool, name: str) -> Mlp:
         """Returns the MLP of this spec."""
-        fields = (self.mlp_dim, self.mlp, self.dropout, train, self.dtype, self.initialization)
-        return Mlp(*fields, name=name)
+        return Mlp(
+            self.mlp_dim,
+            self.mlp,
+            self.dropout,
+            train,
+            self.dtype,
+            self.initialization,
+            activation=self.activation,
+            use_bias=self.mlp_bias,
+            norm=self.norm if self.mlp_norm else None,
+            norm_epsilon=self.norm_epsilon,
+            name=name,
+        )
+
+    def make_norm(self, name: str) -> nn.Module:
+        """Returns a norm over the width of this spec."""
+        return make_norm(self.norm, name=name, dtype=self.dtype, epsilon=self.norm_epsilon)
 
 
 class Block(nn.Module):
     """One pre-norm block: x += attention(norm1(x)); x += mlp(norm2(x)).
+
+    With `post_norm`: x += norm1(attention(x)); x += norm2(mlp(x)) (Liu et al. 2022, Swin V2).
 
     windows: within which it attends; None: to all tokens.
     """
@@ -137,18 +187,22 @@ class Block(nn.Module):
         spec = self.spec
         attention = spec.make_attention(train=self.train, name="attn", rope=spec.rope)
         mlp = spec.make_mlp(train=self.train, name="mlp")
-        y = make_norm(spec.norm, name="norm1", dtype=spec.dtype)(x)
+        norm1 = spec.make_norm("norm1")
+        y = x if spec.post_norm else norm1(x)
         attended = attention(y, rope=rope, segment_ids=segment_ids, windows=self.windows)
         attended = nn.Dropout(spec.dropout, deterministic=not self.train)(attended)
         if spec.parallel:
             return self._add(x, attended + mlp(y), "scale1", drop_rate), None
+        norm2 = spec.make_norm("norm2")
+        if spec.post_norm:
+            x = self._add(x, norm1(attended), "scale1", drop_rate)
+            return self._add(x, norm2(mlp(x)), "scale2", drop_rate), None
         x = self._add(x, attended, "scale1", drop_rate)
-        y = make_norm(spec.norm, name="norm2", dtype=spec.dtype)(x)
-        return self._add(x, mlp(y), "scale2", drop_rate), None
+        return self._add(x, mlp(norm2(x)), "scale2", drop_rate), None
 
     @nn.nowrap
     def _add(self, x: Array, branch: Array, scale: str, drop_rate: Array | None) -> Array:
-        if self.spec.layer_scale is not None:
+        if self.spec.layer_scale is not None and (scale == "scale1" or self.spec.mlp_layer_scale):
             branch = layer_scale(self, scale, branch, self.spec.layer_scale)
         if drop_rate is not None:
             branch = drop_path(branch, drop_rate, self.make_rng("dropout"))
