@@ -238,8 +238,8 @@ SCHEMA: dict[str, Any] = {
         "source": Key(
             "tfds",
             FIXED,
-            "Where examples come from: tfds, folder, idx, npz, segmentation_folder, coco, captions,"
-            " fake, or package.module:Class.",
+            "Where examples come from: tfds, folder, table, idx, npz, segmentation_folder, coco,"
+            " captions, fake, or package.module:Class.",
         ),
         "name": place("imagenet2012", FIXED, "Name of the TFDS dataset; or the folder or file."),
         "dir": place("", FREE, "Folder of prepared TFDS datasets; empty is TFDS's own default."),

@@ -3,15 +3,17 @@
 Any mistake in a file raises a `UserError` with one line that names the file and the position in it.
 """
 
+import io
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.storage import is_remote
 
 MAX_TEXT_BYTES = 4 << 30
 """The largest text file that is read, in bytes. The largest public annotations have about 1 GB."""
@@ -34,27 +36,74 @@ def shown(name: str | os.PathLike) -> str:
 
 
 def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
-    """Reads a regular file, or the target of a link to one.
+    """Reads a regular file, or the target of a link to one, or an object such as `gs://b/x.csv`.
 
     Pipes and devices are refused, because reading them may never end.
 
     Raises:
       OSError: the file cannot be read, is not a regular file, or is larger than `max_bytes`.
     """
+    if is_remote(path):
+        with open_remote(path) as object_:
+            size = object_.seek(0, os.SEEK_END)
+            _check_size(size, max_bytes)
+            object_.seek(0)
+            return object_.read(size)
     # Without O_NONBLOCK, opening a pipe that has no writer would wait forever.
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        if status.st_size > max_bytes:
-            raise OSError(f"{status.st_size:,} bytes, more than the {max_bytes:,} that are read")
+        _check_size(status.st_size, max_bytes)
         data = os.read(file, status.st_size)
         while len(data) < status.st_size and (more := os.read(file, status.st_size - len(data))):
             data += more
         return data
     finally:
         os.close(file)
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise OSError(f"{size:,} bytes, more than the {max_bytes:,} that are read")
+
+
+class _Remote(io.RawIOBase):
+    """An object on a store, read through TensorFlow, as a Python file. Errors are `OSError`s."""
+
+    def __init__(self, path: str):
+        from vit_jax.data.host_tensorflow import tf
+
+        self._errors = tf.errors.OpError
+        self._file = tf.io.gfile.GFile(path, "rb")
+
+    def read(self, size: int = -1) -> bytes:
+        return self._call(self._file.read, size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._call(self._file.seek, offset, whence)
+        return self.tell()
+
+    def tell(self) -> int:
+        return self._call(self._file.tell)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def _call(self, method: Callable[..., Any], *args: int) -> Any:
+        try:
+            return method(*args)
+        except self._errors as error:
+            raise OSError(reason(error)) from error
+
+
+def open_remote(path: str | os.PathLike) -> io.RawIOBase:
+    """Opens an object such as `gs://bucket/photos.parquet` for reading at any place."""
+    return _Remote(os.fspath(path))
 
 
 def read_text(path: str | os.PathLike) -> str:

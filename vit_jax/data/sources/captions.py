@@ -9,20 +9,17 @@ with a line that names the columns `image` and `caption`. An image with several 
 lines. A `.json` file has the format of COCO: `images` (id, file_name) and `annotations` (image_id,
 caption). File names are relative to the folder of images.
 
-In a `.csv` file, a cell with commas, line breaks, or quote marks is enclosed in quote marks, and
-quote marks inside it are doubled. In a `.tsv` file, quote marks are ordinary characters.
+`_rows` says how cells with separators and quote marks are written.
 """
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from vit_jax.data import files
-from vit_jax.data.images import check_exif, for_decoding, is_image_name, read
-from vit_jax.data.sources import Records
+from vit_jax.data.images import check_exif, for_decoding, read
+from vit_jax.data.sources import Records, _rows
 from vit_jax.data.sources import _coco_json as coco_json
 from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.errors import UserError
@@ -32,7 +29,6 @@ _SECTIONS = {
     "images": {"id": coco_json.ID, "file_name": str},
     "annotations": {"image_id": coco_json.ID, "caption": str},
 }
-_ADVICE = "write a cell with quote marks in quote marks, and each quote mark inside it twice"
 
 
 class Source:
@@ -97,7 +93,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
     Raises:
       UserError: the file cannot be read, or an entry lacks its image or caption.
     """
-    kinds = {".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".json": _coco}
+    kinds = {".jsonl": _rows.json_lines, ".csv": _table, ".tsv": _table, ".json": _coco}
     reader = kinds.get(path.suffix.lower())
     if not reader:
         raise UserError(f"{files.shown(path)}: write a file that ends in {', '.join(kinds)}")
@@ -107,11 +103,6 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
             if not isinstance(value, str) or not value.strip():
                 raise UserError(f"{files.shown(path)}: {where} has no {key!r}")
         yield where, values[0], values[1].strip()
-
-
-def _json_lines(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-    for number, line in files.numbered_lines(text):
-        yield f"line {number}", files.parse_json(path, line, f": line {number}")
 
 
 def _coco(path: Path, text: str) -> Iterator[tuple[str, dict]]:
@@ -125,57 +116,6 @@ def _coco(path: Path, text: str) -> Iterator[tuple[str, dict]]:
 
 
 def _table(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-    """Yields the rows of a table, with each cell under the name of its column.
-
-    A row with too many cells is an error, because the caption would lose a part.
-    """
-    rows = _comma_rows(path, text) if path.suffix.lower() == ".csv" else _tab_rows(text)
-    columns = [cell.strip() for cell in next(rows, (1, []))[1]]
-    for key in _KEYS:
-        if columns.count(key) != 1:
-            raise UserError(
-                f"{files.shown(path)}: line 1 names {columns.count(key) or 'no'} columns {key!r}, "
-                f"but {', '.join(map(files.shown, columns)) or 'nothing'}; name image and caption"
-            )
-    at = columns.index("image")
-    for number, cells in rows:
-        if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
-            raise UserError(
-                f"{files.shown(path)}: line {number} has {len(cells)} cells, line 1 has"
-                f" {len(columns)}: write a caption that has the separator in it in quote marks"
-            )
-        if any(_is_row(line, at, len(columns)) for x in cells for line in files.lines(x)[1:]):
-            raise UserError(
-                f"{files.shown(path)}: a cell of line {number} has the next rows in it, because a"
-                f" quote mark is left open: {_ADVICE}"
-            )
-        yield f"line {number}", dict(zip(columns, cells, strict=False))
-
-
-def _is_row(line: str, at: int, num_columns: int) -> bool:
-    """Returns whether a line inside a cell looks like a row that names an image."""
-    cells = line.split(",")
-    return len(cells) >= num_columns and is_image_name(cells[at].strip(' "'))
-
-
-def _tab_rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    return ((number, line.split("\t")) for number, line in files.numbered_lines(text))
-
-
-def _comma_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields (number of its first line, cells) for each row."""
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
-    while True:
-        try:
-            cells = next(rows, None)
-        except csv.Error as error:
-            raise UserError(
-                f"{files.shown(path)}: the row that begins in line {line} is no row of a table"
-                f" ({error}); if a quote mark is left open, {_ADVICE}"
-            ) from error
-        if cells is None:
-            return
-        if cells:
-            yield line, cells
-        line = rows.line_num + 1
+    columns, cells = _rows.columns_and_cells(path, text)
+    _rows.check_columns(path, columns, _KEYS, "name image and caption")
+    yield from _rows.named_cells(path, columns, cells, "image")

@@ -7,14 +7,16 @@ is no such folder, classes are the folder names of all splits.
 `train[:90%]` and `train[90%:]` divide the images, if there are no split folders or only a part of
 one is needed. The images of a split are ordered by a hash of their paths, so a file keeps its
 position relative to the others when files are added. The first part has images of every class if it
-is large enough (`_splits.with_every_class`).
+is large enough (`_splits.with_every_class`). `_splits` lists the other ways to divide, such as
+`train[fold 1 of 5]`.
 """
 
 import hashlib
 import logging
 import os
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ import numpy as np
 from vit_jax.data import images
 from vit_jax.data.files import existing_folder, is_hidden, shown, visible
 from vit_jax.data.sources import Records
-from vit_jax.data.sources._splits import inner_bounds, parse_split, split_range, with_every_class
+from vit_jax.data.sources._splits import select_with_every_class, split_name
 from vit_jax.errors import UserError
 
 _SPLIT_FOLDERS = {
@@ -40,12 +42,23 @@ class Source:
 
     Args:
       name: ROOT.
-      split: a folder in ROOT, regardless of case, with `[a:b]` for a part of it; `val` and
-        `validation` mean the same.
+      split: a folder in ROOT, regardless of case, and a part of it in brackets, as in
+        `train[all but fold 1 of 5]`; `val` and `validation` mean the same.
       exif: "apply" turns photographs upright by their EXIF orientation; "ignore" does not.
+      group: a regular expression. Files whose paths below the split's folder have the same match
+        (or first group of it) stay together in a fold, such as the images of one patient: `p\\d+`.
+      split_seed: the seed of folds and of parts of classes.
     """
 
-    def __init__(self, name: str, split: str = "train", *, exif: str = "apply"):
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        *,
+        exif: str = "apply",
+        group: str = "",
+        split_seed: int = 0,
+    ):
         images.check_exif(exif)
         if "://" in name:
             raise UserError(f"{name}: image folders are read from local disks; copy it to one")
@@ -60,12 +73,13 @@ class Source:
         files = _image_files(folder, here)
         files.sort(key=lambda file: hashlib.blake2b(os.fsencode(file[0]), digest_size=8).digest())
         labels = np.array([label for _, label in files], np.int32)
-        selected = split_range(split, len(files))
-        order = with_every_class(labels, inner_bounds(selected, len(files)))
-        order = order[selected.start : selected.stop]
+        groups = _groups(group, [name for name, _ in files])
+        order = select_with_every_class(split, labels, groups, split_seed)
         self._names = [files[number][0] for number in order]
         self._labels = labels[order]
         self.fingerprint = f"folder:{root.name}:{split}:{len(order)}"
+        if split_seed:
+            self.fingerprint += f":seed{split_seed}"
         if exif == "ignore":
             self.fingerprint += ":exif-ignored"
         self._warn(shown(root), split, is_part=len(order) < len(files))
@@ -126,7 +140,7 @@ def _has_folders(folder: Path) -> bool:
 
 def _chosen_folder(root: Path, splits: Mapping[str, Path], split: str) -> Path:
     """Returns the folder whose subfolders are the classes of `split`."""
-    wanted = parse_split(split)[0].lower()
+    wanted = split_name(split).lower()
     canonical = next((one for one, names in _SPLIT_FOLDERS.items() if wanted in names), wanted)
     if canonical in splits:
         return splits[canonical]
@@ -210,6 +224,23 @@ def _image_files(folder: Path, classes: Iterable[tuple[str, int]]) -> list[tuple
                 f"class folder {shown(folder / name)} has no images: fill it or remove it"
             )
     return files
+
+
+def _groups(pattern: str, paths: Sequence[str]) -> np.ndarray | None:
+    """Returns the number of the group of each file, int64 `[n]`; None without a pattern."""
+    if not pattern:
+        return None
+    try:
+        matches = [re.search(pattern, path) for path in paths]
+    except re.error as error:
+        raise UserError(
+            f"config.data.args.group={pattern!r} is no regular expression: {error}"
+        ) from error
+    for path, match in zip(paths, matches, strict=True):
+        if not match or (match.re.groups and match[1] is None):
+            raise UserError(f"config.data.args.group={pattern!r} does not match {shown(path)}")
+    names = [match[1] if match.re.groups else match[0] for match in matches]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def _decodable(name: str) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 
 from vit_jax.data import files
 from vit_jax.data.sources import Records
-from vit_jax.data.sources._splits import parse_split, split_range
+from vit_jax.data.sources._splits import select, split_name
 from vit_jax.errors import UserError, nearest
 
 MAX_BYTES = 8 << 30
@@ -40,12 +40,20 @@ class Source:
 
     Args:
       name: the folder of the files, or `FOLDER/DATASET`, where `DATASET` begins the files' names.
-      split: `train` or `test`, with `[a:b]` for a part of it.
+      split: `train` or `test`, and a part of it in brackets, see `_splits`.
       class_names: the names of the classes in the order of their numbers, for the files hold none.
+      split_seed: the seed of folds and of parts of classes.
     """
 
-    def __init__(self, name: str, split: str = "train", *, class_names: Sequence[str] = ()):
-        part = parse_split(split)[0]
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        *,
+        class_names: Sequence[str] = (),
+        split_seed: int = 0,
+    ):
+        part = split_name(split)
         images_path, labels_path = _find(files.expand(name), part)
         images, labels = _read(images_path), _read(labels_path)
         _check(images, images_path, labels, labels_path)
@@ -63,20 +71,21 @@ class Source:
                 )
             self.num_classes = len(class_names)
         self.class_names = tuple(class_names) or None
-        selected = split_range(split, len(images))
-        self._path, self._first = images_path, selected.start
-        self._images = images[selected.start : selected.stop, ..., None]
-        self._labels = labels[selected.start : selected.stop].astype(np.int32)
-        self.fingerprint = f"idx:{images_path.name}:{split}:{len(self._images)}"
+        self._path, self._images, self._labels = images_path, images, labels.astype(np.int32)
+        self._numbers = select(split, self._labels, seed=split_seed)
+        self.fingerprint = f"idx:{images_path.name}:{split}:{len(self)}"
+        if split_seed:
+            self.fingerprint += f":seed{split_seed}"
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._numbers)
 
     def fetch(self, indices: np.ndarray) -> Records:
-        return {"image": self._images[indices], "label": self._labels[indices]}
+        numbers = self._numbers[indices]
+        return {"image": self._images[numbers][..., None], "label": self._labels[numbers]}
 
     def describe(self, index: int) -> str:
-        return f"record {self._first + int(index)} of {files.shown(self._path)}"
+        return f"record {self._numbers[index]} of {files.shown(self._path)}"
 
 
 def _find(path: Path, split: str) -> tuple[Path, Path]:

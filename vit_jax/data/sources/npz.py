@@ -11,15 +11,23 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.data.sources import Records
-from vit_jax.data.sources._splits import parse_split, split_range
+from vit_jax.data.sources._splits import select, split_name
 from vit_jax.errors import UserError
 
 
 class Source:
-    """Reads the file `name`, or the file `SPLIT.npz` of the folder `name`."""
+    """Reads the file `name`, or the file `SPLIT.npz` of the folder `name`.
 
-    def __init__(self, name: str, split: str = "train", num_classes: int = 0):
-        path, part = Path(name), parse_split(split)[0]
+    Args:
+      split: the name of the split, and a part of it in brackets, see `_splits`.
+      num_classes: the number of classes, if the largest label does not tell it.
+      split_seed: the seed of folds and of parts of classes.
+    """
+
+    def __init__(
+        self, name: str, split: str = "train", num_classes: int = 0, *, split_seed: int = 0
+    ):
+        path, part = Path(name), split_name(split)
         if path.is_dir():
             path = path / f"{part}.npz"
         elif part != "train":
@@ -28,27 +36,27 @@ class Source:
                 f" 'train[90%:]', instead of {part!r}, or give a folder with {part}.npz"
             )
         images, labels, names = _read(path)
-        selected = split_range(split, len(images))
-        self._path = path
-        self._first = selected.start
-        self._images = images[selected.start : selected.stop]
-        self._labels = labels[selected.start : selected.stop].astype(np.int32)
+        self._path, self._images, self._labels = path, images, labels.astype(np.int32)
+        self._numbers = select(split, self._labels, seed=split_seed)
         self.class_names = tuple(str(name) for name in names) if names is not None else None
         # Count over the whole file, so that a part of it has the same classes as the whole.
         found = max(int(labels.max()) + 1, len(self.class_names or ()))
         if num_classes and num_classes < found:
             raise UserError(f"{path} has {found} classes, more than num_classes={num_classes}")
         self.num_classes = num_classes or found
-        self.fingerprint = f"npz:{path.name}:{split}:{len(self._images)}"
+        self.fingerprint = f"npz:{path.name}:{split}:{len(self)}"
+        if split_seed:
+            self.fingerprint += f":seed{split_seed}"
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._numbers)
 
     def fetch(self, indices: np.ndarray) -> Records:
-        return {"image": self._images[indices], "label": self._labels[indices]}
+        numbers = self._numbers[indices]
+        return {"image": self._images[numbers], "label": self._labels[numbers]}
 
     def describe(self, index: int) -> str:
-        return f"record {self._first + int(index)} of {self._path}"
+        return f"record {self._numbers[index]} of {self._path}"
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

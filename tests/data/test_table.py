@@ -1,0 +1,317 @@
+"""Tables of images with labels: kinds of files, classes, splits, and what is wrong in a cell."""
+
+import io
+import json
+import os
+
+import numpy as np
+import odd_images
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from vit_jax.data import element_spec, open_source, train_batches
+from vit_jax.data.sources import _table_files
+from vit_jax.errors import UserError
+
+NAMES = ("a b.png", "c,d.png", "é/山.png", "e.png", "f.png", "g.png")
+LABELS = ("dog", "cat", "dog", "emu", "cat", "dog")
+
+
+def png(value):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six images, whose pixels tell their number."""
+    for number, name in enumerate(NAMES):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png(10 * number))
+    return tmp_path
+
+
+def lines(*rows, sep=","):
+    def cell(text):
+        return f'"{text}"' if sep == "," and "," in text else text
+
+    return "".join(sep.join(map(cell, row)) + "\n" for row in rows)
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, dict):
+        parquet.write_table(pa.table(content), path, row_group_size=2)
+    else:
+        path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def open_table(name, split="train", **args):
+    return open_source({"source": "table", "name": str(name), "split": split, **args})
+
+
+def numbers(source):
+    """The number of each image of a source, told by its pixels."""
+    encoded = source.fetch(np.arange(len(source)))["image"]
+    return [Image.open(io.BytesIO(data)).getpixel((0, 0))[0] // 10 for data in encoded]
+
+
+ROWS = list(zip(NAMES, LABELS, strict=True))
+KINDS = {
+    "t.csv": lines(("path", "label", "note"), *((*row, "x") for row in ROWS)),
+    "t.tsv": lines(("label", "file"), *((b, a) for a, b in ROWS), sep="\t"),
+    "t.jsonl": "\n".join(json.dumps({"image": a, "label": b}) for a, b in ROWS),
+    "t.parquet": {"file_name": NAMES, "label": LABELS},
+    "bytes.parquet": {"image": [png(10 * i) for i in range(6)], "label": LABELS},
+    "struct.parquet": {
+        "img": [{"bytes": png(10 * i), "path": "x.png"} for i in range(5)]
+        + [{"bytes": None, "path": "g.png"}],
+        "label": LABELS,
+    },
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_table_holds_the_same_examples(folder, name):
+    source = open_table(write(folder, name, KINDS[name]))
+    assert source.class_names == ("cat", "dog", "emu")
+    assert numbers(source) == [0, 1, 2, 3, 4, 5]
+    records = source.fetch(np.array([3, 1, 0]))
+    assert records["label"].tolist() == [2, 0, 1]
+    assert records["label"].dtype == np.int32
+    assert element_spec(source, "decode|resize(8)")["image"].shape == (8, 8, 3)
+    assert source.blocks is None
+    assert "\n" not in source.describe(2)
+
+
+def test_splits_by_file_and_by_column_have_the_classes_of_training(folder):
+    write(folder, "train.csv", lines(("path", "label"), *ROWS[:4]))
+    val = write(folder, "val.csv", lines(("path", "label"), *ROWS[4:]))
+    by_file = {"name": folder / "{split}.csv"}
+    whole = [("path", "label", "split"), *((*row, "train") for row in ROWS[:4])]
+    whole += [(*row, "Valid") for row in ROWS[4:]]
+    by_column = {"name": write(folder, "all.csv", lines(*whole)), "split_column": "split"}
+    for args in (by_file, by_column):
+        assert numbers(open_table(split="train", **args)) == [0, 1, 2, 3]
+        held_out = open_table(split="validation[1:]", **args)
+        assert held_out.class_names == ("cat", "dog", "emu")
+        assert numbers(held_out) == [5]
+        assert held_out.fetch(np.array([0]))["label"].tolist() == [1]
+    with pytest.raises(UserError, match=r"no rows of the split 'test'; its column 'split' has Val"):
+        open_table(split="test", **by_column)
+    with pytest.raises(UserError, match=r"has no split 'val': write '\{split\}' in its name"):
+        open_table(val, "val")
+    write(folder, "val.csv", lines(("path", "label"), ("e.png", "emus")))
+    message = r"val.csv: line 2, column 'label': 'emus' is no class of the training .*mean 'emu'"
+    with pytest.raises(UserError, match=message):
+        open_table(split="val", **by_file)
+
+
+def test_parts_and_folds_are_those_of_all_sources(folder):
+    name = write(folder, "t.csv", lines(("path", "label", "who"), *((*r, r[0][0]) for r in ROWS)))
+    assert numbers(open_table(name, "train[1:3]")) == [1, 2]
+    held, rest = (open_table(name, f"train[{p}fold 1 of 3]", group="who") for p in ("", "all but "))
+    assert sorted(numbers(held) + numbers(rest)) == [0, 1, 2, 3, 4, 5]
+    assert len(open_table(name, "train[1 per class]")) == 3
+    assert open_table(name, split_seed=2).fingerprint.endswith("t.csv:train:6:seed2")
+
+
+def test_numbers_are_classes_in_the_order_of_numbers(folder):
+    rows = [{"image": NAMES[i], "label": label} for i, label in enumerate((10, 9, 2.0, 10))]
+    name = write(folder, "n.jsonl", "\n".join(map(json.dumps, rows)))
+    source = open_table(name)
+    assert source.class_names == ("2", "9", "10")
+    assert source.fetch(np.arange(4))["label"].tolist() == [2, 1, 0, 2]
+
+
+def test_the_order_of_the_classes_can_be_given(folder):
+    name = write(folder, "t.csv", KINDS["t.csv"])
+    (folder / "classes.txt").write_text("emu\ndog\ncat\ngnu\n")
+    for names in (str(folder / "classes.txt"), ["emu", "dog", "cat", "gnu"]):
+        source = open_table(name, class_names=names)
+        assert source.num_classes == 4
+        assert source.fetch(np.arange(6))["label"].tolist() == [1, 2, 1, 0, 2, 1]
+    numbered = write(folder, "n.csv", lines(("path", "label"), ("e.png", "1"), ("f.png", "0")))
+    assert open_table(numbered, class_names=["x", "y"]).fetch([0, 1])["label"].tolist() == [1, 0]
+    with pytest.raises(
+        UserError, match=r"line 3, column 'label': 'cat' is no class of config.data"
+    ):
+        open_table(name, class_names=["dog", "emu"])
+    with pytest.raises(UserError, match="two classes 'a'"):
+        open_table(name, class_names=["a", "a"])
+
+
+SEVERAL = {
+    "t.csv": ("path,label\ne.png,x|y\nf.png,\ng.png, z \n", {"separator": "|"}),
+    "t.jsonl": (
+        '{"image": "e.png", "label": ["x", "y"]}\n{"image": "f.png", "label": []}\n'
+        '{"image": "g.png", "label": ["z"]}',
+        {},
+    ),
+    "t.parquet": ({"image": ["e.png", "f.png", "g.png"], "label": [["y", "x"], None, ["z"]]}, {}),
+    "columns.csv": (
+        "path,x,y,z\ne.png,1,True,0\nf.png,,0,no\ng.png,0,0,1\n",
+        {"label": ["x", "y", "z"]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_images_may_have_several_labels(folder, name):
+    content, args = SEVERAL[name]
+    source = open_table(write(folder, name, content), **args)
+    assert source.class_names == ("x", "y", "z")
+    labels = source.fetch(np.arange(3))["label"]
+    assert labels.dtype == np.uint8
+    assert labels.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_weights_come_with_the_examples(folder):
+    name = write(
+        folder, "t.csv", lines(("path", "label", "w"), ("e.png", "a", "2"), ("f.png", "b", "0.5"))
+    )
+    records = open_table(name, weight="w").fetch(np.array([1, 0]))
+    assert records["weight"].tolist() == [0.5, 2]
+    assert records["weight"].dtype == np.float32
+
+
+def hub(folder, *, features=None, split="train", images=6):
+    """A dataset as the Hub stores it: shards, with the features in their metadata."""
+    label = {"names": ["zero", "one", "two"], "_type": "ClassLabel"}
+    features = features or {"image": {"_type": "Image"}, "label": label}
+    table = pa.table(
+        {
+            "image": [{"bytes": png(10 * i), "path": None} for i in range(images)],
+            "label": [i % 2 for i in range(images)],
+        }
+    )
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    (folder / "data").mkdir(exist_ok=True)
+    for shard in range(2):
+        part = table.slice(shard * images // 2, images // 2).replace_schema_metadata(metadata)
+        file = folder / "data" / f"{split}-0000{shard}-of-00002.parquet"
+        parquet.write_table(part, file, row_group_size=2)
+
+
+def test_a_hugging_face_folder_names_its_classes(folder):
+    hub(folder)
+    hub(folder, split="validation", images=4)
+    (folder / "README.md").write_text("a dataset")
+    source = open_table(folder)
+    assert source.class_names == ("zero", "one", "two")
+    assert numbers(source) == [0, 1, 2, 3, 4, 5]
+    assert source.fetch(np.array([3]))["label"].tolist() == [1]
+    assert "train-00001-of-00002.parquet: row 1, column 'image'" in source.describe(4)
+    assert len(open_table(folder, "val")) == 4
+    with pytest.raises(UserError, match=r"has no split 'test'; it has train, validation"):
+        open_table(folder, "test")
+    converted = folder / "other" / "train"
+    converted.mkdir(parents=True)
+    os.replace(folder / "data/train-00000-of-00002.parquet", converted / "0000.parquet")
+    assert len(open_table(folder / "other")) == 3
+    with pytest.raises(UserError, match=r"holds 2 datasets; write one of them, as in .*data$"):
+        open_table(folder)
+
+
+def test_features_beside_the_files_name_the_classes(folder):
+    feature = {"feature": {"names": ["p", "q", "r"], "_type": "ClassLabel"}, "_type": "Sequence"}
+    (folder / "dataset_infos.json").write_text(
+        json.dumps({"default": {"features": {"tags": feature}}})
+    )
+    write(folder, "data/train.parquet", {"image": [png(1)] * 2, "tags": [[0, 2], [1]]})
+    source = open_table(folder)
+    assert source.class_names == ("p", "q", "r")
+    assert source.fetch(np.arange(2))["label"].tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_large_files_are_read_by_blocks_and_batches_are_the_same(folder, monkeypatch):
+    name = write(folder, "t.parquet", KINDS["bytes.parquet"])
+    small = open_table(name, "train[1:]")
+    monkeypatch.setattr(_table_files, "KEPT_BYTES", 10)
+    monkeypatch.setattr(_table_files, "_KEPT_BLOCKS", 1)
+    large = open_table(name, "train[1:]")
+    assert large.blocks.lengths == (1, 2, 2)
+    rows = np.array([4, 0, 3, 1, 2])
+    assert large.fetch(rows)["image"].tolist() == small.fetch(rows)["image"].tolist()
+    with train_batches(
+        large, batch_size=4, rows=np.arange(4), seed=0, pp="decode|resize(2)"
+    ) as all_:
+        whole = next(all_)
+    with train_batches(
+        large, batch_size=4, rows=np.arange(2, 4), seed=0, pp="decode|resize(2)"
+    ) as half:
+        np.testing.assert_array_equal(next(half)["image"], whole["image"][2:])
+
+
+def test_tables_and_images_may_lie_on_an_object_store(folder):
+    """TensorFlow reads `file://` by the same functions as `gs://`."""
+    write(folder, "train.csv", lines(("path", "label"), *ROWS[3:]))
+    assert numbers(open_table(f"file://{folder}/{{split}}.csv")) == [3, 4, 5]
+    write(folder, "s-1.parquet", KINDS["bytes.parquet"])
+    assert numbers(open_table(f"file://{folder}/s-*.parquet")) == [0, 1, 2, 3, 4, 5]
+    write(folder, "bad.csv", lines(("path", "label"), ("../x.png", "a")))
+    with pytest.raises(UserError, match=r"line 2, column 'path': '../x.png' is no path inside"):
+        open_table(f"file://{folder}/bad.csv")
+    with pytest.raises(UserError, match=r"gone.csv: .*No such file"):
+        open_table(f"file://{folder}/gone.csv")
+
+
+def test_photographs_are_turned_upright(folder):
+    (folder / "e.png").write_bytes(odd_images.turned(odd_images.photograph(), 8))
+    name = write(folder, "t.csv", lines(("path", "label"), ("e.png", "a"), ("e.png", "b")))
+    for exif, shape in (("apply", (32, 48, 3)), ("ignore", (48, 32, 3))):
+        assert element_spec(open_table(name, exif=exif), "decode")["image"].shape == shape
+
+
+BAD = {
+    "an empty label": ("t.csv", "path,label\na,b\nc,\n", {}, "line 3, column 'label': has no"),
+    "no file": ("t.jsonl", '{"image": 3, "label": 1}', {}, "line 1, column 'image': names no file"),
+    "a file outside": ("t.csv", "path,label\n../x,b\n", {}, r"column 'path' names the file '../x'"),
+    "a wrong weight": ("t.csv", "path,label,w\na,b,-1\n", {"weight": "w"}, "'-1' is no weight"),
+    "no weight": ("t.csv", "path,label,w\na,b,nan\n", {"weight": "w"}, "'nan' is no weight"),
+    "no group": ("t.csv", "path,label,g\na,b,\n", {"group": "g"}, "line 2, column 'g': names no"),
+    "a wrong column": ("t.csv", "path,label\na,b\n", {"label": "labels"}, "did you mean 'label'"),
+    "no label column": ("t.csv", "path,class\na,b\n", {}, r"has path, class; name the column of"),
+    "neither 0 nor 1": ("t.csv", "path,x,y\na,2,0\n", {"label": ["x", "y"]}, "'2' is neither"),
+    "a column twice": ("t.csv", "path,label,label\na,b,c\n", {}, "names 2 columns 'label'"),
+    "an open quote": ("t.csv", 'path,label\na.png,"b\nc.png,d\n', {}, "quote mark"),
+    "too many cells": ("t.csv", "path,label\na,b,c\n", {}, "line 2 has 3 cells"),
+    "no object": ("t.jsonl", "[1]", {}, r"line 1 is no object"),
+    "broken JSON": ("t.jsonl", '{"image": "a", "label": 1}\n{', {}, "line 2 is no JSON"),
+    "another kind": ("t.xlsx", "x", {}, r"ends in .csv, .tsv, .jsonl, .parquet"),
+    "no Parquet": ("t.parquet", "PAR1 is this", {}, r"t.parquet: .*[Pp]arquet"),
+    "numbers as images": ("t.parquet", {"image": [1], "label": [2]}, {}, "holds int64, which is"),
+    "no rows": ("t.csv", "path,label\n", {}, "has no examples"),
+    "no lines": ("t.csv", "", {}, "has no columns"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_named_by_file_row_and_column(folder, case):
+    name, content, args, message = BAD[case]
+    with pytest.raises(UserError, match=message) as raised:
+        open_table(write(folder, name, content), **args)
+    assert "\n" not in str(raised.value)
+
+
+def test_no_table_is_named(folder):
+    with pytest.raises(UserError, match=r"x/\*.csv: no such file"):
+        open_table(folder / "x/*.csv")
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no Parquet files; write the name of a table"):
+        open_table(folder / "empty")
+
+
+def test_a_bad_image_is_an_error_that_names_it(folder):
+    write(folder, "t.parquet", {"image": [png(1), b""], "label": [0, 1]})
+    with pytest.raises(OSError, match="the row has no image"):
+        open_table(folder / "t.parquet").fetch(np.array([1]))
+    source = open_table(write(folder, "t.csv", lines(("path", "label"), ("gone.png", "a"))))
+    with pytest.raises(OSError, match="No such file"):
+        source.fetch(np.array([0]))

@@ -1,0 +1,450 @@
+"""The files of tables: rows of text, or columns of Parquet, by one interface."""
+
+import abc
+import contextlib
+import glob
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data import files, images
+from vit_jax.data.sources import _rows
+from vit_jax.errors import UserError, nearest
+from vit_jax.storage import is_remote
+
+SPLIT_NAMES = (
+    ("train", "training"),
+    ("validation", "val", "valid", "dev"),
+    ("test", "testing"),
+)
+"""The names of each split that mean the same."""
+
+KEPT_BYTES = 1 << 30
+"""The size in bytes up to which the images of Parquet files stay in memory once they are read."""
+
+_KEPT_BLOCKS = 24
+_MAX_BLOCK_BYTES = 4 << 30
+_SHARD = re.compile(r"(?P<split>.+?)(?:-\d+-of-\d+(?:-[0-9a-f]+)?)?\.parquet")
+
+
+def same_split(part: str) -> tuple[str, ...]:
+    """Returns the names that mean the same split as `part`, itself first."""
+    same = next((names for names in SPLIT_NAMES if part.lower() in names), ())
+    return (part, *(name for name in same if name != part))
+
+
+class Table(abc.ABC):
+    """Rows with named columns, in one or several files.
+
+    Attributes:
+      paths: the files.
+      is_of_split: whether the files hold the rows of the wanted split alone.
+      columns: the names of the columns; JSON lines have those of the first line.
+      num_rows: the number of rows of all files together.
+      image_bytes: the size in bytes of images that the files themselves hold.
+      block_ends: the number of rows up to the end of each block that is read at once, int64.
+    """
+
+    columns: list[str]
+    num_rows: int
+    image_bytes = 0
+    block_ends = np.zeros(0, np.int64)
+
+    def __init__(self, paths: Sequence[str], *, is_of_split: bool):
+        self.paths, self.is_of_split = paths, is_of_split
+        self._values: dict[str, list] = {}
+        self._image = ""
+
+    @property
+    def folder(self) -> str:
+        """The folder of the files."""
+        return os.path.dirname(self.paths[0]) or "."
+
+    def choose(self, given: str, candidates: Sequence[str], what: str) -> str:
+        """Returns the column that was named, or the only or first candidate that there is.
+
+        Raises:
+          UserError: there is no such column.
+        """
+        known = ", ".join(map(files.shown, self.columns)) or "no columns"
+        found = [one for one in ([given] if given else candidates) if one in self.columns]
+        if found:
+            return found[0]
+        where = files.shown(self.paths[0])
+        if given:
+            raise UserError(f"{where} has no column {given!r}; {nearest(given, self.columns)}")
+        raise UserError(
+            f"{where} has {known}; name the column of the {what} (config.data.args.{what})"
+        )
+
+    def values(self, column: str) -> list:
+        """Returns the values of a loaded column, one for each row."""
+        return self._values[column]
+
+    def class_label_columns(self) -> list[str]:
+        """Returns the column whose classes the file itself names, if there is only one."""
+        return []
+
+    def class_names(self, column: str) -> tuple[str, ...]:
+        """Returns the names of the classes of a column, if the file itself has them."""
+        del column
+        return ()
+
+    def encoded_images(self, rows: np.ndarray, folder: str) -> Iterator[bytes]:
+        """Yields the encoded image of each row. Raises `OSError` if one cannot be read."""
+        for row in rows.tolist():
+            yield images.read(self._path(row, folder))
+
+    def describe(self, row: int, folder: str) -> str:
+        """Returns the name of an image: its file, or its place in the table."""
+        return files.shown(self._path(row, folder))
+
+    def check_images(self, rows: np.ndarray, folder: str) -> None:
+        """Raises a `UserError` for the first row that names no file inside `folder`."""
+        for row in rows.tolist():
+            self._path(row, folder)
+
+    def _path(self, row: int, folder: str) -> str:
+        """Returns the file of a row's image."""
+        name = self._values[self._image][row]
+        where = self.where(row, self._image)
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{where}: names no file")
+        if is_remote(folder):
+            if "://" in name or ".." in name.split("/") or name.startswith("/"):
+                raise UserError(f"{where}: {files.shown(name)!r} is no path inside {folder}")
+            return f"{folder.rstrip('/')}/{name}"
+        return os.path.join(folder, files.path_inside(folder, name, where))
+
+    @abc.abstractmethod
+    def load(self, image: str, others: Sequence[str]) -> None:
+        """Reads the columns that are named; `image` "" reads no images."""
+
+    @abc.abstractmethod
+    def where(self, row: int, column: str) -> str:
+        """Returns the position of a cell for a message: file, row and column."""
+
+
+class TextTable(Table):
+    """CSV, TSV or JSON-lines files. Only the columns that are wanted stay in memory."""
+
+    def __init__(self, paths: Sequence[str], *, is_of_split: bool):
+        super().__init__(paths, is_of_split=is_of_split)
+        self._texts = [files.read_text(path) for path in paths]
+        self.columns = self._columns(paths[0], self._texts[0])
+        self._lines: list[tuple[int, str]] = []
+
+    @staticmethod
+    def _columns(path: str, text: str) -> list[str]:
+        if not path.lower().endswith(".jsonl"):
+            return _rows.columns_and_cells(path, text)[0]
+        where, first = next(_rows.json_lines(path, text), ("", {}))
+        if not isinstance(first, dict):
+            raise UserError(f"{files.shown(path)}: {where} is no object {{...}}")
+        return list(first)
+
+    def load(self, image: str, others: Sequence[str]) -> None:
+        self._image = image
+        wanted = list(dict.fromkeys([image, *others] if image else others))
+        values: dict[str, list] = {column: [] for column in wanted}
+        for number, (path, text) in enumerate(zip(self.paths, self._texts, strict=True)):
+            for where, row in self._rows(path, text, wanted):
+                self._lines.append((number, where))
+                for column, cells in values.items():
+                    cells.append(row.get(column))
+        self._values, self._texts = values, []
+        self.num_rows = len(self._lines)
+
+    @staticmethod
+    def _rows(path: str, text: str, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping]]:
+        if path.lower().endswith(".jsonl"):
+            for where, row in _rows.json_lines(path, text):
+                if not isinstance(row, dict):
+                    raise UserError(f"{files.shown(path)}: {where} is no object {{...}}")
+                yield where, row
+            return
+        columns, cells = _rows.columns_and_cells(path, text)
+        _rows.check_columns(path, columns, wanted, "name each of them once")
+        yield from _rows.named_cells(path, columns, cells, wanted[0])
+
+    def where(self, row: int, column: str) -> str:
+        number, line = self._lines[row]
+        return f"{files.shown(self.paths[number])}: {line}, column {column!r}"
+
+
+class ParquetTable(Table):
+    """Parquet files. Images that they hold are read by row groups, and kept while they fit."""
+
+    def __init__(self, paths: Sequence[str], *, is_of_split: bool):
+        super().__init__(paths, is_of_split=is_of_split)
+        opened = [self._open(path) for path in paths]
+        self._metadata = [one.metadata for one in opened]
+        self._schema = opened[0].schema_arrow
+        self.columns = list(self._schema.names)
+        self.num_rows = sum(one.num_rows for one in self._metadata)
+        self._groups = [
+            (number, group)
+            for number, metadata in enumerate(self._metadata)
+            for group in range(metadata.num_row_groups)
+        ]
+        lengths = [self._metadata[n].row_group(group).num_rows for n, group in self._groups]
+        self.block_ends = np.cumsum(lengths, dtype=np.int64)
+        self._features = _features(paths[0], self._schema.metadata or {})
+        self._kept: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def _open(self, path: str, metadata: Any = None):
+        from pyarrow import parquet
+
+        with _naming(path):
+            source = files.open_remote(path) if is_remote(path) else _regular(path)
+            return parquet.ParquetFile(source, metadata=metadata)
+
+    def load(self, image: str, others: Sequence[str]) -> None:
+        import pyarrow as pa
+
+        self._image = image
+        wanted = list(others)
+        if image:
+            kind = self._schema.field(image).type
+            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            wanted += [image] if is_text else []
+            is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+            if not (is_text or is_bytes or pa.types.is_struct(kind)):
+                raise UserError(
+                    f"{files.shown(self.paths[0])}: column {image!r} holds {kind}, which is neither"
+                    " paths nor bytes of images"
+                )
+            if not is_text:
+                self.image_bytes = self._size_of(image)
+        self._values = {column: [] for column in wanted}
+        for path, metadata in zip(self.paths, self._metadata, strict=True):
+            with _naming(path):
+                table = self._open(path, metadata).read(columns=list(self._values))
+                for column, values in self._values.items():
+                    values.extend(table.column(column).to_pylist())
+
+    def _size_of(self, column: str) -> int:
+        """Returns the size of a column in bytes. Raises `UserError` for a huge row group."""
+        total = 0
+        for number, group in self._groups:
+            stored = self._metadata[number].row_group(group)
+            parts = [stored.column(i) for i in range(stored.num_columns)]
+            size = sum(
+                part.total_uncompressed_size
+                for part in parts
+                if part.path_in_schema.split(".")[0] == column
+            )
+            if size > _MAX_BLOCK_BYTES:
+                raise UserError(
+                    f"{files.shown(self.paths[number])}: row group {group} has {size:,} bytes of"
+                    " images; write the file with smaller ones, such as row_group_size=100"
+                )
+            total += size
+        return total
+
+    def class_label_columns(self) -> list[str]:
+        found = [column for column in self.columns if _label_names(self._features.get(column))]
+        return found if len(found) == 1 else []
+
+    def class_names(self, column: str) -> tuple[str, ...]:
+        return _label_names(self._features.get(column))
+
+    def encoded_images(self, rows: np.ndarray, folder: str) -> Iterator[bytes]:
+        if self._image in self._values:
+            yield from super().encoded_images(rows, folder)
+            return
+        for row in rows.tolist():
+            block = int(np.searchsorted(self.block_ends, row, side="right"))
+            start = int(self.block_ends[block - 1]) if block else 0
+            value = self._block(block)[row - start].as_py()
+            if isinstance(value, dict):
+                value = value.get("bytes") or value.get("path")
+            if isinstance(value, str):
+                inside = files.path_inside(folder, value, self.where(row, self._image))
+                value = images.read(os.path.join(folder, inside))
+            if not value:
+                raise images.BadImage("the row has no image")
+            yield value
+
+    def _block(self, block: int):
+        """Returns the image column of a row group."""
+        with self._lock:
+            if block in self._kept:
+                self._kept[block] = self._kept.pop(block)  # The latest are at the end.
+                return self._kept[block]
+        number, group = self._groups[block]
+        with _naming(self.paths[number]):
+            opened = self._open(self.paths[number], self._metadata[number])
+            column = opened.read_row_group(group, columns=[self._image]).column(0)
+        with self._lock:
+            self._kept[block] = column
+            while self.image_bytes > KEPT_BYTES and len(self._kept) > _KEPT_BLOCKS:
+                del self._kept[next(iter(self._kept))]
+        return column
+
+    def describe(self, row: int, folder: str) -> str:
+        if self._image in self._values:
+            return super().describe(row, folder)
+        return self.where(row, self._image)
+
+    def check_images(self, rows: np.ndarray, folder: str) -> None:
+        if self._image in self._values:
+            super().check_images(rows, folder)
+
+    def where(self, row: int, column: str) -> str:
+        ends = np.cumsum([metadata.num_rows for metadata in self._metadata])
+        number = int(np.searchsorted(ends, row, side="right"))
+        first = int(ends[number - 1]) if number else 0
+        return f"{files.shown(self.paths[number])}: row {row - first}, column {column!r}"
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Converts errors about a Parquet file to a `UserError` that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{files.shown(path)}: {files.reason(error)}") from error
+
+
+def _regular(path: str) -> str:
+    """Returns a path, unless it is a pipe, a device, or a folder."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("not a regular file")
+    return path
+
+
+def _features(path: str, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Returns the features of a Hugging Face dataset by column; {} if the files have none."""
+    texts = [metadata.get(b"huggingface", b"").decode(errors="replace")]
+    folder = os.path.dirname(path)
+    for place in (folder, os.path.dirname(folder)):
+        for name in ("dataset_info.json", "dataset_infos.json"):
+            if not is_remote(path) and os.path.isfile(os.path.join(place, name)):
+                texts.append(files.read_text(os.path.join(place, name)))
+    for text in texts:
+        with contextlib.suppress(ValueError, RecursionError):
+            found = _find_features(json.loads(text))
+            if found:
+                return found
+    return {}
+
+
+def _find_features(stored: Any) -> dict[str, Any]:
+    """Returns the features in one of the forms in which they are stored."""
+    if not isinstance(stored, dict):
+        return {}
+    for one in (stored, stored.get("info"), *stored.values()):
+        features = one.get("features") if isinstance(one, dict) else None
+        if isinstance(features, dict):
+            return features
+    return {}
+
+
+def _label_names(feature: Any) -> tuple[str, ...]:
+    """Returns the class names of a feature, or of the entries of a list."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return _label_names(feature[0])
+    if not isinstance(feature, dict):
+        return ()
+    names = feature.get("names")
+    if feature.get("_type") == "ClassLabel" and isinstance(names, list):
+        return tuple(map(str, names))
+    return _label_names(feature.get("feature"))
+
+
+_KINDS = {".csv": TextTable, ".tsv": TextTable, ".jsonl": TextTable, ".parquet": ParquetTable}
+
+
+def open_tables(name: str, part: str) -> Table:
+    """Opens the table or tables that `name` stands for, of the split `part`.
+
+    Raises:
+      UserError: there is none, or one of another kind.
+    """
+    paths, is_of_split = _find(name, part)
+    suffixes = {os.path.splitext(path)[1].lower() for path in paths}
+    if len(suffixes) != 1 or not suffixes <= set(_KINDS):
+        raise UserError(
+            f"{files.shown(name)}: write a table that ends in {', '.join(_KINDS)}, or the folder of"
+            " a dataset in Parquet"
+        )
+    return _KINDS[suffixes.pop()](paths, is_of_split=is_of_split)
+
+
+def _find(name: str, part: str) -> tuple[list[str], bool]:
+    """Returns the files of a split, and whether they hold that split alone."""
+    if not is_remote(name):
+        name = str(files.expand(name))
+        if os.path.isdir(name):
+            return _in_folder(name, part), True
+    if "{split}" not in name:
+        return _matching(name), False
+    for written in same_split(part):
+        with contextlib.suppress(UserError):
+            return _matching(name.replace("{split}", written)), True
+    return _matching(name.replace("{split}", part)), True
+
+
+def _matching(pattern: str) -> list[str]:
+    """Returns the file of this name, or else those that match it as a pattern, sorted."""
+    if is_remote(pattern):
+        from vit_jax.data.host_tensorflow import tf
+
+        try:
+            found = [pattern] if "*" not in pattern else sorted(tf.io.gfile.glob(pattern))
+        except tf.errors.OpError as error:
+            raise UserError(f"{files.shown(pattern)}: {files.reason(error)}") from error
+    else:
+        found = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern))
+    if not found:
+        raise UserError(f"{files.shown(pattern)}: no such file")
+    return found
+
+
+def _in_folder(folder: str, part: str) -> list[str]:
+    """Returns the Parquet files of a split in a folder as Hugging Face's Hub lays them out.
+
+    The split is the beginning of a file's name (`data/train-00000-of-00002.parquet`), or the name
+    of its folder (`train/0000.parquet`).
+    """
+    datasets: dict[str, dict[str, list[str]]] = {}
+    for place, inner, names in os.walk(folder):
+        inner[:] = sorted(one for one in inner if not files.is_hidden(one))
+        for file in sorted(names):
+            match = None if files.is_hidden(file) else _SHARD.fullmatch(file)
+            if match:
+                base, split = place, match["split"]
+                if not re.search(r"[^\W\d]", split) or split.startswith("part-"):
+                    base, split = os.path.split(place)
+                datasets.setdefault(base, {}).setdefault(split, []).append(
+                    os.path.join(place, file)
+                )
+    if not datasets:
+        raise UserError(
+            f"{files.shown(folder)} holds no Parquet files; write the name of a table in it, or"
+            " save the dataset with to_parquet"
+        )
+    if len(datasets) > 1:
+        one = os.path.relpath(min(datasets), folder)
+        raise UserError(
+            f"{files.shown(folder)} holds {len(datasets)} datasets; write one of them, as in"
+            f" {files.shown(os.path.join(folder, one))}"
+        )
+    (splits,) = datasets.values()
+    for written in same_split(part):
+        if written in splits:
+            return splits[written]
+    raise UserError(
+        f"{files.shown(folder)} has no split {part!r}; it has"
+        f" {', '.join(map(files.shown, sorted(splits)))} (parts such as 'train[fold 1 of 10]'"
+        " divide one)"
+    )

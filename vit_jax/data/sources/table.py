@@ -1,0 +1,196 @@
+"""Tables that list images with labels: CSV, TSV, JSON lines, Parquet, Hugging Face datasets.
+
+    config.data.source = "table"
+    config.data.name = "photos/{split}.csv"
+
+A row has the file of an image, or in Parquet its bytes, and its label. `name` is a file, a pattern
+such as `shards/*.parquet`, or the folder of a Hugging Face dataset in Parquet, whose features name
+the classes. `{split}` in it is replaced by the split. All may lie on an object store (`gs://`).
+
+    config.data.args = {"split_column": "fold"}             # one file with all splits
+    config.data.args = {"separator": "|"}                   # several labels in a cell
+    config.data.args = {"label": ["cat", "dog"]}            # a column of 0 and 1 for each class
+    config.data.args = {"class_names": "classes.txt"}       # the order of the classes
+
+Classes are the distinct labels of the training split, numbers in their order, other labels sorted.
+An example has `image`, `label` (int32, or uint8 ones and zeros `[classes]` if images have several
+labels), and `weight` (float32) if a column has it. Mistakes are named by file, row, and column.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit_jax.data import files
+from vit_jax.data.images import check_exif, for_decoding
+from vit_jax.data.sampling import BlockShuffle
+from vit_jax.data.sources import Records, _table_files
+from vit_jax.data.sources._labels import (
+    LabelCells,
+    group_numbers,
+    read_names,
+    sorted_names,
+    weights,
+)
+from vit_jax.data.sources._splits import select, split_name
+from vit_jax.data.sources._table_files import Table
+from vit_jax.errors import UserError
+from vit_jax.storage import is_remote
+
+_IMAGE_COLUMNS = ("image", "img", "path", "file", "file_name", "filename", "filepath")
+
+
+class Source:
+    """Reads the rows of a split.
+
+    Args:
+      name: the table or tables; see the top of this file.
+      split: the split, and a part of it in brackets, see `_splits`. Parts by number follow the
+        order of the rows.
+      image: the column of the image; the default is the first of image, img, path, file, file_name,
+        filename and filepath that there is.
+      label: the column of the label or labels, by default `label` or the only class label of a
+        Hugging Face dataset; or a list of columns of 0 and 1, one for each class.
+      separator: what stands between several labels in one cell.
+      split_column: the column of the split, for files that hold several.
+      weight: the column of the weight of each example in the loss.
+      group: the column of the group of each image, which folds do not divide.
+      images: the folder that files are relative to, by default that of the table.
+      class_names: the names of the classes in their order, or a text file with one in each line.
+        Labels are then these names, or their numbers from 0 on.
+      exif: "apply" turns photographs upright by their EXIF orientation; "ignore" does not.
+      split_seed: the seed of folds and of parts of classes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        *,
+        image: str = "",
+        label: str | Sequence[str] = "",
+        separator: str = "",
+        split_column: str = "",
+        weight: str = "",
+        group: str = "",
+        images: str = "",
+        class_names: str | Sequence[str] = (),
+        exif: str = "apply",
+        split_seed: int = 0,
+    ):
+        check_exif(exif)
+        part = split_name(split) or "train"
+        table = _table_files.open_tables(name, part)
+        columns = _label_columns(table, label)
+        table.load(
+            table.choose(image, _IMAGE_COLUMNS, "image"),
+            [*columns, *(one for one in (split_column, weight, group) if one)],
+        )
+        rows = _rows_of(table, split_column, part, name)
+        cells = LabelCells(table, columns, separator, rows)
+        given = read_names(class_names)
+        if given and len(columns) > 1:
+            raise UserError("config.data.args.class_names: the columns of label name the classes")
+        given = given or (tuple(columns) if len(columns) > 1 else table.class_names(columns[0]))
+        training = cells
+        if not given:
+            found = _training(name, table, columns, separator, split_column=split_column, part=part)
+            training = found or cells
+        self.class_names = given or sorted_names(training.labels)
+        values = cells.numbers(
+            self.class_names,
+            are_several=cells.are_several or training.are_several,
+            are_given=bool(given),
+        )
+        groups = group_numbers(table, group, rows) if group else None
+        chosen = select(split, values, groups, split_seed)
+        self._table, self._rows, self._labels = table, rows[chosen], values[chosen]
+        self._weights = weights(table, weight, self._rows) if weight else None
+        self._folder, self._exif = _folder(images.replace("{split}", part), table), exif
+        self.num_classes = len(self.class_names)
+        self.blocks = _blocks(table, self._rows)
+        base = os.path.basename(os.path.normpath(name))
+        self.fingerprint = f"table:{base}:{split}:{len(self._rows)}"
+        if split_seed:
+            self.fingerprint += f":seed{split_seed}"
+        if exif == "ignore":
+            self.fingerprint += ":exif-ignored"
+        table.check_images(self._rows, self._folder)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def fetch(self, indices: np.ndarray) -> Records:
+        rows = self._rows[indices]
+        found = np.empty(len(rows), object)
+        for place, data in enumerate(self._table.encoded_images(rows, self._folder)):
+            found[place] = for_decoding(data, self._exif)
+        records = {"image": found, "label": self._labels[indices]}
+        if self._weights is not None:
+            records["weight"] = self._weights[indices]
+        return records
+
+    def describe(self, index: int) -> str:
+        return self._table.describe(int(self._rows[index]), self._folder)
+
+
+def _folder(images: str, table: Table) -> str:
+    """Returns the folder that the files in a table are relative to."""
+    if not images or is_remote(images):
+        return images or table.folder
+    return str(files.existing_folder(images))
+
+
+def _label_columns(table: Table, label: str | Sequence[str]) -> list[str]:
+    if not isinstance(label, str):
+        return [table.choose(one, (), "label") for one in label]
+    return [table.choose(label, ("label", *table.class_label_columns()), "label")]
+
+
+def _rows_of(table: Table, split_column: str, part: str, name: str) -> np.ndarray:
+    """Returns the numbers of the rows of a split, int64."""
+    if not split_column:
+        if part != "train" and not table.is_of_split:
+            raise UserError(
+                f"{files.shown(name)} has no split {part!r}: write '{{split}}' in its name, or name"
+                " the column of the split (config.data.args.split_column); 'train[fold 1 of 10]'"
+                " is a part of the whole"
+            )
+        return np.arange(table.num_rows)
+    wanted = _table_files.same_split(part)
+    of_row = [str(value).strip() for value in table.values(split_column)]
+    rows = np.flatnonzero([one in wanted or one.lower() in wanted for one in of_row])
+    if not len(rows):
+        known = ", ".join(map(files.shown, sorted(set(of_row))[:10]))
+        raise UserError(
+            f"{files.shown(name)} has no rows of the split {part!r}; its column"
+            f" {split_column!r} has {known}"
+        )
+    return rows
+
+
+def _training(
+    name: str, table: Table, columns: Sequence[str], separator: str, *, split_column: str, part: str
+) -> LabelCells | None:
+    """Returns the labels of the training split, if `part` is another and there is one."""
+    if "train" in _table_files.same_split(part):
+        return None
+    try:
+        if split_column:
+            rows = _rows_of(table, split_column, "train", name)
+        else:
+            table = _table_files.open_tables(name, "train")
+            table.load("", columns)
+            rows = np.arange(table.num_rows)
+    except UserError:
+        return None
+    return LabelCells(table, columns, separator, rows)
+
+
+def _blocks(table: Table, rows: np.ndarray) -> BlockShuffle | None:
+    """Returns the blocks in which rows are read; None where every row is at hand."""
+    if table.image_bytes <= _table_files.KEPT_BYTES:
+        return None
+    lengths = np.bincount(np.searchsorted(table.block_ends, rows, side="right"))
+    return BlockShuffle(tuple(lengths[lengths > 0].tolist()))
