@@ -8,16 +8,23 @@
 #   ./run.sh tpu ...                    creates and uses Cloud TPU slices; installs nothing here
 #   ./run.sh install                    only sets everything up
 #
-# VIT_JAX_PYTHON names the interpreter, VIT_JAX_VENV the folder of the environment (.venv),
-# VIT_JAX_EXTRAS what is installed besides (tpu, cuda).
+# Relative paths are those of the folder that you are in. VIT_JAX_PYTHON names the interpreter,
+# VIT_JAX_VENV the folder of the environment (.venv), VIT_JAX_EXTRAS what is installed besides (tpu,
+# cuda).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 export VIT_JAX_PROGRAM=./run.sh  # How messages call the program.
-venv=${VIT_JAX_VENV:-.venv}
+venv=${VIT_JAX_VENV:-$root/.venv}
 extras=${VIT_JAX_EXTRAS:-}
+disk_mib=4000  # The environment takes 2.8 GB, and pip needs room to unpack.
 
-# is_supported PYTHON [MODULE]: that it has.
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# is_supported PYTHON [MODULE]: succeeds if the interpreter runs, is supported and has the module.
 is_supported() {
   "$1" -c "import ${2:-sys}, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" \
     2>/dev/null
@@ -34,39 +41,80 @@ find_python() {
       return
     fi
   done
-  echo "error: no Python 3.11, 3.12 or 3.13${1:+ with venv} found; install one" \
-    "${1:+(Debian: and python3-venv) }or name it with VIT_JAX_PYTHON" >&2
-  exit 2
+  fail "no Python 3.11, 3.12 or 3.13${1:+ with venv} found; install one" \
+    "${1:+(Debian: and python3-venv) }or name it with VIT_JAX_PYTHON"
+}
+
+# Prints a line about the environment's interpreter, or fails if it does not run. An upgrade of the
+# system can replace or remove the Python that an environment was made with.
+interpreter() {
+  "$venv/bin/python" -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null
+}
+
+make_environment() {
+  local python free clear=()
+  # Debian's Python makes no environments until python3-venv is installed.
+  python=$(find_python ensurepip) || exit 2
+  mkdir -p "$venv"
+  free=$(df -Pm "$venv" | awk 'NR == 2 { print $4 }')
+  if [[ $free =~ ^[0-9]+$ && $free -lt $disk_mib ]]; then
+    fail "$venv: $free MiB of disk are free, $disk_mib are needed; free some, or name another" \
+      "folder with VIT_JAX_VENV"
+  fi
+  # What is left of an environment would stop the command; other folders are not emptied.
+  if [[ -f $venv/pyvenv.cfg ]]; then
+    clear=(--clear)
+  fi
+  "$python" -m venv "${clear[@]}" "$venv"
+}
+
+# Prints why pip failed, in one line where the reason is known.
+explain() {
+  local log=$1
+  if grep -q 'No space left' "$log"; then
+    fail "$venv: the disk is full; free some space, or name another folder with VIT_JAX_VENV"
+  elif grep -qE 'No matching distribution|ConnectionError|ProxyError|Timeout' "$log"; then
+    fail "the package index cannot be reached, or lacks a package; name a mirror with" \
+      "PIP_INDEX_URL or a proxy with HTTPS_PROXY, and try again (pip's output: $log)"
+  fi
+  tail -n 5 "$log" >&2
+  fail "pip could not install the packages (its output: $log)"
 }
 
 # Installs the package with the given extras, unless exactly that has been installed before.
 install() {
-  local extras=$1 stamp="$venv/.installed-$1" wanted python
-  wanted=$(cat setup.cfg pyproject.toml constraints.txt | cksum)
-  if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+  local extras=$1 stamp="$venv/.installed-$1" log="$venv/install.log" wanted
+  wanted=$(cd "$root" && cat setup.py setup.cfg pyproject.toml constraints.txt | cksum)
+  if [[ -f $stamp && $(<"$stamp") == "$wanted $(interpreter)" ]]; then
     return
   fi
-  # Not there, or cut short while it was made.
-  if ! "$venv/bin/python" -m pip --version &>/dev/null; then
-    # Debian's Python makes no environments until python3-venv is installed.
-    python=$(find_python ensurepip) || exit 2
-    "$python" -m venv "$venv"
+  # It is missing, was cut short while it was made, or its interpreter is gone or another one.
+  if ! is_supported "$venv/bin/python" || ! "$venv/bin/python" -m pip --version &>/dev/null ||
+    (grep -qsE '^[0-9]+ [0-9]+ .' "$venv"/.installed-* &&
+      ! grep -qsF "$(interpreter)" "$venv"/.installed-*); then
+    make_environment
   fi
   echo "installing into $venv (once; some minutes on a first run)" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt --editable ".${extras:+[$extras]}" >&2
-  echo "$wanted" >"$stamp"
+    --constraint "$root/constraints.txt" --editable "$root[$extras]" >"$log" 2>&1 ||
+    explain "$log"
+  echo "$wanted $(interpreter)" >"$stamp"
 }
+
+# Of the folders here, only the package of this checkout is meant.
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+default_extras=train,text${extras:+,$extras}
 
 case ${1:-} in
   test)
     shift
     install test
+    cd "$root"
     exec env -u VIT_JAX_PROGRAM "$venv/bin/python" -m pytest "$@"
     ;;
   imagenet)
     shift
-    install "$extras"
+    install "$default_extras"
     exec "$venv/bin/python" -m vit_jax prepare imagenet2012 "$@"
     ;;
   tpu)
@@ -74,18 +122,18 @@ case ${1:-} in
     exec "$python" -m vit_jax "$@"
     ;;
   install)
-    install "$extras"
+    install "$default_extras"
     ;;
   -h | --help)
-    sed -n '2,12p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
+    sed -n '2,14p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'
     ;;
   '' | --config.*)
-    install "$extras"
+    install "$default_extras"
     "$venv/bin/python" -m vit_jax prepare digits
-    exec "$venv/bin/python" -m vit_jax train --config=configs/digits.py --workdir=runs/digits "$@"
+    exec "$venv/bin/python" -m vit_jax train --config="$root/configs/digits.py" --workdir=runs/digits "$@"
     ;;
   *)
-    install "$extras"
+    install "$default_extras"
     exec "$venv/bin/python" -m vit_jax "$@"
     ;;
 esac

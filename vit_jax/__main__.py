@@ -23,6 +23,17 @@ _ONE_LINE = UserError | errors.DoesNotFit | errors.Diverged | errors.LostProcess
 """Errors whose message says all that a person needs."""
 
 
+_EXTRAS = {
+    "huggingface_hub": "hub",
+    "jax2onnx": "onnx",
+    "onnxruntime": "onnx",
+    "sentencepiece": "text",
+    "tokenizers": "text",
+    "wandb": "wandb",
+}
+"""The extra of setup.cfg that installs a package, where it is not `train`."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived while there was nothing to save."""
 
@@ -132,10 +143,26 @@ def _failed(error: Exception) -> int:
             file=sys.stderr,
         )
         return _leave(errors.FAILURE)
+    if isinstance(error, ModuleNotFoundError) and not _is_ours(error.name):
+        print(f"error: {_missing(error.name)}", file=sys.stderr)
+        return _leave(UserError.exit_code)
     if not _is_one_of_many():
         raise error
     traceback.print_exc()
     return _leave(errors.FAILURE)
+
+
+def _is_ours(module: str | None) -> bool:
+    return not module or module.partition(".")[0] == __package__
+
+
+def _missing(module: str) -> str:
+    """Returns one line about a package that this interpreter lacks, and how to get it."""
+    name = module.partition(".")[0]
+    return (
+        f"{name} is not installed for {sys.executable}; run ./run.sh, or activate its .venv, or"
+        f" pip install 'vit-jax[{_EXTRAS.get(name, 'train')}]'"
+    )
 
 
 def _silence_echoes() -> None:

@@ -198,7 +198,7 @@ PATHS = [".".join(path) for path, _ in schema.walk(schema.SCHEMA)]
 DEEP = ["-" * 3000 + "1", "[" * 3000, "(" * 300 + ")" * 300, "{" * 90 + "}" * 90, "9" * 5000]
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.sampled_from([*PATHS, "model.width", "task.name", "eval.sets.val", "init.initialise"])
     | st.text(),
@@ -211,6 +211,7 @@ def test_any_override_gives_a_config_or_one_line(key, text):
         assert json.dumps(validate(config).to_dict())
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_as_a_config_file_gives_one_line(text):
     with pytest.raises(UserError) as error:

@@ -12,8 +12,10 @@ ROOT = Path(__file__).parent.parent.parent
 # Makes environments of itself and notes what it is asked for; `supported` tells of its version.
 PYTHON = """#!/bin/bash
 echo "$@" >>{calls}
-case "$1 $2" in
-  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+case "$*" in
+  "-m venv "*) mkdir -p "${{@: -1}}/bin" && cp --remove-destination "$0" "${{@: -1}}/bin/python" ;;
+  "-m pip install"*) {pip} ;;
+  "-c import sys; print"*) echo "{name}" ;;
   "-c import"*) exit {supported} ;;
 esac
 """
@@ -24,18 +26,24 @@ def checkout(tmp_path):
     """`checkout(...)` runs `run.sh` in a copy whose only Python is a script that notes calls."""
     folder = tmp_path / "a checkout"
     folder.mkdir()
-    for name in ("run.sh", "setup.cfg", "pyproject.toml", "constraints.txt"):
+    for name in ("run.sh", "setup.py", "setup.cfg", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     calls = tmp_path / "calls"
+    tools = tmp_path / "tools"
+    tools.mkdir()
 
-    def run(*arguments, supported=True):
+    def run(*arguments, supported=True, name="3.12.1 /usr", pip="true", free_mib=9999):
         python = tmp_path / "python"
-        python.write_text(PYTHON.format(calls=calls, supported=0 if supported else 1))
-        python.chmod(0o755)
+        filled = {"supported": 0 if supported else 1, "name": name, "pip": pip}
+        python.write_text(PYTHON.format(calls=calls, **filled))
+        (tools / "df").write_text(f"#!/bin/bash\necho -e 'head\\nx 1 1 {free_mib} 1% /'\n")
+        for script in (python, tools / "df"):
+            script.chmod(0o755)
         calls.write_text("")
         return subprocess.run(
             [folder / "run.sh", *arguments],
-            env={**os.environ, "VIT_JAX_PYTHON": str(python)},
+            env={**os.environ, "VIT_JAX_PYTHON": str(python), "PATH": f"{tools}:/usr/bin:/bin"},
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             check=False,
@@ -49,8 +57,9 @@ def checkout(tmp_path):
 def test_it_installs_once(checkout):
     assert checkout("models").returncode == 0
     made, install, command = checkout.calls()
-    assert made == "-m venv .venv"
-    assert install.endswith("--constraint constraints.txt --editable .")
+    assert made == f"-m venv {checkout.venv}"
+    root = checkout.venv.parent
+    assert install.endswith(f"--constraint {root}/constraints.txt --editable {root}[train,text]")
     assert command == "-m vit_jax models"
     assert checkout("models").returncode == 0
     assert checkout.calls() == ["-m vit_jax models"]
@@ -63,8 +72,45 @@ def test_an_environment_that_was_cut_short_is_made_again(checkout):
     python.chmod(0o755)
     (checkout.venv / "kept").touch()
     assert checkout("install").returncode == 0
-    assert checkout.calls()[0] == "-m venv .venv"
+    assert checkout.calls()[0] == f"-m venv {checkout.venv}"
     assert (checkout.venv / "kept").exists()
+
+
+@pytest.mark.parametrize("fault", ["gone", "replaced"])
+def test_an_environment_whose_python_is_gone_or_another_is_made_anew(checkout, fault):
+    assert checkout("install").returncode == 0
+    (checkout.venv / "pyvenv.cfg").touch()
+    python = checkout.venv / "bin/python"
+    if fault == "gone":
+        python.unlink()
+        python.symlink_to("/nowhere/python3")
+    else:
+        python.write_text(python.read_text().replace("3.12.1", "3.13.0"))
+    assert checkout("install", name="3.13.0 /usr").returncode == 0
+    made, install = [line for line in checkout.calls() if "pip --version" not in line]
+    assert made == f"-m venv --clear {checkout.venv}"
+    assert "pip install" in install
+    assert checkout("models", name="3.13.0 /usr").returncode == 0
+    assert checkout.calls() == ["-m vit_jax models"]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"free_mib": 300}, "300 MiB of disk are free, 4000 are needed"),
+        (
+            {"pip": "echo 'ERROR: No matching distribution found for jax'; exit 1"},
+            "the package index cannot be reached, or lacks a package; name a mirror with",
+        ),
+        ({"pip": "echo 'OSError: [Errno 28] No space left on device'; exit 1"}, "disk is full"),
+    ],
+)
+def test_what_a_machine_lacks_is_told_in_one_line(checkout, options, line):
+    done = checkout("install", **options)
+    assert done.returncode == 2
+    told = [one for one in done.stderr.splitlines() if not one.startswith("installing")]
+    assert len(told) == 1
+    assert line in told[0]
 
 
 def test_a_python_that_makes_no_environments_is_not_taken(checkout):

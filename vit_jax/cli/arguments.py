@@ -12,11 +12,11 @@ def add_config(parser: argparse.ArgumentParser, text: str = "", *, required: boo
     """Adds --config. text: what the config is for, if not for the run itself."""
     parser.add_argument(
         "--config",
-        metavar="FILE[:ARGS]",
+        metavar="NAME[:ARGS]",
         required=required,
         help=text
-        or "The config file of the run, with arguments after a colon, such as"
-        " configs/finetune.py:vit_b16. Required.",
+        or "The config of the run: a file, or the name of a recipe that ships with the package."
+        " Arguments follow a colon, as in finetune:vit_b16. Required.",
     )
 
 

@@ -41,9 +41,11 @@ def default_config() -> ConfigDict:
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
-    """Returns the config that `FILE.py[:arguments]` and `--config.key=value` overrides describe.
+    """Returns the config that `NAME[:arguments]` and `--config.key=value` overrides describe.
 
-    Code that it names is trusted from then on, for it is the user who named it.
+    NAME is a config file, or the name of a recipe that ships with the package, as in `digits` or
+    `configs/digits.py`. A file of that name goes first. Code that the config names is trusted from
+    then on, for it is the user who named it.
 
     Raises:
       UserError: the file or its `get_config` is missing or fails, an argument or key is unknown, or
@@ -74,11 +76,33 @@ def _is_file(path: str) -> bool:
         return False
 
 
+def recipes() -> dict[str, Path]:
+    """Returns the files of the recipes that ship with the package, by name.
+
+    An installed package has them in its folder `configs`; in a checkout that folder is beside it.
+    """
+    package = Path(__file__).parents[1]
+    folders = [package / "configs", package.parent / "configs"]
+    folder = next((one for one in folders if one.is_dir()), folders[0])
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
+def _file_of(path: str) -> str:
+    """Returns the config file that a user names. Raises `UserError` if there is none."""
+    if _is_file(path):
+        return path
+    shipped = recipes()
+    name = path.removeprefix("configs/").removesuffix(".py")
+    if name in shipped and path in (name, f"configs/{name}.py"):
+        return str(shipped[name])
+    siblings = [str(p) for p in Path(path[:200].replace("\0", "")).parent.glob("*.py")]
+    known = [*siblings, *shipped]
+    raise UserError(f"config {quoted(path)}: no such file or recipe; {nearest(path, known)}")
+
+
 def _get_config(path: str, arg: str) -> ConfigDict:
     """Returns what the `get_config` of a config file makes."""
-    if not _is_file(path):
-        siblings = [str(p) for p in Path(path[:200].replace("\0", "")).parent.glob("*.py")]
-        raise UserError(f"config {quoted(path)}: no such file; {nearest(path, siblings)}")
+    path = _file_of(path)
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None:
         raise UserError(f"config {path!r} is no Python file; its name must end in .py")
