@@ -1,6 +1,9 @@
 """Eight virtual CPU devices, exact float32 products, no network: set before JAX is imported."""
 
+import contextlib
+import gc
 import os
+import resource
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("VIT_JAX_TEST_PLATFORM", "cpu")
@@ -31,6 +34,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TINY = Path(__file__).parent / "tiny.py"
+MOST_KILOBYTES = 1_800_000  # Of a worker, before it begins to forget compiled programs.
 
 
 LONGEST = ("test_processes.py", "test_train.py", "test_faults.py", "test_tpu.py", "test_recipes.py")
@@ -51,6 +55,33 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawing_reports():
+    """A context within which runs write their reports, a third of the work; no others do."""
+    from vit_jax.training import pictures
+
+    write_report = pictures.write_report
+
+    @contextlib.contextmanager
+    def drawing():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pictures, "write_report", write_report)
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "write_report", lambda workdir: None)
+        yield drawing
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Forgets compiled programs between files, so that a worker stays below 3 GB."""
+    yield
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MOST_KILOBYTES:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,12 @@ TINY = Path(__file__).parents[1] / "tiny.py"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, digits_npz):
+def trained(tmp_path_factory, digits_npz, drawing_reports):
     """A finished run with pictures, made by the command."""
     workdir = tmp_path_factory.mktemp("run")
     config = f"--config={TINY}:npz={digits_npz},pictures"
-    assert main(["train", config, f"--workdir={workdir}", "--config.total=8"]) == 0
+    with drawing_reports():
+        assert main(["train", config, f"--workdir={workdir}", "--config.total=8"]) == 0
     return workdir
 
 

@@ -38,8 +38,9 @@ def regress(tiny_config, monkeypatch):
     return make
 
 
-def test_an_own_task_takes_the_whole_way(regress, tmp_path):
-    outcome = train(regress("regression"), str(tmp_path))
+def test_an_own_task_takes_the_whole_way(regress, tmp_path, drawing_reports):
+    with drawing_reports():
+        outcome = train(regress("regression"), str(tmp_path))
     assert outcome.headline[0] == "val_ema/rank_correlation"
     assert outcome.results["val/num_examples"] == 30
     # Examples, not batches, are what metrics see: the last batch of each size is part padding.

@@ -19,7 +19,7 @@ from vit_jax.training.run import Run
 
 
 @pytest.fixture(scope="module")
-def resumed(request, tmp_path_factory, digits_npz):
+def resumed(request, tmp_path_factory, digits_npz, drawing_reports):
     """A run cut short at step 5 and resumed from step 3, with a trace: (workdir, seconds lost)."""
     from vit_jax import config as config_lib
 
@@ -44,7 +44,8 @@ def resumed(request, tmp_path_factory, digits_npz):
     at = {row["step"]: row["train/run_seconds"] for row in read_metrics(workdir) if row["step"] > 1}
     manifest = json.loads((workdir / "checkpoints/3/manifest/metadata").read_text())
     lost = at[5] - step_log.total_seconds(manifest["metadata"]["seconds"])
-    train(config, str(workdir), profile="4:5", started=0.0)
+    with drawing_reports():
+        train(config, str(workdir), profile="4:5", started=0.0)
     return workdir, lost
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 TINY = Path(__file__).parents[1] / "tiny.py"
 STEPS = 40
@@ -20,7 +21,7 @@ STEPS = 40
 
 def command(workdir, npz, *overrides):
     return [
-        sys.executable, "-m", "vit_jax", "train", f"--config={TINY}:npz={npz},steps={STEPS}",
+        "train", f"--config={TINY}:npz={npz},steps={STEPS}",
         f"--workdir={workdir}", "--config.checkpoint.every=2", "--config.eval.every=10", *overrides,
     ]  # fmt: skip
 
@@ -30,24 +31,15 @@ def environment():
     return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def run_to_end(workdir, npz, *overrides, **kwargs):
-    return subprocess.run(
-        command(workdir, npz, *overrides),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=False,
-        **kwargs,
-    )
+def run_to_end(workdir, npz, *overrides):
+    return warm.run(command(workdir, npz, *overrides), env=environment())
 
 
 def start(workdir, npz):
-    return subprocess.Popen(
+    return warm.Popen(
         command(workdir, npz),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
         env=environment(),
     )
 
@@ -154,7 +146,7 @@ def signal_at_a_random_moment(workdir, npz, number, rng):
     process = start(workdir, npz)
     while process.poll() is None and not has_its_handlers(process):
         time.sleep(0.001)
-    time.sleep(rng.uniform(0, 12))
+    time.sleep(rng.uniform(0, 8))
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
     assert "Traceback" not in said, said
@@ -177,6 +169,11 @@ def test_signals_at_any_moment_leave_a_run_that_goes_on(
     assert_same_run(workdir, undisturbed)
 
 
+def limit_file_size():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+
 def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_path):
     """A process may write no file larger than the limit, so a save fails half-way.
 
@@ -185,16 +182,20 @@ def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_
     """
     wide = "--config.model.mlp_dim=4096"
 
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
     first = run_to_end(tmp_path, digits_npz, wide, "--config.total=4")
     assert first.returncode == 0, first.stderr
     files = [path for path in (tmp_path / "checkpoints/4").rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
     more = (wide, "--config.total=8", "--config.checkpoint.retries=1")
-    failed = run_to_end(tmp_path, digits_npz, *more, preexec_fn=limit)
+    failed = subprocess.run(
+        [sys.executable, "-m", "vit_jax", *command(tmp_path, digits_npz, *more)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+        check=False,
+        preexec_fn=limit_file_size,
+    )
     assert failed.returncode == 2, failed.stderr
     last = failed.stderr.strip().splitlines()[-1]
     assert last.startswith("error: cannot save a checkpoint")

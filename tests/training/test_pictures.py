@@ -14,8 +14,9 @@ def fail(*_, **__):
 
 
 @pytest.fixture
-def pictured(tiny_config):
-    return tiny_config(log__pictures=True, total=2, eval__every=0, log__writers=["tensorboard"])
+def pictured(tiny_config, drawing_reports):
+    with drawing_reports():
+        yield tiny_config(log__pictures=True, total=2, eval__every=0, log__writers=["tensorboard"])
 
 
 def test_whatever_fails_in_the_pictures_the_run_is_done(pictured, tmp_path, monkeypatch, caplog):

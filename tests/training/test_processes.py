@@ -8,12 +8,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 TINY = Path(__file__).parents[1] / "tiny.py"
 STEPS = 8
@@ -35,8 +35,7 @@ def start(workdir, npz, processes, *overrides, steps=STEPS, scheduler=False, std
     stderr: files, one a process; default: pipes.
     """
     command = [
-        sys.executable, "-m", "vit_jax", "train", f"--workdir={workdir}",
-        "--config.optim.schedule.name=constant", *overrides,
+        "train", f"--workdir={workdir}", "--config.optim.schedule.name=constant", *overrides,
     ]  # fmt: skip
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(TINY.parent.parent)}
     port = free_port()
@@ -61,11 +60,10 @@ def start(workdir, npz, processes, *overrides, steps=STEPS, scheduler=False, std
                 f"--process-id={index}",
             ]
         started.append(
-            subprocess.Popen(
+            warm.Popen(
                 [*command, *own],
                 stdout=subprocess.PIPE,
                 stderr=stderr[index] if stderr else subprocess.PIPE,
-                text=True,
                 env={**environment, **variables},
             )
         )

@@ -42,13 +42,14 @@ def assert_same(left, right, **tolerance):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(request, tmp_path_factory, digits_npz):
+def undisturbed(request, tmp_path_factory, digits_npz, drawing_reports):
     """A finished run of 12 steps on the 8×1×1 mesh: (config, workdir)."""
     from vit_jax import config as config_lib
 
     config = config_lib.load(f"{request.config.rootpath}/tests/tiny.py:{digits_npz}")
     workdir = tmp_path_factory.mktemp("undisturbed")
-    train(config, str(workdir))
+    with drawing_reports():
+        train(config, str(workdir))
     return config, workdir
 
 
