@@ -18,6 +18,7 @@ from vit_jax.errors import UserError
 
 _LAST_WORDS_SECONDS = 2.0
 _REDELIVERY_SECONDS = 0.05
+_CTRL_C = 128 + signal.SIGINT
 
 _ONE_LINE = UserError | errors.DoesNotFit | errors.Diverged | errors.LostProcess | errors.CannotSave
 """Errors whose message says all that a person needs."""
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         code = errors.FAILURE
     if is_program:
-        _end_if_busy(code)
+        _end_at_once_if_unsafe(code)
     return code
 
 
@@ -116,13 +117,20 @@ def _interrupted(interrupt: KeyboardInterrupt) -> int:
               file=sys.stderr)  # fmt: skip
         return errors.Interrupted.exit_code
     print("interrupted", file=sys.stderr)
-    return 128 + signal.SIGINT
+    return _CTRL_C
 
 
-def _end_if_busy(code: int) -> None:
-    """Ends this process at once if a thread is still compiling, which cannot be stopped."""
+def _end_at_once_if_unsafe(code: int) -> None:
+    """Ends this process here if the usual end of the interpreter could crash it.
+
+    A thread that is still compiling cannot be stopped. A signal may have interrupted a library in
+    the middle of its import or of a call, which it then does not survive to clean up after.
+    """
     background = sys.modules.get("vit_jax.training.background")
-    if background is not None and background.is_busy():
+    is_busy = background is not None and background.is_busy()
+    is_interrupted = code in (errors.Interrupted.exit_code, _CTRL_C)
+    # Several processes leave their cluster together, which the usual end does for them.
+    if is_busy or (is_interrupted and not _is_one_of_many()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -35,6 +35,7 @@ def test_it_takes_turns(request, monkeypatch):
     assert found["timm_ratio"] == 11.25
 
 
+@pytest.mark.soak  # `tests/benchmarks` reads them without a process of their own.
 def test_plain_tfrecords_in_a_process_of_their_own(request):
     config = load_local(request)
     found = bench.bench_against(config, "tfrecord", batches=2, rounds=1)

@@ -307,12 +307,13 @@ def test_evaluate_with_another_model(capsys, trained):
     assert "of the shape that the config asks for" in fails(capsys, *argv)
 
 
-def test_relative_workdir(digits_npz, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    argv = ["train", f"--config={TINY}:npz={digits_npz}", "--workdir=runs/a", "--config.total=2"]
-    assert main(argv) == 0
-    assert (tmp_path / "runs/a/checkpoints/2").is_dir()
-    assert main(["evaluate", "--workdir=runs/a"]) == 0
+def test_relative_workdir(digits_npz, trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained.parent)
+    workdir = f"--workdir={trained.name}"
+    config = f"--config={TINY}:npz={digits_npz},pictures"
+    assert main(["train", config, workdir, "--config.total=8"]) == 0
+    assert f"report: {trained}/report.html" in capsys.readouterr().out
+    assert main(["evaluate", workdir]) == 0
 
 
 def test_unwritable_workdir(capsys, digits_npz, tmp_path):

@@ -134,12 +134,11 @@ def test_micro_batches_and_devices_do_not_change_the_loss(case):
     norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(grads)))
     assert np.isfinite(norm)
     assert norm > 1e-3
-    for accum_steps, devices in ((2, 1), (4, 8)):
-        again = loss_and_grads(task, params, batch, accum_steps=accum_steps, devices=devices)
-        np.testing.assert_allclose(again[0], loss, rtol=1e-5, err_msg=f"{accum_steps} {devices}")
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * norm), again[1], grads
-        )
+    again = loss_and_grads(task, params, batch, accum_steps=4, devices=2)
+    np.testing.assert_allclose(again[0], loss, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * norm), again[1], grads
+    )
 
 
 @pytest.mark.parametrize("case", ["dice", "focal", "boxes softmax"])

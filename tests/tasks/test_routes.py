@@ -24,7 +24,9 @@ def teacher_file(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("kind", ["plain", "adapted", "distilled"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "distilled", pytest.param("adapted", marks=pytest.mark.soak)]
+)
 def test_every_route_gives_the_same_metrics(kind, tiny_config, teacher_file, tmp_path):
     keys = {"ema_decay": 0.0, "total": 4, "optim__lr": 0.1, "model__head_zero_init": False}
     if kind == "adapted":

@@ -3,11 +3,9 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -26,13 +24,13 @@ def command(workdir, npz, *overrides):
     ]  # fmt: skip
 
 
-def environment():
-    # One device: the programs are smaller and a process reaches its first step sooner.
-    return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[2])}
+# One device: the programs are smaller and a process reaches its first step sooner.
+def environment(**more):
+    return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[2]), **more}
 
 
-def run_to_end(workdir, npz, *overrides):
-    return warm.run(command(workdir, npz, *overrides), env=environment())
+def run_to_end(workdir, npz, *overrides, **variables):
+    return warm.run(command(workdir, npz, *overrides), env=environment(**variables))
 
 
 def start(workdir, npz):
@@ -102,7 +100,7 @@ def kill_at_random_moments(workdir, npz, kills, seed):
 
 
 def test_killed_runs_finish_as_if_nothing_had_happened(undisturbed, digits_npz, tmp_path):
-    kill_at_random_moments(tmp_path, digits_npz, kills=3, seed=0)
+    kill_at_random_moments(tmp_path, digits_npz, kills=2, seed=0)
     done = run_to_end(tmp_path, digits_npz)
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path, undisturbed)
@@ -117,7 +115,10 @@ def test_twenty_kills(undisturbed, digits_npz, tmp_path, seed):
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_signals_save_say_so_and_exit_75(undisturbed, digits_npz, tmp_path, number):
     process = start(tmp_path, digits_npz)
     for line in process.stderr:
@@ -155,7 +156,7 @@ def signal_at_a_random_moment(workdir, npz, number, rng):
     return process.returncode
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("moments", [1, pytest.param(50, marks=pytest.mark.soak)])
 def test_signals_at_any_moment_leave_a_run_that_goes_on(
     undisturbed, digits_npz, tmp_path, number, moments
@@ -167,11 +168,6 @@ def test_signals_at_any_moment_leave_a_run_that_goes_on(
     done = run_to_end(workdir, digits_npz)
     assert done.returncode == 0, done.stderr
     assert_same_run(workdir, undisturbed)
-
-
-def limit_file_size():
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
 
 def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_path):
@@ -187,15 +183,7 @@ def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_
     files = [path for path in (tmp_path / "checkpoints/4").rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
     more = (wide, "--config.total=8", "--config.checkpoint.retries=1")
-    failed = subprocess.run(
-        [sys.executable, "-m", "vit_jax", *command(tmp_path, digits_npz, *more)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=False,
-        preexec_fn=limit_file_size,
-    )
+    failed = run_to_end(tmp_path, digits_npz, *more, **{warm.LARGEST_FILE: "60000"})
     assert failed.returncode == 2, failed.stderr
     last = failed.stderr.strip().splitlines()[-1]
     assert last.startswith("error: cannot save a checkpoint")

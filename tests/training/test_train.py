@@ -260,25 +260,18 @@ def test_accuracy_equals_a_plain_count(undisturbed):
     assert evaluator.run(state.params)["val/accuracy"] == expected
 
 
-def test_best_checkpoint_is_kept(tiny_config, tmp_path):
-    config = tiny_config(checkpoint__keep_best="val/accuracy", checkpoint__keep_last=1, total=16)
-    train(config, str(tmp_path))
-    rows = {row["step"]: row.get("eval/val/accuracy") for row in read_metrics(tmp_path)}
-    evaluated = {at: value for at, value in rows.items() if value is not None}
-    best = max(evaluated.values())
-    kept = Store(tmp_path / "checkpoints").steps()
-    assert kept[-1] == 16
-    assert any(evaluated.get(at) == best for at in kept)
-
-
-def test_the_best_so_far_is_kept_in_the_checkpoint(tiny_config, tmp_path):
+def test_the_best_checkpoint_is_kept_and_every_one_holds_the_best_so_far(tiny_config, tmp_path):
     """Not from the log, which other processes may read while the first one cuts it back."""
-    config = tiny_config(checkpoint__keep_best="val/loss", total=16)
+    config = tiny_config(checkpoint__keep_best="val/loss", checkpoint__keep_last=1, total=16)
     train(config, str(tmp_path))
+    rows = {row["step"]: row.get("eval/val/loss") for row in read_metrics(tmp_path)}
+    evaluated = {at: value for at, value in rows.items() if value is not None}
+    best = min(evaluated.values())
     store = Store(tmp_path / "checkpoints")
-    logged = [row["eval/val/loss"] for row in read_metrics(tmp_path) if "eval/val/loss" in row]
+    assert store.steps()[-1] == 16
+    assert any(evaluated.get(at) == best for at in store.steps())
     restored = store.restore_newest(Run.build(config).abstract)
-    assert restored.metadata["best"] == {"val/loss": min(logged)}
+    assert restored.metadata["best"] == {"val/loss": best}
 
 
 def test_an_evaluation_that_is_interrupted_twice_is_still_owed(tiny_config, tmp_path, monkeypatch):
@@ -353,28 +346,15 @@ def test_micro_batches_draw_their_own_dropout(tiny_config):
     np.testing.assert_allclose(together, (first + second) / 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("accum_steps", [1, 2])
-def test_small_class_weights_do_not_scale_the_loss(tiny_config, accum_steps):
+def test_neither_small_class_weights_nor_micro_batches_scale_the_loss(tiny_config):
     losses = []
-    for weight in (1.0, 0.01):
+    for weight, accum_steps in ((1.0, 1), (0.01, 2)):
         keys = {"accum_steps": accum_steps, "model__dropout": 0.0, "task__mixup": 0.0}
         run = Run.build(tiny_config(task__class_weights=[weight] * 10, **keys))
         with run.open_feed(0) as feed:
             _, metrics = run.compile_step()(run.make_state(), feed.next_batch())
         losses.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
-
-
-def test_accumulation_changes_only_rounding(tiny_config):
-    norms = []
-    for accum_steps in (1, 2):
-        run = Run.build(tiny_config(accum_steps=accum_steps, model__dropout=0.0))
-        with run.open_feed(0) as feed:
-            _, metrics = run.compile_step()(run.make_state(), feed.next_batch())
-        # A zero-initialised head gives log(10), whatever the images and their mixing.
-        np.testing.assert_allclose(metrics["loss"], np.log(10), rtol=1e-5)
-        norms.append(float(metrics["grad_norm"]))
-    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
 
 
 def test_a_single_cpu_gets_the_program_that_is_fast_there(tiny_config):
