@@ -66,12 +66,12 @@ def test_cutout_greys_a_square_that_may_reach_over_the_border():
     np.testing.assert_array_equal(over, expected[1])
 
 
-@pytest.mark.parametrize("magnitude", [10, 20])
+@pytest.mark.parametrize("magnitude", [10, 20, 26])
 def test_products_read_what_gathers_read(magnitude):
     """What TPUs compute instead, at the angles of two and of three phases."""
     matrices = strengths.matrices(magnitude / 10, IMAGES.shape[1:3], False)
     phases = _gathers.num_phases(matrices)
-    assert phases == {10: 2, 20: 3}[magnitude]
+    assert phases == {10: 2, 20: 3, 26: 5}[magnitude]
     y, x = (grid[None].astype(np.float32) for grid in np.mgrid[:20, :24])
 
     @jax.jit
@@ -84,6 +84,22 @@ def test_products_read_what_gathers_read(magnitude):
     inside, gathered, products = map(np.asarray, both(IMAGES, matrices[EVERY]))
     np.testing.assert_array_equal(products[inside], gathered[inside])
     assert inside.mean() > 0.3
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_quarter_turn_is_a_quarter_turn(platform):
+    """At magnitude 30, where products would divide by the cosine of 90 degrees."""
+    images = IMAGES[:2, :, :20]
+    rotate = np.full(2, _randaugment.OPERATIONS.index("Rotate"))
+    turned = partial(_randaugment.apply, magnitude=30.0)
+    args = images, rotate, np.array([0, 1]), np.zeros((2, 2), np.float32)
+    if platform == "tpu":
+        program = jax.jit(turned).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
+        assert "stablehlo.gather" in program
+        return
+    found = np.asarray(jax.jit(turned)(*args))
+    np.testing.assert_array_equal(found[0], np.rot90(images[0]))
+    np.testing.assert_array_equal(found[1], np.rot90(images[1], -1))
 
 
 def test_products_count_and_look_up_what_scatters_and_gathers_do():
@@ -167,7 +183,7 @@ def test_augments_in_training_only_and_before_normalising():
     ("fields", "message"),
     [
         ({"magnitud": 3}, "randaug.magnitud is unknown; did you mean 'magnitude'"),
-        ({"magnitude": 21}, "magnitude=21: write a number from 0 to 20"),
+        ({"magnitude": 31}, "magnitude=31: write a number from 0 to 30"),
         ({"num_layers": 0}, "num_layers=0: write 1 or more"),
         ({"corrected": 1}, "corrected=1: write true or false"),
         (

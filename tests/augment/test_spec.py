@@ -45,6 +45,29 @@ def test_every_change_has_its_own_random_numbers_in_a_fixed_order():
     np.testing.assert_allclose(targets["label"], labels, atol=1e-6)
 
 
+def test_groups_of_a_batch_draw_on_their_own():
+    """A group is mixed as a batch of its own would be, but that its first row meets the last one
+    of the group before it."""
+    images, labels = np.float32(RNG.random((12, 8, 8, 3))), np.eye(12, dtype=np.float32)
+    whole = Augmentation(mixup=0.8, cutmix=1.0, mixing_groups=4)
+    found, targets = jax.jit(lambda x, y: whole(KEY, x, y, lambda x: x))(images, {"label": labels})
+    targets, shares = np.asarray(targets["label"]), []
+    for group in range(4):
+        rows = range(3 * group, 3 * group + 3)
+        share = targets[rows[0], rows[0]]
+        shares.append(share)
+        for row in rows:
+            np.testing.assert_allclose(targets[row, row], share, atol=1e-6)
+            np.testing.assert_allclose(targets[row, row - 1], 1 - share, atol=1e-6)
+            mean = share * images[row] + (1 - share) * images[row - 1]
+            pasted = (np.asarray(found[row]) == images[row - 1]).all(-1).mean()
+            is_mixed_up = np.allclose(found[row], mean, atol=1e-5)
+            assert is_mixed_up or pasted == pytest.approx(1 - share, abs=1e-6)
+    assert len(set(np.round(shares, 4))) == 4
+    with pytest.raises(UserError, match="mixing_groups=5 does not divide the batch of 12"):
+        Augmentation(mixup=0.8, mixing_groups=5)(KEY, images, {"label": labels}, lambda x: x)
+
+
 def test_nothing_changes_where_nothing_is_asked():
     images, targets = Augmentation()(KEY, IMAGES, {"map": MAPS, "label": LABELS}, halve)
     np.testing.assert_array_equal(images, halve(IMAGES))

@@ -139,3 +139,21 @@ def test_boxes_of_a_padded_image_need_its_content():
             run(text)
     assert "content" in run("joint_fit(16)|keep('image', 'boxes', 'content')")
     assert "content" not in run("joint_fit(16)|keep('image', 'segmentation')")
+
+
+def test_windows_that_one_class_fills_are_drawn_again():
+    """mmsegmentation's `cat_max_ratio`: 10 further windows, then the last one."""
+    mask = np.zeros((24, 96, 1), np.uint8)
+    mask[:, 48:] = 1
+    mask[:, 90:] = 255
+    fields = {"image": tf.zeros((24, 96, 3), tf.uint8), "segmentation": tf.constant(mask)}
+    plain, mixed = pp.build("joint_crop(24)"), pp.build("joint_crop(24, max_class_share=0.75)")
+    seeds = tf.data.Dataset.range(60).map(lambda n: tf.stack([tf.cast(n, tf.int32), 3]))
+
+    def shares(crop):
+        windows = seeds.map(lambda seed: crop(fields, seed)["segmentation"])
+        counts = [np.bincount(x.ravel(), minlength=2)[:2] for x in windows.as_numpy_iterator()]
+        return np.array([c.max() / max(c.sum(), 1) for c in counts])
+
+    assert (shares(plain) < 0.75).mean() < 0.4
+    assert (shares(mixed) < 0.75).mean() > 0.8

@@ -141,6 +141,57 @@ def test_inception_crop_covers_the_areas_and_ratios_it_should():
     assert 1.2 < max(ratios) < 1.37
 
 
+def test_torchvisions_sampler_draws_areas_uniformly():
+    """TensorFlow's takes smaller windows: it draws the height, given the ratio."""
+    image = np.zeros((100, 120, 1), np.uint8)
+    spec = "inception_crop(None, 8, ratio_max=1.333333, sampler='torchvision')"
+    crops = np.array([crop.shape[:2] for crop in draw(spec, image, 400)])
+    areas, ratios = crops.prod(1) / 12_000, np.log(crops[:, 1] / crops[:, 0])
+    assert abs(ratios).max() < np.log(1.37)
+    assert abs(np.median(ratios)) < 0.06
+    # Windows near the whole image often do not fit, which thins the largest.
+    shares = np.histogram(areas, [0.08, 0.24, 0.4, 0.56])[0] / 400
+    np.testing.assert_allclose(shares, shares.mean(), atol=0.06)
+    # In an image too narrow for any ratio it is the center.
+    narrow = np.arange(100, dtype=np.uint8)[:, None, None] * np.ones((1, 10, 1), np.uint8)
+    crop = draw(spec, narrow, 1)[0]
+    assert crop.shape[:2] == (13, 10)
+    assert crop[0, 0, 0] == 43
+
+
+def test_overshoots_of_bicubic_interpolation_are_clipped():
+    """Also in a size that leaves pixels over for a computation one by one."""
+    edge = np.repeat(np.uint8([0, 0, 0, 255, 255, 255]), 3).reshape(1, 6, 3).repeat(6, 0)
+    for side in (7, 11, 16):
+        wide = apply_to_image(f"resize({side}, 'bicubic')", edge)[0, :, 0]
+        small = apply_to_image(f"resize_small({side}, 'bicubic')", edge)[0, :, 0]
+        for row in (wide, small):
+            assert (np.diff(row.astype(int)) >= 0).all(), row
+            assert (row[0], row[-1]) == (0, 255)
+
+
+def test_a_central_square_may_be_a_share_of_the_shorter_side():
+    image = np.arange(60 * 40).reshape(60, 40, 1).astype(np.int32)
+    found = apply_to_image("central_crop(share=0.875)", image)
+    np.testing.assert_array_equal(found, image[12:47, 2:37])
+    np.testing.assert_array_equal(apply_to_image("central_crop", image), image[10:50])
+
+
+def test_photometric_distortion_keeps_grays_gray_and_changes_what_it_says():
+    image = np.full((4, 4, 3), 100, np.uint8)
+    grays = np.array(draw("photometric_distortion", image, 200))
+    assert (np.ptp(grays, axis=-1) == 0).all()
+    values = grays[:, 0, 0, 0]
+    # A quarter has neither brightness nor contrast changed.
+    assert 0.13 < (values == 100).mean() < 0.4
+    assert 34 <= values.min() < 70
+    assert 140 < values.max() <= 198
+    image[..., 1:] = 60
+    colors = np.array(draw("photometric_distortion", image, 200))[:, 0, 0].astype(int)
+    assert (colors[:, 0] > colors[:, 1:].max(1)).mean() > 0.95  # Hue turns by 36 degrees at most.
+    assert (colors[:, 1] != colors[:, 2]).any()
+
+
 def test_random_draws_are_pinned():
     # A change here changes the images of every training run ever recorded.
     from vit_jax.data.host_tensorflow import tf

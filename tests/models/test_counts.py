@@ -23,6 +23,8 @@ PUBLISHED = {
     "r_ti16": 6_337_704,
 }
 
+PUBLISHED["bit_v1_r50x1"] = 25_557_032  # torchvision's ResNet-50, whose norms are as large.
+
 # google-research/vision_transformer's own table.
 PUBLISHED_VIT = {
     "vit_ti16": 5_717_416,

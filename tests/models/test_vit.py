@@ -131,6 +131,13 @@ def test_head_starts_at_zero_and_its_bias_where_told():
     params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), IMAGES)["params"])
     np.testing.assert_array_equal(apply(model, params), np.full((2, 3), -10.0))
     assert params["head"]["kernel"].shape == (5, 3)
+    # Without classes, the features have the output of the representation layer.
+    bare = {**params, "head": {"pre_logits": params["head"]["pre_logits"]}}
+    features = apply(model.clone(num_classes=0), bare)
+    assert features.pooled.shape == (2, 5)
+    kernel = np.float32(np.random.default_rng(0).normal(size=(5, 3)))
+    logits = apply(model, {**params, "head": {**params["head"], "kernel": kernel}})
+    np.testing.assert_allclose(features.pooled @ kernel - 10, logits, atol=1e-4)
     random = tiny(head_zero_init=False)
     kernel = jax.jit(random.init)(jax.random.key(0), IMAGES)["params"]["head"]["kernel"]
     assert np.abs(nn.meta.unbox(kernel)).min() > 0
@@ -262,7 +269,7 @@ def test_another_image_size_is_refused_where_positions_are_learned_only():
         ("vit_b16", {"dtype": "bf16"}, "dtype='bf16' is not a floating-point type"),
         ("vit_b16", {"residual_dtype": "int32"}, "residual_dtype='int32'"),
         ("vit_b16", {"drop_path": 1.0}, "drop_path=1.0"),
-        ("vit_b16", {"representation_size": 8}, "num_classes"),
+        ("vit_b16", {"head_bias_init": -7.0}, "num_classes"),
         ("vit", {"width": 32}, "needs depth, num_heads, patch_size"),
         ("vit_b16", {"window": 14}, "window needs blocks of their own"),
         ("vit_b16", {"window": 2.5}, "model 'vit_b16', window=2.5: write a whole number"),

@@ -18,6 +18,7 @@ from vit_jax.config.durations import Duration
 # What several test modules share.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
 
 import sampled
 

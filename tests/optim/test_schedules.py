@@ -61,6 +61,24 @@ def test_constant_with_cooldown_is_a_trapezoid():
     assert values == [*ramp, 1, 1, 1, 1, 1, *ramp[:0:-1], 0, 0]
 
 
+def test_polynomial_decays_by_a_power_to_its_end():
+    """Segmenter's: (lr - min_lr)·(1 - step / total)^0.9 + min_lr, without a warm-up."""
+    schedule = make({"name": "polynomial", "power": 0.9, "end": 0.01}, total=10)
+    expected = [0.99 * (1 - step / 10) ** 0.9 + 0.01 for step in range(11)]
+    np.testing.assert_allclose([schedule(step) for step in range(11)], expected, rtol=1e-6)
+    assert float(make({"name": "polynomial", "warmup": 4}, 12)(8)) == pytest.approx(0.5)
+
+
+def test_a_shifted_rsqrt_starts_further_along_its_curve():
+    """big_vision's: the warm-up ends at 1 / sqrt(1 + shift / timescale)."""
+    spec = {"name": "rsqrt", "timescale": 8, "warmup": 4}
+    plain, shifted = make(spec), make({**spec, "shift": 10})
+    np.testing.assert_allclose(
+        [shifted(step) for step in (4, 9, 30)], [plain(step) for step in (14, 19, 40)], rtol=1e-6
+    )
+    assert float(shifted(2)) == pytest.approx(0.5 / (1 + 10 / 8) ** 0.5)
+
+
 def test_neighbouring_steps_differ_in_the_billions():
     total = 2**31 - 1
     schedule = make({"name": "constant", "cooldown": 1000, "warmup": 2**30}, total)

@@ -29,7 +29,8 @@ RECIPES = {
     "deit3:b16": B + 768 + 24 * 768 - (14**2 - 12**2) * 768,
     "deit3:l16,checkpoint=x": L + 1024 + 48 * 1024,
     "mixer_b16_i1k": 59_880_472,
-    "bit_r50_i1k": 25_549_352,
+    "bit_r50_i1k": 25_557_032,  # torchvision's ResNet-50.
+    "bit_r50_i1k:bit_r50x1": 25_549_352,
     "r26_s32": 36_431_912,
     # No table of positions, registers, LayerScale, norms without bias, query and key norms,
     # rotary frequencies.
@@ -145,10 +146,10 @@ def test_big_visions_decay_is_not_multiplied_by_the_learning_rate(root):
 def test_deit3_is_fine_tuned_at_one_rate_and_s_without_stochastic_depth(root):
     found = {}
     for size in ("s16", "b16", "l16"):
-        for arguments in ((), ("checkpoint=x",)):
+        for arguments in ((), ("checkpoint=x",), ("checkpoint=x", "size=384")):
             config = load(path(root, f"deit3:{size}", *arguments))
             found.setdefault(size, []).append(config.model.drop_path)
-    assert found == {"s16": [0.05, 0.0], "b16": [0.2, 0.2], "l16": [0.45, 0.45]}
+    assert found == {"s16": [0.05, 0.0, 0.0], "b16": [0.2, 0.2, 0.15], "l16": [0.45, 0.45, 0.4]}
     assert (config.optim.schedule.name, config.optim.lr) == ("constant", 1e-5)
 
 
@@ -156,6 +157,13 @@ def test_segmenter_trains_all_layers_at_one_rate_that_ends_at_theirs(root):
     optim = load(path(root, "segment_ade20k")).optim
     assert (optim.layer_decay, optim.weight_decay, optim.lr) == (1.0, 0.0, 1e-3)
     assert optim.lr * optim.schedule.end == pytest.approx(1e-5)
+    optim = load(path(root, "segment_ade20k", "data=cityscapes", "folder=x")).optim
+    assert (optim.lr, optim.lr * optim.schedule.end) == (1e-2, pytest.approx(1e-5))
+
+
+def test_the_decay_of_lit_is_not_multiplied_by_the_learning_rate(root):
+    optim = load(path(root, "lit_coco")).optim
+    assert (optim.decay_coupling, optim.weight_decay, optim.lr) == ("schedule", 1e-2, 1e-3)
 
 
 def test_data_of_the_recipes(root):

@@ -60,6 +60,10 @@ def _digits(images: Array) -> tuple[Array, Array]:
     return tuple(jax.nn.one_hot(digit, 16, dtype=jnp.bfloat16) for digit in (flat >> 4, flat & 15))
 
 
+MOST_PHASES = 8
+"""The most phases for which `warp` uses products; each costs an image of memory."""
+
+
 def warp(images: Array, moves: Array, phases: int) -> Array:
     """Returns images transformed by their matrices, read at the nearest pixel; `FILL` outside.
 
@@ -77,15 +81,21 @@ def warp(images: Array, moves: Array, phases: int) -> Array:
         images,
         columns,
         rows,
-        tpu=lambda images, _, rows: _read_by_products(images, rows, moves, phases),
+        tpu=(lambda images, _, rows: _read_by_products(images, rows, moves, phases))
+        if phases
+        else _read,
         default=_read,
     )
     return jnp.where(inside[..., None], read, FILL)
 
 
 def num_phases(matrices: np.ndarray) -> int:
-    """Returns a bound on how many pixels of an output column read one row of the input."""
-    return 1 + int(1 / matrices[..., 1, 1].min() + 0.01)
+    """Returns a bound on how many pixels of an output column read one row of the input.
+
+    It is 0 near a rotation by 90 degrees, where a whole column reads one row.
+    """
+    steepest = matrices[..., 1, 1].min()
+    return 1 + int(1 / steepest + 0.01) if steepest > 1 / MOST_PHASES else 0
 
 
 def _sources(moves: Array, x: Array, y: Array) -> tuple[Array, Array]:

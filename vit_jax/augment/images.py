@@ -128,10 +128,10 @@ def is_map(target: Array, images: Array) -> bool:
     return target.shape == images.shape[:3]
 
 
-def mixup(key: Array, alpha: float, *trees: Any) -> tuple[Any, ...]:
+def mixup(key: Array, alpha: float, *trees: Any, groups: int = 1) -> tuple[Any, ...]:
     """Returns convex mixes of each example with its neighbor in the batch (Zhang et al. 2018).
 
-    Equation 1 of the paper, with one coefficient for each batch, from Beta(alpha, alpha) reflected
+    Equation 1 of the paper, with one coefficient for each group, from Beta(alpha, alpha) reflected
     to at least 0.5, so that an example stays mostly itself. The partner is the previous row of the
     global batch, cyclically: a roll moves one row between devices where a random pairing would
     gather the batch.
@@ -140,22 +140,40 @@ def mixup(key: Array, alpha: float, *trees: Any) -> tuple[Any, ...]:
       key: for all random numbers.
       alpha: the parameter of the Beta distribution.
       *trees: arrays, or trees of arrays, whose leading axis is the batch.
+      groups: the number of equal parts of the batch that draw a coefficient each.
     """
-    coefficient = jax.random.beta(key, alpha, alpha)
+    coefficient = jax.random.beta(key, alpha, alpha, _draws(groups))
     return mix(jnp.maximum(coefficient, 1 - coefficient), *trees)
 
 
 def mix(coefficient: Array, *trees: Any) -> tuple[Any, ...]:
-    """Returns `a·x + (1 - a)·roll(x)` for every array x."""
-    return jax.tree.map(
-        lambda x: coefficient * x + (1 - coefficient) * jnp.roll(x, 1, axis=0), trees
-    )
+    """Returns `a·x + (1 - a)·roll(x)` for every array x; a is `[]`, or `[groups]`."""
+
+    def mixed(x: Array) -> Array:
+        a = by_row(coefficient, x)
+        return a * x + (1 - a) * jnp.roll(x, 1, axis=0)
+
+    return jax.tree.map(mixed, trees)
 
 
-def cutmix(key: Array, alpha: float, images: Array, targets: Any) -> tuple[Array, Any]:
+def by_row(values: Array, x: Array) -> Array:
+    """Returns a value for each row of `x`, ready to broadcast, from `[]`, or one for each group."""
+    if not values.ndim:
+        return values
+    rows = jnp.repeat(values, len(x) // len(values), total_repeat_length=len(x))
+    return rows.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _draws(groups: int) -> tuple[int, ...]:
+    return () if groups == 1 else (groups,)
+
+
+def cutmix(
+    key: Array, alpha: float, images: Array, targets: Any, *, groups: int = 1
+) -> tuple[Array, Any]:
     """Returns images with one box of their neighbor's pasted in (Yun et al. 2019, section 3.1).
 
-    There is one box for each batch; its share of the area is 1 - Beta(alpha, alpha) before it is
+    There is one box for each group; its share of the area is 1 - Beta(alpha, alpha) before it is
     clipped at the border. Targets are mixed by area, except maps of labels, which are pasted.
 
     Args:
@@ -163,22 +181,25 @@ def cutmix(key: Array, alpha: float, images: Array, targets: Any) -> tuple[Array
       alpha: the parameter of the Beta distribution.
       images: `[b, h, w, c]`.
       targets: an array, or a tree of arrays, whose leading axis is the batch.
+      groups: the number of equal parts of the batch that draw a box each.
     """
     height, width = images.shape[1:3]
     key_area, key_y, key_x = jax.random.split(key, 3)
-    side = jnp.sqrt(1 - jax.random.beta(key_area, alpha, alpha))
+    side = jnp.sqrt(1 - jax.random.beta(key_area, alpha, alpha, _draws(groups)))
     inside_y = _interval(key_y, side, height)
     inside_x = _interval(key_x, side, width)
-    box = inside_y[:, None] & inside_x[None, :]
-    share = box.mean(dtype=jnp.float32)
+    box = inside_y[..., :, None] & inside_x[..., None, :]
+    share = box.mean((-2, -1), dtype=jnp.float32)
+    boxes = box[None] if groups == 1 else jnp.repeat(box, len(images) // groups, axis=0)
 
     def mixed(target: Array) -> Array:
         neighbors = jnp.roll(target, 1, axis=0)
         if is_map(target, images):
-            return jnp.where(box[None], neighbors, target)
-        return (1 - share) * target + share * neighbors
+            return jnp.where(boxes, neighbors, target)
+        by = by_row(share, target)
+        return (1 - by) * target + by * neighbors
 
-    pasted = jnp.where(box[None, :, :, None], jnp.roll(images, 1, axis=0), images)
+    pasted = jnp.where(boxes[..., None], jnp.roll(images, 1, axis=0), images)
     return pasted, jax.tree.map(mixed, targets)
 
 
@@ -214,7 +235,10 @@ def erase(key: Array, probability: float, images: Array) -> Array:
 
 
 def _interval(key: Array, share: Array, size: int) -> Array:
-    """Returns a mask of the `size` cells that lie within `share·size / 2` of a uniform center."""
-    center = jax.random.uniform(key, maxval=size)
-    cells = jnp.arange(size) + 0.5
-    return jnp.abs(cells - center) < share * size / 2
+    """Returns a mask of the `size` cells that lie within `share·size / 2` of a uniform center.
+
+    share: `[]` or `[groups]`; the mask has another axis of `size`.
+    """
+    center = jax.random.uniform(key, share.shape, maxval=size)[..., None]
+    cells = jnp.arange(size).reshape((1,) * share.ndim + (size,)) + 0.5
+    return jnp.abs(cells - center) < share[..., None] * size / 2

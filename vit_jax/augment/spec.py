@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vit_jax.augment import randaugment
 from vit_jax.augment.images import (
+    by_row,
     check_affine,
     cutmix,
     distort,
@@ -37,7 +39,9 @@ class Augmentation:
         defaults of the preprocessing op of this name; {} = off. It moves no maps.
       erasing: the share of the images in which noise replaces a box; see `erase`.
       mixup, cutmix: the parameter of each one's Beta distribution, 0 = off. With both, a fair coin
-        picks one for each batch.
+        picks one for each group.
+      mixing_groups: the number of equal parts of a batch that draw a coin, a coefficient and a box
+        of their own. Codebases that mix on each device on its own have one for each device.
     """
 
     affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -45,6 +49,7 @@ class Augmentation:
     erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    mixing_groups: int = 1
 
     @classmethod
     def of(cls, task: Any) -> "Augmentation":
@@ -61,6 +66,8 @@ class Augmentation:
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise UserError(f"config.task.{name}={getattr(self, name)}: write 0 or more")
+        if self.mixing_groups < 1:
+            raise UserError(f"config.task.mixing_groups={self.mixing_groups}: write 1 or more")
 
     def __call__(
         self,
@@ -92,14 +99,31 @@ class Augmentation:
         images = normalize(images)
         if self.erasing:
             images = erase(key_erase, self.erasing, images)
+        return self._mix(key_coin, key_mix, images, targets)
+
+    def _mix(
+        self, key_coin: Array, key_mix: Array, images: Array, targets: Targets
+    ) -> tuple[Array, Targets]:
+        """Returns normalized images and targets after mixup or cutmix, if either is on."""
+        groups = self.mixing_groups
+        if (self.mixup or self.cutmix) and len(images) % groups:
+            raise UserError(
+                f"config.task.mixing_groups={groups} does not divide the batch of {len(images)}"
+            )
+
+        def mixed_up() -> tuple[Array, Targets]:
+            return mixup(key_mix, self.mixup, images, targets, groups=groups)
+
+        def pasted() -> tuple[Array, Targets]:
+            return cutmix(key_mix, self.cutmix, images, targets, groups=groups)
+
         if self.mixup and self.cutmix:
-            return jax.lax.cond(
-                jax.random.bernoulli(key_coin),
-                lambda: mixup(key_mix, self.mixup, images, targets),
-                lambda: cutmix(key_mix, self.cutmix, images, targets),
+            if groups == 1:
+                return jax.lax.cond(jax.random.bernoulli(key_coin), mixed_up, pasted)
+            heads = jax.random.bernoulli(key_coin, shape=(groups,))
+            return jax.tree.map(
+                lambda x, y: jnp.where(by_row(heads, x), x, y), mixed_up(), pasted()
             )
         if self.mixup:
-            return mixup(key_mix, self.mixup, images, targets)
-        if self.cutmix:
-            return cutmix(key_mix, self.cutmix, images, targets)
-        return images, targets
+            return mixed_up()
+        return pasted() if self.cutmix else (images, targets)

@@ -20,8 +20,8 @@ OPERATIONS = (
     "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout",
     "SolarizeAdd",
 )  # fmt: skip
-STRONGEST = 20.0
-"""The largest magnitude of published recipes, at which `Rotate` turns by 60 degrees."""
+STRONGEST = 30.0
+"""The largest magnitude, at which `Rotate` turns by 90 degrees. Published recipes reach 20."""
 FILL = 128
 """The value of pixels from outside the image, and of the pixels that Cutout hides."""
 IDENTITY = np.float32([[1, 0, 0], [0, 1, 0]])

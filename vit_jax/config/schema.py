@@ -29,14 +29,19 @@ _SCHEDULE = {
     "name": Key(
         "cosine",
         WARNED,
-        "The curve: cosine, linear, rsqrt, constant, stair, or package.module:function.",
+        "The curve: cosine, linear, polynomial, rsqrt, constant, stair, or"
+        " package.module:function.",
     ),
     "warmup": duration(0, WARNED, "Length of the linear ramp from 0 at the start."),
     "cooldown": duration(0, WARNED, "Length of the linear ramp to 0 at the end."),
-    "end": Key(0.0, WARNED, "Multiplier that cosine and linear reach at the end.", at_least=0),
+    "end": Key(
+        0.0, WARNED, "Multiplier that cosine, linear and polynomial reach at the end.", at_least=0
+    ),
+    "power": Key(1.0, WARNED, "For polynomial: the power of the remaining share.", above=0),
     "timescale": duration(
         10_000, WARNED, "Time after which rsqrt has fallen to 1/sqrt(2).", above=0
     ),
+    "shift": duration(0, WARNED, "Time by which rsqrt starts further along its curve."),
     "boundaries": duration([], WARNED, "For stair: the times at which the rate changes."),
     "factors": Key(
         [], WARNED, "For stair: the multiplier from each boundary on.", of=float, at_least=0
@@ -194,6 +199,8 @@ SCHEMA: dict[str, Any] = {
         attention_dropout=WARNED,
         drop_path=WARNED,
         patch_drop=WARNED,
+        initialization=FREE,
+        head_zero_init=FREE,
     ),
     "task": open_section(
         {"name": "classification"},

@@ -77,8 +77,9 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
     name: a name in any common spelling (`vit_b16`, `ViT-B/16`, `B/16`, `R50+ViT-B/16`,
       `mixer_b16`), or `package.module:Class` for a module of your own that returns `Features`.
     num_classes: the length of the logits. 0 or None gives the bare backbone, which returns
-      `Features`. Otherwise the model is a `Classifier`, whose own fields (`representation_size`,
-      `head_bias_init`, `head_zero_init`) may be among the overrides.
+      `Features`; with `representation_size` their pooled vector is that layer's output. Otherwise
+      the model is a `Classifier`, whose own fields (`representation_size`, `head_bias_init`,
+      `head_zero_init`) may be among the overrides.
 
     Raises:
       UserError: there is no such model or field, a required field is missing, or the values do not
@@ -101,8 +102,8 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
     if missing:
         raise UserError(f"model {name!r} needs {', '.join(sorted(missing))}; write them as fields")
     backbone = variant.module(**fields)
-    if num_classes:
-        return Classifier(backbone, num_classes, **head)
+    if num_classes or head.get("representation_size"):
+        return Classifier(backbone, num_classes or 0, **head)
     if head:
         raise UserError(
             f"{', '.join(sorted(head))} belong to the classification head; write num_classes too"

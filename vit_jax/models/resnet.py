@@ -1,16 +1,17 @@
 """ResNets with group norm and weight standardisation: no state, no statistics over the batch.
 
 `BiT` is the pre-activation network of Kolesnikov et al. 2020 ("Big Transfer"), the convolutional
-baseline that ViTs are compared with. `ResNetStem` is the post-activation form that hybrids put
-before their transformer (Dosovitskiy et al. 2021).
+baseline that ViTs are compared with. `PostActivationResNet` is the form that big_vision's `bit_i1k`
+trains, and `ResNetStem` the same without a pooled output, which hybrids put before their
+transformer (Dosovitskiy et al. 2021).
 
     root/conv/kernel             [7, 7, channels, 64 * width_factor]
-    root/norm/{scale,bias}       (ResNetStem)
+    root/norm/{scale,bias}       (all but BiT)
     stage1/unit1/                stages and units count from 1
       conv1, conv2, conv3/kernel [1, 1, ...], [3, 3, ...], [1, 1, ...]
       norm1, norm2, norm3/{scale,bias}
       conv_proj/kernel           where a unit changes the shape
-      norm_proj/{scale,bias}     (ResNetStem)
+      norm_proj/{scale,bias}     (all but BiT)
     norm/{scale,bias}            (BiT)
 """
 
@@ -203,19 +204,26 @@ class ResNetStem(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        width = check_width_factor(self.width_factor)
-        x = _Root(width, False, self.dtype, name="root")(images)
-        for i, num_units in enumerate(self.stages):
-            stage = _Stage(
-                PostActivationUnit,
-                num_units,
-                width * 2**i,
-                1 if i == 0 else 2,
-                self.dtype,
-                name=f"stage{i + 1}",
-            )
-            x = stage(x)
-        return x
+        return _maps(images, self.stages, self.width_factor, self.dtype, as_bit=False)[-1]
+
+
+def _maps(
+    images: Array,
+    stages: Sequence[int],
+    width_factor: float,
+    dtype: DTypeLike,
+    *,
+    as_bit: bool,
+) -> list[Array]:
+    """Returns the output of the root and of each stage, inside a compact method."""
+    width = check_width_factor(width_factor)
+    unit = PreActivationUnit if as_bit else PostActivationUnit
+    maps = [_Root(width, as_bit, dtype, name="root")(images)]
+    for i, num_units in enumerate(stages):
+        stride = 1 if i == 0 else 2
+        stage = _Stage(unit, num_units, width * 2**i, stride, dtype, name=f"stage{i + 1}")
+        maps.append(stage(maps[-1]))
+    return maps
 
 
 class BiT(nn.Module):
@@ -244,20 +252,36 @@ class BiT(nn.Module):
     def __call__(self, images: Array, *, train: bool = False) -> Features:
         """Encodes images, float `[batch, height, width, channels]`; `train` changes nothing."""
         del train
-        width, dtype = check_width_factor(self.width_factor), jnp.dtype(self.dtype)
-        x = _Root(width, True, dtype, name="root")(images)
-        maps = []
-        for i, num_units in enumerate(self.stages):
-            stride = 1 if i == 0 else 2
-            stage = _Stage(
-                PreActivationUnit, num_units, width * 2**i, stride, dtype, name=f"stage{i + 1}"
-            )
-            x = stage(x)
-            maps.append(x)
-        x = nn.relu(_group_norm("norm", dtype, as_bit=True)(x))
-        maps[-1] = x
-        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        return Features(grid=x, pooled=pooled, stages=tuple(maps))
+        dtype = jnp.dtype(self.dtype)
+        _, *maps = _maps(images, self.stages, self.width_factor, dtype, as_bit=True)
+        maps[-1] = nn.relu(_group_norm("norm", dtype, as_bit=True)(maps[-1]))
+        return _pooled(maps)
+
+
+class PostActivationResNet(BiT):
+    """A post-activation ResNet backbone (ResNet v1 with group norm); images of any size.
+
+    The last norm of every unit starts at zero, shortcuts have norms, and none precedes the head.
+    The attributes are those of `BiT`.
+    """
+
+    @nn.nowrap
+    def traits(self) -> Traits:
+        """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
+        return Traits("a post-activation ResNet", frozenset(named_fields(self, BiT)))
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> Features:
+        """Encodes images, float `[batch, height, width, channels]`; `train` changes nothing."""
+        del train
+        dtype = jnp.dtype(self.dtype)
+        _, *maps = _maps(images, self.stages, self.width_factor, dtype, as_bit=False)
+        return _pooled(maps)
+
+
+def _pooled(maps: Sequence[Array]) -> Features:
+    pooled = jnp.mean(maps[-1], axis=(1, 2), dtype=jnp.float32)
+    return Features(grid=maps[-1], pooled=pooled, stages=tuple(maps))
 
 
 STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -266,4 +290,4 @@ VARIANTS = {
     f"bit_r{depth}x{factor}": Variant(BiT, {"stages": stages, "width_factor": factor})
     for depth, stages in STAGES.items()
     for factor in (1, 2, 3, 4)
-}
+} | {"bit_v1_r50x1": Variant(PostActivationResNet, {"stages": STAGES[50], "width_factor": 1})}

@@ -43,13 +43,24 @@ def linear(step: jax.Array, start: int, total: int, *, end: float = 0.0) -> jax.
     return end + (1.0 - end) * (1.0 - _progress(step, start, total))
 
 
-def rsqrt(step: jax.Array, start: int, total: int, *, timescale: int = 10_000) -> jax.Array:
-    """Decays by a reciprocal square root, 1 / sqrt(1 + s / timescale).
+def polynomial(
+    step: jax.Array, start: int, total: int, *, end: float = 0.0, power: float = 1.0
+) -> jax.Array:
+    """Decays from 1 to `end` by a power of the remaining share (Chen et al., 2017, "DeepLab")."""
+    return end + (1.0 - end) * (1.0 - _progress(step, start, total)) ** power
 
-    The curve does not reach 0, so combine it with a cool-down.
+
+def rsqrt(
+    step: jax.Array, start: int, total: int, *, timescale: int = 10_000, shift: int = 0
+) -> jax.Array:
+    """Decays by a reciprocal square root, 1 / sqrt(1 + (s + shift) / timescale).
+
+    The curve does not reach 0, so combine it with a cool-down. `shift` starts further along the
+    curve, where a run continues another one; the warm-up then ends at the value that fits.
     """
     del total
-    return jax.lax.rsqrt(1.0 + _float(jnp.maximum(step - start, 0)) / timescale)
+    passed = _float(jnp.maximum(step - start, 0)) + float(shift)
+    return jax.lax.rsqrt(1.0 + passed / timescale)
 
 
 def constant(step: jax.Array, start: int, total: int) -> jax.Array:
@@ -74,7 +85,7 @@ def stair(
     return jnp.asarray([1.0, *factors], jnp.float32)[stage]
 
 
-_CURVES = {curve.__name__: curve for curve in (cosine, linear, rsqrt, constant, stair)}
+_CURVES = {curve.__name__: curve for curve in (cosine, linear, polynomial, rsqrt, constant, stair)}
 
 SCHEDULES = Kind("schedule", accepts=takes("step", "start", "total"), others=lambda: _CURVES)
 """The finder of the curves that `config.optim.schedule.name` names."""

@@ -124,6 +124,8 @@ def run_locally(config: ConfigDict, **model: int) -> None:
     """
     config.batch_size = 8
     config.accum_steps = 1
+    if "mixing_groups" in config.task:
+        config.task.mixing_groups = 2
     config.total = 2
     config.optim.schedule.warmup = 1
     config.optim.schedule.cooldown = 0

@@ -40,7 +40,7 @@ class Task(BaseTask):
     Attributes:
       loss: "softmax", or "sigmoid" (each class on its own, summed over classes).
       label_smoothing: the share of the target that is spread evenly over all classes.
-      affine, randaug, erasing, mixup, cutmix: see `augment.spec.Augmentation`.
+      affine, randaug, erasing, mixup, cutmix, mixing_groups: see `augment.spec.Augmentation`.
       multihot_mixing: makes a mixed image a full example of both its classes, for the sigmoid loss
         (Wightman et al. 2021, "ResNet strikes back", section 2.2; DeiT III).
       class_weights: one factor for each class, of its terms in the loss. Softmax losses are divided
@@ -55,6 +55,7 @@ class Task(BaseTask):
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    mixing_groups: int = 1
     multihot_mixing: bool = False
     erasing: float = 0.0
     class_weights: tuple[float, ...] = ()

@@ -35,7 +35,8 @@ class Task(BaseTask):
     Attributes:
       num_classes: 0 takes the number of classes of the data.
       class_names: a name for each class, for data that has none.
-      head, subcells, decoder_width, decoder_depth, pyramid, pyramid_width: see `models.Segmenter`.
+      head, subcells, decoder_width, decoder_depth, decoder_dropout, pyramid, pyramid_width: see
+        `models.Segmenter`.
       dice: the weight of the dice loss, which is added to the cross-entropy.
       stride: pixels, or (down, right), between windows of the training size that evaluation slides
         over larger images; 0 evaluates whole images.
@@ -49,6 +50,7 @@ class Task(BaseTask):
     subcells: int = 1
     decoder_width: int = 0
     decoder_depth: int = 2
+    decoder_dropout: float = 0.0
     pyramid: Sequence[float] = ()
     pyramid_width: int = 256
     dice: float = 0.0
@@ -94,7 +96,8 @@ class Task(BaseTask):
         check_data("segmentation", wanted, info, fits and marks.shape == (*image.shape[:2], 1))
         task.check_images()
         check_not_negative(dice=task.dice)
-        head = {"head", "subcells", "decoder_width", "decoder_depth", "pyramid", "pyramid_width"}
+        head = {"head", "subcells", "pyramid", "pyramid_width"}
+        head |= {"decoder_width", "decoder_depth", "decoder_dropout"}
         model = models.Segmenter(
             task.model, num_classes, **{name: getattr(task, name) for name in head}
         )

@@ -29,7 +29,8 @@ def infer_model(weights: Weights, name: str | None = None, **fields: Any) -> nn.
     """
     arrays = weights.arrays
     if BIT_ROOT in arrays:
-        return models.build(name or "bit_r50x1", **{**_bit(arrays), **fields})
+        assumed = "bit_v1_r50x1" if "backbone/root/norm/scale" in arrays else "bit_r50x1"
+        return models.build(name or assumed, **{**_bit(arrays), **fields})
     if not name and PATCHES not in arrays:
         raise UserError(f"this {weights.format} names no patch embedding; write --model=NAME")
     try:

@@ -53,9 +53,10 @@ def decode_jpeg_and_inception_crop(
     ratio_max: float = 1.33,
     method: str = "bilinear",
     antialias: bool = False,
+    sampler: str = "tensorflow",
 ) -> tf.Tensor:
     """Combines `decode` and `inception_crop`: decodes only the rows of a JPEG in the crop."""
-    bounds = (area_min, area_max), (ratio_min, ratio_max)
+    bounds = (area_min, area_max), (ratio_min, ratio_max), sampler
 
     def fused() -> tf.Tensor:
         window = crop_window(tf.io.extract_jpeg_shape(image), seed, *bounds)
@@ -91,6 +92,7 @@ def _marked_crop(
     seed: tf.Tensor,
     area_percent: tuple[float, float],
     ratios: tuple[float, float],
+    sampler: str,
 ) -> tf.Tensor:
     """Returns a random crop of a marked JPEG.
 
@@ -100,7 +102,7 @@ def _marked_crop(
     swapped, of_rows, of_columns = _turn(mark)
     stored = tf.io.extract_jpeg_shape(image)
     upright = tf.where(swapped, tf.gather(stored, [1, 0, 2]), stored)
-    top, left, height, width = tf.unstack(crop_window(upright, seed, area_percent, ratios))
+    top, left, height, width = tf.unstack(crop_window(upright, seed, area_percent, ratios, sampler))
     top = tf.where(of_rows, upright[0] - top - height, top)
     left = tf.where(of_columns, upright[1] - left - width, left)
     window = tf.where(swapped, [left, top, width, height], [top, left, height, width])

@@ -1,15 +1,19 @@
 """Resizing, cropping, flipping and small affine distortions.
 
 Sizes are one integer for a square, or (height, width). Pixels keep their dtype: the results of
-float computations on uint8 images are truncated, as in the published pipelines.
+float computations on uint8 images are clipped to 0..255 and truncated, as in the published
+pipelines. (Bicubic interpolation overshoots at edges.)
 """
 
 import math
 
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import image_op, random_image_op
+from vit_jax.errors import UserError, nearest
 
 Size = int | tuple[int, int]
+
+SAMPLERS = ("tensorflow", "torchvision")
 
 MAX_SIDE = 65_535.0
 """The longest side, in pixels, that keeping an aspect ratio may give."""
@@ -25,7 +29,7 @@ def resize(
     a strong reduction aliases. Published big_vision models were trained and evaluated this way.
     """
     resized = tf.image.resize(image, _pair(size), method=method, antialias=antialias)
-    return tf.cast(resized, image.dtype)
+    return tf.saturate_cast(resized, image.dtype)
 
 
 @image_op
@@ -45,11 +49,14 @@ def resize_long(
 
 
 @image_op
-def central_crop(image: tf.Tensor, crop_size: Size | None = None) -> tf.Tensor:
-    """Crops the center of the image; without a size, the largest square that fits."""
+def central_crop(
+    image: tf.Tensor, crop_size: Size | None = None, *, share: float = 1.0
+) -> tf.Tensor:
+    """Crops the center of the image; without a size, a square of `share` of the shorter side."""
     height, width = tf.unstack(tf.shape(image)[:2])
     if crop_size is None:
-        crop_height = crop_width = tf.minimum(height, width)
+        shorter = tf.cast(tf.minimum(height, width), tf.float32)
+        crop_height = crop_width = tf.cast(tf.maximum(1.0, share * shorter), tf.int32)
     else:
         crop_height, crop_width = _pair(crop_size)
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
@@ -85,13 +92,16 @@ def inception_crop(
     ratio_max: float = 1.33,
     method: str = "bilinear",
     antialias: bool = False,
+    sampler: str = "tensorflow",
 ) -> tf.Tensor:
     """Crops a window of random area (percent of the image) and aspect ratio, resized to `size`.
 
     The source is "Going Deeper with Convolutions" (Szegedy et al., 2015), section 6. The op is also
-    known as random resized crop.
+    known as random resized crop. `sampler` is "tensorflow", as in the JAX codebases, or
+    "torchvision", as in DeiT, whose windows are larger; see `crop_window`.
     """
-    window = crop_window(tf.shape(image), seed, (area_min, area_max), (ratio_min, ratio_max))
+    bounds = (area_min, area_max), (ratio_min, ratio_max)
+    window = crop_window(tf.shape(image), seed, *bounds, sampler)
     crop = crop_to(image, window)
     return crop if size is None else resize(crop, size, method, antialias)
 
@@ -101,8 +111,18 @@ def crop_window(
     seed: tf.Tensor,
     area_percent: tuple[float, float],
     ratios: tuple[float, float],
+    sampler: str = "tensorflow",
 ) -> tf.Tensor:
-    """Draws a random window of an image of `shape`: int32 (top, left, height, width)."""
+    """Draws a random window of an image of `shape`: int32 (top, left, height, width).
+
+    sampler: "tensorflow" draws the aspect ratio uniformly, and given it the height; after 100 tries
+      it takes the whole image. "torchvision" draws the area uniformly and the logarithm of the
+      ratio; after 10 tries it takes the center at the nearest ratio.
+    """
+    if sampler not in SAMPLERS:
+        raise UserError(f"sampler={sampler!r} is not known; {nearest(sampler, SAMPLERS)}")
+    if sampler == "torchvision":
+        return _area_window(shape, seed, area_percent, ratios)
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         tf.zeros([0, 0, 4], tf.float32),
@@ -113,6 +133,30 @@ def crop_window(
         use_image_if_no_bounding_boxes=True,
     )
     return tf.concat([begin[:2], size[:2]], 0)
+
+
+def _area_window(
+    shape: tf.Tensor,
+    seed: tf.Tensor,
+    area_percent: tuple[float, float],
+    ratios: tuple[float, float],
+) -> tf.Tensor:
+    """Draws a window whose area is uniform, as torchvision's RandomResizedCrop does."""
+    tries = 10
+    sides = tf.cast(shape[:2], tf.float32)
+    draws = tf.random.stateless_uniform([tries, 4], seed)
+    low, high = (percent / 100 for percent in area_percent)
+    area = (low + draws[:, 0] * (high - low)) * sides[0] * sides[1]
+    log_low, log_high = (math.log(ratio) for ratio in ratios)
+    ratio = tf.exp(log_low + draws[:, 1] * (log_high - log_low))
+    size = tf.round(tf.stack([tf.sqrt(area / ratio), tf.sqrt(area * ratio)], 1))
+    fits = tf.reduce_all((size >= 1) & (size <= sides), 1)
+    begin = tf.floor(draws[:, 2:] * (sides - size + 1))
+    drawn = tf.concat([tf.minimum(begin, sides - size), size], 1)
+    center = tf.minimum(sides, tf.round(sides[::-1] / tf.constant([ratios[0], 1 / ratios[1]])))
+    center = tf.concat([tf.floor((sides - center) / 2), center], 0)
+    first = tf.argmax(tf.cast(fits, tf.int32))
+    return tf.cast(tf.where(tf.reduce_any(fits), drawn[first], center), tf.int32)
 
 
 def crop_to(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
@@ -180,7 +224,7 @@ def _scaled(image: tf.Tensor, size: int, side, method: str, antialias: bool) -> 
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     new_size = scaled_size(tf.stack([height, width]), size / side(height, width))
     resized = tf.image.resize(image, new_size, method=method, antialias=antialias)
-    return tf.cast(resized, image.dtype)
+    return tf.saturate_cast(resized, image.dtype)
 
 
 def scaled_size(sides: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:

@@ -127,20 +127,31 @@ def joint_scale(
 
 @random_record_op
 def joint_crop(
-    record: Record, seed: tf.Tensor, size: Size, min_visible: float = 0.25, fill: int = GREY
+    record: Record,
+    seed: tf.Tensor,
+    size: Size,
+    min_visible: float = 0.25,
+    fill: int = GREY,
+    *,
+    max_class_share: float = 1.0,
 ) -> Record:
     """Crops a random window of `size` from the image, which is padded where it is smaller.
 
     Boxes are clipped to the window. Objects with less than the share `min_visible` of their box
-    inside the window are removed.
+    inside the window are removed. A window in which one class has more than `max_class_share` of
+    the labeled pixels is drawn again, up to ten times (mmsegmentation's `cat_max_ratio`).
     """
     _refuse_padded(record)
     wanted = tf.constant(_pair(size))
     record = _padded(record, tf.maximum(wanted, tf.shape(record["image"])[:2]), fill)
     height, width = tf.unstack(tf.shape(record["image"])[:2])
     slack = tf.stack([height, width]) - wanted
-    draws = tf.random.stateless_uniform([2], seed)
-    start = tf.minimum(tf.cast(draws * tf.cast(slack + 1, tf.float32), tf.int32), slack)
+    tries = 1 if max_class_share >= 1 else 11
+    draws = tf.random.stateless_uniform([tries, 2], seed)
+    starts = tf.minimum(tf.cast(draws * tf.cast(slack + 1, tf.float32), tf.int32), slack)
+    start = starts[0]
+    if tries > 1:
+        start = _first_mixed(_segmentation(record), starts, _pair(size), max_class_share)
     changed = {}
     for key in _pictures(record):
         part = tf.slice(record[key], [start[0], start[1], 0], [*_pair(size), -1])
@@ -151,6 +162,25 @@ def joint_crop(
         moved = (record["boxes"] * tf.tile(whole, [2]) - corner) / tf.tile(window, [2])
         changed |= _cut_boxes(record, moved, min_visible)
     return record | changed
+
+
+def _first_mixed(
+    segmentation: tf.Tensor, starts: tf.Tensor, size: tuple[int, int], max_share: float
+) -> tf.Tensor:
+    """Returns the first of `starts` whose window no class fills beyond `max_share`, or the last."""
+
+    def is_filled(number: tf.Tensor) -> tf.Tensor:
+        start = starts[number]
+        window = tf.slice(segmentation, [start[0], start[1], 0], [*size, 1])
+        counts = tf.math.bincount(tf.cast(tf.reshape(window, [-1]), tf.int32), minlength=256)
+        counts = tf.cast(counts[:IGNORED], tf.float32)
+        return tf.reduce_max(counts) >= max_share * tf.reduce_sum(counts)
+
+    last = starts.shape[0] - 1
+    found = tf.while_loop(
+        lambda number: (number < last) & is_filled(number), lambda number: [number + 1], [0]
+    )
+    return starts[found[0]]
 
 
 @record_op

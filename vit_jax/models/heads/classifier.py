@@ -64,6 +64,8 @@ class ClassHead(nn.Module):
                 name="pre_logits",
             )
             x = jnp.tanh(pre_logits(x))
+        if not self.num_classes:
+            return x
         init = nn.initializers.zeros if self.head_zero_init else self.scheme.head
         kernel_init = nn.with_logical_partitioning(init, ("embed", "classes"))
         bias_init = nn.with_logical_partitioning(
@@ -78,7 +80,8 @@ class Classifier(nn.Module):
     """A backbone and a linear head on its pooled features.
 
     Attributes:
-      num_classes: length of the logits.
+      num_classes: length of the logits; 0 gives `Features` whose pooled vector is what the logits
+        would be made of.
       representation_size: width of a hidden tanh layer before them, or None.
       head_bias_init: initial bias; about -log(classes) starts sigmoid losses low (-10 is usual).
       head_zero_init: start the head's kernel at zero, so that training starts from equal logits and
@@ -99,7 +102,9 @@ class Classifier(nn.Module):
         return traits_of(self.backbone).but(*hidden)
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool = False) -> Array | tuple[Array, Array]:
+    def __call__(
+        self, images: Array, *, train: bool = False
+    ) -> Array | tuple[Array, Array] | Features:
         """Maps images `[batch, height, width, channels]` to float32 logits `[batch, classes]`.
 
         A backbone built without pooling gives logits for every place, `[batch, h, w, classes]`. One
@@ -108,6 +113,9 @@ class Classifier(nn.Module):
         """
         features: Features = self.backbone(images, train=train)
         logits = self._head("head")(features.grid if features.pooled is None else features.pooled)
+        if not self.num_classes:
+            name = "grid" if features.pooled is None else "pooled"
+            return features.replace(**{name: logits})
         if features.distill is None:
             return logits
         distilled = self._head("head_distill")(features.distill)

@@ -16,6 +16,7 @@ from vit_jax.models.heads.pyramid import Pyramid, check_scales, merge, spread
 from vit_jax.models.layers.basic import (
     Linear,
     check_choice,
+    check_rate,
     cut_patches,
     lift,
     make_norm,
@@ -55,6 +56,7 @@ class Segmenter(nn.Module):
         1 is the paper's. What lies between them is interpolated bilinearly.
       decoder_width: of the mask transformer, 0 is that of what it reads; or of the hidden layer of
         "pixels", 0 is four times that.
+      decoder_dropout: the rate of dropout in the blocks of the mask transformer.
       pyramid, pyramid_width: scales and width of a `Pyramid`, whose levels the head reads added up,
         a token being a place of the finest; () reads the backbone's.
     """
@@ -65,11 +67,13 @@ class Segmenter(nn.Module):
     subcells: int = 1
     decoder_width: int = 0
     decoder_depth: int = 2
+    decoder_dropout: float = 0.0
     pyramid: Sequence[float] = ()
     pyramid_width: int = 256
 
     def __post_init__(self) -> None:
         check_choice("config.task.head", self.head, SEGMENTATION_HEADS)
+        check_rate("config.task.decoder_dropout", self.decoder_dropout)
         check_scales(self.pyramid)
         if self.subcells < 1 or (self.subcells > 1 and self.head == "mask"):
             raise UserError(
@@ -90,9 +94,8 @@ class Segmenter(nn.Module):
             logits = decoder(grid, images)
         else:
             width = self.decoder_width or grid.shape[-1]
-            decoder = _MaskDecoder(
-                self.num_classes, width, self.decoder_depth, train, name="decoder"
-            )
+            fields = (self.num_classes, width, self.decoder_depth, train, self.decoder_dropout)
+            decoder = _MaskDecoder(*fields, name="decoder")
             logits = decoder(grid)
         return self._over_pixels(logits, images.shape[1:3], features.grid.shape[1:3])
 
@@ -184,6 +187,7 @@ class _MaskDecoder(nn.Module):
     width: int
     depth: int
     train: bool
+    dropout: float
 
     @nn.compact
     def __call__(self, grid: Array) -> Array:
@@ -191,7 +195,7 @@ class _MaskDecoder(nn.Module):
         tokens = grid.reshape(batch, rows * columns, -1)
         tokens = Linear((self.width,), (None, "embed"), name="embed")(tokens)
         x = _with_tokens(self, "class_tokens", tokens, self.num_classes)
-        x = _run_layers(x, self.depth, self.train)
+        x = _run_layers(x, self.depth, self.train, self.dropout)
         x = make_norm("layernorm", name="norm", dtype=jnp.float32)(x)
         patches, classes = x[:, : rows * columns], x[:, rows * columns :]
         patches = _unit(patches @ self._projection("patch_proj"))
@@ -326,11 +330,12 @@ def _with_tokens(module: nn.Module, name: str, tokens: Array, count: int) -> Arr
     return jnp.concatenate([tokens, learned], axis=1)
 
 
-def _run_layers(x: Array, depth: int, train: bool) -> Array:
+def _run_layers(x: Array, depth: int, train: bool, dropout: float = 0.0) -> Array:
     """Runs transformer blocks named layer0, layer1, ..., not the `blocks` that optimizers group."""
     width = x.shape[-1]
     num_heads = width // _HEAD_DIM if width % _HEAD_DIM == 0 else 1
-    spec = BlockSpec.create(width=width, num_heads=num_heads, mlp_dim=None)
+    sizes = {"width": width, "num_heads": num_heads, "mlp_dim": None}
+    spec = BlockSpec.create(**sizes, dropout=dropout, attention_dropout=dropout)
     for i in range(depth):
         x, _ = Block(spec, train, name=f"layer{i}")(x, None, None, None)
     return x
