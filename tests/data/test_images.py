@@ -5,6 +5,7 @@ import os
 import numpy as np
 import odd_images
 import pytest
+from PIL import Image
 
 from vit_jax.data import files, images
 from vit_jax.data import pp as preprocessing
@@ -32,9 +33,8 @@ def test_odd_images_are_read_alike_with_and_without_tensorflow(name):
     pixels = images.pixels(data)
     assert pixels.dtype == np.uint8
     close(decoded(images.for_decoding(data)), pixels)
-    if name != "cmyk.jpg":  # Which TensorFlow does not make grey.
-        grey = images.pixels(data, channels=1)
-        close(decoded(images.for_decoding(data), "decode(channels=1)"), grey)
+    grey = images.pixels(data, channels=1)
+    close(decoded(images.for_decoding(data), "decode(channels=1)"), grey)
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -116,8 +116,34 @@ def test_annotations_for_the_image_as_stored_keep_it_so():
 
 
 def test_images_without_orientation_pass_through_unchanged():
-    for name in ("grey.jpg", "cmyk.jpg", "progressive.jpg", "png inside.jpg", "alpha.png"):
+    for name in ("grey.jpg", "cmyk.jpg", "progressive.jpg", "png inside.jpg", "palette.png"):
         assert images.for_decoding(READABLE[name]) is READABLE[name]
+
+
+def test_transparent_images_lie_on_white():
+    """Whatever color the transparent pixels have, in each of the ways to say so."""
+    color = Image.new("RGBA", (3, 2), (10, 60, 200, 0))
+    color.putpixel((1, 1), (10, 60, 200, 128))
+    color.putpixel((2, 1), (10, 60, 200, 255))
+    palette = Image.new("P", (3, 2), 1)
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    palette.putpixel((2, 1), 0)
+    files_ = {
+        "color": odd_images.encoded(color, "PNG"),
+        "webp": odd_images.encoded(color, "WEBP", lossless=True, exact=True),
+        "tiff": odd_images.encoded(color, "TIFF"),
+        "gray": odd_images.encoded(color.convert("LA"), "PNG"),
+        "palette": odd_images.encoded(palette, "PNG", transparency=1),
+        "gif": odd_images.encoded(palette, "GIF", transparency=1),
+        "one color": odd_images.encoded(Image.new("L", (3, 2), 7), "PNG", transparency=7),
+    }
+    for name, data in files_.items():
+        pixels = images.pixels(data)
+        assert (pixels[0] == 255).all(), name
+        close(decoded(images.for_decoding(data)), pixels, tolerance=0)
+        if name in ("color", "webp", "tiff"):
+            assert pixels[1, 2].tolist() == [10, 60, 200]
+            close(pixels[1, 1], np.array([132, 157, 227]), tolerance=1)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def add_model_source(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workdir", metavar="DIR", help="A run that was trained; its newest checkpoint is used."
     )
+    add_step(group)
     group.add_argument(
         "--checkpoint",
         metavar="PATH",
@@ -111,6 +112,23 @@ def add_model_source(parser: argparse.ArgumentParser) -> None:
     add_trust(group)
 
 
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """Adds --step, which chooses a checkpoint of --workdir."""
+    parser.add_argument(
+        "--step",
+        type=_step,
+        metavar="N",
+        help="With --workdir: the step whose checkpoint is used, or best, for the one that"
+        " config.checkpoint.keep_best kept (default: the newest).",
+    )
+
+
+def _step(text: str) -> str:
+    if text != "best" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no step; write a number, or best")
+    return text
+
+
 def open_predictor(arguments: argparse.Namespace, *, headless: bool = False):
     """Returns the `Predictor` of the model that the flags of `add_model_source` name.
 
@@ -124,7 +142,9 @@ def open_predictor(arguments: argparse.Namespace, *, headless: bool = False):
         refuse(arguments, "model", "image-size", "labels", beside="workdir")
         if arguments.fields:
             raise UserError(f"{arguments.command}: --model.FIELD does not go with --workdir")
-        return predict.Predictor.from_workdir(arguments.workdir, getattr(arguments, "text", ()))
+        texts = getattr(arguments, "text", ())
+        return predict.Predictor.from_workdir(arguments.workdir, texts, step=arguments.step)
+    refuse(arguments, "step", beside="checkpoint")
     if getattr(arguments, "text", ()):
         raise UserError("--text needs the --workdir of a run that learned images and texts")
     return predict.Predictor.from_checkpoint(
@@ -160,6 +180,14 @@ def out_file(text: str) -> str:
     if path.is_dir() or not path.parent.is_dir():
         reason = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise argparse.ArgumentTypeError(f"cannot write {text}: {reason}")
+    return text
+
+
+def results_file(text: str) -> str:
+    """Returns the name of a CSV or JSON-lines file that can be written."""
+    out_file(text)
+    if not text.lower().endswith((".csv", ".jsonl")):
+        raise argparse.ArgumentTypeError(f"{text}: results are written as .csv or .jsonl")
     return text
 
 

@@ -5,12 +5,14 @@ ops that decode on the host's threads with TensorFlow; code without TensorFlow c
 Both turn a photograph upright by its EXIF orientation, unless `exif` is "ignore".
 
 JPEG and PNG, the formats of nearly all datasets, pass through unchanged; only their header is read.
-Other formats, and PNG files with an orientation, are decoded by Pillow and passed on as PNG. A JPEG
+Other formats, and PNG files with an orientation or with transparency, which is shown over white,
+are decoded by Pillow and passed on as PNG. A JPEG
 with an orientation gets a mark near its beginning. The ops read from it how to turn the pixels that
 they decode, because turning a crop costs less than turning the image.
 """
 
 import io
+import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -175,7 +177,7 @@ def for_decoding(data: bytes, exif: str = "apply", listed_size: Sequence[int] = 
     turned = exif == "apply" and is_turned(head, listed_size)
     if head.format == "JPEG":
         return _marked(data, head.orientation if turned else _UPRIGHT)
-    if head.format == "PNG" and not turned:
+    if head.format == "PNG" and not turned and not _is_transparent(data):
         return data
     return _as_png(_decoded(data, head.format, head.orientation if turned else _UPRIGHT))
 
@@ -202,7 +204,7 @@ def is_turned(head: Header, listed_size: Sequence[int] = (0, 0)) -> bool:
 def pixels(data: bytes, channels: int = 3, exif: str = "apply") -> np.ndarray:
     """Decodes an encoded image with Pillow: uint8 `[height, width, channels]`.
 
-    As in TensorFlow, the upper 8 of 16 bits are used, and transparency is ignored.
+    As in TensorFlow, the upper 8 of 16 bits are used. Transparent images lie on white.
 
     Args:
       channels: 3 for RGB, 1 for gray.
@@ -293,6 +295,12 @@ def _png_header(data: bytes) -> Header:
     return Header("PNG", (height, width), orientation)
 
 
+def _is_transparent(png: bytes) -> bool:
+    """Returns whether a PNG file has an alpha channel, or transparent colors."""
+    kinds = itertools.takewhile(lambda kind: kind != b"IDAT", (x[0] for x in _png_chunks(png)))
+    return png[25:26] in (b"\4", b"\6") or b"tRNS" in kinds
+
+
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yields (kind, start of the content, end of the content) of each complete chunk."""
     at = len(_PNG)
@@ -377,13 +385,23 @@ def _decoded(data: bytes, found: str, orientation: int) -> "Image.Image":
             elif image.mode == "F":
                 raise BadImage("its pixels are floating-point numbers")
             else:
-                plain = image.convert("L" if image.mode in _GREY_MODES else "RGB")
+                mode = "L" if image.mode in _GREY_MODES else "RGB"
+                plain = (_over_white(image) if image.has_transparency_data else image).convert(mode)
             turn = _TURNS.get(orientation)
             return plain.transpose(Image.Transpose[turn]) if turn else plain
         except BadImage:
             raise
         except Exception as error:
             raise BadImage(_reason(error, found)) from error
+
+
+def _over_white(image: "Image.Image") -> "Image.Image":
+    """Returns what is seen of a transparent image on a white page."""
+    from PIL import Image
+
+    page = Image.new("RGBA", image.size, "white")
+    page.alpha_composite(image.convert("RGBA"))
+    return page
 
 
 def _as_png(image: "Image.Image") -> bytes:

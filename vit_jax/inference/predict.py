@@ -32,6 +32,7 @@ from vit_jax.inference.preparation import (
 from vit_jax.report import figures, inside
 from vit_jax.storage import absolute, write_atomically
 from vit_jax.tasks import BaseTask, classification
+from vit_jax.training.evaluate import step_of
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo, Params
 
@@ -99,9 +100,14 @@ class Predictor:
 
     @classmethod
     def from_workdir(
-        cls, path: str, texts: Sequence[str] = (), trust: Sequence[str] = ()
+        cls,
+        path: str,
+        texts: Sequence[str] = (),
+        trust: Sequence[str] = (),
+        *,
+        step: int | str | None = None,
     ) -> "Predictor":
-        """Returns the predictor of a run's newest checkpoint.
+        """Returns the predictor of a run's newest checkpoint, or of another one.
 
         Images are prepared as the run's evaluation prepares those of its first evaluation set.
         Averaged parameters are used if the run has them.
@@ -112,6 +118,7 @@ class Predictor:
             take the place of the task's own classes.
           trust: names of code from outside this package, as in `my_tasks:Task`, that the run's
             config names and that may run.
+          step: the number of the step, or "best"; see `evaluate.step_of`. None is the newest.
 
         Raises:
           UserError: the workdir holds no run or no whole checkpoint, or the run reads no texts.
@@ -121,7 +128,8 @@ class Predictor:
         task = tasks.build(config.task, config.model, info)
         if texts:
             task = task.with_texts(texts)
-        params = task.inference_params(restore_params(workdir, task))
+        at = step_of(Store(workdir.checkpoints), config, step)
+        params = task.inference_params(restore_params(workdir, task, at))
         preparation = _as_evaluated(config, info.spec["image"].shape)
         return cls(task, params, info, preparation)
 
@@ -326,8 +334,8 @@ def _write_png(figure: Figure, out: str) -> None:
         raise UserError(f"cannot write {out}: {error}") from error
 
 
-def restore_params(workdir: Workdir, task: BaseTask) -> Params:
-    """Returns the parameters that a run's newest checkpoint is evaluated with.
+def restore_params(workdir: Workdir, task: BaseTask, step: int | None = None) -> Params:
+    """Returns the parameters that a run's checkpoint is evaluated with; None is the newest.
 
     They are on the first device.
 
@@ -335,8 +343,8 @@ def restore_params(workdir: Workdir, task: BaseTask) -> Params:
       UserError: there is no checkpoint, or it lacks some of the model's parameters.
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    newest = Store(workdir.checkpoints).newest()
-    found = evaluation_params.read(workdir.checkpoints, newest, here).params
+    at = Store(workdir.checkpoints).newest() if step is None else step
+    found = evaluation_params.read(workdir.checkpoints, at, here).params
     wanted = flatten(tasks.abstract_params(task))
     for name, like in sorted(wanted.items()):
         if name not in found or found[name].shape != like.shape:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vit_jax.tracking.plain_text import one_line
+
 
 def best(probability: np.ndarray, names: Sequence[str]) -> list[str]:
     """Returns the most probable class of each row of `[n, classes]`, with its probability."""
-    return [f"{names[row.argmax()]} {row.max():.0%}" for row in probability]
+    return [f"{one_line(names[row.argmax()])} {row.max():.0%}" for row in probability]
 
 
 def ranking(probability: np.ndarray, names: Sequence[str], top: int) -> list[list[str]]:
@@ -15,5 +17,5 @@ def ranking(probability: np.ndarray, names: Sequence[str], top: int) -> list[lis
     found = []
     for row in probability:
         order = np.argsort(-row, kind="stable")[:top]
-        found.append([f"{row[i]:7.2%}  {names[i]}" for i in order])
+        found.append([f"{row[i]:7.2%}  {one_line(names[i])}" for i in order])
     return found

@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vit_jax import checkpoints, data
-from vit_jax.checkpoints import input_spec
+from vit_jax import checkpoints, data, tasks
+from vit_jax.checkpoints import input_spec, manifest
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
+from vit_jax.tracking.metrics import best_metric
 from vit_jax.training import step
 from vit_jax.training.class_names import class_names
 from vit_jax.training.run import Run, open_source
@@ -172,16 +173,48 @@ def join_rows(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray
     return {name: array[real] for name, array in joined.items()}
 
 
+def step_of(store: Store, config: ConfigDict, wanted: int | str | None) -> int:
+    """Returns the step of a run's checkpoint that a user wants.
+
+    Args:
+      wanted: its number; "best" for the one that `config.checkpoint.keep_best` kept; None for the
+        newest.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    if wanted is None:
+        return store.newest()
+    steps = store.steps()
+    if wanted != "best":
+        if int(wanted) not in steps:
+            raise UserError(f"{store.directory} has no step {wanted}; it has {steps}")
+        return int(wanted)
+    name = config.checkpoint.keep_best
+    metric_info = tasks.metric_info(config.task.name)
+    metric = best_metric(name, metric_info, config.checkpoint.best_is)
+    found = {step: manifest.read(store.directory / str(step)).metrics.get(name) for step in steps}
+    found = {step: value for step, value in found.items() if value is not None}
+    if metric is None or not found:
+        raise UserError(
+            f"{store.directory}: this run kept no best checkpoint; train with"
+            f" config.checkpoint.keep_best=SPLIT/METRIC, or write one of the steps {steps}"
+        )
+    choose = max if metric.higher_is_better else min
+    return choose((step for step in found if not math.isnan(found[step])), key=found.get)
+
+
 def evaluate_workdir(
     workdir: Workdir,
     overrides: Mapping[str, str],
-    at: int | None = None,
+    at: int | str | None = None,
     trust: Sequence[str] = (),
 ) -> dict[str, float]:
     """Returns the metrics of a run's checkpoint on the evaluation splits of the run.
 
-    overrides: config keys to change, such as `eval.batch_size` or `data.dir`. trust: names of code
-    from outside this package that the run's config names and that may run.
+    overrides: config keys to change, such as `eval.batch_size` or `data.dir`. at: the step, see
+    `step_of`. trust: names of code from outside this package that the run's config names and that
+    may run.
 
     Raises:
       UserError: no such checkpoint, it is damaged, or of a model of other shapes.
@@ -190,9 +223,7 @@ def evaluate_workdir(
     run = Run.build(config)
     evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
     store = Store(workdir.checkpoints)
-    at = store.newest() if at is None else at
-    if at not in store.steps():
-        raise UserError(f"{store.directory} has no step {at}; it has {store.steps()}")
+    at = step_of(store, config, at)
     workdir.check_classes(class_names(run.task))
     restored = store.restore(at, run.abstract)
     for section in ("params", "ema"):

@@ -5,6 +5,7 @@ import argparse
 from vit_jax.cli.arguments import (
     add_cluster,
     add_config,
+    add_step,
     add_trust,
     check_one_of,
     load_config,
@@ -21,12 +22,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "the model", "Give --workdir for a run, or --config and --checkpoint for any checkpoint."
     )
     group.add_argument("--workdir", metavar="DIR", help="A run that was trained.")
-    group.add_argument(
-        "--step",
-        type=int,
-        metavar="N",
-        help="With --workdir: the step whose checkpoint is evaluated (default: the newest).",
-    )
+    add_step(group)
     add_config(
         group,
         "With --checkpoint: the config that names the data, the model and the task, with"
@@ -45,6 +41,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     check_one_of(arguments, "workdir", "checkpoint")
+    from vit_jax.tracking.plain_text import visible
     from vit_jax.training import evaluate
     from vit_jax.training.workdir import Workdir
 
@@ -61,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> None:
         set_up(workdir.read_config(arguments.overrides), arguments)
         results = evaluate.evaluate_workdir(workdir, arguments.overrides, arguments.step)
     for name, value in results.items():
-        print(f"{name:32} {value:.6g}")
+        print(f"{visible(name):32} {value:.6g}")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,9 +1,17 @@
 """`predict`: prints and draws what a trained model says about image files."""
 
 import argparse
+from collections.abc import Iterable, Iterator
 
-from vit_jax.cli.arguments import add_model_source, open_predictor, png_file, positive
+from vit_jax.cli.arguments import (
+    add_model_source,
+    open_predictor,
+    png_file,
+    positive,
+    results_file,
+)
 from vit_jax.cli.parser import Command
+from vit_jax.errors import UserError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +43,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="A text that an image may match. Repeat the flag for each text. Only for runs that"
         " were trained on images with texts.",
     )
+    answers.add_argument(
+        "--results",
+        type=results_file,
+        metavar="FILE",
+        help="Write the classes of each image to FILE, as .csv or .jsonl, in place of printing"
+        " them.",
+    )
+    answers.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="With --results: also write the probability of every class.",
+    )
     pictures = parser.add_argument_group("pictures")
     pictures.add_argument(
         "--out", type=png_file, metavar="OUT.png", help="Draw the answers on the images."
@@ -56,21 +76,55 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.inference.preparation import find_images
 
+    if arguments.probabilities and not arguments.results:
+        raise UserError("predict: --probabilities needs --results=FILE")
     predictor = open_predictor(arguments)
     paths = find_images(arguments.images)
-    shown = None
-    for answers in predictor.answers(paths):
-        lines = predictor.task.result_lines(answers.outputs, arguments.top)
-        for number, said in enumerate(lines):
-            print("\n  ".join(map(_printable, [answers.pictures.describe(number), *said])))
-        shown = shown or answers
+    first: list = []
+    answers = _keeping_first(predictor.answers(paths), first)
+    if arguments.results:
+        from vit_jax.inference.results import Results
+
+        results = Results(predictor.task, arguments.top, everything=arguments.probabilities)
+        outputs = _with_paths(answers, paths)
+        count = results.write(arguments.results, outputs)
+        print(f"results: {arguments.results} ({count} images)")
+    else:
+        _print(predictor.task, answers, arguments.top)
+    _draw(arguments, predictor, first[0], len(paths))
+
+
+def _keeping_first(answers: Iterable, first: list) -> Iterator:
+    """Yields answers, and appends the first of them to a list: those that are drawn."""
+    for batch in answers:
+        if not first:
+            first.append(batch)
+        yield batch
+
+
+def _with_paths(answers: Iterable, paths: list[str]) -> Iterator[tuple[list[str], dict]]:
+    start = 0
+    for batch in answers:
+        yield paths[start : start + len(batch.pictures)], batch.outputs
+        start += len(batch.pictures)
+
+
+def _print(task, answers: Iterable, top: int) -> None:
+    from vit_jax.tracking.plain_text import visible
+
+    for batch in answers:
+        for number, said in enumerate(task.result_lines(batch.outputs, top)):
+            print("\n  ".join(map(visible, [batch.pictures.describe(number), *said])))
+
+
+def _draw(arguments: argparse.Namespace, predictor, shown, count: int) -> None:
     if arguments.out:
         predictor.draw(shown, arguments.out)
     if arguments.attention:
         predictor.draw_attention(shown, arguments.attention)
     if arguments.patches:
         predictor.draw_patches(shown.prepared["image"][0], arguments.patches)
-    part = f" (the first {len(shown.pictures)} images)" if len(shown.pictures) < len(paths) else ""
+    part = f" (the first {len(shown.pictures)} images)" if len(shown.pictures) < count else ""
     for what, file, which in (
         ("drawn", arguments.out, part),
         ("attention", arguments.attention, part),
@@ -80,17 +134,13 @@ def _run(arguments: argparse.Namespace) -> None:
             print(f"{what}: {file}{which}")
 
 
-def _printable(text: str) -> str:
-    """Returns a text from a file, such as a class name, that cannot control the terminal."""
-    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
-
-
 COMMAND = Command(
     summary="Print the classes, masks, boxes or matching texts of image files, and draw them.",
     run=_run,
     add_arguments=_add_arguments,
     examples=(
         "predict --workdir=runs/photos photo.jpg --attention=looked.png",
+        "predict --workdir=runs/photos --step=best photos --results=answers.csv",
         "predict --workdir=runs/detect --out=drawn.png photo.jpg",
         "predict --checkpoint=B_16.npz --labels=imagenet.txt photo.jpg",
         'predict --workdir=runs/captions photo.jpg --text="a cat" --text="a dog"',

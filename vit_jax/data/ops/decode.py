@@ -31,9 +31,16 @@ def decode(image: tf.Tensor, channels: int = 3, precise: bool = False) -> tf.Ten
         return image
 
     def of_any_kind() -> tf.Tensor:
+        if channels == 1:
+            return tf.cond(tf.io.is_jpeg(image), lambda: _gray_jpeg(image), of_other_kinds)
+        return of_other_kinds()
+
+    def of_other_kinds() -> tf.Tensor:
         return tf.io.decode_image(image, channels=channels, expand_animations=False)
 
     def of_jpeg() -> tf.Tensor:
+        if channels == 1:
+            return _gray_jpeg(image, "INTEGER_ACCURATE")
         return tf.image.decode_jpeg(image, channels=channels, dct_method="INTEGER_ACCURATE")
 
     pixels = tf.cond(tf.io.is_jpeg(image), of_jpeg, of_any_kind) if precise else of_any_kind()
@@ -84,6 +91,19 @@ def _mark(image: tf.Tensor) -> tf.Tensor:
     """Returns the value of the mark in encoded bytes: an int32 scalar."""
     byte = tf.strings.substr(image, 2 + len(MARK), 1)
     return tf.cast(tf.io.decode_raw(byte, tf.uint8, fixed_length=1)[0], tf.int32)
+
+
+@_apart
+def _gray_jpeg(image: tf.Tensor, method: str = "") -> tf.Tensor:
+    """Decodes a JPEG to uint8 `[h, w, 1]`. TensorFlow itself cannot do so with four inks (CMYK)."""
+
+    def of_inks() -> tf.Tensor:
+        return tf.image.rgb_to_grayscale(tf.image.decode_jpeg(image, channels=3, dct_method=method))
+
+    def of_light() -> tf.Tensor:
+        return tf.image.decode_jpeg(image, channels=1, dct_method=method)
+
+    return tf.cond(tf.io.extract_jpeg_shape(image)[2] == 4, of_inks, of_light)
 
 
 @_apart

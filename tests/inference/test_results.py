@@ -1,0 +1,125 @@
+"""Answers as CSV and JSON lines, and the checkpoint that they come from."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vit_jax.__main__ import main
+from vit_jax.config import default_config
+from vit_jax.errors import UserError
+from vit_jax.inference.predict import Predictor
+from vit_jax.inference.results import Results
+from vit_jax.tasks import _classes
+from vit_jax.training import evaluate
+
+NAMES = ("=1+1", "a\ncat", "dog", "dog")
+FILES = ["@home.png", "a,b.png", "new\nline.png", "\udcff.png"]
+PROBABILITY = np.array(
+    [[0.5, 0.25, 0.125, 0.125], [0, 0, 1, 0], [0.1, 0.2, 0.3, 0.4], [1, 0, 0, 0]], np.float32
+)
+
+
+def task(names=NAMES):
+    return SimpleNamespace(info=SimpleNamespace(class_names=names))
+
+
+def batches(size=3):
+    """The answers in batches that are not of one size."""
+    for start in range(0, 4, size):
+        part = slice(start, start + size)
+        yield FILES[part], {"probability": PROBABILITY[part]}
+
+
+def test_csv_has_the_top_classes_and_nothing_that_a_spreadsheet_runs(tmp_path):
+    path = tmp_path / "a.csv"
+    assert Results(task(), 2).write(str(path), batches()) == 4
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["file", "class_1", "probability_1", "class_2", "probability_2"]
+    assert rows[1] == ["'@home.png", "'=1+1", "0.5", "a cat", "0.25"]
+    assert rows[2] == ["a,b.png", "dog (2)", "1.0", "'=1+1", "0.0"]
+    assert rows[3] == ["new\nline.png", "dog (3)", "0.4", "dog (2)", "0.3"]
+    assert rows[4][0] == r"\udcff.png"
+    assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row)
+
+
+def test_json_lines_have_every_probability_on_request(tmp_path):
+    path = tmp_path / "a.jsonl"
+    Results(task(), 1, everything=True).write(str(path), batches())
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["file"] for row in rows] == FILES
+    assert rows[2]["top"] == [{"class": "dog (3)", "probability": 0.4}]
+    assert list(rows[0]["probabilities"].values()) == [0.5, 0.25, 0.125, 0.125]
+    path = tmp_path / "all.csv"
+    Results(task(()), 9, everything=True).write(str(path), batches())
+    header, first = path.read_text().splitlines()[:2]
+    assert header.split(",")[-5:] == ["probability_4", *(f"probability of {i}" for i in range(4))]
+    assert first.split(",")[-4:] == ["0.5", "0.25", "0.125", "0.125"]
+
+
+def test_other_answers_are_refused_and_leave_no_file(tmp_path):
+    with pytest.raises(UserError, match="--results is for tasks whose answers are probabilities"):
+        Results(task(), 1).write(str(tmp_path / "a.csv"), [(["x"], {"boxes": np.zeros((1, 4))})])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_classes_are_printed_on_one_line():
+    assert _classes.ranking(PROBABILITY[:1], NAMES, 2) == [[" 50.00%  =1+1", " 25.00%  a cat"]]
+    assert _classes.best(PROBABILITY[:1], ("\x1b[2J", *NAMES[1:])) == [r"\x1b[2J 50%"]
+
+
+def test_the_command_writes_what_the_predictor_answers(
+    tiny_config, left_by_a_run, digits_npz, tmp_path, capsys
+):
+    from PIL import Image
+
+    left_by_a_run(tiny_config(), tmp_path / "run", image=((8, 8, 1), np.uint8))
+    (tmp_path / "in").mkdir()
+    with np.load(digits_npz) as arrays:
+        for number, image in enumerate(arrays["image"][:3]):
+            Image.fromarray(image[..., 0]).save(tmp_path / "in" / f"{number}.png")
+    predict = ["predict", f"--workdir={tmp_path}/run", f"{tmp_path}/in"]
+    out = tmp_path / "out.jsonl"
+    assert main([*predict, "--step=1", f"--results={out}", "--probabilities"]) == 0
+    assert capsys.readouterr().out == f"results: {out} (3 images)\n"
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    expected = Predictor.from_workdir(str(tmp_path / "run")).predict([row["file"] for row in rows])
+    found = [list(row["probabilities"].values()) for row in rows]
+    np.testing.assert_allclose(found, expected["probability"], atol=1e-6)
+    for flag, message in {
+        "--step=7": "has no step 7; it has [1]",
+        "--step=best": "this run kept no best checkpoint",
+        "--step=last": "'last' is no step; write a number, or best",
+        f"--results={tmp_path}/out.txt": "written as .csv or .jsonl",
+        "--probabilities": "needs --results=FILE",
+    }.items():
+        assert main([*predict, flag]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("val/accuracy", 6), ("val/loss", 3), ("val/f1_of_cats", None)]
+)
+def test_the_best_step_is_that_of_the_metric_that_was_kept(monkeypatch, tmp_path, metric, best):
+    stored = {
+        3: {"val/accuracy": 0.5, "val/loss": 0.1},
+        6: {"val/accuracy": 0.9, "val/loss": 0.2},
+        7: {},
+        9: {"val/accuracy": float("nan"), "val/loss": float("nan")},
+    }
+    monkeypatch.setattr(
+        evaluate.manifest, "read", lambda path: SimpleNamespace(metrics=stored[int(path.name)])
+    )
+    store = SimpleNamespace(steps=lambda: list(stored), directory=tmp_path, newest=lambda: 9)
+    config = default_config()
+    config.checkpoint.keep_best = metric
+    if best is None:
+        with pytest.raises(UserError, match=r"does not say|kept no best"):
+            evaluate.step_of(store, config, "best")
+    else:
+        assert evaluate.step_of(store, config, "best") == best
+    assert evaluate.step_of(store, config, None) == 9
+    assert evaluate.step_of(store, config, "6") == 6
