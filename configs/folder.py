@@ -1,40 +1,147 @@
-"""A ViT on your own folder of images: ROOT/train/CLASS/*.jpg|png and ROOT/val/CLASS/*.jpg|png.
+"""A ViT on your own images: a folder ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or a table.
 
     python -m vit_jax train --config=configs/folder.py:ROOT --workdir=runs/mine
+    python -m vit_jax train --config=configs/folder.py:ROOT,checkpoint=vit_s16 --workdir=runs/mine
 
-If there is only ROOT/CLASS/*, a fixed tenth of the images is held out.
-Arguments: `root=DIR,model=vit_ti16,size=96,epochs=50`. The defaults suit some thousand images on
-one machine; from a few hundred images on, fine-tuning a released checkpoint does better.
+`checkpoint` fine-tunes a released model, which does better from a few hundred images on. It is the
+name of a model that `python -m vit_jax models --released` lists, or a file or workdir together with
+`model=NAME`. Without it a small model is trained from scratch.
+
+ROOT may also be a table (`photos.csv`, `photos/{split}.csv`, `shards/*.parquet`) or a Hugging Face
+dataset in Parquet; see vit_jax/data/sources/table.py. If there is no split for validation, `test`
+takes its place, or else a fixed tenth of the images is held out. Names with commas are quoted:
+`root="my, photos"`.
+
+Further arguments: `size=96,epochs=50,batch=64`. What is not given is chosen by the number of
+training images, and printed with the reason. The choices follow the fine-tuning settings of
+Dosovitskiy et al. 2021 (SGD, no weight decay, a new head), shortened for few images; we have not
+compared them with others.
 """
 
+import contextlib
+import sys
 from pathlib import Path
+from typing import Any
 
+from vit_jax import models
+from vit_jax.checkpoints.released import AUGREG_HTTPS, CHOSEN
 from vit_jax.config import default_config, parse_arg
+from vit_jax.data import open_source
+from vit_jax.data.sources._table_files import open_tables
 from vit_jax.data.sources.folder import split_folders
+from vit_jax.errors import UserError, nearest
+
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, root="", model="vit_ti16", size=96, epochs=50)
-    has_validation = "validation" in split_folders(Path(arg.root).expanduser())
+    arg = parse_arg(arg, root="", checkpoint="", model="", size=0, epochs=0, batch=0)
     config = default_config()
-    config.total = f"{arg.epochs} epochs"
-    config.batch_size = 64
-    config.ema_decay = 0.999
-
-    config.model = {"name": arg.model, "drop_path": 0.1}
-    config.task = {"name": "classification", "mixup": 0.2, "label_smoothing": 0.1}
-
-    config.data.source = "folder"
+    source, split, held_out = data_of(arg.root)
+    config.data.source = source
     config.data.name = arg.root
-    config.data.split = "train" if has_validation else "train[:90%]"
-    config.data.pp = (
-        f"decode_jpeg_and_inception_crop({arg.size})|flip_lr|randaug(2,10,corrected=True)"
-    )
-    config.data.eval_pp = f"decode|resize_small({round(arg.size * 8 / 7)})|central_crop({arg.size})"
-    config.eval.sets = {"val": {"split": "validation" if has_validation else "train[90%:]"}}
-
-    config.optim.lr = 1e-3
-    config.optim.weight_decay = 0.05
+    config.data.split = split
+    config.eval.sets = {"val": {"split": held_out}}
+    count = count_images(config.data)
+    is_new = not arg.checkpoint
+    config.batch_size = arg.batch or batch_size(count)
+    config.total = f"{arg.epochs or epochs(count, is_new)} epochs"
+    size = arg.size or (96 if is_new else 224)
+    if is_new:
+        from_scratch(config, arg.model or "vit_ti16", size, count)
+    else:
+        fine_tuned(config, arg.checkpoint, arg.model, size)
+    config.data.eval_pp = f"decode|resize_small({round(size * 8 / 7)})|central_crop({size})"
     config.optim.clip_norm = 1.0
     config.optim.schedule.warmup = "5 percent"
+    if count:
+        start = "from random parameters" if is_new else f"from {config.init.checkpoint}"
+        print(
+            f"{count:,} training images ({split}, evaluated on {held_out}): {config.model.name}"
+            f" {start}, {size} px, batches of {config.batch_size}, {config.total}, learning rate"
+            f" {config.optim.lr:.3g}; fewer images are seen more often, in smaller batches",
+            file=sys.stderr,
+        )
     return config
+
+
+def data_of(root: str) -> tuple[str, str, str]:
+    """Returns the source, the split for training, and the split for evaluation."""
+    path = Path(root).expanduser()
+    if "{split}" in root or "*" in root or path.suffix.lower() in TABLES or holds_parquet(path):
+        for split in ("validation", "test") if "{split}" in root or path.is_dir() else ():
+            with contextlib.suppress(UserError):
+                open_tables(root, split)
+                return "table", "train", split
+        return "table", "train[all but fold 1 of 10]", "train[fold 1 of 10]"
+    splits = split_folders(path)
+    for split in ("validation", "test"):
+        if "train" in splits and split in splits:
+            return "folder", "train", split
+    # Without a folder for training, the first split there is.
+    name = next(iter(splits), "train")
+    return "folder", f"{name}[:90%]", f"{name}[90%:]"
+
+
+def holds_parquet(path: Path) -> bool:
+    """Returns whether a folder is a dataset in Parquet."""
+    return path.is_dir() and any(
+        True for pattern in ("*.parquet", "*/*.parquet") for _ in path.glob(pattern)
+    )
+
+
+def count_images(data: Any) -> int:
+    """Returns the number of training images; 0 if they are not there, which training will say."""
+    try:
+        return len(open_source({k: data[k] for k in ("source", "name", "split")}))
+    except UserError:
+        return 0
+
+
+def batch_size(count: int) -> int:
+    """Returns about 30 batches an epoch: powers of 2 from 16 to 256."""
+    return min(256, max(16, 2 ** max(0, count // 30).bit_length() // 2)) if count else 64
+
+
+def epochs(count: int, is_new: bool) -> int:
+    """Returns the length of training; a model that was trained before needs less."""
+    for limit, from_random, fine_tuning in ((2_000, 100, 30), (20_000, 50, 15)):
+        if count < limit:
+            return from_random if is_new else fine_tuning
+    return 30 if is_new else 8
+
+
+def from_scratch(config: Any, model: str, size: int, count: int) -> None:
+    """Sets a small model with strong augmentation, weaker where there are few images."""
+    config.model = {"name": model, "drop_path": 0.1}
+    config.task = {"name": "classification", "mixup": 0.2, "label_smoothing": 0.1}
+    # At a magnitude of 10, many of a few hundred photographs cannot be recognized.
+    magnitude = 10 if count >= 2_000 else 5
+    config.data.pp = (
+        f"decode_jpeg_and_inception_crop({size})|flip_lr|randaug(2,{magnitude},corrected=True)"
+    )
+    config.ema_decay = 0.999 if count >= 2_000 else 0.99
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 0.05
+
+
+def fine_tuned(config: Any, checkpoint: str, model: str, size: int) -> None:
+    """Sets the fine-tuning of a released model, or of a file with its model's name."""
+    released = {one.model: one.file.partition("--")[0] for one in CHOSEN}
+    if checkpoint in released:
+        model, checkpoint = checkpoint, f"{AUGREG_HTTPS}/{released[checkpoint]}.npz"
+    elif not model:
+        raise UserError(
+            f"checkpoint={checkpoint}: write the name of its model, too (model=vit_s16), or a"
+            f" released model; {nearest(checkpoint, released)}"
+        )
+    models.find(model)
+    config.model = {"name": model}
+    config.task = {"name": "classification"}
+    config.init.checkpoint = checkpoint
+    config.init.head = "zero"
+    config.data.pp = f"decode_jpeg_and_inception_crop({size})|flip_lr"
+    config.optim.name = "sgd"
+    config.optim.args = {"momentum": 0.9}
+    # The paper has rates of 0.003 to 0.03 for batches of 512 images.
+    config.optim.lr = 0.03 * config.batch_size / 512

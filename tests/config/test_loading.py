@@ -164,6 +164,23 @@ def test_a_config_can_be_copied():
     assert config.copy_and_resolve_references().optim.lr == 0.5
 
 
+@pytest.mark.parametrize(
+    ("written", "root", "n"),
+    [
+        ('"my, photos",n=2', "my, photos", 2),
+        ("root='a,b=c',n=2", "a,b=c", 2),
+        ('n=2,root="it\'s, here"', "it's, here", 2),
+        ("it's,n=2", "it's", 2),
+        ('a"b', 'a"b', 1),
+        ('"a=b"', "a=b", 1),
+        ('root=""', "", 1),
+    ],
+)
+def test_values_with_commas_are_quoted(written, root, n):
+    arg = parse_arg(written, root="", n=1)
+    assert (arg.root, arg.n) == (root, n)
+
+
 def test_parse_arg():
     arg = parse_arg("S/16,runlocal,lr=0.5", variant="B/16", runlocal=False, lr=1.0)
     assert (arg.variant, arg.runlocal, arg.lr) == ("S/16", True, 0.5)

@@ -192,6 +192,43 @@ def test_a_folder_of_ones_own_is_validated_on_its_validation_split(
         assert config.eval.sets.val.split == "validation"
 
 
+def test_a_table_of_ones_own_is_divided_if_it_has_no_splits(root, tmp_path):
+    for name in ("all.csv", "train.csv", "test.csv"):
+        (tmp_path / name).write_text("path,label\n" + "a.png,cat\n" * 40)
+    config = load(path(root, "folder", str(tmp_path / "all.csv")))
+    assert (config.data.source, config.data.split) == ("table", "train[all but fold 1 of 10]")
+    assert config.eval.sets.val.split == "train[fold 1 of 10]"
+    config = load(path(root, "folder", str(tmp_path / "{split}.csv")))
+    assert (config.data.split, config.eval.sets.val.split) == ("train", "test")
+
+
+def test_a_released_model_is_fine_tuned_by_its_name(root, tmp_path, capsys):
+    for number in range(40):
+        file = tmp_path / "a, b" / ("cat", "dog")[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    config = load(path(root, "folder", f'"{tmp_path}/a, b"', "checkpoint=vit_s16"))
+    assert config.data.name == f"{tmp_path}/a, b"
+    assert config.model.name == "vit_s16"
+    address = "https://storage.googleapis.com/vit_models/augreg/S_16-i21k-300ep-lr_0.001-aug_light1"
+    assert config.init.checkpoint == f"{address}-wd_0.03-do_0.0-sd_0.0.npz"
+    assert (config.batch_size, config.total) == (16, "30 epochs")
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "36 training images (train[:90%], evaluated on train[90%:]): vit_s16 from"
+    )
+    assert "224 px, batches of 16, 30 epochs, learning rate 0.00093" in said
+    config = load(path(root, "folder", f'"{tmp_path}/a, b"', "epochs=3,batch=8,size=64"))
+    assert (config.total, config.batch_size) == ("3 epochs", 8)
+    assert "randaug(2,5," in config.data.pp
+    with pytest.raises(
+        UserError, match=r"write the name of its model, too .*did you mean 'vit_s16'"
+    ):
+        load(path(root, "folder", "/x", "checkpoint=vit_s61"))
+    file = load(path(root, "folder", "/x", "checkpoint=runs/a,model=vit_b16"))
+    assert (file.init.checkpoint, file.model.name) == ("runs/a", "vit_b16")
+
+
 def test_the_flagship_is_the_recipe_whose_steps_are_recorded(root):
     """`tests/optim/test_trajectory.py` holds 30 steps of these settings to big_vision's."""
     recorded = json.loads(

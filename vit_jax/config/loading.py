@@ -10,9 +10,10 @@ import ast
 import difflib
 import functools
 import importlib.util
+import re
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ def _get_config(path: str, arg: str) -> ConfigDict:
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     """Returns the arguments behind a config file's colon: `variant=S/16,runlocal` → a namespace.
 
+    A value with commas is quoted: `root="my, photos"`.
+
     Values take the type of their default; a lone name sets a boolean; a lone value that is no
     name goes to the first key. (The convention of big_vision's config files.)
 
@@ -133,13 +136,13 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
       UserError: an argument is unknown or of another type than its default.
     """
     values = dict(defaults)
-    for position, item in enumerate(filter(None, (arg or "").split(","))):
-        name, equals, text = item.partition("=")
-        if not equals:
+    for position, (given, told) in enumerate(_arguments(arg or "")):
+        name, text = given, told or ""
+        if told is None:
             if isinstance(defaults.get(name), bool):
                 text = "True"
             elif position == 0 and name not in defaults and defaults:
-                name, text = next(iter(defaults)), item
+                name, text = next(iter(defaults)), given
         check_known(name, defaults, f"config argument {quoted(name)}")
         default = defaults[name]
         value = text if isinstance(default, str) else _parse_value(text)
@@ -151,6 +154,23 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
             )
         values[name] = value
     return types.SimpleNamespace(**values)
+
+
+_ARGUMENT = re.compile(
+    r"""(?:(?P<name>[^=,"']*)=)?(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)')(?=,|$)"""
+    r"""|(?P<plain>[^,]+)"""
+)
+
+
+def _arguments(arg: str) -> Iterator[tuple[str, str | None]]:
+    """Yields the name and the text of each argument; the text is None for a value alone."""
+    for match in _ARGUMENT.finditer(arg):
+        if match["plain"] is not None:
+            name, equals, text = match["plain"].partition("=")
+            yield name, text if equals else None
+            continue
+        text = match["single"] if match["double"] is None else match["double"]
+        yield (text, None) if match["name"] is None else (match["name"], text)
 
 
 def set_key(config: ConfigDict, dotted: str, value: Any) -> None:
