@@ -398,7 +398,7 @@ def test_names_from_files_cannot_control_the_terminal(
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 4
     assert "\x1b" not in printed
-    assert r"red\x1b[31m\nalert" in printed
+    assert r"red\x1b[31m alert" in printed
     assert "café" in printed
 
 

@@ -16,12 +16,13 @@ from vit_jax.data.pipeline import (
     train_batches,
 )
 from vit_jax.data.pp import vocabularies
-from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources import Source, class_counts, open_source
 
 __all__ = [
     "Batches",
     "Expected",
     "Source",
+    "class_counts",
     "element_spec",
     "eval_batches",
     "expect",

@@ -19,7 +19,8 @@ from vit_jax.models.published import TEACHER
 from vit_jax.report import Section
 from vit_jax.tasks import _classes
 from vit_jax.tasks._base import BaseTask
-from vit_jax.tasks._checks import check_data, check_share
+from vit_jax.tasks._checks import check_data, check_not_negative, check_share
+from vit_jax.tasks._class_metrics import class_metrics, class_sums
 from vit_jax.tasks._distill import Teacher
 from vit_jax.tracking.metrics import COUNT, LOSS, SCORE, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
@@ -44,7 +45,13 @@ class Task(BaseTask):
       multihot_mixing: makes a mixed image a full example of both its classes, for the sigmoid loss
         (Wightman et al. 2021, "ResNet strikes back", section 2.2; DeiT III).
       class_weights: one factor for each class, of its terms in the loss. Softmax losses are divided
-        by the sum of the weights of their targets, as in PyTorch.
+        by the sum of the weights of their targets, as in PyTorch. "balanced" gives n / (classes *
+        examples of the class), as in scikit-learn.
+      focal_gamma: the exponent of the focal loss (Lin et al. 2017), which gives less weight to what
+        is answered well; 0 = off, the paper has 2.
+      logit_adjustment: the factor of the log of the classes' frequencies that training adds to the
+        logits (Menon et al. 2021, section 5.2), so that rare classes are answered as often as
+        frequent ones; 0 = off, the paper has 1.
       distill: a teacher to imitate: the keys of `tasks._distill.Teacher`, and `model`. With
         `config.model.distill_token` the second head imitates it, else the one that learns the
         labels.
@@ -58,7 +65,9 @@ class Task(BaseTask):
     mixing_groups: int = 1
     multihot_mixing: bool = False
     erasing: float = 0.0
-    class_weights: tuple[float, ...] = ()
+    class_weights: str | tuple[float, ...] = ()
+    focal_gamma: float = 0.0
+    logit_adjustment: float = 0.0
     distill: Mapping[str, Any] | None = None
     affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
     randaug: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -68,6 +77,9 @@ class Task(BaseTask):
     metric_info: ClassVar[Mapping[str, Metric]] = {
         "accuracy": SCORE,
         "top5_accuracy": SCORE,
+        "balanced_accuracy": SCORE,
+        "f1": SCORE,
+        "ece": Metric(higher_is_better=False, unit="fraction"),
         "loss": LOSS,
         "num_examples": COUNT,
     }
@@ -102,7 +114,15 @@ class Task(BaseTask):
         if self.loss not in LOSSES:
             raise UserError(f"config.task.loss={self.loss!r}: write {' or '.join(LOSSES)}")
         check_share(label_smoothing=self.label_smoothing)
-        if self.class_weights and len(self.class_weights) != num_classes:
+        check_not_negative(focal_gamma=self.focal_gamma, logit_adjustment=self.logit_adjustment)
+        if self.logit_adjustment and self.loss != "softmax":
+            raise UserError("config.task.logit_adjustment needs loss='softmax'")
+        if isinstance(self.class_weights, str):
+            if self.class_weights != "balanced":
+                raise UserError(
+                    f"config.task.class_weights={self.class_weights!r}: write balanced, or numbers"
+                )
+        elif self.class_weights and len(self.class_weights) != num_classes:
             raise UserError(
                 f"config.task.class_weights has {len(self.class_weights)} numbers; write one for"
                 f" each of the {num_classes} classes"
@@ -147,8 +167,12 @@ class Task(BaseTask):
         return {name: tree for name, tree in params.items() if name != TEACHER}
 
     def targets(self, batch: Batch) -> dict[str, Array]:
-        """Returns `label`, the probability of each class, float32 `[b, classes]`."""
-        return {"label": self._soft_labels(batch["label"])}
+        """Returns `label`, the probability of each class, float32 `[b, classes]`.
+
+        The weight of each example comes with it, if the data has weights.
+        """
+        weight = {name: x for name, x in batch.items() if name == "weight"}
+        return {"label": self._soft_labels(batch["label"]), **weight}
 
     def augment(self, batch: Batch, key: Array) -> Batch:
         """Returns normalized images and soft labels, augmented."""
@@ -178,7 +202,13 @@ class Task(BaseTask):
         logits, imitating = found if isinstance(found, tuple) else (found, found)
         if isinstance(found, tuple) and not self.teacher:
             logits = (logits + imitating) / 2
+        if self.logit_adjustment:
+            frequency = np.maximum(self._class_counts("logit_adjustment"), 1)
+            prior = np.log(frequency / frequency.sum(), dtype=np.float32)
+            logits = logits + self.logit_adjustment * prior[None]
         losses, weights = self._weighted_losses(logits, batch["label"])
+        if "weight" in batch:
+            losses, weights = losses * batch["weight"], weights * batch["weight"]
         if self.teacher:
             imitation = weights * self.teacher.losses(imitating, params, images)
             losses = (1 - self.teacher.weight) * losses + self.teacher.weight * imitation
@@ -187,13 +217,47 @@ class Task(BaseTask):
     def _weighted_losses(self, logits: Array, labels: Array) -> tuple[Array, Array]:
         """Returns losses `[b]` and the weight of each in the mean `[b]`: 1, or its target's."""
         ones = jnp.ones(len(labels), jnp.float32)
-        if not self.class_weights:
-            return LOSSES[self.loss](logits, labels), ones
-        by_class = jnp.asarray(self.class_weights, jnp.float32)[None]
+        weights = self._class_weights()
+        if weights is None:
+            return self._losses(logits, labels), ones
         if self.loss == "softmax":
-            labels = by_class * labels
-            return LOSSES["softmax"](logits, labels), labels.sum(-1)
-        return (by_class * optax.sigmoid_binary_cross_entropy(logits, labels)).sum(-1), ones
+            labels = weights[None] * labels
+            return self._losses(logits, labels), labels.sum(-1)
+        return (weights[None] * self._sigmoid_losses(logits, labels)).sum(-1), ones
+
+    def _losses(self, logits: Array, labels: Array) -> Array:
+        """Returns the loss of each row `[b]`, before weights."""
+        if not self.focal_gamma:
+            return LOSSES[self.loss](logits, labels)
+        if self.loss == "sigmoid":
+            return self._sigmoid_losses(logits, labels).sum(-1)
+        log_share = jax.nn.log_softmax(logits)
+        return -(labels * (1 - jnp.exp(log_share)) ** self.focal_gamma * log_share).sum(-1)
+
+    def _sigmoid_losses(self, logits: Array, labels: Array) -> Array:
+        """Returns the loss of each class of each row `[b, classes]`."""
+        if not self.focal_gamma:
+            return optax.sigmoid_binary_cross_entropy(logits, labels)
+        return optax.sigmoid_focal_loss(logits, labels, gamma=self.focal_gamma)
+
+    def _class_weights(self) -> np.ndarray | None:
+        """Returns the weight of each class, float32 `[classes]`; None without weights."""
+        if not self.class_weights:
+            return None
+        if self.class_weights != "balanced":
+            return np.asarray(self.class_weights, np.float32)
+        counts = self._class_counts("class_weights")
+        there = np.maximum((counts > 0).sum(), 1)
+        return (counts.sum() / (there * np.maximum(counts, 1))).astype(np.float32)
+
+    def _class_counts(self, field: str) -> np.ndarray:
+        """Returns the number of training examples of each class, int64 `[classes]`."""
+        if not self.info.class_counts:
+            raise UserError(
+                f"config.task.{field}: this source does not count its classes; folder, table, idx"
+                " and npz do"
+            )
+        return np.array(self.info.class_counts)
 
     def logits(self, params: Params, batch: Batch) -> Array:
         """Returns inference logits `[b, classes]` of a batch from the pipeline."""
@@ -219,20 +283,32 @@ class Task(BaseTask):
         def count(rows: Array) -> Array:
             return rows.sum(dtype=jnp.int32)
 
-        return {
+        sums = {
             "examples": count(real),
             "scored": count(scored),
             "top1": count(scored & hits[:, 0]),
             "top5": count(scored & hits.any(-1)),
             "loss": jnp.where(real, losses, 0).sum(),
         }
+        if batch["label"].ndim > 1:
+            return sums
+        logits = logits.astype(jnp.float32)
+        shares = jax.nn.softmax(logits) if self.loss == "softmax" else jax.nn.sigmoid(logits)
+        classes = self.info.num_classes
+        return sums | class_sums(batch["label"], top[:, 0], shares.max(-1), scored, classes)
 
     def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Returns `accuracy` (top-1), `top5_accuracy`, mean `loss` and `num_examples`."""
+        """Returns `accuracy` (top-1), mean `loss` and `num_examples`.
+
+        With more than five classes, `top5_accuracy` too; and where each image has one label, those
+        of `class_metrics`.
+        """
         examples, scored = int(found["examples"]), int(found["scored"])
+        top5 = {"top5_accuracy": int(found["top5"]) / max(1, scored)}
         return {
             "accuracy": int(found["top1"]) / max(1, scored),
-            "top5_accuracy": int(found["top5"]) / max(1, scored),
+            **(top5 if self.info.num_classes > 5 else {}),
+            **(class_metrics(found) if "class_rows" in found else {}),
             "loss": float(found["loss"]) / max(1, examples),
             "num_examples": examples,
         }

@@ -70,7 +70,8 @@ class Run:
             spec = data.element_spec(source, config.data.pp)
         else:
             spec = source.spec
-        info = DataInfo(spec, source.num_classes, source.class_names)
+        counts = data.class_counts(source)
+        info = DataInfo(spec, source.num_classes, source.class_names, counts)
         task = tasks.build(config.task, config.model, info)
         duration = durations(config, len(source))
         boxed = tasks.boxed_params(task)

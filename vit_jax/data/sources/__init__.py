@@ -48,6 +48,21 @@ class Source(Protocol):
         ...
 
 
+def class_counts(source: Source) -> tuple[int, ...]:
+    """Returns the number of examples of each class; () if the source does not know its labels.
+
+    Sources that know them without reading images have an attribute `labels`: class numbers `[n]`,
+    or ones and zeros `[n, classes]`.
+    """
+    labels = getattr(source, "labels", None)
+    if labels is None:
+        return ()
+    if labels.ndim > 1:
+        return tuple((labels > 0).sum(0).tolist())
+    counts = np.bincount(labels[labels >= 0], minlength=source.num_classes)
+    return tuple(counts.tolist())
+
+
 SOURCES = Kind(
     "data source",
     "vit_jax.data.sources",

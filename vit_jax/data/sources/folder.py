@@ -102,6 +102,11 @@ class Source:
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all records, in their order."""
+        return self._labels
+
     def fetch(self, indices: np.ndarray) -> Records:
         found = np.empty(len(indices), object)
         for row, index in enumerate(indices):

@@ -80,6 +80,11 @@ class Source:
     def __len__(self) -> int:
         return len(self._numbers)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all records, in their order."""
+        return self._labels[self._numbers]
+
     def fetch(self, indices: np.ndarray) -> Records:
         numbers = self._numbers[indices]
         return {"image": self._images[numbers][..., None], "label": self._labels[numbers]}

@@ -121,6 +121,11 @@ class Source:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all records, in their order."""
+        return self._labels
+
     def fetch(self, indices: np.ndarray) -> Records:
         rows = self._rows[indices]
         found = np.empty(len(rows), object)

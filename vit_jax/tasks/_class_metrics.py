@@ -1,0 +1,96 @@
+"""Metrics that count every class alike, and the calibration of probabilities."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.types import Array
+
+BINS = 15
+"""The number of bins of the calibration error, as in Guo et al. 2017."""
+
+# A probability at the edge of a bin, such as that of 1 of 3 classes before training, must not
+# change its bin with the rounding of the last bit.
+_EDGE = 1e-4
+
+
+def class_sums(labels: Array, predicted: Array, confidence: Array, scored: Array, classes: int):
+    """Returns additive counts of a batch, by class and by bin of confidence.
+
+    Args:
+      labels, predicted: class numbers, integers `[b]`.
+      confidence: the probability of the predicted class, float32 `[b]`.
+      scored: whether a row counts, bool `[b]`.
+      classes: the number of classes.
+    """
+    right = scored & (labels == predicted)
+    bins = jnp.clip(jnp.ceil(confidence * BINS - _EDGE).astype(jnp.int32) - 1, 0, BINS - 1)
+
+    def count(numbers: Array, rows: Array, size: int) -> Array:
+        return (jax.nn.one_hot(numbers, size, dtype=jnp.int32) * rows[:, None]).sum(0)
+
+    in_bin = jax.nn.one_hot(bins, BINS, dtype=jnp.float32) * scored[:, None]
+    return {
+        "class_rows": count(labels, scored, classes),
+        "class_answers": count(predicted, scored, classes),
+        "class_hits": count(labels, right, classes),
+        "bin_hits": count(bins, right, BINS),
+        "bin_confidence": (in_bin * confidence[:, None]).sum(0),
+    }
+
+
+def class_metrics(found: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns `balanced_accuracy`, `f1` and `ece` from the sums of `class_sums` over a split.
+
+    `balanced_accuracy` is the mean recall of the classes that the split has, `f1` the mean of their
+    F1 scores. `ece` is the expected calibration error (Guo et al. 2017, equation 3): by how much
+    the confidence differs from the accuracy.
+    """
+    rows = found["class_rows"].astype(np.float64)
+    there = rows > 0
+    if not there.any():
+        return {"balanced_accuracy": 0.0, "f1": 0.0, "ece": 0.0}
+    hits, answers = found["class_hits"][there], found["class_answers"][there]
+    gaps = np.abs(found["bin_hits"] - found["bin_confidence"].astype(np.float64))
+    return {
+        "balanced_accuracy": float((hits / rows[there]).mean()),
+        "f1": float((2 * hits / (rows[there] + answers)).mean()),
+        "ece": float(gaps.sum() / rows.sum()),
+    }
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Returns the average precision of each class, float64 `[classes]`.
+
+    It is the mean precision at the ranks of the right examples, where examples of equal scores
+    share a rank, as in scikit-learn. NaN where no example has the class.
+
+    Args:
+      labels: ones and zeros `[n, classes]`. scores: the higher the surer `[n, classes]`.
+    """
+    found = np.full(labels.shape[1], np.nan)
+    for label in np.flatnonzero((labels > 0).any(0)):
+        order = np.argsort(-scores[:, label], kind="stable")
+        ranked, right = scores[order, label], np.cumsum(labels[order, label] > 0)
+        ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+        recall = right[ends] / right[-1]
+        found[label] = (np.diff(recall, prepend=0) * right[ends] / (ends + 1)).sum()
+    return found
+
+
+def f1_scores(labels: np.ndarray, answers: np.ndarray) -> tuple[float, float]:
+    """Returns the F1 score of all answers together (micro), and the mean of those of the classes.
+
+    Args:
+      labels, answers: `[n, classes]`; what is above 0 is a yes. Classes that no example has do not
+        count in the mean.
+    """
+    labels, answers = labels > 0, answers > 0
+    right = (labels & answers).sum(0)
+    both = labels.sum(0) + answers.sum(0)
+    there = labels.any(0)
+    micro = 2 * right.sum() / max(1, both.sum())
+    macro = (2 * right[there] / both[there]).mean() if there.any() else 0.0
+    return float(micro), float(macro)
