@@ -158,7 +158,7 @@ def test_logits_are_adjusted_by_the_log_of_the_frequencies_in_training_alone():
     task = build(logit_adjustment=0.5, counts=(6, 3, 1))
     shifted = LOGITS + 0.5 * np.log([0.6, 0.3, 0.1])
     expected = -jax.nn.log_softmax(shifted)[np.arange(3), np.array([2, 1, 0])].sum()
-    assert loss_of(task, [2, 1, 0])[0] == pytest.approx(expected, rel=1e-5)
+    assert loss_of(task, [2, 1, 0])[0] == pytest.approx(float(expected), rel=1e-5)
     plain = answering(build(), LOGITS).predict({}, batch_of([0, 0, 0]))["probability"]
     np.testing.assert_array_equal(
         answering(task, LOGITS).predict({}, batch_of([0, 0, 0]))["probability"], plain
@@ -171,7 +171,7 @@ def test_examples_may_have_weights():
     weight = np.array([2.0, 0.0, 1.0], np.float32)
     total, count = loss_of(build(), [0, 1, 2], weight=weight)
     parts = [loss_of(build(), [0, 1, 2], weight=np.eye(3, dtype=np.float32)[i])[0] for i in (0, 2)]
-    assert total == pytest.approx(2 * parts[0] + parts[1], rel=1e-5)
+    assert total == pytest.approx(float(2 * parts[0] + parts[1]), rel=1e-5)
     assert count == 3
     batch = {"image": np.zeros((3, 8, 8, 1), np.uint8), "label": np.arange(3), "weight": weight}
     mixed = build(mixup=0.5).augment(batch, jax.random.key(0))

@@ -72,3 +72,8 @@ def durations(config: ConfigDict, num_examples: int) -> Duration:
         raise UserError(f"config.total={config.total!r} cannot be a percentage of itself")
     total = Duration(0, config.batch_size, num_examples)(config.total, "total")
     return Duration(total, config.batch_size, num_examples)
+
+
+def is_due(at: int, every: int, total: int) -> bool:
+    """Returns whether something is due after step `at`; if `every` is 0, only after the last."""
+    return at == total or (every > 0 and at % every == 0)

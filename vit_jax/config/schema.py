@@ -296,6 +296,21 @@ SCHEMA: dict[str, Any] = {
             "name -> {split, and source, name, dir, pp or args if they differ from data's}.",
         ),
     },
+    "stop": {
+        "metric": Key(
+            "",
+            FREE,
+            "Metric whose end of improvement ends the run, such as val/accuracy; empty trains to"
+            " total.",
+        ),
+        "patience": Key(
+            0,
+            FREE,
+            "Number of evaluations in a row without a better value of stop.metric that end the"
+            " run.",
+            at_least=0,
+        ),
+    },
     "optim": _OPTIM,
     "mesh": {
         "data": Key(

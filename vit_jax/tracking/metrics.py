@@ -114,13 +114,16 @@ def meaning(name: str, metric_info: Mapping[str, Metric]) -> Metric:
     return Metric(higher_is_better=False if name.endswith("loss") else None)
 
 
-def best_metric(name: str, metric_info: Mapping[str, Metric], best_is: str) -> Metric | None:
-    """Returns the meaning of the metric that `config.checkpoint.keep_best` names.
+def best_metric(
+    name: str, metric_info: Mapping[str, Metric], best_is: str, key: str = "checkpoint.keep_best"
+) -> Metric | None:
+    """Returns the meaning of the metric that a key of the config names.
 
     Args:
       name: `SPLIT/METRIC`; "" for none, which gives None.
       metric_info: the declarations of the task.
       best_is: `config.checkpoint.best_is`: highest, lowest, or "" for the task's declaration.
+      key: the key of the config, for messages.
 
     Raises:
       UserError: the direction that is better is unknown.
@@ -137,13 +140,19 @@ def best_metric(name: str, metric_info: Mapping[str, Metric], best_is: str) -> M
         known = [split + metric for metric in metric_info]
         hint = nearest(name, known) if known else "the task declares no metrics"
         raise UserError(
-            f"config.checkpoint.keep_best={name!r}: the task does not say whether higher or lower"
-            f" is better; {hint}, or write config.checkpoint.best_is=highest or lowest"
+            f"config.{key}={name!r}: the task does not say whether higher or lower is better;"
+            f" {hint}"
+            + (
+                ", or write config.checkpoint.best_is=highest or lowest"
+                if key == "checkpoint.keep_best"
+                else ""
+            )
         )
     if declared(name, metric_info) is None:
         logger.warning(
-            "config.checkpoint.keep_best=%s: the task does not say which direction is better; the"
-            " lowest is kept, because the name ends in loss",
+            "config.%s=%s: the task does not say which direction is better; the lowest is taken,"
+            " because the name ends in loss",
+            key,
             name,
         )
     return found

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -9,6 +10,7 @@ from vit_jax import tasks
 from vit_jax.errors import UserError, nearest
 from vit_jax.tracking import Metric
 from vit_jax.tracking.metrics import best_metric
+from vit_jax.training.early_stop import EarlyStop
 from vit_jax.training.evaluate import Evaluator
 
 
@@ -20,6 +22,7 @@ class Best:
       name: the metric, `SPLIT/METRIC`; "" where no checkpoint is kept for being the best.
       metric: its meaning; None where there is no name.
       metric_info: the meaning of all metrics that the task declares.
+      early: the end of the run when a metric no longer improves.
       values: `{name: value}`, or empty before the first evaluation. Checkpoints store it, since the
         log may be cut back while another process reads it.
     """
@@ -27,6 +30,7 @@ class Best:
     name: str
     metric: Metric | None
     metric_info: Mapping[str, Metric]
+    early: EarlyStop
     values: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -38,7 +42,17 @@ class Best:
         """
         metric_info = tasks.metric_info(config.task.name)
         name = config.checkpoint.keep_best
-        return cls(name, best_metric(name, metric_info, config.checkpoint.best_is), metric_info)
+        metric = best_metric(name, metric_info, config.checkpoint.best_is)
+        return cls(name, metric, metric_info, EarlyStop.of(config))
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint stores, see `restore`."""
+        return {"best": self.values, "stop": self.early.state}
+
+    def restore(self, metadata: Mapping[str, Any]) -> None:
+        """Takes over what a checkpoint stored; earlier versions stored less."""
+        self.values = dict(metadata.get("best", {}))
+        self.early.state = dict(metadata.get("stop", {}))
 
     def update(self, found: Mapping[str, float] | None) -> bool:
         """Records the metrics of an evaluation, and returns whether it is the best so far.
@@ -46,6 +60,7 @@ class Best:
         Raises:
           UserError: the evaluation does not give the metric.
         """
+        self.early.update(found)
         if self.metric is None or not found:
             return False
         if self.name not in found:
@@ -59,16 +74,17 @@ class Best:
         return True
 
 
-def check_keep_best(config: ConfigDict, evaluator: Evaluator) -> None:
-    """Raises a `UserError` if `checkpoint.keep_best` names no split, before a step is trained.
+def check_metrics(config: ConfigDict, evaluator: Evaluator) -> None:
+    """Raises a `UserError` if a metric that a key names is of no split, before a step is trained.
 
     The metrics of a split are known only after it has been evaluated.
     """
-    name = config.checkpoint.keep_best
     endings = ("", "_ema") if config.ema_decay else ("",)
     known = [f"{split.name}{ending}" for split in evaluator.splits for ending in endings]
-    if name and not name.startswith(tuple(f"{split}/" for split in known)):
-        raise UserError(
-            f"config.checkpoint.keep_best={name!r}: write SPLIT/METRIC, where SPLIT is"
-            f" {' or '.join(known) or 'one of config.eval.sets, which is empty'}"
-        )
+    keys = {"checkpoint.keep_best": config.checkpoint.keep_best, "stop.metric": config.stop.metric}
+    for key, name in keys.items():
+        if name and not name.startswith(tuple(f"{split}/" for split in known)):
+            raise UserError(
+                f"config.{key}={name!r}: write SPLIT/METRIC, where SPLIT is"
+                f" {' or '.join(known) or 'one of config.eval.sets, which is empty'}"
+            )

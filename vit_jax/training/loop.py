@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 
 from vit_jax import plugins
 from vit_jax.checkpoints.store import Restored, Store
+from vit_jax.config.durations import is_due
 from vit_jax.errors import Interrupted, UserError
 from vit_jax.parallel.host_memory import fill_heap_gaps
 from vit_jax.parallel.stop_signal import StopSignal
 from vit_jax.tracking.log import writer_names
 from vit_jax.tracking.step_log import StepLog, Stopwatch
 from vit_jax.training import background, pictures, restore, step
-from vit_jax.training.best import Best, check_keep_best
+from vit_jax.training.best import Best, check_metrics
 from vit_jax.training.evaluate import Abandoned, Evaluator
 from vit_jax.training.lock import WorkdirLock
 from vit_jax.training.opening import open_log, open_store, opening_lines
@@ -71,13 +72,14 @@ def train(
             # Tracing and compiling need no state, so they run while it is made or read from disk.
             compiling = None if workdir.is_done() else background.start(run.compile_step)
             evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
-            check_keep_best(config, evaluator)
+            check_metrics(config, evaluator)
             profiler.check(total)
             state, restored, merged = restore.restore_or_init(run, store)
             start = restore.check_start(workdir, restored, total)
         if restored:
             times.add_all(restored.metadata["seconds"])
-            if start == total and workdir.is_done():
+            best.restore(restored.metadata)
+            if workdir.is_done() and (start == total or best.early.is_over):
                 return Outcome.of(workdir, run, restore.last_evaluation(workdir), times)
             times.add("lost to restart", restore.lost_seconds(workdir, restored))
         if is_first:
@@ -97,10 +99,10 @@ def train(
                     profiler, best,
                 )  # fmt: skip
                 trainer.train_from(restored)
-                trainer.finish()
+                reached = trainer.finish()
         if is_first:
             pictures.write_report(workdir.path)
-            workdir.mark_done(True, f"step {total}\n")
+            workdir.mark_done(True, f"step {reached}\n")
     return Outcome.of(workdir, run, trainer.results, times)
 
 
@@ -137,7 +139,7 @@ class Trainer:
             self.times("train"),
             self.times.gauge("input wait", lambda: feed.waited),
         ):
-            for at in range(start + 1, total + 1):
+            for at in self.best.early.steps(range(start + 1, total + 1)):
                 self.profiler.before(at)
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = self.train_step(self.state, feed.next_batch())
@@ -149,7 +151,7 @@ class Trainer:
                 stopping = stopping or (evaluating and found is None)
                 improved = self.note_best(at, found)
                 saving = is_due(at, save_every, total) or self.store.must_retry()
-                if stopping or improved or saving:
+                if stopping or improved or saving or self.best.early.is_over:
                     self.save(at, found, owes_evaluation=evaluating and found is None)
                 if stopping:
                     self.store.wait()
@@ -169,7 +171,6 @@ class Trainer:
         Raises:
           Interrupted: a signal stopped the evaluation again, and it is still owed.
         """
-        self.best.values = restored.metadata.get("best", {})
         if not restored.metadata["owes_evaluation"]:
             return
         with self.times("train"):
@@ -179,6 +180,7 @@ class Trainer:
                 f"{self.stop.name}: step {restored.step} is saved in {self.workdir.path}, its"
                 " evaluation is not done; the same command makes up for it"
             )
+        self.best.early.update(found)
 
     def note_best(self, at: int, found: dict[str, float] | None) -> bool:
         """Returns whether this evaluation is the best so far; saves the state before an error."""
@@ -226,24 +228,22 @@ class Trainer:
             metadata = {
                 "seconds": self.times.so_far(),
                 "owes_evaluation": owes_evaluation,
-                "best": self.best.values,
+                **self.best.state(),
             }
             self.store.save(at, self.state, metadata, metrics)
             self.log.saved(at)
 
-    def finish(self) -> None:
-        """Draws the report's pictures and logs the number of parameters and the times."""
-        total = self.run.duration.total
+    def finish(self) -> int:
+        """Draws the report's pictures, logs the times, and returns the step that was reached."""
+        reached = int(jax.device_get(self.state.step))
+        for line in self.best.early.lines(reached):
+            self.log.message(line)
         if self.run.config.log.pictures and self.evaluator.splits:
             published = self.params() if self.state.ema is None else self.state.ema
             with self.times("report"):
                 pictures.write_sections(
                     self.workdir.path, self.evaluator, self.run.task, published, self.log
                 )
-        self.log.write(total, {"model/num_params": self.run.num_params()})
-        self.log.write(total, {f"time/{part}": x for part, x in self.times.seconds.items()})
-
-
-def is_due(at: int, every: int, total: int) -> bool:
-    """Returns whether something is due after step `at`; if `every` is 0, only after the last."""
-    return at == total or (every > 0 and at % every == 0)
+        self.log.write(reached, {"model/num_params": self.run.num_params()})
+        self.log.write(reached, {f"time/{part}": x for part, x in self.times.seconds.items()})
+        return reached

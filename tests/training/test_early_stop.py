@@ -1,0 +1,86 @@
+"""A run whose metric no longer improves ends, at the same step however often it is resumed."""
+
+import pytest
+
+from vit_jax.config import default_config
+from vit_jax.errors import UserError
+from vit_jax.tracking import read_metrics
+from vit_jax.training.early_stop import EarlyStop
+from vit_jax.training.loop import Trainer, train
+
+
+def stop(patience=2, metric="val/accuracy"):
+    config = default_config()
+    config.stop.update(metric=metric, patience=patience)
+    return EarlyStop.of(config)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "ends"),
+    [
+        ("val/accuracy", [0.1, 0.3, 0.2, 0.3], 4),
+        ("val/accuracy", [0.1, 0.1, 0.2, 0.1, 0.2], 5),
+        ("val/loss", [3.0, 2.0, 2.5, 1.0, 1.0, 1.0], 6),
+        ("val/loss", [float("nan"), float("nan")], 2),
+        ("val/accuracy", [0.1, 0.2, 0.3], None),
+    ],
+)
+def test_a_run_ends_after_as_many_evaluations_without_a_better_value(metric, values, ends):
+    early = stop(metric=metric)
+    for number, value in enumerate(values, 1):
+        early.update({metric: value})
+        again = stop(metric=metric)
+        again.state = early.state  # As a resumed run reads it.
+        assert early.is_over == again.is_over == (number == ends)
+        early.update(None)
+    assert bool(early.lines(7)) == (ends is not None)
+    assert list(early.steps(range(3))) == ([] if ends else [0, 1, 2])
+
+
+def test_what_stop_cannot_be():
+    for metric, patience in (("", 3), ("val/accuracy", 0)):
+        with pytest.raises(UserError, match=r"config.stop needs both: metric"):
+            stop(patience, metric)
+    with pytest.raises(UserError, match=r"config.stop.metric='val/size': the task does not say"):
+        stop(metric="val/size")
+    with pytest.raises(UserError, match=r"stop.metric='val/accuracy' is no metric; did you mean"):
+        stop().update({"val/acuracy": 0.5})
+    early = EarlyStop.of(default_config())
+    early.update({"val/accuracy": 0.5})
+    assert not early.is_over
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_resumed_run_ends_at_the_same_step(tiny_config, tmp_path, monkeypatch):
+    """With a learning rate of 0 nothing improves; evaluations are after steps 2, 4, 6, ..."""
+    config = tiny_config(
+        optim__lr=0.0,
+        ema_decay=0.0,
+        accum_steps=1,
+        model__dropout=0.0,
+        eval__every=2,
+        checkpoint__every=2,
+        stop__metric="val/accuracy",
+        stop__patience=2,
+    )
+    save = Trainer.save
+
+    def save_and_die(self, at, *args, **keys):
+        save(self, at, *args, **keys)
+        self.store.wait()
+        if at == 4:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", save_and_die)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(config, str(tmp_path))
+    outcome = train(config, str(tmp_path))
+    assert (tmp_path / "DONE").read_text() == "step 6\n"
+    steps = [row["step"] for row in read_metrics(tmp_path) if "eval/val/accuracy" in row]
+    assert steps == [2, 4, 6]
+    # A run that is done is not started again, unless it may wait longer.
+    assert train(config, str(tmp_path)).results == outcome.results
+    config.stop.patience = 3
+    train(config, str(tmp_path))
+    assert (tmp_path / "DONE").read_text() == "step 8\n"
