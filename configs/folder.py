@@ -27,7 +27,7 @@ from vit_jax import models
 from vit_jax.checkpoints.released import AUGREG_HTTPS, CHOSEN
 from vit_jax.config import default_config, parse_arg
 from vit_jax.data import open_source
-from vit_jax.data.sources._table_files import open_tables
+from vit_jax.data.sources._table_names import open_tables
 from vit_jax.data.sources.folder import split_folders
 from vit_jax.errors import UserError, nearest
 

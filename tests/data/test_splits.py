@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vit_jax.data import open_source
+from vit_jax.data import balanced, class_counts, open_source
+from vit_jax.data.sampling import BlockShuffle
+from vit_jax.data.sources._balanced import copies
 from vit_jax.data.sources._splits import folds, per_class, select, split_range
 from vit_jax.errors import UserError
 
@@ -149,3 +151,33 @@ def test_folders_and_arrays_have_folds(tmp_path):
     few, other = (open_source(spec | {"split_seed": seed}) for seed in (0, 1))
     assert sorted(few.fetch(np.arange(6))["label"]) == [0, 0, 1, 1, 2, 2]
     assert few.fingerprint != other.fingerprint
+
+
+@given(st.floats(0, 1), st.integers(0, 9))
+@settings(max_examples=20)
+def test_rare_classes_are_repeated_by_the_power_of_their_rarity(balance, seed):
+    found = copies(LABELS, balance, seed)
+    np.testing.assert_array_equal(found, copies(LABELS, balance, seed))
+    counts = np.bincount(LABELS)
+    expected = counts * (counts.max() / counts) ** balance
+    assert np.abs(np.bincount(LABELS, found) - expected).max() <= 1
+    assert found.min() == 1
+    several = copies(np.eye(3, dtype=np.uint8)[LABELS], balance, seed)
+    assert np.abs(np.bincount(LABELS, several) - expected).max() <= 1
+
+
+def test_a_balanced_source_holds_every_example(tmp_path):
+    np.savez(tmp_path / "a.npz", image=np.zeros((101, 2, 2, 1), np.uint8), label=LABELS)
+    source = open_source({"source": "npz", "name": str(tmp_path / "a.npz")})
+    assert balanced(source, 0.0, 0) is source
+    even = balanced(source, 1.0, 0)
+    assert class_counts(source) == (60, 30, 11)
+    assert class_counts(even) == (60, 60, 60)
+    assert len(even) == 180
+    rows = np.arange(180)
+    np.testing.assert_array_equal(even.fetch(rows)["label"], even.labels)
+    assert len({even.describe(row) for row in rows}) == 101
+    source.blocks = BlockShuffle((61, 40))
+    assert balanced(source, 1.0, 0).blocks.lengths == (62, 118)
+    with pytest.raises(UserError, match=r"balance=0.5: this source does not know its labels"):
+        balanced(open_source({"source": "fake", "name": "x", "num_examples": 4}), 0.5, 0)

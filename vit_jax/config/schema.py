@@ -245,8 +245,8 @@ SCHEMA: dict[str, Any] = {
         "source": Key(
             "tfds",
             FIXED,
-            "Where examples come from: tfds, folder, table, idx, npz, segmentation_folder, coco,"
-            " captions, fake, or package.module:Class.",
+            "Where examples come from: tfds, folder, table, webdataset, idx, npz,"
+            " segmentation_folder, coco, captions, fake, or package.module:Class.",
         ),
         "name": place("imagenet2012", FIXED, "Name of the TFDS dataset; or the folder or file."),
         "dir": place("", FREE, "Folder of prepared TFDS datasets; empty is TFDS's own default."),
@@ -266,6 +266,14 @@ SCHEMA: dict[str, Any] = {
             at_least=1,
         ),
         "args": open_section({}, FIXED, "Further arguments of the source."),
+        "balance": Key(
+            0.0,
+            FIXED,
+            "Power of the rarity of a class by which its training examples are repeated: 0 leaves"
+            " them as they are, 1 makes all classes equally frequent.",
+            at_least=0,
+            at_most=1,
+        ),
         "on_bad_image": Key(
             "fail",
             WARNED,

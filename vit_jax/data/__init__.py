@@ -17,11 +17,13 @@ from vit_jax.data.pipeline import (
 )
 from vit_jax.data.pp import vocabularies
 from vit_jax.data.sources import Source, class_counts, open_source
+from vit_jax.data.sources._balanced import balanced
 
 __all__ = [
     "Batches",
     "Expected",
     "Source",
+    "balanced",
     "class_counts",
     "element_spec",
     "eval_batches",

@@ -81,6 +81,11 @@ class _Remote(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         return self._call(self._file.read, size)
 
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._call(self._file.seek, offset, whence)
         return self.tell()

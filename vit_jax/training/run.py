@@ -66,7 +66,7 @@ class Run:
         mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check_batch_size(mesh, config.batch_size, config.accum_steps)
         if source is None:
-            source = open_source(config.data)
+            source = data.balanced(open_source(config.data), config.data.balance, config.seed)
             spec = data.element_spec(source, config.data.pp)
         else:
             spec = source.spec

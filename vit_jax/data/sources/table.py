@@ -25,7 +25,7 @@ import numpy as np
 from vit_jax.data import files
 from vit_jax.data.images import check_exif, for_decoding
 from vit_jax.data.sampling import BlockShuffle
-from vit_jax.data.sources import Records, _table_files
+from vit_jax.data.sources import Records, _table_files, _table_names
 from vit_jax.data.sources._labels import (
     LabelCells,
     group_numbers,
@@ -81,7 +81,7 @@ class Source:
     ):
         check_exif(exif)
         part = split_name(split) or "train"
-        table = _table_files.open_tables(name, part)
+        table = _table_names.open_tables(name, part)
         columns = _label_columns(table, label)
         table.load(
             table.choose(image, _IMAGE_COLUMNS, "image"),
@@ -163,7 +163,7 @@ def _rows_of(table: Table, split_column: str, part: str, name: str) -> np.ndarra
                 " is a part of the whole"
             )
         return np.arange(table.num_rows)
-    wanted = _table_files.same_split(part)
+    wanted = _table_names.same_split(part)
     of_row = [str(value).strip() for value in table.values(split_column)]
     rows = np.flatnonzero([one in wanted or one.lower() in wanted for one in of_row])
     if not len(rows):
@@ -179,13 +179,13 @@ def _training(
     name: str, table: Table, columns: Sequence[str], separator: str, *, split_column: str, part: str
 ) -> LabelCells | None:
     """Returns the labels of the training split, if `part` is another and there is one."""
-    if "train" in _table_files.same_split(part):
+    if "train" in _table_names.same_split(part):
         return None
     try:
         if split_column:
             rows = _rows_of(table, split_column, "train", name)
         else:
-            table = _table_files.open_tables(name, "train")
+            table = _table_names.open_tables(name, "train")
             table.load("", columns)
             rows = np.arange(table.num_rows)
     except UserError:

@@ -1,0 +1,97 @@
+"""Tar shards of WebDataset: samples, labels, and the index beside each shard."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import element_spec, open_source
+from vit_jax.data.sources import _tar_table
+from vit_jax.errors import UserError
+
+
+def png(value):
+    buffer = io.BytesIO()
+    Image.new("L", (3, 2), value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for shard in range(2):
+        members = []
+        for number in range(3 * shard, 3 * shard + 3):
+            label = json.dumps({"label": "ab"[number % 2], "who": number // 2}).encode()
+            members += [
+                (f"x/{number:03}.cls", b"%d\n" % (number % 2)),
+                (f"x/{number:03}.json", label),
+            ]
+            members += [(f"x/{number:03}.png", png(10 * number)), (f"x/._{number}.png", b"x")]
+        write(tmp_path / f"train-{shard}.tar", members)
+    return str(tmp_path / "{split}-*.tar")
+
+
+def open_shards(name, **args):
+    return open_source({"source": "webdataset", "name": name, **args})
+
+
+def numbers(source):
+    encoded = source.fetch(np.arange(len(source)))["image"]
+    return [Image.open(io.BytesIO(data)).getpixel((0, 0)) // 10 for data in encoded]
+
+
+def test_samples_of_all_shards_are_at_hand(shards):
+    source = open_shards(shards)
+    assert numbers(source) == [0, 1, 2, 3, 4, 5]
+    assert source.class_names == ("a", "b")
+    assert source.fetch(np.array([5, 2]))["label"].tolist() == [1, 0]
+    assert source.describe(4).endswith("train-1.tar: x/004")
+    assert element_spec(source, "decode")["image"].shape == (2, 3, 3)
+    by_number = open_shards(shards, label="cls", class_names=["cat", "dog"], split="train[1:3]")
+    assert by_number.class_names == ("cat", "dog")
+    assert by_number.fetch(np.arange(2))["label"].tolist() == [1, 0]
+    assert len(open_shards(shards, split="train[fold 1 of 3]", group="who")) == 2
+
+
+def test_the_index_is_built_once_and_again_when_a_shard_changes(shards, tmp_path, monkeypatch):
+    open_shards(shards)
+    with monkeypatch.context() as patch:
+        patch.setattr(_tar_table.tarfile, "open", None)
+        assert numbers(open_shards(shards)) == [0, 1, 2, 3, 4, 5]
+    (tmp_path / "train-0.tar.vit_jax_index.npz").write_bytes(b"damaged")
+    assert numbers(open_shards(shards)) == [0, 1, 2, 3, 4, 5]
+    write(tmp_path / "train-0.tar", [("9.cls", b"1"), ("9.png", png(90))])
+    assert numbers(open_shards(shards, label="cls")) == [9, 3, 4, 5]
+
+
+def test_what_is_wrong_is_named(shards, tmp_path):
+    for content, message in (
+        (b"no tar" * 200, "no tar file, or a damaged one"),
+        (b"", "no tar file, or a damaged one|no samples with images"),
+    ):
+        (tmp_path / "val-0.tar").write_bytes(content)
+        with pytest.raises(UserError, match=message) as raised:
+            open_shards(shards, split="val")
+        assert "val-0.tar" in str(raised.value)
+    write(tmp_path / "val-0.tar", [("1.cls", b"0")])
+    with pytest.raises(UserError, match="no samples with images"):
+        open_shards(shards, split="val")
+    write(tmp_path / "val-0.tar", [("1.png", png(1)), ("1.cls", b"")])
+    with pytest.raises(UserError, match=r"val-0.tar: 1, column 'cls': has no label"):
+        open_shards(shards, split="val", label="cls")
+    write(tmp_path / "val-0.tar", [("1.png", png(1)), ("1.cls", b"0")])
+    source = open_shards(shards, split="val", label="cls")
+    (tmp_path / "val-0.tar").write_bytes(b"")
+    with pytest.raises(OSError, match="ends within the image"):
+        source.fetch(np.array([0]))

@@ -1,0 +1,172 @@
+"""Tar files of WebDataset as a table: one row for each sample, through an index built once."""
+
+import io
+import logging
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_jax import storage
+from vit_jax.data import files, images
+from vit_jax.data.sources._table_files import Table
+from vit_jax.errors import UserError
+from vit_jax.storage import is_remote
+
+_INDEX_SUFFIX = ".vit_jax_index.npz"
+_MAX_TEXT = 1 << 20
+_BUFFER = 1 << 20
+
+logger = logging.getLogger(__name__)
+
+
+class _Index(NamedTuple):
+    """The samples of one tar file, in the order of the file.
+
+    key: the names of the samples, without suffix. offset, size: where the image lies, in bytes.
+    cls, json: the content of the members with these suffixes; "" where there is none.
+    """
+
+    key: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    cls: np.ndarray
+    json: np.ndarray
+
+
+class TarTable(Table):
+    """Tar files whose members `KEY.jpg`, `KEY.cls`, `KEY.json` form the sample KEY.
+
+    Columns are `image`, `cls`, and the keys of the first sample's JSON. The index of a tar file is
+    kept beside it, where that is possible, and made anew when the file has changed.
+    """
+
+    def __init__(self, paths: Sequence[str], *, is_of_split: bool):
+        super().__init__(paths, is_of_split=is_of_split)
+        self._indices = [_index_of(path) for path in paths]
+        self._ends = np.cumsum([len(index.key) for index in self._indices])
+        self.num_rows = int(self._ends[-1])
+        first = self._json(0) if self.num_rows else {}
+        self.columns = ["image", "cls", *(key for key in first if key not in ("image", "cls"))]
+
+    def _json(self, row: int) -> dict[str, Any]:
+        number, place = self._place(row)
+        text = str(self._indices[number].json[place])
+        found = files.parse_json(self.paths[number], text, f": {self._name(row)}") if text else {}
+        return found if isinstance(found, dict) else {}
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Returns the number of the file of a row, and the number of the sample in it."""
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        return number, row - (int(self._ends[number - 1]) if number else 0)
+
+    def _name(self, row: int) -> str:
+        number, place = self._place(row)
+        return files.shown(str(self._indices[number].key[place]))
+
+    def choose(self, given: str, candidates: Sequence[str], what: str) -> str:
+        return super().choose(given, (*candidates, "cls") if what == "label" else candidates, what)
+
+    def load(self, image: str, others: Sequence[str]) -> None:
+        if image not in ("", "image"):
+            raise UserError(f"config.data.args.image={image!r}: images of tar files are 'image'")
+        wanted = [column for column in others if column != "cls"]
+        rows = [self._json(row) if wanted else {} for row in range(self.num_rows)]
+        self._values = {column: [row.get(column) for row in rows] for column in wanted}
+        if "cls" in others:
+            self._values["cls"] = [str(one) for index in self._indices for one in index.cls]
+
+    def encoded_images(self, rows: np.ndarray, folder: str) -> Iterator[bytes]:
+        for row in rows.tolist():
+            number, place = self._place(row)
+            index = self._indices[number]
+            with _open(self.paths[number]) as file:
+                file.seek(int(index.offset[place]))
+                size = int(index.size[place])
+                data = file.read(size)
+            if len(data) < size or not size:
+                raise images.BadImage("the tar file ends within the image")
+            yield data
+
+    def describe(self, row: int, folder: str) -> str:
+        return f"{files.shown(self.paths[self._place(row)[0]])}: {self._name(row)}"
+
+    def check_images(self, rows: np.ndarray, folder: str) -> None:
+        pass
+
+    def where(self, row: int, column: str) -> str:
+        return f"{self.describe(row, '')}, column {column!r}"
+
+
+def _open(path: str) -> io.BufferedReader:
+    if is_remote(path):
+        return io.BufferedReader(files.open_remote(path), _BUFFER)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("not a regular file")
+    return io.BufferedReader(io.FileIO(path), _BUFFER)
+
+
+def _index_of(path: str) -> _Index:
+    """Returns the index of a tar file: the one beside it, or a new one, which is written there."""
+    try:
+        with _open(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            changed = 0 if is_remote(path) else os.stat(path).st_mtime_ns
+            stamp = np.array([size, changed], np.int64)
+            stored = _stored(path, stamp)
+            if stored:
+                return stored
+            file.seek(0)
+            index = _built(path, file)
+    except OSError as error:
+        raise UserError(f"{files.shown(path)}: {files.reason(error)}") from error
+    buffer = io.BytesIO()
+    np.savez(buffer, stamp=stamp, **index._asdict())
+    try:
+        storage.write_atomically(path + _INDEX_SUFFIX, buffer.getvalue())
+    except storage.errors() as error:
+        logger.info("%s: its index is not kept: %s", files.shown(path), files.reason(error))
+    return index
+
+
+def _stored(path: str, stamp: np.ndarray) -> _Index | None:
+    """Returns the index beside a tar file, if it is whole and of this very file."""
+    try:
+        data = files.read_bytes(path + _INDEX_SUFFIX, images.MAX_BYTES)
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            if np.array_equal(arrays["stamp"], stamp):
+                return _Index(*(arrays[name] for name in _Index._fields))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return None
+
+
+def _built(path: str, file: io.BufferedReader) -> _Index:
+    """Reads the members of a tar file. Members of a sample follow each other."""
+    samples: list[dict[str, Any]] = []
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                folder, name = os.path.split(member.name)
+                stem, _, suffix = name.partition(".")
+                if not member.isreg() or files.is_hidden(name):
+                    continue
+                key = os.path.join(folder, stem)
+                if not samples or samples[-1]["key"] != key:
+                    samples.append({"key": key, "cls": "", "json": "", "size": 0, "offset": 0})
+                if suffix in ("cls", "json") and member.size <= _MAX_TEXT:
+                    content = tar.extractfile(member).read()
+                    samples[-1][suffix] = content.decode(errors="replace").strip("\ufeff \r\n\t")
+                elif images.is_image_name(name) and not samples[-1]["size"]:
+                    samples[-1] |= {"offset": member.offset_data, "size": member.size}
+                tar.members = []  # They would stay in memory.
+    except tarfile.TarError as error:
+        raise OSError(f"no tar file, or a damaged one ({files.reason(error)})") from error
+    samples = [sample for sample in samples if sample["size"]]
+    if not samples:
+        raise OSError("no samples with images in it")
+    columns = {name: np.array([one[name] for one in samples]) for name in _Index._fields}
+    return _Index(**columns)
