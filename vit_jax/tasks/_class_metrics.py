@@ -16,7 +16,9 @@ BINS = 15
 _EDGE = 1e-4
 
 
-def class_sums(labels: Array, predicted: Array, confidence: Array, scored: Array, classes: int):
+def class_sums(
+    labels: Array, predicted: Array, confidence: Array, scored: Array, classes: int
+) -> dict[str, Array]:
     """Returns additive counts of a batch, by class and by bin of confidence.
 
     Args:

@@ -275,7 +275,8 @@ class Task(BaseTask):
         """Returns the metrics that the data allow, and the number of images, `num_examples`.
 
         They are recalls of retrieval in both directions and `caption_among_N` (see `_retrieval`),
-        and `accuracy` and `top5_accuracy` of zero-shot classification.
+        and `accuracy` and, with more than five classes, `top5_accuracy` of zero-shot
+        classification.
 
         Raises:
           UserError: a split has neither texts nor labels of the classes.
@@ -289,10 +290,9 @@ class Task(BaseTask):
             among = _retrieval.right_among(split, self.candidates)
             metrics |= {} if among is None else {f"caption_among_{self.candidates}": among}
         if "top1" in found:
-            metrics |= {
-                "accuracy": int(found["top1"]) / max(1, examples),
-                "top5_accuracy": int(found["top5"]) / max(1, examples),
-            }
+            metrics["accuracy"] = int(found["top1"]) / max(1, examples)
+            if len(self._names()) > 5:
+                metrics["top5_accuracy"] = int(found["top5"]) / max(1, examples)
         if not metrics:
             raise UserError(
                 "config.eval.sets: a split for task contrastive needs tokens (op tokenize), or"
