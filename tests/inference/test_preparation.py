@@ -38,7 +38,7 @@ def photos(tmp_path_factory):
         for number, (height, width) in enumerate(SIZES):
             pixels = random.integers(0, 60, (height, width, 3), np.uint8)
             pixels[:, (width * label) // 3 : (width * (label + 1)) // 3] += 150
-            ending = ("jpg", "png", "JPEG")[number % 3]
+            ending = ("jpg", "png", "webp", "bmp", "JPEG", "tiff")[number]
             image = Image.fromarray(pixels)
             image = image.convert("L") if number == 4 else image
             image.save(root / name / f"{number}.{ending}")

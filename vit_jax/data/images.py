@@ -32,6 +32,12 @@ SUFFIXES = (
 )  # fmt: skip
 """The suffixes, in lower case, of the files that a folder of images may contain."""
 
+OTHER_SUFFIXES = (
+    ".heic", ".heif", ".jxl", ".jp2", ".svg", ".eps", ".pdf", ".psd", ".ico", ".tga", ".dng",
+    ".raw", ".cr2", ".cr3", ".nef", ".arw",
+)  # fmt: skip
+"""The suffixes, in lower case, of images that are not read."""
+
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP", "TIFF", "AVIF", "PPM")
 """The supported formats. The first bytes of a file determine its format, not its name."""
 

@@ -219,10 +219,13 @@ def _image_files(folder: Path, classes: Iterable[tuple[str, int]]) -> list[tuple
         before = len(files)
         for entry in visible(folder / name):
             if not images.is_image_name(entry.name) or entry.is_dir():
-                raise UserError(
-                    f"{shown(entry.path)} is not an image file ({', '.join(images.SUFFIXES)}): "
-                    "move it away"
-                )
+                known = ", ".join(images.SUFFIXES)
+                if entry.name.lower().endswith(images.OTHER_SUFFIXES):
+                    raise UserError(
+                        f"{shown(entry.path)} has a format that is not read ({known} are): convert"
+                        " it"
+                    )
+                raise UserError(f"{shown(entry.path)} is not an image file ({known}): move it away")
             files.append((f"{name}/{entry.name}", label))
         if len(files) == before:
             raise UserError(
