@@ -61,7 +61,7 @@ class Case:
         Raises:
           UserError: the model is not listed.
         """
-        variant = models.variants()[models.find(self.model)]
+        variant = models.find_variant(self.model)
         if variant.input_size is None or variant.num_classes is None:
             raise UserError(
                 f"bench --model={self.model}: not a whole image model; "

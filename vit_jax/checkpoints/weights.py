@@ -38,6 +38,9 @@ class Weights:
     ignored: names in the file that no model needs, with the reason.
     unknown: names in the file that have no meaning here.
     notes: how the file's own model differs from ours in what arrays do not show.
+    interpolation: the resizing of positions that the codebase of the file uses; see
+      `surgery.resize_positions`.
+    fields: fields of the model that the file or its config tells, and arrays do not show.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -48,6 +51,8 @@ class Weights:
     ignored: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    interpolation: str = "corners"
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Renames:

@@ -88,8 +88,8 @@ def _trained_size(
 ) -> tuple[int, int]:
     table = weights.arrays.get(POSITIONS)
     stride = models.token_stride(models.backbone_of(module))
-    if table is None or stride is None:
-        listed = models.variants()[models.find(name)].input_size if name and ":" not in name else 0
+    if stride is None or (table is None and weights.grid is None):
+        listed = models.find_variant(name).input_size if name else 0
         if not listed:
             raise UserError(f"{src} does not tell its image size; write --image-size")
         return listed, listed

@@ -48,6 +48,7 @@ __all__ = [
     "example_input",
     "field_names",
     "find",
+    "find_variant",
     "flops",
     "has_head",
     "list_models",

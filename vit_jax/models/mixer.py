@@ -6,6 +6,7 @@ blocks/                      leading axis depth; blocks_0/, ... with scan=False
   token_mixing/dense1/{kernel,bias}  [tokens, tokens_mlp_dim], ...
   token_mixing/dense2/{kernel,bias}  [tokens_mlp_dim, tokens], ...
   channel_mixing/dense1, dense2      as a ViT's mlp
+  scale1, scale2             [width]  (layer_scale)
 norm/{scale,bias}            [width]
 """
 
@@ -17,22 +18,26 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.models.layers.basic import (
+    ACTIVATIONS,
     Linear,
     Mlp,
     PatchEmbed,
+    check_choice,
     check_least,
     check_patch,
     check_rate,
     cut_patches,
     drop_path,
     float_dtype,
+    layer_scale,
+    lift,
     make_norm,
     pair,
 )
 from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.transformer import StackSpec, scan_or_unroll
 from vit_jax.models.registry import Variant
-from vit_jax.models.traits import Traits, named_fields
+from vit_jax.models.traits import VIT_NAMES, Traits, named_fields
 from vit_jax.types import Array, Features
 
 INITIALIZATION = "flax"
@@ -40,10 +45,14 @@ INITIALIZATION = "flax"
 
 
 class TokenMixing(nn.Module):
-    """An MLP along the tokens of `[batch, tokens, width]`, the same for every channel."""
+    """An MLP along the tokens of `[batch, tokens, width]`, the same for every channel.
+
+    With `mlp_dim` 0 it is one linear map instead (Touvron et al. 2021, ResMLP).
+    """
 
     mlp_dim: int
     dtype: DTypeLike
+    activation: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -51,11 +60,33 @@ class TokenMixing(nn.Module):
         tokens = x.shape[1]
         x = jnp.swapaxes(x, 1, 2)
         into, out = ("tokens", "token_mixing"), ("token_mixing", "tokens")
+        if not self.mlp_dim:
+            mixed = Linear((tokens,), ("tokens", None), name="dense1", **inits)(x)
+            return jnp.swapaxes(mixed, 1, 2)
         dense1 = Linear((self.mlp_dim,), into, name="dense1", **inits)
         dense2 = Linear((tokens,), out, name="dense2", **inits)
-        hidden = nn.gelu(dense1(x), approximate=True)
+        hidden = ACTIVATIONS[self.activation](dense1(x))
         hidden = nn.with_logical_constraint(hidden, ("batch", "embed", "token_mixing"))
         return jnp.swapaxes(dense2(hidden), 1, 2)
+
+
+class Affine(nn.Module):
+    """A scale and a shift of every channel, with which ResMLP replaces norms."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        scale, bias = (lift(value.astype(self.dtype), x.ndim) for value in (scale, bias))
+        return x.astype(self.dtype) * scale + bias
+
+
+def _make_norm(kind: str, name: str, dtype: DTypeLike) -> nn.Module:
+    return Affine(dtype, name=name) if kind == "affine" else make_norm(kind, name=name, dtype=dtype)
 
 
 class MixerBlock(nn.Module):
@@ -66,13 +97,17 @@ class MixerBlock(nn.Module):
     dropout: float
     dtype: DTypeLike
     train: bool
+    activation: str
+    norm: str
+    layer_scale: float | None
 
     @nn.compact
     def __call__(self, x: Array, drop_rate: Array | None) -> tuple[Array, None]:
-        norm1 = make_norm("layernorm", name="norm1", dtype=self.dtype)
-        mixed = TokenMixing(self.tokens_mlp_dim, self.dtype, name="token_mixing")(norm1(x))
-        x = self._add(x, mixed, drop_rate)
-        norm2 = make_norm("layernorm", name="norm2", dtype=self.dtype)
+        norm1 = _make_norm(self.norm, "norm1", self.dtype)
+        fields = (self.tokens_mlp_dim, self.dtype, self.activation)
+        mixed = TokenMixing(*fields, name="token_mixing")(norm1(x))
+        x = self._add(x, mixed, drop_rate, "scale1")
+        norm2 = _make_norm(self.norm, "norm2", self.dtype)
         mlp = Mlp(
             self.channels_mlp_dim,
             "gelu",
@@ -80,12 +115,15 @@ class MixerBlock(nn.Module):
             self.train,
             self.dtype,
             INITIALIZATION,
+            activation=self.activation,
             name="channel_mixing",
         )
-        return self._add(x, mlp(norm2(x)), drop_rate), None
+        return self._add(x, mlp(norm2(x)), drop_rate, "scale2"), None
 
     @nn.nowrap
-    def _add(self, x: Array, branch: Array, drop_rate: Array | None) -> Array:
+    def _add(self, x: Array, branch: Array, drop_rate: Array | None, scale: str) -> Array:
+        if self.layer_scale is not None:
+            branch = layer_scale(self, scale, branch, self.layer_scale)
         branch = nn.Dropout(self.dropout, deterministic=not self.train)(branch)
         if drop_rate is not None:
             branch = drop_path(branch, drop_rate, self.make_rng("dropout"))
@@ -98,7 +136,10 @@ class Mixer(nn.Module):
     Attributes:
       patch_size: side of a patch, or (height, width). Images are padded to whole patches, evenly on
         both sides (a SAME convolution), unlike a ViT's, which are cropped.
-      tokens_mlp_dim, channels_mlp_dim: hidden widths of the two kinds of mixing.
+      tokens_mlp_dim, channels_mlp_dim: hidden widths of the two kinds of mixing; tokens_mlp_dim 0
+        mixes tokens by one linear map (Touvron et al. 2021, ResMLP).
+      activation: as in `VisionTransformer`. norm: "layernorm", or "affine" for ResMLP's scale and
+        shift. layer_scale: as in `VisionTransformer`.
       drop_path, dropout, scan, unroll, remat, dtype: as in `VisionTransformer`.
     """
 
@@ -107,6 +148,9 @@ class Mixer(nn.Module):
     depth: int
     tokens_mlp_dim: int
     channels_mlp_dim: int
+    activation: str = "gelu_tanh"
+    norm: str = "layernorm"
+    layer_scale: float | None = None
     drop_path: float = 0.0
     dropout: float = 0.0
     scan: bool = True
@@ -116,8 +160,10 @@ class Mixer(nn.Module):
 
     def __post_init__(self) -> None:
         check_patch(self.patch_size)
-        sizes = {"tokens_mlp_dim": self.tokens_mlp_dim, "channels_mlp_dim": self.channels_mlp_dim}
-        check_least(1, width=self.width, **sizes)
+        check_least(1, width=self.width, channels_mlp_dim=self.channels_mlp_dim)
+        check_least(0, tokens_mlp_dim=self.tokens_mlp_dim)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("norm", self.norm, ("layernorm", "affine"))
         check_rate("dropout", self.dropout)
         float_dtype("dtype", self.dtype)
         self.stack_spec()
@@ -131,7 +177,15 @@ class Mixer(nn.Module):
     @nn.nowrap
     def traits(self) -> Traits:
         """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
-        return Traits("a Mixer", frozenset(named_fields(self, Mixer)))
+        names = {
+            "activation": VIT_NAMES["activation"],
+            "norm": {"layernorm": "", "affine": "scale and shift for norms"},
+            "layer_scale": "LayerScale",
+        }
+        named = named_fields(self, Mixer, names)
+        if not self.tokens_mlp_dim:
+            named.add("linear token mixing")
+        return Traits("a Mixer", frozenset(named))
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Features:
@@ -142,10 +196,9 @@ class Mixer(nn.Module):
         embed = PatchEmbed(patch, images.shape[-1], self.width, dtype, name="patch_embed")
         x = embed(patches.reshape(batch, rows * columns, -1))
         dims = (self.tokens_mlp_dim, self.channels_mlp_dim)
-        x = scan_or_unroll(
-            MixerBlock, (*dims, self.dropout, dtype, train), x, self.stack_spec(), train=train
-        )
-        x = make_norm("layernorm", name="norm", dtype=dtype)(x)
+        fields = (*dims, self.dropout, dtype, train, self.activation, self.norm, self.layer_scale)
+        x = scan_or_unroll(MixerBlock, fields, x, self.stack_spec(), train=train)
+        x = _make_norm(self.norm, "norm", dtype)(x)
         grid = x.reshape(batch, rows, columns, self.width)
         pooled = jnp.mean(x, axis=1, dtype=jnp.float32)
         return Features(grid=grid, pooled=pooled, stages=(grid,))

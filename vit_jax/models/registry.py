@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 
 from vit_jax.errors import UserError
+from vit_jax.models import timm_names
 from vit_jax.models.heads.classifier import Classifier
 from vit_jax.plugins import Kind, check_fields, check_known, is_foreign, names_in
 
@@ -75,7 +76,9 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
     """Returns a model by name, with the fields in `overrides` replaced.
 
     name: a name in any common spelling (`vit_b16`, `ViT-B/16`, `B/16`, `R50+ViT-B/16`,
-      `mixer_b16`), or `package.module:Class` for a module of your own that returns `Features`.
+      `mixer_b16`), a name of timm (`vit_base_patch16_224`, `timm/vit_base_patch16_clip_224.openai`;
+      see `models.timm_names`), or `package.module:Class` for a module of your own that returns
+      `Features`.
     num_classes: the length of the logits. 0 or None gives the bare backbone, which returns
       `Features`; with `representation_size` their pooled vector is that layer's output. Otherwise
       the model is a `Classifier`, whose own fields (`representation_size`, `head_bias_init`,
@@ -85,7 +88,7 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
       UserError: there is no such model or field, a required field is missing, or the values do not
         fit together.
     """
-    variant = _variant(name)
+    variant = find_variant(name)
     head_fields = _field_names(Classifier) - {"backbone", "num_classes"}
     backbone_fields = _field_names(variant.module)
     for key in overrides:
@@ -113,7 +116,7 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
 
 def field_names(name: str) -> set[str]:
     """Returns the fields of the backbone of the model `name` that `build` accepts."""
-    return _field_names(_variant(name).module)
+    return _field_names(find_variant(name).module)
 
 
 def find(name: str) -> str:
@@ -122,6 +125,8 @@ def find(name: str) -> str:
     for canonical in variants():
         spellings.setdefault(_squash(canonical).lower(), []).append(canonical)
     matches = spellings.get(_squash(name).lower()) if isinstance(name, str) and name else None
+    if not matches and isinstance(name, str) and timm_names.find(name):
+        return name
     if not matches:
         MODELS.find(name)  # Raises an error that suggests a name.
     # Only g (giant) and G (gigantic) differ by case alone, so the closest spelling is used.
@@ -137,8 +142,16 @@ def _squash(name: str) -> str:
     return re.sub(r"[-_/+ ]|vit", "", name, flags=re.IGNORECASE) or "vit"
 
 
-def _variant(name: str) -> Variant:
-    return Variant(MODELS.find(name), {}) if is_foreign(name) else variants()[find(name)]
+def find_variant(name: str) -> Variant:
+    """Returns the model that a name stands for; see `build`. Raises `UserError`."""
+    if is_foreign(name):
+        return Variant(MODELS.find(name), {}, input_size=None)
+    found = find(name)
+    if found in variants():
+        return variants()[found]
+    origin = timm_names.find(found)
+    module = variants()[origin.name].module
+    return Variant(module, origin.fields, origin.image_size, origin.num_classes)
 
 
 def _fields(module: Any) -> list[dataclasses.Field]:

@@ -15,7 +15,7 @@ PLAIN = frozenset(
     (
         *("width", "depth", "num_heads", "mlp_dim", "tokens_mlp_dim", "channels_mlp_dim"),
         *("patch_size", "class_token", "class_token_position", "vocab_size", "max_length"),
-        *("stages", "width_factor", "global_blocks"),
+        *("stages", "width_factor", "global_blocks", "position_bias_dim"),
         *("patch_drop", "drop_path", "constant_drop_path", "dropout", "attention_dropout"),
         "initialization",
         *("scan", "unroll", "remat", "attention", "dtype", "residual_dtype"),
@@ -36,6 +36,7 @@ VIT_NAMES: Mapping[str, str | Mapping[Any, str]] = {
     "map_mlp_dim": "attention pooling of another size",
     "position": {"learned": "", "none": "no positions", "sincos2d": "sin-cos positions"},
     "position_table": "learned positions beside rotary ones",
+    "position_bias": {"none": ""},
     "rope_base": "a base of rotary positions",
     "rope_grid": "a reference grid of rotary positions",
     "rope_offset": "an offset of rotary positions",

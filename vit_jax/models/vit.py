@@ -20,6 +20,7 @@ P = rows * columns of the patch grid:
       attn/out/kernel            [H, D, width]
       attn/out/bias              [width]
       attn/norm/{scale,bias}     [H, D]                   (attention_norm)
+      attn/position_bias/        see `layers.position_bias`
       scale1, scale2             [width]                  (layer_scale; scale1 alone if parallel,
                                  or without mlp_layer_scale)
       norm2/{scale,bias}         [width]                  (absent if parallel)
@@ -40,6 +41,7 @@ In a `Classifier` this tree is `backbone`, and beside it is `head/{kernel,bias}`
 Tokens are ordered: class token, distillation token, registers, patches row by row.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,6 +64,7 @@ from vit_jax.models.layers.basic import (
 )
 from vit_jax.models.layers.encoder import Encoder
 from vit_jax.models.layers.initialization import SCHEMES
+from vit_jax.models.layers.position_bias import PositionBiasSpec, check_bias
 from vit_jax.models.layers.positions import (
     POSITIONS,
     check_position,
@@ -105,6 +108,9 @@ class VisionTransformer(Encoder):
       rope_grid: (rows, columns) of pre-training, onto which the places of other grids are scaled
         (EVA-02). rope_offset: added to the indices of rows and columns. rope_columns_first: the
         first half of a head's pairs turns with the column (Perception Encoder, for both).
+      position_bias: a bias of the attention logits by the offset of two patches, "table" (BEiT) or
+        "mlp" (Swin V2), in every block, or one for all blocks with "shared_table" or "shared_mlp";
+        see `layers.position_bias`. position_bias_dim: the width of that MLP.
       distill_token: whether there is a second class token, whose head imitates a teacher (Touvron
         et al. 2021, DeiT, section 4). It has no row in the position table, because its own learned
         value can hold one.
@@ -135,6 +141,8 @@ class VisionTransformer(Encoder):
     rope_grid: Sequence[int] | None = None
     rope_offset: float = 0.0
     rope_columns_first: bool = False
+    position_bias: str = "none"
+    position_bias_dim: int = 128
     distill_token: bool = False
     num_registers: int = 0
     patch_drop: float = 0.0
@@ -149,6 +157,8 @@ class VisionTransformer(Encoder):
         check_rate("patch_drop", self.patch_drop)
         check_position(self.position, self.width, self.block_spec().head_dim)
         self.stack_spec()
+        drops = bool(self.patch_drop or self.window)
+        check_bias(self.position_bias, self._num_prefix_tokens(), drops=drops)
         check_windows(self.window, self.global_blocks, self.depth)
         if self.window and (self.scan or self._num_prefix_tokens() or self.patch_drop):
             raise UserError(
@@ -222,6 +232,8 @@ class VisionTransformer(Encoder):
         """
         if kept is not None and self.window:
             raise UserError("attention within windows needs all patches; write window=0")
+        if kept is not None and self.position_bias != "none":
+            raise UserError("position_bias needs all patches; write position_bias='none'")
         maps = self._stem(images)
         patches = cut_patches(maps, pair(self.patch_size))
         batch, rows, columns, _ = patches.shape
@@ -235,7 +247,7 @@ class VisionTransformer(Encoder):
             coordinates = coordinates[kept]
         x = self._prepend_tokens(x, class_position)
         rope = self._rope(coordinates, jnp.asarray((rows, columns), jnp.float32))
-        x = self._encode(x, train, rope=rope, windows=self._windows(rows, columns))
+        x = self._encode(x, train, (rows, columns), rope=rope)
         num_prefix = self._num_prefix_tokens()
         tokens = x[:, num_prefix:]
         registers = x[:, num_prefix - self.num_registers : num_prefix]
@@ -369,15 +381,24 @@ class VisionTransformer(Encoder):
         return [None if i in self.global_blocks else windows for i in range(self.depth)]
 
     @nn.nowrap
-    def _encode(self, x: Array, train: bool, **where: Any) -> Array:
-        """Applies dropout, the blocks (`where` goes to `run_blocks`) and the last norm."""
+    def _encode(self, x: Array, train: bool, grid: tuple[int, int], rope: Array | None) -> Array:
+        """Applies dropout, the blocks and the norms before and after them."""
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if not self.depth:
             return x
         spec = self.block_spec()
         if self.pre_norm:
             x = spec.make_norm("pre_norm")(x)
-        x = run_blocks(x, spec, self.stack_spec(), train=train, **where)
+        places = {"rope": rope, "windows": self._windows(*grid), "bias": None}
+        if self.position_bias != "none":
+            kind = self.position_bias.removeprefix("shared_")
+            prefix, hidden = self._num_prefix_tokens(), self.position_bias_dim
+            bias = PositionBiasSpec(kind, grid, prefix, hidden)
+            if self.position_bias == kind:
+                spec = dataclasses.replace(spec, position_bias=bias)
+            else:
+                places["bias"] = bias.make(self.num_heads, name="position_bias")()
+        x = run_blocks(x, spec, self.stack_spec(), train=train, **places)
         return spec.make_norm("norm")(x) if self.last_norm else x.astype(spec.dtype)
 
     @nn.nowrap

@@ -40,10 +40,8 @@ def infer_model(weights: Weights, name: str | None = None, **fields: Any) -> nn.
             f"this {weights.format} lacks arrays or has them in other shapes ({error!r})"
         ) from error
     if name:
-        known = models.variants().get(models.find(name)) if ":" not in name else None
-        settled = known.fields if known else {}
-        fields = {**settled, **fields}
-    fields = {**inferred, **fields}
+        fields = {**models.find_variant(name).fields, **fields}
+    fields = {**inferred, **weights.fields, **fields}
     if "tokens_mlp_dim" in inferred:
         return models.build(name or "mixer_b16", **fields)
     missing = [key for key in ("num_heads", "position") if fields.get(key) is None]
@@ -88,8 +86,7 @@ def _mixer(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _vit(weights: Weights) -> dict[str, Any]:
     arrays = weights.arrays
     inferred = _common(arrays)
-    token = "mean" if CLS not in arrays else "token"
-    inferred["pooling"] = "map" if "backbone/map_head/probe" in arrays else token
+    inferred |= _outside_blocks(arrays)
     inferred |= _stem(arrays)
     if not inferred["depth"]:
         return inferred | {"num_heads": 1, "position": "none"}
@@ -101,8 +98,36 @@ def _vit(weights: Weights) -> dict[str, Any]:
     else:
         inferred |= {"position": None, "class_token_position": False}
     inferred |= _block(arrays)
+    bias = _position_bias(arrays)
+    if bias and POSITIONS not in arrays:
+        bias["position"] = "none"
+    inferred |= bias
+    if inferred["position"] == "rope_mixed":
+        inferred["position_table"] = POSITIONS in arrays
     if "backbone/registers" in arrays:
         inferred["num_registers"] = arrays["backbone/registers"].shape[1]
+    return inferred
+
+
+def _outside_blocks(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the fields of the norms, the tokens and the pooling."""
+    inferred: dict[str, Any] = {
+        "patch_bias": "backbone/patch_embed/bias" in arrays,
+        "class_token": CLS in arrays,
+        "distill_token": "backbone/distill" in arrays,
+    }
+    for name in ("embed_norm", "pre_norm", "fc_norm"):
+        inferred[name] = f"backbone/{name}/scale" in arrays
+    inferred["last_norm"] = "backbone/norm/scale" in arrays
+    token = "mean" if CLS not in arrays else "token"
+    if inferred["fc_norm"] and not inferred["last_norm"]:
+        token = "mean"  # timm and BEiT move the last norm behind the pooling where they average.
+    inferred["pooling"] = "map" if "backbone/map_head/probe" in arrays else token
+    if inferred["pooling"] == "map":
+        width = arrays["backbone/map_head/mlp/dense1/kernel"].shape[1]
+        if f"{BLOCK}mlp/dense1/kernel" in arrays:
+            own = arrays[f"{BLOCK}mlp/dense1/kernel"].shape[1]
+            inferred["map_mlp_dim"] = None if width == own else width
     return inferred
 
 
@@ -110,16 +135,43 @@ def _block(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     query = arrays[f"{BLOCK}attn/query/kernel"]
     inferred: dict[str, Any] = {
         "num_heads": query.shape[1] if query.ndim == 3 else None,
-        "mlp_dim": arrays[f"{BLOCK}mlp/dense1/bias"].shape[0],
+        "mlp_dim": arrays[f"{BLOCK}mlp/dense1/kernel"].shape[1],
         "norm": "layernorm" if f"{BLOCK}norm1/bias" in arrays else "rmsnorm",
         "mlp": "swiglu" if f"{BLOCK}mlp/gate/kernel" in arrays else "gelu",
         "qk_norm": f"{BLOCK}attn/query_norm/scale" in arrays,
         "parallel": f"{BLOCK}norm2/scale" not in arrays,
+        "qkv_bias": f"{BLOCK}attn/query/bias" in arrays,
+        "key_bias": f"{BLOCK}attn/key/bias" in arrays or f"{BLOCK}attn/query/bias" not in arrays,
+        "proj_bias": f"{BLOCK}attn/out/bias" in arrays,
+        "mlp_bias": f"{BLOCK}mlp/dense1/bias" in arrays,
+        "attention_norm": f"{BLOCK}attn/norm/scale" in arrays,
+        "mlp_norm": f"{BLOCK}mlp/norm/scale" in arrays,
     }
     if f"{BLOCK}scale1" in arrays:
         # The value matters at the start of training alone.
         inferred["layer_scale"] = 1.0
+        inferred["mlp_layer_scale"] = inferred["parallel"] or f"{BLOCK}scale2" in arrays
+    key, bias = arrays[f"{BLOCK}attn/key/kernel"], arrays.get(f"{BLOCK}attn/rope/frequencies")
+    if key.shape != query.shape and key.ndim == 3:
+        inferred["num_kv_heads"] = key.shape[1]
+    if bias is not None:
+        inferred |= {"position": "rope_mixed", "num_heads": bias.shape[1]}
     return inferred
+
+
+def _position_bias(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the fields of a bias of attention by position, which every block has or all share."""
+    for kind, place in (("", f"{BLOCK}attn/"), ("shared_", "backbone/")):
+        table, hidden = (f"{place}position_bias/{leaf}" for leaf in ("table", "dense1/kernel"))
+        if table in arrays:
+            heads = arrays[table].shape[1]
+            return {"position_bias": f"{kind}table", "num_heads": heads}
+        if hidden in arrays:
+            heads = arrays[f"{place}position_bias/dense2/kernel"].shape[1]
+            dim = arrays[hidden].shape[1]
+            fields = {"position_bias": f"{kind}mlp", "position_bias_dim": dim, "num_heads": heads}
+            return fields
+    return {}
 
 
 def _bit(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

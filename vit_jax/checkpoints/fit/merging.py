@@ -17,6 +17,9 @@ HEADS = ("auto", "keep", "zero")
 HEAD = ("head/kernel", "head/bias")
 HIDDEN = ("head/pre_logits/kernel", "head/pre_logits/bias")
 
+_VITAL = re.compile(r"(^|[/.])(\w*norm\w*|\w*bias\w*|patch_embed)([/.]|$)")
+"""Names of arrays that are never left out: norms, biases and the patch embedding."""
+
 MAX_NAMES = 6
 """Names that an error lists."""
 
@@ -337,9 +340,11 @@ class Merge:
         if wrong:
             parts.append(_listed(wrong))
         if parts:
+            advice = ", or name what may be left out with ignore= and initialise="
+            if any(_VITAL.search(name) for name in (*extra, *missing)):
+                advice = ""  # Without them the model computes something else, and nobody sees it.
             raise self.error(
-                f"{'; '.join(parts)}. Build the model that the checkpoint was trained as, or name "
-                "what may be left out with ignore= and initialise="
+                f"{'; '.join(parts)}. Build the model that the checkpoint was trained as{advice}"
             )
 
 

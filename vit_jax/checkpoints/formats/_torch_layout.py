@@ -26,10 +26,14 @@ def from_state(
             unknown.append(name)
             continue
         module, _, leaf = path.rpartition("/")
-        if leaf != "weight":
+        if path.endswith("/position_bias/table"):
             arrays[path] = array
-        elif array.ndim == 1:
-            arrays[f"{module}/scale"] = array
+        elif leaf != "weight":
+            arrays[path] = array.reshape(-1) if leaf in ("bias", "scale") else array
+        elif array.ndim == 1 or (array.ndim == 3 and array.shape[:2] == (1, 1)):
+            arrays[f"{module}/scale"] = array.reshape(-1)
+        elif module == "head" and array.ndim == 4:
+            arrays["head/kernel"] = array[:, :, 0, 0].T  # A convolution over a pooled map.
         else:
             arrays[f"{module}/kernel"] = _kernel(array)
     return arrays, unknown
@@ -48,13 +52,13 @@ def to_state(arrays: Mapping[str, np.ndarray], names: Renames) -> dict[str, np.n
         theirs = names.to_theirs(f"{module}/weight" if is_weight else path)
         if theirs is None:
             raise KeyError(path)
-        value = _weight(module, array) if is_weight else _flat_bias(leaf, array)
+        value = _weight(module, array) if leaf == "kernel" else _flat(leaf, array)
         state[theirs.replace("/", ".")] = np.ascontiguousarray(value)
     return state
 
 
-def _flat_bias(leaf: str, array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1) if leaf == "bias" else array
+def _flat(leaf: str, array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1) if leaf in ("bias", "scale") else array
 
 
 def _weight(module: str, array: np.ndarray) -> np.ndarray:

@@ -1,153 +1,173 @@
-"""State dicts of timm's VisionTransformer and MlpMixer, and the call that builds their model.
+"""State dicts of timm's models, and the call that builds their model.
 
 A state dict is a file of its own, or lies beside a `config.json` in a folder from the Hugging Face
-hub.
+hub. The config tells which model it is of; see `vit_jax.models.timm_names`.
 """
 
+import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import numpy as np
 from etils import epath
 
-from vit_jax import models
+from vit_jax import models, storage
 from vit_jax.checkpoints import array_files, files
 from vit_jax.checkpoints.formats import Format, ImageSize, _torch_layout
 from vit_jax.checkpoints.formats import _positions as positions
-from vit_jax.checkpoints.source import Source
-from vit_jax.checkpoints.weights import TOKEN_MIXING, Arrays, Renames, Weights, from_params
+from vit_jax.checkpoints.formats._timm import (
+    MARKS,
+    MIXER,
+    VIT,
+    VIT_SWIGLU,
+    grid_of,
+    prepare,
+    table_of,
+)
+from vit_jax.checkpoints.source import CONFIG, Source
+from vit_jax.checkpoints.weights import TOKEN_MIXING, Arrays, Weights, from_params
 from vit_jax.errors import UserError
+from vit_jax.models import timm_names
+from vit_jax.models.layers.basic import NORM_EPSILON
 from vit_jax.types import Params
 
 EXPRESSES = frozenset(
     {"a ViT", "a Mixer", "mean pooling", "class token", "attention pooling", "registers"}
+    | {"exact GELU", "quick GELU", "SiLU", "another norm epsilon", "no bias of patches"}
+    | {"no biases of queries, keys and values", "no bias after attention", "no biases in the MLP"}
+    | {"a norm of patches", "a norm before the blocks", "a norm after pooling", "no last norm"}
+    | {"a norm inside attention", "a norm inside the MLP", "post-norm blocks"}
+    | {"pooling of all tokens"}
     | {"LayerScale", "query-key norm", "RMSNorm", "SwiGLU", "sin-cos positions", "no positions"}
     | {"an unread class token"}
 )
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
-ACTIVATION_NOTE = (
-    "timm runs exact GELU unless built with act_layer='gelu_tanh'; here it is the tanh form, which"
-    " moves logits by about 1e-3"
+ASSUMED = (
+    "timm's config.json is not beside the file; assumed are exact GELU (timm runs it unless a model"
+    " is built with act_layer='gelu_tanh') and norms with epsilon 1e-6"
 )
 
 
-def _mlps(theirs: str, ours: str, swiglu: bool) -> Iterator[tuple[str, str]]:
-    names = [(f"{theirs}/fc1", f"{ours}/dense1"), (f"{theirs}/fc1_x", f"{ours}/dense1")]
-    yield from reversed(names) if swiglu else names
-    yield f"{theirs}/fc1_g", f"{ours}/gate"
-    yield f"{theirs}/fc2", f"{ours}/dense2"
-
-
-def _attention(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
-    yield f"{theirs}/q_norm", f"{ours}/query_norm"
-    yield f"{theirs}/k_norm", f"{ours}/key_norm"
-    yield f"{theirs}/proj", f"{ours}/out"
-    for part in ("query", "key", "value"):
-        yield f"{theirs}/{part}", f"{ours}/{part}"
-
-
-def _vit(swiglu: bool) -> Iterator[tuple[str, str]]:
-    yield "patch_embed/proj", "backbone/patch_embed"
-    yield "cls_token", "backbone/cls"
-    yield "reg_token", "backbone/registers"
-    yield "pos_embed", "backbone/pos_embed"
-    block, ours = "blocks/{i}", "backbone/blocks_{i}"
-    yield f"{block}/norm1", f"{ours}/norm1"
-    yield from _attention(f"{block}/attn", f"{ours}/attn")
-    yield f"{block}/ls1/gamma", f"{ours}/scale1"
-    yield f"{block}/norm2", f"{ours}/norm2"
-    yield from _mlps(f"{block}/mlp", f"{ours}/mlp", swiglu)
-    yield f"{block}/ls2/gamma", f"{ours}/scale2"
-    yield "norm", "backbone/norm"
-    pool, ours = "attn_pool", "backbone/map_head"
-    yield f"{pool}/latent", f"{ours}/probe"
-    yield from _attention(pool, f"{ours}/attn")
-    yield f"{pool}/norm", f"{ours}/norm"
-    yield from _mlps(f"{pool}/mlp", f"{ours}/mlp", swiglu)
-    yield "head", "head"
-
-
-def _mixer() -> Iterator[tuple[str, str]]:
-    yield "stem/proj", "backbone/patch_embed"
-    block, ours = "blocks/{i}", "backbone/blocks_{i}"
-    yield f"{block}/norm1", f"{ours}/norm1"
-    yield f"{block}/norm2", f"{ours}/norm2"
-    yield from _mlps(f"{block}/mlp_tokens", f"{ours}/token_mixing", False)
-    yield from _mlps(f"{block}/mlp_channels", f"{ours}/channel_mixing", False)
-    yield "norm", "backbone/norm"
-    yield "head", "head"
-
-
-VIT = Renames(_vit(swiglu=False))
-VIT_SWIGLU = Renames(_vit(swiglu=True))
-MIXER = Renames(_mixer())
-
-
 def matches(source: Source) -> bool:
-    """Returns whether a file has names of one of the two models, or a folder timm's config."""
-    in_file = bool({"patch_embed.proj.weight", "stem.proj.weight"} & source.names)
-    return in_file or (source.has(*WEIGHTS) and "architecture" in source.config)
+    """Returns whether a file has names of timm's models, or a folder timm's config."""
+    return bool(MARKS & source.names) or (source.has(*WEIGHTS) and "architecture" in source.config)
 
 
 def read(source: Source) -> Weights:
-    """Returns the weights of a state dict.
+    """Returns the weights of a state dict, with the fields of its model that its config tells.
 
     Raises:
-      UserError: the model norms after pooling, which no model of this package does.
+      UserError: the model has layers that this package has not.
     """
     if source.folder is None:
         state = source.arrays()
     else:
         name = next(name for name in WEIGHTS if source.has(name))
         state = array_files.read_arrays(source.folder / name)
-    if "fc_norm.weight" in state:
-        raise UserError(
-            f"{source.path}: this timm model norms after pooling (fc_norm.weight); models here"
-            " norm before it"
-        )
-    table = MIXER if "stem.proj.weight" in state else VIT
-    arrays, unknown = _torch_layout.from_state(_split_fused(state), table)
-    dropped = [name for name, x in arrays.items() if name.endswith("_norm/bias") and not np.any(x)]
+    origin = _origin(source)
+    grid = grid_of(state)
+    state = prepare(state, origin.args if origin else None)
+    arrays, unknown = _torch_layout.from_state(state, table_of(state))
+    dropped = [name for name, x in arrays.items() if name.endswith("_norm/bias") and _idle(name, x)]
     arrays = {name: x for name, x in arrays.items() if name not in dropped}
     ignored = tuple(f"{name}: zeros, and the model has no such bias" for name in dropped)
+    fields = _told(origin) if origin else _assumed(state)
     return Weights(
         arrays=arrays,
         format="timm state dict",
+        grid=grid or (_grid(origin, arrays) if origin else None),
         ignored=ignored,
         unknown=tuple(unknown),
-        notes=(ACTIVATION_NOTE,),
+        notes=() if origin else (_assumption(fields),),
+        fields=fields,
+        interpolation="bicubic",
     )
 
 
-def _split_fused(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns `attn.qkv` and `attn_pool.kv` as query, key and value; `attn_pool.q` as query."""
-    out = {}
-    for name, array in state.items():
-        module, _, leaf = name.rpartition(".")
-        parent, _, kind = module.rpartition(".")
-        parts = {"qkv": ("query", "key", "value"), "kv": ("key", "value"), "q": ("query",)}
-        if kind not in parts:
-            out[name] = array
-        elif not array.ndim or len(array) % len(parts[kind]):
-            raise UserError(
-                f"{name} has shape {list(array.shape)}, not {len(parts[kind])} equal parts"
-            )
-        else:
-            pieces = np.split(array, len(parts[kind]))
-            names = (f"{parent}.{part}.{leaf}" for part in parts[kind])
-            out.update(zip(names, pieces, strict=True))
-    return out
+def _idle(name: str, array: np.ndarray) -> bool:
+    """Returns whether a bias of a norm of queries or keys changes nothing."""
+    return name.endswith(("query_norm/bias", "key_norm/bias")) and not np.any(array)
+
+
+def _origin(source: Source) -> timm_names.Origin | None:
+    """Returns the model that timm's config names: that of the folder, or beside the file."""
+    config = source.config
+    if source.folder is None and not storage.is_remote(source.path):
+        beside = epath.Path(source.path).parent / CONFIG
+        config = files.read_json(beside) if beside.exists() else {}
+    name = config.get("architecture")
+    if not isinstance(name, str):
+        return None
+    args = dict(config.get("model_args") or {})
+    pooling = config.get("global_pool")
+    if isinstance(pooling, str) and "global_pool" not in args:
+        args["global_pool"] = pooling
+    size = (config.get("pretrained_cfg") or config).get("input_size")
+    found = timm_names.find(name, args)
+    if found is None or not isinstance(size, list | tuple) or len(size) != 3:
+        return found
+    return dataclasses.replace(found, image_size=tuple(size[1:]))
+
+
+def _told(origin: timm_names.Origin) -> dict[str, Any]:
+    """Returns the fields that a config tells and arrays do not show."""
+    return {name: x for name, x in origin.fields.items() if name not in _SHOWN}
+
+
+_SHOWN = frozenset(
+    (
+        *("patch_size", "width", "depth", "mlp_dim", "norm", "mlp", "qkv_bias", "key_bias"),
+        *("proj_bias", "mlp_bias", "patch_bias", "embed_norm", "pre_norm", "last_norm", "fc_norm"),
+        *("attention_norm", "mlp_norm", "layer_scale", "mlp_layer_scale", "qk_norm", "stages"),
+        *("num_registers", "class_token", "class_token_position", "position_bias_dim"),
+        *("distill_token", "tokens_mlp_dim", "channels_mlp_dim", "width_factor"),
+    )
+)
+"""Fields that the arrays of a file show by themselves."""
+
+
+def _assumed(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the fields of a state dict without a config, as timm's defaults are."""
+    if "stem.conv.weight" in state:
+        return {}
+    fields: dict[str, Any] = {"activation": "gelu"}
+    if "stem.proj.weight" in state:
+        return fields
+    fields["norm_epsilon"] = 1e-6
+    # Eva's models may have rotary positions, which leave no array, beside a table of them.
+    is_eva = "blocks.0.gamma_1" in state or "blocks.0.attn.query.bias" in state
+    is_eva &= "blocks.0.attn.key.bias" not in state
+    has_bias = any("rel_pos" in name or "relative_position" in name for name in state)
+    if is_eva and not has_bias and "blocks.0.attn.frequencies" not in state:
+        fields["position"] = None
+    return fields
+
+
+def _assumption(fields: Mapping[str, Any]) -> str:
+    return ASSUMED if "activation" in fields else "timm's config.json is not beside the file"
+
+
+def _grid(origin: timm_names.Origin, arrays: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+    """Returns (rows, columns) of the patches of images of the size for which a model was built."""
+    size = origin.args.get("img_size") or origin.image_size
+    kernel = arrays.get("backbone/patch_embed/kernel")
+    if size is None or kernel is None or "backbone/stem/root/conv/kernel" in arrays:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // kernel.shape[0], width // kernel.shape[1]
 
 
 def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: ImageSize) -> str:
     """Writes a `.safetensors` file; see `Format.write`."""
     traits, backbone = models.traits_of(model), models.backbone_of(model)
     arrays, path, class_row = from_params(params, model), os.fspath(path), False
+    if traits.kind == "a ViT":
+        _check_expressed(backbone)
     if traits.kind == "a Mixer":
         size = positions.check_size(arrays, image_size, arrays[TOKEN_MIXING].shape[0])
     elif "no positions" in traits.named:
@@ -222,33 +242,54 @@ def call(
 def _vit_arguments(
     arrays: Mapping[str, np.ndarray], backbone: Any, class_row: bool
 ) -> dict[str, Any]:
-    mlp_dim = arrays["backbone/blocks_0/mlp/dense1/bias"].shape[0]
-    class_token = "backbone/cls" in arrays
+    mlp_dim = arrays["backbone/blocks_0/mlp/dense1/kernel"].shape[1]
     arguments: dict[str, Any] = {
         "embed_dim": backbone.width,
         "depth": backbone.depth,
         "num_heads": backbone.num_heads,
         "mlp_ratio": _ratio(mlp_dim, backbone.width),
         "global_pool": {"token": "'token'", "mean": "'avg'", "map": "'map'"}[backbone.pooling],
-        "class_token": class_token,
-        "fc_norm": False,
-        "act_layer": "'silu'" if backbone.mlp == "swiglu" else "'gelu_tanh'",
+        "class_token": "backbone/cls" in arrays,
+        "fc_norm": backbone.fc_norm,
+        "act_layer": repr("silu" if backbone.mlp == "swiglu" else backbone.activation),
     }
     if "backbone/pos_embed" not in arrays:
         arguments["pos_embed"] = "'none'"
     elif not class_row:
         arguments["no_embed_class"] = True
-    if backbone.num_registers:
-        arguments["reg_tokens"] = backbone.num_registers
-    if backbone.layer_scale is not None:
-        arguments["init_values"] = backbone.layer_scale
-    if backbone.qk_norm:
-        arguments["qk_norm"] = True
-    if backbone.norm == "rmsnorm":
-        arguments["norm_layer"] = "functools.partial(timm.layers.RmsNorm, eps=1e-6)"
+    fields = {"reg_tokens": "num_registers", "init_values": "layer_scale", "qk_norm": "qk_norm"}
+    fields |= {"pre_norm": "pre_norm", "pool_include_prefix": "pool_prefix"}
+    fields |= {"scale_attn_norm": "attention_norm", "scale_mlp_norm": "mlp_norm"}
+    arguments |= {k: getattr(backbone, v) for k, v in fields.items() if getattr(backbone, v)}
+    for key, kept in (("qkv_bias", backbone.qkv_bias), ("proj_bias", backbone.proj_bias)):
+        if not kept:
+            arguments[key] = False
+    if not (backbone.last_norm or backbone.fc_norm):
+        arguments["final_norm"] = False
+    if backbone.post_norm:
+        arguments["block_fn"] = "timm.models.vision_transformer.ResPostBlock"
+    norm = {"layernorm": "LayerNorm", "rmsnorm": "RmsNorm"}[backbone.norm]
+    norm = f"functools.partial(timm.layers.{norm}, eps={backbone.norm_epsilon:g})"
+    if (backbone.norm, backbone.norm_epsilon) != ("layernorm", NORM_EPSILON):
+        arguments["norm_layer"] = norm
+    if backbone.embed_norm:
+        arguments["embed_norm_layer"] = norm
     if backbone.mlp == "swiglu":
         arguments["mlp_layer"] = "timm.layers.SwiGLU"
     return arguments
+
+
+def _check_expressed(backbone: Any) -> None:
+    """Raises `UserError` for fields that timm's model has only together with others."""
+    together = (
+        ("patch_bias", not backbone.pre_norm, "pre_norm", backbone.pre_norm),
+        ("mlp_bias", backbone.proj_bias, "proj_bias", backbone.proj_bias),
+    )
+    for field, wanted, other, value in together:
+        if getattr(backbone, field) != wanted:
+            raise UserError(f"timm has no place for {field}={not wanted} with {other}={value}")
+    if backbone.fc_norm and backbone.last_norm:
+        raise UserError("timm's model has one of last_norm and fc_norm; write --to=orbax")
 
 
 def _mixer_arguments(backbone: Any) -> dict[str, Any]:
@@ -257,7 +298,7 @@ def _mixer_arguments(backbone: Any) -> dict[str, Any]:
         "embed_dim": backbone.width,
         "num_blocks": backbone.depth,
         "mlp_ratio": tuple(_ratio(dim, backbone.width) for dim in ratios),
-        "act_layer": "timm.layers.GELUTanh",
+        "act_layer": f"timm.layers.get_act_layer({backbone.activation!r})",
     }
 
 

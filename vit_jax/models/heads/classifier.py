@@ -33,6 +33,7 @@ class MapHead(nn.Module):
         probe = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, 1, width))
         plain = {"qkv_bias": True, "key_bias": True, "proj_bias": True, "mlp_bias": True}
         plain |= {"attention_norm": False, "mlp_norm": False, "num_kv_heads": None}
+        plain |= {"position_bias": None}
         spec = dataclasses.replace(self.spec, **plain)
         x = spec.make_attention(train=self.train, name="attn")(probe, tokens)
         y = spec.make_norm("norm")(x)

@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import NORM_EPSILON, Linear, check_least, make_norm
 from vit_jax.models.layers.initialization import SCHEMES
+from vit_jax.models.layers.position_bias import PositionBiasSpec
 from vit_jax.models.layers.positions import MixedFrequencies, rotate
 from vit_jax.models.layers.windows import Windows
 from vit_jax.types import Array
@@ -40,7 +41,7 @@ class Attention(nn.Module):
     Parameters: query, key, value `[width, heads, head_dim]` and out `[heads, head_dim, width]`,
     with biases unless told otherwise; `query_norm` and `key_norm` over head_dim with `qk_norm`
     (Dehghani et al. 2023, ViT-22B); `norm` over all heads before out with `out_norm` (Wang et al.
-    2022, Magneto); `rope_frequencies` with rope="mixed".
+    2022, Magneto); `rope_frequencies` with rope="mixed"; `position_bias`, see there.
 
     With `num_kv_heads`, keys and values have fewer heads, each of which serves several heads of the
     queries (Ainslie et al. 2023, GQA).
@@ -66,6 +67,7 @@ class Attention(nn.Module):
     out_norm: bool = False
     norm_epsilon: float = NORM_EPSILON
     num_kv_heads: int | None = None
+    position_bias: PositionBiasSpec | None = None
 
     @nn.compact
     def __call__(
@@ -104,6 +106,8 @@ class Attention(nn.Module):
             query, key = turn(query), turn(key)
         if kv_heads != self.num_heads:
             key, value = (jnp.repeat(x, self.num_heads // kv_heads, axis=2) for x in (key, value))
+        if self.position_bias is not None:
+            bias = self.position_bias.make(self.num_heads, name="position_bias")()
         if windows is None:
             y = self._attend(query, key, value, segment_ids, bias=bias)
         else:

@@ -33,6 +33,7 @@ from vit_jax.models.layers.basic import (
     make_norm,
 )
 from vit_jax.models.layers.initialization import SCHEMES
+from vit_jax.models.layers.position_bias import PositionBiasSpec
 from vit_jax.models.layers.windows import Windows
 from vit_jax.types import Array, Params
 
@@ -76,6 +77,7 @@ class BlockSpec:
     mlp_layer_scale: bool = True
     rope: str | None = None
     rope_interleaved: bool = False
+    position_bias: PositionBiasSpec | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
     attention: str = "auto"
@@ -139,6 +141,7 @@ class BlockSpec:
             out_norm=self.attention_norm,
             norm_epsilon=self.norm_epsilon,
             num_kv_heads=self.num_kv_heads,
+            position_bias=self.position_bias,
             name=name,
         )
 
@@ -182,6 +185,7 @@ class Block(nn.Module):
         drop_rate: Array | None,
         rope: Array | None,
         segment_ids: SegmentIds | None,
+        bias: Array | None = None,
     ) -> tuple[Array, None]:
         """Maps x `[batch, tokens, embed]` to (x, None), the pair that `nn.scan` expects."""
         spec = self.spec
@@ -189,7 +193,8 @@ class Block(nn.Module):
         mlp = spec.make_mlp(train=self.train, name="mlp")
         norm1 = spec.make_norm("norm1")
         y = x if spec.post_norm else norm1(x)
-        attended = attention(y, rope=rope, segment_ids=segment_ids, windows=self.windows)
+        places = {"rope": rope, "segment_ids": segment_ids, "windows": self.windows, "bias": bias}
+        attended = attention(y, **places)
         attended = nn.Dropout(spec.dropout, deterministic=not self.train)(attended)
         if spec.parallel:
             return self._add(x, attended + mlp(y), "scale1", drop_rate), None
@@ -253,6 +258,7 @@ def run_blocks(
     rope: Array | None = None,
     segment_ids: SegmentIds | None = None,
     windows: Sequence[Windows | None] = (),
+    bias: Array | None = None,
 ) -> Array:
     """Applies `stack.depth` blocks to `[batch, tokens, embed]`, inside a compact method.
 
@@ -260,9 +266,10 @@ def run_blocks(
     scan, `blocks_0`, `blocks_1`, ...
 
     windows: of each block, without scan; empty where all blocks attend to all tokens.
+    bias: of the attention logits of all blocks alike, float32 `[1, heads, tokens, tokens]`.
     """
     x = nn.with_logical_constraint(x.astype(spec.residual_dtype), ("batch", "tokens", "embed"))
-    shared, own = (rope, segment_ids), [(one,) for one in windows]
+    shared, own = (rope, segment_ids, bias), [(one,) for one in windows]
     return scan_or_unroll(Block, (spec, train), x, stack, shared, own=own, train=train)
 
 

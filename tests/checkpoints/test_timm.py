@@ -1,0 +1,114 @@
+"""Tiny models of every kind of timm's, against outputs of timm (tests/interop/record_timm.py)."""
+
+import contextlib
+import json
+
+import golden_cases
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import checkpoints, models
+from vit_jax.checkpoints import loading
+from vit_jax.checkpoints.fit.inference import infer_model
+from vit_jax.errors import UserError
+from vit_jax.models import timm_names
+
+TINY = golden_cases.GOLDEN / "timm_tiny"
+KINDS = sorted(path.name for path in TINY.iterdir())
+FOUND_BY_FILE = ("bit", "hybrid")  # They have no config; the file tells all but the heads.
+
+
+def outputs(model, params, images):
+    """Returns logits, compiled without the optimizations that cost more time than they save."""
+    apply = jax.jit(lambda p, x: model.apply({"params": p}, x))
+    with jax.default_matmul_precision("highest"):
+        lowered = apply.lower(params, images)
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})(params, images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_timm_computes_the_same(kind):
+    stored = dict(np.load(TINY / kind / "io.npz"))
+    path, size = str(TINY / kind), stored["images"].shape[1:3]
+    heads = {"num_heads": 2} if kind == "hybrid" else {}
+    if kind in FOUND_BY_FILE:
+        path = f"{path}/model.safetensors"
+    weights = loading.read_weights(path)
+    model = infer_model(weights, **heads)
+    params, report = loading.fit(weights, model, path, image_size=size)
+    assert not report.initialised
+    assert bool(report.notes) == (kind == "hybrid")
+    actual = outputs(model, params, stored["images"])
+    largest = np.abs(stored["outputs"]).max()
+    np.testing.assert_allclose(actual, stored["outputs"], rtol=0, atol=1e-5 * largest)
+
+
+def test_nearly_every_name_of_timm_is_a_model():
+    missing = {"Cait": 10, "VisionTransformerSAM": 3}  # And layers that one model or few have.
+    count = 0
+    for name, row in timm_names.table().items():
+        with contextlib.suppress(UserError):
+            models.build(name, num_classes=3)
+            count += len(row["tags"])
+    assert sum(len(row["tags"]) for row in timm_names.table().values()) == 510
+    assert count >= 510 - sum(missing.values()) - 14
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("vit_base_patch16_224", {"width": 768, "patch_size": 16, "activation": "gelu"}),
+        ("timm/vit_base_patch16_clip_224.openai", {"pre_norm": True, "norm_epsilon": 1e-5}),
+        ("vit_large_patch14_dinov2.lvd142m", {"depth": 24, "layer_scale": 1e-5}),
+    ],
+)
+def test_names_of_timm_are_models(name, fields):
+    model = models.build(name)
+    assert {key: getattr(model, key) for key in fields} == fields
+    assert models.find(name) == name
+
+
+def test_a_name_that_timm_has_not_is_refused():
+    with pytest.raises(UserError, match="vit_base_patch16_225"):
+        models.build("vit_base_patch16_225")
+
+
+def test_a_file_beside_its_config_is_read_with_it():
+    weights = loading.read_weights(TINY / "vit_base_patch16_clip_quickgelu_224/model.safetensors")
+    fields = weights.fields
+    assert (fields["activation"], fields["norm_epsilon"], fields["num_heads"]) == (
+        *("quick_gelu", 1e-5, 2),
+    )
+
+
+def copied(kind, folder):
+    """Returns a copy of a state dict without its config."""
+    file = folder / "model.safetensors"
+    file.write_bytes((TINY / kind / "model.safetensors").read_bytes())
+    return file
+
+
+def test_what_a_file_alone_cannot_tell_is_said(tmp_path):
+    weights = loading.read_weights(copied("vit_base_patch16_224", tmp_path))
+    assert weights.fields["activation"] == "gelu"
+    assert "assumed are exact GELU" in weights.notes[0]
+
+
+def test_a_table_of_positions_does_not_rule_out_rotary_ones(tmp_path):
+    file = copied("eva02_base_patch14_224", tmp_path)
+    with pytest.raises(UserError, match="position cannot be told"):
+        infer_model(loading.read_weights(file), num_heads=2)
+    named = infer_model(loading.read_weights(file), "eva02_base_patch14_224", num_heads=2)
+    assert (named.backbone.position, named.backbone.position_table) == ("rope", True)
+
+
+def test_a_norm_is_never_offered_as_something_to_leave_out(tmp_path):
+    file = copied("vit_base_patch16_clip_224", tmp_path)
+    arguments = json.loads((TINY / "vit_base_patch16_224/config.json").read_text())["model_args"]
+    model = models.build(
+        *("vit",), patch_size=4, width=16, depth=2, num_heads=arguments["num_heads"], mlp_dim=24
+    )
+    with pytest.raises(UserError, match="pre_norm") as caught:
+        checkpoints.load(file, model)
+    assert "ignore=" not in str(caught.value)

@@ -1,0 +1,133 @@
+"""Records tests/golden/timm_tiny: a tiny model of each kind of timm's, with its outputs.
+
+    python tests/interop/record_timm.py
+
+Each is made by timm's own factory, narrower and with two blocks, and all other options kept.
+Weights are random and nowhere zero, so that nothing can hide. Needs the extra `interop`.
+"""
+
+import functools
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import torch
+from real_packages import import_packages
+from safetensors.torch import save_file
+
+from vit_jax.models import timm_names
+
+timm, _ = import_packages()
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "timm_tiny"
+
+PATCH = {"img_size": 16, "patch_size": 4}
+VIT = {**PATCH, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 1.5}
+NAMES = {
+    **dict.fromkeys(
+        (
+            *("vit_base_patch16_224", "vit_base_patch16_clip_224", "vit_base_patch16_rpn_224"),
+            *("vit_base_patch16_clip_quickgelu_224", "vit_betwixt_patch16_reg1_gap_256"),
+            *(
+                "vit_base_patch16_siglip_224",
+                "aimv2_large_patch14_224",
+                "vit_base_patch16_rope_224",
+            ),
+            *("beit_base_patch16_224", "eva02_base_patch14_224", "eva_large_patch14_196"),
+            *(
+                "eva02_base_patch16_clip_224",
+                "beit3_base_patch16_224",
+                "vit_pe_core_base_patch16_224",
+            ),
+            *("vit_so150m2_patch16_reg1_gap_256", "vit_base_patch16_dinov3_qkvb", "test_vit3"),
+            *("vit_pe_spatial_base_patch16_512", "deit_base_distilled_patch16_224"),
+            *("vit_base_patch16_radio_v3", "vit_giant_patch14_dinov2", "eva_giant_patch14_224"),
+            *("vit_base_patch16_rope_mixed_ape_224", "vit_base_patch16_rope_reg1_gap_256"),
+            *("vit_relpos_base_patch16_224", "vit_srelpos_medium_patch16_224"),
+            *("vit_relpos_base_patch16_clsgap_224", "vit_pwee_patch16_reg1_gap_256"),
+            "eva02_enormous_patch14_clip_224",
+        ),
+        VIT,
+    ),
+    "vit_base_patch16_sapiens2": {**VIT, "num_kv_heads": 1},
+    "resmlp_12_224": {**PATCH, "embed_dim": 16, "num_blocks": 2, "mlp_ratio": 1.5},
+    "mixer_b16_224": {**PATCH, "embed_dim": 16, "num_blocks": 2},
+}
+
+
+def draw(model):
+    """Draws every parameter anew, at a scale that keeps activations near one."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if re.search(r"gamma|ls\d", name):
+            value = 0.5 + 0.2 * noise
+        elif "freqs" in name:
+            value = parameter * (1 + 0.1 * noise)
+        elif name.endswith(("q_norm.bias", "k_norm.bias")):
+            value = 0 * noise  # ours has none
+        elif parameter.ndim == 1 and name.endswith("weight"):
+            value = 1 + 0.2 * noise
+        elif parameter.ndim > 1 and name.endswith("weight"):
+            value = noise / parameter[0].numel() ** 0.5
+        else:
+            value = 0.3 * noise
+        parameter.data = value
+    return model.eval()
+
+
+def record(folder, model, side, config=None):
+    folder.mkdir(parents=True)
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    arrays = {"images": images.numpy().transpose(0, 2, 3, 1), "outputs": model(images).numpy()}
+    np.savez_compressed(folder / "io.npz", **arrays)
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"timm": timm.__version__})
+    if config:
+        (folder / "config.json").write_text(json.dumps(config) + "\n")
+
+
+def config_of(name, arguments):
+    """Returns the config that timm writes beside a model's weights."""
+    size = {"pretrained_cfg": {"input_size": [3, 16, 16]}}
+    return {"architecture": name, "num_classes": 3, **size, "model_args": arguments}
+
+
+def main():
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    for name, arguments in NAMES.items():
+        model = draw(timm.create_model(name, num_classes=3, **arguments))
+        record(GOLDEN / name, model, 16, config_of(name, arguments))
+    for name in ("naflexvit_base_patch16_siglip", "naflexvit_base_patch16_parfac_gap"):
+        arguments = {**VIT, "pos_embed_grid_size": [4, 4]}
+        arguments.pop("img_size")
+        cfg = timm.models.naflexvit.NaFlexVitCfg(
+            **{**timm_names.table()[name]["args"], **arguments}
+        )
+        model = draw(timm.models.naflexvit.NaFlexVit(cfg, num_classes=3))
+        record(GOLDEN / name, model, 16, config_of(name, arguments))
+    # The factories of ResNets and hybrids make no tiny models.
+    same = functools.partial(timm.layers.StdConv2dSame, eps=1e-8)
+    fixed = functools.partial(timm.layers.StdConv2d, eps=1e-8)
+    net = functools.partial(timm.models.resnetv2.ResNetV2, [1, 1], width_factor=0.5)
+    bit = net(num_classes=3, stem_type="fixed", conv_layer=fixed, channels=(64, 64))
+    record(GOLDEN / "bit", draw(bit), 32)
+    stem = net(
+        num_classes=0,
+        global_pool="",
+        preact=False,
+        stem_type="same",
+        conv_layer=same,
+        channels=(64, 64),
+    )
+    embed = functools.partial(timm.layers.HybridEmbed, backbone=stem, patch_size=1)
+    small = {**VIT, "img_size": 32, "patch_size": 1, "num_classes": 3}
+    hybrid = timm.models.vision_transformer.VisionTransformer(embed_layer=embed, **small)
+    record(GOLDEN / "hybrid", draw(hybrid), 32)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

@@ -1,0 +1,340 @@
+"""The models of timm by their names: which model of this package each of them is.
+
+The table `timm_names.json` has the arguments that timm's factories pass to its classes;
+`scripts/timm_names.py` writes it from the package. A name may be that of an architecture
+(`vit_base_patch16_224`) or of pretrained weights (`vit_base_patch16_224.augreg_in21k`), with or
+without `timm/` before it.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from vit_jax.errors import UserError
+
+Args = Mapping[str, Any]
+
+NORMS = {"LayerNorm": "layernorm", "RmsNorm": "rmsnorm"}
+ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
+POOLINGS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A model of timm, as a model of this package.
+
+    name: the model's name here. fields: those of the model that timm's arguments tell.
+    image_size: the side of the images, and num_classes: the length of the logits, of the pretrained
+      weights; None for an architecture alone.
+    args: timm's arguments.
+    """
+
+    name: str
+    fields: Mapping[str, Any]
+    args: Args
+    image_size: int | None = None
+    num_classes: int | None = None
+
+
+@functools.cache
+def table() -> Mapping[str, Any]:
+    """Returns the table: by architecture the class, the arguments and the pretrained tags."""
+    text = resources.files("vit_jax.models").joinpath("timm_names.json").read_text()
+    return json.loads(text)["models"]
+
+
+def find(name: str, args: Args | None = None) -> Origin | None:
+    """Returns the model that timm's `name` stands for, or None if timm has no such name.
+
+    args: arguments that replace those of timm's factory.
+
+    Raises:
+      UserError: the model has layers that this package has not.
+    """
+    architecture, _, tag = name.removeprefix("timm/").partition(".")
+    row = table().get(architecture)
+    if row is None or (tag and tag not in row["tags"]):
+        return None
+    given = {**row["args"], **(args or {})}
+    convert = _CLASSES.get(row["class"])
+    if convert is None:
+        raise UserError(f"{name}: timm's {row['class']} is no model of this package")
+    kind, fields = convert(given, f"{name}: ")
+    size, classes = row["tags"][tag] if tag else (None, None)
+    return Origin(kind, fields, given, size, classes)
+
+
+def _refuse(name: str, what: str) -> None:
+    raise UserError(f"{name}this package has no {what}, which timm's model has")
+
+
+def _norm(value: str | None, name: str, default: str) -> dict[str, Any]:
+    match = re.fullmatch(r"(\w+)\((.*)\)", value or default)
+    if not match or match[1] not in NORMS:
+        _refuse(name, f"norm {value}")
+    return {"norm": NORMS[match[1]], "norm_epsilon": float(match[2])}
+
+
+def _sizes(a: Args, name: str, pooling: str) -> dict[str, Any]:
+    """Returns the fields that all of timm's classes of transformers have in common."""
+    width, ratio = a.get("embed_dim", 768), a.get("mlp_ratio", 4.0)
+    fields = {
+        "patch_size": _patch(a.get("patch_size", 16)),
+        "width": width,
+        "depth": a.get("depth", 12),
+        "num_heads": a.get("num_heads", 12),
+        "mlp_dim": int(width * ratio),
+        "activation": ACTIVATIONS.get(a.get("act_layer", "GELU")) or _refuse(name, "activation"),
+        "qkv_bias": a.get("qkv_bias", True),
+        "qk_norm": a.get("qk_norm", False),
+    }
+    pool = a.get("global_pool", pooling)
+    if pool not in POOLINGS:
+        _refuse(name, f"pooling {pool!r}")
+    fields["pooling"] = POOLINGS[pool]
+    if a.get("init_values"):
+        fields["layer_scale"] = a["init_values"]
+    return fields | _norm(a.get("norm_layer"), name, "LayerNorm(1e-06)")
+
+
+def _patch(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _norms_around(a: Args, pool: str, *, last: Any, after: Any) -> dict[str, bool]:
+    """Returns which norms come after the blocks and after the pooling."""
+    fc_norm = pool == "mean" if after is None else bool(after)
+    return {"last_norm": (not fc_norm) if last is None else bool(last), "fc_norm": fc_norm}
+
+
+def _vit(a: Args, name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the fields of timm's `VisionTransformer`."""
+    fields, kind = _sizes(a, name, "token"), "vit"
+    pre_norm, bias = a.get("pre_norm", False), a.get("proj_bias", True)
+    block, mlp = a.get("block_fn", "Block"), a.get("mlp_layer", "Mlp")
+    if block not in ("Block", "ResPostBlock", "ParallelScalingBlock") or a.get("attn_layer"):
+        _refuse(name, f"{a.get('attn_layer') or ''} {block}".strip())
+    final = a.get("final_norm", True)
+    norms = _norms_around(a, fields["pooling"], last=None, after=a.get("fc_norm"))
+    fields |= norms if final else {"last_norm": False, "fc_norm": False}
+    fields |= {
+        "class_token": a.get("class_token", True),
+        "class_token_position": not a.get("no_embed_class", False) and not a.get("reg_tokens"),
+        "num_registers": a.get("reg_tokens", 0),
+        "position": "none" if a.get("pos_embed", "learn") in ("", "none") else "learned",
+        "patch_bias": not pre_norm,
+        "pre_norm": pre_norm,
+        "embed_norm": bool(a.get("embed_norm_layer")),
+        "proj_bias": bias,
+        "mlp_bias": bias,
+        "attention_norm": a.get("scale_attn_norm", False),
+        "mlp_norm": a.get("scale_mlp_norm", False),
+        "post_norm": block == "ResPostBlock",
+        "parallel": block == "ParallelScalingBlock",
+        "pool_prefix": a.get("pool_include_prefix", False),
+    }
+    fields |= _gated(fields, mlp, name)
+    if fields["post_norm"]:
+        fields.pop("layer_scale", None)
+    if "embed_layer" in a and fields["patch_size"] is not None:
+        kind, more = _hybrid(a, name)
+        fields |= more
+    return kind, fields
+
+
+def _gated(fields: Mapping[str, Any], mlp: str, name: str) -> dict[str, Any]:
+    if mlp == "Mlp":
+        return {}
+    if mlp == "SwiGLUPacked":
+        return {"mlp": "swiglu", "mlp_dim": fields["mlp_dim"] // 2}
+    if mlp == "SwiGLU":
+        return {"mlp": "swiglu"}
+    return _refuse(name, f"MLP {mlp}") or {}
+
+
+def _hybrid(a: Args, name: str) -> tuple[str, dict[str, Any]]:
+    layer = a["embed_layer"]
+    backbone = layer.get("backbone", {}) if isinstance(layer, dict) else {}
+    if layer == "PatchEmbed" or (isinstance(layer, dict) and layer["name"] == "PatchEmbed"):
+        return "vit", {}
+    if backbone.get("name") not in ("Sequential",):
+        _refuse(name, f"stem {backbone.get('name') or layer}")
+    patch = layer.get("patch_size", a.get("patch_size", 1))
+    return "r50_b16", {"stages": tuple(backbone["stages"]), "patch_size": _patch(patch)}
+
+
+def _distilled(a: Args, name: str) -> tuple[str, dict[str, Any]]:
+    kind, fields = _vit(a, name)
+    return kind, fields | {"distill_token": True}
+
+
+def _eva(a: Args, name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the fields of timm's `Eva`."""
+    fields, pre_norm = _sizes(a, name, "avg"), a.get("use_pre_transformer_norm", False)
+    norms = {"last": a.get("use_post_transformer_norm"), "after": a.get("use_fc_norm")}
+    fields |= _norms_around(a, fields["pooling"], **norms)
+    heads = a.get("num_kv_heads")
+    if isinstance(heads, list) and len(set(heads)) > 1:
+        _refuse(name, "different numbers of heads in the blocks")
+    heads = heads[0] if isinstance(heads, list) else heads
+    registers, table = a.get("num_reg_tokens", 0), a.get("use_abs_pos_emb", True)
+    fields |= {
+        "class_token": a.get("class_token", True),
+        "class_token_position": not a.get("no_embed_class", False) and not registers and table,
+        "num_registers": registers,
+        "position": "learned" if table else "none",
+        "patch_bias": not pre_norm,
+        "pre_norm": pre_norm,
+        "key_bias": a.get("attn_type", "eva") == "rope",
+        "num_kv_heads": None if heads == fields["num_heads"] else heads,
+        "attention_norm": a.get("scale_attn_inner", False),
+        "mlp_norm": a.get("scale_mlp", False),
+        "mlp": "swiglu" if a.get("swiglu_mlp") else "gelu",
+        "activation": "gelu",
+        "post_norm": a.get("use_post_norm", False),
+        "mlp_layer_scale": not a.get("attn_only_layer_scale", False),
+        "pool_prefix": fields["pooling"] == "map",
+    }
+    if fields["mlp"] == "swiglu" and (align := a.get("swiglu_align_to")):
+        fields["mlp_dim"] += -fields["mlp_dim"] % align
+    if fields["pooling"] == "map":
+        ratio = a.get("attn_pool_mlp_ratio") or a.get("mlp_ratio", 4.0)
+        fields["map_heads"] = a.get("attn_pool_num_heads") or fields["num_heads"]
+        fields["map_mlp_dim"] = int(fields["width"] * ratio)
+    if fields["post_norm"]:
+        fields.pop("layer_scale", None)
+    if a.get("use_rot_pos_emb"):
+        fields |= _rotary(a, name)
+    return "vit", fields
+
+
+def _rotary(a: Args, name: str) -> dict[str, Any]:
+    kind = a.get("rope_type", "cat")
+    kinds = {"cat": "rope", "dinov3": "rope_dinov3", "mixed": "rope_mixed"}
+    if kind not in kinds:
+        _refuse(name, f"rotary positions {kind!r}")
+    fields: dict[str, Any] = {
+        "position": kinds[kind],
+        "position_table": a.get("use_abs_pos_emb", True),
+        "rope_interleaved": not a.get("rope_rotate_half", False),
+    }
+    if kind != "mixed":
+        grid = a.get("ref_feat_shape") if kind == "cat" else None
+        fields |= {
+            "rope_base": float(a.get("rope_temperature", 10_000.0)),
+            "rope_grid": (grid, grid) if isinstance(grid, int) else grid and tuple(grid),
+            "rope_offset": a.get("rope_grid_offset", 0.0),
+            "rope_columns_first": a.get("rope_grid_indexing", "ij") == "xy",
+        }
+    return fields
+
+
+def _beit(a: Args, name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the fields of timm's `Beit`."""
+    fields = _sizes(a, name, "avg")
+    table = a.get("use_abs_pos_emb", True)
+    fields |= _norms_around(a, fields["pooling"], last=None, after=a.get("use_fc_norm"))
+    fields |= {
+        "class_token": True,
+        "class_token_position": table,
+        "position": "learned" if table else "none",
+        "key_bias": False,
+        "mlp": "swiglu" if a.get("swiglu_mlp") else "gelu",
+        "mlp_norm": a.get("scale_mlp", False),
+    }
+    if a.get("use_rel_pos_bias"):
+        fields["position_bias"] = "table"
+    if a.get("use_shared_rel_pos_bias"):
+        fields["position_bias"] = "shared_table"
+    return "vit", fields
+
+
+def _relative(a: Args, name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the fields of timm's `VisionTransformerRelPos`."""
+    fields = _sizes({"init_values": 1e-6, **a}, name, "avg")
+    fc_norm, has_token = a.get("fc_norm", False), a.get("class_token", False)
+    post_norm = a.get("block_fn") == "ResPostRelPosBlock"
+    if "swin" in a.get("rel_pos_type", "mlp"):
+        _refuse(name, "bias of positions as in Swin V2")
+    kind = "mlp" if a.get("rel_pos_type", "mlp").startswith("mlp") else "table"
+    fields |= {
+        "last_norm": not fc_norm,
+        "fc_norm": fc_norm,
+        "class_token": has_token,
+        "class_token_position": False,
+        "position": "none",
+        "post_norm": post_norm,
+        "position_bias": f"shared_{kind}" if a.get("shared_rel_pos") else kind,
+    }
+    if post_norm:
+        fields.pop("layer_scale", None)
+    return "vit", fields
+
+
+def _naflex(a: Args, name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the fields of timm's `NaFlexVit` for images of one size."""
+    fields = _sizes(a, name, "map")
+    if a.get("rope_type") or a.get("pos_embed", "learned") not in ("learned", "factorized"):
+        _refuse(name, f"positions {a.get('rope_type') or a.get('pos_embed')!r}")
+    if a.get("attn_type") or a.get("attn_layer") or a.get("block_fn"):
+        _refuse(name, "such blocks")
+    pre_norm, final = a.get("pre_norm", False), a.get("final_norm", True)
+    norms = _norms_around(a, fields["pooling"], last=None, after=a.get("fc_norm"))
+    fields |= norms if final else {"last_norm": False, "fc_norm": False}
+    fields |= {
+        "class_token": a.get("class_token", False),
+        "class_token_position": False,
+        "num_registers": a.get("reg_tokens", 0),
+        "position": "learned",
+        "pre_norm": pre_norm,
+        "patch_bias": a.get("proj_bias", True) if not pre_norm else False,
+        "proj_bias": a.get("proj_bias", True),
+        "mlp_bias": a.get("proj_bias", True),
+        "attention_norm": a.get("scale_attn_norm") or a.get("scale_attn_inner_norm") or False,
+        "mlp_norm": a.get("scale_mlp_norm", False),
+        "pool_prefix": a.get("pool_include_prefix", False),
+    }
+    return "vit", fields | _gated(fields, a.get("mlp_layer", "Mlp"), name)
+
+
+def _mixer(a: Args, name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the fields of timm's `MlpMixer`."""
+    block = a.get("block_layer", "MixerBlock")
+    block, values = (block["name"], block["init_values"]) if isinstance(block, dict) else (block, 0)
+    if block not in ("MixerBlock", "ResBlock") or a.get("mlp_layer", "Mlp") != "Mlp":
+        _refuse(name, f"{block} with {a.get('mlp_layer')}")
+    width, res = a.get("embed_dim", 512), block == "ResBlock"
+    ratio = a.get("mlp_ratio", 4.0 if res else (0.5, 4.0))
+    ratios = ratio if isinstance(ratio, list | tuple) else (ratio, ratio)
+    fields = {
+        "patch_size": _patch(a.get("patch_size", 16)),
+        "width": width,
+        "depth": a.get("num_blocks", 8),
+        "tokens_mlp_dim": 0 if res else int(ratios[0] * width),
+        "channels_mlp_dim": int(ratios[1] * width),
+        "activation": ACTIVATIONS.get(a.get("act_layer", "GELU")) or _refuse(name, "activation"),
+    }
+    if res:
+        fields |= {"norm": "affine", "layer_scale": values or 1e-4}
+    return "mixer_b16", fields
+
+
+def _bit(a: Args, name: str) -> tuple[str, dict[str, Any]]:
+    del name
+    return "bit_r50x1", {"stages": tuple(a["layers"]), "width_factor": a.get("width_factor", 1)}
+
+
+_CLASSES = {
+    "VisionTransformer": _vit,
+    "VisionTransformerDistilled": _distilled,
+    "VisionTransformerRelPos": _relative,
+    "Eva": _eva,
+    "Beit": _beit,
+    "NaFlexVit": _naflex,
+    "MlpMixer": _mixer,
+    "ResNetV2": _bit,
+}
