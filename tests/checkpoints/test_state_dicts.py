@@ -153,12 +153,12 @@ def test_positions_as_timm_resamples_them():
             np.testing.assert_allclose(resized, stored[name], atol=1e-5)
 
 
-def test_norm_after_pooling_is_refused(tmp_path):
+def test_norm_after_pooling_is_no_last_norm(tmp_path):
     state = array_files.read_arrays(INTEROP / "timm_mean.safetensors")
     for leaf in ("weight", "bias"):
         state[f"fc_norm.{leaf}"] = state.pop(f"norm.{leaf}")
     files.write_safetensors(tmp_path / "c.safetensors", state)
-    with pytest.raises(UserError, match="norms after pooling"):
+    with pytest.raises(UserError, match="holds backbone/fc_norm/bias"):
         checkpoints.load(tmp_path / "c.safetensors", load_case("timm_mean")[0])
 
 
