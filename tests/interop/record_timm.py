@@ -52,8 +52,6 @@ NAMES = {
         VIT,
     ),
     "vit_base_patch16_sapiens2": {**VIT, "num_kv_heads": 1},
-    "resmlp_12_224": {**PATCH, "embed_dim": 16, "num_blocks": 2, "mlp_ratio": 1.5},
-    "mixer_b16_224": {**PATCH, "embed_dim": 16, "num_blocks": 2},
 }
 
 
@@ -103,16 +101,23 @@ def main():
     for name in ("naflexvit_base_patch16_siglip", "naflexvit_base_patch16_parfac_gap"):
         arguments = {**VIT, "pos_embed_grid_size": [4, 4]}
         arguments.pop("img_size")
-        cfg = timm.models.naflexvit.NaFlexVitCfg(
-            **{**timm_names.table()[name]["args"], **arguments}
-        )
+        given = {**timm_names.table()[name]["args"], **arguments}
+        if "act_layer" in given:
+            given["act_layer"] = "gelu_tanh"  # timm takes this word, not the layer's name.
+        cfg = timm.models.naflexvit.NaFlexVitCfg(**given)
         model = draw(timm.models.naflexvit.NaFlexVit(cfg, num_classes=3))
         record(GOLDEN / name, model, 16, config_of(name, arguments))
+    mixers, sizes = timm.models.mlp_mixer, {**PATCH, "embed_dim": 16, "num_blocks": 2}
+    layers = {"block_layer": mixers.ResBlock, "norm_layer": mixers.Affine, "mlp_ratio": 1.5}
+    for name, more in (("mixer_b16_224", {}), ("resmlp_12_224", layers)):
+        model = draw(mixers.MlpMixer(num_classes=3, **sizes, **more))
+        told = {k: v for k, v in more.items() if k == "mlp_ratio"}
+        record(GOLDEN / name, model, 16, config_of(name, {**sizes, **told}))
     # The factories of ResNets and hybrids make no tiny models.
     same = functools.partial(timm.layers.StdConv2dSame, eps=1e-8)
     fixed = functools.partial(timm.layers.StdConv2d, eps=1e-8)
-    net = functools.partial(timm.models.resnetv2.ResNetV2, [1, 1], width_factor=0.5)
-    bit = net(num_classes=3, stem_type="fixed", conv_layer=fixed, channels=(64, 64))
+    net = functools.partial(timm.models.resnetv2.ResNetV2, [1], (256,), width_factor=0.5)
+    bit = net(num_classes=3, stem_type="fixed", conv_layer=fixed)
     record(GOLDEN / "bit", draw(bit), 32)
     stem = net(
         num_classes=0,
@@ -120,7 +125,6 @@ def main():
         preact=False,
         stem_type="same",
         conv_layer=same,
-        channels=(64, 64),
     )
     embed = functools.partial(timm.layers.HybridEmbed, backbone=stem, patch_size=1)
     small = {**VIT, "img_size": 32, "patch_size": 1, "num_classes": 3}

@@ -80,6 +80,10 @@ def _mixer(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         f"{field}_mlp_dim": arrays[f"{BLOCK}{kind}_mixing/dense1/kernel"].shape[1]
         for field, kind in (("tokens", "token"), ("channels", "channel"))
     }
+    if f"{BLOCK}token_mixing/dense2/kernel" not in arrays:  # ResMLP
+        dims |= {"tokens_mlp_dim": 0, "norm": "affine"}
+    if f"{BLOCK}scale1" in arrays:
+        dims["layer_scale"] = 1.0
     return _common(arrays) | dims
 
 

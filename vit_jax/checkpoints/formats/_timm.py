@@ -139,7 +139,8 @@ def prepare(state: Mapping[str, np.ndarray], args: Mapping[str, Any] | None) -> 
     """
     state = {name: x for name, x in state.items() if not BUFFERS.fullmatch(name)}
     state = {_plain_name(name): x for name, x in state.items()}
-    state = _of_naflex(state) if "embeds.proj.weight" in state else state
+    if "embeds.proj.weight" in state:
+        state, args = _of_naflex(state), {"no_embed_class": True}
     state = _split_parallel(state) if "blocks.0.in_proj.weight" in state else state
     state = _split_attention(state)
     state = _split_gated(state)

@@ -83,7 +83,7 @@ def read(source: Source) -> Weights:
         grid=grid or (_grid(origin, arrays) if origin else None),
         ignored=ignored,
         unknown=tuple(unknown),
-        notes=() if origin else (_assumption(fields),),
+        notes=(ASSUMED,) if fields and not origin else (),
         fields=fields,
         interpolation="bicubic",
     )
@@ -146,10 +146,6 @@ def _assumed(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if is_eva and not has_bias and "blocks.0.attn.frequencies" not in state:
         fields["position"] = None
     return fields
-
-
-def _assumption(fields: Mapping[str, Any]) -> str:
-    return ASSUMED if "activation" in fields else "timm's config.json is not beside the file"
 
 
 def _grid(origin: timm_names.Origin, arrays: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
