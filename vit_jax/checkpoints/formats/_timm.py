@@ -274,7 +274,8 @@ def _fold_prefix(state: State, args: Mapping[str, Any] | None) -> State:
     first, count = int("cls_token" in state), state[extra].shape[1]
     patches = table.shape[1] - first - count
     known = (args or {}).get("no_embed_class")
-    has_rows = not known if args is not None else square_side(table.shape[1]) is None
+    fits = square_side(table.shape[1]) is None and square_side(max(patches, 0)) is not None
+    has_rows = not known if args is not None else fits
     if not has_rows or patches < 1:
         return state
     rows, rest = table[:, first : first + count], table[:, first + count :]
