@@ -29,6 +29,7 @@ from vit_jax.models.registry import (
     build,
     field_names,
     find,
+    find_variant,
     list_models,
     names,
     variants,
