@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_jax import attention, checkpoints, config, data, models, optim, report, tasks
     from vit_jax.attention import attention_maps
+    from vit_jax.inference.export import export
     from vit_jax.inference.features import features
     from vit_jax.inference.predict import Predictor
     from vit_jax.models import build, list_models
@@ -41,6 +42,7 @@ _HOMES = {
     "attention_maps": "attention",
     "build": "models",
     "evaluate": "training.from_python",
+    "export": "inference.export",
     "features": "inference.features",
     "list_models": "models",
     "train": "training.from_python",
@@ -57,6 +59,7 @@ __all__ = [
     "config",
     "data",
     "evaluate",
+    "export",
     "features",
     "list_models",
     "models",

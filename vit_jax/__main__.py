@@ -20,14 +20,19 @@ _LAST_WORDS_SECONDS = 2.0
 _REDELIVERY_SECONDS = 0.05
 _CTRL_C = 128 + signal.SIGINT
 
-_ONE_LINE = UserError | errors.DoesNotFit | errors.Diverged | errors.LostProcess | errors.CannotSave
+_ONE_LINE = (
+    UserError
+    | errors.DoesNotFit
+    | errors.Diverged
+    | errors.LostProcess
+    | errors.CannotSave
+    | errors.WrongExport
+)
 """Errors whose message says all that a person needs."""
 
 
 _EXTRAS = {
     "huggingface_hub": "hub",
-    "jax2onnx": "onnx",
-    "onnxruntime": "onnx",
     "sentencepiece": "text",
     "tokenizers": "text",
     "wandb": "wandb",

@@ -51,6 +51,12 @@ class Diverged(Exception):
     exit_code = FAILURE
 
 
+class WrongExport(Exception):
+    """The outputs of an exported program are not those of the model. The message is one line."""
+
+    exit_code = FAILURE
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Returns whether XLA reports that a device, or the compiler's plan for it, lacks memory.
 

@@ -369,7 +369,8 @@ SCHEMA: dict[str, Any] = {
         "writers": Key(
             ["jsonl", "tensorboard"],
             FREE,
-            "Where rows of metrics go besides metrics.jsonl: tensorboard, or package.module:Class.",
+            "Where rows of metrics go besides metrics.jsonl: tensorboard, wandb, or"
+            " package.module:Class.",
             of=str,
         ),
         "tensorboard": Key(True, FREE, "false leaves tensorboard out of log.writers."),

@@ -159,6 +159,10 @@ class Preparation(Protocol):
         """Returns where a prepared image lies in its file; None where that cannot be told."""
         ...
 
+    def describe(self) -> str:
+        """Returns in words how a file becomes the pixels that the model is given."""
+        ...
+
 
 class AsEvaluated:
     """The evaluation preprocessing of a run, on image files.
@@ -174,6 +178,11 @@ class AsEvaluated:
 
     def pictures(self, pictures: Sequence[Picture]) -> Pictures:
         return Pictures(pictures, self._fit, self._exif)
+
+    def describe(self) -> str:
+        """Returns in words how a file becomes the pixels that the model is given."""
+        fitted = f"brought to {self._fit[0]} x {self._fit[1]} pixels, then " if self._fit else ""
+        return f"{fitted}preprocessed as the run's evaluation: `{self._part.text or 'nothing'}`"
 
     def batches(self, pictures: Pictures, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         with data.eval_batches(
@@ -203,6 +212,15 @@ class ByInputSpec:
 
     def pictures(self, pictures: Sequence[Picture]) -> Pictures:
         return Pictures(pictures, exif=self._exif)
+
+    def describe(self) -> str:
+        """Returns in words how a file becomes the pixels that the model is given."""
+        fit = "shorter side" if self._spec.keeps_aspect else "both sides"
+        size = " x ".join(map(str, self._spec.size))
+        return (
+            f"{fit} resized ({self._spec.interpolation}, Pillow) to the size over"
+            f" {self._spec.crop:.3g}, then the middle {size} pixels cut out"
+        )
 
     def batches(self, pictures: Pictures, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(pictures), batch_size):

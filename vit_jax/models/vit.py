@@ -337,7 +337,7 @@ class VisionTransformer(Encoder):
             parts.append(self._token("distill", init, 1))
         if self.num_registers:
             parts.append(self._token("registers", init, self.num_registers))
-        batch = len(x)
+        batch = x.shape[0]
         parts = [jnp.broadcast_to(p.astype(x.dtype), (batch, *p.shape[1:])) for p in parts]
         return jnp.concatenate([*parts, x], axis=1)
 

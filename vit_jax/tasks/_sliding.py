@@ -39,7 +39,7 @@ def slide(
     counts = np.zeros(padded.shape[1:3], np.float32)
     for y, x in corners:
         counts[y : y + window[0], x : x + window[1]] += 1
-    batch = len(images)
+    batch = images.shape[0]
 
     def crop(x: Array, corner: Array) -> Array:
         start = (0, corner[0], corner[1], 0)

@@ -250,7 +250,7 @@ class Task(BaseTask):
             )
             label = jnp.take_along_axis(label, chosen, axis=1)
         else:
-            flat = jax.nn.sigmoid(scores).reshape(len(scores), -1)
+            flat = jax.nn.sigmoid(scores).reshape(scores.shape[0], -1)
             score, index = jax.lax.top_k(flat, min(self.max_detections, flat.shape[1]))
             chosen, label = index // scores.shape[-1], index % scores.shape[-1]
         boxes = jnp.take_along_axis(boxes, chosen[..., None], axis=1)

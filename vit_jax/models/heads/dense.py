@@ -326,7 +326,7 @@ def _with_tokens(module: nn.Module, name: str, tokens: Array, count: int) -> Arr
     """Appends `count` learned tokens, a parameter of `module`, to `tokens` `[b, n, width]`."""
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, "embed"))
     learned = module.param(name, init, (1, count, tokens.shape[-1]), jnp.float32)
-    learned = jnp.broadcast_to(learned, (len(tokens), count, tokens.shape[-1]))
+    learned = jnp.broadcast_to(learned, (tokens.shape[0], count, tokens.shape[-1]))
     return jnp.concatenate([tokens, learned], axis=1)
 
 

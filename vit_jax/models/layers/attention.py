@@ -111,7 +111,7 @@ class Attention(nn.Module):
         if windows is None:
             y = self._attend(query, key, value, segment_ids, bias=bias)
         else:
-            apart = windows.segment_ids(len(x))
+            apart = windows.segment_ids(x.shape[0])
             y = windows.join(
                 self._attend(*map(windows.split, (query, key, value)), apart, windows=windows)
             )

@@ -1,0 +1,11 @@
+# An image that trains: docker build --build-arg EXTRAS=train,text,tpu --build-arg COMMIT=$(git rev-parse HEAD) .
+FROM python:3.12-slim
+ARG EXTRAS=train,text
+ARG COMMIT=
+WORKDIR /vit_jax
+COPY . .
+# Reports and workdirs name the commit, which the image cannot ask git for.
+RUN printf %s "$COMMIT" >.commit \
+  && pip install --no-cache-dir --constraint constraints.txt --editable ".[$EXTRAS]"
+ENTRYPOINT ["vit-jax"]
+CMD ["--help"]

@@ -1,0 +1,158 @@
+"""Programs for other runtimes: written, run there on a photograph, compared with the model."""
+
+import functools
+import types
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from vit_jax import tasks
+from vit_jax.checkpoints.input_spec import InputSpec
+from vit_jax.errors import UserError, WrongExport
+from vit_jax.inference import export as export_lib
+from vit_jax.inference import program as program_lib
+from vit_jax.inference.exports import Format
+from vit_jax.inference.predict import Predictor
+from vit_jax.inference.preparation import ByInputSpec
+from vit_jax.types import ArraySpec, DataInfo
+
+MODEL = {"name": "vit", "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2}
+TASKS = {
+    "classification": {"name": "classification"},
+    "segmentation": {"name": "segmentation"},
+    "detection": {"name": "detection"},
+    "contrastive": {
+        "name": "contrastive",
+        "dim": 8,
+        "text": {"width": 16, "depth": 1, "num_heads": 2, "vocab_size": 300},
+    },
+}
+IMAGE = ArraySpec((32, 32, 3), np.dtype(np.uint8))
+INT = np.dtype(np.int32)
+SPECS = {
+    "classification": {"image": IMAGE, "label": ArraySpec((), INT)},
+    "segmentation": {"image": IMAGE, "segmentation": ArraySpec((32, 32, 1), np.dtype(np.uint8))},
+    "detection": {
+        "image": IMAGE,
+        "boxes": ArraySpec((3, 4), np.dtype(np.float32)),
+        "box_label": ArraySpec((3,), INT),
+    },
+    "contrastive": {"image": IMAGE, "tokens": ArraySpec((6,), INT)},
+}
+
+
+@functools.cache
+def predictor_of(name):
+    """An untrained predictor whose parameters are all random, so that its outputs differ."""
+    info = DataInfo(SPECS[name], 3, ("a", "b", "c"))
+    task = tasks.build(TASKS[name], MODEL, info)
+    params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    return Predictor(task, params, info, ByInputSpec(InputSpec(size=(32, 32)), 3))
+
+
+CASES = {
+    "logits": ("classification", {}, {"logits": (3,)}),
+    "probabilities": (
+        "classification",
+        {"include_preprocessing": True, "weights": "bfloat16", "batch": 2},
+        {"probability": (3,)},
+    ),
+    "embedding": ("classification", {"outputs": "features"}, {"features": (16,)}),
+    "pixels": ("segmentation", {}, {"logits": (32, 32, 3)}),
+    "boxes": (
+        "detection",
+        {"include_preprocessing": True},
+        {"detected_boxes": None, "detected_score": None, "detected_label": None},
+    ),
+    "image vectors": ("contrastive", {}, {"image_vector": (8,)}),
+    "text vectors": ("contrastive", {"outputs": "text"}, {"text_vector": (8,)}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_program_takes_any_number_of_rows(case):
+    name, options, outputs = CASES[case]
+    program = program_lib.build(predictor_of(name), **options)
+    assert program.outputs.keys() == outputs.keys()
+    for output, shape in outputs.items():
+        found = program.outputs[output].shape
+        assert found[0] == program.input.shape[0]
+        assert shape is None or found[1:] == shape
+    assert program.batch == options.get("batch")
+
+
+LONG = pytest.mark.soak
+
+
+@pytest.mark.parametrize(
+    "case", [case if case == "probabilities" else pytest.param(case, marks=LONG) for case in CASES]
+)
+def test_what_was_written_answers_as_the_model_and_says_how_to_load_it(case, tmp_path, monkeypatch):
+    name, options, outputs = CASES[case]
+    done = vit_jax.export(predictor_of(name), str(tmp_path / "out"), "stablehlo", **options)
+    assert done.difference <= export_lib.TOLERANCE
+    assert done.size > 1000
+    assert done.seconds > 0
+    stored = jax.export.deserialize((tmp_path / "out/program.stablehlo").read_bytes())
+    assert stored.platforms == ("cpu", "cuda", "tpu")
+    readme = (tmp_path / "out/README.md").read_text()
+    assert all(f"`{output}`" in readme for output in outputs)
+    *_, argument = stored.in_avals
+    assert ("mean [127.5]" in readme) == (argument.dtype == np.float32)
+    monkeypatch.chdir(tmp_path / "out")
+    shape = (options.get("batch", 5), *argument.shape[1:])
+    names = {("tokens" if "text" in case else "images"): np.zeros(shape, argument.dtype)}
+    exec(readme.split("```")[1].removeprefix("python\n"), names)
+    assert {name: len(value) for name, value in names["outputs"].items()} == {
+        output: shape[0] for output in outputs
+    }
+
+
+def test_a_saved_model_answers_as_the_model(tmp_path):
+    done = vit_jax.export(predictor_of("classification"), str(tmp_path / "out"), "savedmodel")
+    assert done.difference <= export_lib.TOLERANCE
+    assert (tmp_path / "out/saved_model.pb").exists()
+
+
+def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    def write(program, folder):
+        (folder / "program").touch()
+        written.append(program)
+
+    def run(inputs):
+        return {name: 1.001 * value for name, value in written[0](inputs).items()}
+
+    written = []
+    wrong = Format("A format", write, lambda folder: run, "")
+    monkeypatch.setattr(export_lib, "FORMATS", types.SimpleNamespace(find=lambda *_: wrong))
+    with pytest.raises(WrongExport, match=r"A format: output logits differs .* by 1\.0e-03"):
+        vit_jax.export(predictor_of("classification"), str(tmp_path / "out"))
+    assert len(written) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (
+            ("out", "onnx"),
+            {},
+            r"is no export format; write savedmodel or stablehlo; for ONNX, `conv",
+        ),
+        (("out", "savedmodl"), {}, r"--to='savedmodl' is no .*; did you mean 'savedmodel'"),
+        (("out",), {"outputs": "feature"}, "did you mean 'features'"),
+        (("out",), {"weights": "bf16"}, "did you mean 'bfloat16'"),
+        (("no/such/out",), {}, "there is no folder"),
+        ((".",), {}, "exists already"),
+        (("out",), {"outputs": "text"}, "is for runs that learned images and texts"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(arguments, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        vit_jax.export(predictor_of("classification"), *arguments, **options)

@@ -1,0 +1,193 @@
+"""A trained model as a program: one function of a batch, with its parameters, ready to be exported.
+
+A program is traced with an attention that runs on every platform, because the machine that exports
+is seldom the one that serves.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import models
+from vit_jax.errors import UserError
+from vit_jax.inference.predict import Predictor
+from vit_jax.models import TowerOutputs
+from vit_jax.tasks import BaseTask
+from vit_jax.types import Array, Features, Params
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+OUTPUTS = ("answers", "features", "text")
+WEIGHTS = ("float32", "bfloat16")
+
+Function = Callable[[Mapping[str, Array], Array], dict[str, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function of one batch.
+
+    Attributes:
+      function: maps (weights by name, inputs) to outputs by name.
+      weights: arrays by name, in host memory.
+      name: the name of the input: `images` or `tokens`.
+      input: shape and dtype of the inputs. The first axis is a number, or a symbol if any number of
+        rows is allowed.
+      meaning: the input in words.
+    """
+
+    function: Function
+    weights: Mapping[str, np.ndarray]
+    name: str
+    input: jax.ShapeDtypeStruct
+    meaning: str
+
+    @property
+    def batch(self) -> int | None:
+        """The number of rows; None for any number."""
+        rows = self.input.shape[0]
+        return rows if isinstance(rows, int) else None
+
+    def __call__(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the outputs as the model computes them in this process."""
+        return jax.device_get(self._jitted(self.weights, inputs))
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in the order in which JAX flattens them."""
+        return sorted(self.outputs)
+
+    @functools.cached_property
+    def outputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the outputs by name."""
+        return self._jitted.eval_shape(self._shapes, self.input)
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in self.weights.items()}
+
+    @functools.cached_property
+    def _jitted(self) -> Any:
+        return jax.jit(self.function)
+
+    @functools.cached_property
+    def exported(self) -> jax.export.Exported:
+        """The program in StableHLO, for every platform of `PLATFORMS`."""
+        return jax.export.export(self._jitted, platforms=PLATFORMS)(self._shapes, self.input)
+
+
+def build(
+    predictor: Predictor,
+    *,
+    outputs: str = "answers",
+    include_preprocessing: bool = False,
+    batch: int | None = None,
+    weights: str = "float32",
+) -> Program:
+    """Returns the program of a trained model; see `vit_jax.export` for the arguments.
+
+    Raises:
+      UserError: the model has no such outputs.
+    """
+    task = _portable(predictor.task)
+    params = {**predictor.params, **jax.jit(task.precompute)(predictor.params)}
+    shape, dtype = predictor.info.spec["image"].shape, np.dtype(np.float32)
+    meaning = "images as the model takes them (see Preprocessing)"
+    name = "images"
+    if outputs == "text":
+        function, shape, dtype = _text_function(task, predictor)
+        name, meaning = "tokens", "token numbers, as the run's preprocessing makes them"
+    elif include_preprocessing:
+        dtype, meaning = np.dtype(np.uint8), "pixels, 0 to 255"
+        function = task.predict if outputs == "answers" else _features(task)
+        function = _of_pixels(function)
+    else:
+        function = _features(task, is_normalized=True) if outputs == "features" else _raw(task)
+    flat = flax.traverse_util.flatten_dict(jax.device_get(nn.unbox(params)), sep="/")
+    stored = {name: _stored(x, weights) for name, x in flat.items()}
+    rows = batch or jax.export.symbolic_shape("batch")[0]
+    return Program(
+        _of_flat(function), stored, name, jax.ShapeDtypeStruct((rows, *shape), dtype), meaning
+    )
+
+
+def _of_flat(function: Callable[[Params, Array], dict[str, Array]]) -> Function:
+    def of_flat(weights: Mapping[str, Array], inputs: Array) -> dict[str, Array]:
+        whole = {
+            name: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+            for name, x in weights.items()
+        }
+        return function(flax.traverse_util.unflatten_dict(whole, sep="/"), inputs)
+
+    return of_flat
+
+
+def _stored(array: np.ndarray, weights: str) -> np.ndarray:
+    array = np.asarray(array)
+    is_halved = weights == "bfloat16" and array.dtype == np.float32
+    return array.astype(jnp.bfloat16) if is_halved else array
+
+
+def _of_pixels(function: Callable[[Params, Any], dict[str, Array]]) -> Any:
+    return lambda params, images: function(params, {"image": images})
+
+
+def _raw(task: BaseTask) -> Any:
+    """Returns a function of normalized images, whose outputs are those of the model itself."""
+
+    def raw(params: Params, images: Array) -> dict[str, Array]:
+        own = {name: x for name, x in params.items() if isinstance(x, Mapping) or name in _SCALARS}
+        found = task.model.apply({"params": own}, images)
+        if isinstance(found, TowerOutputs):
+            return {"image_vector": found.image}
+        if isinstance(found, tuple):
+            return dict(zip(("scores", "boxes"), found, strict=True))
+        return {"logits": found}
+
+    return raw
+
+
+_SCALARS = ("log_scale", "bias")
+"""Parameters of a model that lie beside its modules; `precompute` adds other arrays there."""
+
+
+def _features(task: BaseTask, *, is_normalized: bool = False) -> Any:
+    backbone = task.model.backbone
+
+    def features(params: Params, batch: Any) -> dict[str, Array]:
+        images = batch if is_normalized else task.inputs(batch)
+        found: Features = backbone.apply({"params": params["backbone"]}, images)
+        pooled = found.grid.mean((1, 2)) if found.pooled is None else found.pooled
+        return {"features": pooled.astype(jnp.float32)}
+
+    return features
+
+
+def _text_function(task: BaseTask, predictor: Predictor) -> tuple[Any, tuple[int, ...], np.dtype]:
+    tokens = predictor.info.spec.get("tokens")
+    if models.text_tower_of(task.model) is None or tokens is None:
+        raise UserError("--outputs=text is for runs that learned images and texts")
+
+    def text(params: Params, tokens: Array) -> dict[str, Array]:
+        own = {name: x for name, x in params.items() if isinstance(x, Mapping) or name in _SCALARS}
+        return {"text_vector": task.model.apply({"params": own}, tokens=tokens).text}
+
+    return text, tokens.shape[-1:], np.dtype(np.int32)
+
+
+def _portable(task: BaseTask) -> BaseTask:
+    """Returns the task with a model that computes attention by plain matrix products."""
+    towers = {name: getattr(task.model, name, None) for name in ("backbone", "text")}
+    plain = {
+        name: tower.clone(attention="xla")
+        for name, tower in towers.items()
+        if isinstance(tower, nn.Module) and hasattr(tower, "attention")
+    }
+    return dataclasses.replace(task, model=task.model.clone(**plain)) if plain else task
