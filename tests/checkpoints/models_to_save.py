@@ -41,6 +41,26 @@ MODELS = {
     ),
     "rmsnorm": ("vit", {"pooling": "mean", "norm": "rmsnorm", "qk_norm": True}, (12, 12), "timm"),
     "odd_mlp": ("vit", {"mlp_dim": 37, "scan": False}, (12, 12), "npz big_vision timm hf"),
+    "clip_fields": (
+        "vit",
+        {
+            **{"patch_bias": False, "pre_norm": True, "activation": "quick_gelu"},
+            **{"norm_epsilon": 1e-5, "last_norm": False, "attention_norm": True, "mlp_norm": True},
+        },
+        (12, 12),
+        "timm",
+    ),
+    "aimv2_fields": (
+        "vit",
+        {
+            **{"embed_norm": True, "qkv_bias": False, "proj_bias": False, "mlp_bias": False},
+            **{"fc_norm": True, "last_norm": False, "post_norm": True, "activation": "gelu"},
+            **{"pooling": "mean", "class_token": True, "pool_prefix": True},
+        },
+        (12, 12),
+        "timm",
+    ),
+    "silu": ("vit", {"activation": "silu", "depth": 1}, (12, 12), "timm"),
     "unread_class_token": ("vit", {"pooling": "mean", "class_token": True}, (12, 12), "timm"),
     "grey": ("vit", {}, (12, 12), "npz big_vision timm hf"),
     "no_encoder": (
