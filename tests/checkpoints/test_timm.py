@@ -112,3 +112,14 @@ def test_a_norm_is_never_offered_as_something_to_leave_out(tmp_path):
     with pytest.raises(UserError, match="pre_norm") as caught:
         checkpoints.load(file, model)
     assert "ignore=" not in str(caught.value)
+
+
+def test_a_file_written_here_tells_its_gelu(tmp_path):
+    weights = loading.read_weights(TINY / "vit_base_patch16_224")
+    model = infer_model(weights, activation="quick_gelu", norm_epsilon=1e-5)
+    params, _ = loading.fit(weights, model, "")
+    file = tmp_path / "c.safetensors"
+    checkpoints.save(params, model, file, "timm")
+    written = loading.read_weights(file)
+    assert written.fields == {"activation": "quick_gelu", "norm_epsilon": 1e-5}
+    assert not written.notes

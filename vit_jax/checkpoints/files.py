@@ -139,16 +139,18 @@ def write_npz(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     _write(path, lambda file: np.savez(file, **arrays))
 
 
-def write_safetensors(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+def write_safetensors(
+    path: epath.PathLike, arrays: Mapping[str, np.ndarray], **metadata: str
+) -> None:
     """Writes float32 arrays as a `.safetensors` file, which appears whole or not at all."""
-    _write(path, lambda file: file.write(safetensors_bytes(arrays)))
+    _write(path, lambda file: file.write(safetensors_bytes(arrays, **metadata)))
 
 
-def safetensors_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+def safetensors_bytes(arrays: Mapping[str, np.ndarray], **metadata: str) -> bytes:
     """Returns the content of a `.safetensors` file with float32 arrays."""
     contiguous = {name: np.ascontiguousarray(x, np.float32) for name, x in arrays.items()}
     # Readers of transformers insist on the metadata.
-    return safetensors.numpy.save(contiguous, metadata={"format": "pt"})
+    return safetensors.numpy.save(contiguous, metadata={"format": "pt", **metadata})
 
 
 def _write(path: epath.PathLike, write: Callable[[BinaryIO], Any]) -> None:

@@ -5,6 +5,7 @@ hub. The config tells which model it is of; see `vit_jax.models.timm_names`.
 """
 
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,9 @@ EXPRESSES = frozenset(
     | {"an unread class token"}
 )
 
+WRITTEN, _LEFT = "vit_jax", ("activation", "norm_epsilon")
+"""The key of the header of files that are written here, and the fields that it tells."""
+
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 ASSUMED = (
@@ -76,14 +80,15 @@ def read(source: Source) -> Weights:
     dropped = [name for name, x in arrays.items() if name.endswith("_norm/bias") and _idle(name, x)]
     arrays = {name: x for name, x in arrays.items() if name not in dropped}
     ignored = tuple(f"{name}: zeros, and the model has no such bias" for name in dropped)
-    fields = _told(origin) if origin else _assumed(state)
+    written = {} if origin else _written(source)
+    fields = _told(origin) if origin else _assumed(state) | written
     return Weights(
         arrays=arrays,
         format="timm state dict",
         grid=grid or (_grid(origin, arrays) if origin else None),
         ignored=ignored,
         unknown=tuple(unknown),
-        notes=(ASSUMED,) if fields and not origin else (),
+        notes=(ASSUMED,) if fields and not (origin or written) else (),
         fields=fields,
         interpolation="bicubic",
     )
@@ -112,6 +117,18 @@ def _origin(source: Source) -> timm_names.Origin | None:
     if found is None or not isinstance(size, list | tuple) or len(size) != 3:
         return found
     return dataclasses.replace(found, image_size=tuple(size[1:]))
+
+
+def _written(source: Source) -> Mapping[str, Any]:
+    """Returns the fields that `write` left in the header of a file, {} if it is of others."""
+    path = os.path.expanduser(source.path)
+    if source.folder is not None or not path.endswith(".safetensors") or not os.path.isfile(path):
+        return {}
+    with open(path, "rb") as file:
+        # The arrays were found by this header before, so that it is whole.
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    fields = json.loads((header.get("__metadata__") or {}).get(WRITTEN, "{}"))
+    return {name: fields[name] for name in _LEFT if name in fields}
 
 
 def _told(origin: timm_names.Origin) -> dict[str, Any]:
@@ -174,7 +191,8 @@ def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: Im
         wanted = False if "registers" in traits.named else None
         arrays, class_row = positions.stored(arrays, backbone, image_size, class_row=wanted)
         size = positions.image_size_of(arrays, image_size, class_row)
-    files.write_safetensors(path, _state_dict(arrays, traits.named))
+    left = {name: getattr(backbone, name) for name in _LEFT if hasattr(backbone, name)}
+    files.write_safetensors(path, _state_dict(arrays, traits.named), **{WRITTEN: json.dumps(left)})
     call_ = call(path, arrays, backbone, size, class_row=class_row)
     return f"wrote {path} in timm's names\ntimm: {call_}"
 
