@@ -100,7 +100,9 @@ def made_up(abstract):
 @pytest.mark.parametrize("recipe", RUN)
 def test_shrunk_it_takes_two_steps(recipe, root, monkeypatch):
     # Compiling the sampler of Beta variables takes a second a recipe; others test it.
-    monkeypatch.setattr(jax.random, "beta", lambda key, a, b: jax.random.uniform(key))
+    monkeypatch.setattr(
+        jax.random, "beta", lambda key, a, b, shape=(): jax.random.uniform(key, shape)
+    )
     config = with_made_up_images(load(path(root, recipe, "runlocal")), classes=10)
     run = Run.build(config)
     state = made_up(run.abstract)

@@ -67,7 +67,14 @@ KNOWN: Mapping[str, Known] = {
 }
 _MAX_OBJECTS = 100
 
-_SAME = {"flip_lr", "randaug", "random_affine", "color_jitter", "three_augment"}
+_SAME = {
+    "flip_lr",
+    "randaug",
+    "random_affine",
+    "color_jitter",
+    "photometric_distortion",
+    "three_augment",
+}
 _TO_SIZE = {
     "resize", "central_crop", "random_crop", "inception_crop", "decode_jpeg_and_inception_crop",
 }  # fmt: skip
