@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vit_jax import config as config_lib
+from vit_jax import version
 from vit_jax.__main__ import main
 from vit_jax.cli import parser
 from vit_jax.config import loading
@@ -50,6 +51,11 @@ def test_an_installed_package_has_its_recipes_inside(tmp_path, monkeypatch):
     (tmp_path / "vit_jax/configs/own.py").touch()
     monkeypatch.setattr(loading, "__file__", str(tmp_path / "vit_jax/config/loading.py"))
     assert loading.recipes() == {"own": tmp_path / "vit_jax/configs/own.py"}
+
+
+def test_an_installed_package_inside_another_checkout_has_no_commit(monkeypatch):
+    monkeypatch.setattr(version, "__file__", str(ROOT / "docs/figures/vit_jax/version.py"))
+    assert version.current_commit() is None
 
 
 def test_models_and_checkpoints_install_without_tensorflow(declared):

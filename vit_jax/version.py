@@ -11,7 +11,9 @@ COMMIT_FILE = ".commit"
 
 def current_commit() -> str | None:
     """Returns the commit of this code; None where it is neither a checkout nor a copy of one."""
-    return commit_of(Path(__file__).parent.parent)
+    root = Path(__file__).parent.parent
+    # An installed package may lie inside a checkout of something else.
+    return commit_of(root) if (root / "setup.cfg").exists() else None
 
 
 def commit_of(folder: Path) -> str | None:
