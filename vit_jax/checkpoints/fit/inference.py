@@ -117,21 +117,23 @@ def _outside_blocks(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns the fields of the norms, the tokens and the pooling."""
     inferred: dict[str, Any] = {
         "patch_bias": "backbone/patch_embed/bias" in arrays,
-        "class_token": CLS in arrays,
         "distill_token": "backbone/distill" in arrays,
     }
     for name in ("embed_norm", "pre_norm", "fc_norm"):
         inferred[name] = f"backbone/{name}/scale" in arrays
-    inferred["last_norm"] = "backbone/norm/scale" in arrays
+    has_blocks = f"{BLOCK}mlp/dense1/kernel" in arrays
+    inferred["last_norm"] = "backbone/norm/scale" in arrays or not has_blocks
     token = "mean" if CLS not in arrays else "token"
     if inferred["fc_norm"] and not inferred["last_norm"]:
         token = "mean"  # timm and BEiT move the last norm behind the pooling where they average.
     inferred["pooling"] = "map" if "backbone/map_head/probe" in arrays else token
     if inferred["pooling"] == "map":
         width = arrays["backbone/map_head/mlp/dense1/kernel"].shape[1]
-        if f"{BLOCK}mlp/dense1/kernel" in arrays:
+        if has_blocks:
             own = arrays[f"{BLOCK}mlp/dense1/kernel"].shape[1]
             inferred["map_mlp_dim"] = None if width == own else width
+    if CLS in arrays and inferred["pooling"] != "token":
+        inferred["class_token"] = True
     return inferred
 
 

@@ -141,7 +141,7 @@ _SHOWN = frozenset(
         *("patch_size", "width", "depth", "mlp_dim", "norm", "mlp", "qkv_bias", "key_bias"),
         *("proj_bias", "mlp_bias", "patch_bias", "embed_norm", "pre_norm", "last_norm", "fc_norm"),
         *("attention_norm", "mlp_norm", "layer_scale", "mlp_layer_scale", "qk_norm", "stages"),
-        *("num_registers", "class_token", "class_token_position", "position_bias_dim"),
+        *("num_registers", "class_token_position", "position_bias_dim"),
         *("distill_token", "tokens_mlp_dim", "channels_mlp_dim", "width_factor"),
     )
 )
