@@ -284,7 +284,7 @@ def test_class_weights_of_sigmoid_losses_multiply_each_class():
         ({"mean": (1, 2, 3)}, "mean has 3 numbers for 1 channels"),
         ({"std": (0.0,)}, "write positive numbers"),
         ({"std": ()}, "std has 0 numbers"),
-        ({"class_weights": "abc"}, "class_weights='abc': write a list of numbers"),
+        ({"class_weights": "abc"}, "class_weights='abc': write balanced, or numbers"),
         ({"affine": 3}, "affine=3: write {'name': value, ...}"),
         ({"crop_to_patches": "no"}, "crop_to_patches='no': write true or false"),
         ({"lora": 8}, "config.task.lora=8: write {'rank': 8}"),
