@@ -7,8 +7,11 @@
 `dataset` is a preset below, any name of TFDS, or a folder of images: ROOT/SPLIT/CLASS/*.jpg, or
 ROOT/CLASS/*.jpg with split=train[:90%],test=train[90%:]. `checkpoint` is of any format that
 `vit_jax.checkpoints.load` reads; `python -m vit_jax models` lists the models, `models --released`
-the files. `lora=8` trains adapters of that rank in place of the kernels (Hu et al. 2021),
-`runlocal` is a test of a few seconds.
+the files. `model` is one of these names, a name of the Hugging Face hub such as
+facebook/dinov2-base, or a folder of such a model, which is then the checkpoint, too. What the files
+beside a checkpoint tell of its images becomes `config.task.mean` and `std`. `lora=8` trains
+adapters of that rank in place of the kernels (Hu et al. 2021), `runlocal` is a test of a few
+seconds.
 
 Momentum SGD in batches of 512 at 384 px, cosine decay, gradients clipped at norm 1, no weight
 decay, a new head. The learning rate is the only setting that the paper chooses for each model and
@@ -49,6 +52,8 @@ If a single device cannot hold the batch, divide it: --config.accum_steps=8.
 from pathlib import Path
 from typing import NamedTuple
 
+from vit_jax import checkpoints
+from vit_jax.checkpoints import input_spec
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
 
@@ -133,9 +138,14 @@ def get_config(arg=None):
     config.batch_size = 512
 
     size = 32 if arg.runlocal else arg.size
-    config.model = {"name": arg.model}
+    is_folder = Path(arg.model).expanduser().is_dir()
+    checkpoint = arg.checkpoint or (arg.model if is_folder else "")
+    config.model = checkpoints.model_config(arg.model) if is_folder else {"name": arg.model}
     config.task = {"name": "classification"}
-    config.init.checkpoint = arg.checkpoint
+    told = input_spec.read(checkpoint) if checkpoint else None
+    if told:
+        config.task.update(mean=list(told.mean), std=list(told.std))
+    config.init.checkpoint = checkpoint
     config.init.head = "zero"
     if arg.lora:
         config.task.lora = {"rank": arg.lora}
@@ -159,6 +169,6 @@ def get_config(arg=None):
         config.batch_size = 8
         config.total = 4
         config.optim.schedule.warmup = 1
-        if not arg.checkpoint:
+        if not checkpoint:
             config.model.update(depth=2)
     return config

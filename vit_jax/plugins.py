@@ -59,10 +59,13 @@ def names_in(package: str) -> list[str]:
 
 def is_foreign(name: Any) -> bool:
     """Returns whether a name stands for code from outside this package."""
-    return isinstance(name, str) and ":" in name
+    return isinstance(name, str) and ":" in name.removeprefix(HUB_PREFIX)
 
 
-FOREIGN = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+HUB_PREFIX = "hf-hub:"
+"""What open_clip and timm write before the name of a model on the Hugging Face hub."""
+
+FOREIGN = re.compile(r"(?<![\w-])[^\W\d][\w.]*:[^\W\d][\w.]*")
 """The form `package.module:name` of the names of code from outside this package."""
 
 _trusted: set[str] = set()

@@ -26,7 +26,7 @@ MODELS = {
     "sincos": ("vit", {"pooling": "mean", "position": "sincos2d"}, (12, 12), "npz big_vision timm"),
     "no_positions": ("vit", {"position": "none"}, (12, 12), "npz timm hf"),
     "representation": ("vit", {"representation_size": 12}, (12, 12), "npz big_vision"),
-    "registers": ("vit", {"num_registers": 3}, (12, 12), "timm"),
+    "registers": ("vit", {"num_registers": 3, "mlp_dim": 32}, (12, 12), "timm hf"),
     "every_option": (
         "vit",
         {

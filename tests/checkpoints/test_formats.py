@@ -150,5 +150,5 @@ def test_help_lists_the_formats_without_loading_them():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     text = " ".join(done.stdout.split())
-    assert "big_vision, bit, hf, npz, orbax, timm, or package.module:FORMAT" in text
+    assert "big_vision, bit, hf, npz, open_clip, orbax, timm, or package.module:FORMAT" in text
     assert text.endswith("[]")

@@ -388,7 +388,7 @@ def test_arrays_of_any_other_shape(saved, tmp_path, name):
     for key, shape in zip(sorted(arrays), shapes, strict=False):
         changed = {**arrays, key: np.ones(shape, np.float32)}
         try:
-            weights = hf.from_state(changed, config) if config else read(changed, path)
+            weights = hf.from_state(changed, config=config) if config else read(changed, path)
             infer_model(weights, num_heads=2)
             _, report = loading.fit(weights, model, str(path), image_size=12)
         except UserError:

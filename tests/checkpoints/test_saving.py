@@ -58,7 +58,7 @@ def test_what_a_format_cannot_express_is_refused(tmp_path, name):
     model, params, _ = build(name)
     allowed = MODELS[name][3].split()
     for to in FORMATS.names():
-        if to not in (*allowed, "orbax"):
+        if to not in (*allowed, "orbax") and FORMATS.find(to).write:
             path = tmp_path / f"{to}{ENDINGS[to]}"
             with pytest.raises(UserError, match=f"{to} has no place for .*; write --to=.*orbax"):
                 checkpoints.save(params, model, path, to, image_size=12)
@@ -214,9 +214,14 @@ def test_a_failed_directory_leaves_nothing(tmp_path, monkeypatch):
 
 def test_formats_list_traits_that_models_have():
     """A trait that formats list and no model has would be a misspelling."""
-    listed = set().union(*(FORMATS.find(name).expresses or () for name in FORMATS.names()))
+    formats = [FORMATS.find(name) for name in FORMATS.names()]
+    listed = set().union(*(part.expresses or () for part in formats))
+    listed = listed.union(*(kind for part in formats for kind in part.alternatives))
     every = [build(name)[0] for name in MODELS] + [model for model, *_ in TOWERS.values()]
     found = set().union(*(models.traits_of(model).all_named for model in every))
+    found |= {"position='rope_dinov3'"}
+    for names in traits.VIT_NAMES.values():
+        found |= {names} if isinstance(names, str) else {*names.values()}
     assert listed <= found
 
 

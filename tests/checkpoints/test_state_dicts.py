@@ -87,8 +87,10 @@ def test_transformers_shards_and_pooler():
 
 def test_transformers_weights_without_their_config():
     model, io = load_case("hf_classifier")
-    params = checkpoints.load(INTEROP / "hf_classifier" / "model.safetensors", model)
+    path = INTEROP / "hf_classifier" / "model.safetensors"
+    params, report = checkpoints.load_with_report(path, model)
     assert_close(logits_of(model, params, io["images"]), io["logits"])
+    assert "without its config.json" in report.notes[0]
 
 
 @pytest.fixture
@@ -114,15 +116,20 @@ def test_transformers_notes_what_differs(hf_copy):
     model, _ = load_case("hf_classifier")
     path = hf_copy(hidden_act="gelu", layer_norm_eps=1e-12)
     _, report = checkpoints.load_with_report(path, model)
-    assert ["hidden_act" in report.notes[0], "layer_norm_eps" in report.notes[1]] == [True, True]
+    assert report.notes == (
+        "its own model has activation='gelu', norm_epsilon=1e-12; yours has"
+        " activation='gelu_tanh', norm_epsilon=1e-06",
+    )
 
 
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"model_type": "swin"}, "only 'vit'"),
+        ({"model_type": "swin"}, "is no model that is read"),
         ({"num_attention_heads": 5}, "does not fit"),
         ({"num_attention_heads": None}, "num_attention_heads=None is no whole number"),
+        ({"hidden_act": "gelu_pytorch_tan"}, "did you mean 'gelu_pytorch_tanh'"),
+        ({"layer_norm_eps": 2}, "layer_norm_eps=2 is no number between 0 and 1"),
         ({"image_size": 0, "patch_size": 0}, "image_size=0 is no whole number"),
     ],
 )
@@ -136,10 +143,10 @@ def test_transformers_positions_know_their_grid(hf_copy):
     """2x3 patches resized to 3x2: as many, but not the same."""
     model, _ = load_case("hf_classifier")
     params, report = checkpoints.load_with_report(hf_copy(), model, image_size=(12, 8))
-    assert report.resized == ("backbone/pos_embed: 2x3 to 3x2, corners",)
+    assert report.resized == ("backbone/pos_embed: 2x3 to 3x2, torch_bicubic",)
     table = array_files.read_arrays(INTEROP / "hf_classifier/model.safetensors")
     table = table["vit.embeddings.position_embeddings"]
-    expected = surgery.resize_positions(table[:, 1:], (2, 3), (3, 2))
+    expected = surgery.resize_positions(table[:, 1:], (2, 3), (3, 2), "torch_bicubic")
     np.testing.assert_array_equal(params["backbone"]["pos_embed"][:, 1:], expected)
 
 

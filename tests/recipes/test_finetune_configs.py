@@ -204,3 +204,12 @@ def test_splits(root, arguments, splits):
 def test_a_task_that_vtab_has_not(root):
     with pytest.raises(UserError, match="'svhnn' is no task of VTAB here; did you mean 'svhn'"):
         load(f"{root}/configs/finetune.py:dataset=svhnn,vtab")
+
+
+def test_a_folder_of_the_hub_is_model_checkpoint_and_statistics(root):
+    folder = f"{root}/tests/golden/hf_tiny/dinov2"
+    config = load(f"{root}/configs/finetune.py:model={folder}")
+    assert config.init.checkpoint == folder
+    assert (config.model.name, config.model.width, config.model.activation) == ("vit", 32, "gelu")
+    assert config.task.mean == pytest.approx([123.675, 116.28, 103.53])
+    assert load(f"{root}/configs/finetune.py:model=facebook/dinov2-base").init.checkpoint == ""

@@ -1,14 +1,15 @@
-"""The images that a checkpoint expects, as the files beside its weights tell.
+"""The images that a checkpoint expects, and its classes, as the files beside its weights tell.
 
 Weights alone do not say how images were resized and normalized for them. transformers keeps that in
-`preprocessor_config.json`, timm in `config.json` under `pretrained_cfg`, and a workdir of this
-package in the config of its run.
+`preprocessor_config.json`, timm in `config.json` under `pretrained_cfg`, open_clip in
+`open_clip_config.json`, and a workdir of this package in the config of its run.
 """
 
 import dataclasses
 import math
 import numbers
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,14 @@ _RESAMPLE = {
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
 }  # fmt: skip
 _TRANSFORMERS, _TIMM_OR_RUN = "preprocessor_config.json", "config.json"
+OPEN_CLIP = "open_clip_config.json"
 # Image processors of transformers that take a single number of `size` for both sides; for the
 # others it is the shorter side.
 _SQUARE = ("vit", "deit", "beit", "dpt", "siglip")
+
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +85,15 @@ def read(path: epath.PathLike) -> InputSpec | None:
     Raises:
       UserError: a file beside the checkpoint cannot be understood.
     """
-    name = os.fspath(path)
-    if name.endswith(".npz") or ("://" in name and not name.startswith(files.STORES)):
+    folder = _folder(path)
+    if folder is None:
         return None
-    place = epath.Path(name).expanduser()
-    folder = place if place.is_dir() else place.parent
     told = folder / _TRANSFORMERS
     if told.exists():
         return _understood(_of_transformers, files.read_json(told), told)
+    told = folder / OPEN_CLIP
+    if told.exists():
+        return _understood(_of_open_clip, files.read_json(told), told)
     # The checkpoints of a run lie one or two folders below its config.
     for above in (folder, folder.parent, folder.parent.parent):
         told = above / _TIMM_OR_RUN
@@ -98,6 +105,33 @@ def read(path: epath.PathLike) -> InputSpec | None:
         if "data_info" in stored:
             return _understood(_of_run, stored, told)
     return None
+
+
+def _folder(path: epath.PathLike) -> epath.Path | None:
+    """Returns the folder in which other files may describe a checkpoint; None if there is none."""
+    name = os.fspath(path)
+    if name.endswith(".npz") or ("://" in name and not name.startswith(files.STORES)):
+        return None
+    place = epath.Path(name).expanduser()
+    return place if place.is_dir() else place.parent
+
+
+def class_names(path: epath.PathLike) -> tuple[str, ...]:
+    """Returns the names of a classifier's classes, as `config.json` beside a checkpoint tells them.
+
+    transformers has them under `id2label`, timm under `label_names`. The result is empty if there
+    are none, or only numbers.
+    """
+    folder = _folder(path)
+    if folder is None or not (folder / _TIMM_OR_RUN).exists():
+        return ()
+    stored = files.read_json(folder / _TIMM_OR_RUN)
+    names = stored.get("label_names") or stored.get("id2label") or ()
+    if isinstance(names, Mapping):
+        names = [names.get(str(number)) for number in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else tuple(names)
 
 
 def _understood(
@@ -172,6 +206,22 @@ def _of_timm(stored: Mapping[str, Any]) -> InputSpec:
         crop=float(stored.get("crop_pct") or 0.875),
         keeps_aspect=mode == "center",
         interpolation=stored.get("interpolation", "bicubic"),
+        rounds_to_even=True,
+    )
+
+
+def _of_open_clip(stored: Mapping[str, Any]) -> InputSpec:
+    """Reads the `preprocess_cfg` of open_clip, whose defaults are those of OpenAI's CLIP."""
+    told = stored.get("preprocess_cfg", {})
+    mode = told.get("resize_mode", "shortest")
+    if mode not in ("shortest", "squash"):
+        raise ValueError(f"resize_mode {mode!r} is not known here")
+    return InputSpec(
+        mean=tuple(255 * m for m in _numbers(told.get("mean", _CLIP_MEAN))),
+        std=_positive(255 * s for s in _numbers(told.get("std", _CLIP_STD))),
+        size=_pair(told.get("size", stored["model_cfg"]["vision_cfg"].get("image_size", 224))),
+        keeps_aspect=mode == "shortest",
+        interpolation=told.get("interpolation", "bicubic"),
         rounds_to_even=True,
     )
 

@@ -10,6 +10,7 @@ from etils import epath
 
 from vit_jax import models
 from vit_jax.checkpoints import files
+from vit_jax.checkpoints.fit.inference import infer_config
 from vit_jax.checkpoints.fit.merging import Merge, Options
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.fit.target import Target
@@ -44,7 +45,8 @@ def load(
       channels: of the images; None: as the checkpoint.
       head: "auto" keeps the classifier where it fits and starts it at zero where it does not;
         "keep" insists on keeping it; "zero" starts it anew.
-      interpolation: of positions, see `surgery.resize_positions`.
+      interpolation: of positions, see `surgery.resize_positions`; "auto" is that of the codebase
+        that the checkpoint is from.
       source_grid: (rows, columns) of the checkpoint's positions, where they make no square.
       initialise, ignore: regular expressions of whole names: parameters to start anew, and arrays
         of the file to leave out.
@@ -104,6 +106,17 @@ def read_weights(path: epath.PathLike, *, format: str = "", tower: str = "image"
         found: Format = FORMATS.find(format, "format") if format else recognize(source)
         with files.reading(f"{source.path} ({found.label})"):
             return found.read(source)
+
+
+def model_config(path: epath.PathLike) -> dict[str, Any]:
+    """Returns the section `config.model` that describes the backbone of a checkpoint.
+
+    Raises:
+      UserError: the checkpoint cannot be read, or does not tell all fields of its model.
+    """
+    found = infer_config(read_weights(path))
+    head = ("num_classes", "representation_size")
+    return {key: value for key, value in found.items() if key not in head and value is not None}
 
 
 def recognize(source: Source) -> Format:

@@ -70,7 +70,11 @@ class Source:
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
         """The content of a folder's `config.json`, {} if there is none."""
-        return files.read_json(self.folder / CONFIG) if self.has(CONFIG) else {}
+        return self.json(CONFIG)
+
+    def json(self, name: str) -> Mapping[str, Any]:
+        """Returns the content of a JSON file in a folder, {} if there is none."""
+        return files.read_json(self.folder / name) if self.has(name) else {}
 
 
 def _folder(name: str) -> epath.Path | None:

@@ -223,10 +223,11 @@ SCHEMA: dict[str, Any] = {
             choices=("auto", "keep", "zero"),
         ),
         "interpolation": Key(
-            "corners",
+            "auto",
             FIXED,
-            "Resizing of its position embeddings: corners (as published), bilinear or bicubic.",
-            choices=("corners", "bilinear", "bicubic"),
+            "Resizing of its position embeddings: auto (as its own codebase does it), corners (as"
+            " vision_transformer), bilinear, bicubic or torch_bicubic (as transformers).",
+            choices=("auto", "corners", "bilinear", "bicubic", "torch_bicubic"),
         ),
         "source_grid": Key(
             [],

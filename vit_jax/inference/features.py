@@ -56,7 +56,7 @@ class Embedder:
             return jax.device_get(self._embed(self._params, placed))[: len(images)]
 
 
-def backbone_params(task: BaseTask, checkpoint: str, interpolation: str = "corners") -> Params:
+def backbone_params(task: BaseTask, checkpoint: str, interpolation: str = "auto") -> Params:
     """Returns `{"backbone": ...}` of a checkpoint of any format, for the image size of `task`.
 
     Raises:

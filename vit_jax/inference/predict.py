@@ -153,7 +153,8 @@ class Predictor:
           path: the checkpoint, as `vit_jax.checkpoints.load` takes it.
           model, fields: name and fields of the model, if the checkpoint does not tell them.
           image_size: (height, width) in pixels; None for the size that the checkpoint expects.
-          labels: a text file with the name of one class in each line.
+          labels: a text file with the name of one class in each line; None for the names in the
+            checkpoint's `config.json`, if there are any.
           headless: whether a checkpoint without a classifier head is accepted, for its features.
 
         Raises:
@@ -170,7 +171,8 @@ class Predictor:
         if not num_classes:
             num_classes = 1
             module, params = models.Classifier(module, num_classes), {"backbone": params}
-        names = _read_labels(labels, num_classes) if labels else None
+        names = _read_labels(labels, num_classes) if labels else input_spec.class_names(path)
+        names = names if len(names) == num_classes else None
         image = ArraySpec(shape, np.dtype(np.uint8))
         label = ArraySpec((), np.dtype(np.int32))
         info = DataInfo({"image": image, "label": label}, num_classes, names)

@@ -17,7 +17,7 @@ import flax.linen as nn
 from vit_jax.errors import UserError
 from vit_jax.models import timm_names
 from vit_jax.models.heads.classifier import Classifier
-from vit_jax.plugins import Kind, check_fields, check_known, is_foreign, names_in
+from vit_jax.plugins import HUB_PREFIX, Kind, check_fields, check_known, is_foreign, names_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,8 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
 
     name: a name in any common spelling (`vit_b16`, `ViT-B/16`, `B/16`, `R50+ViT-B/16`,
       `mixer_b16`), a name of timm (`vit_base_patch16_224`, `timm/vit_base_patch16_clip_224.openai`;
-      see `models.timm_names`), or `package.module:Class` for a module of your own that returns
+      see `models.timm_names`) or of the Hugging Face hub (`facebook/dinov2-base`, with or without
+      `hf-hub:`; see `models.hub`), or `package.module:Class` for a module of your own that returns
       `Features`.
     num_classes: the length of the logits. 0 or None gives the bare backbone, which returns
       `Features`; with `representation_size` their pooled vector is that layer's output. Otherwise
@@ -121,6 +122,8 @@ def field_names(name: str) -> set[str]:
 
 def find(name: str) -> str:
     """Returns the canonical form of a model's name. Raises `UserError` if there is none."""
+    if isinstance(name, str):
+        name = name.removeprefix(HUB_PREFIX)
     spellings: dict[str, list[str]] = {}
     for canonical in variants():
         spellings.setdefault(_squash(canonical).lower(), []).append(canonical)

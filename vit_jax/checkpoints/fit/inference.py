@@ -18,7 +18,12 @@ STEM_ROOT = "backbone/stem/root/conv/kernel"
 
 
 def infer_model(weights: Weights, name: str | None = None, **fields: Any) -> nn.Module:
-    """Builds the model that a checkpoint was trained as.
+    """Builds the model that a checkpoint was trained as; see `infer_config`."""
+    return models.build(**infer_config(weights, name, **fields))
+
+
+def infer_config(weights: Weights, name: str | None = None, **fields: Any) -> dict[str, Any]:
+    """Returns the arguments of `models.build` for the model that a checkpoint was trained as.
 
     Args:
       name: the name of a model, for what arrays do not tell (in state dicts, the number of heads).
@@ -30,7 +35,7 @@ def infer_model(weights: Weights, name: str | None = None, **fields: Any) -> nn.
     arrays = weights.arrays
     if BIT_ROOT in arrays:
         assumed = "bit_v1_r50x1" if "backbone/root/norm/scale" in arrays else "bit_r50x1"
-        return models.build(name or assumed, **{**_bit(arrays), **fields})
+        return {"name": name or assumed, **_bit(arrays), **fields}
     if not name and PATCHES not in arrays:
         raise UserError(f"this {weights.format} names no patch embedding; write --model=NAME")
     try:
@@ -43,7 +48,7 @@ def infer_model(weights: Weights, name: str | None = None, **fields: Any) -> nn.
         fields = {**models.find_variant(name).fields, **fields}
     fields = {**inferred, **weights.fields, **fields}
     if "tokens_mlp_dim" in inferred:
-        return models.build(name or "mixer_b16", **fields)
+        return {"name": name or "mixer_b16", **fields}
     missing = [key for key in ("num_heads", "position") if fields.get(key) is None]
     if missing:
         raise UserError(
@@ -52,8 +57,8 @@ def infer_model(weights: Weights, name: str | None = None, **fields: Any) -> nn.
             + (" or --model=NAME" if missing == ["num_heads"] else "")
         )
     if "stages" in inferred:
-        return models.build(name or "r50_b16", **fields)
-    return models.build(name or "vit", **fields)
+        return {"name": name or "r50_b16", **fields}
+    return {"name": name or "vit", **fields}
 
 
 def _common(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from vit_jax import models
 from vit_jax.checkpoints.fit import surgery
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.fit.target import Target, split_table
@@ -29,7 +30,7 @@ class Options:
     """Options for fitting a checkpoint to a model; see `checkpoints.load`."""
 
     head: str = "auto"
-    interpolation: str = "corners"
+    interpolation: str = "auto"
     source_grid: surgery.Grid | None = None
     initialise: Sequence[str] = ()
     ignore: Sequence[str] = ()
@@ -71,6 +72,7 @@ class Merge:
 
     def run(self) -> tuple[dict[str, np.ndarray], MergeReport]:
         """All steps, in order. Raises `UserError` where something stays unexplained."""
+        self.compare_fields()
         self.shape_attention()
         self.check_width()
         self.fit_patches()
@@ -95,6 +97,18 @@ class Merge:
         else:
             self.arrays[name] = value.astype(np.float32)
         self.initialised.append(f"{name}: {origin}")
+
+    def compare_fields(self) -> None:
+        """Notes where the model computes something else with the same arrays."""
+        backbone = models.backbone_of(self.target.model)
+        theirs = self.weights.fields
+        mine = {key: getattr(backbone, key, theirs[key]) for key in sorted(theirs)}
+        changed = [key for key in mine if mine[key] != theirs[key]]
+        if changed:
+            lists = [
+                ", ".join(f"{key}={side[key]!r}" for key in changed) for side in (theirs, mine)
+            ]
+            self.notes.append(f"its own model has {lists[0]}; yours has {lists[1]}")
 
     def shape_attention(self) -> None:
         """Splits channels into the model's heads where the file does not tell their number."""
@@ -225,11 +239,12 @@ class Merge:
             old = given or surgery.infer_grid(patches.shape[1], new)
         except UserError as error:
             raise self.error(str(error)) from error
+        how = self.options.interpolation
+        how = self.weights.interpolation if how == "auto" else how
         if old != new:
-            how = self.options.interpolation
             sizes = f"{old[0]}x{old[1]} to {new[0]}x{new[1]}"
             self.resized[POSITIONS] = f"{sizes}, {how}"
-        return surgery.resize_positions(patches, old, new, self.options.interpolation)
+        return surgery.resize_positions(patches, old, new, how)
 
     def fit_head(self) -> None:
         """Keeps the classifier where it fits and is wanted; else starts it anew, at zero."""

@@ -14,7 +14,7 @@ from vit_jax.models.layers.positions import grid_coordinates, sincos_2d
 
 Grid = tuple[int, int]
 
-INTERPOLATIONS = ("corners", "bilinear", "bicubic")
+INTERPOLATIONS = ("corners", "bilinear", "bicubic", "torch_bicubic")
 
 
 def square_side(count: int) -> int | None:
@@ -80,6 +80,8 @@ def resize_positions(
       "corners": bilinear with the corners of the two grids on top of one another and no
         antialiasing, as vision_transformer and big_vision do it.
       "bilinear", "bicubic": half-pixel centres, antialiased, as FlexiViT and timm do it.
+      "torch_bicubic": half-pixel centres and no antialiasing, as transformers does it with
+        `torch.nn.functional.interpolate`.
     """
     if interpolation not in INTERPOLATIONS:
         hint = nearest(interpolation, INTERPOLATIONS)
@@ -99,15 +101,27 @@ def _matrix(old: int, new: int, interpolation: str) -> np.ndarray:
         return np.maximum(0.0, 1.0 - np.abs(np.arange(old)[None] - places[:, None]))
     scale = old / new
     places = (np.arange(new) + 0.5) * scale - 0.5
+    if interpolation == "torch_bicubic":
+        return _four_taps(places, old)
     distance = np.abs(np.arange(old)[None] - places[:, None]) / max(scale, 1.0)
     weights = _cubic(distance) if interpolation == "bicubic" else np.maximum(0.0, 1.0 - distance)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic kernel with a = -0.5, the one that antialiased resizes use."""
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+def _four_taps(places: np.ndarray, old: int) -> np.ndarray:
+    """Returns weights `[new, old]` of the four neighbours of each place; edges are repeated."""
+    first = np.floor(places).astype(int) - 1
+    weights, rows = np.zeros((len(places), old)), np.arange(len(places))
+    for tap in range(4):
+        taken = np.clip(first + tap, 0, old - 1)
+        weights[rows, taken] += _cubic(np.abs(places - (first + tap)), a=-0.75)
+    return weights
+
+
+def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
+    """Returns Keys' cubic kernel; antialiased resizes use a = -0.5, PyTorch's others -0.75."""
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 

@@ -34,6 +34,8 @@ class Format:
         a side or (height, width), is None where the model's positions tell it.
       expresses: the traits (`vit_jax.models.Traits.all_named`) that the format has a place for;
         None for all.
+      alternatives: further sets of traits, where a format has several kinds of models, one of which
+        must have a place for everything.
       ending: how the names of its files end; "" for folders.
     """
 
@@ -42,11 +44,15 @@ class Format:
     read: Callable[[Source], Weights]
     write: Write | None = None
     expresses: frozenset[str] | None = frozenset()
+    alternatives: tuple[frozenset[str], ...] = ()
     ending: str = ""
 
     def lacks(self, traits: frozenset[str]) -> list[str]:
         """Returns those of the traits that the format has no place for."""
-        return [] if self.expresses is None else sorted(traits - self.expresses)
+        if self.expresses is None:
+            return []
+        kinds = (self.expresses, *self.alternatives)
+        return min((sorted(traits - kind) for kind in kinds), key=len)
 
 
 FORMATS = Kind(

@@ -1,25 +1,19 @@
-"""Hugging Face transformers: directories of a ViTModel or ViTForImageClassification."""
+"""Hugging Face transformers: directories of the models in `_hf`, and state dicts of them."""
 
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 from etils import epath
 
-from vit_jax import models
 from vit_jax.checkpoints import array_files, files
-from vit_jax.checkpoints.formats import Format, ImageSize, _torch_layout
-from vit_jax.checkpoints.formats import _positions as positions
+from vit_jax.checkpoints.formats import Format, _hf_export, _torch_layout
+from vit_jax.checkpoints.formats._hf import FAMILIES, Family, by_model_type, by_names, families
 from vit_jax.checkpoints.source import CONFIG, Source
-from vit_jax.checkpoints.weights import Renames, Weights, from_params
+from vit_jax.checkpoints.weights import CLS, POSITIONS, Weights
 from vit_jax.errors import UserError
-from vit_jax.types import Params
-
-EXPRESSES = frozenset({"a ViT", "class token", "sin-cos positions", "no positions"})
+from vit_jax.plugins import check_known
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -27,44 +21,24 @@ SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 MAX_SIDE = 1 << 20
 """Pixels of the largest side of an image or a patch that a config may name."""
 
-TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-EPSILON = 1e-6
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""The field `activation` for each `hidden_act` of a config."""
 
-
-def _pairs() -> Iterator[tuple[str, str]]:
-    embeddings = "embeddings"
-    yield f"{embeddings}/cls_token", "backbone/cls"
-    yield f"{embeddings}/position_embeddings", "backbone/pos_embed"
-    yield f"{embeddings}/patch_embeddings/projection", "backbone/patch_embed"
-    block, ours = "encoder/layer/{i}", "backbone/blocks_{i}"
-    yield f"{block}/layernorm_before", f"{ours}/norm1"
-    yield f"{block}/layernorm_after", f"{ours}/norm2"
-    for part in ("query", "key", "value"):
-        yield f"{block}/attention/attention/{part}", f"{ours}/attn/{part}"
-    yield f"{block}/attention/output/dense", f"{ours}/attn/out"
-    yield f"{block}/intermediate/dense", f"{ours}/mlp/dense1"
-    yield f"{block}/output/dense", f"{ours}/mlp/dense2"
-    # These are the names inside transformers from version 5 on; files keep the ones above.
-    block = "layers/{i}"
-    yield f"{block}/layernorm_before", f"{ours}/norm1"
-    yield f"{block}/layernorm_after", f"{ours}/norm2"
-    for part in ("query", "key", "value"):
-        yield f"{block}/attention/{part[0]}_proj", f"{ours}/attn/{part}"
-    yield f"{block}/attention/o_proj", f"{ours}/attn/out"
-    for number in (1, 2):
-        yield f"{block}/mlp/fc{number}", f"{ours}/mlp/dense{number}"
-    yield "layernorm", "backbone/norm"
-    yield "pooler/dense", "head/pre_logits"
-    yield "classifier", "head"
-
-
-NAMES = Renames(_pairs())
+VIT = FAMILIES.find("vit")
 
 
 def matches(source: Source) -> bool:
-    """Returns whether a file has names of a transformers ViT, or a folder has such a model."""
-    patches = "embeddings.patch_embeddings.projection.weight"
-    in_file = any(name.endswith(patches) for name in source.names)
+    """Returns whether a file has names of a family, or a folder has such a model."""
+    in_file = by_names(source.names) is not None
     is_folder = source.has(CONFIG) and source.has(*SINGLE, *SHARDED)
     return in_file or (is_folder and "architecture" not in source.config)
 
@@ -72,22 +46,20 @@ def matches(source: Source) -> bool:
 def read(source: Source) -> Weights:
     """Returns the weights of a file, or of a folder, in one file or several, with its config.
 
-    Without a config the number of heads is taken from the model.
+    Without a config the family follows from the names, and the number of heads is the model's.
 
     Raises:
       UserError: another architecture, a broken file, or shards outside the folder.
     """
     if source.folder is None:
-        return from_state(source.arrays())
-    kind = source.config.get("model_type")
-    if kind != "vit":
-        raise UserError(
-            f"{source.folder / CONFIG} is of model_type {kind!r:.100}; only 'vit' is read"
-        )
+        return from_state(source.arrays(), by_names(source.names) or VIT)
+    place, kind = source.folder / CONFIG, source.config.get("model_type")
+    known = [name for family in families().values() for name in family.model_types]
+    check_known(kind, known, f"{place}: model_type={str(kind)!r:.100}", "model that is read")
     state: dict[str, np.ndarray] = {}
     for name in _weight_files(source.folder):
         state |= array_files.read_arrays(source.folder / name)
-    return from_state(state, source.config, source.folder / CONFIG)
+    return from_state(state, by_model_type(kind), source.config, place)
 
 
 def _weight_files(path: epath.Path) -> Sequence[str]:
@@ -106,29 +78,64 @@ def _weight_files(path: epath.Path) -> Sequence[str]:
 
 def from_state(
     state: Mapping[str, np.ndarray],
+    family: Family = VIT,
     config: Mapping[str, Any] | None = None,
     place: epath.PathLike = CONFIG,
 ) -> Weights:
     """Returns the weights of a state dict. place: the file that the config is from."""
-    state = {name.removeprefix("vit."): array for name, array in state.items()}
-    # The mask token is of masked pre-training alone.
-    ignored = [name for name in ("embeddings.mask_token",) if state.pop(name, None) is not None]
-    arrays, unknown = _torch_layout.from_state(state, NAMES)
-    notes, grid = [], None
-    if config is not None:
-        arrays = _split_heads(arrays, _number(config, "num_attention_heads", place), place)
-        sizes = [_sides(config, key, place) for key in ("image_size", "patch_size")]
-        grid = (sizes[0][0] // sizes[1][0], sizes[0][1] // sizes[1][1])
-        notes += _differences(config)
+    mine, ignored = _of_family(state, family)
+    mine = family.prepare(mine)
+    arrays, unknown = _torch_layout.from_state(mine, family.names)
+    arrays = {name: _as_tokens(name, array) for name, array in arrays.items()}
+    settings, grid, notes = family.settings(config or {}), None, ()
+    fields = {**_computation(settings, arrays, place), **family.fields(settings, mine)}
+    if config is None:
+        notes = (_assumed(family, fields),)
+    else:
+        arrays = _split_heads(arrays, _number(settings, "num_attention_heads", place), place)
+        grid = _grid(settings, place)
     return Weights(
         arrays=arrays,
-        format="Hugging Face transformers ViT",
-        class_row=True,
+        format=f"{family.label} {config['model_type'] if config else 'state dict'}",
+        class_row=CLS in arrays,
         grid=grid,
-        ignored=tuple(f"{name}: of masked pre-training" for name in ignored),
+        ignored=ignored,
         unknown=tuple(unknown),
-        notes=tuple(notes),
+        notes=notes,
+        interpolation=family.interpolation,
+        fields=fields,
     )
+
+
+def _of_family(
+    state: Mapping[str, np.ndarray], family: Family
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Returns the arrays of the encoder without prefixes, and what else there is with reasons."""
+    mine, ignored = {}, []
+    for name, array in state.items():
+        reason = family.reason_unused(name)
+        if reason:
+            ignored.append(f"{name}: {reason}")
+        else:
+            prefix = next((p for p in family.prefixes if name.startswith(p)), "")
+            mine[name.removeprefix(prefix)] = array
+    return mine, tuple(ignored)
+
+
+def _as_tokens(name: str, array: np.ndarray) -> np.ndarray:
+    """Returns tokens and tables of positions, which may be vectors or matrices, with three axes."""
+    if name not in (CLS, POSITIONS) or array.ndim > 2:
+        return array
+    return array.reshape(1, -1, array.shape[-1]) if array.ndim else array
+
+
+def _grid(settings: Mapping[str, Any], place: epath.PathLike) -> tuple[int, int] | None:
+    """Returns (rows, columns) of the positions; None for a square of a number of patches."""
+    if "num_patches" in settings:
+        return None
+    height, width = _sides(settings, "image_size", place)
+    patch_height, patch_width = _sides(settings, "patch_size", place)
+    return height // patch_height, width // patch_width
 
 
 def _number(config: Mapping[str, Any], key: str, place: epath.PathLike) -> int:
@@ -154,9 +161,10 @@ def _split_heads(
     out = {}
     for name, array in arrays.items():
         shape: tuple[int, ...] = array.shape
-        if "/attn/out/kernel" in name:
+        layer = name.rpartition("/attn/")[2]
+        if layer == "out/kernel":
             shape = (heads, -1, shape[-1])
-        elif "/attn/" in name and "/attn/out/" not in name:
+        elif layer.partition("/")[0] in ("query", "key", "value"):
             shape = (*shape[:-1], heads, -1)
         try:
             out[name] = array.reshape(shape)
@@ -168,71 +176,36 @@ def _split_heads(
     return out
 
 
-def _differences(config: Mapping[str, Any]) -> Iterator[str]:
-    activation, epsilon = config.get("hidden_act", "gelu"), config.get("layer_norm_eps", 1e-12)
-    if activation not in TANH_GELUS:
-        yield f"its config has hidden_act={activation!r:.100}; here it is GELU in the tanh form"
-    if epsilon != EPSILON:
-        yield f"its config has layer_norm_eps={epsilon!r:.100}; here it is {EPSILON}"
+def _computation(
+    settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], place: epath.PathLike
+) -> dict[str, Any]:
+    """Returns the fields of what blocks compute and arrays do not show."""
+    key = next(name for name in ("layer_norm_eps", "rms_norm_eps") if name in settings)
+    epsilon, activation = settings[key], settings["hidden_act"]
+    if type(epsilon) is not float or not 0 < epsilon < 1:
+        raise UserError(f"{place}: {key}={epsilon!r:.100} is no number between 0 and 1")
+    fields = {"norm_epsilon": epsilon}
+    is_gated = any("/mlp/gate/" in name for name in arrays)
+    if is_gated and activation in ("gelu", "silu", "swish"):
+        return fields  # DINOv2's gate is SiLU, whatever its config says.
+    check_known(activation, ACTIVATIONS, f"{place}: hidden_act={activation!r:.100}", "activation")
+    return {**fields, "activation": ACTIVATIONS[activation]}
 
 
-def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: ImageSize) -> str:
-    """Writes a folder with `config.json` and `model.safetensors`; see `Format.write`."""
-    backbone = models.backbone_of(model)
-    arrays = from_params(params, model)
-    arrays, class_row = positions.stored(arrays, backbone, image_size, class_row=True)
-    size = positions.image_size_of(arrays, image_size, class_row)
-    has_head = "head/kernel" in arrays
-    prefix = "vit." if has_head else ""
-    state = {
-        name if name.startswith("classifier.") else prefix + name: array
-        for name, array in _torch_layout.to_state(arrays, NAMES).items()
-    }
-    kernel = arrays["backbone/patch_embed/kernel"]
-    config = {
-        "architectures": ["ViTForImageClassification" if has_head else "ViTModel"],
-        "model_type": "vit",
-        "hidden_size": backbone.width,
-        "num_hidden_layers": backbone.depth,
-        "num_attention_heads": backbone.num_heads,
-        "intermediate_size": arrays["backbone/blocks_0/mlp/dense1/bias"].shape[0],
-        "image_size": _side(size),
-        "patch_size": _side(kernel.shape[:2]),
-        "num_channels": kernel.shape[2],
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": EPSILON,
-        "qkv_bias": True,
-        "torch_dtype": "float32",
-    }
-    if has_head:
-        labels = [f"LABEL_{i}" for i in range(len(arrays["head/bias"]))]
-        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        config["label2id"] = {label: i for i, label in enumerate(labels)}
-    contents = {
-        CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
-        SINGLE[0]: files.safetensors_bytes(state),
-    }
-    files.write_directory(path, contents)
-    return f"wrote {os.fspath(path)} for transformers\ntransformers: {call(path, arrays)}"
-
-
-def call(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> str:
-    """Returns the statement that makes `model` from a written folder."""
-    if "head/kernel" in arrays:
-        name, more = "ViTForImageClassification", ""
-    else:
-        name, more = "ViTModel", ", add_pooling_layer=False"
-    return f"model = transformers.{name}.from_pretrained({os.fspath(path)!r}{more})"
-
-
-def _side(size: Sequence[int]) -> int | list[int]:
-    return size[0] if len(set(size)) == 1 else list(size)
+def _assumed(family: Family, fields: Mapping[str, Any]) -> str:
+    """Returns a line about what is assumed where there is no config."""
+    listed = ", ".join(f"{key}={value!r}" for key, value in sorted(fields.items()))
+    return (
+        f"without its config.json, it is taken for a {family.model_types[0]} with {listed}; fields"
+        " that you write replace these"
+    )
 
 
 FORMAT = Format(
-    label="Hugging Face transformers ViT",
+    label="Hugging Face transformers",
     matches=matches,
     read=read,
-    write=write,
-    expresses=EXPRESSES,
+    write=_hf_export.write,
+    expresses=_hf_export.TARGETS[0].expresses,
+    alternatives=tuple(target.expresses for target in _hf_export.TARGETS[1:]),
 )

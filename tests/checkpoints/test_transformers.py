@@ -1,0 +1,121 @@
+"""Models of transformers and open_clip, against what those libraries computed (record_hf.py)."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import checkpoints, models
+from vit_jax.checkpoints import array_files
+from vit_jax.errors import UserError
+from vit_jax.inference import convert
+from vit_jax.inference.features import Embedder
+from vit_jax.inference.predict import Predictor
+from vit_jax.models import hub
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "hf_tiny"
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/io.npz"))
+
+
+def output_of(model, params, images):
+    with jax.default_matmul_precision("highest"):
+        out = jax.jit(model.apply)({"params": params}, images)
+    if not hasattr(out, "grid"):
+        return out
+    return out.grid.mean((1, 2)) if out.pooled is None else out.pooled
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_folder_computes_what_the_real_library_computed(case):
+    model, params, _ = convert.open_model(str(GOLDEN / case))
+    images = np.load(GOLDEN / "images.npz")["images"]
+    expected = np.load(GOLDEN / case / "io.npz")["output"]
+    actual = output_of(model, params, images)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("case", ["clip_vision", "dinov2", "siglip_vision"])
+def test_an_image_file_has_the_features_of_the_library_with_its_own_processor(case):
+    """Both sides resize with Pillow to whole numbers, so that only rounding differs afterwards."""
+    predictor = Predictor.from_checkpoint(str(GOLDEN / case), headless=True)
+    (batch,) = predictor.batches([str(GOLDEN / "photo.png")])
+    with jax.default_matmul_precision("highest"):
+        actual = Embedder(predictor.task, predictor.params)(batch["image"])
+    expected = np.load(GOLDEN / case / "io.npz")["photo"]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "case", ["dinov2", "dinov2_registers", "dinov3", "dinov3_gated", "siglip_vision", "vit"]
+)
+def test_an_export_has_the_arrays_and_the_config_of_the_real_library(case, tmp_path):
+    model, params, (*size, _) = convert.open_model(str(GOLDEN / case))
+    checkpoints.save(params, model, tmp_path / "out", "hf", image_size=size)
+    ours, theirs = (
+        array_files.read_arrays(folder / "model.safetensors")
+        for folder in (tmp_path / "out", GOLDEN / case)
+    )
+    ours = {name.removeprefix("vision_model."): array for name, array in ours.items()}
+    assert {name for name in theirs if "mask_token" not in name} == ours.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+    ours, theirs = (
+        json.loads((folder / "config.json").read_text())
+        for folder in (tmp_path / "out", GOLDEN / case)
+    )
+    untold = {"dtype", "torch_dtype", "label2id", "id2label"}
+    for key in ours.keys() & theirs.keys() - untold:
+        assert ours[key] == theirs[key] or key == "hidden_act", key
+
+
+# A name on the hub for each recorded case: the two differ in sizes alone.
+NAMED = {
+    "aimv2": "apple/aimv2-large-patch14-224",
+    "beit": "microsoft/beit-base-patch16-224",
+    "clip_vision": "openai/clip-vit-base-patch32",
+    "deit_distilled": "facebook/deit-base-distilled-patch16-224",
+    "dinov2": "facebook/dinov2-base",
+    "dinov2_giant": "facebook/dinov2-giant",
+    "dinov2_registers": "facebook/dinov2-with-registers-base",
+    "dinov3": "facebook/dinov3-vitb16-pretrain-lvd1689m",
+    "dinov3_gated": "facebook/dinov3-vith16plus-pretrain-lvd1689m",
+    "open_clip": "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    "siglip": "google/siglip2-base-patch16-224",
+    "vit": "google/vit-base-patch16-224",
+}
+SIZES = {"width", "depth", "num_heads", "mlp_dim", "patch_size", "layer_scale"}
+
+
+def fields_of(model):
+    # An activation means nothing to an MLP with a gate.
+    ignored = SIZES | {"class_token", "class_token_position"}
+    ignored |= {"parent", "name", *(("activation",) if model.mlp == "swiglu" else ())}
+    names = {field.name for field in dataclasses.fields(model)} - ignored
+    return {name: getattr(model, name) for name in names}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_a_name_of_the_hub_is_the_model_of_its_folder(case):
+    recorded = models.build(**checkpoints.model_config(GOLDEN / case))
+    assert fields_of(models.build(NAMED[case])) == fields_of(recorded)
+
+
+def test_a_mistyped_name_of_the_hub_is_answered_by_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'facebook/dinov2-base'"):
+        models.build("facebook/dinov2-bas")
+
+
+def test_the_table_of_the_hub_has_the_published_sizes():
+    for name, millions in {
+        "facebook/dinov2-base": 86,
+        "facebook/dinov2-giant": 1135,
+        "facebook/dinov3-vith16plus-pretrain-lvd1689m": 841,
+        "google/siglip-so400m-patch14-384": 428,
+        "apple/aimv2-large-patch14-224": 309,
+    }.items():
+        assert round(models.param_count(models.build(name), 224) / 1e6) == millions
+    for name in hub.VARIANTS:
+        models.build(name)

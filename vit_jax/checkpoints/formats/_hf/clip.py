@@ -1,0 +1,70 @@
+"""CLIP (Radford et al. 2021), and OWL-ViT and OWLv2, which detect with CLIP's encoder."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoints.formats._hf import Config, Family, State
+from vit_jax.checkpoints.formats._hf.siglip import block_pairs
+from vit_jax.checkpoints.weights import Renames
+
+PROJECTION = "visual_projection"
+
+
+def _pairs() -> Iterator[tuple[str, str]]:
+    yield "embeddings/class_embedding", "backbone/cls"
+    yield "embeddings/patch_embedding", "backbone/patch_embed"
+    yield "embeddings/position_embedding/weight", "backbone/pos_embed"
+    yield "pre_layrnorm", "backbone/pre_norm"  # The name has this spelling in the files.
+    yield "pre_layernorm", "backbone/pre_norm"
+    yield from block_pairs("encoder/layers/{i}", "backbone/blocks_{i}")
+    yield "post_layernorm", "backbone/norm"
+    yield PROJECTION, "head"
+    yield "classifier", "head"
+
+
+def prepare(state: State) -> State:
+    """Gives the projection into the space of texts, which is the head, a bias of zeros."""
+    kernel = state.get(f"{PROJECTION}.weight")
+    if kernel is None:
+        return state
+    return {**state, f"{PROJECTION}.bias": np.zeros(len(kernel), np.float32)}
+
+
+def fields(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the fields of CLIP's encoder."""
+    del config
+    return {"pre_norm": True, "patch_bias": "embeddings.patch_embedding.bias" in state}
+
+
+OF_DETECTION = "of detection"
+
+FAMILY = Family(
+    model_types=(
+        *("clip", "clip_vision_model"),
+        *("owlvit", "owlvit_vision_model", "owlv2", "owlv2_vision_model"),
+    ),
+    marks=r"(^|\.)pre_layr?norm\.weight$",
+    names=Renames(_pairs()),
+    prefixes=(
+        *("vision_model.vision_model.", "vision_model."),
+        *("owlvit.vision_model.", "owlv2.vision_model."),
+    ),
+    unused={
+        r"(owlv(it|2)\.)?(text_model\..*|text_projection\..*|logit_scale)": "of the text tower",
+        r"owlv(it|2)\.visual_projection\..*": OF_DETECTION,
+        r"(class_head|box_head|objectness_head|layer_norm)\..*|box_bias": OF_DETECTION,
+        r".*embeddings\.position_ids": "the numbers of the positions, which are their order",
+    },
+    section="vision_config",
+    defaults={
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 32,
+    },
+    prepare=prepare,
+    fields=fields,
+)
