@@ -60,7 +60,7 @@ MODELS = {
         (12, 12),
         "timm",
     ),
-    "silu": ("vit", {"activation": "silu", "depth": 1}, (12, 12), "timm"),
+    "silu": ("vit", {"activation": "silu", "depth": 1}, (12, 12), "timm hf"),
     "unread_class_token": ("vit", {"pooling": "mean", "class_token": True}, (12, 12), "timm"),
     "grey": ("vit", {}, (12, 12), "npz big_vision timm hf"),
     "no_encoder": (

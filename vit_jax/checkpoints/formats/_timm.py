@@ -242,7 +242,7 @@ def _split_gated(state: State) -> State:
     for name, array in state.items():
         module, _, leaf = name.rpartition(".fc1.")
         last = state.get(f"{module}.fc2.weight")
-        is_packed = last is not None and last.ndim == 2 and len(array) == 2 * last.shape[1]
+        is_packed = last is not None and last.ndim == 2 and array.shape[:1] == (2 * last.shape[1],)
         if leaf and is_packed:
             gate, x = np.split(array, 2)
             out[f"{module}.fc1_g.{leaf}"], out[f"{module}.fc1_x.{leaf}"] = gate, x
