@@ -179,7 +179,8 @@ def test_a_checkpoint_is_evaluated_without_adapters(plain, config, tmp_path):
     checkpoints.save(params, base.task.model, tmp_path / "base.npz", "npz")
     found = evaluate_checkpoint(config, str(tmp_path / "base.npz"))
     alone = evaluate_checkpoint(plain, str(tmp_path / "base.npz"))
-    assert found == pytest.approx(alone, rel=1e-6)
+    # The calibration error is a difference, here of equal numbers: rounding of float32 is left.
+    assert found == pytest.approx(alone, rel=1e-6, abs=1e-7)
 
 
 @pytest.mark.parametrize(
