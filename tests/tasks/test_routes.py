@@ -49,7 +49,8 @@ def test_every_route_gives_the_same_metrics(kind, tiny_config, teacher_file, tmp
     for route, found in routes.items():
         assert found.keys() == trained.keys(), route
         for name, value in trained.items():
-            assert found[name] == pytest.approx(value, rel=1e-5), (route, name)
+            # The calibration error may be zero but for rounding.
+            assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-7), (route, name)
 
     source = open_split(settings, "val").source
     records = source.fetch(np.arange(len(source)))
