@@ -141,12 +141,16 @@ def test_runs_from_before_declarations_have_those_of_their_time():
     assert meaning("eval/val/top5_accuracy", from_json(None)) == SCORE
 
 
+LATER = {"f1", "ece"}  # Metrics that no run without declarations has.
+
+
 @pytest.mark.parametrize("name", ["classification", "contrastive", "detection", "segmentation"])
 def test_our_tasks_declare_their_headline(name):
     task = tasks.metric_info(name)
     assert declared(tasks.TASKS.find(name, "config.task.name").headline, task) == SCORE
     assert declared("num_examples", task) == COUNT
-    assert all(meaning(n.replace("*", "x"), BEFORE_DECLARATIONS) == task[n] for n in task)
+    earlier = task.keys() - LATER
+    assert all(meaning(n.replace("*", "x"), BEFORE_DECLARATIONS) == task[n] for n in earlier)
 
 
 @pytest.mark.parametrize(

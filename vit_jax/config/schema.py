@@ -224,7 +224,7 @@ SCHEMA: dict[str, Any] = {
         ),
         "interpolation": Key(
             "auto",
-            FIXED,
+            FREE,  # Only the first state depends on it, and its default has changed.
             "Resizing of its position embeddings: auto (as its own codebase does it), corners (as"
             " vision_transformer), bilinear, bicubic or torch_bicubic (as transformers).",
             choices=("auto", "corners", "bilinear", "bicubic", "torch_bicubic"),
