@@ -65,6 +65,7 @@ def test_ratios_and_shares(monkeypatch):
     assert found["matmul_fraction"] == pytest.approx(0.25)
 
 
+@pytest.mark.soak
 def test_the_step_of_a_model_without_tensorflow(request):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TENSORFLOW],

@@ -172,6 +172,7 @@ def test_bench_step_prints_json(digits_npz, tmp_path, capsys):
     assert {"images_per_sec", "compile_seconds", "loop_overhead", "machine"} <= found.keys()
 
 
+@pytest.mark.soak
 def test_bench_checkpoint_prints_json(digits_npz, capsys):
     argv = ["bench", "checkpoint", f"--config={TINY}:{digits_npz}", "--config.checkpoint.every=6"]
     assert main(argv) == 0

@@ -124,7 +124,14 @@ def random_params(task):
     )
 
 
-@pytest.mark.parametrize("case", CASES)
+# The default suite has these in their harder forms: weighted, mixed, with dice, hard.
+PLAIN = ("softmax", "sigmoid", "several labels", "pixels", "distilled")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.soak) if case in PLAIN else case for case in CASES],
+)
 def test_micro_batches_and_devices_do_not_change_the_loss(case):
     make_labels, fields = CASES[case]
     batch = {"image": IMAGES, **make_labels()}

@@ -125,9 +125,8 @@ def test_a_second_training_in_a_workdir_ends_in_one_line(digits_npz, tmp_path, c
         assert {path.name for path in tmp_path.iterdir()} == {"LOCK"}
 
 
-@pytest.mark.parametrize("name", ["lr[0.01] *?", "{a} 100%\n日本"])
-def test_a_workdir_may_have_any_name(tiny_config, tmp_path, name):
-    workdir = tmp_path / name
+def test_a_workdir_may_have_any_name(tiny_config, tmp_path):
+    workdir = tmp_path / "lr[0.01] *? {a} 100%\n日本"
     train(tiny_config(total=2), str(workdir))
     assert not (workdir / "LOCK").exists()
     train(tiny_config(total=4), str(workdir))
