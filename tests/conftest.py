@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import resource
+import signal
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("VIT_JAX_TEST_PLATFORM", "cpu")
@@ -18,6 +19,9 @@ os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["NO_GCE_CHECK"] = "true"  # TFDS and TensorFlow look for a cloud otherwise.
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As in a job that a script left behind.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Iterator
 from pathlib import Path
