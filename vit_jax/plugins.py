@@ -251,7 +251,7 @@ def check_fields(owner: type, values: Mapping[str, Any], where: str) -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type. Lists pass for tuples, integers for floats.
+    """Returns whether a value is of an annotated type. Lists pass for tuples, integers for floats.
 
     What no value can be tested for, such as a protocol, passes.
     """

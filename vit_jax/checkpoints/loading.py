@@ -1,4 +1,4 @@
-"""From a checkpoint of any known format to the parameters of a model."""
+"""Loads a checkpoint of any known format into the parameters of a model."""
 
 import dataclasses
 import os

@@ -74,7 +74,7 @@ CHOSEN = (
 
 
 def read_index(path: epath.PathLike) -> list[Mapping[str, str]]:
-    """The rows of an `index.csv`. Raises `UserError` where it is none."""
+    """Returns the rows of an `index.csv`. Raises `UserError` if the file is not such an index."""
     try:
         text = files.read_bytes(path).decode()
     except UnicodeDecodeError as error:
@@ -87,7 +87,7 @@ def read_index(path: epath.PathLike) -> list[Mapping[str, str]]:
 
 
 def finetuned(index: Iterable[Mapping[str, str]]) -> list[Released]:
-    """What an index says of fine-tuned checkpoints. Raises `UserError` for what is no number."""
+    """Returns the fine-tuned checkpoints of an index. Raises `UserError` if a number is wrong."""
 
     def percent(row: Mapping[str, str], column: str) -> float:
         return 100 * float(row[column])
@@ -119,7 +119,7 @@ def query(
     dataset: str | None = None,
     resolution: int | None = None,
 ) -> list[Released]:
-    """Those that were asked for, the most accurate first.
+    """Returns the checkpoints that were asked for, the most accurate first.
 
     Order is by validation accuracy where there is one, as choices should be made, else by test
     accuracy; across datasets it means little. model: any of these names.
@@ -148,7 +148,7 @@ def _accuracy(row: Released) -> tuple[float, float]:
 
 
 def select(name: str, index: Sequence[Mapping[str, str]]) -> str:
-    """The pre-trained file of a model to start from, as the reference chooses it.
+    """Returns the pre-trained file of a model to start from, as the reference chooses it.
 
     name: the stem of a model (`B_16`), for which the file pre-trained on ImageNet-21k with the best
       final accuracy on its validation split is taken; a name with a `-` is a file's own.
@@ -175,7 +175,9 @@ def describe(
     top: int = 10,
     **wanted: str | int | Sequence[str] | None,
 ) -> str:
-    """The answer to a `query`, as text for a person; of an index, or of `CHOSEN` without one.
+    """Returns the answer to a `query` as text for a person.
+
+    The checkpoints are those of an index, or without one those of `CHOSEN`.
 
     Raises:
       UserError: as `read_index`, `finetuned` and `query`.

@@ -1,4 +1,4 @@
-"""From a model's parameters to other codebases' files, where they can express the model."""
+"""Writes a model's parameters as other codebases' files, if these can express the model."""
 
 import os
 

@@ -21,7 +21,7 @@ _Fields = Mapping[str, ArraySpec]
 
 
 def _array(dtype: Any, *shape: int | None) -> ArraySpec:
-    """None: a side that only the data can tell."""
+    """Returns the spec of one array; None stands for a side that only the data can tell."""
     return ArraySpec(shape, np.dtype(dtype))
 
 
@@ -94,7 +94,7 @@ class Expected:
 
 
 def expect(keys: Mapping[str, Any]) -> Expected | None:
-    """What `config.data` describes; None where only opening the source can tell."""
+    """Returns the source that `config.data` describes, or None if only opening it can tell."""
     split, known = keys["split"], _known(keys)
     if known is None:
         return None
@@ -119,7 +119,7 @@ def _known(keys: Mapping[str, Any]) -> Known | None:
 
 
 def records_of(known: Known, args: Mapping[str, Any]) -> _Fields:
-    """The arrays of a record before any op."""
+    """Returns the arrays of a record before any op."""
     fields = {"image": _array(np.uint8, None, None, 3), **known.fields}
     if known.has_objects:
         room = args.get("max_objects", _MAX_OBJECTS)

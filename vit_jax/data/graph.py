@@ -177,7 +177,7 @@ class PreprocessedStream:
         return batches.prefetch(max(1, self._workers.prefetch)).with_options(options)
 
     def _mapped(self, stage: Callable, examples: tf.data.Dataset) -> tuple[tf.data.Dataset, dict]:
-        """What a stage makes of examples one by one, and by field the kernels that it leaves."""
+        """Returns the examples after a stage, and by field the kernels left for batches."""
         kernels: dict[str, Callable] = {}
 
         @tf.autograph.experimental.do_not_convert
@@ -200,7 +200,7 @@ class PreprocessedStream:
         return (examples.ignore_errors() if self._reader.skip_bad else examples), kernels
 
     def _together(self, examples: tf.data.Dataset, kernels: dict) -> tf.data.Dataset:
-        """Small batches, with the kernels applied."""
+        """Returns the examples in small batches, with the kernels applied."""
 
         @tf.autograph.experimental.do_not_convert
         def apply(record: dict[str, Any]) -> dict[str, tf.Tensor]:
@@ -231,7 +231,7 @@ class PreprocessedStream:
         return 4 * max(1, self._workers.prefetch) + in_map + _MAX_LOST
 
     def _start(self, step: int) -> _Run:
-        """(Re)starts the graph so that the batch of `step` comes next."""
+        """Starts the graph, or starts it again, so that the batch of `step` comes next."""
         if self._run:
             self._run.end()
         steps = iter(range(step, self._feed.steps.stop))
@@ -262,7 +262,7 @@ class PreprocessedStream:
         return mask_padding(self._joined(pieces), raw.mask)
 
     def _pieces(self, run: _Run) -> list[_Piece]:
-        """What the graph makes of the batch that comes next, rows counted from its first one."""
+        """Returns the graph's rows of the batch that comes next, counted from its first row."""
         stop = run.next_row + self._feed.num_rows
         pieces = []
         while True:

@@ -1,4 +1,4 @@
-"""From a source to batches in host memory, starting at any step.
+"""Makes batches in host memory from a source, starting at any step.
 
 Every process asks for the rows of the global batch that its devices hold. What is in a row depends
 on the step, the row's number and the seed, so the processes agree without talking.
@@ -23,7 +23,7 @@ BAD_IMAGE_CHOICES = ("fail", "skip")
 
 
 class Stream(Protocol):
-    """What makes the batches: an iterator that can be closed."""
+    """An iterator that makes batches and can be closed."""
 
     def __next__(self) -> NumpyBatch: ...
 
@@ -157,12 +157,12 @@ def eval_batches(
 
 
 def num_eval_batches(source: Source, batch_size: int) -> int:
-    """How many batches `eval_batches` yields, the padded last one included."""
+    """Returns the number of batches of `eval_batches`, including the padded last one."""
     return -(-len(source) // batch_size)
 
 
 def element_spec(source: Source, pp: str = "") -> dict[str, ArraySpec]:
-    """Shape (batch axis left out) and dtype of every array of a training batch.
+    """Returns the shape, without the batch axis, and the dtype of each array of a training batch.
 
     Fetches one record and, with a preprocessing string, takes it through the graph.
     """
@@ -175,7 +175,7 @@ def element_spec(source: Source, pp: str = "") -> dict[str, ArraySpec]:
 
 
 def _batches(reader: RecordReader, feed: Feed, pp: str, workers: Workers) -> Batches:
-    """Puts the way from raw records to finished batches behind one iterator."""
+    """Returns one iterator over the whole way from raw records to finished batches."""
     if pp:
         from vit_jax.data.graph import PreprocessedStream
 
@@ -190,7 +190,7 @@ def _batches(reader: RecordReader, feed: Feed, pp: str, workers: Workers) -> Bat
 
 
 def _numeric(records: NumpyBatch) -> NumpyBatch:
-    """What can go to a device: text such as file names stays behind."""
+    """Returns the arrays that can go to a device; text such as file names stays behind."""
     if records["image"].dtype == object:
         raise UserError(
             "images of this source are encoded: begin the preprocessing with 'decode' or "

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Workers(NamedTuple):
-    """How much is done at once, and for how long silence is borne."""
+    """The amount of parallel work, and the longest time without a batch."""
 
     num_threads: int
     prefetch: int
@@ -29,7 +29,7 @@ class Workers(NamedTuple):
 
 
 def default_threads() -> int:
-    """One a core that this process may use."""
+    """Returns the number of threads: one for each core that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Absent on macOS.
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

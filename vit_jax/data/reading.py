@@ -34,7 +34,7 @@ class RawBatch(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """What to load, and in which order."""
+    """The batches to load, and their order."""
 
     load: Callable[[int], RawBatch]
     """Reads the batch of a step. Called from several threads."""

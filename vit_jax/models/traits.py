@@ -1,4 +1,4 @@
-"""What code outside a model may ask about it, so that nobody looks at its class or its fields.
+"""The facts about a model that other code may ask for, so that none looks at its class or fields.
 
 A backbone answers by a method `traits()` of its own. Without one it is described by the name of
 its class, for which no checkpoint format of another codebase has a place. A subclass without one

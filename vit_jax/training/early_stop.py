@@ -63,7 +63,7 @@ class EarlyStop:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run ends here."""
+        """Returns whether the run ends here."""
         return self.metric is not None and self.state.get("waited", 0) >= self.patience
 
     def steps(self, steps: Iterable[int]) -> Iterator[int]:

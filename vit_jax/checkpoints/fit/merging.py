@@ -284,14 +284,14 @@ class Merge:
                 self.make(name, None, "not in the checkpoint")
 
     def leave_other_tasks(self) -> None:
-        """Of our own checkpoints: decoders and text towers that this model does not have."""
+        """Drops decoders and text towers of our own checkpoints that this model does not have."""
         kept = ("backbone/", "head")
         for name in [*self.arrays] if self.weights.ours else ():
             if name not in self.target.shapes and not name.startswith(kept):
                 self.drop(name, "of another task")
 
     def _head_misfit(self) -> str:
-        """Why the checkpoint's head means nothing in this model; empty if it does."""
+        """Returns why the checkpoint's head means nothing in this model; empty if it does."""
         target = self.target.shapes
         if any(name not in self.arrays for name in HEAD):
             return "the checkpoint has none"
