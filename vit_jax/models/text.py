@@ -10,12 +10,12 @@ There is no mask: every token, padding included, is seen by all, as these models
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 from vit_jax.models.heads.classifier import MapHead
-from vit_jax.models.layers.basic import check_choice, float_dtype, make_norm, stored_shape
-from vit_jax.models.layers.transformer import BlockSpec, StackSpec, run_blocks
+from vit_jax.models.layers.basic import check_choice, stored_shape
+from vit_jax.models.layers.encoder import Encoder
+from vit_jax.models.layers.transformer import run_blocks
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import Traits, named_fields
 from vit_jax.models.vit import SIZES
@@ -26,54 +26,24 @@ POOLINGS = ("last", "first", "mean", "map")
 _NAMES = {"pooling": {pooling: f"{pooling} pooling of texts" for pooling in POOLINGS}}
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(Encoder):
     """A text backbone: token ids to one vector a text.
+
+    The fields of the blocks, and how they are run, are those of `layers.encoder.Encoder`.
 
     Attributes:
       vocab_size: number of token ids.
       pooling: "last" or "first" token, "mean" of all, or "map" (a learned probe).
-      width, depth, num_heads, mlp_dim, drop_path, dropout, scan, unroll, remat, attention, dtype,
-        residual_dtype: as in `VisionTransformer`.
     """
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int | None = None
     vocab_size: int = 32_000
     pooling: str = "last"
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    scan: bool = True
-    unroll: int | str = "auto"
-    remat: str = "none"
-    attention: str = "auto"
-    dtype: DTypeLike = "float32"
-    residual_dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
         check_choice("pooling", self.pooling, POOLINGS)
         self.block_spec()
         self.stack_spec()
         super().__post_init__()
-
-    @nn.nowrap
-    def block_spec(self) -> BlockSpec:
-        """Returns the spec of the encoder's blocks."""
-        return BlockSpec.create(
-            width=self.width,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            dropout=self.dropout,
-            attention=self.attention,
-            dtype=float_dtype("dtype", self.dtype),
-            residual_dtype=float_dtype("residual_dtype", self.residual_dtype or self.dtype),
-        )
-
-    @nn.nowrap
-    def stack_spec(self) -> StackSpec:
-        """Returns how the encoder's blocks are stacked."""
-        return StackSpec(self.depth, self.drop_path, self.scan, self.unroll, self.remat)
 
     @nn.nowrap
     def traits(self) -> Traits:
@@ -94,7 +64,7 @@ class TextTransformer(nn.Module):
         x = self._embed(tokens).astype(spec.residual_dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = run_blocks(x, spec, self.stack_spec(), train=train)
-        x = make_norm(spec.norm, name="norm", dtype=spec.dtype)(x)
+        x = spec.make_norm("norm")(x)
         return Features(grid=None, pooled=self._pool(x, train))
 
     @nn.nowrap

@@ -1,6 +1,6 @@
 """The fields of every encoder that is a stack of transformer blocks."""
 
-from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -90,7 +90,7 @@ class Encoder(nn.Module, kw_only=True):
     @nn.nowrap
     def block_spec(self, **fields: Any) -> BlockSpec:
         """Returns the spec of the blocks, with `fields` replaced. Raises `UserError`."""
-        given = {name: getattr(self, name) for name in _COPIED}
+        given = {name: getattr(self, name) for name in _BLOCK_FIELDS}
         given["dtype"] = float_dtype("dtype", self.dtype)
         residual = self.residual_dtype or self.dtype
         given["residual_dtype"] = float_dtype("residual_dtype", residual)
@@ -99,20 +99,13 @@ class Encoder(nn.Module, kw_only=True):
     @nn.nowrap
     def stack_spec(self) -> StackSpec:
         """Returns how the blocks are stacked. Raises `UserError`."""
-        return StackSpec(
-            self.depth,
-            self.drop_path,
-            scan=self.scan,
-            unroll=self.unroll,
-            remat=self.remat,
-            constant_drop_path=self.constant_drop_path,
-        )
+        return StackSpec(**{name: getattr(self, name) for name in _STACK_FIELDS})
 
 
-_COPIED: Sequence[str] = (
-    *("num_heads", "mlp_dim", "num_kv_heads", "norm", "norm_epsilon", "mlp", "activation"),
-    *("qkv_bias", "key_bias", "proj_bias", "mlp_bias", "qk_norm", "parallel", "attention_norm"),
-    *("mlp_norm", "post_norm", "layer_scale", "mlp_layer_scale", "rope_interleaved", "dropout"),
-    *("attention_dropout", "attention", "initialization"),
-)
-"""Fields that an encoder and the spec of its blocks have in common."""
+def _names_of(spec: type) -> frozenset[str]:
+    """Returns the fields that an encoder and a spec have in common."""
+    mine, theirs = map(dataclasses.fields, (Encoder, spec))
+    return frozenset(f.name for f in mine) & frozenset(f.name for f in theirs)
+
+
+_BLOCK_FIELDS, _STACK_FIELDS = _names_of(BlockSpec), _names_of(StackSpec)
