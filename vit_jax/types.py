@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
@@ -32,6 +33,11 @@ class Features:
     registers: Array | None = None
     tokens: Array | None = None
     kept: Array | None = None
+
+    def vector(self) -> Array:
+        """Returns one vector per image, float32 `[batch, dim]`: `pooled`, or the mean of `grid`."""
+        x = self.grid.mean((1, 2)) if self.pooled is None else self.pooled
+        return x.astype(jnp.float32)
 
 
 class ArraySpec(NamedTuple):

@@ -21,6 +21,7 @@ from vit_jax.types import ArraySpec, DataInfo
 MODEL = {"name": "vit", "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2}
 TASKS = {
     "classification": {"name": "classification"},
+    "adapted": {"name": "classification", "lora": {"rank": 2}},
     "segmentation": {"name": "segmentation"},
     "detection": {"name": "detection"},
     "contrastive": {
@@ -33,6 +34,7 @@ IMAGE = ArraySpec((32, 32, 3), np.dtype(np.uint8))
 INT = np.dtype(np.int32)
 SPECS = {
     "classification": {"image": IMAGE, "label": ArraySpec((), INT)},
+    "adapted": {"image": IMAGE, "label": ArraySpec((), INT)},
     "segmentation": {"image": IMAGE, "segmentation": ArraySpec((32, 32, 1), np.dtype(np.uint8))},
     "detection": {
         "image": IMAGE,
@@ -52,6 +54,7 @@ def predictor_of(name):
     params = jax.tree.map(
         lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), tasks.abstract_params(task)
     )
+    params = task.inference_params(params)  # Without adapters.
     return Predictor(task, params, info, ByInputSpec(InputSpec(size=(32, 32)), 3))
 
 
@@ -62,6 +65,7 @@ CASES = {
         {"include_preprocessing": True, "weights": "bfloat16", "batch": 2},
         {"probability": (3,)},
     ),
+    "adapters": ("adapted", {}, {"logits": (3,)}),
     "embedding": ("classification", {"outputs": "features"}, {"features": (16,)}),
     "pixels": ("segmentation", {}, {"logits": (32, 32, 3)}),
     "boxes": (
@@ -70,7 +74,7 @@ CASES = {
         {"detected_boxes": None, "detected_score": None, "detected_label": None},
     ),
     "image vectors": ("contrastive", {}, {"image_vector": (8,)}),
-    "text vectors": ("contrastive", {"outputs": "text"}, {"text_vector": (8,)}),
+    "text vectors": ("contrastive", {"outputs": "text", "batch": 2}, {"text_vector": (8,)}),
 }
 
 
@@ -84,13 +88,20 @@ def test_a_program_takes_any_number_of_rows(case):
         assert found[0] == program.input.shape[0]
         assert shape is None or found[1:] == shape
     assert program.batch == options.get("batch")
+    towers = {weight.partition("/")[0] for weight in program.weights}
+    assert ("backbone" in towers) == ("text_vector" not in outputs)
+    assert ("text" in towers) == ("text_vector" in outputs)
 
 
 LONG = pytest.mark.soak
 
 
 @pytest.mark.parametrize(
-    "case", [case if case == "probabilities" else pytest.param(case, marks=LONG) for case in CASES]
+    "case",
+    [
+        case if case in ("probabilities", "text vectors") else pytest.param(case, marks=LONG)
+        for case in CASES
+    ],
 )
 def test_what_was_written_answers_as_the_model_and_says_how_to_load_it(case, tmp_path, monkeypatch):
     name, options, outputs = CASES[case]

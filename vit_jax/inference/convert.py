@@ -1,12 +1,10 @@
 """Converts checkpoints from any format to any other, and opens them with their model."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-from etils import epath
 
 from vit_jax import checkpoints, models, tasks
 from vit_jax.checkpoints import loading
@@ -106,7 +104,7 @@ def _square(src: str, tokens: int) -> tuple[int, int]:
 
 def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
     """Returns the backbone, with a classifier if the checkpoint has one."""
-    run = None if name else run_of(src)
+    run = None if name else Workdir.containing(src)
     if run:
         head = weights.arrays.get("head/bias")
         classes = {} if head is None else {"num_classes": head.shape[0]}
@@ -116,24 +114,9 @@ def _model(src: str, weights: Weights, name: str | None, fields: dict[str, Any])
 
 def _whole_model(src: str, weights: Weights, name: str | None, fields: dict[str, Any]) -> nn.Module:
     """Returns the same as `_model`, or the run's task's model if its head is not a classifier."""
-    run = None if name else run_of(src)
+    run = None if name else Workdir.containing(src)
     if run and not all(array.startswith(("backbone/", "head/")) for array in weights.arrays):
         config = run.read_config()
         model = {**config.model.to_dict(), **fields}
         return tasks.build(config.task.to_dict(), model, run.read_info()).model
     return _model(src, weights, name, fields)
-
-
-def run_of(src: str) -> Workdir | None:
-    """Returns the run whose workdir contains a checkpoint, or None."""
-    if "://" in src and not os.fspath(src).startswith(("gs://", "s3://")):
-        return None
-    path = epath.Path(src).expanduser()
-    for folder in (path, path.parent, path.parent.parent):
-        if (
-            path.is_dir()
-            and (folder / "config.json").exists()
-            and (folder / "checkpoints").exists()
-        ):
-            return Workdir.existing(os.fspath(folder))
-    return None

@@ -12,6 +12,7 @@ import jax
 import matplotlib
 import numpy as np
 
+from vit_jax import models
 from vit_jax.errors import UserError, WrongExport
 from vit_jax.inference import program as program_lib
 from vit_jax.inference.exports import FORMATS, Format, Run
@@ -19,6 +20,7 @@ from vit_jax.inference.predict import Predictor
 from vit_jax.inference.preparation import Picture
 from vit_jax.inference.program import OUTPUTS, WEIGHTS, Program
 from vit_jax.plugins import check_known
+from vit_jax.tracking.plain_text import one_line
 from vit_jax.types import DataInfo
 
 TOLERANCE = 1e-4
@@ -80,8 +82,8 @@ def export(
         float32 and normalized, as README.md states, and the outputs are those of the model.
       batch: the number of rows; None lets any number in.
       weights: "float32", or "bfloat16" for half the size. The computation is in float32.
-      images: the image files or pixels that the check runs on; without any, a photograph that
-        ships with matplotlib.
+      images: the image files or pixels that the check runs on, of which it takes the first 64;
+        without any, a photograph that ships with matplotlib.
 
     Raises:
       UserError: the model cannot be read or has no such outputs, or the folder cannot be made.
@@ -107,9 +109,11 @@ def export(
     try:
         fmt.write(program, unfinished)
         run = fmt.open(unfinished)
-        difference = _difference(program, run, _inputs(predictor, program, images), fmt.label)
-        seconds, rows = _time(run, _inputs(predictor, program, images)[: program.batch or 1])
-        (unfinished / "README.md").write_text(_readme(predictor, program, fmt))
+        inputs = _inputs(predictor, program, images)
+        difference = _difference(program, run, inputs, fmt.label)
+        seconds, rows = _time(run, inputs[: program.batch or 1])
+        readme = _readme(predictor, program, fmt)
+        (unfinished / "README.md").write_text(readme, encoding="utf-8")
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -135,19 +139,21 @@ def _check_pixels(info: DataInfo, include_preprocessing: bool) -> None:
 
 
 def _inputs(predictor: Predictor, program: Program, images: Sequence[Picture]) -> np.ndarray:
-    """Returns a batch of real inputs; of an image also its mirror images."""
+    """Returns a batch of inputs: token numbers, or real images and their mirror images."""
     if program.name == "tokens":
-        length = program.input.shape[1]
-        return np.random.default_rng(0).integers(1, 100, (3, length), np.int32)
-    pictures = images or [Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"]
-    batch = next(iter(predictor.batches(list(pictures))))
-    pixels = batch["image"][batch["mask"] > 0]
-    pixels = np.concatenate([pixels, pixels[:, :, ::-1], pixels[:, ::-1]])
+        highest = models.text_tower_of(predictor.task.model).vocab_size
+        shape = (3, *program.input.shape[1:])
+        rows = np.random.default_rng(0).integers(0, highest, shape, np.int32)
+    else:
+        pictures = images or [Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"]
+        batch = next(iter(predictor.batches(list(pictures))))
+        rows = batch["image"][batch["mask"] > 0]
+        rows = np.concatenate([rows, rows[:, :, ::-1], rows[:, ::-1]])
     if program.batch is not None:
-        pixels = pixels[np.arange(program.batch) % len(pixels)]
-    if program.input.dtype == np.uint8:
-        return pixels
-    return np.asarray(jax.device_get(predictor.task.inputs({"image": pixels})), np.float32)
+        rows = rows[np.arange(program.batch) % len(rows)]
+    if program.name == "tokens" or program.input.dtype == np.uint8:
+        return rows
+    return np.asarray(jax.device_get(predictor.task.inputs({"image": rows})), np.float32)
 
 
 def _difference(program: Program, run: Run, inputs: np.ndarray, label: str) -> float:
@@ -200,7 +206,9 @@ def _readme(predictor: Predictor, program: Program, fmt: Format) -> str:
         _preprocessing(predictor, program),
     ]
     if names:
-        parts.append("## Classes\n\n" + "\n".join(f"{i}. {one}" for i, one in enumerate(names)))
+        parts.append(
+            "## Classes\n\n" + "\n".join(f"{i}. {one_line(one)}" for i, one in enumerate(names))
+        )
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -16,7 +15,7 @@ from vit_jax.inference.preparation import Picture, find_images
 from vit_jax.parallel import sharding
 from vit_jax.storage import write_atomically
 from vit_jax.tasks import BaseTask
-from vit_jax.types import Array, Params
+from vit_jax.types import Array, Features, Params
 
 
 class Embedder:
@@ -35,9 +34,8 @@ class Embedder:
         self._params = jax.device_put(params["backbone"], everywhere)
 
         def embed(params: Params, images: Array) -> Array:
-            features = backbone.apply({"params": params}, task.inputs({"image": images}))
-            pooled = features.grid.mean((1, 2)) if features.pooled is None else features.pooled
-            return pooled.astype(jnp.float32)
+            found: Features = backbone.apply({"params": params}, task.inputs({"image": images}))
+            return found.vector()
 
         self._embed = jax.jit(embed, out_shardings=everywhere)
 

@@ -93,7 +93,7 @@ class Predictor:
         Raises:
           UserError: there is neither.
         """
-        run = convert.run_of(path)
+        run = Workdir.containing(path)
         if run and run.path == absolute(path):
             return cls.from_workdir(path, trust=trust)
         return cls.from_checkpoint(path, headless=headless)
@@ -160,7 +160,7 @@ class Predictor:
         Raises:
           UserError: the checkpoint cannot be read, or its model cannot be told.
         """
-        told, run = input_spec.read(path), convert.run_of(path)
+        told, run = input_spec.read(path), Workdir.containing(path)
         size = image_size or (told and told.size)
         module, params, shape = convert.open_model(
             path, model=model, fields=fields, image_size=size
@@ -213,7 +213,7 @@ class Predictor:
         """
         start = 0
         for batch in self.batches(pictures):
-            outputs = jax.device_get(self._predict(self._prepared_params, batch))
+            outputs = jax.device_get(self._predict(self.prepared_params, batch))
             real = batch.pop("mask") > 0
             here = self.preparation.pictures(pictures[start : start + int(real.sum())])
             prepared, outputs = ({k: x[real] for k, x in part.items()} for part in (batch, outputs))
@@ -234,8 +234,8 @@ class Predictor:
         return self.preparation.batches(source, min(BATCH_SIZE, len(pictures)))
 
     @functools.cached_property
-    def _prepared_params(self) -> Params:
-        """The parameters with what the task makes of them once."""
+    def prepared_params(self) -> Params:
+        """The parameters together with what the task computes from them once."""
         return {**self.params, **jax.jit(self.task.precompute)(self.params)}
 
     @functools.cached_property

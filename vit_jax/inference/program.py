@@ -20,7 +20,7 @@ from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
 from vit_jax.models import TowerOutputs
-from vit_jax.tasks import BaseTask
+from vit_jax.tasks import Adapted, BaseTask
 from vit_jax.types import Array, Features, Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -96,26 +96,34 @@ def build(
     Raises:
       UserError: the model has no such outputs.
     """
-    task = _portable(predictor.task)
-    params = {**predictor.params, **jax.jit(task.precompute)(predictor.params)}
+    task, params = _portable(predictor.task), predictor.params
     shape, dtype = predictor.info.spec["image"].shape, np.dtype(np.float32)
     meaning = "images as the model takes them (see Preprocessing)"
     name = "images"
     if outputs == "text":
         function, shape, dtype = _text_function(task, predictor)
+        params = _without(params, "backbone")
         name, meaning = "tokens", "token numbers, as the run's preprocessing makes them"
     elif include_preprocessing:
         dtype, meaning = np.dtype(np.uint8), "pixels, 0 to 255"
-        function = task.predict if outputs == "answers" else _features(task)
-        function = _of_pixels(function)
+        params = predictor.prepared_params if outputs == "answers" else params
+        function = _of_pixels(task.predict if outputs == "answers" else _features(task))
     else:
         function = _features(task, is_normalized=True) if outputs == "features" else _raw(task)
+        params = _without(params, "text")
+    if outputs == "features":
+        params = {"backbone": params["backbone"]}
     flat = flax.traverse_util.flatten_dict(jax.device_get(nn.unbox(params)), sep="/")
     stored = {name: _stored(x, weights) for name, x in flat.items()}
     rows = batch or jax.export.symbolic_shape("batch")[0]
     return Program(
         _of_flat(function), stored, name, jax.ShapeDtypeStruct((rows, *shape), dtype), meaning
     )
+
+
+def _without(params: Params, tower: str) -> Params:
+    """Returns the parameters of a model but for one tower and its projection, if it has two."""
+    return {name: x for name, x in params.items() if name not in (tower, f"{tower}_proj")}
 
 
 def _of_flat(function: Callable[[Params, Array], dict[str, Array]]) -> Function:
@@ -143,8 +151,7 @@ def _raw(task: BaseTask) -> Any:
     """Returns a function of normalized images, whose outputs are those of the model itself."""
 
     def raw(params: Params, images: Array) -> dict[str, Array]:
-        own = {name: x for name, x in params.items() if isinstance(x, Mapping) or name in _SCALARS}
-        found = task.model.apply({"params": own}, images)
+        found = task.model.apply({"params": params}, images)
         if isinstance(found, TowerOutputs):
             return {"image_vector": found.image}
         if isinstance(found, tuple):
@@ -154,18 +161,13 @@ def _raw(task: BaseTask) -> Any:
     return raw
 
 
-_SCALARS = ("log_scale", "bias")
-"""Parameters of a model that lie beside its modules; `precompute` adds other arrays there."""
-
-
 def _features(task: BaseTask, *, is_normalized: bool = False) -> Any:
     backbone = task.model.backbone
 
     def features(params: Params, batch: Any) -> dict[str, Array]:
         images = batch if is_normalized else task.inputs(batch)
         found: Features = backbone.apply({"params": params["backbone"]}, images)
-        pooled = found.grid.mean((1, 2)) if found.pooled is None else found.pooled
-        return {"features": pooled.astype(jnp.float32)}
+        return {"features": found.vector()}
 
     return features
 
@@ -176,14 +178,17 @@ def _text_function(task: BaseTask, predictor: Predictor) -> tuple[Any, tuple[int
         raise UserError("--outputs=text is for runs that learned images and texts")
 
     def text(params: Params, tokens: Array) -> dict[str, Array]:
-        own = {name: x for name, x in params.items() if isinstance(x, Mapping) or name in _SCALARS}
-        return {"text_vector": task.model.apply({"params": own}, tokens=tokens).text}
+        return {"text_vector": task.model.apply({"params": params}, tokens=tokens).text}
 
     return text, tokens.shape[-1:], np.dtype(np.int32)
 
 
 def _portable(task: BaseTask) -> BaseTask:
-    """Returns the task with a model that computes attention by plain matrix products."""
+    """Returns the task with a model that computes attention by plain matrix products.
+
+    Adapters are left behind, because the parameters of a predictor hold them merged.
+    """
+    task = task.task if isinstance(task, Adapted) else task
     towers = {name: getattr(task.model, name, None) for name in ("backbone", "text")}
     plain = {
         name: tower.clone(attention="xla")

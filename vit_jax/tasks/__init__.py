@@ -20,7 +20,7 @@ from vit_jax.tasks._base import BaseTask, completed
 from vit_jax.tracking.metrics import Metric
 from vit_jax.types import DataInfo, Params
 
-__all__ = ["BaseTask", "abstract_params", "boxed_params", "build", "metric_info"]
+__all__ = ["Adapted", "BaseTask", "abstract_params", "boxed_params", "build", "metric_info"]
 
 
 TASKS = Kind(

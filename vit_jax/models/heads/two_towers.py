@@ -90,8 +90,7 @@ class TwoTowers(nn.Module):
     @nn.nowrap
     def _unit(self, features: Features, name: str, project: bool) -> Array:
         """Returns vectors of length one; a zero vector stays zero."""
-        x = features.grid.mean((1, 2)) if features.pooled is None else features.pooled
-        x = x.astype(jnp.float32)
+        x = features.vector()
         if project:
             init = nn.initializers.lecun_normal()
             x = Linear((self.dim,), ("embed", None), kernel_init=init, name=name)(x)
