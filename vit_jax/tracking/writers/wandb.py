@@ -7,6 +7,7 @@ again goes on in the same curves.
 
 import io
 import os
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ class Writer:
         self._wandb = wandb
         id_file = workdir / ID_NAME
         if not id_file.exists():
-            storage.write_atomically(id_file, wandb.util.generate_id().encode())
+            storage.write_atomically(id_file, uuid.uuid4().hex[:8].encode())
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "vit_jax"),
             id=id_file.read_text(),
