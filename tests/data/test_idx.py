@@ -85,6 +85,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, content, message):
     ("args", "message"),
     [
         ({"split": "validation"}, r"no images of the split 'validation'; it has files of train"),
+        ({"class_names": ["a", "b", "c", "a"]}, "two classes 'a'"),
         ({"class_names": ["a", "b"]}, r"2 names, but the labels in .* go up to 3"),
         ({"name": "/nowhere/at/all"}, "no such folder: /nowhere/at"),
     ],

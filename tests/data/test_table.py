@@ -219,6 +219,13 @@ def test_a_hugging_face_folder_names_its_classes(folder):
         open_table(folder)
 
 
+def test_stored_class_numbers_are_numbers_even_of_classes_called_like_numbers(folder):
+    label = {"names": ["0", "10", "1"], "_type": "ClassLabel"}
+    hub(folder, features={"image": {"_type": "Image"}, "label": label})
+    source = open_table(folder)
+    assert source.fetch(np.arange(6))["label"].tolist() == [0, 1] * 3
+
+
 def test_features_beside_the_files_name_the_classes(folder):
     feature = {"feature": {"names": ["p", "q", "r"], "_type": "ClassLabel"}, "_type": "Sequence"}
     (folder / "dataset_infos.json").write_text(

@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,8 @@ def read_names(class_names: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(class_names, str):
         class_names = files.lines(files.read_text(files.expand(class_names)))
     names = tuple(_plain(str(name)) for name in class_names)
-    for name in names:
-        if not name or names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if not name or count > 1:
             raise UserError(
                 f"config.data.args.class_names has {'an empty name' if not name else 'two classes'}"
                 f" {name!r}"
@@ -69,15 +70,24 @@ class LabelCells:
             several = value if isinstance(value, list | tuple) else [value]
             self.labels.append(tuple(self._key(one, row) for one in several))
 
-    def numbers(self, names: Sequence[str], *, are_several: bool, are_given: bool) -> np.ndarray:
+    def numbers(
+        self,
+        names: Sequence[str],
+        *,
+        are_several: bool,
+        are_given: bool,
+        are_numbers: bool = False,
+    ) -> np.ndarray:
         """Returns class numbers int32 `[n]`, or uint8 ones and zeros `[n, classes]`.
 
         Args:
           names: the classes in the order of their numbers.
           are_given: whether the names were not found in the data; labels may then be numbers.
+          are_numbers: whether they are numbers for sure, even if a class is called like a number.
         """
         known = {name: number for number, name in enumerate(names)}
-        if are_given and not any(one in known for labels in self.labels for one in labels):
+        is_named = any(one in known for labels in self.labels for one in labels)
+        if are_numbers or (are_given and not is_named):
             known = {str(number): number for number in range(len(names))}
         found = np.zeros((len(self.labels), len(names)) if are_several else len(self.labels), int)
         for place, labels in enumerate(self.labels):

@@ -22,6 +22,7 @@ import numpy as np
 
 from vit_jax.data import files
 from vit_jax.data.sources import Records
+from vit_jax.data.sources._labels import read_names
 from vit_jax.data.sources._splits import select, split_name
 from vit_jax.errors import UserError, nearest
 
@@ -41,7 +42,8 @@ class Source:
     Args:
       name: the folder of the files, or `FOLDER/DATASET`, where `DATASET` begins the files' names.
       split: `train` or `test`, and a part of it in brackets, see `_splits`.
-      class_names: the names of the classes in the order of their numbers, for the files hold none.
+      class_names: the names of the classes in the order of their numbers, for the files hold none,
+        or a text file with one in each line.
       split_seed: the seed of folds and of parts of classes.
     """
 
@@ -50,10 +52,10 @@ class Source:
         name: str,
         split: str = "train",
         *,
-        class_names: Sequence[str] = (),
+        class_names: str | Sequence[str] = (),
         split_seed: int = 0,
     ):
-        part = split_name(split)
+        part, class_names = split_name(split), read_names(class_names)
         images_path, labels_path = _find(files.expand(name), part)
         images, labels = _read(images_path), _read(labels_path)
         _check(images, images_path, labels, labels_path)
@@ -70,7 +72,7 @@ class Source:
                     f" {files.shown(labels_path)} go up to {self.num_classes - 1}"
                 )
             self.num_classes = len(class_names)
-        self.class_names = tuple(class_names) or None
+        self.class_names = class_names or None
         self._path, self._images, self._labels = images_path, images, labels.astype(np.int32)
         self._numbers = select(split, self._labels, seed=split_seed)
         self.fingerprint = f"idx:{images_path.name}:{split}:{len(self)}"

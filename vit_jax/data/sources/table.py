@@ -92,7 +92,9 @@ class Source:
         given = read_names(class_names)
         if given and len(columns) > 1:
             raise UserError("config.data.args.class_names: the columns of label name the classes")
-        given = given or (tuple(columns) if len(columns) > 1 else table.class_names(columns[0]))
+        of_file = table.class_names(columns[0]) if len(columns) == 1 else ()
+        are_numbers = bool(of_file) and not given
+        given = given or of_file or (tuple(columns) if len(columns) > 1 else ())
         training = cells
         if not given:
             found = _training(name, table, columns, separator, split_column=split_column, part=part)
@@ -102,6 +104,7 @@ class Source:
             self.class_names,
             are_several=cells.are_several or training.are_several,
             are_given=bool(given),
+            are_numbers=are_numbers,
         )
         groups = group_numbers(table, group, rows) if group else None
         chosen = select(split, values, groups, split_seed)
@@ -181,15 +184,16 @@ def _training(
     """Returns the labels of the training split, if `part` is another and there is one."""
     if "train" in _table_names.same_split(part):
         return None
-    try:
+    try:  # Only finding the split may fail; what is wrong within it is told.
         if split_column:
             rows = _rows_of(table, split_column, "train", name)
         else:
             table = _table_names.open_tables(name, "train")
-            table.load("", columns)
-            rows = np.arange(table.num_rows)
     except UserError:
         return None
+    if not split_column:
+        table.load("", columns)
+        rows = np.arange(table.num_rows)
     return LabelCells(table, columns, separator, rows)
 
 
