@@ -170,7 +170,8 @@ class ParquetTable(Table):
         self._metadata = [one.metadata for one in opened]
         self._schema = opened[0].schema_arrow
         self.columns = list(self._schema.names)
-        self.num_rows = sum(one.num_rows for one in self._metadata)
+        self._ends = np.cumsum([one.num_rows for one in self._metadata], dtype=np.int64)
+        self.num_rows = int(self._ends[-1])
         self._groups = [
             (number, group)
             for number, metadata in enumerate(self._metadata)
@@ -186,7 +187,7 @@ class ParquetTable(Table):
         from pyarrow import parquet
 
         with _naming(path):
-            source = files.open_remote(path) if is_remote(path) else _regular(path)
+            source = files.open_remote(path) if is_remote(path) else regular(path)
             return parquet.ParquetFile(source, metadata=metadata)
 
     def load(self, image: str, others: Sequence[str]) -> None:
@@ -244,9 +245,8 @@ class ParquetTable(Table):
             yield from super().encoded_images(rows, folder)
             return
         for row in rows.tolist():
-            block = int(np.searchsorted(self.block_ends, row, side="right"))
-            start = int(self.block_ends[block - 1]) if block else 0
-            value = self._block(block)[row - start].as_py()
+            block, place = placed(self.block_ends, row)
+            value = self._block(block)[place].as_py()
             if isinstance(value, dict):
                 value = value.get("bytes") or value.get("path")
             if isinstance(value, str):
@@ -282,10 +282,17 @@ class ParquetTable(Table):
             super().check_images(rows, folder)
 
     def where(self, row: int, column: str) -> str:
-        ends = np.cumsum([metadata.num_rows for metadata in self._metadata])
-        number = int(np.searchsorted(ends, row, side="right"))
-        first = int(ends[number - 1]) if number else 0
-        return f"{files.shown(self.paths[number])}: row {row - first}, column {column!r}"
+        number, place = placed(self._ends, row)
+        return f"{files.shown(self.paths[number])}: row {place}, column {column!r}"
+
+
+def placed(ends: np.ndarray, row: int) -> tuple[int, int]:
+    """Returns the number of the part that holds a row, and the row's number within that part.
+
+    ends: the number of rows up to the end of each part.
+    """
+    number = int(np.searchsorted(ends, row, side="right"))
+    return number, row - (int(ends[number - 1]) if number else 0)
 
 
 @contextlib.contextmanager
@@ -299,7 +306,7 @@ def _naming(path: str) -> Iterator[None]:
         raise UserError(f"{files.shown(path)}: {files.reason(error)}") from error
 
 
-def _regular(path: str) -> str:
+def regular(path: str) -> str:
     """Returns a path, unless it is a pipe, a device, or a folder."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("not a regular file")

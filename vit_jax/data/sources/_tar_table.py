@@ -1,6 +1,7 @@
 """Tar files of WebDataset as a table: one row for each sample, through an index built once."""
 
 import io
+import json
 import logging
 import os
 import tarfile
@@ -12,7 +13,7 @@ import numpy as np
 
 from vit_jax import storage
 from vit_jax.data import files, images
-from vit_jax.data.sources._table_files import Table
+from vit_jax.data.sources._table_files import Table, placed, regular
 from vit_jax.errors import UserError
 from vit_jax.storage import is_remote
 
@@ -27,14 +28,18 @@ class _Index(NamedTuple):
     """The samples of one tar file, in the order of the file.
 
     key: the names of the samples, without suffix. offset, size: where the image lies, in bytes.
-    cls, json: the content of the members with these suffixes; "" where there is none.
+    cls, json: the content of the members with these suffixes; "" where there is none. They are
+      lists, because an array of texts would take as much for each one as for the longest.
     """
 
     key: np.ndarray
     offset: np.ndarray
     size: np.ndarray
-    cls: np.ndarray
-    json: np.ndarray
+    cls: Sequence[str]
+    json: Sequence[str]
+
+
+_ARRAYS, _TEXTS = _Index._fields[:3], _Index._fields[3:]
 
 
 class TarTable(Table):
@@ -60,8 +65,7 @@ class TarTable(Table):
 
     def _place(self, row: int) -> tuple[int, int]:
         """Returns the number of the file of a row, and the number of the sample in it."""
-        number = int(np.searchsorted(self._ends, row, side="right"))
-        return number, row - (int(self._ends[number - 1]) if number else 0)
+        return placed(self._ends, row)
 
     def _name(self, row: int) -> str:
         number, place = self._place(row)
@@ -78,6 +82,7 @@ class TarTable(Table):
         self._values = {column: [row.get(column) for row in rows] for column in wanted}
         if "cls" in others:
             self._values["cls"] = [str(one) for index in self._indices for one in index.cls]
+        self._indices = [index._replace(cls=(), json=()) for index in self._indices]
 
     def encoded_images(self, rows: np.ndarray, folder: str) -> Iterator[bytes]:
         for row in rows.tolist():
@@ -101,18 +106,15 @@ class TarTable(Table):
         return f"{self.describe(row, '')}, column {column!r}"
 
 
-def _open(path: str) -> io.BufferedReader:
-    if is_remote(path):
-        return io.BufferedReader(files.open_remote(path), _BUFFER)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError("not a regular file")
-    return io.BufferedReader(io.FileIO(path), _BUFFER)
+def _open(path: str, buffer: int = io.DEFAULT_BUFFER_SIZE) -> io.BufferedReader:
+    opened = files.open_remote(path) if is_remote(path) else io.FileIO(regular(path))
+    return io.BufferedReader(opened, buffer)
 
 
 def _index_of(path: str) -> _Index:
     """Returns the index of a tar file: the one beside it, or a new one, which is written there."""
     try:
-        with _open(path) as file:
+        with _open(path, _BUFFER) as file:
             size = file.seek(0, os.SEEK_END)
             changed = 0 if is_remote(path) else os.stat(path).st_mtime_ns
             stamp = np.array([size, changed], np.int64)
@@ -123,8 +125,9 @@ def _index_of(path: str) -> _Index:
             index = _built(path, file)
     except OSError as error:
         raise UserError(f"{files.shown(path)}: {files.reason(error)}") from error
-    buffer = io.BytesIO()
-    np.savez(buffer, stamp=stamp, **index._asdict())
+    arrays, buffer = index._asdict(), io.BytesIO()
+    texts = json.dumps({name: arrays.pop(name) for name in _TEXTS}).encode()
+    np.savez(buffer, stamp=stamp, texts=np.frombuffer(texts, np.uint8), **arrays)
     try:
         storage.write_atomically(path + _INDEX_SUFFIX, buffer.getvalue())
     except storage.errors() as error:
@@ -137,9 +140,12 @@ def _stored(path: str, stamp: np.ndarray) -> _Index | None:
     try:
         data = files.read_bytes(path + _INDEX_SUFFIX, images.MAX_BYTES)
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            if np.array_equal(arrays["stamp"], stamp):
-                return _Index(*(arrays[name] for name in _Index._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            if not np.array_equal(arrays["stamp"], stamp):
+                return None
+            texts = json.loads(arrays["texts"].tobytes())
+            found = _Index(*(arrays[name] for name in _ARRAYS), *(texts[name] for name in _TEXTS))
+        return found if len(set(map(len, found))) == 1 else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         pass
     return None
 
@@ -168,5 +174,5 @@ def _built(path: str, file: io.BufferedReader) -> _Index:
     samples = [sample for sample in samples if sample["size"]]
     if not samples:
         raise OSError("no samples with images in it")
-    columns = {name: np.array([one[name] for one in samples]) for name in _Index._fields}
-    return _Index(**columns)
+    columns = {name: [one[name] for one in samples] for name in _Index._fields}
+    return _Index(**columns | {name: np.array(columns[name]) for name in _ARRAYS})
