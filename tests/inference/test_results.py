@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vit_jax.__main__ import main
+from vit_jax.checkpoints import keep_best
 from vit_jax.config import default_config
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
@@ -101,17 +102,18 @@ def test_the_command_writes_what_the_predictor_answers(
 
 
 @pytest.mark.parametrize(
-    ("metric", "best"), [("val/accuracy", 6), ("val/loss", 3), ("val/f1_of_cats", None)]
+    ("metric", "best"),
+    [("val/accuracy", 6), ("val/loss", 3), ("val/f1_of_cats", None), ("val/f1", None)],
 )
 def test_the_best_step_is_that_of_the_metric_that_was_kept(monkeypatch, tmp_path, metric, best):
     stored = {
         3: {"val/accuracy": 0.5, "val/loss": 0.1},
         6: {"val/accuracy": 0.9, "val/loss": 0.2},
         7: {},
-        9: {"val/accuracy": float("nan"), "val/loss": float("nan")},
+        9: {"val/accuracy": float("nan"), "val/loss": float("nan"), "val/f1": float("nan")},
     }
     monkeypatch.setattr(
-        evaluate.manifest, "read", lambda path: SimpleNamespace(metrics=stored[int(path.name)])
+        keep_best.manifest, "read", lambda path: SimpleNamespace(metrics=stored[int(path.name)])
     )
     store = SimpleNamespace(steps=lambda: list(stored), directory=tmp_path, newest=lambda: 9)
     config = default_config()

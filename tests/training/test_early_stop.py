@@ -30,11 +30,22 @@ def test_a_run_ends_after_as_many_evaluations_without_a_better_value(metric, val
     for number, value in enumerate(values, 1):
         early.update({metric: value})
         again = stop(metric=metric)
-        again.state = early.state  # As a resumed run reads it.
+        again.restore(early.state)  # As a resumed run does.
         assert early.is_over == again.is_over == (number == ends)
         early.update(None)
     assert bool(early.lines(7)) == (ends is not None)
     assert list(early.steps(range(3))) == ([] if ends else [0, 1, 2])
+
+
+def test_another_metric_begins_anew():
+    early, other = stop(patience=1, metric="val/accuracy"), stop(patience=1, metric="val/loss")
+    for _ in range(2):
+        early.update({"val/accuracy": 0.5})
+    assert early.is_over
+    other.restore(early.state)
+    assert not other.is_over
+    other.update({"val/loss": 0.9})
+    assert other.state["best"] == 0.9
 
 
 def test_what_stop_cannot_be():

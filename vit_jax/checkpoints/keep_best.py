@@ -32,13 +32,19 @@ class KeepBest:
     ) -> list[bool]:
         """Returns which of the checkpoints to keep, as Orbax asks its policies."""
         del context
-        for checkpoint in checkpoints:
-            if checkpoint.step not in self.values:
-                metrics = checkpoint.metrics or self._read(checkpoint.step)
-                self.values[checkpoint.step] = metrics.get(self.name, math.nan)
-        steps = [one.step for one in checkpoints if not math.isnan(self.values[one.step])]
-        best = self.choose(steps, key=self.values.get, default=None)
+        best = self.best({checkpoint.step: checkpoint.metrics for checkpoint in checkpoints})
         return [checkpoint.step == best for checkpoint in checkpoints]
+
+    def best(self, steps: Mapping[int, Mapping[str, float] | None]) -> int | None:
+        """Returns the best of some steps; None if none of them has the metric as a number.
+
+        steps: the metrics of each step, or None for those in its manifest.
+        """
+        for step, metrics in steps.items():
+            if step not in self.values:
+                self.values[step] = (metrics or self._read(step)).get(self.name, math.nan)
+        numbers = [step for step in steps if not math.isnan(self.values[step])]
+        return self.choose(numbers, key=self.values.get, default=None)
 
     def _read(self, step: int) -> Mapping[str, float]:
         try:

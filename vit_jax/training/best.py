@@ -52,7 +52,7 @@ class Best:
     def restore(self, metadata: Mapping[str, Any]) -> None:
         """Takes over what a checkpoint stored; earlier versions stored less."""
         self.values = dict(metadata.get("best", {}))
-        self.early.state = dict(metadata.get("stop", {}))
+        self.early.restore(metadata.get("stop", {}))
 
     def update(self, found: Mapping[str, float] | None) -> bool:
         """Records the metrics of an evaluation, and returns whether it is the best so far.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -19,14 +20,14 @@ class EarlyStop:
       name: the metric, `SPLIT/METRIC`; "" if runs go on to `config.total`.
       patience: the number of evaluations in a row without a better value that end the run.
       metric: the meaning of the metric; None where there is no name.
-      state: `{"best": value, "waited": evaluations}`. Checkpoints store it, so that a resumed run
-        ends at the same step.
+      state: `{"metric": name, "best": value, "waited": evaluations}`. Checkpoints store it, so that
+        a resumed run ends at the same step.
     """
 
     name: str
     patience: int
     metric: Metric | None
-    state: dict[str, float] = dataclasses.field(default_factory=dict)
+    state: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ConfigDict) -> "EarlyStop":
@@ -57,9 +58,14 @@ class EarlyStop:
                 f"config.stop.metric={self.name!r} is no metric; {nearest(self.name, found)}"
             )
         if self.metric.is_better(found[self.name], self.state.get("best")):
-            self.state = {"best": found[self.name], "waited": 0}
+            self.state = {"metric": self.name, "best": found[self.name], "waited": 0}
         else:
-            self.state = {**self.state, "waited": self.state.get("waited", 0) + 1}
+            waited = self.state.get("waited", 0) + 1
+            self.state = {**self.state, "metric": self.name, "waited": waited}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes over the stored state, unless it is that of another metric."""
+        self.state = dict(state) if state.get("metric", self.name) == self.name else {}
 
     @property
     def is_over(self) -> bool:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import checkpoints, data, tasks
-from vit_jax.checkpoints import input_spec, manifest
+from vit_jax.checkpoints import input_spec
+from vit_jax.checkpoints.keep_best import KeepBest
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
@@ -193,15 +194,14 @@ def step_of(store: Store, config: ConfigDict, wanted: int | str | None) -> int:
     name = config.checkpoint.keep_best
     metric_info = tasks.metric_info(config.task.name)
     metric = best_metric(name, metric_info, config.checkpoint.best_is)
-    found = {step: manifest.read(store.directory / str(step)).metrics.get(name) for step in steps}
-    found = {step: value for step, value in found.items() if value is not None}
-    if metric is None or not found:
+    choose = max if metric and metric.higher_is_better else min
+    best = KeepBest(store.directory, name, choose).best(dict.fromkeys(steps)) if metric else None
+    if best is None:
         raise UserError(
             f"{store.directory}: this run kept no best checkpoint; train with"
             f" config.checkpoint.keep_best=SPLIT/METRIC, or write one of the steps {steps}"
         )
-    choose = max if metric.higher_is_better else min
-    return choose((step for step in found if not math.isnan(found[step])), key=found.get)
+    return best
 
 
 def evaluate_workdir(

@@ -57,7 +57,7 @@ def train(
 def evaluate(
     workdir: str = "",
     *,
-    step: int | None = None,
+    step: int | str | None = None,
     overrides: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
     config: ConfigDict | str | None = None,
@@ -70,7 +70,8 @@ def evaluate(
 
     Args:
       workdir: a run that was trained.
-      step: with `workdir`: the step whose checkpoint is evaluated; None for the newest.
+      step: with `workdir`: the step whose checkpoint is evaluated, or "best" for the one that
+        `config.checkpoint.keep_best` kept; None for the newest.
       overrides: with `workdir`: texts by the dotted key that they replace, such as
         `{"eval.batch_size": "256"}`.
       trust: with `workdir`: names of code from outside this package, as in `my_tasks:Task`, that
