@@ -65,11 +65,9 @@ class Run:
         """
         mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check_batch_size(mesh, config.batch_size, config.accum_steps)
-        if source is None:
-            source = data.balanced(open_source(config.data), config.data.balance, config.seed)
-            spec = data.element_spec(source, config.data.pp)
-        else:
-            spec = source.spec
+        given = open_source(config.data) if source is None else source
+        spec = data.element_spec(given, config.data.pp) if source is None else source.spec
+        source = data.balanced(given, config.data.balance, config.seed)
         counts = data.class_counts(source)
         info = DataInfo(spec, source.num_classes, source.class_names, counts)
         task = tasks.build(config.task, config.model, info)
