@@ -89,36 +89,41 @@ def add_model_source(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workdir", metavar="DIR", help="A run that was trained; its newest checkpoint is used."
     )
-    add_step(group)
     group.add_argument(
         "--checkpoint",
         metavar="PATH",
         help="A checkpoint in any format: a workdir, an .npz of vision_transformer or big_vision,"
         " a timm file, or a transformers folder.",
     )
-    group.add_argument(
+    add_model_details(group)
+
+
+def add_model_details(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that tell more about a workdir or a checkpoint."""
+    add_step(parser)
+    parser.add_argument(
         "--model",
         metavar="NAME",
-        help="With --checkpoint: the name of its model. Needed only if the checkpoint does not"
+        help="The name of the model of a checkpoint, needed only if the checkpoint does not"
         " tell it.",
     )
-    group.add_argument(
+    parser.add_argument(
         "--image-size",
         type=image_size,
         metavar="SIZE",
-        help="With --checkpoint: the size in pixels that images are resized to, such as 224, or"
+        help="The size in pixels that images are resized to for a checkpoint, such as 224, or"
         " 192x256 (height x width). Default: the size that the checkpoint was trained at.",
     )
-    add_trust(group)
+    add_trust(parser)
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
-    """Adds --step, which chooses a checkpoint of --workdir."""
+    """Adds --step, which chooses a checkpoint of a workdir."""
     parser.add_argument(
         "--step",
         type=_step,
         metavar="N",
-        help="With --workdir: the step whose checkpoint is used, or best, for the one that"
+        help="The step of a workdir whose checkpoint is used, or best, for the one that"
         " config.checkpoint.keep_best kept (default: the newest).",
     )
 

@@ -30,7 +30,7 @@ from vit_jax.inference.preparation import (
     Preparation,
 )
 from vit_jax.report import figures, inside
-from vit_jax.storage import absolute, write_atomically
+from vit_jax.storage import write_atomically
 from vit_jax.tasks import BaseTask, classification
 from vit_jax.training.evaluate import step_of
 from vit_jax.training.workdir import Workdir
@@ -93,8 +93,7 @@ class Predictor:
         Raises:
           UserError: there is neither.
         """
-        run = Workdir.containing(path)
-        if run and run.path == absolute(path):
+        if Workdir.at(path):
             return cls.from_workdir(path, trust=trust)
         return cls.from_checkpoint(path, headless=headless)
 

@@ -85,6 +85,12 @@ class Workdir:
                 return workdir
         return None
 
+    @classmethod
+    def at(cls, path: str) -> "Workdir | None":
+        """Returns the run whose workdir is `path`, or None if `path` is something else."""
+        run = cls.containing(path)
+        return run if run and run.path == storage.absolute(path) else None
+
     @property
     def checkpoints(self) -> epath.Path:
         return self.path / "checkpoints"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from vit_jax.cli.arguments import add_trust, positive
+from vit_jax.cli.arguments import add_model_details, open_predictor, positive
 from vit_jax.cli.parser import Command
 from vit_jax.plugins import names_in
 
@@ -45,18 +45,24 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="IMAGE",
-        help="Image files or folders for the check (default: one photograph).",
+        help="Image files or folders for the check, which takes the first 64 images (default: one"
+        " photograph).",
     )
-    add_trust(parser)
+    add_model_details(parser.add_argument_group("the model"))
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.inference import export
     from vit_jax.inference.preparation import find_images
+    from vit_jax.training.workdir import Workdir
 
+    is_run = Workdir.at(arguments.src) is not None
+    arguments.workdir = arguments.src if is_run else None
+    arguments.checkpoint = None if is_run else arguments.src
+    predictor = open_predictor(arguments, headless=arguments.outputs == "features")
     print(
         export.export(
-            arguments.src,
+            predictor,
             arguments.out,
             arguments.to,
             outputs=arguments.outputs,
@@ -79,4 +85,5 @@ COMMAND = Command(
     ),
     notes="The program is run in its own runtime on real images, and compared with the model. Its\n"
     "size and its time are printed.",
+    overrides=("model",),
 )
