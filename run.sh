@@ -65,7 +65,7 @@ make_environment() {
   if [[ -f $venv/pyvenv.cfg ]]; then
     clear=(--clear)
   fi
-  "$python" -m venv "${clear[@]}" "$venv"
+  "$python" -m venv ${clear[@]+"${clear[@]}"} "$venv"  # Empty lists are unset in bash 3.2.
 }
 
 # Prints why pip failed, in one line where the reason is known.

@@ -68,6 +68,8 @@ def test_models_and_checkpoints_install_without_tensorflow(declared):
 
 
 def test_a_source_distribution_holds_what_git_holds():
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout, so that there is nothing to compare with")
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     tops = {name.split("/")[0] for name in done.stdout.splitlines()}
     listed = set((ROOT / "MANIFEST.in").read_text().split())
@@ -85,7 +87,7 @@ def test_a_package_that_is_not_installed_is_one_line(module, extra, monkeypatch,
     assert main(["models"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: {module.split('.')[0]} is not installed for ")
-    assert line.endswith(f"pip install 'vit-jax[{extra}]'")
+    assert line.endswith(f"install the extra {extra!r} of vit-jax")
 
 
 def test_a_module_of_ours_that_is_missing_is_an_error_of_ours(monkeypatch):

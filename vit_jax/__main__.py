@@ -32,7 +32,6 @@ _ONE_LINE = (
 
 
 _EXTRAS = {
-    "huggingface_hub": "hub",
     "sentencepiece": "text",
     "tokenizers": "text",
     "wandb": "wandb",
@@ -174,7 +173,7 @@ def _missing(module: str) -> str:
     name = module.partition(".")[0]
     return (
         f"{name} is not installed for {sys.executable}; run ./run.sh, or activate its .venv, or"
-        f" pip install 'vit-jax[{_EXTRAS.get(name, 'train')}]'"
+        f" install the extra {_EXTRAS.get(name, 'train')!r} of vit-jax"
     )
 
 
