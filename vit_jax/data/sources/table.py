@@ -114,11 +114,9 @@ class Source:
         self.num_classes = len(self.class_names)
         self.blocks = _blocks(table, self._rows)
         base = os.path.basename(os.path.normpath(name))
-        self.fingerprint = f"table:{base}:{split}:{len(self._rows)}"
-        if split_seed:
-            self.fingerprint += f":seed{split_seed}"
-        if exif == "ignore":
-            self.fingerprint += ":exif-ignored"
+        seed = f":seed{split_seed}" if split_seed else ""
+        ignored = ":exif-ignored" if exif == "ignore" else ""
+        self.fingerprint = f"table:{base}:{split}:{len(self._rows)}{seed}{ignored}"
         table.check_images(self._rows, self._folder)
 
     def __len__(self) -> int:
