@@ -13,6 +13,8 @@ os.environ["XLA_FLAGS"] = (
 )
 if version("jaxlib").startswith("0.10."):  # Half the time to compile; newer ones end on this flag.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    # One module of LLVM for each program: eight devices already keep the cores busy.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 # Eight devices on two cores: programs that wait for one another must not overlap.
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
 # Tests, and the processes they start, compile much and compute little.
