@@ -1,10 +1,11 @@
 """Exports a trained model as a program for other runtimes, and checks what was written."""
 
+import contextlib
 import dataclasses
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,7 @@ def export(
         batch=batch,
         weights=weights,
     )
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
+    with _made_whole(folder) as unfinished:
         fmt.write(program, unfinished)
         run = fmt.open(unfinished)
         inputs = _inputs(predictor, program, images)
@@ -114,9 +112,6 @@ def export(
         seconds, rows = _time(run, inputs[: program.batch or 1])
         readme = _readme(predictor, program, fmt)
         (unfinished / "README.md").write_text(readme, encoding="utf-8")
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return Exported(path, fmt.label, size, difference, seconds, rows)
 
@@ -128,6 +123,19 @@ def _new_folder(path: str) -> Path:
     if not folder.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {folder.parent}")
     return folder
+
+
+@contextlib.contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `folder` at the end, or goes if an error ends it."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check_pixels(info: DataInfo, include_preprocessing: bool) -> None:
