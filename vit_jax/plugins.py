@@ -46,6 +46,8 @@ def check_known(
 def names_in(package: str) -> list[str]:
     """Returns the names of the public modules of a package, which are those of its plug-ins.
 
+    Packages inside it hold what plug-ins share.
+
     Nothing below the outermost package is imported, so that `--help` can list names at once.
     """
     if package in sys.modules:
@@ -54,7 +56,8 @@ def names_in(package: str) -> list[str]:
         root, *inner = package.split(".")
         roots = importlib.util.find_spec(root).submodule_search_locations
         path = [os.path.join(root, *inner) for root in roots]
-    return sorted(module.name for module in pkgutil.iter_modules(path) if module.name[0] != "_")
+    found = pkgutil.iter_modules(path)
+    return sorted(one.name for one in found if one.name[0] != "_" and not one.ispkg)
 
 
 def is_foreign(name: Any) -> bool:
