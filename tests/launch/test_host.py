@@ -103,6 +103,26 @@ def test_an_image_with_an_old_python_gets_a_new_one(host, tmp_path):
     assert (host.home / "used").read_text().strip() == f"{host.home}/new/python3.12"
 
 
+@pytest.mark.parametrize(
+    ("pip", "way"),
+    [
+        ('[[ "$*" == *--break-system-packages* ]]', "python3"),  # As Ubuntu 24.04 (PEP 668).
+        ("exit 1", "uv"),  # Such as a Python without pip.
+    ],
+)
+def test_a_python_that_takes_no_packages_gets_uv_in_another_way(host, tmp_path, pip, way):
+    commit = repository(tmp_path / "repository", 'echo "$VIT_JAX_PYTHON" >"$HOME/used"')
+    make_python_old(host, pip=pip)
+    uv = OLD_PYTHON.format(pip="exit 1", found="from-uv").replace("uv python", "python")
+    installer = f"mkdir -p $UV_INSTALL_DIR; cat >$UV_INSTALL_DIR/uv <<'END'\n{uv}\nEND\n"
+    (host.home / "installer").write_text(installer + "chmod +x $UV_INSTALL_DIR/uv\n")
+    (host.home / "bin/curl").write_text(f'#!/bin/sh\ncat "{host.home}/installer"\n')
+    done = host("bash host.sh pod prepare", str(tmp_path / "repository"), commit)
+    assert done.returncode == 0, done.stderr
+    expected = "from-uv" if way == "uv" else f"{host.home}/new/python3.12"
+    assert (host.home / "used").read_text().strip() == expected
+
+
 def test_without_a_way_to_a_new_python_it_says_what_is_missing(host, tmp_path):
     commit = repository(tmp_path / "repository", "true")
     make_python_old(host, pip="exit 1")
@@ -147,6 +167,31 @@ def test_the_process_that_holds_a_device_is_named(host, tmp_path):
     assert found[0] == str(os.getpid())
     assert Path(sys.executable).name in found[2]
     assert host(command).stdout == ""
+
+
+def test_holders_are_looked_for_as_root_where_that_needs_no_password(host):
+    (host.home / "bin/sudo").write_text(
+        '#!/bin/bash\n[[ $1 == -n ]] || exit 1\nshift\necho "$1" >>"$HOME/as_root"\n"$@"\n'
+    )
+    (host.home / "bin/sudo").chmod(0o755)
+    assert host("source host.sh; holders /dev/nothing").returncode == 0
+    assert "find" in (host.home / "as_root").read_text().split()
+    (host.home / "bin/sudo").write_text("#!/bin/sh\nexit 1\n")  # It asks for a password.
+    assert host("source host.sh; holders /dev/nothing; echo looked").stdout == "looked\n"
+
+
+def test_a_lock_that_another_user_left_is_removed_or_told(host, tmp_path):
+    lock = tmp_path / "libtpu_lockfile"
+    (host.home / "bin/id").write_text("#!/bin/sh\necho 4242\n")
+    (host.home / "bin/id").chmod(0o755)
+    command = f"source host.sh; holders() {{ :; }}; lockfile={lock}; check_tpu_is_free"
+    lock.touch()
+    assert host(command).returncode == 0
+    assert not lock.exists()
+    lock.mkdir()  # Which `rm -f` refuses, as it does a file of others.
+    done = host(command)
+    assert done.returncode == 2
+    assert "so that libtpu cannot lock the TPU; remove it" in done.stderr
 
 
 def run_of(host, script):

@@ -75,3 +75,13 @@ def test_nodes_with_fewer_gpus_want_fewer_processes(tmp_path, batch):
     assert done.returncode == 2
     assert "4 GPUs and 8 processes a node; give sbatch" in done.stderr
     assert not (tmp_path / "srun").exists()
+
+
+def test_a_tpu_node_has_one_process(tmp_path, batch):
+    (tmp_path / "dev/vfio").mkdir(parents=True)
+    (tmp_path / "dev/vfio/0").touch()
+    tpu = {"VIT_JAX_DEV": str(tmp_path / "dev"), "SLURM_GPUS_ON_NODE": ""}
+    done = batch(0, **tpu)
+    assert done.returncode == 2
+    assert "8 processes on a TPU node; give sbatch --ntasks-per-node=1" in done.stderr
+    assert batch(0, SLURM_NTASKS_PER_NODE="1", **tpu).returncode == 0

@@ -43,6 +43,9 @@ def test_schedulers_are_known_by_their_variables(environ, found):
         ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, "gke"),
         ({"TPU_SKIP_MDS_QUERY": "1"}, ""),
         ({"JAX_PLATFORMS": "cpu"}, ""),
+        (SLURM, "tpu"),  # SLURM on Google Cloud: the slice knows the order of its hosts.
+        (SLURM | {"TPU_WORKER_HOSTNAMES": "a,b"}, "gke"),
+        (SLURM | {"JAX_PLATFORMS": "cpu"}, "slurm"),
     ],
 )
 def test_where_a_tpu_is_plugged_in(environ, found, monkeypatch):
@@ -75,6 +78,23 @@ def test_a_scheduler_is_left_to_tell_the_details(joins, monkeypatch):
         monkeypatch.setenv(name, value)
     processes.setup("", "default")
     assert joins == [()]
+
+
+def test_tpu_nodes_under_slurm_are_joined_as_a_slice(joins, monkeypatch):
+    methods = []
+
+    def note(*_, cluster_detection_method, **__):
+        methods.append(cluster_detection_method)
+
+    monkeypatch.setattr(jax.distributed, "initialize", note)
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    for name, value in (SLURM | {"JAX_PLATFORMS": "tpu"}).items():
+        monkeypatch.setenv(name, value)
+    for chips in (True, False):
+        monkeypatch.setattr(processes, "has_tpu_chips", lambda chips=chips: chips)
+        processes.setup("", "default")
+    assert methods == ["gcetpu", None]
 
 
 def test_flags_go_before_the_scheduler(joins, monkeypatch):

@@ -69,6 +69,8 @@ def test_json_adds_up(planned):
     assert memory["batch"] == 16 * (8 * 8 + 4) // 8
     assert found["ici_bytes"] > 0
     assert found["dcn_bytes"] == 0
+    states = ("parameters", "average", "optimizer")
+    assert found["save_bytes"] >= sum(memory[name] for name in states)
     assert found["flops"] % 48 == 0  # 3 × 16 examples × a whole number
 
 
@@ -140,6 +142,18 @@ def test_whole_kernels_that_are_sent_are_told_with_what_to_write():
     told = "--config.mesh.data=4 --config.mesh.fsdp=4"
     assert told not in table(plan)
     assert told in table(dataclasses.replace(plan, mesh_that_sends_less={"data": 4, "fsdp": 4}))
+
+
+def test_a_save_is_held_against_the_notice_of_spot():
+    plan = made_up(num_hosts=2, save_bytes=8 * GIB)
+    told = (
+        "8.00 GiB (4.00 GiB from each of 2 hosts): 42.9 s at 100 MB/s a host (--write-rate), LONG"
+    )
+    assert told in table(plan)
+    assert ": 4.3 s at 1000 MB/s a host (--write-rate), within the 30 s" in table(
+        plan, write_rate=1000
+    )
+    assert "a save" not in table(made_up())
 
 
 def test_search_splits_over_a_part_of_a_slice_before_the_whole(vit_config):

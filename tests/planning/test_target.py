@@ -1,11 +1,13 @@
 """Names of topologies, and what is missing where one cannot be had."""
 
 import importlib.util
+import math
 
 import jax
 import pytest
 
 from vit_jax.errors import UserError
+from vit_jax.parallel import accelerators
 from vit_jax.parallel.sharding import make_mesh
 from vit_jax.planning import target
 from vit_jax.planning.target import Target, parse_tpu
@@ -34,12 +36,67 @@ def test_names_of_tpu_topologies(name, expected):
     assert parse_tpu(name) == expected
 
 
+CUBES = """
+    4x4x4 4x4x8 4x4x12 4x8x8 4x4x20 4x8x12 4x4x28 8x8x8 4x12x12 4x8x20 4x4x44 8x8x12 4x4x52 4x8x28
+    4x12x20 8x8x16 4x4x68 8x12x12 4x4x76 8x8x20 4x12x28 4x8x44 4x4x92 8x12x16 4x20x20 4x8x52
+    12x12x12 8x8x28 4x4x116 8x12x20 4x4x124 8x16x16 4x12x44 4x8x68 4x20x28 12x12x16 4x4x148 4x8x76
+    4x12x52 8x16x20 4x4x164 8x12x28 4x4x172 8x8x44 12x12x20 4x8x92 4x4x188 12x16x16 4x28x28 8x20x20
+    4x12x68 8x8x52 4x4x212 12x12x24 4x20x44 8x16x28 4x12x76 4x8x116 4x4x236 12x16x20 4x4x244
+    4x8x124 12x12x28 16x16x16 4x20x52 8x12x44 8x8x68 4x12x92 8x20x28 12x16x24 4x8x148 12x20x20
+    8x8x76 4x28x44 8x12x52 16x16x20 12x12x36 4x8x164 12x16x28 4x20x68 4x8x172 4x12x116 8x16x44
+    12x20x24 4x28x52 8x8x92 4x12x124 4x8x188 4x20x76 16x16x24
+"""
+PUBLISHED = {  # The cores or chips that a type counts for each chip, then the shapes of all types.
+    "v2": (2, "2x2 4x4 8x8 8x16 16x16"),
+    "v3": (2, "2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32"),
+    "v4": (2, "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x12 8x8x16 8x16x16 16x16x16"),
+    "v5litepod": (1, "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"),
+    "v5p": (2, f"2x2x1 2x2x2 2x2x4 2x4x4 {CUBES}"),
+    "v6e": (1, "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"),
+    "tpu7x": (2, f"2x2x1 2x2x2 2x2x4 2x4x4 {CUBES} 12x24x24 16x16x32 16x20x28 16x24x24"),
+}
+"""Sources: docs.cloud.google.com/tpu/docs/v2 to /v6e and /tpu7x; v5p and tpu7x: the tables of xpk
+(core/system_characteristics.py) and AXLearn (USER_FACING_NAME_TO_SYSTEM_CHARACTERISTICS)."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_type_has_its_shape(name):
+    each, shapes = PUBLISHED[name]
+    types = {f"{name}-{each * math.prod(map(int, s.split('x')))}": s for s in shapes.split()}
+    assert len(types) == len(shapes.split())
+    slices = {type_: accelerators.parse_slice(type_) for type_ in types}
+    assert {type_: found.shape for type_, found in slices.items()} == types
+    assert all(found.type == type_ for type_, found in slices.items())
+    assert len(next(iter(slices.values())).tpu.shapes) == len(types)
+
+
+@pytest.mark.parametrize(
+    ("type_", "hosts", "machine"),
+    [
+        ("v3-8", 1, ""),
+        ("v4-32", 4, "ct4p-hightpu-4t"),
+        ("v5litepod-4", 1, "ct5lp-hightpu-4t"),
+        ("v5litepod-8", 1, "ct5lp-hightpu-8t"),
+        ("v5litepod-16", 4, "ct5lp-hightpu-4t"),
+        ("v5p-12288", 1536, "ct5p-hightpu-4t"),
+        ("v6e-1", 1, "ct6e-standard-1t"),
+        ("v6e-256", 64, "ct6e-standard-4t"),
+        ("tpu7x-8", 1, "tpu7x-standard-4t"),
+        ("tpu7x-128", 16, "tpu7x-standard-4t"),
+    ],
+)
+def test_hosts_and_machines_of_a_slice(type_, hosts, machine):
+    found = accelerators.parse_slice(type_)
+    assert (found.hosts, found.tpu.machine(found.chips)) == (hosts, machine)
+
+
 @pytest.mark.parametrize(
     ("topology", "slices", "message"),
     [
         ("v5f:4x4", 1, "no TPU 'v5f'; did you mean 'v5"),
         ("pod", 1, "not understood; write such as v5e:16x16"),
         ("v5e-7", 1, "no usual shape; slices of v5e have 1, 4, 8, 16, 32, 64, 128, 256 chips"),
+        ("v5p-6", 1, "'v5p-6' has no usual shape; slices of v5p have 4, 8, 16, 32, 64, 128, 256, "),
         ("cpu:0", 1, "write such as cpu:8"),
         ("cpu:9", 1, "has 8 virtual CPU devices"),
         ("cpu:8", 2, "--slices=2 needs a TPU --topology"),

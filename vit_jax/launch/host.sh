@@ -15,6 +15,8 @@
 #                                              VIT_JAX_STOP_SECONDS (600)
 set -euo pipefail
 
+lockfile=/tmp/libtpu_lockfile
+
 fail() {
   echo "error: $(hostname): $*" >&2
   exit 2
@@ -37,11 +39,20 @@ newest_python() {
   return 1
 }
 
-# TPU images may bring a Python that is too old. uv brings its own builds and needs no root.
+# TPU images may bring a Python that is too old, or one that makes no environments. uv brings its own
+# builds and needs no root. Ubuntu 24.04 refuses `pip install` outside of environments (PEP 668); its
+# flag for that is unknown to older pips, so that uv's own installer is the last resort.
 install_python() {
-  python3 -m pip install --quiet --user uv >&2 &&
-    python3 -m uv python install --quiet 3.12 >&2 &&
-    python3 -m uv python find 3.12
+  local uv
+  if python3 -m pip install --quiet --user uv >&2 ||
+    python3 -m pip install --quiet --user --break-system-packages uv >&2; then
+    uv=(python3 -m uv)
+  else
+    curl -LsSf https://astral.sh/uv/install.sh |
+      env UV_INSTALL_DIR="$HOME/.local/bin" UV_NO_MODIFY_PATH=1 sh >&2 || return
+    uv=("$HOME/.local/bin/uv")
+  fi
+  "${uv[@]}" python install --quiet 3.12 >&2 && "${uv[@]}" python find 3.12
 }
 
 prepare() {
@@ -64,11 +75,16 @@ prepare() {
   VIT_JAX_PYTHON=$python VIT_JAX_EXTRAS=tpu VIT_JAX_VENV=$run/venv "$code/run.sh" install
 }
 
+# Runs a command as root where that needs no password: others' open files are root's to see.
+as_root() {
+  if sudo -n true 2>/dev/null; then sudo -n "$@"; else "$@"; fi
+}
+
 # Processes with a file open whose name matches one of the patterns, as lines "PID USER COMMAND".
 holders() {
   local pattern pid
   for pattern in "$@"; do
-    find /proc/[0-9]*/fd -maxdepth 1 -lname "$pattern" 2>/dev/null || true
+    as_root find /proc/[0-9]*/fd -maxdepth 1 -lname "$pattern" 2>/dev/null || true
   done | cut -d/ -f3 | sort -u | while read -r pid; do
     echo "$pid $(stat -c %U "/proc/$pid") $(tr '\0' ' ' <"/proc/$pid/cmdline" | cut -c1-80)"
   done
@@ -79,6 +95,12 @@ check_tpu_is_free() {
   found=$(holders '/dev/accel*' '/dev/vfio/[0-9]*')
   if [[ -n $found ]]; then
     fail "a process holds the TPU: ${found//$'\n'/; }. End it (kill PID), or wait for it"
+  fi
+  # libtpu locks this file, and leaves it behind; it cannot open another user's.
+  if [[ -e $lockfile && $(stat -c %u "$lockfile") != "$(id -u)" ]] &&
+    ! as_root rm -f "$lockfile" 2>/dev/null; then
+    fail "$lockfile belongs to $(stat -c %U "$lockfile"), so that libtpu cannot lock the TPU;" \
+      "remove it"
   fi
 }
 

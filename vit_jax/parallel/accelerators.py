@@ -8,13 +8,16 @@ sheets, for dense products, not for the doubled rates with structured sparsity.
 Compiler options overlap communication with computation. The sets are those that MaxText trains with
 (github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py and configs/tpu).
 
-This module imports the standard library alone, because the launcher runs before anything is
+This module needs the standard library alone, because the launcher runs before anything is
 installed.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
+
+from vit_jax.errors import UserError
 
 GIB = 1 << 30
 
@@ -43,16 +46,40 @@ DATA_PARALLEL: Options = {
 }
 """Compiler options for gradients that are summed over many chips or over several slices."""
 
-# Slice shapes by the number of chips, from the page of each generation.
-_FLAT_SHAPES = {
-    4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
-    512: "16x32", 1024: "32x32",
-}  # fmt: skip
-_V5E_SHAPES = {1: "1x1"} | {chips: _FLAT_SHAPES[chips] for chips in _FLAT_SHAPES if chips <= 256}
-_CUBE_SHAPES = {
-    4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8",
-    512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16", 6144: "16x16x24",
-}  # fmt: skip
+CUBE = 64
+"""The chips of a cube, 4x4x4, of which larger slices of three-dimensional generations consist."""
+
+_LONGEST_SIDE = 256
+"""The most chips along a side of a slice that has a type (xpk, core/system_characteristics.py)."""
+
+
+def _flat(*chips: int) -> Mapping[int, str]:
+    """Returns the shapes of two-dimensional slices: a square, or two squares side by side."""
+    shapes = {}
+    for count in chips:
+        short = 2 ** ((count.bit_length() - 1) // 2)
+        shapes[count] = f"{short}x{count // short}"
+    return shapes
+
+
+def _cubes(*cubes: int) -> Mapping[int, str]:
+    """Returns the shapes of three-dimensional slices up to a cube, and of these numbers of cubes.
+
+    A number of cubes has the shape with the shortest sides, as in the tables of v4, v5p and tpu7x.
+    """
+    shapes = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4"}
+    for count in cubes:
+        sides = [
+            (first, second, count // first // second)
+            for first in range(1, count + 1)
+            if count % first == 0 and first**3 <= count
+            for second in range(first, count // first + 1)
+            if count // first % second == 0 and second <= count // first // second
+        ]
+        best = min(sides, key=sum)
+        if 4 * best[-1] <= _LONGEST_SIDE:
+            shapes[CUBE * count] = "x".join(str(4 * side) for side in best)
+    return shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +87,9 @@ class Tpu:
     """Facts about a TPU generation: names on Cloud TPU, slice shapes, compiler options.
 
     Attributes:
-      shapes: chips of a slice -> its shape, such as `4x4`.
+      shapes: chips of a slice -> its shape, such as `4x4`, for every type that is published
+        (docs.cloud.google.com/tpu/docs/v2 to /v6e and /tpu7x; for the many types of v5p and tpu7x
+        github.com/AI-Hypercomputer/xpk, core/system_characteristics.py).
       cores_in_type: whether a type such as `v5p-8` counts TensorCores, two in a chip, not chips.
       type: the first part of the type by which Cloud TPU makes a slice, such as `v5litepod`.
       spellings: other names of the generation that people write.
@@ -68,6 +97,13 @@ class Tpu:
         (docs.cloud.google.com/tpu/docs/runtimes); "" where its API does not serve the generation.
       compiler_options: options of XLA's TPU compiler.
       topology_options: options with which libtpu describes a slice as Cloud TPU runs it.
+      machines: chips of a host -> the machine type of Compute Engine and GKE
+        (docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus). Slices of one host have
+        the machine with as many chips; hosts of larger slices have four.
+      node_label: the value of `cloud.google.com/gke-tpu-accelerator` on nodes of GKE (same page).
+      image: the image family of Compute Engine, in the project ubuntu-os-accelerator-images
+        (docs.cloud.google.com/tpu/docs/tpu-os-images); "" where managed instance groups do not take
+        the generation (docs.cloud.google.com/tpu/docs/tpus-and-migs).
     """
 
     shapes: Mapping[int, str]
@@ -77,6 +113,17 @@ class Tpu:
     compiler_options: Options
     spellings: tuple[str, ...] = ()
     topology_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    machines: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    node_label: str = ""
+    image: str = ""
+
+    def hosts(self, chips: int) -> int:
+        """Returns the number of hosts (TPU VMs) of a slice."""
+        return 1 if chips in (1, 4, *self.machines) else chips // 4
+
+    def machine(self, chips: int) -> str:
+        """Returns the machine type of the hosts of a slice; "" where there is none."""
+        return self.machines.get(chips // self.hosts(chips), "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,57 +162,74 @@ class Chip:
         return self.hbm_bytes // self.devices
 
 
+_IMAGE = "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e"
+_V5E = (4, 8, 16, 32, 64, 128, 256)
 _ROWS = (
     # v2 and v3 have four links of 496 and 656 Gbit/s, each in both directions.
     Chip(
         "v2", r"TPU v2", 2, 46e12, 16 * GIB, 700e9, 496e9,
-        tpu=Tpu(_FLAT_SHAPES, True, "v2", "tpu-ubuntu2204-base", _SHARDED_PARAMETERS),
+        tpu=Tpu(
+            _flat(4, 16, 64, 128, 256), True, "v2", "tpu-ubuntu2204-base", _SHARDED_PARAMETERS
+        ),
     ),
     Chip(
         "v3", r"TPU v3", 2, 123e12, 32 * GIB, 900e9, 656e9,
-        tpu=Tpu(_FLAT_SHAPES, True, "v3", "tpu-ubuntu2204-base", _SHARDED_PARAMETERS),
+        tpu=Tpu(
+            _flat(4, 16, 32, 64, 128, 256, 512, 1024), True, "v3", "tpu-ubuntu2204-base",
+            _SHARDED_PARAMETERS,
+        ),
     ),
     # v4 has six links of 50 GB/s in each direction. Its two cores are one device on Cloud TPU.
     Chip(
         "v4", r"TPU v4(?! lite)", 1, 275e12, 32 * GIB, 1200e9, 600e9,
         tpu=Tpu(
-            _CUBE_SHAPES, True, "v4", "tpu-ubuntu2204-base",
+            _cubes(1, 2, 4, 8, 12, 16, 32, 64), True, "v4", "tpu-ubuntu2204-base",
             _SHARDED_PARAMETERS | DATA_PARALLEL | _ASYNC_COLLECTIVES,
             topology_options={"chip_config_name": "megacore"},
+            machines={4: "ct4p-hightpu-4t"},
+            node_label="tpu-v4-podslice",
         ),
     ),
     Chip(
         "v5e", r"TPU v5 ?(lite|e)", 1, 197e12, 16 * GIB, 819e9, 400e9, 25e9 / 8,
         Tpu(
-            _V5E_SHAPES, False, "v5litepod", "v2-alpha-tpuv5-lite",
+            _flat(1, *_V5E), False, "v5litepod", "v2-alpha-tpuv5-lite",
             # libtpu 0.0.52 refuses fused gathers on other generations, where "incorrect results,
             # hang, SDC" might follow. The pinned one takes them, and MaxText sets them for v5p and
             # v6e, where next to no gather runs beside computation without them.
             _SHARDED_PARAMETERS | DATA_PARALLEL | _ASYNC_COLLECTIVES
             | {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": True},
             spellings=("v5litepod", "v5lite"),
+            machines={n: f"ct5lp-hightpu-{n}t" for n in (1, 4, 8)},
+            node_label="tpu-v5-lite-podslice",
         ),
     ),
     Chip(
         "v5p", r"TPU v5p?$", 1, 459e12, 95 * GIB, 2765e9, 1200e9, 50e9 / 8,
         Tpu(
-            _CUBE_SHAPES, True, "v5p", "v2-alpha-tpuv5",
+            _cubes(*range(1, 97)), True, "v5p", "v2-alpha-tpuv5",
             _SHARDED_PARAMETERS | DATA_PARALLEL | _ASYNC_COLLECTIVES
             | {
                 "xla_tpu_megacore_fusion_allow_ags": False,
                 "xla_enable_async_collective_permute": True,
                 "xla_tpu_enable_ag_backward_pipelining": True,
             },
+            machines={4: "ct5p-hightpu-4t"},
+            node_label="tpu-v5p-slice",
+            image=_IMAGE,
         ),
     ),
     # The limit is the KiB of vector memory, of 128 MiB, that one fusion may plan with.
     Chip(
         "v6e", r"TPU v6 ?(lite|e)", 1, 918e12, 32 * GIB, 1640e9, 800e9, 100e9 / 8,
         Tpu(
-            _V5E_SHAPES, False, "v6e", "v2-alpha-tpuv6e",
+            _flat(1, *_V5E), False, "v6e", "v2-alpha-tpuv6e",
             _SHARDED_PARAMETERS | _ASYNC_COLLECTIVES
             | {"xla_tpu_scoped_vmem_limit_kib": 98304},
             spellings=("v6",),
+            machines={n: f"ct6e-standard-{n}t" for n in (1, 4, 8)},
+            node_label="tpu-v6e-slice",
+            image=_IMAGE,
         ),
     ),
     # The limit is of 64 MiB for each core. Gathers and reductions run on SparseCores by default.
@@ -173,9 +237,12 @@ _ROWS = (
     Chip(
         "tpu7x", r"TPU ?7x", 2, 2307e12, 192 * GIB, 7380e9, 1200e9, 100e9 / 8,
         Tpu(
-            _CUBE_SHAPES, True, "tpu7x", "",
+            _cubes(*range(1, 97), 108, 128, 140, 144), True, "tpu7x", "",
             _SHARDED_PARAMETERS | {"xla_tpu_scoped_vmem_limit_kib": 65536},
             spellings=("v7x", "7x"),
+            machines={4: "tpu7x-standard-4t"},
+            node_label="tpu7x",
+            image="ubuntu-accel-2404-amd64-tpu-tpu7x",
         ),
     ),
     Chip("a100-80gb", r".*\bA100.*80GB", 1, 312e12, 80 * 10**9, 2039e9, 600e9),
@@ -198,3 +265,57 @@ def of_kind(device_kind: str) -> Chip | None:
 def tpu_generation(name: str) -> str | None:
     """Returns the generation that a name or another spelling of it stands for; None if none."""
     return next((key for key, tpu in TPUS.items() if name in (key, *tpu.spellings)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """One TPU slice: its generation, its shape in chips, such as `4x4`, and its hosts."""
+
+    generation: str
+    shape: str
+
+    @property
+    def tpu(self) -> Tpu:
+        return TPUS[self.generation]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(map(int, self.shape.split("x")))
+
+    @property
+    def hosts(self) -> int:
+        return self.tpu.hosts(self.chips)
+
+    @property
+    def type(self) -> str:
+        """Returns the accelerator type in Cloud TPU's spelling, such as `v5litepod-256`."""
+        return f"{self.tpu.type}-{self.chips * (2 if self.tpu.cores_in_type else 1)}"
+
+
+def parse_slice(text: str) -> Slice | None:
+    """Returns the slice of `v5e:16x16`, or of a type such as `v5p-512`.
+
+    The number in a type counts TensorCores, two in a chip, for all generations but v5e and v6e,
+    where it counts chips.
+
+    Returns:
+      None if the text is of neither form, or names no generation.
+
+    Raises:
+      UserError: the generation has no type with this number.
+    """
+    match = re.fullmatch(r"([a-z]*\d+[a-z]*)(?::(\d+(?:x\d+)*)|-(\d+))", text)
+    generation = tpu_generation(match[1]) if match else None
+    if generation is None:
+        return None
+    if match[2]:
+        return Slice(generation, match[2])
+    tpu = TPUS[generation]
+    chips, rest = divmod(int(match[3]), 2 if tpu.cores_in_type else 1)
+    if rest or chips not in tpu.shapes:
+        sizes = ", ".join(str(size) for size in tpu.shapes if size.bit_count() == 1)
+        raise UserError(
+            f"{text!r} has no usual shape; slices of {generation} have {sizes} chips, others are"
+            f" written out, such as {generation}:{tpu.shapes[16]}"
+        )
+    return Slice(generation, tpu.shapes[chips])

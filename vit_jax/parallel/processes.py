@@ -82,12 +82,20 @@ def _join(cluster: Cluster) -> None:
     try:
         jax.distributed.initialize(
             *(found if cluster.coordinator else ()),
+            cluster_detection_method=_detection(cluster),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             initialization_timeout=JOIN_SECONDS,
         )
     except RuntimeError as error:
         where = cluster.coordinator or "the address that the scheduler gave"
         raise LostProcess(f"the processes of this run did not meet at {where}: {error}") from error
+
+
+def _detection(cluster: Cluster) -> str | None:
+    """Returns JAX's name of the cluster where it would ask SLURM first, but TPUs are here."""
+    if cluster.coordinator or "SLURM_JOB_ID" not in os.environ:
+        return None
+    return {"tpu": "gcetpu", "gke": "gketpu"}.get(scheduler(os.environ))
 
 
 def scheduler(environ: Mapping[str, str]) -> str:
@@ -110,14 +118,16 @@ def scheduler(environ: Mapping[str, str]) -> str:
                 " --num-processes=$OMPI_COMM_WORLD_SIZE --process-id=$OMPI_COMM_WORLD_RANK"
             )
         return "openmpi"
-    # Set together only by srun: a batch script, or a shell in an allocation, is a single process.
-    if "SLURM_STEP_NODELIST" in environ and several("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
-        return "slurm"
+    # TPUs go before SLURM, which also runs slices of Google Cloud (Cluster Toolkit): their order of
+    # hosts is that of the slice, not that of SLURM.
     if environ.get("JAX_PLATFORMS", "tpu").startswith("tpu") and has_tpu_chips():
         workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
         if workers is None:
             return "" if "TPU_SKIP_MDS_QUERY" in environ else "tpu"
         return "gke" if "," in workers or several("MEGASCALE_NUM_SLICES") else ""
+    # Set together only by srun: a batch script, or a shell in an allocation, is a single process.
+    if "SLURM_STEP_NODELIST" in environ and several("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        return "slurm"
     return ""
 
 

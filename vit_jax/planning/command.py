@@ -24,6 +24,7 @@ def run(
     search: bool = False,
     placements: bool = False,
     rate: Rate | None = None,
+    write_rate: float = 100.0,
     json_file: str | None = None,
     save: str | None = None,
 ) -> None:
@@ -32,6 +33,7 @@ def run(
     Args:
       placements: prints the placement of every parameter, too.
       rate: the rate of one core of a host, if it was measured.
+      write_rate: megabytes per second that a host writes to the workdir.
       save: the file for the compiled program.
 
     Raises:
@@ -48,13 +50,13 @@ def run(
     if placements:
         print(sharding.table(arrays) + "\n")
     feeding = _feeding(config, target, plan, rate)
-    print(table(plan, feeding))
+    print(table(plan, feeding, write_rate))
     overrides = {}
     if search:
         found = fitting.fit(config, target, plan, say=lambda line: print(f"tried {line}"))
         plan, overrides = found.plan, found.overrides
         feeding = _feeding(config, target, plan, rate)
-        _print_found(found, feeding)
+        _print_found(found, feeding, write_rate)
     elif not plan.fits:
         _print_advice(fitting.advice(config, plan))
     if json_file:
@@ -72,10 +74,10 @@ def _feeding(config: ConfigDict, target: Target, plan: Plan, rate: Rate | None) 
     return Feeding.of(config, plan.batch_size / plan.least_seconds, target.num_hosts, rate)
 
 
-def _print_found(found: fitting.Fit, feeding: Feeding | None) -> None:
+def _print_found(found: fitting.Fit, feeding: Feeding | None, write_rate: float) -> None:
     if found.tried and found.plan.fits:
         print(f"\nthe fastest that fits, of {found.tried} compiled:\n")
-        print(table(found.plan, feeding))
+        print(table(found.plan, feeding, write_rate))
         print(f"\nwrite: {fitting.command_line(found.overrides)}")
     elif found.plan.fits:
         print("\nnothing faster is left to try: it fits as it is")

@@ -64,6 +64,7 @@ class Plan:
       overlapped_bytes: the part of ici_bytes that is sent during computation.
       sides: chips along each side of a TPU slice.
       mesh_that_sends_less: a mesh to prefer where XLA sends whole kernels or gradients over `mesh`.
+      save_bytes: the bytes that a save writes, of all hosts together.
       least_seconds: the time of a step by the slowest of compute, memory and both networks, each at
         its peak.
     """
@@ -93,6 +94,8 @@ class Plan:
     mesh_that_sends_less: Mapping[str, Any] | None = None
     dcn_bytes: float = 0.0
     sides: tuple[int, ...] = ()
+    num_hosts: int = 1
+    save_bytes: int = 0
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -200,6 +203,8 @@ def _without_traffic(
         num_devices=len(target.devices),
         num_chips=target.num_chips,
         sides=target.sides,
+        num_hosts=target.num_hosts,
+        save_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.abstract)),
         mesh=dict(run.mesh.shape),
         settings={
             "remat": config.model.get("remat", "none"),

@@ -13,9 +13,16 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{1024 * size / GIB:.2f} MiB"
 
 
-def table(plan: Plan, feeding: Feeding | None = None) -> str:
-    """Returns aligned rows of name and value."""
-    rows = [*_machine(plan), *_memory(plan), *_work(plan), *_time(plan)]
+SPOT_SECONDS = 30
+"""The notice before a Spot host ends (docs.cloud.google.com/compute/docs/instances/spot)."""
+
+
+def table(plan: Plan, feeding: Feeding | None = None, write_rate: float = 100.0) -> str:
+    """Returns aligned rows of name and value.
+
+    write_rate: megabytes per second that a host writes to the workdir.
+    """
+    rows = [*_machine(plan), *_memory(plan), *_work(plan), *_time(plan), *_save(plan, write_rate)]
     rows += feeding.rows() if feeding else ()
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in rows)
@@ -99,3 +106,18 @@ def _time(plan: Plan) -> Iterator[tuple[str, str]]:
             f"{1e3 * seconds:.1f} ms a step, {plan.batch_size / seconds:,.0f} images/s,"
             f" {hours:,.1f} h, {hours * plan.num_chips:,.0f} chip-hours{note}",
         )
+
+
+def _save(plan: Plan, write_rate: float) -> Iterator[tuple[str, str]]:
+    if not plan.save_bytes:
+        return
+    # Hosts share the work: arrays of a megabyte or more are split over the hosts that hold them.
+    share = plan.save_bytes / plan.num_hosts
+    seconds = share / (write_rate * 1e6)
+    verdict = "within" if seconds < SPOT_SECONDS else "LONGER than"
+    hosts = f" ({gib(share)} from each of {plan.num_hosts} hosts)" if plan.num_hosts > 1 else ""
+    yield (
+        "a save",
+        f"{gib(plan.save_bytes)}{hosts}: {seconds:,.1f} s at {write_rate:g} MB/s a host"
+        f" (--write-rate), {verdict} the {SPOT_SECONDS} s notice of Spot",
+    )

@@ -84,31 +84,20 @@ class Target:
 
 
 def parse_tpu(topology: str) -> tuple[str, str]:
-    """Returns (generation, shape) of `v5e:16x16`, or of a type of Cloud TPU such as `v5p-512`.
-
-    The number in a type counts TensorCores, two in a chip, for all generations but v5e and v6e,
-    where it counts chips.
-    """
-    match = re.fullmatch(r"([a-z]*\d+[a-z]*)(?::([\dx]+)|-(\d+))", topology)
+    """Returns (generation, shape) of `v5e:16x16`, or of a type of Cloud TPU such as `v5p-512`."""
+    try:
+        found = accelerators.parse_slice(topology)
+    except UserError as error:
+        raise UserError(f"plan: --topology={error}") from None
+    if found:
+        return found.generation, found.shape
+    match = re.fullmatch(r"([a-z]*\d+[a-z]*)(?::[\dx]+|-\d+)", topology)
     if not match:
         raise UserError(f"plan: --topology={topology!r} is not understood; {EXAMPLES}")
-    generation = accelerators.tpu_generation(match[1])
-    if generation is None:
-        raise UserError(
-            f"plan: --topology={topology!r}: no TPU {match[1]!r};"
-            f" {nearest(match[1], accelerators.TPUS)}"
-        )
-    if match[2]:
-        return generation, match[2]
-    tpu = accelerators.TPUS[generation]
-    num_chips = int(match[3]) // (2 if tpu.cores_in_type else 1)
-    if num_chips not in tpu.shapes:
-        sizes = ", ".join(map(str, tpu.shapes))
-        raise UserError(
-            f"plan: --topology={topology!r} has no usual shape; slices of {generation} have"
-            f" {sizes} chips, others are written out, such as {generation}:{tpu.shapes[16]}"
-        )
-    return generation, tpu.shapes[num_chips]
+    raise UserError(
+        f"plan: --topology={topology!r}: no TPU {match[1]!r};"
+        f" {nearest(match[1], accelerators.TPUS)}"
+    )
 
 
 def _tpu_devices(generation: str, shape: str, num_slices: int) -> Sequence[jax.Device]:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from vit_jax.cli.arguments import add_config, load_config, out_file
+from vit_jax.cli.arguments import add_config, load_config, out_file, positive
 from vit_jax.cli.parser import Command
 
 
@@ -29,6 +29,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="How fast the hosts prepare images: a file that `bench input --json=FILE` wrote on"
         " such a host, or `here` to measure this machine.",
+    )
+    machines.add_argument(
+        "--write-rate",
+        type=positive,
+        default=100,
+        metavar="MB",
+        help="Megabytes per second that a host writes to the workdir, as `tpu check` measures it"
+        " (default: %(default)s).",
     )
     parser.add_argument(
         "--fit",
@@ -66,6 +74,7 @@ def _run(arguments: argparse.Namespace) -> None:
         search=arguments.fit,
         placements=arguments.placements,
         rate=rate,
+        write_rate=arguments.write_rate,
         json_file=arguments.json,
         save=arguments.save,
     )
