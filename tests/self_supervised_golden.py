@@ -47,3 +47,78 @@ def prototype_head(flat):
     if "last_layer.weight_g" in flat:
         last["scale"] = flat["last_layer.weight_g"][:, 0]
     return {**tree, "prototypes": last}
+
+
+def vit(flat, num_heads):
+    """The parameters of a reference's ViT, in PyTorch's names, as `VisionTransformer` has them."""
+    patch = flat["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+    tree = {"patch_embed": {"kernel": patch, "bias": flat["patch_embed.proj.bias"]}}
+    for ours, theirs in (("cls", "cls_token"), ("registers", "register_tokens")):
+        if theirs in flat:
+            tree[ours] = flat[theirs]
+    if "pos_embed" in flat:
+        tree["pos_embed"] = flat["pos_embed"]
+    if "norm.weight" in flat:
+        tree["norm"] = _norm(flat, "norm")
+    blocks = []
+    while inner := below(flat, f"blocks.{len(blocks)}."):
+        blocks.append(block(inner, num_heads))
+    return {**tree, "blocks": _stacked(blocks)}
+
+
+def block(flat, num_heads):
+    tree = {"norm1": _norm(flat, "norm1"), "norm2": _norm(flat, "norm2")}
+    dim = flat["norm1.weight"].size
+    heads = (num_heads, dim // num_heads)
+    qkv = flat["attn.qkv.weight"].reshape(3, *heads, dim).transpose(0, 3, 1, 2)
+    attention = {
+        name: {"kernel": x} for name, x in zip(("query", "key", "value"), qkv, strict=True)
+    }
+    biases = flat.get("attn.qkv.bias")
+    for i, name in enumerate(attention):
+        if biases is not None:
+            attention[name]["bias"] = biases.reshape(3, *heads)[i]
+        short = f"attn.{name[0]}_bias"
+        if short in flat:
+            attention[name]["bias"] = flat[short].reshape(heads)
+    out = {"kernel": flat["attn.proj.weight"].T.reshape(*heads, dim)}
+    if "attn.proj.bias" in flat:
+        out["bias"] = flat["attn.proj.bias"]
+    tree["attn"] = {**attention, "out": out}
+    for i in (1, 2):
+        for name in (f"ls{i}.gamma", f"gamma_{i}"):
+            if name in flat:
+                tree[f"scale{i}"] = flat[name]
+    return {**tree, "mlp": _mlp(flat)}
+
+
+def _mlp(flat):
+    if "mlp.w12.weight" in flat:
+        gate, up = (_dense(flat, "mlp.w12", half) for half in (0, 1))
+        return {"gate": gate, "dense1": up, "dense2": _dense(flat, "mlp.w3")}
+    return {"dense1": _dense(flat, "mlp.fc1"), "dense2": _dense(flat, "mlp.fc2")}
+
+
+def _dense(flat, name, half=None):
+    tree = {"kernel": flat[f"{name}.weight"].T}
+    if f"{name}.bias" in flat:
+        tree["bias"] = flat[f"{name}.bias"]
+    if half is None:
+        return tree
+    return {key: np.split(x, 2, axis=-1)[half] for key, x in tree.items()}
+
+
+def _norm(flat, name):
+    return {"scale": flat[f"{name}.weight"], "bias": flat[f"{name}.bias"]}
+
+
+def _stacked(trees):
+    first = trees[0]
+    if isinstance(first, dict):
+        return {key: _stacked([tree[key] for tree in trees]) for key in first}
+    return np.stack(trees)
+
+
+def images(nchw):
+    """Images of a reference as our models take them."""
+    return np.moveaxis(nchw, -3, -1)

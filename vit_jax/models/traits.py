@@ -16,7 +16,15 @@ PLAIN = frozenset(
         *("width", "depth", "num_heads", "mlp_dim", "tokens_mlp_dim", "channels_mlp_dim"),
         *("patch_size", "class_token", "class_token_position", "vocab_size", "max_length"),
         *("stages", "width_factor", "global_blocks", "position_bias_dim"),
-        *("patch_drop", "drop_path", "constant_drop_path", "dropout", "attention_dropout"),
+        *("position_grid", "position_resize_offset", "position_resize_antialias"),
+        *(
+            "patch_drop",
+            "drop_path",
+            "constant_drop_path",
+            "drop_path_exact",
+            "dropout",
+            "attention_dropout",
+        ),
         "initialization",
         *("scan", "unroll", "remat", "attention", "dtype", "residual_dtype"),
     )

@@ -42,7 +42,7 @@ Tokens are ordered: class token, distillation token, registers, patches row by r
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -72,10 +72,12 @@ from vit_jax.models.layers.positions import (
     rotary_angles,
     sincos_2d,
 )
+from vit_jax.models.layers.resize import resize_position_table
 from vit_jax.models.layers.transformer import BlockSpec, run_blocks
 from vit_jax.models.layers.windows import Windows, check_windows
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import VIT_NAMES, Traits, named_fields
+from vit_jax.models.vit_sizes import SIZES
 from vit_jax.types import Array, Features
 
 POOLINGS = ("token", "mean", "map", "none")
@@ -108,6 +110,10 @@ class VisionTransformer(Encoder):
       rope_grid: (rows, columns) of pre-training, onto which the places of other grids are scaled
         (EVA-02). rope_offset: added to the indices of rows and columns. rope_columns_first: the
         first half of a head's pairs turns with the column (Perception Encoder, for both).
+      position_grid: (rows, columns) for which the learned table is kept; images of other grids have
+        it interpolated (Caron et al. 2021, DINO). None keeps it for the images at hand.
+      position_resize_offset, position_resize_antialias: how it is interpolated, see
+        `layers.resize.cubic_resize_matrix`; DINO has 0.1, DINOv2 with registers 0 and antialiasing.
       position_bias: a bias of the attention logits by the offset of two patches, "table" (BEiT) or
         "mlp" (Swin V2), in every block, or one for all blocks with "shared_table" or "shared_mlp";
         see `layers.position_bias`. position_bias_dim: the width of that MLP.
@@ -141,6 +147,9 @@ class VisionTransformer(Encoder):
     rope_grid: Sequence[int] | None = None
     rope_offset: float = 0.0
     rope_columns_first: bool = False
+    position_grid: Sequence[int] | None = None
+    position_resize_offset: float = 0.0
+    position_resize_antialias: bool = False
     position_bias: str = "none"
     position_bias_dim: int = 128
     distill_token: bool = False
@@ -175,6 +184,8 @@ class VisionTransformer(Encoder):
             raise UserError("fc_norm norms the pooled vector; write a pooling or fc_norm=False")
         if self.position_table and not self.position.startswith("rope"):
             raise UserError("position_table is beside rotary positions; write position='learned'")
+        if self.position_grid and self.position != "learned" and not self.position_table:
+            raise UserError("position_grid is that of a learned table; write position='learned'")
         super().__post_init__()
 
     @nn.nowrap
@@ -202,16 +213,18 @@ class VisionTransformer(Encoder):
         if self.pooling == "map":
             shared = named & {"query-key norm", "SwiGLU"}
             named |= {f"{name} in attention pooling" for name in shared}
-        return Traits(
-            "a ViT",
-            frozenset(named),
-            position=self.position,
-            class_token_position=self.class_token_position,
-        )
+        grid = self.position_grid and tuple(self.position_grid)
+        places = {"position": self.position, "class_token_position": self.class_token_position}
+        return Traits("a ViT", frozenset(named), table_grid=grid, **places)
 
     @nn.compact
     def __call__(
-        self, images: Array, *, train: bool = False, kept: Array | None = None
+        self,
+        images: Array,
+        *,
+        train: bool = False,
+        kept: Array | None = None,
+        masked: tuple[Array, Array] | None = None,
     ) -> Features:
         """Encodes images, or the patches of them that are named.
 
@@ -222,6 +235,8 @@ class VisionTransformer(Encoder):
           kept: int32 `[batch, n]`, the patches of each image to encode, numbered row by row, in
             any order. The encoder sees no others, as masked pre-training wants it (He et al. 2022,
             MAE). None encodes all patches, or with `train` and `patch_drop` a random share.
+          masked: (mask bool `[batch, patches]`, token `[width]`); the token stands in the place of
+            the embedding of masked patches, before positions are added (Bao et al. 2022, BEiT).
 
         Returns:
           Features whose `tokens` are `[batch, n, width]`, in the order of `kept`, which they hold
@@ -238,6 +253,8 @@ class VisionTransformer(Encoder):
         patches = cut_patches(maps, pair(self.patch_size))
         batch, rows, columns, _ = patches.shape
         x = self._project(patches.reshape(batch, rows * columns, -1), maps.shape[-1])
+        if masked is not None:
+            x = jnp.where(masked[0][:, :, None], lift(masked[1].astype(x.dtype), 3), x)
         coordinates = grid_coordinates(rows, columns)
         x, class_position = self._add_positions(x, coordinates, (rows, columns))
         if kept is None and train and self.patch_drop > 0.0:
@@ -298,10 +315,12 @@ class VisionTransformer(Encoder):
             return x + lift(sincos_2d(coordinates, self.width).astype(x.dtype), x.ndim), None
         if self.position != "learned" and not self.position_table:
             return x, None
-        num_patches = grid[0] * grid[1]
-        table = self._position_table(num_patches)
-        x = x + table[:, -num_patches:].astype(x.dtype)
-        return x, table[:, :1] if table.shape[1] > num_patches else None
+        stored = tuple(self.position_grid or grid)
+        table = self._position_table(stored[0] * stored[1])
+        rows = table.shape[1] - stored[0] * stored[1]
+        how = {"offset": self.position_resize_offset, "antialias": self.position_resize_antialias}
+        patches = resize_position_table(table[:, rows:], stored, grid, **how)
+        return x + patches.astype(x.dtype), table[:, :1] if rows else None
 
     @nn.nowrap
     def _position_table(self, num_patches: int) -> Array:
@@ -416,27 +435,6 @@ class VisionTransformer(Encoder):
         return self.block_spec().make_norm("fc_norm")(pooled) if self.fc_norm else pooled
 
 
-def _size(width: int, depth: int, num_heads: int, mlp_dim: int) -> dict[str, int]:
-    return {"width": width, "depth": depth, "num_heads": num_heads, "mlp_dim": mlp_dim}
-
-
-# Ti to L, H: Dosovitskiy et al. 2021 and Steiner et al. 2022; so400m: Alabdulmohsin et al. 2023;
-# g, G: Zhai et al. 2022; e: Chen et al. 2023 (PaLI); mu, m and the opt forms: big_vision.
-SIZES: Mapping[str, Mapping[str, int]] = {
-    "mu": _size(32, 1, 2, 128),
-    "ti": _size(192, 12, 3, 768),
-    "s": _size(384, 12, 6, 1536),
-    "m": _size(512, 12, 8, 2048),
-    "b": _size(768, 12, 12, 3072),
-    "l": _size(1024, 24, 16, 4096),
-    "so400m": _size(1152, 27, 16, 4304),
-    "h": _size(1280, 32, 16, 5120),
-    "g": _size(1408, 40, 16, 6144),
-    "gopt": _size(1536, 40, 16, 6144),
-    "G": _size(1664, 48, 16, 8192),
-    "Gopt": _size(1536, 48, 16, 8192),
-    "e": _size(1792, 56, 16, 15360),
-}
 PATCH_SIZES = (8, 14, 16, 28, 30, 32)
 
 VARIANTS: dict[str, Variant] = {

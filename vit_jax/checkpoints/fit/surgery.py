@@ -11,6 +11,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.errors import UserError, nearest
 from vit_jax.models.layers.positions import grid_coordinates, sincos_2d
+from vit_jax.models.layers.resize import cubic_resize_matrix, linear_resize_matrix
 
 Grid = tuple[int, int]
 
@@ -99,30 +100,9 @@ def _matrix(old: int, new: int, interpolation: str) -> np.ndarray:
     if interpolation == "corners":
         places = np.linspace(0.0, old - 1.0, new) if new > 1 else np.zeros(1)
         return np.maximum(0.0, 1.0 - np.abs(np.arange(old)[None] - places[:, None]))
-    scale = old / new
-    places = (np.arange(new) + 0.5) * scale - 0.5
-    if interpolation == "torch_bicubic":
-        return _four_taps(places, old)
-    distance = np.abs(np.arange(old)[None] - places[:, None]) / max(scale, 1.0)
-    weights = _cubic(distance) if interpolation == "bicubic" else np.maximum(0.0, 1.0 - distance)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def _four_taps(places: np.ndarray, old: int) -> np.ndarray:
-    """Returns weights `[new, old]` of the four neighbours of each place; edges are repeated."""
-    first = np.floor(places).astype(int) - 1
-    weights, rows = np.zeros((len(places), old)), np.arange(len(places))
-    for tap in range(4):
-        taken = np.clip(first + tap, 0, old - 1)
-        weights[rows, taken] += _cubic(np.abs(places - (first + tap)), a=-0.75)
-    return weights
-
-
-def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
-    """Returns Keys' cubic kernel; antialiased resizes use a = -0.5, PyTorch's others -0.75."""
-    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
-    far = ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a
-    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+    if interpolation == "bilinear":
+        return linear_resize_matrix(old, new)
+    return cubic_resize_matrix(old, new, antialias=interpolation == "bicubic")
 
 
 def sincos_table(grid: Grid, width: int) -> np.ndarray:

@@ -213,6 +213,25 @@ def drop_path(x: Array, rate: Array | float, key: Array) -> Array:
     return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
+EXACT_ABOVE = 0.1
+"""The rate above which `drop_exact_share` drops an exact share, as in DINOv2's code."""
+
+
+def drop_exact_share(x: Array, rate: Array | float, key: Array) -> Array:
+    """Zeroes an exact share of the examples of a residual branch (Oquab et al. 2023, DINOv2).
+
+    Of `batch` examples, max(int(batch · (1 - rate)), 1) random ones are kept and multiplied by
+    batch / (number kept). Rates up to `EXACT_ABOVE` are those of `drop_path`.
+    """
+    batch = x.shape[0]
+    # The small term makes up for the rounding of `rate`, so that 0.3 of 10 keeps 7.
+    kept = jnp.maximum(jnp.floor(batch * (1.0 - jnp.asarray(rate, jnp.float32)) + 1e-3), 1.0)
+    order = jax.random.permutation(key, batch)
+    scale = jnp.zeros(batch).at[order].set(jnp.where(jnp.arange(batch) < kept, batch / kept, 0.0))
+    exact = x * scale.astype(x.dtype).reshape((batch,) + (1,) * (x.ndim - 1))
+    return jnp.where(rate > EXACT_ABOVE, exact, drop_path(x, rate, key))
+
+
 def layer_scale(module: nn.Module, name: str, x: Array, init: float) -> Array:
     """Multiplies channels by a learned scale `name` of `module` (Touvron et al. 2021, CaiT)."""
     scale_init = nn.with_logical_partitioning(nn.initializers.constant(init), ("embed",))

@@ -39,7 +39,8 @@ class Encoder(nn.Module, kw_only=True):
       rope_interleaved: rotary positions turn the channels (2 i, 2 i + 1) together (Su et al. 2021,
         RoFormer; EVA-02), not (i, i + head_dim / 2).
       drop_path: the rate of stochastic depth in the last block, which grows linearly from 0; all
-        blocks have it with constant_drop_path (Touvron et al. 2022, DeiT III).
+        blocks have it with constant_drop_path (Touvron et al. 2022, DeiT III). drop_path_exact:
+        drop an exact share of the batch above a rate of 0.1 (Oquab et al. 2023, DINOv2).
       dropout: the rate after the embedding, attention and both layers of the MLP.
       attention_dropout: the rate of dropped attention weights.
       scan: whether blocks are one loop over stacked parameters. unroll: the number of blocks in
@@ -77,6 +78,7 @@ class Encoder(nn.Module, kw_only=True):
     rope_interleaved: bool = False
     drop_path: float = 0.0
     constant_drop_path: bool = False
+    drop_path_exact: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
     scan: bool = True

@@ -32,6 +32,42 @@ def linear_resize_matrix(old: int, new: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
+def cubic_resize_matrix(
+    old: int, new: int, *, offset: float = 0.0, antialias: bool = False
+) -> np.ndarray:
+    """Returns the matrix `[new, old]` of a bicubic resize along one axis, with half-pixel centers.
+
+    offset: added to `new` where places are computed, though not to the number of rows; DINO has 0.1
+      (Caron et al. 2021), because its size is a ratio that must not be rounded down.
+    antialias: False is PyTorch's `interpolate`: four taps with a = -0.75, edges repeated. True
+      stretches the kernel, with a = -0.5, where the line shrinks, and cuts it off at the edges.
+    """
+    scale = old / (new + offset)
+    places = (np.arange(new) + 0.5) * scale - 0.5
+    if not antialias:
+        return _four_taps(places, old)
+    weights = _cubic(np.abs(np.arange(old)[None] - places[:, None]) / max(scale, 1.0), a=-0.5)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _four_taps(places: np.ndarray, old: int) -> np.ndarray:
+    """Returns weights `[new, old]` of the four neighbors of each place; edges are repeated."""
+    first = np.floor(places).astype(int) - 1
+    weights, rows = np.zeros((len(places), old)), np.arange(len(places))
+    for tap in range(4):
+        taken = np.clip(first + tap, 0, old - 1)
+        weights[rows, taken] += _cubic(np.abs(places - (first + tap)), a=-0.75)
+    return weights
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Returns Keys' cubic kernel."""
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+@functools.lru_cache(maxsize=64)
 def _pseudo_inverse(old: int, new: int) -> np.ndarray:
     return np.linalg.pinv(linear_resize_matrix(old, new).T)
 
@@ -57,3 +93,27 @@ def resize_grid(table: Array | np.ndarray, grid: Sequence[int]) -> Array:
     rows = linear_resize_matrix(table.shape[0], grid[0]).astype(np.float32)
     columns = linear_resize_matrix(table.shape[1], grid[1]).astype(np.float32)
     return jnp.einsum("ip,jq,pqd->ijd", rows, columns, table)
+
+
+def resize_position_table(
+    table: Array | np.ndarray,
+    old: Sequence[int],
+    new: Sequence[int],
+    *,
+    offset: float = 0.0,
+    antialias: bool = False,
+) -> Array:
+    """Resizes learned positions `[1, rows * columns, width]` bicubically from one grid to another.
+
+    (Caron et al. 2021, DINO; Oquab et al. 2023, DINOv2.) The table is returned as it is where the
+    grids are equal; see `cubic_resize_matrix` for `offset` and `antialias`.
+    """
+    if tuple(old) == tuple(new):
+        return table
+    rows, columns = (
+        cubic_resize_matrix(o, n, offset=offset, antialias=antialias).astype(np.float32)
+        for o, n in zip(old, new, strict=True)
+    )
+    grid = table.reshape(*old, -1)
+    grid = jnp.einsum("ip,jq,pqd->ijd", rows, columns, grid, precision="highest")
+    return grid.reshape(1, new[0] * new[1], -1)

@@ -28,6 +28,7 @@ from vit_jax.models.layers.basic import (
     check_choice,
     check_least,
     check_rate,
+    drop_exact_share,
     drop_path,
     layer_scale,
     make_norm,
@@ -78,6 +79,7 @@ class BlockSpec:
     rope: str | None = None
     rope_interleaved: bool = False
     position_bias: PositionBiasSpec | None = None
+    drop_path_exact: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
     attention: str = "auto"
@@ -210,7 +212,8 @@ class Block(nn.Module):
         if self.spec.layer_scale is not None and (scale == "scale1" or self.spec.mlp_layer_scale):
             branch = layer_scale(self, scale, branch, self.spec.layer_scale)
         if drop_rate is not None:
-            branch = drop_path(branch, drop_rate, self.make_rng("dropout"))
+            drop = drop_exact_share if self.spec.drop_path_exact else drop_path
+            branch = drop(branch, drop_rate, self.make_rng("dropout"))
         x = x + branch.astype(x.dtype)
         return nn.with_logical_constraint(x, ("batch", "tokens", "embed"))
 
