@@ -5,12 +5,13 @@
 
 Arguments: `aug=medium1`, `epochs=300`, `data=ROOT`, `others=real+v2`, `runlocal`.
 
-No score of it from ImageNet-1k alone has been published as a number that we know of, and we have
-not run it. From ImageNet-21k the same model reaches 83.85 % at 384 px (vision_transformer's
-README): `augreg.py:r26_s32,checkpoint=...`. The settings are those of `vit_i1k.py` for S/32; the
-model is vision_transformer's, which has no hidden layer in the head, and whose table of positions
-has a row for the class token. It fits a TPU v3-32 (10.1 of 16 GiB a core), where it would take 4
-hours at 30 % of the peak (by `plan`). Float32, first moment in bfloat16.
+AugReg's release has runs of it from ImageNet-1k alone, with their scores in its index.csv, which we
+could not look up; we have not run it. From ImageNet-21k the same model reaches 83.85 % at 384 px
+(vision_transformer's README): `augreg.py:r26_s32,checkpoint=...`. The settings are those of
+`vit_i1k.py` for S/32; the model is vision_transformer's, which has no hidden layer in the head, and
+whose table of positions has a row for the class token. It fits a TPU v3-32 (10.1 of 16 GiB a core),
+where it would take 4 hours at 30 % of the peak (by `plan`). Float32, first moment in bfloat16.
+Mixing pairs neighbors of the whole batch instead of the part of a device; no effect is expected.
 """
 
 from vit_jax.config import default_config, parse_arg

@@ -13,13 +13,17 @@ Expected top-1 on the validation images, % (theirs; we have not run it):
     90       76.5 (big_vision)           TPU v3-8, 6 to 7 h
     300      80 (arXiv:2205.01580)       TPU v3-8, less than a day
 
-mup-vit reran the paper's variant with a linear head, on all training images: 76.7 and 76.9 after 90
-epochs, 79.75 ± 0.07 after 300; 77.3 after 90 with torchvision's crops. big_vision has released a
-checkpoint of 150 epochs, too; its score is in the paper's table 1, which we could not look up.
+EIFY/mup-vit (README.md @b784d24) reran the paper's variant with a linear head, 90 epochs on all
+training images. With big_vision's code: 76.74; 76.87 with RandAugment's contrast, antialiasing and
+JPEG decoding mended; besides, 76.77 with a float32 first moment, and 76.85 with a full shuffle. In
+PyTorch: 76.91 with torchvision's RandAugment, and 77.27 with big_vision's operations rebuilt, a
+difference that its author could not explain. big_vision has released a checkpoint of 150 epochs,
+too; its score is in the paper's table 1, which we could not look up.
 
 As in their runs, everything is float32 with the TPU's default precision of products, and the first
-moment is bfloat16. Here every epoch is a full permutation instead of a shuffle buffer of 250,000,
-and mixing pairs neighbors of the whole batch instead of the part of a device.
+moment is bfloat16. Here every epoch is a full permutation instead of a shuffle buffer of 250,000
+(no effect in mup-vit's rerun), and mixing pairs neighbors of the whole batch instead of the part of
+a device (none expected).
 """
 
 from vit_jax.config import default_config, parse_arg
