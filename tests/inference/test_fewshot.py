@@ -11,8 +11,8 @@ from PIL import Image
 
 from vit_jax import checkpoints, models, tasks
 from vit_jax.errors import UserError
-from vit_jax.inference import features, fewshot
-from vit_jax.inference.fewshot import Labelled
+from vit_jax.inference import features, fewshot, neighbors
+from vit_jax.inference.neighbors import Labelled
 from vit_jax.inference.preparation import AsEvaluated
 from vit_jax.training.run import Run
 
@@ -61,8 +61,8 @@ def test_too_few_examples_name_the_class():
 def test_neighbours_vote_by_cosine():
     """Worked by hand: three neighbours at cosines 1, 0.6 and 0; lengths do not count."""
     train = Labelled(np.array([[1.0, 0], [30, 40], [0, 1], [-1, 0]]), np.array([0, 1, 1, 2]))
-    votes = fewshot.neighbour_votes(train, np.array([[5.0, 0]]), 3, neighbours=3, temperature=0.5)
-    np.testing.assert_allclose(votes, [[np.exp(2), np.exp(1.2) + 1, 0]])
+    votes = neighbors.neighbor_votes(train, np.array([[5.0, 0]]), 3, counts=[3], temperature=0.5)
+    np.testing.assert_allclose(votes[3], [[np.exp(2), np.exp(1.2) + 1, 0]])
 
 
 def test_pieces_change_nothing(monkeypatch):
@@ -71,11 +71,12 @@ def test_pieces_change_nothing(monkeypatch):
     train = Labelled(random.normal(size=(50, 6)).astype(np.float32), random.integers(0, 3, 50))
     queries = random.normal(size=(9, 6)).astype(np.float32)
     scores = fewshot.least_squares(train, queries, 3, [2.0])[2.0]
-    votes = fewshot.neighbour_votes(train, queries, 3)
+    votes = neighbors.neighbor_votes(train, queries, 3)[20]
     monkeypatch.setattr(fewshot, "_CHUNK", 7)
-    monkeypatch.setattr(fewshot, "_SIMILARITIES", 100)
+    monkeypatch.setattr(neighbors, "_SIMILARITIES", 100)
     np.testing.assert_allclose(fewshot.least_squares(train, queries, 3, [2.0])[2.0], scores)
-    np.testing.assert_allclose(fewshot.neighbour_votes(train, queries, 3), votes, rtol=1e-6)
+    in_pieces = neighbors.neighbor_votes(train, queries, 3)[20]
+    np.testing.assert_allclose(in_pieces, votes, rtol=1e-6)
 
 
 def random_like(shapes):
@@ -96,12 +97,13 @@ def test_features_of_a_checkpoint_on_the_data_of_a_config(checkpoint, tiny_confi
     path, _ = checkpoint
     config = tiny_config(init__checkpoint=path, eval__batch_size=7)
     found = fewshot.run(config, shots=[1, 5], seeds=[0], l2_regs=[1024.0])
-    names = ["fewshot_1/l2_1024", "fewshot_5/l2_1024", "linear/l2_1024", "knn"]
+    voted = [*(f"knn_{count}" for count in neighbors.NEIGHBORS), "knn"]
+    names = ["fewshot_1/l2_1024", "fewshot_5/l2_1024", "linear/l2_1024", *voted]
     assert list(found) == [f"val/{name}" for name in names]
     assert found["val/linear/l2_1024"] > 0.3  # Even random features tell digits apart.
     assert found["val/knn"] > 0.3
     assert list(fewshot.run(config, shots=[5, 1000], seeds=[0], l2_regs=[32.0])) == [
-        "val/fewshot_5/l2_32", "val/linear/l2_32", "val/knn"
+        "val/fewshot_5/l2_32", "val/linear/l2_32", *(f"val/{name}" for name in voted)
     ]  # fmt: skip
     assert "the smallest class has " in caplog.text
     with pytest.raises(UserError, match=r"config\.init\.checkpoint is empty"):

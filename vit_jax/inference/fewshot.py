@@ -5,11 +5,9 @@ solves closed forms in float64.
 
 Few-shot accuracy by regularized least squares is the measure of Dosovitskiy et al. 2021 (section
 4.1). The results equal those of big_vision's evaluator (same examples for a seed, same scaling).
-The nearest neighbors vote as in Wu et al. 2018 ("Unsupervised feature learning via non-parametric
-instance discrimination", section 3.4) and Caron et al. 2021 (DINO).
+`vit_jax.inference.neighbors` has the nearest neighbors.
 """
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +17,7 @@ from ml_collections import ConfigDict
 from vit_jax import data, tasks
 from vit_jax.errors import UserError
 from vit_jax.inference.features import Embedder, backbone_params
+from vit_jax.inference.neighbors import NEIGHBORS, Labelled, accuracy, neighbor_votes
 from vit_jax.training.evaluate import open_split
 from vit_jax.training.run import open_source
 from vit_jax.types import DataInfo
@@ -26,24 +25,13 @@ from vit_jax.types import DataInfo
 SHOTS = (1, 5, 10, 25)
 SEEDS = (0, 1, 2)
 L2_REGS = (2.0**5, 2.0**10, 2.0**13)
-NEIGHBOURS = 20
-TEMPERATURE = 0.07
 
 _BIAS = 100.0
 """The constant feature; large, so that regularising its weight hardly binds the bias."""
 _EPSILON = 1e-5
 
-# The number of examples or similarities processed at a time, so that ImageNet fits into memory.
+# The number of examples processed at a time, so that ImageNet fits into memory.
 _CHUNK = 1 << 14
-_SIMILARITIES = 1 << 26
-
-
-@dataclasses.dataclass(frozen=True)
-class Labelled:
-    """Features float32 `[n, dim]` of a split, and its labels int `[n]`."""
-
-    features: np.ndarray
-    labels: np.ndarray
 
 
 def run(
@@ -61,7 +49,8 @@ def run(
     Returns:
       `SETNAME/fewshot_N/l2_R` for each number of examples per class that all classes have, averaged
       over the seeds;
-      `SETNAME/linear/l2_R` for all examples; `SETNAME/knn`.
+      `SETNAME/linear/l2_R` for all examples; `SETNAME/knn_K` for K nearest neighbors, and
+      `SETNAME/knn`, that of 20.
 
     Raises:
       UserError: there is no checkpoint, or images do not have exactly one label each.
@@ -88,7 +77,9 @@ def run(
         f"linear/l2_{l2:g}": accuracy(scores, test.labels)
         for l2, scores in least_squares(train, test.features, classes, l2_regs).items()
     }
-    found["knn"] = accuracy(neighbour_votes(train, test.features, classes), test.labels)
+    for count, votes in neighbor_votes(train, test.features, classes, counts=NEIGHBORS).items():
+        found[f"knn_{count}"] = accuracy(votes, test.labels)
+    found["knn"] = found["knn_20"]
     return {f"{split.name}/{name}": value for name, value in found.items()}
 
 
@@ -177,36 +168,3 @@ def least_squares(
         values, vectors = np.linalg.eigh(gram)
         projected, queries = vectors.T @ cross, queries @ vectors
     return {l2: queries @ (projected / (values + l2)[:, None]) for l2 in l2_regs}
-
-
-def neighbour_votes(
-    train: Labelled,
-    features: np.ndarray,
-    num_classes: int,
-    *,
-    neighbours: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-) -> np.ndarray:
-    """Returns votes `[n, classes]` of the nearest training features.
-
-    The weight of each vote is exp(cosine / temperature).
-    """
-    known, unknown = (
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        for x in (train.features, features)
-    )
-    neighbours = min(neighbours, len(known))
-    votes = np.zeros((len(unknown), num_classes))
-    chunk = max(1, _SIMILARITIES // len(known))
-    for start in range(0, len(unknown), chunk):
-        cosines = unknown[start : start + chunk] @ known.T
-        nearest = np.argpartition(-cosines, neighbours - 1, axis=1)[:, :neighbours]
-        weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / temperature)
-        rows = start + np.arange(len(cosines))[:, None]
-        np.add.at(votes, (rows, train.labels[nearest]), weights)
-    return votes
-
-
-def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the fraction of rows whose highest score is that of the label."""
-    return float((scores.argmax(axis=1) == labels).mean())

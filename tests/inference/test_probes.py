@@ -1,0 +1,128 @@
+"""Neighbors and linear classifiers on frozen features equal the protocols of DINO and DINOv2."""
+
+import jax
+import numpy as np
+import pytest
+import self_supervised_golden as golden
+
+from vit_jax.inference import linear_probe
+from vit_jax.inference.neighbors import Labelled, accuracy, neighbor_votes
+from vit_jax.models.intermediate import last_layers
+from vit_jax.models.vit import VisionTransformer
+
+
+def splits(found):
+    return (
+        Labelled(found[f"{name}_features"], found[f"{name}_labels"]) for name in ("train", "test")
+    )
+
+
+def test_neighbors_of_dino():
+    found, about = golden.arrays("knn_dino"), golden.settings("knn_dino")
+    train, test = splits(found)
+    for count, temperature, *expected in found["f64/k_T_top1_top5_top5min_top5max"]:
+        k = int(count)
+        votes = neighbor_votes(
+            train, test.features, about["ncls"], counts=[k], temperature=temperature
+        )[k]
+        assert 100 * accuracy(votes, test.labels) == pytest.approx(expected[0])
+        top = 100 * accuracy(votes, test.labels, top=min(5, k))
+        assert expected[2] - 1e-6 <= top <= expected[3] + 1e-6
+
+
+def test_neighbors_of_dinov2():
+    found, about = golden.arrays("knn_dinov2"), golden.settings("knn_dinov2")
+    train, test = splits(found)
+    votes = neighbor_votes(
+        train, test.features, about["ncls"], counts=about["k"], shares=True,
+        temperature=about["temperature"],
+    )  # fmt: skip
+    for k, scores in votes.items():
+        golden.assert_near(scores, found[f"scores_k{k}"])
+        assert 100 * accuracy(scores, test.labels) == pytest.approx(float(found[f"f64/top1_k{k}"]))
+
+
+def backbone(about):
+    return VisionTransformer(
+        width=about["dim"], depth=about["depth"], num_heads=about["heads"],
+        patch_size=about["patch"], mlp_dim=about["mlp_ratio"] * about["dim"], activation="gelu",
+        num_registers=about.get("reg", 0), layer_scale=1.0 if "reg" in about else None,
+    )  # fmt: skip
+
+
+def layers_of(case, count):
+    """The last tokens of each batch of the case's images."""
+    found, about = golden.arrays(case), golden.settings(case)
+    model = backbone(about)
+    params = golden.vit(golden.below(found, "backbone/"), about["heads"])
+    run = jax.jit(lambda images: last_layers(model, params, images, count))
+    return [run(golden.images(images)) for images in found["images"]]
+
+
+def classifier(flat, prefix=""):
+    kernel, bias = flat[f"{prefix}linear.weight"].T, flat[f"{prefix}linear.bias"]
+    return {"kernel": kernel[None], "bias": bias[None]}
+
+
+def test_linear_classifiers_of_dino():
+    found, about = golden.arrays("linear_dino"), golden.settings("linear_dino")
+    layers = layers_of("linear_dino", 4)
+    golden.assert_near(layers[0].cls[-1], found["class_output"])
+    for name, case in about["cases"].items():
+        if isinstance(case, str):
+            continue
+        of = golden.below(found, f"{name}/")
+        features = [
+            linear_probe.interleaved(one)
+            if case["avgpool"]
+            else linear_probe.appended(one, case["n_last_blocks"], average=False)
+            for one in layers
+        ]
+        golden.assert_near(np.stack(features), of["features"])
+        probes = linear_probe.Probes((case["lr"],))
+        factor = linear_probe.cosine(case["epochs_total"], case["iters_per_epoch"])
+        rates = [case["lr"] * factor(i * case["iters_per_epoch"]) for i in range(3)]
+        golden.assert_near(rates, found[f"sched/{name}_lr_per_epoch"], golden.SCHEDULE)
+        batches = list(zip(features, found["labels"], strict=True)) * case["epochs_run"]
+        init = classifier(golden.below(of, "classifier_init/"))
+        params, losses = probes.fit(init, batches, factor)
+        golden.assert_near(losses[:, 0], of["losses"])
+        expected = classifier(golden.below(of, "classifier_final/"))
+        for part, value in expected.items():
+            golden.assert_near(params[part], value, golden.TRAINED)
+
+
+def test_all_linear_classifiers_of_dinov2_at_once():
+    found, about = golden.arrays("linear_dinov2"), golden.settings("linear_dinov2")
+    layers = layers_of("linear_dinov2", 4)
+    order = about["classifier_order"]
+    rates = [rate * about["batch_for_scaling"] / 256 for rate in about["base_lrs"]]
+    factor = linear_probe.cosine(about["max_iter"])
+    for i, expected in enumerate(found["sched/lr"]):
+        golden.assert_near(np.tile(rates, 4) * factor(i), expected, golden.SCHEDULE)
+    names = [f"classifiers_dict.{name}." for name in order]
+    for i, (blocks, average) in enumerate(((1, False), (1, True), (4, False), (4, True))):
+        features = [linear_probe.appended(one, blocks, average) for one in layers]
+        golden.assert_near(np.stack(features), found[f"features/blocks{blocks}_avgpool{average}"])
+        own = slice(3 * i, 3 * i + 3)
+        init, final = (
+            jax.tree.map(
+                lambda *x: np.concatenate(x),
+                *(classifier(golden.below(found, f"classifiers_{when}/"), n) for n in names[own]),
+            )
+            for when in ("init", "final")
+        )
+        batches = list(zip(features, found["labels"], strict=True)) * (about["steps"] // 2)
+        params, losses = linear_probe.Probes(tuple(rates)).fit(init, batches, factor)
+        golden.assert_near(losses, found["losses"][:, own])
+        for part, value in final.items():
+            golden.assert_near(params[part], value, golden.TRAINED)
+
+
+def test_a_sweep_finds_a_rate_that_learns():
+    random = np.random.default_rng(0)
+    labels = np.arange(200) % 3
+    features = (np.eye(3)[labels] + 0.1 * random.normal(size=(200, 3))).astype(np.float32)
+    train, test = Labelled(features[:150], labels[:150]), Labelled(features[150:], labels[150:])
+    found = linear_probe.sweep(train, {"val": test}, 3, rates=[1e-6, 1.0], batch_size=50)["val"]
+    assert found[1] > 0.95 > found[0]
