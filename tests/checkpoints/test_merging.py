@@ -1,5 +1,6 @@
 """Fitting a checkpoint to another model: what is kept, changed, started anew, or refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,7 +9,9 @@ import pytest
 from models_to_save import build, random_params
 
 from vit_jax import checkpoints, models
+from vit_jax.checkpoints import loading
 from vit_jax.checkpoints.fit.surgery import sincos_table
+from vit_jax.checkpoints.weights import Weights, from_params
 from vit_jax.errors import UserError
 
 
@@ -277,3 +280,23 @@ def test_a_run_knows_the_grid_of_its_images(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, same, params)
     report = checkpoints.load_with_report(tmp_path / "run", model, image_size=(16, 16))[1]
     assert any("2x8 to 4x4" in line for line in report.resized)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, {"class_token": True, "position": None, "num_kv_heads": 2, "rope_base": 50.0}),
+        ({"pooling": "map"}, {"map_heads": 2, "map_mlp_dim": 24, "class_token": False}),
+        ({"mlp": "swiglu"}, {"activation": "silu", "pool_prefix": True}),
+        ({"position": "rope"}, {"rope_base": 100.0, "class_token_position": False}),
+    ],
+)
+def test_what_computes_the_same_is_no_difference(fields, told):
+    model = variant(num_classes=None, **fields)
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    arrays = from_params(random_params(model, images), model)
+    weights = Weights(arrays=arrays, format="a file", fields=told)
+    assert loading.fit(weights, model, "", image_size=8)[1].notes == ()
+    weights = dataclasses.replace(weights, fields={**told, "norm_epsilon": 1e-5})
+    (note,) = loading.fit(weights, model, "", image_size=8)[1].notes
+    assert note == "its own model has norm_epsilon=1e-05; yours has norm_epsilon=1e-06"

@@ -8,7 +8,8 @@ import pytest
 from models_to_save import MODELS, build
 
 from vit_jax import checkpoints, models
-from vit_jax.checkpoints import FORMATS, files
+from vit_jax.checkpoints import FORMATS, files, loading
+from vit_jax.checkpoints.fit.inference import infer_model
 from vit_jax.checkpoints.formats.timm import _ratio
 from vit_jax.errors import UserError
 from vit_jax.models import traits
@@ -46,12 +47,29 @@ def test_round_trip(tmp_path, name, to):
     checkpoints.save(params, model, path, to, image_size=size)
     back, report = checkpoints.load_with_report(path, model, image_size=size)
     assert not report.initialised
+    if to == "timm":
+        moved = {"position"} if name == "sincos" else {"class_token_position"}
+        moved &= {"position"} if (name, to) not in MOVES_A_ROW else {*moved}
+        assert_tells_its_model(path, model, moved)
     if (name, to) in MOVES_A_ROW:
         apply = jax.jit(model.apply)
         before, after = (apply({"params": p}, images) for p in (params, back))
         jax.tree.map(np.testing.assert_array_equal, after, before)
     else:
         jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def assert_tells_its_model(path, model, moved):
+    """The model that a file is taken for computes what the one that it was written from does."""
+    told = infer_model(loading.read_weights(path))
+    sides = [
+        models.effective_fields(models.fields_of(models.backbone_of(m))) for m in (told, model)
+    ]
+    for side in sides:
+        side["layer_scale"] = side.get("layer_scale") is not None
+        for name in {"scan", *moved}:
+            side.pop(name, None)
+    assert sides[0] == sides[1]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -219,11 +237,9 @@ def test_formats_list_traits_that_models_have():
     listed = set().union(*(part.expresses or () for part in formats))
     listed = listed.union(*(kind for part in formats for kind in part.alternatives))
     every = [build(name)[0] for name in MODELS] + [model for model, *_ in TOWERS.values()]
-    found = set().union(*(models.traits_of(model).all_named for model in every))
-    found |= {"position='rope_dinov3'"}
-    for names in traits.VIT_NAMES.values():
-        found |= {names} if isinstance(names, str) else {*names.values()}
-    assert listed <= found
+    rotary = {"position": "rope_dinov3", "rope_base": 50.0, "key_bias": False}
+    every.append(models.build("vit_ti16", **rotary))
+    assert listed <= set().union(*(models.traits_of(model).all_named for model in every))
 
 
 class Odd(VisionTransformer):

@@ -38,6 +38,22 @@ def test_antialiased_positions_as_jax_image_resizes_them(interpolation, method, 
     np.testing.assert_allclose(actual[0], expected.reshape(-1, 3), atol=1e-5)
 
 
+def test_plain_bilinear_positions_skip_the_patches_between():
+    """PyTorch's bilinear without antialiasing: 6 to 2 takes the patches 1 and 4 alone."""
+    table = np.arange(12, dtype=np.float32).reshape(1, 12, 1)
+    down = surgery.resize_positions(table, (2, 6), (2, 2), "torch_bilinear")
+    np.testing.assert_array_equal(down.ravel(), [1, 4, 7, 10])
+    up = surgery.resize_positions(table[:, :2], (1, 2), (1, 4), "torch_bilinear")
+    np.testing.assert_array_equal(up.ravel(), [0, 0.25, 0.75, 1])
+
+
+def test_positions_that_keep_the_aspect_are_a_part_of_a_square():
+    table = np.random.default_rng(0).normal(size=(1, 12, 2)).astype(np.float32)
+    square = surgery.resize_positions(table, (3, 4), (5, 5), "bicubic").reshape(5, 5, 2)
+    wide = surgery.resize_positions(table, (3, 4), (2, 5), "bicubic", keeps_aspect=True)
+    np.testing.assert_array_equal(wide.reshape(2, 5, 2), square[:2])
+
+
 def test_unchanged_grid_returns_the_table_itself():
     table = np.random.default_rng(0).normal(size=(1, 6, 3)).astype(np.float32)
     for interpolation in surgery.INTERPOLATIONS:

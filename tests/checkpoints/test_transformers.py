@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from vit_jax import checkpoints, models
-from vit_jax.checkpoints import array_files
+from vit_jax.checkpoints import array_files, loading
+from vit_jax.checkpoints.formats._hf import by_model_type
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
 from vit_jax.inference.features import Embedder
@@ -68,7 +70,7 @@ def test_an_export_has_the_arrays_and_the_config_of_the_real_library(case, tmp_p
     )
     untold = {"dtype", "torch_dtype", "label2id", "id2label"}
     for key in ours.keys() & theirs.keys() - untold:
-        assert ours[key] == theirs[key] or key == "hidden_act", key
+        assert ours[key] == theirs[key], key
 
 
 # A name on the hub for each recorded case: the two differ in sizes alone.
@@ -119,3 +121,64 @@ def test_the_table_of_the_hub_has_the_published_sizes():
         assert round(models.param_count(models.build(name), 224) / 1e6) == millions
     for name in hub.VARIANTS:
         models.build(name)
+
+
+# What the published configs leave out, since it is the default of their class.
+DEFAULTS = {
+    "owlvit": {"image_size": 768, "patch_size": 32, "layer_norm_eps": 1e-5},
+    "owlv2_vision_model": {"image_size": 768, "patch_size": 16},
+    "siglip2": {"num_patches": 256, "patch_size": 16},
+    "vit_msn": {"layer_norm_eps": 1e-6, "patch_size": 16},
+    "dinov2": {"layer_norm_eps": 1e-6, "patch_size": 14},
+    "dinov2_with_registers": {"patch_size": 16},
+    "vit": {"layer_norm_eps": 1e-12, "image_size": 224},
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_a_config_may_leave_out_the_defaults_of_its_own_class(kind):
+    settings = by_model_type(kind).settings({"model_type": kind})
+    assert {key: settings[key] for key in DEFAULTS[kind]} == DEFAULTS[kind]
+
+
+@pytest.mark.parametrize(
+    ("case", "how"),
+    [
+        *(("vit", "torch_bicubic"), ("dinov2", "torch_bicubic"), ("dinov2_registers", "bicubic")),
+        *(("siglip_vision", "torch_bicubic"), ("siglip2_naflex", "bilinear")),
+        ("open_clip", "bicubic"),
+    ],
+)
+def test_positions_are_resized_as_the_family_resizes_them(case, how):
+    assert loading.read_weights(GOLDEN / case).interpolation == how
+
+
+def changed(case, folder, name, **keys):
+    """Returns a copy of a recorded folder with other settings in its config."""
+    shutil.copytree(GOLDEN / case, folder / case)
+    file = folder / case / name
+    stored = json.loads(file.read_text())
+    section = stored["model_cfg"]["vision_cfg"] if "model_cfg" in stored else stored
+    section.update(keys)
+    file.write_text(json.dumps(stored))
+    return folder / case
+
+
+def test_a_gate_is_silu_or_refused(tmp_path):
+    folder = changed("dinov3_gated", tmp_path, "config.json", hidden_act="gelu")
+    with pytest.raises(UserError, match="hidden_act='gelu' is no gate"):
+        loading.read_weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"scale_heads": True}, "scale_heads=True is not read"),
+        ({"attentional_pool": True}, "attentional_pool=True is not read"),
+        ({"pool_type": "last"}, "pool_type='last' is no pooling"),
+    ],
+)
+def test_a_setting_of_open_clip_is_read_or_refused(tmp_path, keys, words):
+    folder = changed("open_clip", tmp_path, "open_clip_config.json", **keys)
+    with pytest.raises(UserError, match=words):
+        loading.read_weights(folder)

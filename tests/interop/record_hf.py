@@ -184,35 +184,41 @@ def record(name):
     np.savez_compressed(GOLDEN / name / "io.npz", **arrays)
 
 
-def record_open_clip():
+VISION = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 4, "image_size": SIDE}
+OPEN_CLIP = {
+    "open_clip": {"vision_cfg": VISION | {"mlp_ratio": 1.5}},
+    "open_clip_clipa": {
+        "vision_cfg": VISION
+        | {"layers": 1, "width": 8, "head_width": 4, "mlp_ratio": 1.0, "no_ln_pre": True}
+        | {"pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d"}
+        | {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}},
+    },
+}
+
+
+def record_open_clip(name):
     """Records open_clip's CLIP as a folder of the hub has it."""
     text = {"context_length": 8, "vocab_size": 40, "width": 16, "heads": 2, "layers": 2}
-    vision = {
-        "layers": 2,
-        "width": 32,
-        "head_width": 16,
-        "patch_size": 4,
-        "image_size": SIDE,
-        "mlp_ratio": 1.5,
-    }
-    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    config = {"embed_dim": 24, "text_cfg": text} | OPEN_CLIP[name]
     model = draw(open_clip.model.CLIP(**config))
-    folder = GOLDEN / "open_clip"
+    folder = GOLDEN / name
     folder.mkdir()
     arrays = {"output": model.encode_image(images()).numpy()}
     stored = {"model_cfg": config, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(stored, indent=2))
     state = {name: x.half().contiguous() for name, x in model.state_dict().items()}
+    if folder.name != "open_clip":
+        state = {name: x for name, x in state.items() if name.startswith("visual.")}
     save_file(state, folder / "open_clip_model.safetensors")
     np.savez_compressed(folder / "io.npz", **arrays)
 
 
 if __name__ == "__main__":
-    names = sys.argv[1:] or [*CASES, "open_clip"]
+    names = sys.argv[1:] or [*CASES, *OPEN_CLIP]
     GOLDEN.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(GOLDEN / "images.npz", images=images().permute(0, 2, 3, 1).numpy())
     photo().save(GOLDEN / "photo.png")
     with torch.no_grad():
         for name in names:
             shutil.rmtree(GOLDEN / name, ignore_errors=True)
-            record_open_clip() if name == "open_clip" else record(name)
+            record_open_clip(name) if name in OPEN_CLIP else record(name)

@@ -11,6 +11,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import BinaryIO
 
 import ml_dtypes
@@ -34,8 +35,14 @@ MAX_NPY_HEADER = 10_000
 
 Arrays = dict[str, np.ndarray]
 
-Readers = Mapping[str, Callable[[], np.ndarray]]
-"""Functions that read one array each, by the array's name, while the file is open."""
+
+class Readers(dict[str, Callable[[], np.ndarray]]):
+    """Functions that read one array each, by the array's name, while the file is open.
+
+    metadata: the texts that the header of a `.safetensors` file holds beside the arrays.
+    """
+
+    metadata: Mapping[str, str] = MappingProxyType({})
 
 
 def read_arrays(path: epath.PathLike) -> Arrays:
@@ -82,7 +89,7 @@ def _open(name: str, file: BinaryIO, path: epath.PathLike, stack: contextlib.Exi
         _check_expansion(sum(member.file_size for member in members), size, path)
         if any(PurePosixPath(member.filename).name == "data.pkl" for member in members):
             return _checked(torch_file.open_zip(archive, path), size, path)
-        return dict(_open_npz(archive, size, path))
+        return Readers(_open_npz(archive, size, path))
     if len(head) == 9 and head[8:9] == b"{":
         return _open_safetensors(name, head, path, stack)
     if head[:1] == b"\x80":
@@ -169,7 +176,9 @@ def _open_safetensors(
     size = os.path.getsize(name)
     for key in file.keys():  # noqa: SIM118 (it is no mapping)
         _check_shape(tuple(file.get_slice(key).get_shape()), size, f"{path}: {key}")
-    return {key: functools.partial(file.get_tensor, key) for key in file.keys()}  # noqa: SIM118
+    readers = Readers((key, functools.partial(file.get_tensor, key)) for key in file.keys())  # noqa: SIM118
+    readers.metadata = file.metadata() or {}
+    return readers
 
 
 def _checked(tensors: torch_file.Tensors, size: int, path: epath.PathLike) -> Readers:
@@ -178,7 +187,7 @@ def _checked(tensors: torch_file.Tensors, size: int, path: epath.PathLike) -> Re
         tensor.check(f"{path}: {name}")
         _check_shape(tensor.shape, size, f"{path}: {name}")
     _check_expansion(sum(tensor.nbytes for tensor in tensors.by_name.values()), size, path)
-    return {name: functools.partial(tensors.read, name) for name in tensors.by_name}
+    return Readers((name, functools.partial(tensors.read, name)) for name in tensors.by_name)
 
 
 def _as_float32(array: np.ndarray, where: str) -> np.ndarray:

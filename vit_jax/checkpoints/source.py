@@ -35,7 +35,7 @@ class Source:
         self.path = os.fspath(path)
         self.folder = folder
         self.tower = tower
-        self._readers = readers or {}
+        self._readers = array_files.Readers() if readers is None else readers
 
     @classmethod
     @contextlib.contextmanager
@@ -58,6 +58,11 @@ class Source:
     def names(self) -> frozenset[str]:
         """The names of a file's arrays, which are known before any array is read."""
         return frozenset(self._readers)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The texts in the header of a `.safetensors` file, {} for other files and folders."""
+        return self._readers.metadata
 
     def arrays(self) -> array_files.Arrays:
         """Returns a file's arrays; see `array_files.read_arrays`."""

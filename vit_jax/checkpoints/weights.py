@@ -39,7 +39,7 @@ class Weights:
     unknown: names in the file that have no meaning here.
     notes: how the file's own model differs from ours in what arrays do not show.
     interpolation: the resizing of positions that the codebase of the file uses; see
-      `surgery.resize_positions`.
+      `surgery.resize_positions`. keeps_aspect: see there.
     fields: fields of the model that the file or its config tells, and arrays do not show.
     """
 
@@ -52,6 +52,7 @@ class Weights:
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     interpolation: str = "corners"
+    keeps_aspect: bool = False
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -226,8 +226,9 @@ SCHEMA: dict[str, Any] = {
             "auto",
             FREE,  # Only the first state depends on it, and its default has changed.
             "Resizing of its position embeddings: auto (as its own codebase does it), corners (as"
-            " vision_transformer), bilinear, bicubic or torch_bicubic (as transformers).",
-            choices=("auto", "corners", "bilinear", "bicubic", "torch_bicubic"),
+            " vision_transformer), bilinear, bicubic, or torch_bilinear and torch_bicubic (as"
+            " transformers).",
+            choices=("auto", "corners", "bilinear", "bicubic", "torch_bilinear", "torch_bicubic"),
         ),
         "source_grid": Key(
             [],

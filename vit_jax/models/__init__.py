@@ -34,7 +34,15 @@ from vit_jax.models.registry import (
     names,
     variants,
 )
-from vit_jax.models.traits import Traits, backbone_of, has_head, text_tower_of, traits_of
+from vit_jax.models.traits import (
+    Traits,
+    backbone_of,
+    effective_fields,
+    fields_of,
+    has_head,
+    text_tower_of,
+    traits_of,
+)
 
 __all__ = [
     "Classifier",
@@ -46,8 +54,10 @@ __all__ = [
     "Variant",
     "backbone_of",
     "build",
+    "effective_fields",
     "example_input",
     "field_names",
+    "fields_of",
     "find",
     "find_variant",
     "flops",

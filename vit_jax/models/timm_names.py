@@ -18,8 +18,13 @@ from vit_jax.errors import UserError
 
 Args = Mapping[str, Any]
 
-NORMS = {"LayerNorm": "layernorm", "RmsNorm": "rmsnorm"}
-ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
+NORMS = {"layernorm": "layernorm", "rmsnorm": "rmsnorm"}
+ACTIVATIONS = {
+    **{"gelu": "gelu", "gelutanh": "gelu_tanh", "quickgelu": "quick_gelu"},
+    **{"silu": "silu", "swish": "silu"},
+}
+"""The fields by timm's words and the names of its classes, both without case and underscores."""
+
 POOLINGS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
 
 
@@ -72,11 +77,22 @@ def _refuse(name: str, what: str) -> None:
     raise UserError(f"{name}this package has no {what}, which timm's model has")
 
 
-def _norm(value: str | None, name: str, default: str) -> dict[str, Any]:
-    match = re.fullmatch(r"(\w+)\((.*)\)", value or default)
-    if not match or match[1] not in NORMS:
+def _norm(value: str | None, name: str) -> dict[str, Any]:
+    """Returns the fields of a norm such as `LayerNorm(1e-05)`; 1e-6 is the default epsilon."""
+    match = re.fullmatch(r"(\w+?)(?:\((.*)\))?", value or "LayerNorm")
+    kind = NORMS.get(_plain(match[1])) if match else None
+    if kind is None:
         _refuse(name, f"norm {value}")
-    return {"norm": NORMS[match[1]], "norm_epsilon": float(match[2])}
+    return {"norm": kind, "norm_epsilon": float(match[2] or 1e-6)}
+
+
+def _activation(a: Args, name: str) -> str:
+    given = a.get("act_layer") or "GELU"
+    return ACTIVATIONS.get(_plain(given)) or _refuse(name, f"activation {given}")
+
+
+def _plain(word: str) -> str:
+    return str(word).lower().replace("_", "")
 
 
 def _sizes(a: Args, name: str, pooling: str) -> dict[str, Any]:
@@ -88,7 +104,7 @@ def _sizes(a: Args, name: str, pooling: str) -> dict[str, Any]:
         "depth": a.get("depth", 12),
         "num_heads": a.get("num_heads", 12),
         "mlp_dim": int(width * ratio),
-        "activation": ACTIVATIONS.get(a.get("act_layer", "GELU")) or _refuse(name, "activation"),
+        "activation": _activation(a, name),
         "qkv_bias": a.get("qkv_bias", True),
         "qk_norm": a.get("qk_norm", False),
     }
@@ -98,7 +114,7 @@ def _sizes(a: Args, name: str, pooling: str) -> dict[str, Any]:
     fields["pooling"] = POOLINGS[pool]
     if a.get("init_values"):
         fields["layer_scale"] = a["init_values"]
-    return fields | _norm(a.get("norm_layer"), name, "LayerNorm(1e-06)")
+    return fields | _norm(a.get("norm_layer"), name)
 
 
 def _patch(value: Any) -> Any:
@@ -316,7 +332,7 @@ def _mixer(a: Args, name: str) -> tuple[str, dict[str, Any]]:
         "depth": a.get("num_blocks", 8),
         "tokens_mlp_dim": 0 if res else int(ratios[0] * width),
         "channels_mlp_dim": int(ratios[1] * width),
-        "activation": ACTIVATIONS.get(a.get("act_layer", "GELU")) or _refuse(name, "activation"),
+        "activation": _activation(a, name),
     }
     if res:
         fields |= {"norm": "affine", "layer_scale": values or 1e-4}

@@ -11,6 +11,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from vit_jax.models.layers.positions import ROPE_BASE
+
 PLAIN = frozenset(
     (
         *("width", "depth", "num_heads", "mlp_dim", "tokens_mlp_dim", "channels_mlp_dim"),
@@ -111,6 +113,52 @@ class Traits:
     def but(self, *named: str, **fields: Any) -> "Traits":
         """Returns these traits with more of them named, and fields replaced."""
         return dataclasses.replace(self, named=self.named | {*named}, **fields)
+
+
+def fields_of(backbone: nn.Module) -> dict[str, Any]:
+    """Returns the fields of a backbone by their names."""
+    fields = [f.name for f in dataclasses.fields(backbone) if f.init]
+    return {name: getattr(backbone, name) for name in fields if name not in ("parent", "name")}
+
+
+def effective_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns fields with their defaults written out, without those that change nothing.
+
+    ViTs whose fields are equal in this form compute the same with the same arrays. The fields of
+    other backbones come back as they are.
+    """
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    if not {"class_token", "position_bias"} <= found.keys():
+        return found
+    pooling, position, idle = found["pooling"], found["position"], []
+    if found["class_token"] is None:
+        found["class_token"] = pooling == "token"
+    defaults = {
+        "num_kv_heads": found["num_heads"],
+        "mlp_dim": 4 * found["width"],
+        "map_heads": found["num_heads"],
+        "map_mlp_dim": found["mlp_dim"] or 4 * found["width"],
+        "rope_base": ROPE_BASE,
+    }
+    found |= {name: value for name, value in defaults.items() if found[name] is None}
+    if position not in ("rope", "rope_dinov3"):
+        idle += ["rope_base", "rope_grid", "rope_offset", "rope_columns_first"]
+    if not position.startswith("rope"):
+        idle += ["rope_interleaved", "position_table"]
+    if not (found["class_token"] and (position == "learned" or found["position_table"])):
+        idle.append("class_token_position")
+    if pooling != "map":
+        idle += ["map_heads", "map_mlp_dim"]
+    has_prefix = found["class_token"] or found["distill_token"] or found["num_registers"]
+    if pooling in ("token", "none") or not has_prefix:
+        idle.append("pool_prefix")
+    if found["mlp"] == "swiglu":
+        idle.append("activation")
+    if not found["position_bias"].endswith("mlp"):
+        idle.append("position_bias_dim")
+    if found["layer_scale"] is None:
+        idle.append("mlp_layer_scale")
+    return {name: value for name, value in found.items() if name not in idle}
 
 
 def traits_of(model: nn.Module) -> Traits:

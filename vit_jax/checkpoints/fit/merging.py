@@ -21,6 +21,9 @@ HIDDEN = ("head/pre_logits/kernel", "head/pre_logits/bias")
 _VITAL = re.compile(r"(^|[/.])(\w*norm\w*|\w*bias\w*|patch_embed)([/.]|$)")
 """Names of arrays that are never left out: norms, biases and the patch embedding."""
 
+_UNTOLD = ("position", "num_heads")
+"""Fields that are None in `Weights.fields` where the file does not tell them."""
+
 MAX_NAMES = 6
 """Names that an error lists."""
 
@@ -100,10 +103,11 @@ class Merge:
 
     def compare_fields(self) -> None:
         """Notes where the model computes something else with the same arrays."""
-        backbone = models.backbone_of(self.target.model)
-        theirs = self.weights.fields
-        mine = {key: getattr(backbone, key, theirs[key]) for key in sorted(theirs)}
-        changed = [key for key in mine if mine[key] != theirs[key]]
+        told = {k: v for k, v in self.weights.fields.items() if not (v is None and k in _UNTOLD)}
+        own = models.fields_of(models.backbone_of(self.target.model))
+        both = {**own, **{key: value for key, value in told.items() if key in own}}, own
+        theirs, mine = map(models.effective_fields, both)
+        changed = sorted(k for k in theirs.keys() & mine.keys() if theirs[k] != mine[k])
         if changed:
             lists = [
                 ", ".join(f"{key}={side[key]!r}" for key in changed) for side in (theirs, mine)
@@ -244,7 +248,8 @@ class Merge:
         if old != new:
             sizes = f"{old[0]}x{old[1]} to {new[0]}x{new[1]}"
             self.resized[POSITIONS] = f"{sizes}, {how}"
-        return surgery.resize_positions(patches, old, new, how)
+        keeps_aspect = self.weights.keeps_aspect
+        return surgery.resize_positions(patches, old, new, how, keeps_aspect=keeps_aspect)
 
     def fit_head(self) -> None:
         """Keeps the classifier where it fits and is wanted; else starts it anew, at zero."""

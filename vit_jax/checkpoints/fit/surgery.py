@@ -15,7 +15,7 @@ from vit_jax.models.layers.resize import cubic_resize_matrix, linear_resize_matr
 
 Grid = tuple[int, int]
 
-INTERPOLATIONS = ("corners", "bilinear", "bicubic", "torch_bicubic")
+INTERPOLATIONS = ("corners", "bilinear", "bicubic", "torch_bilinear", "torch_bicubic")
 
 
 def square_side(count: int) -> int | None:
@@ -73,23 +73,33 @@ def infer_grid(num_patches: int, target: Grid | None) -> Grid:
 
 
 def resize_positions(
-    patches: np.ndarray, old: Grid, new: Grid, interpolation: str = "corners"
+    patches: np.ndarray,
+    old: Grid,
+    new: Grid,
+    interpolation: str = "corners",
+    *,
+    keeps_aspect: bool = False,
 ) -> np.ndarray:
-    """A table of patch positions `[1, rows * columns, width]` for another grid.
+    """Returns a table of patch positions `[1, rows * columns, width]` for another grid.
 
+    keeps_aspect: the table is resized to a square as long as the new grid's longer side, and the
+      grid has its first rows and columns (Dehghani et al. 2023, NaViT, section 3).
     interpolation:
       "corners": bilinear with the corners of the two grids on top of one another and no
         antialiasing, as vision_transformer and big_vision do it.
       "bilinear", "bicubic": half-pixel centres, antialiased, as FlexiViT and timm do it.
-      "torch_bicubic": half-pixel centres and no antialiasing, as transformers does it with
-        `torch.nn.functional.interpolate`.
+      "torch_bilinear", "torch_bicubic": half-pixel centres and no antialiasing, as transformers
+        does it with `torch.nn.functional.interpolate`.
     """
     if interpolation not in INTERPOLATIONS:
         hint = nearest(interpolation, INTERPOLATIONS)
         raise UserError(f"interpolation={interpolation!r} is not known; {hint}")
     if old == new:
         return patches
-    rows, columns = (_matrix(o, n, interpolation) for o, n in zip(old, new, strict=True))
+    whole = (max(new),) * 2 if keeps_aspect else new
+    rows, columns = (
+        _matrix(o, w, interpolation)[:n] for o, w, n in zip(old, whole, new, strict=True)
+    )
     table = patches.reshape(*old, -1).astype(np.float64)
     table = np.einsum("ip,jq,pqd->ijd", rows, columns, table, optimize=True)
     return table.reshape(1, new[0] * new[1], -1).astype(patches.dtype)
@@ -102,6 +112,9 @@ def _matrix(old: int, new: int, interpolation: str) -> np.ndarray:
         return np.maximum(0.0, 1.0 - np.abs(np.arange(old)[None] - places[:, None]))
     if interpolation == "bilinear":
         return linear_resize_matrix(old, new)
+    if interpolation == "torch_bilinear":
+        places = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0.0, old - 1.0)
+        return np.maximum(0.0, 1.0 - np.abs(np.arange(old)[None] - places[:, None]))
     return cubic_resize_matrix(old, new, antialias=interpolation == "bicubic")
 
 

@@ -1,6 +1,6 @@
 """Hugging Face transformers: directories of the models in `_hf`, and state dicts of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -87,8 +87,11 @@ def from_state(
     mine = family.prepare(mine)
     arrays, unknown = _torch_layout.from_state(mine, family.names)
     arrays = {name: _as_tokens(name, array) for name, array in arrays.items()}
+    kind = (config or {}).get("model_type")
     settings, grid, notes = family.settings(config or {}), None, ()
-    fields = {**_computation(settings, arrays, place), **family.fields(settings, mine)}
+    gated = ACTIVATIONS if config is None else family.gated
+    computed = _computation(settings, arrays, place, gated)
+    fields = {**computed, **family.fields(settings, mine)}
     if config is None:
         notes = (_assumed(family, fields),)
     else:
@@ -96,13 +99,13 @@ def from_state(
         grid = _grid(settings, place)
     return Weights(
         arrays=arrays,
-        format=f"{family.label} {config['model_type'] if config else 'state dict'}",
+        format=f"{family.label} {kind or 'state dict'}",
         class_row=CLS in arrays,
         grid=grid,
         ignored=ignored,
         unknown=tuple(unknown),
         notes=notes,
-        interpolation=family.interpolation,
+        interpolation=family.interpolations.get(kind, family.interpolation),
         fields=fields,
     )
 
@@ -177,7 +180,10 @@ def _split_heads(
 
 
 def _computation(
-    settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], place: epath.PathLike
+    settings: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    place: epath.PathLike,
+    gated: Iterable[str],
 ) -> dict[str, Any]:
     """Returns the fields of what blocks compute and arrays do not show."""
     key = next(name for name in ("layer_norm_eps", "rms_norm_eps") if name in settings)
@@ -186,8 +192,9 @@ def _computation(
         raise UserError(f"{place}: {key}={epsilon!r:.100} is no number between 0 and 1")
     fields = {"norm_epsilon": epsilon}
     is_gated = any("/mlp/gate/" in name for name in arrays)
-    if is_gated and activation in ("gelu", "silu", "swish"):
-        return fields  # DINOv2's gate is SiLU, whatever its config says.
+    if is_gated:
+        check_known(activation, gated, f"{place}: hidden_act={activation!r:.100}", "gate")
+        return fields
     check_known(activation, ACTIVATIONS, f"{place}: hidden_act={activation!r:.100}", "activation")
     return {**fields, "activation": ACTIVATIONS[activation]}
 

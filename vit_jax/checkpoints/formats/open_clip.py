@@ -17,6 +17,7 @@ from vit_jax.checkpoints.input_spec import OPEN_CLIP
 from vit_jax.checkpoints.source import Source
 from vit_jax.checkpoints.weights import Renames, Weights
 from vit_jax.errors import UserError
+from vit_jax.plugins import check_known
 
 WEIGHTS = (
     "open_clip_model.safetensors",
@@ -24,6 +25,22 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 CONV = "visual.conv1.weight"
+
+LN_POOLED = "ln_pooled"
+"""A name of this module for open_clip's `ln_post` where that norm comes after the pooling."""
+
+POOLINGS = {"tok": "token", "avg": "mean"}
+
+KNOWN = frozenset(
+    (
+        *("width", "head_width", "image_size", "patch_size", "pool_type", "final_ln_after_pool"),
+        *("act_kwargs", "norm_kwargs"),
+        # The arrays show these, or they change training alone.
+        *("layers", "mlp_ratio", "ls_init_value", "no_ln_pre", "pos_embed_type"),
+        *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
+    )
+)
+"""Keys of the image tower's config that are read, or may be passed over."""
 
 
 def _pairs() -> Iterator[tuple[str, str]]:
@@ -40,6 +57,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
         yield f"{block}/ls_{number}/gamma", f"{ours}/scale{number}"
         yield f"{block}/mlp/{dense}", f"{ours}/mlp/dense{number}"
     yield "ln_post", "backbone/norm"
+    yield LN_POOLED, "backbone/fc_norm"
     yield "projection", "head"
 
 
@@ -54,9 +72,10 @@ def prepare(state: State) -> State:
 
 
 def fields(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the fields of CLIP's encoder."""
-    del config
-    return {"pre_norm": "ln_pre.weight" in state, "patch_bias": "conv1.bias" in state}
+    """Returns the fields of the pooling, which CLIPA has changed (Li et al. 2023)."""
+    del state
+    found: dict[str, Any] = {"pooling": POOLINGS[config["pool_type"]], "class_token": True}
+    return found | ({"last_norm": False, "fc_norm": True} if config["final_ln_after_pool"] else {})
 
 
 FAMILY = Family(
@@ -76,9 +95,12 @@ FAMILY = Family(
         "num_attention_heads": 12,
         "image_size": 224,
         "patch_size": 16,
+        "pool_type": "tok",
+        "final_ln_after_pool": False,
     },
     prepare=prepare,
     fields=fields,
+    interpolation="bicubic",
 )
 
 
@@ -101,22 +123,50 @@ def read(source: Source) -> Weights:
     )
     if CONV not in state or "visual.layer1.0.conv1.weight" in state:
         raise UserError(f"{source.folder}: its image tower is no ViT of open_clip's own")
-    return hf.from_state(state, FAMILY, _settings(source.json(OPEN_CLIP)), place)
+    settings = _settings(source.json(OPEN_CLIP))
+    if settings["final_ln_after_pool"]:
+        state = {
+            name.replace("visual.ln_post.", f"visual.{LN_POOLED}."): state[name] for name in state
+        }
+    return hf.from_state(state, FAMILY, settings, place)
 
 
 def _settings(stored: Mapping[str, Any]) -> Config:
-    """Returns the config of the image tower under transformers' keys."""
-    whole = stored.get("model_cfg")
-    whole = whole if isinstance(whole, Mapping) else {}
-    tower = whole.get("vision_cfg")
-    tower = tower if isinstance(tower, Mapping) else {}
+    """Returns the config of the image tower under transformers' keys.
+
+    Raises:
+      UserError: the tower has layers that are not known here, or a setting makes no sense.
+    """
+    whole = _part(stored, "model_cfg")
+    tower = _part(whole, "vision_cfg")
+    unknown = [key for key, value in tower.items() if value and key not in KNOWN]
+    if unknown:
+        raise UserError(f"{OPEN_CLIP}: {unknown[0]}={tower[unknown[0]]!r:.100} is not read")
     width, head_width = tower.get("width", 768), tower.get("head_width", 64)
     if type(width) is not int or type(head_width) is not int or not 0 < head_width <= width:
         raise UserError(f"{OPEN_CLIP}: width={width!r:.100} and head_width={head_width!r:.100}")
-    known = {key: tower[key] for key in ("image_size", "patch_size") if key in tower}
-    act = "quick_gelu" if whole.get("quick_gelu") else "gelu"
-    heads = {"model_type": "CLIP", "num_attention_heads": width // head_width}
-    return {**known, **heads, "hidden_act": act}
+    pooling = tower.get("pool_type", "tok")
+    check_known(pooling, POOLINGS, f"{OPEN_CLIP}: pool_type={pooling!r:.100}", "pooling")
+    act, norm = (_part(tower, f"{layer}_kwargs") for layer in ("act", "norm"))
+    if whole.get("quick_gelu"):
+        activation = "quick_gelu"
+    else:
+        activation = "gelu_new" if act.get("approximate") == "tanh" else "gelu"
+    return {
+        **{key: tower[key] for key in ("image_size", "patch_size") if key in tower},
+        "model_type": "CLIP",
+        "num_attention_heads": width // head_width,
+        "hidden_act": activation,
+        "layer_norm_eps": norm.get("eps", 1e-5),
+        "pool_type": pooling,
+        "final_ln_after_pool": bool(tower.get("final_ln_after_pool")),
+    }
+
+
+def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Returns a section of a config, {} if there is none."""
+    found = config.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 FORMAT = Format(label="open_clip", matches=matches, read=read)

@@ -29,7 +29,14 @@ from vit_jax.checkpoints.formats._timm import (
     table_of,
 )
 from vit_jax.checkpoints.source import CONFIG, Source
-from vit_jax.checkpoints.weights import TOKEN_MIXING, Arrays, Weights, from_params
+from vit_jax.checkpoints.weights import (
+    CLS,
+    POSITIONS,
+    TOKEN_MIXING,
+    Arrays,
+    Weights,
+    from_params,
+)
 from vit_jax.errors import UserError
 from vit_jax.models import timm_names
 from vit_jax.models.layers.basic import NORM_EPSILON
@@ -46,14 +53,20 @@ EXPRESSES = frozenset(
     | {"an unread class token"}
 )
 
-WRITTEN, _LEFT = "vit_jax", ("activation", "norm_epsilon")
-"""The key of the header of files that are written here, and the fields that it tells."""
+WRITTEN = "vit_jax"
+"""The key of the header of files that are written here."""
+
+LEFT = (
+    *("activation", "norm_epsilon", "num_heads", "pooling", "class_token", "pool_prefix"),
+    *("post_norm", "position", "class_token_position"),
+)
+"""The fields that this header tells, because no array shows them."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 ASSUMED = (
     "timm's config.json is not beside the file; assumed are exact GELU (timm runs it unless a model"
-    " is built with act_layer='gelu_tanh') and norms with epsilon 1e-6"
+    " is built with act_layer='gelu_tanh'), norms with epsilon 1e-6 and no rotary positions"
 )
 
 
@@ -74,8 +87,8 @@ def read(source: Source) -> Weights:
         name = next(name for name in WEIGHTS if source.has(name))
         state = array_files.read_arrays(source.folder / name)
     origin = _origin(source)
-    grid = grid_of(state)
-    state = prepare(state, origin.args if origin else None)
+    args, grid = origin.args if origin else {}, grid_of(state)
+    state = prepare(state, args if origin else None)
     arrays, unknown = _torch_layout.from_state(state, table_of(state))
     dropped = [name for name, x in arrays.items() if name.endswith("_norm/bias") and _idle(name, x)]
     arrays = {name: x for name, x in arrays.items() if name not in dropped}
@@ -85,12 +98,14 @@ def read(source: Source) -> Weights:
     return Weights(
         arrays=arrays,
         format="timm state dict",
+        class_row=written.get("class_token_position"),
         grid=grid or (_grid(origin, arrays) if origin else None),
         ignored=ignored,
         unknown=tuple(unknown),
         notes=(ASSUMED,) if fields and not (origin or written) else (),
         fields=fields,
-        interpolation="bicubic",
+        interpolation=_interpolation(args),
+        keeps_aspect=bool(args.get("pos_embed_ar_preserving")),
     )
 
 
@@ -120,15 +135,27 @@ def _origin(source: Source) -> timm_names.Origin | None:
 
 
 def _written(source: Source) -> Mapping[str, Any]:
-    """Returns the fields that `write` left in the header of a file, {} if it is of others."""
-    path = os.path.expanduser(source.path)
-    if source.folder is not None or not path.endswith(".safetensors") or not os.path.isfile(path):
+    """Returns the fields that `write` left in the header of a file, {} if it is of others.
+
+    Raises:
+      UserError: a header that claims to be of this package holds no fields.
+    """
+    text = source.metadata.get(WRITTEN)
+    if text is None:
         return {}
-    with open(path, "rb") as file:
-        # The arrays were found by this header before, so that it is whole.
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    fields = json.loads((header.get("__metadata__") or {}).get(WRITTEN, "{}"))
-    return {name: fields[name] for name in _LEFT if name in fields}
+    try:
+        fields = json.loads(text)
+        return {name: fields[name] for name in LEFT if name in fields}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source.path}: its header tells no fields of a model") from error
+
+
+def _interpolation(args: Mapping[str, Any]) -> str:
+    """Returns the resizing of positions of timm's model; see `surgery.resize_positions`."""
+    if args.get("pos_embed_align_corners"):
+        return "corners"
+    mode = args.get("pos_embed_interp_mode", "bicubic")
+    return mode if args.get("pos_embed_antialias", True) else f"torch_{mode}"
 
 
 def _told(origin: timm_names.Origin) -> dict[str, Any]:
@@ -156,9 +183,11 @@ def _assumed(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if "stem.proj.weight" in state:
         return fields
     fields["norm_epsilon"] = 1e-6
-    # Eva's models may have rotary positions, which leave no array, beside a table of them.
-    is_eva = "blocks.0.gamma_1" in state or "blocks.0.attn.query.bias" in state
-    is_eva &= "blocks.0.attn.key.bias" not in state
+    # Eva's models may have rotary positions, which leave no array, beside a table of them. Those of
+    # the Perception Encoder have a norm before the blocks and attention pooling, as no other has.
+    biases = [f"blocks.0.attn.{part}.bias" in state for part in ("query", "key")]
+    is_eva = "blocks.0.gamma_1" in state or biases == [True, False]
+    is_eva |= {"norm_pre.weight", "attn_pool.latent"} <= state.keys()
     has_bias = any("rel_pos" in name or "relative_position" in name for name in state)
     if is_eva and not has_bias and "blocks.0.attn.frequencies" not in state:
         fields["position"] = None
@@ -191,10 +220,19 @@ def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: Im
         wanted = False if "registers" in traits.named else None
         arrays, class_row = positions.stored(arrays, backbone, image_size, class_row=wanted)
         size = positions.image_size_of(arrays, image_size, class_row)
-    left = {name: getattr(backbone, name) for name in _LEFT if hasattr(backbone, name)}
-    files.write_safetensors(path, _state_dict(arrays, traits.named), **{WRITTEN: json.dumps(left)})
+    header = {WRITTEN: json.dumps(_left(backbone, arrays, class_row))}
+    files.write_safetensors(path, _state_dict(arrays, traits.named), **header)
     call_ = call(path, arrays, backbone, size, class_row=class_row)
     return f"wrote {path} in timm's names\ntimm: {call_}"
+
+
+def _left(backbone: Any, arrays: Arrays, class_row: bool) -> dict[str, Any]:
+    """Returns the fields of the file's own model that its arrays do not show."""
+    fields = {name: getattr(backbone, name) for name in LEFT if hasattr(backbone, name)}
+    if "pooling" in fields:
+        fields |= {"class_token": CLS in arrays, "class_token_position": class_row}
+        fields |= {"position": "learned" if POSITIONS in arrays else "none"}
+    return fields
 
 
 def _state_dict(arrays: Arrays, named: frozenset[str]) -> Arrays:

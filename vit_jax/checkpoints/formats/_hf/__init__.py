@@ -39,13 +39,16 @@ class Family:
       names: the names of arrays, with "/" for "." and without prefixes.
       prefixes: prefixes of names, of which the first that fits is removed.
       unused: regular expressions of the names that no encoder needs, each with the reason.
-      defaults: the values of keys that a config may leave out.
+      defaults: the values of keys that a config may leave out. by_type: those that differ for one
+        `model_type`, by that name.
       section: the key of the part of a config that describes the image tower, if there is one.
       prepare: returns a state dict with joined arrays split and folded arrays added, so that
         `names` has a place for every array.
       fields: returns the fields of the model that arrays do not show, from the config and the
         prepared state dict.
-      interpolation: the resizing of positions; see `surgery.resize_positions`.
+      interpolation: the resizing of positions; see `surgery.resize_positions`. interpolations: the
+        one of a `model_type` where it differs, by that name.
+      gated: the activations that a gate may have in a config; the gate is SiLU.
     """
 
     label: str = "Hugging Face transformers"
@@ -55,10 +58,13 @@ class Family:
     prefixes: tuple[str, ...] = ()
     unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     defaults: Config = dataclasses.field(default_factory=dict)
+    by_type: Mapping[str, Config] = dataclasses.field(default_factory=dict)
     section: str = ""
     prepare: Callable[[State], State] = _as_it_is
     fields: Callable[[Config, Mapping[str, np.ndarray]], dict[str, Any]] = _no_fields
     interpolation: str = "torch_bicubic"
+    interpolations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    gated: tuple[str, ...] = ("silu", "swish")
 
     def marked(self, names: frozenset[str]) -> bool:
         """Returns whether arrays with these names are of this family."""
@@ -67,7 +73,8 @@ class Family:
     def settings(self, config: Config) -> Config:
         """Returns the config of the image tower with every default filled in."""
         stored = config.get(self.section, config) if self.section else config
-        return {**self.defaults, **(stored if isinstance(stored, Mapping) else {})}
+        own = self.by_type.get(config.get("model_type"), {})
+        return {**self.defaults, **own, **(stored if isinstance(stored, Mapping) else {})}
 
     def reason_unused(self, name: str) -> str | None:
         """Returns why no encoder needs the array `name`; None if one may."""

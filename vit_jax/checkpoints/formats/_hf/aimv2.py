@@ -1,11 +1,8 @@
 """AIMv2 (Fini et al. 2024), which has RMS norms and, in its blocks, no biases."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
-
-from vit_jax.checkpoints.formats._hf import Config, Family
+from vit_jax.checkpoints.formats._hf import Family
 from vit_jax.checkpoints.weights import Renames
 
 
@@ -24,14 +21,6 @@ def _pairs() -> Iterator[tuple[str, str]]:
     yield "rms_norm", "backbone/norm"
 
 
-def fields(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the fields of the norm of patches and of the biases."""
-    del state
-    qkv, mlp = bool(config["qkv_bias"]), bool(config["mlp_bias"])
-    biases = {"qkv_bias": qkv, "proj_bias": qkv, "mlp_bias": mlp}
-    return {"embed_norm": True, **biases}
-
-
 FAMILY = Family(
     model_types=("aimv2", "aimv2_vision_model"),
     marks=r"(^|\.)embeddings\.rms_norm\.weight$",
@@ -45,8 +34,5 @@ FAMILY = Family(
         "num_attention_heads": 8,
         "image_size": 224,
         "patch_size": 14,
-        "qkv_bias": False,
-        "mlp_bias": False,
     },
-    fields=fields,
 )

@@ -32,22 +32,9 @@ def _pairs() -> Iterator[tuple[str, str]]:
 
 
 def fields(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the fields of the norms, which are before or after the pooling, and of positions."""
-    averages = "pooler.layernorm.weight" in state
-    names = "\n".join(state)
-    found = {
-        "class_token": True,
-        "pooling": "mean" if averages else "token",
-        "last_norm": "layernorm.weight" in state,
-        "fc_norm": averages,
-        "key_bias": False,
-    }
-    if "embeddings.position_embeddings" not in state:
-        found["position"] = "none"
-    if "relative_position_bias_table" in names:
-        shared = "" if config.get("use_relative_position_bias") else "shared_"
-        found["position_bias"] = f"{shared}table"
-    return found
+    """Returns the field of models that have no positions but, maybe, offsets."""
+    del config
+    return {} if "embeddings.position_embeddings" in state else {"position": "none"}
 
 
 FAMILY = Family(

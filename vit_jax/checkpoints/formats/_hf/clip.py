@@ -1,11 +1,10 @@
 """CLIP (Radford et al. 2021), and OWL-ViT and OWLv2, which detect with CLIP's encoder."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax.checkpoints.formats._hf import Config, Family, State
+from vit_jax.checkpoints.formats._hf import Family, State
 from vit_jax.checkpoints.formats._hf.siglip import block_pairs
 from vit_jax.checkpoints.weights import Renames
 
@@ -32,13 +31,8 @@ def prepare(state: State) -> State:
     return {**state, f"{PROJECTION}.bias": np.zeros(len(kernel), np.float32)}
 
 
-def fields(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the fields of CLIP's encoder."""
-    del config
-    return {"pre_norm": True, "patch_bias": "embeddings.patch_embedding.bias" in state}
-
-
 OF_DETECTION = "of detection"
+OWLV2 = {"image_size": 768, "patch_size": 16}
 
 FAMILY = Family(
     model_types=(
@@ -65,6 +59,9 @@ FAMILY = Family(
         "image_size": 224,
         "patch_size": 32,
     },
+    by_type={
+        **{kind: {"image_size": 768} for kind in ("owlvit", "owlvit_vision_model")},
+        **{kind: OWLV2 for kind in ("owlv2", "owlv2_vision_model")},
+    },
     prepare=prepare,
-    fields=fields,
 )

@@ -63,5 +63,8 @@ FAMILY = Family(
         "image_size": 224,
         "patch_size": 14,
     },
+    by_type={"dinov2_with_registers": {"patch_size": 16}},
     prepare=prepare,
+    interpolations={"dinov2_with_registers": "bicubic"},
+    gated=("gelu", "silu", "swish"),  # The gate is SiLU, whatever its config says.
 )

@@ -7,7 +7,6 @@ import numpy as np
 
 from vit_jax.checkpoints.formats._hf import MASK_TOKEN, Config, Family
 from vit_jax.checkpoints.weights import Renames
-from vit_jax.errors import UserError
 from vit_jax.models.layers.positions import ROPE_BASE
 
 
@@ -30,21 +29,10 @@ def _pairs() -> Iterator[tuple[str, str]]:
 
 
 def fields(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the fields of the rotary positions, which leave no array, and of the biases."""
-    keys = ("query", "key", "value", "proj", "mlp")
-    query, key, value, proj, mlp = (bool(config[f"{part}_bias"]) for part in keys)
-    if query != value:
-        raise UserError(f"query_bias={query} and value_bias={value}; only equal ones are read")
+    """Returns the fields of the rotary positions, which leave no array."""
     del state
     base = float(config["rope_theta"])
-    return {
-        "position": "rope_dinov3",
-        "rope_base": None if base == ROPE_BASE else base,
-        "qkv_bias": query,
-        "key_bias": key,
-        "proj_bias": proj,
-        "mlp_bias": mlp,
-    }
+    return {"position": "rope_dinov3", "rope_base": None if base == ROPE_BASE else base}
 
 
 FAMILY = Family(
@@ -60,11 +48,6 @@ FAMILY = Family(
         "image_size": 224,
         "patch_size": 16,
         "rope_theta": 100.0,
-        "query_bias": True,
-        "key_bias": False,
-        "value_bias": True,
-        "proj_bias": True,
-        "mlp_bias": True,
     },
     fields=fields,
 )

@@ -8,6 +8,9 @@ import numpy as np
 from vit_jax.checkpoints.formats._hf import Family, State
 from vit_jax.checkpoints.weights import Renames
 
+SIGLIP2 = ("siglip2", "siglip2_vision_model")
+"""The models of any grid, whose positions are of a square of `num_patches`."""
+
 PATCHES = "embeddings.patch_embedding.weight"
 
 
@@ -67,7 +70,7 @@ def prepare(state: State) -> State:
 
 
 FAMILY = Family(
-    model_types=("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model"),
+    model_types=("siglip", "siglip_vision_model", *SIGLIP2),
     marks=r"(^|\.)head\.attention\.in_proj_weight$",
     names=Renames(_pairs()),
     prefixes=("vision_model.vision_model.", "vision_model."),
@@ -83,5 +86,7 @@ FAMILY = Family(
         "image_size": 224,
         "patch_size": 16,
     },
+    by_type={kind: {"num_patches": 256} for kind in SIGLIP2},
     prepare=prepare,
+    interpolations=dict.fromkeys(SIGLIP2, "bilinear"),
 )

@@ -1,11 +1,10 @@
 """ViT, MAE, MSN, I-JEPA and DeiT, whose names differ by prefixes and by DeiT's second token."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax.checkpoints.formats._hf import MASK_TOKEN, Config, Family, State
+from vit_jax.checkpoints.formats._hf import MASK_TOKEN, Family, State
 from vit_jax.checkpoints.weights import Renames
 
 DISTILLATION, POSITIONS = "embeddings.distillation_token", "embeddings.position_embeddings"
@@ -62,12 +61,6 @@ def prepare(state: State) -> State:
     return {**state, name: token + table[:, 1:2]}
 
 
-def fields(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the field of the distillation token, where a head reads it."""
-    del config
-    return {"distill_token": True} if TEACHER in state else {}
-
-
 FAMILY = Family(
     model_types=("vit", "deit", "vit_mae", "vit_msn", "ijepa"),
     marks=r"(^|\.)embeddings\.patch_embeddings\.projection\.weight$",
@@ -82,5 +75,5 @@ FAMILY = Family(
         "patch_size": 16,
     },
     prepare=prepare,
-    fields=fields,
+    by_type={"vit_msn": {"layer_norm_eps": 1e-6}},
 )
