@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 ALL_PERMISSIONS = """{"permissions": ["storage.buckets.get", "storage.objects.create",
   "storage.objects.delete", "storage.objects.get", "storage.objects.list"]}"""
 
@@ -18,7 +19,7 @@ def cloud(tmp_path, monkeypatch):
     tools = root / "tools"
     tools.mkdir(parents=True)
     gcloud = tools / "gcloud"
-    gcloud.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "fake_gcloud.py"} "$@"\n')
+    gcloud.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {HERE / "fake_gcloud.py"} "$@"\n')
     gcloud.chmod(0o755)
     (root / "permissions.json").write_text(ALL_PERMISSIONS)
     monkeypatch.setenv("FAKE_GCLOUD", str(root))

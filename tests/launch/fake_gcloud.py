@@ -1,9 +1,11 @@
-"""A `gcloud` whose TPU hosts are folders, and whose ssh runs a command here as one of them.
+"""A strict `gcloud` whose TPU hosts are folders, and whose ssh runs a command here as one of them.
 
-What it keeps lies in $FAKE_GCLOUD: `nodes.json` (name → state, hosts) and, for each host, its home
-folder `NODE-WORKER`. A host has a `python3` that makes virtual environments without installing
-anything, a `hostname`, a `curl` that knows the metadata server and the bucket's permissions, and
-the variables by which the processes of one run find each other.
+It refuses what the public reference lacks (`cloud_reference.py`). What it keeps lies in the folder
+$FAKE_GCLOUD: `nodes.json` (name → states, hosts) and, for each host, its home folder. A slice that
+is new goes through the states of $FAKE_GCLOUD_STATES, one a look. A host has a `python3` that makes
+virtual environments without installing anything, a `hostname`, a `curl` that knows the metadata
+server and the bucket's permissions, and the variables by which the processes of one run find each
+other.
 """
 
 import json
@@ -14,6 +16,10 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
+from cloud_reference import Refused, check  # noqa: E402
 
 ROOT = Path(os.environ["FAKE_GCLOUD"])
 NODES = ROOT / "nodes.json"
@@ -31,6 +37,8 @@ CURL = """#!/bin/bash
 case "${{@: -1}}" in
   */email) echo runner@project.iam.gserviceaccount.com ;;
   */token) echo '{{"access_token": "t0ken", "expires_in": 3599}}' ;;
+  */agent-worker-number) echo {worker} ;;
+  */worker-network-endpoints) echo {endpoints} ;;
   *testPermissions*) cat {root}/permissions.json ;;
   *) exit 22 ;;
 esac
@@ -45,28 +53,25 @@ def save(found):
     NODES.write_text(json.dumps(found))
 
 
-def home(node, worker):
-    return ROOT / f"{node}-{worker}"
+def home(host):
+    return ROOT / host
 
 
-def create(name, flags):
-    count = int(flags.get("node-count", 1))
-    names = [f"{flags['node-prefix']}-{i}" for i in range(count)] if count > 1 else [name]
-    found = nodes()
-    for rank, node in enumerate(names):
-        for worker in range(HOSTS):
-            make_host(node, worker)
-        found[node] = {"state": "READY", "first": rank * HOSTS, "all": count * HOSTS}
-    save(found)
+def make_slice(name, first, everybody, hosts):
+    """One slice of which this is the `first` process of `everybody`."""
+    for worker, host in enumerate(hosts):
+        make_host(host, worker, hosts)
+    states = os.environ.get("FAKE_GCLOUD_STATES", "READY").split(",")
+    return {"states": states, "hosts": hosts, "first": first, "all": everybody}
 
 
-def make_host(node, worker):
-    tools = home(node, worker) / "bin"
+def make_host(host, worker, hosts):
+    tools = home(host) / "bin"
     tools.mkdir(parents=True)
     scripts = {
         "python3": PYTHON.format(python=sys.executable),
-        "curl": CURL.format(root=ROOT),
-        "hostname": f"#!/bin/sh\necho {node}-w-{worker}\n",
+        "curl": CURL.format(root=ROOT, worker=worker, endpoints=",".join(hosts)),
+        "hostname": f"#!/bin/sh\necho {host}\n",
     }
     for name, text in scripts.items():
         (tools / name).write_text(text)
@@ -75,34 +80,70 @@ def make_host(node, worker):
         (tools / f"python{name}").symlink_to("python3")
 
 
-def delete(name):
+def create_tpus(name, flags):
+    count = int(flags.get("node-count", ["1"])[0])
+    names = [f"{flags['node-prefix'][0]}-{i}" for i in range(count)] if count > 1 else [name]
     found = nodes()
-    for node in [node for node in found if node == name or node.startswith(f"{name}-")]:
-        for worker in range(HOSTS):
-            kill_host(node, worker)
-            shutil.rmtree(home(node, worker))
-        del found[node]
+    for rank, node in enumerate(names):
+        hosts = [f"{node}-w-{worker}" for worker in range(HOSTS)]
+        found[node] = make_slice(node, rank * HOSTS, count * HOSTS, hosts)
     save(found)
 
 
-def kill_host(node, worker):
+def create_group(name, flags):
+    """A managed instance group; its hosts have names that do not tell their numbers."""
+    found = nodes()
+    count = int(flags["size"][0])
+    slices = int(os.environ.get("FAKE_GCLOUD_SLICES", "1"))
+    rank = int(name.rpartition("-")[2]) if slices > 1 else 0
+    hosts = [f"{name}-{'zyxwvuts'[worker]}bcd" for worker in range(count)]
+    found[name] = make_slice(name, rank * count, slices * count, hosts)
+    save(found)
+
+
+def delete(name):
+    found = nodes()
+    mine = [node for node in found if node == name or node.startswith(f"{name}-")]
+    if not mine:
+        return not_found(name)
+    for node in mine:
+        for host in found[node]["hosts"]:
+            kill_host(host)
+            shutil.rmtree(home(host))
+        del found[node]
+    save(found)
+    return 0
+
+
+def kill_host(host):
     """As when the power goes: every process that started in the host's home folder."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             variables = (folder / "environ").read_bytes().split(b"\0")
-            if f"HOME={home(node, worker)}".encode() in variables:
+            if f"HOME={home(host)}".encode() in variables:
                 os.kill(int(folder.name), signal.SIGKILL)
         except OSError:
             continue
 
 
-def ssh(node, flags):
-    entry = nodes()[node]
-    worker = flags["worker"]
-    workers = range(HOSTS) if worker == "all" else [int(worker)]
+def state_of(name):
+    """The state of the slices of a name; a look moves them on to the next."""
+    found = nodes()
+    mine = [node for node in found if node == name or node.startswith(f"{name}-")]
+    states = [found[node]["states"][0] for node in mine]
+    for node in mine:
+        if len(found[node]["states"]) > 1:
+            found[node]["states"].pop(0)
+    save(found)
+    return states[0] if states else None
 
-    def on_host(worker):
-        here = home(node, worker)
+
+def ssh(hosts, command):
+    places = {host: entry for entry in nodes().values() for host in entry["hosts"]}
+
+    def on_host(host):
+        here, entry = home(host), places[host]
+        worker = entry["hosts"].index(host)
         variables = {
             "HOME": str(here),
             "PATH": f"{here / 'bin'}:/usr/bin:/bin",
@@ -117,42 +158,84 @@ def ssh(node, flags):
         for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
             variables[name] = os.environ.get(name, "")
         return subprocess.run(
-            ["bash", "-c", flags["command"]], cwd=here, env=variables, check=False
+            ["bash", "-c", command], cwd=here, env=variables, check=False
         ).returncode
 
-    with ThreadPoolExecutor(len(workers)) as pool:
-        return max(pool.map(on_host, workers))
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        return max(pool.map(on_host, hosts))
+
+
+def scp(files, hosts):
+    for file in files:
+        for host in hosts:
+            shutil.copy(file, home(host))
+    return 0
+
+
+def workers(node, flags):
+    hosts = nodes()[node]["hosts"]
+    worker = flags.get("worker", ["0"])[0]
+    if worker == "all":
+        return hosts
+    first, _, last = worker.partition("-")
+    return hosts[int(first) : int(last or first) + 1]
+
+
+def not_found(name):
+    print(f"ERROR: (gcloud) NOT_FOUND: The resource {name!r} was not found", file=sys.stderr)
+    return 1
+
+
+def tpus(kind, action, names, flags):
+    if action == "create":
+        return create_tpus(names[0], flags)
+    if action == "delete":
+        return delete(names[0])
+    if action == "scp":
+        return scp(names[:-1], workers(names[-1].rstrip(":"), flags))
+    if action == "ssh":
+        return ssh(workers(names[0], flags), flags["command"][0])
+    state = state_of(names[0])
+    if state is None:
+        return not_found(names[0])
+    if kind == "queued-resources":
+        print({"READY": "ACTIVE"}.get(state, state))
+    else:
+        print(f"{state}\tHEALTHY")
+    return 0
+
+
+def compute_engine(name, names, flags):
+    if name == "compute ssh":
+        return ssh(names, flags["command"][0])
+    if name == "compute scp":
+        return scp(names[:-1], [names[-1].rstrip(":")])
+    if name.endswith("managed create"):
+        return create_group(names[0], flags)
+    if name.endswith("managed delete"):
+        return delete(names[0])
+    if name.endswith("list-instances"):
+        state = state_of(names[0])
+        if state is None:
+            return not_found(names[0])
+        for host in nodes()[names[0]]["hosts"]:
+            status = f"\t{'RUNNING' if state == 'READY' else state}"
+            print(host + (status if "instanceStatus" in flags["format"][0] else ""))
+    return 0  # Templates and policies leave no trace here.
 
 
 def main():
-    log = " ".join(sys.argv[1:])
     with (ROOT / "calls.log").open("a") as file:
-        file.write(log + "\n")
-    _, _, kind, action, *rest = sys.argv[1:]
-    names = [item for item in rest if not item.startswith("--")]
-    flags = dict(item[2:].partition("=")[::2] for item in rest if item.startswith("--"))
-    if action == "create":
-        return create(names[0], flags)
-    if action == "delete":
-        return delete(names[0])
-    found = nodes()
-    if action == "describe":
-        state = [
-            entry["state"]
-            for node, entry in found.items()
-            if node == names[0] or node.startswith(f"{names[0]}-")
-        ]
-        if not state:
-            print("ERROR: (gcloud) NOT_FOUND: Resource was not found", file=sys.stderr)
-            return 1
-        print({"READY": "ACTIVE"}.get(state[0], state[0]) if kind != "tpu-vm" else state[0])
-        return 0
-    if action == "scp":
-        for file in names[:-1]:
-            for worker in range(HOSTS):
-                shutil.copy(file, home(names[-1].rstrip(":"), worker))
-        return 0
-    return ssh(names[0], flags)
+        file.write(" ".join(sys.argv[1:]) + "\n")
+    try:
+        name, names, flags = check(["gcloud", *sys.argv[1:]])
+    except Refused as error:
+        print(f"ERROR: (gcloud) {error}", file=sys.stderr)
+        return 2
+    name = name.removeprefix("alpha ")
+    if name.startswith("compute tpus "):
+        return tpus(*name.split()[2:4], names, flags)
+    return compute_engine(name, names, flags)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from vit_jax.launch.tpu import HOST_SCRIPT
+from vit_jax.launch.hosts_launcher import HOST_SCRIPT
 
 
 @pytest.fixture
 def host(cloud, monkeypatch):
     """`host(action, ...)` runs `host.sh pod ACTION ...` on a fake host; returns what came of it."""
     monkeypatch.setenv("FAKE_GCLOUD_HOSTS", "1")
-    gcloud(cloud, "create", "pod", "--accelerator-type=v4-8")
-    home = cloud / "pod-0"
+    made = gcloud(cloud, "create", "pod", "--accelerator-type=v4-8", "--version=v")
+    assert made.returncode == 0, made.stderr
+    home = cloud / "pod-w-0"
     (home / "host.sh").write_text(HOST_SCRIPT.read_text())
 
     def run(*arguments):
@@ -28,7 +29,7 @@ def host(cloud, monkeypatch):
 
 
 def gcloud(cloud, *arguments):
-    command = [cloud / "tools/gcloud", "compute", "tpus", "tpu-vm", *arguments]
+    command = [cloud / "tools/gcloud", "compute", "tpus", "tpu-vm", *arguments, "--zone=z"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

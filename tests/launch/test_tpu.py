@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cloud_reference
 import numpy as np
 import pytest
 
 from vit_jax.__main__ import main
-from vit_jax.launch import tpu
+from vit_jax.launch.fleet import SSH_FLAGS, ranges
+from vit_jax.launch.launcher import pack
 from vit_jax.version import commit_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -21,24 +24,39 @@ STEPS = 6
 
 def dry(capsys, *arguments):
     """The commands that a dry run prints, as lists of words."""
-    assert main(["tpu", *arguments, "--dry-run"]) == 0
+    action, *rest = arguments
+    assert main(["tpu", action, "--dry-run", *rest]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    return [shlex.split(line) for line in printed.out.splitlines()]
+    commands = [shlex.split(line) for line in printed.out.splitlines()]
+    for command in commands:
+        cloud_reference.check(command)
+    return commands
 
 
 CREATE = ["create", "pod", "--type=v5litepod-256", "--zone=us-west4-a"]
+TRAIN = ["train", "pod", "--config=configs/digits.py", "--workdir=gs://bucket/run"]
+ONE_HOST = ["create", "pod", "--type=v5litepod-8", "--zone=us-west4-a"]
 
 
-def test_create_asks_for_one_slice(cloud, capsys):
-    create, look = dry(capsys, *CREATE, "--project=p")
+def test_create_asks_for_one_host(cloud, capsys):
+    create, look = dry(capsys, *ONE_HOST, "--project=p")
     assert create == [
         "gcloud", "compute", "tpus", "tpu-vm", "create", "pod",
-        "--accelerator-type=v5litepod-256", "--version=v2-alpha-tpuv5-lite",
+        "--accelerator-type=v5litepod-8", "--version=v2-alpha-tpuv5-lite",
         "--zone=us-west4-a", "--quiet", "--project=p",
     ]  # fmt: skip
     assert look[4:6] == ["describe", "pod"]
     assert not list(cloud.glob("config/**/*.json"))  # Nothing happened.
+
+
+def test_several_hosts_wait_in_a_queue(cloud, capsys):
+    create, _ = dry(capsys, *CREATE)
+    assert create[3:7] == ["queued-resources", "create", "pod", "--node-id=pod"]
+    create, _ = dry(capsys, *CREATE, "--no-queued")
+    assert create[3:5] == ["tpu-vm", "create"]
+    create, _ = dry(capsys, *ONE_HOST, "--queued")
+    assert create[3:5] == ["queued-resources", "create"]
 
 
 def test_several_slices_wait_in_a_queue(cloud, capsys):
@@ -54,9 +72,20 @@ def test_several_slices_wait_in_a_queue(cloud, capsys):
     ]  # fmt: skip
 
 
-def test_a_queued_slice_is_one_node(cloud, capsys):
-    create, _ = dry(capsys, *CREATE, "--queued")
-    assert create[3:7] == ["queued-resources", "create", "pod", "--node-id=pod"]
+def test_capacity_labels_and_disks_have_flags_and_everything_else_is_handed_on(cloud, capsys):
+    create, _ = dry(
+        capsys, *CREATE, "--reservation=r", "--provisioning-model=flex-start",
+        "--max-run-duration=7d", "--labels=team=a,run=b", "--tags=t", "--autocheckpoint",
+        "--data-disk=source=d,mode=read-only", "--data-disk=source=e", "--",
+        "--valid-until-duration=6h", "--description=a b $(c)",
+    )  # fmt: skip
+    assert create[1:5] == ["alpha", "compute", "tpus", "queued-resources"]
+    assert create[8:-3] == [
+        "--accelerator-type=v5litepod-256", "--autocheckpoint-enabled", "--reservation=r",
+        "--provisioning-model=flex-start", "--max-run-duration=7d", "--labels=team=a,run=b",
+        "--tags=t", "--data-disk=source=d,mode=read-only", "--data-disk=source=e",
+        "--valid-until-duration=6h", "--description=a b $(c)",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -71,20 +100,42 @@ def test_a_queued_slice_is_one_node(cloud, capsys):
 )
 def test_every_type_has_its_runtime(cloud, capsys, type_, version):
     create, _ = dry(capsys, "create", "pod", f"--type={type_}", "--zone=z")
-    assert f"--version={version}" in create
+    assert {f"--version={version}", f"--runtime-version={version}"} & {*create}
+    assert f"--accelerator-type={type_}" in create
 
 
-def test_types_are_written_as_cloud_tpu_spells_them(cloud, capsys):
-    create, _ = dry(capsys, "create", "pod", "--type=v5e-8", "--zone=z")
-    assert "--accelerator-type=v5litepod-8" in create
+@pytest.mark.parametrize(
+    ("type_", "flags"),
+    [
+        ("v5e-256", ["--accelerator-type=v5litepod-256"]),
+        ("v5e:4x4", ["--accelerator-type=v5litepod-16"]),
+        ("v4:4x4x8", ["--accelerator-type=v4-256"]),
+        ("v4:4x4x16", ["--type=v4", "--topology=4x4x16"]),  # No type has this shape.
+    ],
+)
+def test_types_are_written_as_cloud_tpu_spells_them(cloud, capsys, type_, flags):
+    create, _ = dry(capsys, "create", "pod", f"--type={type_}", "--zone=z")
+    assert [word for word in create if "type=" in word or "topology=" in word] == flags
 
 
 def test_a_generation_that_the_api_does_not_serve_is_told(cloud, capsys):
-    assert main(["tpu", "create", "pod", "--type=tpu7x-8", "--zone=z", "--dry-run"]) == 2
-    assert "does not serve tpu7x; use GKE or Compute Engine" in capsys.readouterr().err
+    wrong = ["tpu", "create", "pod", "--type=tpu7x-8", "--zone=z", "--backend=cloud-tpu"]
+    assert main([*wrong, "--dry-run"]) == 2
+    assert "does not serve tpu7x; use --backend=compute-engine or" in capsys.readouterr().err
 
 
-TRAIN = ["train", "pod", "--config=configs/digits.py", "--workdir=gs://bucket/run"]
+def test_more_than_a_hundred_hosts_are_reached_in_ranges(cloud, capsys):
+    commands = dry(capsys, *TRAIN, "--zone=z", "--type=v5p-2048")
+    workers = [word for words in commands for word in words if word.startswith("--worker=")]
+    assert {*workers} == {"--worker=0-99", "--worker=100-199", "--worker=200-255"}
+    assert ranges(101) == ["0-99", "100"]  # gcloud refuses 100-100.
+
+
+def test_hosts_behind_iap_are_reached_by_the_alpha_commands(cloud, capsys):
+    commands = dry(capsys, *TRAIN, "--zone=z", "--iap")
+    reached = [words for words in commands if {"ssh", "scp"} & {*words}]
+    assert all(words[1] == "alpha" and "--tunnel-through-iap" in words for words in reached)
+    assert all("alpha" not in words for words in commands if "describe" in words)
 
 
 def test_train_copies_the_code_checks_and_starts_every_host(cloud, capsys):
@@ -92,6 +143,7 @@ def test_train_copies_the_code_checks_and_starts_every_host(cloud, capsys):
     assert [command[4] for command in commands] == [
         "describe", "scp", "ssh", "ssh", "ssh", "describe", "ssh",
     ]  # fmt: skip
+    assert all(set(SSH_FLAGS) < set(command) for command in commands if command[4] == "ssh")
     copied = commands[1][5:8]
     assert [Path(name).name for name in copied] == ["host.sh", "pod.tgz", "pod:"]
     on_hosts = [
@@ -117,8 +169,10 @@ def test_a_pinned_commit_is_cloned_by_the_hosts(cloud, capsys):
 
 def test_what_was_created_is_known_by_its_name(cloud, capsys, monkeypatch):
     monkeypatch.setenv("FAKE_GCLOUD_HOSTS", "1")
-    assert main(["tpu", *CREATE, "--slices=2", "--internal-ip", "--poll=0"]) == 0
-    assert "pod: ACTIVE" in capsys.readouterr().err
+    monkeypatch.setenv("FAKE_GCLOUD_STATES", "WAITING_FOR_RESOURCES,PROVISIONING,READY")
+    assert main(["tpu", *ONE_HOST, "--slices=2", "--internal-ip", "--poll=0"]) == 0
+    told = capsys.readouterr().err
+    assert re.findall("pod: ([A-Z_]+)", told) == ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
     log, *_ = dry(capsys, "logs", "pod", "--slice=1", "--worker=0")
     assert log[4:7] == ["ssh", "pod-1", "--internal-ip"]
     assert "--zone=us-west4-a" in log
@@ -144,6 +198,12 @@ def test_what_was_created_is_known_by_its_name(cloud, capsys, monkeypatch):
         (["create", "pod", "--zone=z"], "--type is missing"),
         (["create", "pod", "--type=v4-8"], "--zone is missing"),
         (["create", "pod", "--type=v9-8", "--zone=z", "--dry-run"], "add --version=NAME"),
+        (["create", "pod", "--type=v5e-7", "--zone=z"], "--type='v5e-7' has no usual shape"),
+        ([*CREATE, "--backend=clod-tpu"], "did you mean 'cloud_tpu'?"),
+        ([*CREATE, "--provisioning-model=cheap"], "write one of standard, spot, flex-start"),
+        ([*ONE_HOST, "--max-run-duration=7d"], "only for queued resources; add --queued"),
+        ([*TRAIN[:2], "--zone=z", "--", "--labels=a=b"], "passes nothing on: --labels=a=b"),
+        (["render", *TRAIN[1:], "--zone=z"], "has no manifest; write --backend=gke"),
         ([*CREATE, "--tpye=v4-8"], "--tpye"),
         ([*CREATE, "--config.seed=1"], "takes no --config.seed"),
         (["status", "pod"], "add --zone"),
@@ -197,12 +257,12 @@ def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):
     git("add", "gone.py")
     (tmp_path / "gone.py").unlink()
     (tmp_path / "new.py").write_text("not yet added")
-    tpu.pack(tmp_path, tmp_path / "runs/code.tgz")
+    pack(tmp_path, tmp_path / "runs/code.tgz")
     with tarfile.open(tmp_path / "runs/code.tgz") as tar:
         assert sorted(tar.getnames()) == [".commit", ".gitignore", "new.py"]
         assert tar.extractfile(".commit").read() == b""  # Nothing is committed yet.
     git("-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "m")
-    tpu.pack(tmp_path, tmp_path / "runs/code.tgz")
+    pack(tmp_path, tmp_path / "runs/code.tgz")
     with tarfile.open(tmp_path / "runs/code.tgz") as tar:
         tar.extractall(tmp_path / "runs/copy", filter="data")
     assert commit_of(tmp_path / "runs/copy") == commit_of(tmp_path)
@@ -228,14 +288,14 @@ def test_a_preempted_slice_is_made_again_and_the_run_ends_as_if_undisturbed(
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_for_checkpoint(run, launcher)
-    preempt(cloud, "pod", worker=2)
+    preempt(cloud, "pod-w-2")
     _, said = launcher.communicate(timeout=500)
     assert launcher.returncode == 0, said
     assert "pod was preempted; creating it again" in said
     assert "pod: done; it is there, and costs" in said.splitlines()[-1]
     assert (run / "DONE").exists()
 
-    pip = (cloud / "pod-3/pip.log").read_text()
+    pip = (cloud / "pod-w-3/pip.log").read_text()
     assert "--constraint constraints.txt --editable .[tpu]" in pip
     created = [line for line in (cloud / "calls.log").read_text().splitlines() if "create" in line]
     assert len(created) == 2
@@ -259,11 +319,13 @@ def wait_for_checkpoint(run, launcher):
         time.sleep(0.02)
 
 
-def preempt(cloud, node, worker):
-    code = f"import fake_gcloud; fake_gcloud.kill_host({node!r}, {worker})"
+def preempt(cloud, host, state="PREEMPTED"):
+    code = f"import fake_gcloud; fake_gcloud.kill_host({host!r})"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
     found = json.loads((cloud / "nodes.json").read_text())
-    found[node]["state"] = "PREEMPTED"
+    for entry in found.values():
+        if host in entry["hosts"]:
+            entry["states"] = [state]
     (cloud / "nodes.json").write_text(json.dumps(found))
 
 

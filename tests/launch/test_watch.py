@@ -7,8 +7,12 @@ import pytest
 from hypothesis import strategies
 
 from vit_jax.errors import UserError
-from vit_jax.launch import tpu
-from vit_jax.launch.gcloud import Gcloud, Slices
+from vit_jax.launch import hosts_launcher
+from vit_jax.launch.backends.cloud_tpu import launcher as cloud_tpu
+from vit_jax.launch.hosts_launcher import MAX_ILL, HostState
+from vit_jax.launch.launcher import MAX_UNREACHED, on_one_line
+from vit_jax.launch.shell import Failed, Shell
+from vit_jax.launch.slices import Slices
 
 SLICES = Slices("pod", "z", type="v4-8")
 ARGUMENTS = ["--config=c.py", "--workdir=/shared"]
@@ -18,11 +22,11 @@ GOING, DONE, NONE = "h0 running step 3", "h0 ended 0 done", "h0 none"
 def ran(*arguments):
     """What `host.sh NAME arguments` prints of a run with these arguments."""
     script = 'source "$1"; on_one_line "${@:2}"'
-    command = ["bash", "-c", script, "bash", str(tpu.HOST_SCRIPT), *arguments]
+    command = ["bash", "-c", script, "bash", str(hosts_launcher.HOST_SCRIPT), *arguments]
     return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
 
 
-class Cloud(Gcloud):
+class Cloud(Shell):
     """Answers from lists, of which the last item stays; an exception among them is raised.
 
     states: of the slices, one a look. hosts: what they say of the run. failures: texts of commands
@@ -48,10 +52,10 @@ class Cloud(Gcloud):
                 self.failures[part] -= 1
                 raise UserError(f"{part} failed")
 
-    def run(self, command):
+    def run(self, command, seconds=None, tolerate=()):
         self._note(command)
 
-    def ask(self, command, pretend=""):
+    def ask(self, command, pretend="", seconds=None, stdin=""):
         self._note(command)
         if " describe " in self.commands[-1]:
             return self._next(self.states)
@@ -70,11 +74,11 @@ class Cloud(Gcloud):
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr(tpu, "pack", lambda folder, tar: None)
+    monkeypatch.setattr(hosts_launcher, "pack", lambda folder, tar: None)
 
 
 def train(cloud, arguments=ARGUMENTS):
-    return tpu.Launcher(SLICES, cloud, poll=0).train(arguments, "/shared", None)
+    return cloud_tpu(SLICES, cloud, 0).train(arguments, "/shared", None)
 
 
 def test_it_begins_looks_and_tells_that_slices_cost(elsewhere):
@@ -177,7 +181,7 @@ def test_silence_is_not_success():
 
 
 def test_repairs_are_waited_for():
-    states = ["READY", "READY", *["REPAIRING"] * (2 * tpu.MAX_UNREACHED), "READY"]
+    states = ["READY", "READY", *["REPAIRING"] * (2 * MAX_UNREACHED), "READY"]
     cloud = Cloud(states, [NONE, GOING, DONE])
     assert train(cloud) == 0
     assert cloud.said.count("pod: REPAIRING") == 1
@@ -187,7 +191,7 @@ def test_it_gives_up_where_nothing_can_be_reached():
     cloud = Cloud(["READY", "READY", UserError("no route")], [NONE, GOING])
     with pytest.raises(UserError, match="no route"):
         train(cloud)
-    assert cloud.said.count("no route; looking again") == tpu.MAX_UNREACHED
+    assert cloud.said.count("no route; looking again") == MAX_UNREACHED
 
 
 def test_a_failure_stops_the_other_hosts():
@@ -199,26 +203,26 @@ def test_a_failure_stops_the_other_hosts():
 
 
 def test_what_was_created_is_not_forgotten_for_what_could_not_be(capsys):
-    tpu.Launcher(SLICES, Cloud(["READY"]), poll=0).create()
+    cloud_tpu(SLICES, Cloud(["READY"]), 0).create()
     other = Slices("pod", "z", type="v6e-8")
     cloud = Cloud(["READY"])
     with pytest.raises(UserError, match="there is a pod of type v4-8 already"):
-        tpu.Launcher(other, cloud, poll=0).create()
+        cloud_tpu(other, cloud, 0).create()
     assert not cloud.done("create")
-    tpu.Launcher(other, Cloud(["ABSENT", "CREATING", "READY"]), poll=0).create()
+    cloud_tpu(other, Cloud(["ABSENT", "CREATING", "READY"]), 0).create()
 
 
 def test_slices_that_fail_while_they_are_made():
     with pytest.raises(UserError, match=r"pod is FAILED; python -m vit_jax tpu delete pod, then"):
-        tpu.Launcher(SLICES, Cloud(["CREATING", "FAILED"]), poll=0).create()
+        cloud_tpu(SLICES, Cloud(["CREATING", "FAILED"]), 0).create()
 
 
 def test_a_greeting_among_the_states():
-    assert tpu.HostState.parse("Welcome to Ubuntu") is None
-    assert tpu.HostState.parse("h0 ended 75 saved step 3") == tpu.HostState(
+    assert HostState.parse("Welcome to Ubuntu") is None
+    assert HostState.parse("h0 ended 75 saved step 3") == HostState(
         "h0", "ended", 75, "saved step 3"
     )
-    assert tpu.HostState.parse("h0 none") == tpu.HostState("h0", "none", None, "")
+    assert HostState.parse("h0 none") == HostState("h0", "none", None, "")
 
 
 @hypothesis.settings(max_examples=20, deadline=None)
@@ -231,8 +235,8 @@ def test_a_greeting_among_the_states():
 )
 def test_a_run_is_recognised_whatever_its_arguments_hold(values):
     arguments = [f"--config.task.x={value}" for value in values]
-    assert ran(*arguments) == tpu.on_one_line(arguments) + "\n"
-    assert tpu.on_one_line(arguments) != tpu.on_one_line([*arguments, "--config.seed=1"])
+    assert ran(*arguments) == on_one_line(arguments) + "\n"
+    assert on_one_line(arguments) != on_one_line([*arguments, "--config.seed=1"])
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a ", "\\n", "a\u2028b"])
@@ -242,3 +246,79 @@ def test_an_override_with_a_line_break_is_the_same_run(monkeypatch, value):
     cloud = Cloud(["READY"], [GOING, DONE])
     assert train(cloud, arguments) == 0
     assert not cloud.done("host.sh pod start")
+
+
+def test_an_unhealthy_slice_is_waited_for_and_then_made_again():
+    ill = "READY\tUNHEALTHY_MAINTENANCE"
+    states = ["READY\tHEALTHY"] * 2 + [ill] * 3 + ["READY\tHEALTHY"]
+    cloud = Cloud(states, [NONE, GOING, GOING, DONE])
+    assert train(cloud) == 0
+    assert "pod: READY, UNHEALTHY_MAINTENANCE" in cloud.said
+    assert not cloud.done("tpu-vm delete")
+    states = ["READY"] * 2 + ["READY\tTIMEOUT"] * (MAX_ILL + 1) + ["ABSENT", "CREATING", "READY"]
+    cloud = Cloud(states, [NONE, GOING, DONE])
+    assert train(cloud) == 0
+    assert cloud.done("tpu-vm delete") == cloud.done("tpu-vm create") == 1
+    assert "pod is TIMEOUT; creating it again" in cloud.said
+
+
+@pytest.mark.parametrize("state", ["HIDING", "UNHIDING", "STOPPING", "SOMETHING_NEW"])
+def test_states_that_pass_are_waited_for(state):
+    cloud = Cloud(["READY", "READY", state, state, "READY"], [NONE, GOING, DONE])
+    assert train(cloud) == 0
+    assert f"pod: {state}" in cloud.said
+    assert not cloud.done("tpu-vm create")
+
+
+def test_a_slice_that_a_repair_has_lost_is_made_again():
+    cloud = Cloud(["READY", "READY", "UNKNOWN", "UNKNOWN", "DELETING", "ABSENT", "READY"],
+                  [NONE, GOING, DONE])  # fmt: skip
+    assert train(cloud) == 0
+    assert cloud.done("tpu-vm delete") == 1
+
+
+def test_a_slice_that_somebody_has_stopped_is_told_how_to_start():
+    with pytest.raises(UserError, match=r"pod is STOPPED; gcloud .* tpu-vm start pod --zone=z"):
+        train(Cloud(["READY", "READY", "STOPPED"], [NONE, GOING]))
+
+
+class Partly(Cloud):
+    """A cloud in which a host does not answer: gcloud is ended, and the other has been read."""
+
+    def ask_all(self, commands, pretend="", seconds=None):
+        told = super().ask_all(commands, pretend, seconds)
+        if "h1" in told or " state;" not in " ".join(commands[0]):
+            return told
+        raise Failed("gcloud took longer than 90 s", told)
+
+
+def test_a_host_that_does_not_answer_is_named_waited_for_and_then_replaced():
+    both = "h0 running step 3\nh1 running step 3"
+    hosts = ["h0 none\nh1 none", both, "h0 running step 4", "h0 running step 4", both]
+    cloud = Partly(["READY"], [*hosts, "h0 ended 0\nh1 ended 0"])
+    assert train(cloud) == 0
+    assert cloud.said.count("hosts of pod: h1 does not answer") == 1
+    assert not cloud.done("tpu-vm delete")
+    alone = ["h0 running step 4"] * MAX_ILL
+    states = ["READY"] * (MAX_ILL + 3) + ["ABSENT", "CREATING", "READY"]
+    cloud = Partly(states, ["h0 none\nh1 none", both, *alone, "h0 ended 0\nh1 ended 0"])
+    assert train(cloud) == 0
+    assert "pod: h1 does not answer; creating it again" in cloud.said
+    assert cloud.done("tpu-vm delete") == cloud.done("tpu-vm create") == 1
+
+
+def test_without_capacity_create_asks_again_with_longer_pauses(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(hosts_launcher.time, "sleep", pauses.append)
+
+    class Full(Cloud):
+        def run(self, command, seconds=None, tolerate=()):
+            super().run(command)
+            if self.done("create") < 4:
+                raise UserError("There is no more capacity in the zone")
+
+    cloud = Full(["CREATING", "READY"])
+    cloud_tpu(SLICES, cloud, 100).create()
+    assert pauses[:3] == [100, 200, 300]
+    with pytest.raises(UserError, match="tpu-vm create failed"):  # For another reason.
+        cloud_tpu(SLICES, Cloud(["READY"], failures={"tpu-vm create": 1}), 0).create()

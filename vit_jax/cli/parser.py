@@ -47,6 +47,8 @@ class Command:
       notes: more to know, in lines of at most 80 characters.
       overrides: the kinds of overrides that the command takes: "config" for --config.KEY=VALUE,
         "model" for --model.FIELD=VALUE.
+      passes_on: whether words after `--` are not the command's own; its arguments then hold them as
+        `passed`.
     """
 
     summary: str
@@ -55,6 +57,7 @@ class Command:
     examples: Sequence[str]
     notes: str = ""
     overrides: Sequence[str] = ()
+    passes_on: bool = False
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,6 +84,9 @@ def run(argv: Sequence[str]) -> int | None:
     Raises:
       UserError: there is no such command, or it does not take what was written.
     """
+    passed: list[str] = []
+    if "--" in argv and argv[0] in names() and find(argv[0]).passes_on:
+        argv, passed = argv[: argv.index("--")], list(argv[argv.index("--") + 1 :])
     words, overrides = split_overrides(argv, "--config.")
     words, fields = split_overrides(words, "--model.")
     if not words or words[0].startswith("-"):
@@ -101,6 +107,7 @@ def run(argv: Sequence[str]) -> int | None:
     plugins.trust(getattr(arguments, "trust", ()))
     arguments.command, arguments.given = name, list(argv)
     arguments.overrides, arguments.fields = overrides, fields
+    arguments.passed = passed
     return command.run(arguments)
 
 

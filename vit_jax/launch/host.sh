@@ -6,6 +6,7 @@
 #                                              packages
 #   host.sh NAME check [gs://BUCKET/...]       what would stop the run: a process that holds the
 #                                              TPU, a bucket that may not be written
+#   host.sh NAME measure [gs://BUCKET/...]     chips, versions, the all-reduce, the bucket's speed
 #   host.sh NAME start ARGUMENTS...            `./run.sh train ARGUMENTS`, in the background, unless
 #                                              it is already running
 #   host.sh NAME state                         HOST none | running LAST LINE | ended CODE LAST LINE
@@ -140,6 +141,12 @@ check_bucket() {
   fi
 }
 
+measure() {
+  check_tpu_is_free
+  cd "$run/code"
+  "$run/venv/bin/python" -m vit_jax.launch.measure ${1:+"--workdir=$1"}
+}
+
 is_running() {
   [[ -f $run/pid ]] && kill -0 "$(<"$run/pid")" 2>/dev/null
 }
@@ -206,7 +213,7 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
   name=$1
   run=~/vit_jax_runs/$name
   case $2 in
-    prepare | start | state | arguments | logs | stop) "$2" "${@:3}" ;;
+    prepare | measure | start | state | arguments | logs | stop) "$2" "${@:3}" ;;
     check)
       check_tpu_is_free
       if [[ ${3:-} == gs://* ]]; then

@@ -1,29 +1,62 @@
-"""`tpu create|train|logs|status|stop|delete NAME`: runs on Cloud TPU slices.
+"""`tpu create|train|check|logs|status|stop|delete NAME`: runs on TPU slices of Google Cloud.
 
-The flags of the launcher. It needs nothing but Python and `gcloud`, so that a laptop can start it.
+The flags of the launcher. It needs nothing but Python and `gcloud` (and `kubectl` for GKE), so that
+a laptop can start it.
 """
 
 import argparse
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from vit_jax.cli.parser import Command
 from vit_jax.errors import UserError, program
-from vit_jax.launch import gcloud, tpu
-from vit_jax.launch.gcloud import Gcloud, Slices
+from vit_jax.launch import slices as slices_lib
+from vit_jax.launch.backends import BACKENDS, usual
+from vit_jax.launch.launcher import REPOSITORY, RESTARTS, Launcher
+from vit_jax.launch.shell import Shell
+from vit_jax.launch.slices import Slices
 
-_SLICE_FLAGS = {
+_TEXTS = {
     "network": "VPC network of the hosts, as gcloud takes it (default: the project's).",
     "subnetwork": "Subnetwork of the hosts, as gcloud takes it.",
-    "service-account": "Service account that the hosts act as, as gcloud takes it.",
+    "service-account": "Service account that the hosts act as, as gcloud takes it; on GKE that of"
+    " Kubernetes.",
+    "reservation": "Reservation that the slices come from.",
+    "provisioning-model": "standard, spot, flex-start or reservation-bound.",
+    "max-run-duration": "Time after which the slices end, such as 7d.",
+    "labels": "Labels for the bill, as KEY=VALUE,KEY=VALUE.",
+    "tags": "Network tags, as TAG,TAG.",
+    "version": "TPU runtime, or image family on Compute Engine (default: the usual one of the"
+    " type).",
+    "image": "GKE: container image of the run, which the Dockerfile makes.",
+    "cluster": "GKE: cluster that gets the node pools.",
+    "location": "GKE: region or zone of the cluster (default: --zone).",
+    "namespace": "GKE: namespace of Kubernetes.",
+}
+_SWITCHES = {
+    "spot": "Ask for cheaper slices that may be preempted.",
+    "internal-ip": "Create hosts without external addresses. Installing then needs Cloud NAT.",
+    "iap": "Reach the hosts through Identity-Aware Proxy.",
+    "autocheckpoint": "Cloud TPU: let the run save before the maintenance of a host.",
 }
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(show_help=parser.print_help)
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION")
-    _add_create(_action(actions, "create", "Create a slice, and wait until it is ready."))
-    _add_train(_action(actions, "train", "Start a run on all hosts, again until it is done."))
+    _action(actions, "create", "Create slices, and wait until they are ready.")
+    train = _action(actions, "train", "Start a run on all hosts, again until it is done.")
+    _add_run(train)
+    render = _action(actions, "render", "Print the manifest of a run on GKE.")
+    _add_run(render)
+    check = _action(actions, "check", "Measure every host and chip, and name what is wrong.")
+    check.add_argument(
+        "--workdir",
+        default="",
+        metavar="DIR",
+        help="Also measure how fast each host writes and reads here, such as gs://BUCKET/check.",
+    )
     logs = _action(actions, "logs", "Show the log of one host until its run ends.")
     logs.add_argument(
         "--worker",
@@ -48,17 +81,18 @@ def _action(actions, name: str, summary: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "name",
         metavar="NAME",
-        type=gcloud.check_name,
+        type=slices_lib.check_name,
         help="Name of the slice, or of all slices of a run: lower-case letters, digits, hyphens.",
     )
+    parser.add_argument("--zone", help="Google Cloud zone (default: that of `tpu create`).")
+    parser.add_argument("--project", help="Google Cloud project (default: that of gcloud).")
     parser.add_argument(
-        "--zone", default="", help="Google Cloud zone (default: that of `tpu create`)."
+        "--backend",
+        help="Where the slices come from: cloud-tpu, compute-engine or gke (default: cloud-tpu,"
+        " and compute-engine for types that it does not serve).",
     )
     parser.add_argument(
-        "--project", default="", help="Google Cloud project (default: that of gcloud)."
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="Print the gcloud commands, and run nothing."
+        "--dry-run", action="store_true", help="Print the commands, and run nothing."
     )
     parser.add_argument(
         "--poll",
@@ -67,41 +101,37 @@ def _action(actions, name: str, summary: str) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="Seconds between two looks at the slices (default: %(default)s).",
     )
+    _add_slices(parser)
     return parser
 
 
-def _add_create(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--type", default="", help="Accelerator type, such as v5litepod-256. Required."
+def _add_slices(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that describe slices. None stands for a flag that was not given."""
+    group = parser.add_argument_group("the slices (default: as they were created)")
+    group.add_argument(
+        "--type", help="Accelerator type or shape, such as v5litepod-256, tpu7x-128 or v4:4x4x8."
     )
-    parser.add_argument(
-        "--slices",
-        type=int,
-        default=1,
-        metavar="N",
-        help="Number of slices of that type (default: %(default)s).",
+    group.add_argument(
+        "--slices", type=int, metavar="N", help="Number of slices of that type (default: 1)."
     )
-    parser.add_argument(
-        "--spot", action="store_true", help="Ask for cheaper slices that may be preempted."
-    )
-    parser.add_argument(
+    group.add_argument(
         "--queued",
-        action="store_true",
-        help="Wait in a queue for capacity. Several slices always do.",
+        action=argparse.BooleanOptionalAction,
+        help="Cloud TPU: wait in a queue for capacity (default: for more than one host).",
     )
-    parser.add_argument(
-        "--version", default="", help="TPU runtime version (default: the usual one of the type)."
+    group.add_argument(
+        "--data-disk",
+        action="append",
+        metavar="source=DISK,mode=MODE",
+        help="Disk to attach to every host, as gcloud's tpu-vm create takes it. May be repeated.",
     )
-    parser.add_argument(
-        "--internal-ip",
-        action="store_true",
-        help="Create hosts without external addresses. Installing then needs Cloud NAT.",
-    )
-    for flag, text in _SLICE_FLAGS.items():
-        parser.add_argument(f"--{flag}", default="", metavar="NAME", help=text)
+    for flag, text in _SWITCHES.items():
+        group.add_argument(f"--{flag}", action="store_const", const=True, help=text)
+    for flag, text in _TEXTS.items():
+        group.add_argument(f"--{flag}", metavar="NAME", help=text)
 
 
-def _add_train(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         default="",
@@ -133,13 +163,19 @@ def _run(arguments: argparse.Namespace) -> int | None:
     if arguments.action is None:
         arguments.show_help()
         return None
-    if arguments.overrides and arguments.action != "train":
+    if arguments.overrides and arguments.action not in ("train", "render"):
         key = next(iter(arguments.overrides))
         raise UserError(f"tpu {arguments.action} takes no --config.{key}")
-    launcher = tpu.Launcher(_slices(arguments), Gcloud(dry_run=arguments.dry_run), arguments.poll)
+    if arguments.passed and arguments.action != "create":
+        raise UserError(f"tpu {arguments.action} passes nothing on: {arguments.passed[0]}")
+    slices = _slices(arguments)
+    make = BACKENDS.find(slices.backend, "--backend")
+    launcher: Launcher = make(slices, Shell(dry_run=arguments.dry_run), arguments.poll)
     actions: dict[str, Callable[[], int | None]] = {
         "create": launcher.create,
         "train": lambda: _train(launcher, arguments),
+        "render": lambda: print(launcher.render(_words(arguments)), end=""),
+        "check": lambda: launcher.check(arguments.workdir),
         "logs": lambda: _logs(launcher, arguments),
         "status": launcher.status,
         "stop": launcher.stop,
@@ -148,30 +184,49 @@ def _run(arguments: argparse.Namespace) -> int | None:
     return actions[arguments.action]()
 
 
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the fields of `Slices` that were written on the command line."""
+    fields = [field.name for field in dataclasses.fields(Slices)]
+    given = {field: getattr(arguments, field, None) for field in fields}
+    given = {field: value for field, value in given.items() if value is not None}
+    if arguments.passed:
+        given["flags"] = tuple(arguments.passed)
+    if "backend" in given:
+        given["backend"] = given["backend"].replace("-", "_")
+    return given
+
+
 def _slices(arguments: argparse.Namespace) -> Slices:
     """Returns the slices that the flags describe, or those that this machine created before."""
-    name, action = arguments.name, arguments.action
+    name, action, given = arguments.name, arguments.action, _given(arguments)
     if action == "create":
         for flag in ("type", "zone"):
-            if not getattr(arguments, flag):
+            if not given.get(flag):
                 raise UserError(
                     f"tpu create: --{flag} is missing (see {program()} tpu create --help)"
                 )
-        fields = [field.name for field in dataclasses.fields(Slices)]
-        return Slices(**{field: getattr(arguments, field) for field in fields})
-    known = gcloud.recall(name)
+        slices = Slices(**given)
+        backend = given.get("backend") or usual(slices)
+        # What waits in a queue is remembered, so that later commands ask the queue.
+        queued = backend == "cloud_tpu" and given.get("queued", slices.hosts > 1)
+        return dataclasses.replace(slices, backend=backend, queued=queued)
+    known = slices_lib.recall(name)
     if known is None:
-        if not arguments.zone:
+        if not given.get("zone") and given.get("backend") != "gke":
             raise UserError(f"tpu {action}: {name} was not created from this machine; add --zone")
-        return Slices(name, arguments.zone, project=arguments.project)
-    changes = {field: getattr(arguments, field) for field in ("zone", "project")}
-    return dataclasses.replace(known, **{key: value for key, value in changes.items() if value})
+        slices = Slices(**given)
+        return slices if "backend" in given else dataclasses.replace(slices, backend=usual(slices))
+    return dataclasses.replace(known, **given)
 
 
-def _train(launcher: tpu.Launcher, arguments: argparse.Namespace) -> int:
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """Returns the arguments of the command `train` on the hosts."""
+    action = arguments.action
     for flag in ("config", "workdir"):
         if not getattr(arguments, flag):
-            raise UserError(f"tpu train: --{flag} is missing (see {program()} tpu train --help)")
+            raise UserError(
+                f"tpu {action}: --{flag} is missing (see {program()} tpu {action} --help)"
+            )
     workdir, config = arguments.workdir, arguments.config
     if "://" not in workdir and not workdir.startswith("/"):
         raise UserError(
@@ -179,38 +234,44 @@ def _train(launcher: tpu.Launcher, arguments: argparse.Namespace) -> int:
             " hosts share"
         )
     if bool(arguments.commit) != bool(arguments.repository):
-        raise UserError("tpu train: --commit and --repository go together")
+        raise UserError(f"tpu {action}: --commit and --repository go together")
     path = config.partition(":")[0]
-    if not arguments.commit and not (tpu.REPOSITORY / path).is_file():
-        raise UserError(f"--config={path}: no such file in {tpu.REPOSITORY}, which the hosts get")
-    words = [
-        f"--restarts={tpu.RESTARTS}",
+    if not arguments.commit and not (REPOSITORY / path).is_file():
+        raise UserError(f"--config={path}: no such file in {REPOSITORY}, which the hosts get")
+    return [
+        f"--restarts={RESTARTS}",
         f"--config={config}",
         f"--workdir={workdir}",
         *(f"--config.{key}={value}" for key, value in arguments.overrides.items()),
     ]
+
+
+def _train(launcher: Launcher, arguments: argparse.Namespace) -> int:
     pin = (arguments.repository, arguments.commit) if arguments.commit else None
-    return launcher.train(words, workdir, pin)
+    return launcher.train(_words(arguments), arguments.workdir, pin)
 
 
-def _logs(launcher: tpu.Launcher, arguments: argparse.Namespace) -> None:
+def _logs(launcher: Launcher, arguments: argparse.Namespace) -> None:
     slices = launcher.slices
     if not 0 <= arguments.slice < slices.slices:
         raise UserError(f"--slice={arguments.slice}: there are {slices.slices}, from 0")
-    launcher.logs(slices.nodes[arguments.slice], arguments.worker)
+    launcher.logs(arguments.slice, arguments.worker)
 
 
 COMMAND = Command(
-    summary="Create Cloud TPU slices, and keep runs going on them until they are done.",
+    summary="Create TPU slices on Google Cloud, and keep runs going on them until they are done.",
     run=_run,
     add_arguments=_add_arguments,
     examples=(
         "tpu create pod --type=v5litepod-256 --zone=us-west4-a --spot",
+        "tpu check pod",
         "tpu train pod --config=configs/vit_s16_i1k.py --workdir=gs://BUCKET/run",
         "tpu logs pod",
         "tpu delete pod",
     ),
     notes="`tpu train` starts the run again after preemptions and lost hosts. With --dry-run\n"
-    "every action prints its gcloud commands and runs nothing. docs/launching.md tells more.",
+    "every action prints its commands and runs nothing. `tpu create ... -- FLAG` hands further\n"
+    "flags to the command that creates the slices. docs/launching.md tells more.",
     overrides=("config",),
+    passes_on=True,
 )

@@ -1,0 +1,300 @@
+"""Compute Engine and GKE: the commands and manifests, held against the public references."""
+
+import json
+import re
+import shlex
+import subprocess
+
+import pytest
+import yaml
+from cloud_reference import REFERENCE, Refused, check, pasted
+from manifest_schema import SCHEMAS, errors
+
+from vit_jax.__main__ import main
+from vit_jax.launch import jobset
+from vit_jax.launch.backends.compute_engine import ComputeEngine
+from vit_jax.launch.shell import Shell
+from vit_jax.launch.slices import Slices
+
+CE = ["--zone=us-central1-c", "--project=p", "--backend=compute-engine", "--type=tpu7x-16"]
+GKE = [
+    "--zone=us-east5-a", "--location=us-east5", "--cluster=c", "--backend=gke", "--type=v6e-16",
+    "--image=r/i:t",
+]  # fmt: skip
+RUN = ["--config=configs/digits.py", "--workdir=gs://bucket/run"]
+
+
+@pytest.fixture
+def dry(capsys, tmp_path, monkeypatch):
+    """`dry(action, ...)` is what a shell runs where a dry run's output is pasted into it."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+    def run(action, *arguments):
+        assert main(["tpu", action, "pod", "--dry-run", *arguments]) == 0
+        return pasted(capsys.readouterr().out, tmp_path)
+
+    return run
+
+
+def only(lines, *words):
+    """The one command line that has these words."""
+    found = [line for line in lines if set(words) <= set(line)]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_compute_engine_makes_a_policy_a_template_and_a_group_of_all_hosts(dry):
+    policy, template, group, look = dry("create", *CE)
+    assert policy[1:6] == ["compute", "resource-policies", "create", "workload-policy", "pod"]
+    assert {"--accelerator-topology=2x2x2", "--region=us-central1"} < {*policy}
+    assert {
+        "--machine-type=tpu7x-standard-4t", "--image-family=ubuntu-accel-2404-amd64-tpu-tpu7x",
+        "--boot-disk-type=hyperdisk-balanced", "--instance-template-region=us-central1",
+    } < {*template}  # fmt: skip
+    assert {
+        "--size=2", "--target-size-policy-mode=bulk", "--default-action-on-vm-failure=do-nothing",
+        "--template=projects/p/regions/us-central1/instanceTemplates/pod",
+        "--workload-policy=projects/p/regions/us-central1/resourcePolicies/pod",
+    } < {*group}  # fmt: skip
+    assert "list-instances" in look
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--spot"], ["--provisioning-model=SPOT", "--instance-termination-action=STOP"]),
+        (
+            ["--provisioning-model=flex-start", "--max-run-duration=7d"],
+            ["--provisioning-model=FLEX_START", "--max-run-duration=7d"],
+        ),
+        (
+            ["--reservation=r", "--provisioning-model=reservation-bound"],
+            ["--reservation=r", "--reservation-affinity=specific"],
+        ),
+        (["--labels=a=b", "--tags=t", "--", "--metadata=k=v"], ["--labels=a=b", "--metadata=k=v"]),
+        (["--data-disk=source=x/y/d,mode=read-only"], ["--disk=name=d,mode=ro"]),
+        (["--internal-ip", "--subnetwork=s"], ["--no-address", "--subnet=s"]),
+    ],
+)
+def test_capacity_of_compute_engine_is_in_the_template(dry, flags, expected):
+    template = only(dry("create", *CE, *flags), "instance-templates")
+    assert {*expected} < {*template}
+
+
+def test_a_single_host_needs_no_policy(dry):
+    lines = dry("create", *CE[:-1], "--type=v6e-8")
+    assert [line[2] for line in lines] == ["instance-templates", *["instance-groups"] * 2]
+    assert "--machine-type=ct6e-standard-8t" in lines[0]
+
+
+def test_several_slices_are_groups_that_are_told_of_each_other(dry):
+    lines = dry("train", *CE, "--slices=2", *RUN)
+    started = [line[-4] for line in lines if " start " in " ".join(line)]
+    assert len(started) == 4  # Two hosts of each of two slices.
+    told = {re.search(r"MEGASCALE_SLICE_ID=(\d)", command)[1] for command in started}
+    assert told == {"0", "1"}
+    assert all("MEGASCALE_NUM_SLICES=2 bash host.sh pod start" not in one for one in started)
+    assert all("env MEGASCALE_COORDINATOR_ADDRESS=FIRST-HOST:8080" in one for one in started)
+
+
+def test_every_action_of_compute_engine_can_be_pasted(dry):
+    for action in ("train", "logs", "status", "stop", "delete", "check"):
+        assert dry(action, *CE, *(RUN if action == "train" else []))
+    deleted = dry("delete", *CE[:-1])
+    assert [line[2] for line in deleted] == [
+        "instance-groups", "instance-templates", "resource-policies"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("listed", "state"),
+    [
+        ("a\tRUNNING\nb\tRUNNING", "READY"),
+        ("a\tRUNNING\nb\tSTAGING", "COMING"),
+        ("", "COMING"),
+        ("a\t\nb\t", "COMING"),
+        ("a\tRUNNING\nb\tTERMINATED", "LOST"),
+        ("a\tRUNNING", "LOST"),  # The other has been deleted.
+        ("a\tSUSPENDED\nb\tRUNNING", "STOPPED"),
+    ],
+)
+def test_states_of_groups(listed, state):
+    class Told(Shell):
+        def ask(self, command, pretend="", seconds=None, stdin=""):
+            return listed
+
+    fleet = ComputeEngine(Slices("pod", "us-central1-c", type="tpu7x-16", project="p"))
+    assert fleet.look(Told()).kind == state
+
+
+def test_gke_makes_a_node_pool_for_each_slice(dry):
+    lines = dry("create", *GKE, "--slices=2", "--spot")
+    pools = [line for line in lines if "node-pools" in line]
+    assert [line[4] for line in pools] == ["pod-0", "pod-1"]
+    assert {
+        "--machine-type=ct6e-standard-4t", "--tpu-topology=4x4", "--num-nodes=4", "--spot",
+        "--node-locations=us-east5-a", "--location=us-east5", "--cluster=c",
+    } < {*pools[0]}  # fmt: skip
+    assert lines[-1][1:4] == ["container", "clusters", "get-credentials"]
+    lines = dry("create", *GKE[:-2], "--type=tpu7x-16")
+    assert "workload-policy" in lines[0]
+    assert {"--placement-policy=pod", "--disk-type=hyperdisk-balanced"} < {*lines[1]}
+    lines = dry("create", *GKE, "--provisioning-model=flex-start")
+    assert {"--flex-start", "--num-nodes=0", "--max-nodes=4"} < {*lines[0]}
+
+
+def test_every_action_of_gke_can_be_pasted(dry, tmp_path):
+    for action in ("status", "stop", "delete", "logs"):
+        assert dry(action, *GKE[:4])
+    assert dry("check", *GKE)
+    lines = dry("train", *GKE, *RUN)
+    assert ["kubectl", "apply", "--filename=-"] in lines
+    applied = yaml.safe_load((tmp_path / "record.manifest").read_text())
+    assert list(errors(applied, "JobSet")) == []
+
+
+def rendered(capsys, *arguments):
+    assert main(["tpu", "render", "pod", *GKE, *RUN, *arguments]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_manifest_keeps_to_the_published_fields(capsys):
+    for more in ([], ["--spot", "--slices=4", "--labels=team=a", "--namespace=n"]):
+        assert list(errors(rendered(capsys, *more, "--service-account=s"), "JobSet")) == []
+
+
+def test_the_manifest_of_a_run(capsys):
+    found = rendered(capsys, "--slices=2", "--spot")
+    (job,) = found["spec"]["replicatedJobs"]
+    assert job["replicas"] == 2
+    job = job["template"]["spec"]
+    assert (job["completions"], job["parallelism"], job["backoffLimit"]) == (4, 4, 0)
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # Which a podFailurePolicy needs.
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": "4"}
+    assert container["command"] == ["python", "-m", "vit_jax", "train"]
+
+
+def test_only_errors_that_would_come_again_end_a_job_set(capsys):
+    found = rendered(capsys)
+    (rule,) = found["spec"]["failurePolicy"]["rules"]
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    job = found["spec"]["replicatedJobs"][0]["template"]["spec"]
+    disruption, codes = job["podFailurePolicy"]["rules"]
+    assert disruption["action"] == "Count"  # Before the codes: an eviction may end with any.
+    assert codes["action"] == "FailJob"
+    assert not {75, 134, 137, 143} & {*codes["onExitCodes"]["values"]}
+
+
+AWKWARD = ["a b", 'it\'s "quoted"', "$(touch hacked)", "`touch hacked`", "a\nb", "$HOME", "é;x&y|z"]
+
+
+def test_awkward_overrides_reach_the_hosts_as_they_are(dry, tmp_path, capsys):
+    overrides = [f"--config.task.x{n}={value}" for n, value in enumerate(AWKWARD)]
+    wanted = [*RUN, *overrides]
+    for backend in (CE, ["--zone=z", "--type=v4-8"]):
+        for words in dry("train", *backend, *RUN, *overrides):
+            started = [word for word in words if " start " in word and "--command=" in word]
+            if started:
+                # What ssh hands to the host's shell.
+                script = (
+                    started[0].removeprefix("--command=").replace("bash host.sh", "printf %s\\\\0")
+                )
+                told = subprocess.run(
+                    ["bash", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+                )
+                assert told.stdout.split("\0")[3:-1] == wanted
+    args = rendered(capsys, *overrides)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    args = args["template"]["spec"]["containers"][0]["args"]
+    # Kubernetes puts `$(` in the place of `$$(`, and knows no other characters.
+    assert [arg.replace("$$(", "$(") for arg in args][1:] == wanted
+    assert not list(tmp_path.rglob("hacked"))
+
+
+def test_yaml_is_read_as_it_was_meant():
+    texts = [
+        *AWKWARD,
+        "",
+        " ",
+        "no",
+        "null",
+        "1e3",
+        "012",
+        "- a",
+        "a: b",
+        "#",
+        "\x85\u2028\t\0",
+        "𐀀",
+    ]
+    value = {
+        "texts": texts, "empty": [{}, [], ""], "nested": [[1, [2]], {"a": [{"b": -1, "c": True}]}],
+        **dict.fromkeys(texts, "x"),
+    }  # fmt: skip
+    assert yaml.safe_load(jobset.to_yaml(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["create", "pod", *CE[:-1], "--type=v5e-8"], "take v5p, v6e and tpu7x"),
+        (["create", "pod", *CE[:1], *CE[2:]], "needs --project"),
+        (["create", "pod", *CE, "--autocheckpoint"], "--autocheckpoint is for Cloud TPU"),
+        (["create", "pod", *CE, "--provisioning-model=flex-start"], "needs --max-run-duration"),
+        (["create", "pod", *CE, "--data-disk=d"], "write source=DISK"),
+        (["create", "pod", *GKE[:2], *GKE[3:]], "--cluster is missing"),
+        (["render", "pod", *GKE[:-1], *RUN], "--image is missing"),
+        (["render", "pod", *GKE[:-2], "--image=i", "--type=v3-8", *RUN], "GKE has v4 and later"),
+        (["render", "pod", *GKE[:-2], "--image=i", "--type=x", *RUN], "no such TPU type"),
+        (["train", "pod", *GKE, *RUN, "--commit=a", "--repository=b"], "the image holds the code"),
+        (["logs", "pod", *GKE, "--worker=all"], "write the number of one host"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["tpu", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_reference_names_the_page_of_every_command():
+    pages = [entry["source"] for commands in REFERENCE.values() for entry in commands.values()]
+    assert all(page.startswith("https://") for page in [*pages, *SCHEMAS["sources"].values()])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("gcloud compute tpus tpu-vm create a --zone=z --version=v --reservation=r", "no flag"),
+        ("gcloud compute tpus tpu-vm create a --zone=z", "--version is missing"),
+        ("gcloud compute tpus tpu-vm ssh a --zone=z --tunnel-through-iap", "no flag"),
+        ("gcloud compute tpus tpu-vm ssh a --zone=z --worker=0-100", "no range of at most 100"),
+        ("gcloud alpha compute tpus tpu-vm ssh a --zone=z --iap", "no flag"),
+        ("gcloud compute tpus nodes list", "no command"),
+        (
+            "gcloud compute tpus tpu-vm create a --zone=z --version=v --accelerator-type=v5e-8",
+            "is no accelerator",
+        ),
+        ("kubectl get jobset a --output=table", "is no choice"),
+    ],
+)
+def test_what_the_reference_lacks_is_refused(line, message):
+    with pytest.raises(Refused, match=message):
+        check(shlex.split(line))
+
+
+def test_what_the_schemas_lack_is_refused(capsys):
+    found = rendered(capsys)
+    found["spec"]["replicas"] = 2
+    found["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"] = "4"
+    assert list(errors(json.loads(json.dumps(found)), "JobSet")) == [
+        "$.spec.replicatedJobs[0].template.spec.parallelism is no integer",
+        "$.spec.replicas is unknown",
+    ]

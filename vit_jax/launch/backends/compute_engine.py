@@ -1,0 +1,245 @@
+"""Compute Engine: an instance template, a workload policy, and a managed instance group a slice.
+
+The commands are those of docs.cloud.google.com/compute/docs/tpus/create-tpu-mig-multi-host-slice,
+their flags those of docs.cloud.google.com/sdk/gcloud/reference/compute (`instance-templates`,
+`resource-policies`, `instance-groups managed`, `ssh`, `scp`).
+"""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+
+from vit_jax.errors import UserError
+from vit_jax.launch.fleet import SSH_FLAGS, Fleet, Step
+from vit_jax.launch.hosts_launcher import HostsLauncher
+from vit_jax.launch.shell import Command, Each, Shell
+from vit_jax.launch.slices import ABSENT, COMING, LOST, READY, STOPPED, Slices, State
+
+IMAGE_PROJECT = "ubuntu-os-accelerator-images"  # docs.cloud.google.com/tpu/docs/tpu-os-images
+
+MEGASCALE_PORT = 8080
+"""The port of libtpu's coordinator of several slices, as on Cloud TPU."""
+
+_EXISTS = ("already exists",)
+_GONE = ("was not found",)
+
+# States of instances: docs.cloud.google.com/compute/docs/instances/instance-lifecycle.
+_KINDS = {
+    COMING: ("PENDING", "PROVISIONING", "STAGING", "REPAIRING", "DEPROVISIONING"),
+    LOST: ("PENDING_STOP", "STOPPING", "STOPPED", "TERMINATED"),
+    STOPPED: ("SUSPENDING", "SUSPENDED"),
+}
+
+_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes"
+
+
+def _attribute(name: str) -> str:
+    return f"curl -sf -H 'Metadata-Flavor: Google' {_METADATA}/{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeEngine(Fleet):
+    """Slices that are managed instance groups.
+
+    Raises:
+      UserError: managed instance groups do not take the type, or a flag is for Cloud TPU alone.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        slices = self.slices
+        if slices.autocheckpoint:
+            raise UserError(
+                "--autocheckpoint is for Cloud TPU; hosts of Compute Engine get SIGTERM in any case"
+            )
+        shape = slices.shape
+        if slices.type and (shape is None or not shape.tpu.image):
+            raise UserError(
+                f"--type={slices.type}: managed instance groups take v5p, v6e and tpu7x; use"
+                " --backend=cloud-tpu or --backend=gke"
+            )
+        if self._model() == "flex-start" and slices.type and not slices.max_run_duration:
+            raise UserError("--provisioning-model=flex-start needs --max-run-duration, such as 7d")
+
+    def _model(self) -> str:
+        return "spot" if self.slices.is_spot else self.slices.provisioning_model
+
+    def create(self) -> list[Step]:
+        shape, name = self.slices.known_shape(), self.slices.name
+        steps = [Step(self._template(), _EXISTS)]
+        group = ["--size=1"]
+        if shape.hosts > 1:
+            policy = self._compute(
+                "resource-policies", "create", "workload-policy", name, "--type=HIGH_THROUGHPUT",
+                f"--accelerator-topology={shape.shape}", zone=False,
+            )  # fmt: skip
+            steps.insert(0, Step([*policy, f"--region={self.slices.region}"], _EXISTS))
+            # All hosts of a slice come together, and none is replaced alone: that would break it.
+            group = [
+                f"--size={shape.hosts}",
+                "--target-size-policy-mode=bulk",
+                "--default-action-on-vm-failure=do-nothing",
+                f"--workload-policy={self._path('resourcePolicies')}",
+            ]
+        for node in self.slices.nodes:
+            words = ("create", node, f"--template={self._path('instanceTemplates')}", *group)
+            steps.append(Step(self._groups(*words), _EXISTS))
+        return steps
+
+    def _template(self) -> Command:
+        slices, shape = self.slices, self.slices.known_shape()
+        flags = [
+            f"--instance-template-region={slices.region}",
+            f"--machine-type={shape.tpu.machine(shape.chips)}",
+            f"--image-family={slices.version or shape.tpu.image}",
+            f"--image-project={IMAGE_PROJECT}",
+            "--maintenance-policy=TERMINATE",
+            "--scopes=cloud-platform",
+            "--boot-disk-size=200GB",
+            *self._capacity(),
+        ]
+        if shape.generation == "tpu7x":  # It takes no other disks.
+            flags.append("--boot-disk-type=hyperdisk-balanced")
+        flags += ["--no-address"] if slices.internal_ip or slices.iap else []
+        for flag, value in (
+            ("network", slices.network),
+            ("subnet", slices.subnetwork),
+            ("region", slices.subnetwork and slices.region),
+            ("service-account", slices.service_account),
+            ("labels", slices.labels),
+            ("tags", slices.tags),
+        ):
+            flags += [f"--{flag}={value}"] if value else []
+        flags += [f"--disk={_disk(disk)}" for disk in slices.data_disk]
+        words = ("instance-templates", "create", slices.name, *flags, *slices.flags)
+        return self._compute(*words, zone=False)
+
+    def _capacity(self) -> list[str]:
+        """Returns the flags of on-demand, Spot, flex-start or reserved capacity."""
+        slices, model = self.slices, self._model()
+        flags = []
+        if model:
+            flags.append(f"--provisioning-model={model.upper().replace('-', '_')}")
+        if slices.max_run_duration:
+            flags.append(f"--max-run-duration={slices.max_run_duration}")
+        if slices.max_run_duration or model in ("flex-start", "reservation-bound"):
+            flags.append("--instance-termination-action=DELETE")
+        elif model == "spot":
+            flags.append("--instance-termination-action=STOP")
+        if slices.reservation:
+            flags += ["--reservation-affinity=specific", f"--reservation={slices.reservation}"]
+        return flags
+
+    def delete(self) -> list[Step]:
+        name = self.slices.name
+        steps = [Step(self._groups("delete", node), _GONE) for node in self.slices.nodes]
+        region = f"--region={self.slices.region}"
+        template = self._compute("instance-templates", "delete", name, zone=False)
+        steps.append(Step([*template, region], _GONE))
+        if self.slices.hosts != 1:
+            policy = self._compute("resource-policies", "delete", name, zone=False)
+            steps.append(Step([*policy, region], _GONE))
+        return steps
+
+    def look(self, shell: Shell) -> State:
+        found = [self._look_at(shell, number) for number in range(self.slices.slices)]
+        order = (ABSENT, LOST, STOPPED, COMING, READY)
+        return min(found, key=lambda state: order.index(state.kind))
+
+    def _look_at(self, shell: Shell, number: int) -> State:
+        try:
+            listing = self._list(number, "value(name,instanceStatus)")
+            pretend = "host\tRUNNING\n" * max(1, self.slices.hosts)
+            told = shell.ask(listing, pretend).splitlines()
+        except UserError as error:
+            if any(text in str(error) for text in (*_GONE, "NOT_FOUND")):
+                return State(ABSENT, ABSENT)
+            raise
+        # A host that is being created, or deleted, has no status yet, or any more.
+        states = [line.partition("\t")[2].strip() for line in told if line.strip()]
+        for kind in (LOST, STOPPED, COMING):
+            bad = [state for state in states if state in _KINDS[kind]]
+            if bad:
+                return State(kind, bad[0])
+        running = states.count("RUNNING")
+        if running >= max(1, self.slices.hosts):
+            return State(READY, "RUNNING")
+        # Hosts come all together, so that some of them are a slice that has lost others.
+        if running and len(states) < self.slices.hosts:
+            return State(LOST, f"{running} of {self.slices.hosts} hosts RUNNING")
+        return State(COMING, "PENDING")
+
+    def on_hosts(self, number: int, script: str) -> list[Command | Each]:
+        def ssh(host: str) -> Command:
+            return self._compute("ssh", host, *self._way(), *SSH_FLAGS, f"--command={script}")
+
+        return [Each(self._list(number, "value(name)"), ssh)]
+
+    def on_host(self, number: int, worker: str, script: str) -> Each:
+        # The names of instances do not tell their numbers in the slice; they themselves do.
+        own = f'[ "$({_attribute("agent-worker-number")})" != {shlex.quote(worker)} ] || {script}'
+        return self.on_hosts(number, own)[0]
+
+    def copy(self, number: int, files: Sequence[str]) -> list[Command | Each]:
+        flags = [flag.replace("--ssh-flag", "--scp-flag") for flag in SSH_FLAGS]
+
+        def scp(host: str) -> Command:
+            return self._compute("scp", *files, f"{host}:", *self._way(), *flags)
+
+        return [Each(self._list(number, "value(name)"), scp)]
+
+    def environment(self, shell: Shell, number: int) -> dict[str, str]:
+        """Returns what JAX and libtpu look for when there are several slices.
+
+        Cloud TPU puts these into the metadata of its nodes; JAX reads the environment first
+        (jax/_src/clusters/cloud_tpu_cluster.py).
+        """
+        if self.slices.slices == 1:
+            return {}
+        # The endpoints are in the order of the processes, of which the first coordinates.
+        first = f"{_attribute('worker-network-endpoints')} | cut -d, -f1 | sed 's/.*://'; echo"
+        asked = shell.ask_all(self.on_hosts(0, first), pretend="FIRST-HOST\n").split()
+        if not asked:
+            raise UserError(f"no host of {self.slices.nodes[0]} tells the hosts of its slice")
+        return {
+            "MEGASCALE_COORDINATOR_ADDRESS": f"{asked[0]}:{MEGASCALE_PORT}",
+            "MEGASCALE_NUM_SLICES": str(self.slices.slices),
+            "MEGASCALE_SLICE_ID": str(number),
+        }
+
+    def _way(self) -> list[str]:
+        if self.slices.iap:
+            return ["--tunnel-through-iap"]
+        return ["--internal-ip"] if self.slices.internal_ip else []
+
+    def _list(self, number: int, fields: str) -> Command:
+        return self._groups("list-instances", self.slices.nodes[number], f"--format={fields}")
+
+    def _path(self, collection: str) -> str:
+        """Returns the name of a regional resource of ours; the commands refuse a bare name."""
+        project = self.slices.project
+        if not project:
+            raise UserError("--backend=compute-engine needs --project")
+        return f"projects/{project}/regions/{self.slices.region}/{collection}/{self.slices.name}"
+
+    def _groups(self, action: str, *arguments: str) -> Command:
+        return self._compute("instance-groups", "managed", action, *arguments)
+
+    def _compute(self, *arguments: str, zone: bool = True) -> Command:
+        where = [f"--zone={self.slices.zone}"] if zone else []
+        where += [f"--project={self.slices.project}"] if self.slices.project else []
+        return ["gcloud", "compute", *arguments, *where, "--quiet"]
+
+
+def _disk(text: str) -> str:
+    """Returns `source=PATH,mode=read-only`, as Cloud TPU takes it, as Compute Engine does."""
+    parts = dict(part.partition("=")[::2] for part in text.split(","))
+    if "source" not in parts:
+        raise UserError(f"--data-disk={text}: write source=DISK[,mode=read-only]")
+    mode = "ro" if parts.get("mode", "").startswith("read-only") else "rw"
+    return f"name={parts['source'].rpartition('/')[2]},mode={mode}"
+
+
+def launcher(slices: Slices, shell: Shell, poll: float) -> HostsLauncher:
+    """Returns the launcher of managed instance groups."""
+    return HostsLauncher(slices, shell, poll, ComputeEngine(slices))

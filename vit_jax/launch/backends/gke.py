@@ -1,0 +1,252 @@
+"""GKE: a node pool for each slice, and a JobSet that Kubernetes keeps going.
+
+The commands are those of docs.cloud.google.com/sdk/gcloud/reference/container/node-pools and
+kubernetes.io/docs/reference/kubectl. The cluster needs the JobSet controller
+(jobset.sigs.k8s.io/docs/installation).
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+
+from vit_jax.errors import UserError, program
+from vit_jax.launch import jobset
+from vit_jax.launch import slices as slices_lib
+from vit_jax.launch.health import table
+from vit_jax.launch.launcher import Launcher, on_one_line
+from vit_jax.launch.shell import CREATE_SECONDS, Command, Shell
+from vit_jax.launch.slices import Slices
+
+_GONE = ("NotFound", "not found")
+
+
+@dataclasses.dataclass
+class GkeLauncher(Launcher):
+    """Creates node pools, and applies the manifest of a run."""
+
+    def create(self) -> None:
+        """Creates a node pool for each slice, and lets kubectl know the cluster."""
+        slices, shape = self.slices, self.slices.known_shape()
+        if not slices.cluster:
+            raise UserError("tpu create: --cluster is missing: the GKE cluster of the node pools")
+        if not self.shell.dry_run:
+            slices_lib.remember(slices)
+        if self._has_policy():
+            policy = [
+                "compute", "resource-policies", "create", "workload-policy", slices.name,
+                "--type=HIGH_THROUGHPUT", f"--accelerator-topology={shape.shape}",
+                f"--region={slices.region}",
+            ]  # fmt: skip
+            self.shell.run(self._gcloud(*policy), CREATE_SECONDS, ("already exists",))
+        for node in slices.nodes:
+            self.shell.run(self._pool("create", node, *self._flags()), CREATE_SECONDS)
+        self.shell.run(
+            self._gcloud("container", "clusters", "get-credentials", slices.cluster, self._where())
+        )
+
+    def _has_policy(self) -> bool:
+        """Returns whether the topology of a slice is a policy of its own, as for tpu7x."""
+        shape = self.slices.shape
+        return shape is not None and shape.generation == "tpu7x" and shape.hosts > 1
+
+    def _flags(self) -> list[str]:
+        slices, shape = self.slices, self.slices.known_shape()
+        model = "spot" if slices.is_spot else slices.provisioning_model
+        flags = [f"--machine-type={shape.tpu.machine(shape.chips)}"]
+        flags += [f"--node-locations={slices.zone}"] if slices.zone else []
+        flags += [f"--tpu-topology={shape.shape}"] if shape.hosts > 1 else []
+        flags += [f"--placement-policy={slices.name}"] if self._has_policy() else []
+        flags += ["--disk-type=hyperdisk-balanced"] if shape.generation == "tpu7x" else []
+        if model == "flex-start":  # Nodes come when the run asks for them, all together.
+            flags += [
+                "--flex-start", "--num-nodes=0", "--enable-autoscaling", "--min-nodes=0",
+                f"--max-nodes={shape.hosts}", "--reservation-affinity=none",
+            ]  # fmt: skip
+        else:
+            flags.append(f"--num-nodes={shape.hosts}")
+            flags += ["--spot"] if model == "spot" else []
+        if slices.reservation:
+            flags += ["--reservation-affinity=specific", f"--reservation={slices.reservation}"]
+        if slices.max_run_duration:
+            flags.append(f"--max-run-duration={slices.max_run_duration}")
+        flags += [f"--node-labels={slices.labels}"] if slices.labels else []
+        flags += [f"--tags={slices.tags}"] if slices.tags else []
+        return [*flags, "--scopes=cloud-platform", *slices.flags]
+
+    def render(self, arguments: Sequence[str]) -> str:
+        """Returns the manifest of a run as YAML."""
+        return jobset.to_yaml(jobset.manifest(self.slices, arguments))
+
+    def train(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> int:
+        """Applies the manifest, and follows the run until it is done or has failed.
+
+        Kubernetes starts the run again after a preemption, a lost host and exit code 75.
+
+        Raises:
+          UserError: another run has this name.
+        """
+        if pin:
+            raise UserError(
+                "tpu train: on GKE the image holds the code; build it from the commit instead"
+                " of --commit (see docs/launching.md)"
+            )
+        self._apply(jobset.manifest(self.slices, arguments), on_one_line(arguments))
+        return self.look_until(self._look_at_run)
+
+    def _apply(self, manifest: dict, line: str) -> None:
+        found = self._jobset()
+        if found and not _ended(found):
+            told = found["metadata"].get("annotations", {}).get(jobset.ARGUMENTS)
+            if told == line:
+                return
+            raise UserError(
+                f"another run is going on {self.slices.name}: {told};"
+                f" {program()} tpu stop {self.slices.name} lets it save and end"
+            )
+        if found:  # The fields of a JobSet cannot be changed.
+            self.stop()
+        text = jobset.to_yaml(manifest)
+        self.shell.ask(self._kubectl("apply", "--filename=-"), stdin=text)
+
+    def _jobset(self) -> dict | None:
+        command = self._kubectl("get", "jobset", self.slices.name, "--output=json")
+        try:
+            told = self.shell.ask(command)
+        except UserError as error:
+            if any(text in str(error) for text in _GONE):
+                return None
+            raise
+        return json.loads(told) if told.strip() else None
+
+    def _look_at_run(self) -> int | None:
+        if self.shell.dry_run:
+            self._last_line()
+            return 0
+        found = self._jobset()
+        if found is None:
+            raise UserError(f"{self.slices.name} has no JobSet any more")
+        ended = _ended(found)
+        name = self.slices.name
+        if ended == "Completed":
+            self.shell.say(f"{name}: done{self.costs()}")
+            return 0
+        if ended:
+            code, line = self._failure()
+            self.shell.say(f"{name} ended with {code}: {line}")
+            self.shell.say(f"{name}: ended{self.costs()}")
+            return code
+        restarts = found.get("status", {}).get("restarts", 0)
+        if restarts:
+            self.tell(name, f"started again {restarts} times")
+        self.tell(f"{name}-{jobset.JOB}-0-0", self._last_line())
+        return None
+
+    def _last_line(self) -> str:
+        try:
+            told = self.shell.ask(self._logs("--tail=1"))
+        except UserError:  # The pod does not run yet, or not at this moment.
+            return ""
+        return told.strip()
+
+    def _failure(self) -> tuple[int, str]:
+        """Returns the exit code of a pod that failed, and the last line of its log."""
+        pods = json.loads(self.shell.ask(self._pods("--output=json")) or "{}").get("items", [])
+        for pod in pods:
+            for status in pod.get("status", {}).get("containerStatuses", []):
+                code = status.get("state", {}).get("terminated", {}).get("exitCode", 0)
+                if code:
+                    command = self._kubectl("logs", pod["metadata"]["name"], "--tail=1")
+                    return code, self.shell.ask(command).strip()
+        return 1, "see kubectl describe jobset"
+
+    def logs(self, number: int, worker: str) -> None:
+        """Shows the log of one pod until it ends."""
+        self.shell.show(self._logs("--follow", "--tail=200", number=number, worker=worker))
+
+    def _logs(self, *flags: str, number: int = 0, worker: str = "0") -> Command:
+        if not re.fullmatch(r"\d+", worker):
+            raise UserError(f"--worker={worker}: write the number of one host")
+        labels = [
+            f"jobset.sigs.k8s.io/jobset-name={self.slices.name}",
+            f"jobset.sigs.k8s.io/job-index={number}",
+            f"batch.kubernetes.io/job-completion-index={worker}",
+        ]
+        chosen = f"--selector={','.join(labels)}"
+        return self._kubectl("logs", chosen, f"--container={jobset.CONTAINER}", *flags)
+
+    def _pods(self, *flags: str) -> Command:
+        selector = f"--selector=jobset.sigs.k8s.io/jobset-name={self.slices.name}"
+        return self._kubectl("get", "pods", selector, *flags)
+
+    def status(self) -> None:
+        """Prints the JobSet and its pods as kubectl does."""
+        self.shell.run(self._kubectl("get", "jobset", self.slices.name, "--ignore-not-found=true"))
+        self.shell.run(self._pods("--output=wide"))
+
+    def stop(self) -> None:
+        """Deletes the JobSet; its pods get SIGTERM, on which the run saves. The nodes stay."""
+        words = ("delete", "jobset", self.slices.name, "--ignore-not-found=true", "--wait=true")
+        self.shell.run(self._kubectl(*words, "--cascade=foreground"), CREATE_SECONDS)
+
+    def delete(self) -> None:
+        """Deletes the run and the node pools."""
+        self.stop()
+        for node in self.slices.nodes:
+            self.shell.run(self._pool("delete", node), CREATE_SECONDS, _GONE)
+        if self._has_policy():
+            words = ("compute", "resource-policies", "delete", self.slices.name)
+            region = f"--region={self.slices.region}"
+            self.shell.run(self._gcloud(*words, region), tolerate=_GONE)
+        if not self.shell.dry_run:
+            slices_lib.forget(self.slices.name)
+
+    def check(self, workdir: str) -> int:
+        """Runs the measurements as a JobSet of their own, and prints one table."""
+        name = f"{self.slices.name}-check"
+        own = GkeLauncher(dataclasses.replace(self.slices, name=name), self.shell, self.poll)
+        bucket = [f"--workdir={workdir}"] if workdir else []
+        run = ("python", "-m", "vit_jax.launch.measure")
+        own._apply(jobset.manifest(own.slices, bucket, run), on_one_line(bucket))
+        if self.shell.dry_run:
+            own.shell.ask(own._logs_of_all())
+            own.stop()
+            return 0
+        own.look_until(lambda: 0 if _ended(own._jobset() or {}) else None)
+        text, code = table(own.shell.ask(own._logs_of_all()), [], set(), self.slices.shape)
+        own.stop()
+        print(text)
+        return code
+
+    def _logs_of_all(self) -> Command:
+        selector = f"--selector=jobset.sigs.k8s.io/jobset-name={self.slices.name}"
+        return self._kubectl("logs", selector, "--tail=-1", "--max-log-requests=1000")
+
+    def _kubectl(self, *arguments: str) -> Command:
+        namespace = self.slices.namespace
+        return ["kubectl", *arguments, *([f"--namespace={namespace}"] if namespace else [])]
+
+    def _pool(self, action: str, node: str, *flags: str) -> Command:
+        cluster = f"--cluster={self.slices.cluster}"
+        return self._gcloud("container", "node-pools", action, node, cluster, self._where(), *flags)
+
+    def _where(self) -> str:
+        return f"--location={self.slices.location or self.slices.zone}"
+
+    def _gcloud(self, *arguments: str) -> Command:
+        project = self.slices.project
+        where = [f"--project={project}"] if project else []
+        return ["gcloud", *arguments, *where, "--quiet"]
+
+
+def _ended(found: dict) -> str:
+    """Returns Completed or Failed for a JobSet that has ended; "" for one that has not."""
+    for condition in found.get("status", {}).get("conditions", []):
+        if condition["type"] in ("Completed", "Failed") and condition["status"] == "True":
+            return condition["type"]
+    return ""
+
+
+def launcher(slices: Slices, shell: Shell, poll: float) -> GkeLauncher:
+    """Returns the launcher of node pools and JobSets."""
+    return GkeLauncher(slices, shell, poll)

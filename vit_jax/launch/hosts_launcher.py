@@ -1,0 +1,365 @@
+"""Starts runs on hosts that are reached by ssh, and restarts them until they are done.
+
+The hosts run `host.sh`, which is copied to them with the code.
+"""
+
+import dataclasses
+import re
+import shlex
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vit_jax.errors import Interrupted, UserError, program
+from vit_jax.launch import slices as slices_lib
+from vit_jax.launch.fleet import Fleet, Step
+from vit_jax.launch.health import table
+from vit_jax.launch.launcher import REPOSITORY, Launcher, Unusable, on_one_line, pack
+from vit_jax.launch.shell import CREATE_SECONDS, HOST_SECONDS, Command, Each, Failed
+from vit_jax.launch.slices import ABSENT, COMING, LOST, READY, State
+
+HOST_SCRIPT = Path(__file__).parent / "host.sh"
+
+MAX_ILL = 10
+"""The number of polls in a row that find the same illness before slices are created again: a cloud
+that calls them unhealthy, or a host that does not answer while others do."""
+
+LONGEST_PAUSE = 300.0
+"""The most seconds between two requests for slices that there is no capacity for."""
+
+_NO_CAPACITY = re.compile(
+    r"no more capacity|stockout|ZONE_RESOURCE_POOL_EXHAUSTED|does not have enough resources"
+    r"|currently unavailable in the .*zone",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostState:
+    """The state of a run on one host: none, running, or ended with an exit code."""
+
+    host: str
+    kind: str
+    code: int | None
+    last_line: str
+
+    @classmethod
+    def parse(cls, line: str) -> "HostState | None":
+        """Parses a line of `host.sh NAME state`; returns None for other lines such as greetings."""
+        found = re.fullmatch(r"(\S+) (?:(none|running)|(ended) (\d+))(?: (.*))?", line)
+        if not found:
+            return None
+        host, going, ended, code, text = found.groups()
+        return cls(host, going or ended, int(code) if code else None, text or "")
+
+
+@dataclasses.dataclass
+class HostsLauncher(Launcher):
+    """Creates slices of a fleet, and runs on their hosts."""
+
+    fleet: Fleet
+    _begun: bool = dataclasses.field(default=False, init=False)
+    _known: set[str] = dataclasses.field(default_factory=set, init=False)
+    _illness: str = dataclasses.field(default="", init=False)
+    _ill: int = dataclasses.field(default=0, init=False)
+
+    def create(self) -> None:
+        """Requests the slices, again while there is no capacity, and waits until they are ready.
+
+        Raises:
+          UserError: other slices of that name exist, or these cannot be created.
+        """
+        name = self.slices.name
+        if not self.shell.dry_run:
+            known = slices_lib.recall(name)
+            if known not in (None, self.slices) and self._is_there(known):
+                raise UserError(
+                    f"there is a {name} of type {known.type} already; {program()} tpu delete"
+                    " it, or choose another name"
+                )
+            slices_lib.remember(self.slices)
+        pause = self.poll
+        while True:
+            try:
+                self._take(self.fleet.create())
+                break
+            except UserError as error:
+                if not _NO_CAPACITY.search(str(error)):
+                    raise
+                self.shell.say(f"{error}; trying again in {pause:.0f} s")
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        self.look_until(lambda: 0 if self._is_ready() else None)
+
+    def _is_there(self, known: slices_lib.Slices) -> bool:
+        if known.backend != self.slices.backend:
+            return True
+        return dataclasses.replace(self.fleet, slices=known).look(self.shell).kind != ABSENT
+
+    def _take(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            self.shell.run(step.command, CREATE_SECONDS, step.tolerate)
+
+    def train(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> int:
+        """Starts the run on all hosts, and restarts it until it is done or has failed.
+
+        Raises:
+          UserError: the slices do not exist, or are deleted during the run; another run occupies
+            them; more than `MAX_UNREACHED` polls in a row have failed.
+        """
+        self.look_until(lambda: 0 if self._is_ready(replace=True) else None)
+        self._begun = not self.shell.dry_run and self._is_going(arguments)
+        if not self._begun:
+            self._begin(arguments, workdir, pin)
+
+        def look() -> int | None:
+            if not self._is_ready(replace=True):
+                return None
+            if not self._begun:
+                self._begin(arguments, workdir, pin)
+            return self._look_at_hosts()
+
+        return self.look_until(look)
+
+    def _state(self) -> State:
+        return self.fleet.look(self.shell)
+
+    def _is_ready(self, *, replace: bool = False) -> bool:
+        """Returns whether the slices are ready; prints a line when their state changes.
+
+        replace: creates slices again that were taken away, or stay unhealthy.
+
+        Raises:
+          Unusable: the slices do not exist and are not created.
+        """
+        state, name = self._state(), self.slices.name
+        if replace and state.kind == LOST:
+            self._replace(f"{name} was preempted")
+            return False
+        if state.kind not in (READY, COMING):
+            raise Unusable(f"{name} is {state.told}; {self._way_out(state)}")
+        self.tell(name, f"{state.told}, {state.illness}" if state.illness else state.told)
+        if replace and state.illness:
+            self._suffer(f"{name} is {state.illness}")
+            return False
+        return state.kind == READY
+
+    def _way_out(self, state: State) -> str:
+        create = f"{program()} tpu create it first"
+        if state.kind == ABSENT:
+            return create
+        again = self.fleet.start_again()
+        if state.kind != LOST and again:
+            return f"{again} starts it"
+        return f"{program()} tpu delete {self.slices.name}, then {create}"
+
+    def _suffer(self, illness: str) -> None:
+        """Counts how often in a row an illness was found, and replaces slices that do not heal."""
+        self._ill = self._ill + 1 if illness == self._illness else 1
+        self._illness = illness
+        if self._ill >= MAX_ILL:
+            self._ill = 0
+            self._replace(illness, is_there=True)
+
+    def _replace(self, reason: str, *, is_there: bool = False) -> None:
+        """Creates slices again, and waits as long as there is no capacity.
+
+        is_there: the slices that are there have to be deleted first.
+        """
+        self.shell.say(f"{reason}; creating it again")
+        self._begun = False
+        self._known.clear()
+        wanted, pause = is_there, self.poll
+        while True:
+            try:
+                state = self._state()
+                if state.kind in (READY, COMING) and not wanted:
+                    return
+                if state.kind == ABSENT:
+                    self._take(self.fleet.create())
+                    wanted = False
+                elif state.kind == COMING:  # Such as DELETING.
+                    time.sleep(self.poll)
+                else:
+                    self._take(self.fleet.delete())
+                    wanted = True
+            except UserError as error:
+                self.shell.say(f"{error}; trying again")
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _look_at_hosts(self) -> int | None:
+        """Returns the run's exit code once it has ended for good."""
+        states, silent = self._answers()
+        if silent:
+            illness = f"{', '.join(silent)} does not answer"
+            self.tell(f"hosts of {self.slices.name}", illness)
+            self._suffer(f"{self.slices.name}: {illness}")
+            return None
+        self._illness = ""
+        if any(state.kind == "none" for state in states):  # A host was restarted or replaced.
+            self.stop()
+            self._begun = False
+            return None
+        code = self._verdict(states)
+        if code is None:
+            self.tell(states[0].host, states[0].last_line)
+        return code
+
+    def _is_going(self, arguments: Sequence[str]) -> bool:
+        """Returns whether this run is in progress already.
+
+        Raises:
+          UserError: another run is in progress.
+        """
+        if not any(state.kind == "running" for state in self.states()):
+            return False
+        told = self._everywhere(self._script_if_prepared("arguments"))
+        others = set(told.split("\n")) - {on_one_line(arguments), ""}
+        if others:
+            raise UserError(
+                f"another run is going on {self.slices.name}: {others.pop()};"
+                f" {program()} tpu stop {self.slices.name} lets it save and end"
+            )
+        return True
+
+    def _everywhere(self, script: str, pretend: str = "", seconds: float = HOST_SECONDS) -> str:
+        """Runs a shell script on all hosts of all slices at the same time; returns its output."""
+        commands: list[Command | Each] = []
+        for number in range(self.slices.slices):
+            commands += self.fleet.on_hosts(number, script)
+        return self.shell.ask_all(commands, pretend, seconds)
+
+    def stop(self) -> None:
+        """Stops the run on all hosts, which saves its state first; the slices stay."""
+        self._everywhere(self._script_if_prepared("stop"), seconds=CREATE_SECONDS)
+
+    def _begin(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> None:
+        self._prepare(pin)
+        self._on_hosts("check", *([workdir] if workdir.startswith("gs://") else []))
+        commands: list[Command | Each] = []
+        for number in range(self.slices.slices):
+            found = self.fleet.environment(self.shell, number)
+            variables = [f"{name}={value}" for name, value in found.items()]
+            script = shlex.join(["env", *variables]) + " " if variables else ""
+            commands += self.fleet.on_hosts(number, script + self._script("start", *arguments))
+        self.shell.ask_all(commands, seconds=HOST_SECONDS)
+        self._begun = True
+
+    def _prepare(self, pin: tuple[str, str] | None = None) -> None:
+        """Copies the code to all hosts, and installs it there."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = [str(HOST_SCRIPT)]
+            if not pin:
+                tar = Path(folder) / f"{self.slices.name}.tgz"
+                files.append(str(tar))
+                if not self.shell.dry_run:
+                    pack(REPOSITORY, tar)
+            commands: list[Command | Each] = []
+            for number in range(self.slices.slices):
+                commands += self.fleet.copy(number, files)
+            self.shell.ask_all(commands, seconds=CREATE_SECONDS)
+        self._on_hosts("prepare", *(pin or ()), seconds=CREATE_SECONDS)
+
+    def _on_hosts(self, action: str, *arguments: str, seconds: float = HOST_SECONDS) -> None:
+        self._everywhere(self._script(action, *arguments), seconds=seconds)
+
+    def _script(self, action: str, *arguments: str) -> str:
+        return shlex.join(["bash", "host.sh", self.slices.name, action, *arguments])
+
+    def _script_if_prepared(self, action: str, otherwise: str = "true") -> str:
+        """Returns a script that also works on new hosts, which do not have `host.sh`."""
+        return f"if [ -f host.sh ]; then {self._script(action)}; else {otherwise}; fi"
+
+    def _verdict(self, states: Sequence[HostState]) -> int | None:
+        """Returns the run's exit code once there is one; stops hosts that wait for the others."""
+        ended = [state for state in states if state.kind == "ended"]
+        if len(ended) == len(states) and all(state.code == 0 for state in states):
+            self.shell.say(f"{self.slices.name}: done{self.costs()}")
+            return 0
+        failed = [state for state in ended if state.code]
+        if not failed:
+            return None
+        own = [state for state in failed if state.code != Interrupted.exit_code]
+        for state in own or failed:
+            self.shell.say(f"{state.host} ended with {state.code}: {state.last_line}")
+        self.stop()
+        self.shell.say(f"{self.slices.name}: ended{self.costs()}")
+        return (own or failed)[0].code
+
+    def states(self) -> list[HostState]:
+        """Returns the state of the run on every host, in order of their names.
+
+        Raises:
+          UserError: no host answers, or one does not.
+        """
+        states, silent = self._answers()
+        if silent:
+            raise UserError(f"{', '.join(silent)} of {self.slices.name} does not answer")
+        return states
+
+    def _answers(self) -> tuple[list[HostState], list[str]]:
+        """Returns the states of the hosts that answer, and the names of those that do not."""
+        script = self._script_if_prepared("state", otherwise='echo "$(hostname) none"')
+        failed = None
+        try:
+            told = self._everywhere(script, pretend=f"{self.slices.name} ended 0\n")
+        except Failed as error:
+            told, failed = error.output, error
+        states = [state for line in told.split("\n") if (state := HostState.parse(line))]
+        if failed and not states:
+            raise failed
+        if not states:
+            raise UserError(f"no host of {self.slices.name} tells its state")
+        answered = {state.host for state in states}
+        silent = sorted(self._known - answered)
+        missing = self.slices.hosts * self.slices.slices - len(answered)
+        if not silent and self.slices.hosts and missing > 0 and not self.shell.dry_run:
+            silent = [f"{missing} of {self.slices.hosts * self.slices.slices} hosts"]
+        self._known |= answered
+        return sorted(states, key=lambda state: state.host), silent
+
+    def logs(self, number: int, worker: str) -> None:
+        """Shows the log of one host until its run ends."""
+        self.shell.show(self.fleet.on_host(number, worker, self._script("logs")))
+
+    def status(self) -> None:
+        """Prints the state of the slices and of every host."""
+        state = self._state()
+        states, silent = self._answers() if state.kind == READY else ([], [])
+        if self.shell.dry_run:
+            return
+        illness = f", {state.illness}" if state.illness else ""
+        print(f"{self.slices.name}: {state.told}{illness}")
+        for host in states:
+            code = "" if host.code is None else f" with {host.code}"
+            print(f"{host.host}: {host.kind}{code}  {host.last_line}".rstrip())
+        for name in silent:
+            print(f"{name}: no answer")
+
+    def check(self, workdir: str) -> int:
+        """Measures all hosts and chips, and prints one table."""
+        if not self._is_ready():
+            raise UserError(f"{self.slices.name} is not ready yet; try again later")
+        _, silent = self._answers()
+        told = ""
+        if not silent:
+            self._prepare()
+            measure = self._script("measure", *([workdir] if workdir else []))
+            try:
+                told = self._everywhere(measure, seconds=CREATE_SECONDS)
+            except Failed as error:
+                told = error.output
+                self.shell.say(str(error))
+        if self.shell.dry_run:
+            return 0
+        text, code = table(told, silent, self._known, self.slices.shape)
+        print(text)
+        return code
+
+    def delete(self) -> None:
+        """Deletes the slices; the run's workdir stays."""
+        self._take(self.fleet.delete())
+        if not self.shell.dry_run:
+            slices_lib.forget(self.slices.name)

@@ -1,0 +1,241 @@
+"""Runs the commands of a launcher with a time limit each, or prints them."""
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from vit_jax.errors import UserError
+
+Command = list[str]
+
+CALL_SECONDS = 120.0
+"""The time limit of a command that asks for, or changes, a state."""
+
+CREATE_SECONDS = 3600.0
+"""The time limit of a command that creates slices, or copies files to them, and waits for it."""
+
+HOST_SECONDS = 90.0
+"""The time limit for hosts that are asked for their state."""
+
+SILENCE_SECONDS = 50.0
+"""A launcher that has said nothing for this long says what it waits for."""
+
+CONNECTIONS = 100
+"""The most hosts that are reached at once: gcloud warns of failures beyond (its tpu_vm/ssh.py)."""
+
+_INSTALL = {
+    "gcloud": "https://cloud.google.com/sdk/docs/install",
+    "kubectl": "https://kubernetes.io/docs/tasks/tools",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Each:
+    """A command for every host of a list, which another command prints.
+
+    Attributes:
+      listing: the command that prints the names of the hosts, one a line.
+      command: returns the command for the host of this name.
+    """
+
+    listing: Command
+    command: Callable[[str], Command]
+
+    def text(self) -> str:
+        """Returns the loop of a shell that runs the commands at the same time."""
+        mark = "HOST-OF-THE-LIST"
+        words = [
+            '"$HOST"'.join(shlex.quote(part) if part else "" for part in word.split(mark))
+            for word in self.command(mark)
+        ]
+        return f"for HOST in $({shlex.join(self.listing)}); do {' '.join(words)} & done; wait"
+
+
+class Failed(UserError):
+    """A command failed, or took longer than its time limit.
+
+    Attributes:
+      output: what it had printed by then, such as the answers of the hosts that were reached.
+    """
+
+    def __init__(self, message: str, output: str = ""):
+        super().__init__(message)
+        self.output = output
+
+
+class Shell:
+    """Runs commands, or only prints them (`dry_run`).
+
+    Raises:
+      UserError: a program is not installed, or a command failed; the message has its last line.
+    """
+
+    def __init__(self, *, dry_run: bool = False):
+        self.dry_run = dry_run
+        self._said = time.monotonic()
+        self._waits_for = ""
+
+    def run(
+        self, command: Command, seconds: float | None = CALL_SECONDS, tolerate: Sequence[str] = ()
+    ) -> None:
+        """Runs `command` and shows its output.
+
+        Args:
+          seconds: the time limit; None for none.
+          tolerate: texts of errors that do not matter, such as that something exists already.
+        """
+        if self.dry_run:
+            print(shlex.join(command))
+            return
+        code, _, errors = self._call(command, seconds, capture=False)
+        if code and not any(text in errors for text in tolerate):
+            raise Failed(f"{shlex.join(command[:5])} failed: {last_line(errors)}")
+
+    def show(self, command: Command | Each) -> None:
+        """Runs a command without a time limit, and shows its output as it comes."""
+        if self.dry_run:
+            print(command.text() if isinstance(command, Each) else shlex.join(command))
+            return
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            list(pool.map(lambda one: self.run(one, None), self._listed([command])))
+
+    def ask(
+        self, command: Command, pretend: str = "", seconds: float = CALL_SECONDS, stdin: str = ""
+    ) -> str:
+        """Returns the output of `command`, or `pretend` in a dry run.
+
+        stdin: the text that the command reads.
+        """
+        if self.dry_run:
+            print(_with_text(command, stdin))
+            return pretend
+        code, output, errors = self._call(command, seconds, capture=True, stdin=stdin)
+        if code:
+            raise Failed(f"{shlex.join(command[:5])} failed: {last_line(errors)}", output)
+        return output
+
+    def ask_all(
+        self, commands: Sequence[Command | Each], pretend: str = "", seconds: float = CALL_SECONDS
+    ) -> str:
+        """Runs commands at the same time; returns the outputs one after the other.
+
+        Raises:
+          Failed: a command failed, or took too long; its `output` is that of all commands.
+        """
+        if self.dry_run:
+            for command in commands:
+                print(command.text() if isinstance(command, Each) else shlex.join(command))
+            return pretend * len(commands)
+        return self._gather(list(self._listed(commands)), seconds)
+
+    def _listed(self, commands: Sequence[Command | Each]) -> Iterator[Command]:
+        for command in commands:
+            if isinstance(command, Each):
+                yield from map(command.command, self.ask(command.listing).split())
+            else:
+                yield command
+
+    def _gather(self, commands: Sequence[Command], seconds: float) -> str:
+        def outcome(command: Command) -> tuple[str, UserError | None]:
+            try:
+                return self.ask(command, seconds=seconds), None
+            except UserError as error:
+                return getattr(error, "output", ""), error
+
+        with ThreadPoolExecutor(max(1, min(len(commands), CONNECTIONS))) as pool:
+            outputs, errors = zip(*pool.map(outcome, commands), strict=True)
+        failed = next(filter(None, errors), None)
+        if failed:
+            raise Failed(str(failed), "".join(outputs)) from failed
+        return "".join(outputs)
+
+    def say(self, text: str) -> None:
+        """Prints a line of text, except in a dry run, which prints only commands."""
+        self._said = time.monotonic()
+        if not self.dry_run:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def never_silent(self, name: str, seconds: float = SILENCE_SECONDS) -> Iterator[None]:
+        """Says what `name` waits for whenever nothing was said for `seconds`."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(min(1.0, seconds / 5)):
+                if time.monotonic() - self._said > seconds:
+                    waits_for = self._waits_for or "the next look at its state"
+                    self.say(f"{name}: nothing new; waiting for {waits_for}")
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _call(
+        self, command: Command, seconds: float | None, *, capture: bool, stdin: str = ""
+    ) -> tuple[int, str, str]:
+        """Returns (exit code, output, errors) of a command.
+
+        A command with a time limit has a session of its own, so that the limit also ends the
+        processes that it has started, such as ssh.
+        """
+        words = shlex.join(command[:5])
+        self._waits_for = words
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if capture else None,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=seconds is not None,
+            )
+        except FileNotFoundError:
+            name = command[0]
+            raise UserError(f"{name} is not installed; see {_INSTALL[name]}") from None
+        try:
+            output, errors = process.communicate(stdin or None, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            output, _ = process.communicate()
+            raise Failed(f"{words} took longer than {seconds:g} s", output or "") from None
+        except BaseException:  # Such as Ctrl-C.
+            _end(process)
+            raise
+        finally:
+            self._waits_for = ""
+        return process.returncode, output or "", errors
+
+
+def _end(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
+def _with_text(command: Command, stdin: str) -> str:
+    text = shlex.join(command)
+    return f"{text} <<'END'\n{stdin.rstrip()}\nEND" if stdin else text
+
+
+def last_line(text: str) -> str:
+    """Returns the lines of gcloud, `host.sh` or git that name an error, or the last line.
+
+    The output of gcloud also contains lines, framed by `#`, about the host of a failed command.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip(" #")]
+    lines = [line for line in lines if not line.startswith("#")]
+    told = [line for line in lines if line.lower().startswith(("error", "fatal"))]
+    return " ".join(told or lines[-1:]) or "without a word"
