@@ -159,6 +159,21 @@ def test_torchvisions_sampler_draws_areas_uniformly():
     assert crop[0, 0, 0] == 43
 
 
+def test_flaxs_sampler_covers_a_tenth_or_takes_the_center():
+    from vit_jax.data.host_tensorflow import tf
+    from vit_jax.data.ops.geometry import crop_window
+
+    bounds = (8, 100), (0.75, 4 / 3), "flax"
+
+    def window(shape, seed):
+        return crop_window(tf.constant(shape), tf.constant((seed, 7)), *bounds).numpy()
+
+    areas = [window([100, 120, 3], seed)[2:].prod() / 12_000 for seed in range(60)]
+    assert 0.095 < min(areas) < 0.13
+    # No window of 8 % and a ratio from 3/4 fits into an image this narrow.
+    assert window([1000, 61, 3], 0).tolist() == [474, 4, 53, 53]
+
+
 def test_overshoots_of_bicubic_interpolation_are_clipped():
     """Also in a size that leaves pixels over for a computation one by one."""
     edge = np.repeat(np.uint8([0, 0, 0, 255, 255, 255]), 3).reshape(1, 6, 3).repeat(6, 0)

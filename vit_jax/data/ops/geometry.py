@@ -13,7 +13,7 @@ from vit_jax.errors import UserError, nearest
 
 Size = int | tuple[int, int]
 
-SAMPLERS = ("tensorflow", "torchvision")
+SAMPLERS = ("tensorflow", "torchvision", "flax")
 
 MAX_SIDE = 65_535.0
 """The longest side, in pixels, that keeping an aspect ratio may give."""
@@ -97,8 +97,8 @@ def inception_crop(
     """Crops a window of random area (percent of the image) and aspect ratio, resized to `size`.
 
     The source is "Going Deeper with Convolutions" (Szegedy et al., 2015), section 6. The op is also
-    known as random resized crop. `sampler` is "tensorflow", as in the JAX codebases, or
-    "torchvision", as in DeiT, whose windows are larger; see `crop_window`.
+    known as random resized crop. `sampler` is "tensorflow", as in big_vision, "torchvision", as in
+    DeiT, whose windows are larger, or "flax", as in AlgoPerf; see `crop_window`.
     """
     bounds = (area_min, area_max), (ratio_min, ratio_max)
     window = crop_window(tf.shape(image), seed, *bounds, sampler)
@@ -117,22 +117,36 @@ def crop_window(
 
     sampler: "tensorflow" draws the aspect ratio uniformly, and given it the height; after 100 tries
       it takes the whole image. "torchvision" draws the area uniformly and the logarithm of the
-      ratio; after 10 tries it takes the center at the nearest ratio.
+      ratio; after 10 tries it takes the center at the nearest ratio. "flax" is "tensorflow" with
+      at least a tenth of the image; after 10 tries it takes the central square of 7/8 of the
+      shorter side (Flax's ImageNet example and AlgoPerf).
     """
     if sampler not in SAMPLERS:
         raise UserError(f"sampler={sampler!r} is not known; {nearest(sampler, SAMPLERS)}")
     if sampler == "torchvision":
         return _area_window(shape, seed, area_percent, ratios)
+    is_flax = sampler == "flax"
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
-        tf.zeros([0, 0, 4], tf.float32),
+        tf.constant([[[0.0, 0.0, 1.0, 1.0]]]) if is_flax else tf.zeros([0, 0, 4], tf.float32),
         seed,
-        min_object_covered=0,
+        min_object_covered=0.1 if is_flax else 0,
         aspect_ratio_range=ratios,
         area_range=[percent / 100 for percent in area_percent],
+        max_attempts=10 if is_flax else 100,
         use_image_if_no_bounding_boxes=True,
     )
-    return tf.concat([begin[:2], size[:2]], 0)
+    window = tf.concat([begin[:2], size[:2]], 0)
+    if not is_flax:
+        return window
+    # Without a window, the op returns the whole image.
+    return tf.where(tf.reduce_all(size[:2] == shape[:2]), _central_window(shape), window)
+
+
+def _central_window(shape: tf.Tensor) -> tf.Tensor:
+    """Returns the central square of 7/8 of the shorter side: int32 (top, left, height, width)."""
+    side = tf.cast(0.875 * tf.cast(tf.reduce_min(shape[:2]), tf.float32), tf.int32)
+    return tf.concat([(shape[:2] - side + 1) // 2, [side, side]], 0)
 
 
 def _area_window(
