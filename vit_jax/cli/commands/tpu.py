@@ -23,7 +23,7 @@ _TEXTS = {
     "service-account": "Service account that the hosts act as, as gcloud takes it; on GKE that of"
     " Kubernetes.",
     "reservation": "Reservation that the slices come from.",
-    "provisioning-model": "standard, spot, flex-start or reservation-bound.",
+    "provisioning-model": "Kind of capacity: standard, spot, flex-start or reservation-bound.",
     "max-run-duration": "Time after which the slices end, such as 7d.",
     "labels": "Labels for the bill, as KEY=VALUE,KEY=VALUE.",
     "tags": "Network tags, as TAG,TAG.",
