@@ -223,7 +223,7 @@ def test_missing_files_are_named(folder):
         open_source({"source": "captions", "name": "gone.csv", "images": str(folder)})
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("loss", [pytest.param("sigmoid", marks=pytest.mark.soak), "softmax"])
 def test_the_recipe_fits_captions_of_ones_own(folder, loss):
     for split in ("train", "val"):
         (folder / f"{split}.jsonl").write_text(CONTENTS["train.jsonl"])

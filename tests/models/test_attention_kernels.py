@@ -67,7 +67,7 @@ def test_heads_first_is_attention(dtype, num_queries, num_keys, num_segments, se
             y = attend(*arrays, segments, implementation=implementation)
             return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
 
-        gradients, y = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(query, *pair)
+        gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(query, *pair)
         return [y, *gradients]
 
     tolerance = {"float32": 2e-6, "bfloat16": 2**-6}[dtype]

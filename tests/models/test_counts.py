@@ -1,6 +1,7 @@
 """The size of every named model, to the unit."""
 
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -139,9 +140,14 @@ def text_count(row):
 
 
 NAMED = [name for name in models.names() if models.variants()[name].input_size]
+# Deeper and wider ones are the same code as the smallest, and take long to count.
+LARGE = re.compile(r"bit_r(101|152)")
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.soak) if LARGE.match(name) else name for name in NAMED],
+)
 def test_parameter_count(name):
     variant = models.variants()[name]
     model = models.build(name, num_classes=variant.num_classes)

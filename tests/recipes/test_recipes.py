@@ -38,10 +38,8 @@ RECIPES = {
     "algoperf_vit": 22_122_472,
 }
 # Each program once: others differ from these in settings alone.
-RUN = (
-    "vit_s16_i1k", "vit_i21k:vit_G14", "deit3", "mixer_b16_i1k", "bit_r50_i1k", "r26_s32",
-    "strong_i1k:b16", "algoperf_vit",
-)  # fmt: skip
+RUN = ("vit_s16_i1k", "deit3", "mixer_b16_i1k", "strong_i1k:b16")
+RUN_LONG = ("vit_i21k:vit_G14", "bit_r50_i1k", "r26_s32", "algoperf_vit")
 SIZE = re.compile(r"(?:crop|resize)\((\d+)")
 
 
@@ -97,7 +95,9 @@ def made_up(abstract):
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("recipe", RUN)
+@pytest.mark.parametrize(
+    "recipe", [*RUN, *(pytest.param(recipe, marks=pytest.mark.soak) for recipe in RUN_LONG)]
+)
 def test_shrunk_it_takes_two_steps(recipe, root, monkeypatch):
     # Compiling the sampler of Beta variables takes a second a recipe; others test it.
     monkeypatch.setattr(

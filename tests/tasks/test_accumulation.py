@@ -148,7 +148,9 @@ def test_micro_batches_and_devices_do_not_change_the_loss(case):
     )
 
 
-@pytest.mark.parametrize("case", ["dice", "focal", "boxes softmax"])
+@pytest.mark.parametrize(
+    "case", ["dice", pytest.param("focal", marks=pytest.mark.soak), "boxes softmax"]
+)
 def test_a_batch_without_any_label_has_a_finite_loss(case):
     make_labels, fields = CASES[case]
     batch = {"image": IMAGES, **make_labels()}

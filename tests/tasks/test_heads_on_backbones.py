@@ -137,20 +137,8 @@ BY_HEART = {
 }
 
 
-@pytest.mark.parametrize(
-    "head",
-    # One by default; other tests have runs of segmenters and of two towers that learn.
-    [
-        pytest.param("linear", marks=pytest.mark.soak),
-        pytest.param("mask", marks=pytest.mark.soak),
-        pytest.param("pixels", marks=pytest.mark.soak),
-        pytest.param("per_token", marks=pytest.mark.soak),
-        pytest.param("linear on levels", marks=pytest.mark.soak),
-        pytest.param("per_token on levels", marks=pytest.mark.soak),
-        "tokens",
-        pytest.param("towers", marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.soak  # Other tests of the default suite have runs of every task that learn.
+@pytest.mark.parametrize("head", BY_HEART)
 def test_eight_scenes_are_learned_by_heart(scene_batch, head):
     name, fields = HEADS[head]
     num_steps, own_fields, own_model, part = BY_HEART[head]

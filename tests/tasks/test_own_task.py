@@ -55,6 +55,7 @@ def test_an_own_task_takes_the_whole_way(regress, tmp_path, drawing_reports):
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.soak
 def test_earlier_names_of_methods_are_the_same_task(regress):
     """Also with adapters, which replace two of the methods."""
     states = []

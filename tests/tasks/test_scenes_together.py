@@ -30,7 +30,8 @@ def test_what_is_compared_means_something(alone):
     assert 0 < alone["detection/scenes/AP"] < 1
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.soak)])
+@pytest.mark.soak  # The default suite has two processes that evaluate as one.
+@pytest.mark.parametrize("processes", [2, 4])
 def test_processes_find_together_what_one_finds(alone, processes):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

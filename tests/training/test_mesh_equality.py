@@ -106,7 +106,7 @@ MESHES = {
     "tensor": ((2, 2, 2), False),
     "all": ((2, 2, 2), True),
 }
-ALWAYS = [("vit", "tensor"), ("mixer", "all"), ("resnet", "tensor")]
+ALWAYS = [("vit", "tensor"), ("mixer", "all")]
 
 
 @pytest.mark.parametrize(("on_one_device", "mesh"), ALWAYS, indirect=["on_one_device"])

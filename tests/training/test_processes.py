@@ -107,6 +107,7 @@ def test_two_processes_train_and_evaluate_as_one(alone, digits_npz, tmp_path):
     assert set(rows(tmp_path, "hosts/last_to_arrive").values()) <= {0, 1}
 
 
+@pytest.mark.soak
 def test_what_two_processes_began_before_one_was_killed_one_ends(alone, digits_npz, tmp_path):
     both = start(tmp_path, digits_npz, 2, "--config.checkpoint.every=1")
     wait_for_step(both[0], 5)
