@@ -27,6 +27,7 @@ MODELS = {
     "no_positions": ("vit", {"position": "none"}, (12, 12), "npz timm hf"),
     "representation": ("vit", {"representation_size": 12}, (12, 12), "npz big_vision"),
     "registers": ("vit", {"num_registers": 3, "mlp_dim": 32}, (12, 12), "timm hf"),
+    "token_mean": ("vit", {"pooling": "token_mean", "mlp_dim": 32}, (12, 12), "hf"),
     "every_option": (
         "vit",
         {

@@ -51,7 +51,16 @@ def test_an_image_file_has_the_features_of_the_library_with_its_own_processor(ca
 
 
 @pytest.mark.parametrize(
-    "case", ["dinov2", "dinov2_registers", "dinov3", "dinov3_gated", "siglip_vision", "vit"]
+    "case",
+    [
+        "dinov2",
+        "dinov2_classifier",
+        "dinov2_registers",
+        "dinov3",
+        "dinov3_gated",
+        "siglip_vision",
+        "vit",
+    ],
 )
 def test_an_export_has_the_arrays_and_the_config_of_the_real_library(case, tmp_path):
     model, params, (*size, _) = convert.open_model(str(GOLDEN / case))

@@ -31,6 +31,7 @@ SMALL = {
     "patch_size": 4,
 }
 DINO = {k: v for k, v in SMALL.items() if k != "intermediate_size"} | {"mlp_ratio": 2}
+TINY = SMALL | {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
 LABELS = {"num_labels": 3}
 DECODER = {
     "mask_ratio": 0.0,
@@ -63,7 +64,11 @@ CASES = {
     "ijepa": ("IJepaModel", "IJepaConfig", SMALL),
     "dinov2": ("Dinov2Model", "Dinov2Config", DINO),
     "dinov2_giant": ("Dinov2Model", "Dinov2Config", DINO | {"use_swiglu_ffn": True}),
-    "dinov2_classifier": ("Dinov2ForImageClassification", "Dinov2Config", DINO | LABELS),
+    "dinov2_classifier": (
+        "Dinov2ForImageClassification",
+        "Dinov2Config",
+        DINO | LABELS | {"hidden_size": 8, "num_hidden_layers": 1, "mlp_ratio": 1},
+    ),
     "dinov2_registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", DINO),
     "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", SMALL | {"num_register_tokens": 4}),
     "dinov3_gated": (
@@ -89,7 +94,7 @@ CASES = {
     "beit": ("BeitForImageClassification", "BeitConfig", BEIT),
     "data2vec": ("Data2VecVisionForImageClassification", "Data2VecVisionConfig", BEIT),
     "aimv2": ("Aimv2VisionModel", "Aimv2VisionConfig", SMALL | {"use_head": False}),
-    "aimv2_head": ("Aimv2VisionModel", "Aimv2VisionConfig", SMALL | {"use_head": True}),
+    "aimv2_head": ("Aimv2VisionModel", "Aimv2VisionConfig", TINY | {"use_head": True}),
 }
 
 

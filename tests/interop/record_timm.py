@@ -1,6 +1,6 @@
 """Records tests/golden/timm_tiny: a tiny model of each kind of timm's, with its outputs.
 
-    python tests/interop/record_timm.py
+    python tests/interop/record_timm.py [NAME ...]
 
 Each is made by timm's own factory, narrower and with two blocks, and all other options kept.
 Weights are random and nowhere zero, so that nothing can hide. Needs the extra `interop`.
@@ -11,6 +11,7 @@ import json
 import pathlib
 import re
 import shutil
+import sys
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "timm_tiny"
 
 PATCH = {"img_size": 16, "patch_size": 4}
 VIT = {**PATCH, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 1.5}
+MINI = {**VIT, "embed_dim": 8, "mlp_ratio": 1.0}
 NAMES = {
     **dict.fromkeys(
         (
@@ -52,7 +54,19 @@ NAMES = {
         VIT,
     ),
     "vit_base_patch16_sapiens2": {**VIT, "num_kv_heads": 1},
+    **dict.fromkeys(("vit_dwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"), MINI),
+    "vit_large_patch16_sapiens2": {**MINI, "num_kv_heads": [2, 1]},
 }
+NAFLEX = {
+    "naflexvit_base_patch16_siglip": {**VIT, "pos_embed_grid_size": [4, 4]},
+    "naflexvit_base_patch16_parfac_gap": {**VIT, "pos_embed_grid_size": [4, 4]},
+    # Positions of another grid than the images', which these models resize in ways of their own.
+    "naflexvit_base_patch16_radio_v3": {**MINI, "pos_embed_grid_size": [7, 6]},
+    "naflexvit_giant_patch16_radio_v3": {**MINI, "pos_embed_grid_size": [7, 6]},
+}
+
+
+SMALL = {n for n, given in (NAMES | NAFLEX).items() if given["embed_dim"] == MINI["embed_dim"]}
 
 
 def draw(model):
@@ -77,8 +91,13 @@ def draw(model):
 
 
 def record(folder, model, side, config=None):
+    if sys.argv[1:] and folder.name not in sys.argv[1:]:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    if folder.name in SMALL:
+        images = (images[:1] * 8).round() / 8
     arrays = {"images": images.numpy().transpose(0, 2, 3, 1), "outputs": model(images).numpy()}
     np.savez_compressed(folder / "io.npz", **arrays)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -94,13 +113,11 @@ def config_of(name, arguments):
 
 
 def main():
-    shutil.rmtree(GOLDEN, ignore_errors=True)
     for name, arguments in NAMES.items():
         model = draw(timm.create_model(name, num_classes=3, **arguments))
         record(GOLDEN / name, model, 16, config_of(name, arguments))
-    for name in ("naflexvit_base_patch16_siglip", "naflexvit_base_patch16_parfac_gap"):
-        arguments = {**VIT, "pos_embed_grid_size": [4, 4]}
-        arguments.pop("img_size")
+    for name, sizes in NAFLEX.items():
+        arguments = {key: value for key, value in sizes.items() if key != "img_size"}
         given = {**timm_names.table()[name]["args"], **arguments}
         if "act_layer" in given:
             given["act_layer"] = "gelu_tanh"  # timm takes this word, not the layer's name.

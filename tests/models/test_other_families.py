@@ -9,7 +9,7 @@ from golden_trees import random_params
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.models.resnet import StdConv
+from vit_jax.models.resnet import BIT, StdConv
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(2, 64, 64, 3)).astype(np.float32)
@@ -89,7 +89,7 @@ def test_bit_gives_a_map_for_every_stage():
 
 def test_bit_pads_both_sides_alike():
     images = IMAGES[:, :8, :8]  # XLA's SAME would pad bottom and right alone
-    conv = StdConv(4, 3, jnp.float32, stride=2, as_bit=True)
+    conv = StdConv(4, 3, jnp.float32, stride=2, style=BIT)
     params = random_params(conv, images)
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     unstrided = StdConv(4, 3, jnp.float32).apply({"params": params}, padded)

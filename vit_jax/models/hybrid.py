@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models.registry import Variant
-from vit_jax.models.resnet import ResNetStem, check_width_factor
+from vit_jax.models.resnet import ResNetStem, Style, check_width_factor
 from vit_jax.models.traits import Traits
 from vit_jax.models.vit import SIZES, VisionTransformer
 from vit_jax.types import Array
@@ -23,10 +23,14 @@ class Hybrid(VisionTransformer):
     Attributes:
       stages: units of each ResNet stage; () leaves the root convolution and pooling alone.
       width_factor: multiplies the ResNet's channels.
+      stem_variance_epsilon, stem_norm_epsilon: those of the ResNet's standardized kernels and of
+        its group norms, see `resnet.Style`; timm has 1e-8 and 1e-5 with the same weights.
     """
 
     stages: Sequence[int] = ()
     width_factor: float = 1.0
+    stem_variance_epsilon: float | None = None
+    stem_norm_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
         check_width_factor(self.width_factor)
@@ -40,12 +44,17 @@ class Hybrid(VisionTransformer):
     @nn.nowrap
     def traits(self) -> Traits:
         """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
-        return super().traits().but("a hybrid")
+        told = {"a hybrid"}
+        if (self.stem_variance_epsilon, self.stem_norm_epsilon) != (None, 1e-6):
+            told.add("another epsilon of the stem")
+        return super().traits().but(*told)
 
     @nn.nowrap
     def _stem(self, images: Array) -> Array:
         dtype = jnp.dtype(self.dtype)
-        return ResNetStem(tuple(self.stages), self.width_factor, dtype, name="stem")(images)
+        epsilons = (self.stem_variance_epsilon, self.stem_norm_epsilon)
+        style = Style(False, *epsilons)
+        return ResNetStem(tuple(self.stages), self.width_factor, dtype, style, name="stem")(images)
 
 
 def _variant(size: str, patch: int, stages: tuple[int, ...]) -> Variant:

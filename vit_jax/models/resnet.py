@@ -15,6 +15,7 @@ transformer (Dosovitskiy et al. 2021).
     norm/{scale,bias}            (BiT)
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -35,23 +36,38 @@ EXPANSION = 4
 Padding = str | Sequence[tuple[int, int]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """The details in which published ResNets differ.
+
+    pads_evenly: convolutions pad (kernel - 1) / 2 on every side, as PyTorch does; else by XLA's
+      SAME, which pads only bottom and right where the stride leaves an odd number.
+    variance_epsilon: added to the variance of a kernel; None adds 1e-5 to its deviation.
+    norm_epsilon: that of group norms.
+    """
+
+    pads_evenly: bool = False
+    variance_epsilon: float | None = None
+    norm_epsilon: float = 1e-6
+
+
+BIT = Style(pads_evenly=True, variance_epsilon=1e-10, norm_epsilon=1e-5)
+HYBRID = Style()
+
+
 class StdConv(nn.Module):
     """A convolution without bias whose kernel is standardised over height, width and inputs.
 
     Weight standardisation (Qiao et al. 2019): zero mean and unit (population) deviation for every
     output channel. Input and output are `[batch, height, width, channels]`.
 
-    Attributes:
-      as_bit: pad (kernel - 1) / 2 on every side, as PyTorch does, and add 1e-10 to the variance, as
-        the published BiTs do. Else, as hybrids do, XLA's SAME, which pads only bottom and right
-        where the stride leaves an odd number, and 1e-5 added to the deviation.
     """
 
     features: int
     kernel_size: int
     dtype: DTypeLike
     stride: int = 1
-    as_bit: bool = False
+    style: Style = HYBRID
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -63,31 +79,32 @@ class StdConv(nn.Module):
         kernel = self.param("kernel", init, shape, jnp.float32)
         kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
         deviation = jnp.std(kernel, axis=(0, 1, 2), keepdims=True)
-        kernel = kernel / (jnp.sqrt(deviation**2 + 1e-10) if self.as_bit else deviation + 1e-5)
+        epsilon = self.style.variance_epsilon
+        kernel = kernel / (
+            deviation + 1e-5 if epsilon is None else jnp.sqrt(deviation**2 + epsilon)
+        )
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             (self.stride, self.stride),
-            _padding(size, self.as_bit),
+            _padding(size, self.style.pads_evenly),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return nn.with_logical_constraint(y, ("batch", None, None, "conv_out"))
 
 
-def _padding(size: int, as_bit: bool) -> Padding:
-    return [((size - 1) // 2, (size - 1) // 2)] * 2 if as_bit else "SAME"
+def _padding(size: int, evenly: bool) -> Padding:
+    return [((size - 1) // 2, (size - 1) // 2)] * 2 if evenly else "SAME"
 
 
-def _group_norm(
-    name: str, dtype: DTypeLike, scale_init: float = 1.0, *, as_bit: bool = False
-) -> nn.GroupNorm:
+def _group_norm(name: str, dtype: DTypeLike, style: Style, scale_init: float = 1.0) -> nn.GroupNorm:
     scale = nn.with_logical_partitioning(nn.initializers.constant(scale_init), ("conv_out",))
     bias = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
     return nn.GroupNorm(
         NUM_GROUPS,
-        epsilon=1e-5 if as_bit else 1e-6,
+        epsilon=style.norm_epsilon,
         # Mean square less squared mean loses digits; the published BiTs were trained without.
-        use_fast_variance=not as_bit,
+        use_fast_variance=style != BIT,
         dtype=dtype,
         scale_init=scale,
         bias_init=bias,
@@ -101,14 +118,15 @@ class PostActivationUnit(nn.Module):
     width: int
     stride: int
     dtype: DTypeLike
+    style: Style
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         def conv(features: int, size: int, name: str, stride: int = 1) -> StdConv:
-            return StdConv(features, size, self.dtype, stride, name=name)
+            return StdConv(features, size, self.dtype, stride, self.style, name=name)
 
         def norm(name: str, scale_init: float = 1.0) -> nn.GroupNorm:
-            return _group_norm(name, self.dtype, scale_init)
+            return _group_norm(name, self.dtype, self.style, scale_init)
 
         out = EXPANSION * self.width
         shortcut = x
@@ -127,14 +145,15 @@ class PreActivationUnit(nn.Module):
     width: int
     stride: int
     dtype: DTypeLike
+    style: Style
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         def conv(features: int, size: int, name: str, stride: int = 1) -> StdConv:
-            return StdConv(features, size, self.dtype, stride, as_bit=True, name=name)
+            return StdConv(features, size, self.dtype, stride, self.style, name=name)
 
         def activate(name: str, x: Array) -> Array:
-            return nn.relu(_group_norm(name, self.dtype, as_bit=True)(x))
+            return nn.relu(_group_norm(name, self.dtype, self.style)(x))
 
         out = EXPANSION * self.width
         y = activate("norm1", x)
@@ -154,12 +173,14 @@ class _Stage(nn.Module):
     width: int
     stride: int
     dtype: DTypeLike
+    style: Style
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i in range(self.num_units):
             stride = self.stride if i == 0 else 1
-            x = self.unit(self.width, stride, self.dtype, name=f"unit{i + 1}")(x)
+            unit = self.unit(self.width, stride, self.dtype, self.style, name=f"unit{i + 1}")
+            x = unit(x)
         return x
 
 
@@ -167,17 +188,17 @@ class _Root(nn.Module):
     """The 7x7 convolution and the pooling that take the image to a quarter of its size."""
 
     width: int
-    as_bit: bool
     dtype: DTypeLike
+    style: Style
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = StdConv(self.width, 7, self.dtype, 2, self.as_bit, name="conv")(x)
-        if self.as_bit:
+        x = StdConv(self.width, 7, self.dtype, 2, self.style, name="conv")(x)
+        if self.style.pads_evenly:
             # BiT pads with zeros, not -inf, and has no norm here.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             return nn.max_pool(x, (3, 3), (2, 2), "VALID")
-        x = nn.relu(_group_norm("norm", self.dtype)(x))
+        x = nn.relu(_group_norm("norm", self.dtype, self.style)(x))
         return nn.max_pool(x, (3, 3), (2, 2), "SAME")
 
 
@@ -201,10 +222,11 @@ class ResNetStem(nn.Module):
     stages: Sequence[int]
     width_factor: float
     dtype: DTypeLike
+    style: Style = HYBRID
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        return _maps(images, self.stages, self.width_factor, self.dtype, as_bit=False)[-1]
+        return _maps(images, self.stages, self.width_factor, self.dtype, self.style)[-1]
 
 
 def _maps(
@@ -212,16 +234,15 @@ def _maps(
     stages: Sequence[int],
     width_factor: float,
     dtype: DTypeLike,
-    *,
-    as_bit: bool,
+    style: Style,
 ) -> list[Array]:
     """Returns the output of the root and of each stage, inside a compact method."""
     width = check_width_factor(width_factor)
-    unit = PreActivationUnit if as_bit else PostActivationUnit
-    maps = [_Root(width, as_bit, dtype, name="root")(images)]
+    unit = PreActivationUnit if style == BIT else PostActivationUnit
+    maps = [_Root(width, dtype, style, name="root")(images)]
     for i, num_units in enumerate(stages):
         stride = 1 if i == 0 else 2
-        stage = _Stage(unit, num_units, width * 2**i, stride, dtype, name=f"stage{i + 1}")
+        stage = _Stage(unit, num_units, width * 2**i, stride, dtype, style, name=f"stage{i + 1}")
         maps.append(stage(maps[-1]))
     return maps
 
@@ -253,8 +274,8 @@ class BiT(nn.Module):
         """Encodes images, float `[batch, height, width, channels]`; `train` changes nothing."""
         del train
         dtype = jnp.dtype(self.dtype)
-        _, *maps = _maps(images, self.stages, self.width_factor, dtype, as_bit=True)
-        maps[-1] = nn.relu(_group_norm("norm", dtype, as_bit=True)(maps[-1]))
+        _, *maps = _maps(images, self.stages, self.width_factor, dtype, BIT)
+        maps[-1] = nn.relu(_group_norm("norm", dtype, BIT)(maps[-1]))
         return _pooled(maps)
 
 
@@ -275,7 +296,7 @@ class PostActivationResNet(BiT):
         """Encodes images, float `[batch, height, width, channels]`; `train` changes nothing."""
         del train
         dtype = jnp.dtype(self.dtype)
-        _, *maps = _maps(images, self.stages, self.width_factor, dtype, as_bit=False)
+        _, *maps = _maps(images, self.stages, self.width_factor, dtype, HYBRID)
         return _pooled(maps)
 
 

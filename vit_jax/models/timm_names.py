@@ -25,6 +25,11 @@ ACTIVATIONS = {
 }
 """The fields by timm's words and the names of its classes, both without case and underscores."""
 
+STEM = {"stem_variance_epsilon": 1e-8, "stem_norm_epsilon": 1e-5}
+"""The epsilons of the ResNets in timm's hybrids."""
+
+BLOCKS = ("Block", "ResPostBlock", "ParallelScalingBlock", "DiffParallelScalingBlock")
+DIFFERENTIAL = ("diff", "diffattention")
 POOLINGS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
 
 
@@ -132,8 +137,9 @@ def _vit(a: Args, name: str) -> tuple[str, dict[str, Any]]:
     fields, kind = _sizes(a, name, "token"), "vit"
     pre_norm, bias = a.get("pre_norm", False), a.get("proj_bias", True)
     block, mlp = a.get("block_fn", "Block"), a.get("mlp_layer", "Mlp")
-    if block not in ("Block", "ResPostBlock", "ParallelScalingBlock") or a.get("attn_layer"):
-        _refuse(name, f"{a.get('attn_layer') or ''} {block}".strip())
+    attention = a.get("attn_layer") or "attn"
+    if block not in BLOCKS or _plain(attention) not in ("attn", "attention", *DIFFERENTIAL):
+        _refuse(name, f"{attention} {block}")
     final = a.get("final_norm", True)
     norms = _norms_around(a, fields["pooling"], last=None, after=a.get("fc_norm"))
     fields |= norms if final else {"last_norm": False, "fc_norm": False}
@@ -150,7 +156,8 @@ def _vit(a: Args, name: str) -> tuple[str, dict[str, Any]]:
         "attention_norm": a.get("scale_attn_norm", False),
         "mlp_norm": a.get("scale_mlp_norm", False),
         "post_norm": block == "ResPostBlock",
-        "parallel": block == "ParallelScalingBlock",
+        "parallel": block.endswith("ParallelScalingBlock"),
+        "differential": block.startswith("Diff") or _plain(attention) in DIFFERENTIAL,
         "pool_prefix": a.get("pool_include_prefix", False),
     }
     fields |= _gated(fields, mlp, name)
@@ -180,7 +187,7 @@ def _hybrid(a: Args, name: str) -> tuple[str, dict[str, Any]]:
     if backbone.get("name") not in ("Sequential",):
         _refuse(name, f"stem {backbone.get('name') or layer}")
     patch = layer.get("patch_size", a.get("patch_size", 1))
-    return "r50_b16", {"stages": tuple(backbone["stages"]), "patch_size": _patch(patch)}
+    return "r50_b16", {"stages": tuple(backbone["stages"]), "patch_size": _patch(patch), **STEM}
 
 
 def _distilled(a: Args, name: str) -> tuple[str, dict[str, Any]]:
@@ -194,9 +201,9 @@ def _eva(a: Args, name: str) -> tuple[str, dict[str, Any]]:
     norms = {"last": a.get("use_post_transformer_norm"), "after": a.get("use_fc_norm")}
     fields |= _norms_around(a, fields["pooling"], **norms)
     heads = a.get("num_kv_heads")
-    if isinstance(heads, list) and len(set(heads)) > 1:
-        _refuse(name, "different numbers of heads in the blocks")
-    heads = heads[0] if isinstance(heads, list) else heads
+    if isinstance(heads, list):
+        # Blocks that differ have a key for every query here; files have theirs repeated.
+        heads = heads[0] if len(set(heads)) == 1 else None
     registers, table = a.get("num_reg_tokens", 0), a.get("use_abs_pos_emb", True)
     fields |= {
         "class_token": a.get("class_token", True),

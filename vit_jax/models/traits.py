@@ -38,12 +38,14 @@ VIT_NAMES: Mapping[str, str | Mapping[Any, str]] = {
     "pooling": {
         "token": "class token",
         "mean": "mean pooling",
+        "token_mean": "pooling of class token and mean",
         "map": "attention pooling",
         "none": "no pooling",
     },
     "pool_prefix": "pooling of all tokens",
     "map_heads": "attention pooling of another size",
     "map_mlp_dim": "attention pooling of another size",
+    "map_mlp": "attention pooling without an MLP",
     "position": {"learned": "", "none": "no positions", "sincos2d": "sin-cos positions"},
     "position_table": "learned positions beside rotary ones",
     "position_bias": {"none": ""},
@@ -75,6 +77,7 @@ VIT_NAMES: Mapping[str, str | Mapping[Any, str]] = {
     "layer_scale": "LayerScale",
     "mlp_layer_scale": "LayerScale on attention alone",
     "qk_norm": "query-key norm",
+    "differential": "differential attention",
     "attention_norm": "a norm inside attention",
     "mlp_norm": "a norm inside the MLP",
     "post_norm": "post-norm blocks",
@@ -132,7 +135,7 @@ def effective_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         return found
     pooling, position, idle = found["pooling"], found["position"], []
     if found["class_token"] is None:
-        found["class_token"] = pooling == "token"
+        found["class_token"] = pooling in ("token", "token_mean")
     defaults = {
         "num_kv_heads": found["num_heads"],
         "mlp_dim": 4 * found["width"],
@@ -148,7 +151,7 @@ def effective_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     if not (found["class_token"] and (position == "learned" or found["position_table"])):
         idle.append("class_token_position")
     if pooling != "map":
-        idle += ["map_heads", "map_mlp_dim"]
+        idle += ["map_heads", "map_mlp_dim", "map_mlp"]
     has_prefix = found["class_token"] or found["distill_token"] or found["num_registers"]
     if pooling in ("token", "none") or not has_prefix:
         idle.append("pool_prefix")

@@ -19,6 +19,7 @@ P = rows * columns of the patch grid:
       attn/rope/frequencies      [2, H, D / 2]            (position="rope_mixed"; row, column)
       attn/out/kernel            [H, D, width]
       attn/out/bias              [width]
+      attn/difference/           see `layers.differential`
       attn/norm/{scale,bias}     [H, D]                   (attention_norm)
       attn/position_bias/        see `layers.position_bias`
       scale1, scale2             [width]                  (layer_scale; scale1 alone if parallel,
@@ -74,13 +75,13 @@ from vit_jax.models.layers.positions import (
 )
 from vit_jax.models.layers.resize import resize_position_table
 from vit_jax.models.layers.transformer import BlockSpec, run_blocks
-from vit_jax.models.layers.windows import Windows, check_windows
+from vit_jax.models.layers.windows import check_windows, windows_of_blocks
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import VIT_NAMES, Traits, named_fields
 from vit_jax.models.vit_sizes import SIZES
 from vit_jax.types import Array, Features
 
-POOLINGS = ("token", "mean", "map", "none")
+POOLINGS = ("token", "mean", "token_mean", "map", "none")
 
 
 class VisionTransformer(Encoder):
@@ -96,10 +97,12 @@ class VisionTransformer(Encoder):
       pre_norm: a norm of all tokens before the first block (Radford et al. 2021, CLIP).
       last_norm: a norm of all tokens after the last block. fc_norm: a norm of the pooled vector
         (timm's name; BEiT and EVA have it in place of the last norm).
-      pooling: "token" takes the class token, "mean" averages the patches, "map" attends to them
-        with a learned probe, "none" pools nothing. pool_prefix: "mean" and "map" read the tokens
-        before the patches, too (Bolya et al. 2025, Perception Encoder).
-      map_heads, map_mlp_dim: sizes of the attention pooling; None is as in the blocks.
+      pooling: "token" takes the class token, "mean" averages the patches, "token_mean" joins the
+        two (Oquab et al. 2023, DINOv2), "map" attends to the patches with a learned probe, "none"
+        pools nothing. pool_prefix: "mean" and "map" read the tokens before the patches, too (Bolya
+        et al. 2025, Perception Encoder).
+      map_heads, map_mlp_dim: sizes of the attention pooling; None is as in the blocks. map_mlp:
+        whether it has an MLP; AIMv2's has none.
       class_token: whether there is one; None adds it where pooling needs it.
       class_token_position: the learned table has a row for the class token, as in the ViT paper;
         False is the convention of big_vision, DeiT III and timm's `no_embed_class`.
@@ -139,6 +142,7 @@ class VisionTransformer(Encoder):
     pool_prefix: bool = False
     map_heads: int | None = None
     map_mlp_dim: int | None = None
+    map_mlp: bool = True
     class_token: bool | None = None
     class_token_position: bool = True
     position: str = "learned"
@@ -174,8 +178,10 @@ class VisionTransformer(Encoder):
                 "window needs blocks of their own and the whole grid of patches alone; write"
                 " scan=False, pooling='mean', no class token, registers or patch_drop"
             )
-        if self.pooling == "token" and self.class_token is False:
-            raise UserError("pooling='token' needs the class token; write pooling='mean' or 'map'")
+        if self.pooling in ("token", "token_mean") and self.class_token is False:
+            raise UserError(
+                f"pooling={self.pooling!r} needs the class token; write pooling='mean' or 'map'"
+            )
         if self.pooling == "none" and self.patch_drop:
             raise UserError("pooling='none' keeps the patch grid; write patch_drop=0")
         if self.depth == 0 and self.position != "none":
@@ -284,7 +290,8 @@ class VisionTransformer(Encoder):
 
     @nn.nowrap
     def _has_class_token(self) -> bool:
-        return self.pooling == "token" if self.class_token is None else self.class_token
+        needed = self.pooling in ("token", "token_mean")
+        return needed if self.class_token is None else self.class_token
 
     @nn.nowrap
     def _num_prefix_tokens(self) -> int:
@@ -392,14 +399,6 @@ class VisionTransformer(Encoder):
         return jnp.pad(rope, widths)
 
     @nn.nowrap
-    def _windows(self, rows: int, columns: int) -> list[Windows | None]:
-        """Returns the windows of each block; an empty list when there are none."""
-        if not self.window:
-            return []
-        windows = Windows(rows, columns, self.window)
-        return [None if i in self.global_blocks else windows for i in range(self.depth)]
-
-    @nn.nowrap
     def _encode(self, x: Array, train: bool, grid: tuple[int, int], rope: Array | None) -> Array:
         """Applies dropout, the blocks and the norms before and after them."""
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -408,7 +407,8 @@ class VisionTransformer(Encoder):
         spec = self.block_spec()
         if self.pre_norm:
             x = spec.make_norm("pre_norm")(x)
-        places = {"rope": rope, "windows": self._windows(*grid), "bias": None}
+        windows = windows_of_blocks(grid, self.window, self.global_blocks, self.depth)
+        places = {"rope": rope, "windows": windows, "bias": None}
         if self.position_bias != "none":
             kind = self.position_bias.removeprefix("shared_")
             prefix, hidden = self._num_prefix_tokens(), self.position_bias_dim
@@ -428,10 +428,12 @@ class VisionTransformer(Encoder):
             return None
         if self.pooling == "token":
             pooled = tokens[:, 0]
-        elif self.pooling == "mean":
-            pooled = jnp.mean(read, axis=1, dtype=jnp.float32)
+        elif self.pooling == "map":
+            pooled = MapHead(self.map_spec(), train, self.map_mlp, name="map_head")(read)[:, 0]
         else:
-            pooled = MapHead(self.map_spec(), train, name="map_head")(read)[:, 0]
+            pooled = jnp.mean(read, axis=1, dtype=jnp.float32)
+            if self.pooling == "token_mean":
+                pooled = jnp.concatenate([tokens[:, 0].astype(jnp.float32), pooled], axis=-1)
         return self.block_spec().make_norm("fc_norm")(pooled) if self.fc_norm else pooled
 
 

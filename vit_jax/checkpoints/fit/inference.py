@@ -132,20 +132,27 @@ def _outside_blocks(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if inferred["fc_norm"] and not inferred["last_norm"]:
         token = "mean"  # timm and BEiT move the last norm behind the pooling where they average.
     inferred["pooling"] = "map" if "backbone/map_head/probe" in arrays else token
+    kernel, width = arrays.get("head/kernel"), arrays[PATCHES].shape[3]
+    if token == "token" and kernel is not None and kernel.shape[:1] == (2 * width,):
+        inferred["pooling"] = "token_mean"
     if inferred["pooling"] == "map":
+        inferred["map_mlp"] = "backbone/map_head/mlp/dense1/kernel" in arrays
+    if inferred.get("map_mlp"):
         width = arrays["backbone/map_head/mlp/dense1/kernel"].shape[1]
         if has_blocks:
             own = arrays[f"{BLOCK}mlp/dense1/kernel"].shape[1]
             inferred["map_mlp_dim"] = None if width == own else width
-    if CLS in arrays and inferred["pooling"] != "token":
+    if CLS in arrays and not inferred["pooling"].startswith("token"):
         inferred["class_token"] = True
     return inferred
 
 
 def _block(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     query = arrays[f"{BLOCK}attn/query/kernel"]
+    maps = 2 if f"{BLOCK}attn/difference/initial" in arrays else 1
     inferred: dict[str, Any] = {
-        "num_heads": query.shape[1] if query.ndim == 3 else None,
+        "num_heads": query.shape[1] // maps if query.ndim == 3 else None,
+        "differential": maps == 2,
         "mlp_dim": arrays[f"{BLOCK}mlp/dense1/kernel"].shape[1],
         "norm": "layernorm" if f"{BLOCK}norm1/bias" in arrays else "rmsnorm",
         "mlp": "swiglu" if f"{BLOCK}mlp/gate/kernel" in arrays else "gelu",

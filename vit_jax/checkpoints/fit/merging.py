@@ -115,7 +115,11 @@ class Merge:
             self.notes.append(f"its own model has {lists[0]}; yours has {lists[1]}")
 
     def shape_attention(self) -> None:
-        """Splits channels into the model's heads where the file does not tell their number."""
+        """Splits channels into the model's heads where the file does not tell their number.
+
+        Keys and values that several queries share (Ainslie et al. 2023, GQA) are repeated where the
+        model has them once for each query: the same is computed.
+        """
         for name, array in self.arrays.items():
             shape = self.target.shapes.get(name)
             flat_ndim = 2 if name.endswith("/kernel") else 1
@@ -124,6 +128,17 @@ class Merge:
                 wanted = np.broadcast_to(0, shape).reshape(merged if flat_ndim == 2 else -1).shape
                 if array.shape == wanted:
                     self.arrays[name] = array.reshape(shape)
+                elif array.shape[-1] and re.search("/attn/(key|value)/", name):
+                    self._repeat_heads(name, array, shape)
+
+    def _repeat_heads(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+        heads, head_dim = shape[-2:]
+        held, rest = divmod(array.shape[-1], head_dim)
+        if rest or held >= heads or heads % held:
+            return
+        split = array.reshape(*array.shape[:-1], held, head_dim)
+        self.arrays[name] = np.repeat(split, heads // held, axis=-2)
+        self.resized[name] = f"{held} heads, each repeated {heads // held} times"
 
     def check_width(self) -> None:
         """A checkpoint of another size of model fails here, before a hundred names are listed."""

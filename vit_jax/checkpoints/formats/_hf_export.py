@@ -31,6 +31,8 @@ ACTIVATIONS = {
 _COMMON = frozenset({"a ViT", "another norm epsilon", *("exact GELU", "quick GELU", "SiLU")})
 _TABLE = frozenset({"sin-cos positions", "no positions"})
 
+_OF_DINOV2 = frozenset({"class token", "pooling of class token and mean", "LayerScale"})
+
 Extra = Callable[[Any, Arrays], dict[str, Any]]
 
 
@@ -103,7 +105,7 @@ def _of_dinov3(backbone: Any, arrays: Arrays) -> dict[str, Any]:
 def _also_mean(arrays: Arrays) -> Arrays:
     """Gives the classifier zeros for the patches' mean, which DINOv2's reads beside the token."""
     kernel = arrays.get("head/kernel")
-    if kernel is None:
+    if kernel is None or len(kernel) != len(arrays["backbone/norm/scale"]):
         return arrays
     return {**arrays, "head/kernel": np.concatenate([kernel, np.zeros_like(kernel)])}
 
@@ -148,14 +150,14 @@ TARGETS = (
     ),
     Target(
         model_type="dinov2",
-        expresses=_COMMON | _TABLE | {"class token", "LayerScale"},
+        expresses=_COMMON | _TABLE | _OF_DINOV2,
         bare="Dinov2Model",
         headed="Dinov2ForImageClassification",
         **_DINOV2,
     ),
     Target(
         model_type="dinov2_with_registers",
-        expresses=_COMMON | _TABLE | {"class token", "LayerScale", "registers"},
+        expresses=_COMMON | _TABLE | _OF_DINOV2 | {"registers"},
         bare="Dinov2WithRegistersModel",
         headed="Dinov2WithRegistersForImageClassification",
         **{**_DINOV2, "prefix": "dinov2_with_registers."},

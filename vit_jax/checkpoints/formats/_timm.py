@@ -13,6 +13,9 @@ from vit_jax.errors import UserError
 
 State = dict[str, np.ndarray]
 
+LAMBDAS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+"""The vectors of differential attention."""
+
 
 def _mlps(theirs: str, ours: str, swiglu: bool) -> Iterator[tuple[str, str]]:
     names = [(f"{theirs}/fc1", f"{ours}/dense1"), (f"{theirs}/fc1_x", f"{ours}/dense1")]
@@ -29,6 +32,9 @@ def _attention(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
     for part in ("query", "key", "value"):
         yield f"{theirs}/{part}", f"{ours}/{part}"
     yield f"{theirs}/frequencies", f"{ours}/rope/frequencies"
+    for name in (*LAMBDAS, "initial"):
+        yield f"{theirs}/{name}", f"{ours}/difference/{name}"
+    yield f"{theirs}/sub_norm", f"{ours}/difference/norm"
 
 
 def _bias(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
@@ -143,6 +149,7 @@ def prepare(state: Mapping[str, np.ndarray], args: Mapping[str, Any] | None) -> 
         state, args = _of_naflex(state), {"no_embed_class": True}
     state = _split_parallel(state) if "blocks.0.in_proj.weight" in state else state
     state = _split_attention(state)
+    state = _with_initial_lambdas(state)
     state = _split_gated(state)
     state = _split_frequencies(state)
     return _fold_prefix(state, args)
@@ -194,10 +201,11 @@ def grid_of(state: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
 
 
 def _split_parallel(state: State) -> State:
-    """Splits the first layer of MLP and attention together, of timm's `ParallelScalingBlock`."""
+    """Splits the layers of MLP and attention together, of timm's parallel blocks."""
     out = {}
     names = {"in_norm": "norm1", "attn_out_proj": "attn.proj", "mlp_out_proj": "mlp.fc2"}
     names |= {"q_norm": "attn.q_norm", "k_norm": "attn.k_norm", "ls": "ls1"}
+    names |= {part: f"attn.{part}" for part in ("sub_norm", *LAMBDAS)}
     for name, array in state.items():
         match = re.fullmatch(r"(blocks\.\d+)\.(\w+)(\..*)?", name)
         block, part, leaf = match.groups("") if match else ("", "", "")
@@ -207,6 +215,13 @@ def _split_parallel(state: State) -> State:
             out[f"{block}.mlp.fc1{leaf}"], out[f"{block}.attn.qkv{leaf}"] = hidden, qkv
         elif part == "mlp_bias":
             out[f"{block}.mlp.fc1.bias"] = array
+        elif part == "out_proj" and leaf == ".weight":
+            width = len(array)
+            out[f"{block}.attn.proj.weight"], out[f"{block}.mlp.fc2.weight"] = np.split(
+                array, [width], axis=1
+            )
+        elif part == "out_proj":
+            out[f"{block}.attn.proj.bias"], out[f"{block}.mlp.fc2.bias"] = array, 0 * array
         else:
             out[f"{block}.{names[part]}{leaf}" if part in names else name] = array
     return out
@@ -234,6 +249,17 @@ def _split_attention(state: State) -> State:
             names = (f"{parent}.{part}.{leaf}" for part in parts[kind])
             out.update(zip(names, pieces, strict=True))
     return out
+
+
+def _with_initial_lambdas(state: State) -> State:
+    """Adds the constant of each layer's differential attention (Ye et al. 2025, section 2.1)."""
+    found = [re.fullmatch(r"(blocks\.(\d+)\.attn)\.lambda_q1", name) for name in state]
+    constants = {
+        f"{match[1]}.initial": np.float32([0.8 - 0.6 * math.exp(-0.3 * int(match[2]))])
+        for match in found
+        if match
+    }
+    return state | constants
 
 
 def _split_gated(state: State) -> State:

@@ -169,7 +169,7 @@ _SHOWN = frozenset(
         *("proj_bias", "mlp_bias", "patch_bias", "embed_norm", "pre_norm", "last_norm", "fc_norm"),
         *("attention_norm", "mlp_norm", "layer_scale", "mlp_layer_scale", "qk_norm", "stages"),
         *("num_registers", "class_token_position", "position_bias_dim"),
-        *("distill_token", "tokens_mlp_dim", "channels_mlp_dim", "width_factor"),
+        *("distill_token", "differential", "tokens_mlp_dim", "channels_mlp_dim", "width_factor"),
     )
 )
 """Fields that the arrays of a file show by themselves."""
@@ -183,6 +183,8 @@ def _assumed(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if "stem.proj.weight" in state:
         return fields
     fields["norm_epsilon"] = 1e-6
+    if any(name.startswith("patch_embed.backbone.") for name in state):
+        fields |= timm_names.STEM
     # Eva's models may have rotary positions, which leave no array, beside a table of them. Those of
     # the Perception Encoder have a norm before the blocks and attention pooling, as no other has.
     biases = [f"blocks.0.attn.{part}.bias" in state for part in ("query", "key")]

@@ -15,14 +15,16 @@ from vit_jax.types import Array, Features
 class MapHead(nn.Module):
     """Multi-head attention pooling (Zhai et al. 2022, "Scaling vision transformers").
 
-    A learned probe attends to all tokens; an MLP with a residual follows. There is no residual
-    around the attention. Parameters: probe `[1, 1, width]`, attn, norm, mlp.
+    A learned probe attends to all tokens; an MLP with a residual follows unless `mlp` is False
+    (Fini et al. 2024, AIMv2). There is no residual around the attention. Parameters: probe
+    `[1, 1, width]`, attn, norm, mlp.
 
     Its layers are those of the encoder, but always with biases and without norms inside.
     """
 
     spec: BlockSpec
     train: bool
+    mlp: bool = True
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
@@ -33,9 +35,11 @@ class MapHead(nn.Module):
         probe = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, 1, width))
         plain = {"qkv_bias": True, "key_bias": True, "proj_bias": True, "mlp_bias": True}
         plain |= {"attention_norm": False, "mlp_norm": False, "num_kv_heads": None}
-        plain |= {"position_bias": None}
+        plain |= {"position_bias": None, "differential": False}
         spec = dataclasses.replace(self.spec, **plain)
         x = spec.make_attention(train=self.train, name="attn")(probe, tokens)
+        if not self.mlp:
+            return x
         y = spec.make_norm("norm")(x)
         return x + spec.make_mlp(train=self.train, name="mlp")(y)
 

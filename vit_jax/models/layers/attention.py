@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import NORM_EPSILON, Linear, check_least, make_norm
+from vit_jax.models.layers.differential import Difference
 from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.position_bias import PositionBiasSpec
 from vit_jax.models.layers.positions import MixedFrequencies, rotate
@@ -42,6 +43,9 @@ class Attention(nn.Module):
     with biases unless told otherwise; `query_norm` and `key_norm` over head_dim with `qk_norm`
     (Dehghani et al. 2023, ViT-22B); `norm` over all heads before out with `out_norm` (Wang et al.
     2022, Magneto); `rope_frequencies` with rope="mixed"; `position_bias`, see there.
+
+    With `differential`, queries and keys have twice as many heads of half the width, and
+    `difference` has parameters of its own; see `layers.differential`.
 
     With `num_kv_heads`, keys and values have fewer heads, each of which serves several heads of the
     queries (Ainslie et al. 2023, GQA).
@@ -68,6 +72,7 @@ class Attention(nn.Module):
     norm_epsilon: float = NORM_EPSILON
     num_kv_heads: int | None = None
     position_bias: PositionBiasSpec | None = None
+    differential: bool = False
 
     @nn.compact
     def __call__(
@@ -92,8 +97,9 @@ class Attention(nn.Module):
         """
         keys = x if keys is None else keys
         kv_heads = self.num_kv_heads or self.num_heads
-        query = self._project("query", x, self.num_heads, self.qkv_bias)
-        key = self._project("key", keys, kv_heads, self.qkv_bias and self.key_bias)
+        maps = 2 if self.differential else 1
+        query = self._project("query", x, maps * self.num_heads, self.qkv_bias)
+        key = self._project("key", keys, maps * kv_heads, self.qkv_bias and self.key_bias)
         value = self._project("value", keys, kv_heads, self.qkv_bias)
         if self.qk_norm:
             # No bias: softmax would not see the key's, and ViT-22B has none.
@@ -136,7 +142,9 @@ class Attention(nn.Module):
 
     @nn.nowrap
     def _project(self, name: str, x: Array, num_heads: int, use_bias: bool) -> Array:
-        features, axes = (num_heads, self.head_dim), ("embed", "heads", "head_dim")
+        differs = self.differential and name != "value"
+        features = (num_heads, self.head_dim // 2 if differs else self.head_dim)
+        axes = ("embed", "heads", "head_dim")
         fields = {"kernel_init": SCHEMES[self.initialization].kernel, "use_bias": use_bias}
         y = Linear(features, axes, dtype=self.dtype, name=name, **fields)(x)
         return nn.with_logical_constraint(y, ("batch", "tokens", "heads", "head_dim"))
@@ -154,14 +162,18 @@ class Attention(nn.Module):
     ) -> Array:
         asked_for = self.is_mutable_collection("intermediates") and not self.is_initializing()
         dropping = self.train and self.dropout > 0.0
-        if not asked_for and not dropping:
+        if not asked_for and not dropping and not self.differential:
             how = self.implementation
             return attend(query, key, value, segment_ids, bias=bias, implementation=how)
         weights = attention_weights(query, key, segment_ids, bias)
+        if self.differential:
+            difference = Difference(self.head_dim, self.dtype, name="difference")
+            weights = difference.weights(weights)
         if asked_for:
             self.sow("intermediates", "attention", windows.whole(weights) if windows else weights)
         weights = nn.Dropout(self.dropout, deterministic=not self.train)(weights)
-        return weighted_sum(weights, value)
+        y = weighted_sum(weights, value)
+        return difference.normed(y) if self.differential else y
 
 
 def attend(

@@ -32,6 +32,8 @@ class Encoder(nn.Module, kw_only=True):
         and attention and MLP that read the same norm and are added together.
       attention_norm, mlp_norm: norms before the attention's output projection and before the MLP's
         second matrix (Wang et al. 2022, Magneto, "sub-LN"; Fang et al. 2023, EVA-02).
+      differential: each head subtracts one attention map from another (Ye et al. 2025; see
+        `layers.differential`).
       post_norm: the norm of each branch comes after its layer, before the sum (Liu et al. 2022,
         Swin V2), not before the layer.
       layer_scale: the initial scale of every residual branch (Touvron et al. 2021, CaiT), or None
@@ -69,6 +71,7 @@ class Encoder(nn.Module, kw_only=True):
     proj_bias: bool = True
     mlp_bias: bool = True
     qk_norm: bool = False
+    differential: bool = False
     parallel: bool = False
     attention_norm: bool = False
     mlp_norm: bool = False

@@ -72,6 +72,7 @@ class BlockSpec:
     qk_norm: bool = False
     attention_norm: bool = False
     mlp_norm: bool = False
+    differential: bool = False
     parallel: bool = False
     post_norm: bool = False
     layer_scale: float | None = None
@@ -104,6 +105,11 @@ class BlockSpec:
         check_choice("activation", spec.activation, ACTIVATIONS)
         if spec.norm_epsilon <= 0.0:
             raise UserError(f"norm_epsilon={spec.norm_epsilon}: write a number above 0, say 1e-6")
+        if spec.differential and (spec.rope or spec.head_dim % 2 or spec.num_kv_heads):
+            raise UserError(
+                "differential attention needs heads of an even width, as many keys as queries, and"
+                " no rotary positions; write differential=False"
+            )
         if spec.parallel and spec.post_norm:
             raise UserError("parallel blocks norm once, before; write post_norm=False")
         if spec.num_kv_heads is not None:
@@ -144,6 +150,7 @@ class BlockSpec:
             norm_epsilon=self.norm_epsilon,
             num_kv_heads=self.num_kv_heads,
             position_bias=self.position_bias,
+            differential=self.differential,
             name=name,
         )
 

@@ -66,6 +66,16 @@ class Windows:
         return empty.at[:, :, queries, keys].set(weights, mode="drop")
 
 
+def windows_of_blocks(
+    grid: tuple[int, int], side: int, global_blocks: Sequence[int], depth: int
+) -> list[Windows | None]:
+    """Returns the windows of each block; an empty list where all blocks attend to all tokens."""
+    if not side:
+        return []
+    windows = Windows(*grid, side)
+    return [None if i in global_blocks else windows for i in range(depth)]
+
+
 def check_windows(window: int, global_blocks: Sequence[int], depth: int) -> None:
     """Raises a `UserError` where `config.model` asks for windows that cannot be."""
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:

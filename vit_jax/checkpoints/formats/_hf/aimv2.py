@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from vit_jax.checkpoints.formats._hf import Family
+import numpy as np
+
+from vit_jax.checkpoints.formats._hf import Family, State
 from vit_jax.checkpoints.weights import Renames
 
 
@@ -19,6 +21,24 @@ def _pairs() -> Iterator[tuple[str, str]]:
     for theirs, part in (("gate", "gate"), ("up", "dense1"), ("down", "dense2")):
         yield f"{block}/ffn/{theirs}_proj", f"{ours}/mlp/{part}"
     yield "rms_norm", "backbone/norm"
+    pool = "backbone/map_head"
+    yield "head/cls_token", f"{pool}/probe"
+    for part in ("query", "key", "value"):
+        yield f"head/{part[0]}_proj", f"{pool}/attn/{part}"
+    yield "head/output_proj", f"{pool}/attn/out"
+
+
+def prepare(state: State) -> State:
+    """Gives the attention pooling the layers that it leaves out, such that they change nothing.
+
+    Its probe is a query as it is, and its keys and values have no biases.
+    """
+    probe = state.get("head.cls_token")
+    if probe is None:
+        return state
+    width = probe.shape[-1]
+    zeros = {f"head.{part}_proj.bias": np.zeros(width, np.float32) for part in ("q", "k", "v")}
+    return {"head.q_proj.weight": np.eye(width, dtype=np.float32), **zeros, **state}
 
 
 FAMILY = Family(
@@ -35,4 +55,5 @@ FAMILY = Family(
         "image_size": 224,
         "patch_size": 14,
     },
+    prepare=prepare,
 )
