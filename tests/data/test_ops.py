@@ -367,6 +367,20 @@ def test_each_random_op_has_a_key_of_its_own():
     assert 30 < sum(flipped) < 70
 
 
+def test_each_view_has_a_key_of_its_own():
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    record = {"image": image, "label": np.int32(3)}
+    spec = "views('local', 3, 'random_crop(4)|color_jitter(0.4)')|flip_lr"
+    found = apply(spec, record)
+    assert found["local"].shape == (3, 4, 4, 3)
+    assert found["image"].shape == (12, 12, 3)
+    assert len({view.tobytes() for view in found["local"]}) == 3
+    np.testing.assert_array_equal(apply(spec, record)["local"], found["local"])
+    assert (apply(spec, record, seed=(1, 3))["local"] != found["local"]).any()
+    with pytest.raises(UserError, match="count=0: write 1 or more"):
+        apply("views('local', 0, 'flip_lr')", record)
+
+
 def test_key_arguments_choose_the_fields():
     record = {"image": ARRAYS["small"], "other": ARRAYS["small"]}
     ours = apply("resize(4, key='other')|resize(6, inkey='image', outkey='thumb')", record)

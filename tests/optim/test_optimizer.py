@@ -1,5 +1,7 @@
 """The composition: order of operations, groups, state and errors."""
 
+import re
+
 import flax.serialization
 import flax.traverse_util
 import jax
@@ -79,6 +81,70 @@ def test_clipping_leaves_small_gradients_alone(params):
     assert_trees_close(clip(grads, 1.01 * norm(grads)), grads, rtol=0)
     zeros = jax.tree.map(np.zeros_like, grads)
     assert_trees_close(clip(zeros, 1.0), zeros, rtol=0)
+
+
+def test_each_parameter_or_module_may_have_a_norm_of_its_own(make, params, unstack):
+    """The layers of a stack are clipped one by one; queries, keys and values together."""
+    grads = gradients(params)
+
+    def clipped(scope, params, grads):
+        optimizer = make(params, name="sgd", lr=1.0, clip_norm=0.5, clip_scope=scope)
+        update = jax.jit(lambda grads: optimizer.update(grads, optimizer.init(params), params, 0))
+        return flat(update(grads)[0])
+
+    found, alone = clipped("parameter", params, grads), flat(unstack(grads))
+    separate = clipped("parameter", unstack(params), unstack(grads))
+    assert_trees_close(flat(unstack(unflatten(found))), separate, rtol=1e-6)
+    for name, g in alone.items():
+        others = [n for n in alone if merged(n) == merged(name)]
+        together = np.sqrt(sum(np.square(alone[n]).sum() for n in others))
+        np.testing.assert_allclose(separate[name], -g * min(1, 0.5 / together), rtol=1e-5)
+    found = clipped("module", params, grads)
+    for name in grads:
+        part = {n: x for n, x in found.items() if n.startswith(f"{name}/")}
+        before = norm({n: x for n, x in flat(grads).items() if n.startswith(f"{name}/")})
+        assert norm(part) == pytest.approx(min(0.5, before), rel=1e-5)
+
+
+def merged(name):
+    return re.sub("/(query|key|value)/", "/qkv/", name)
+
+
+def unflatten(named):
+    return flax.traverse_util.unflatten_dict(named, sep="/")
+
+
+def test_late_parameters_begin_as_if_the_run_did(make, params):
+    """Neither decayed nor counted before; then Adam's bias correction starts at their first."""
+    keys = {"lr": 0.1, "weight_decay": 0.1, "decay_mask": ".*", "schedule": {"name": "constant"}}
+    late = make(params, freeze_until=[["head/.*", 2]], **keys)
+    plain = make(params, **keys)
+    assert [row.late for row in late.describe() if row.path.startswith("head/")] == [0, 0]
+    assert_trees_close(run(late, params, 2)[0]["head"], params["head"], rtol=0)
+    found, state = run(late, params, 3)
+    assert [int(state[name].count) for name in ("adamw", "adamw_late0")] == [3, 1]
+    whole, _ = run(plain, params, 3)
+    assert_trees_close(found["backbone"], whole["backbone"], rtol=0)
+    first = jax.jit(lambda grads: plain.update(grads, plain.init(params), params, 2)[0])
+    first = first(gradients(params, 2))
+    assert_trees_close(found["head"], optax.apply_updates(params, first)["head"], atol=1e-7)
+    with pytest.raises(UserError, match="freeze_until: schedule_free_adamw averages"):
+        make(params, name="schedule_free_adamw", freeze_until=[["head/.*", 2]])
+    with pytest.raises(UserError, match=r"freeze_until: 'heat/.*' matches no whole"):
+        make(params, freeze_until=[["heat/.*", 2]])
+
+
+def test_weight_decay_may_have_a_schedule(make, params):
+    keys = {"name": "sgd", "lr": 1.0, "weight_decay": 0.04, "schedule": {"name": "constant"}}
+    optimizer = make(params, decay_schedule={"name": "cosine", "end": 10.0}, **keys)
+    zeros = jax.tree.map(np.zeros_like, params)
+    for step, share in ((0, 0.0), (10, 0.5), (20, 1.0)):
+        update, _ = optimizer.update(zeros, optimizer.init(params), params, step)
+        decay = 0.04 + share * (0.4 - 0.04)
+        kernel = params["head"]["kernel"]
+        np.testing.assert_allclose(update["head"]["kernel"], -decay * kernel, rtol=1e-5)
+    with pytest.raises(UserError, match=r"optim.decay_schedule.ned is unknown"):
+        make(params, decay_schedule={"ned": 10.0}, **keys)
 
 
 @pytest.mark.parametrize(

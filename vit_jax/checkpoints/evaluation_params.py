@@ -1,7 +1,8 @@
 """Finds the parameters of our checkpoints to use: those that the run's evaluation reads.
 
-A moving average where the run kept one; else what the optimizer makes of the parameters it trains,
-for rules such as Schedule-Free that take gradients at one place and average another.
+A moving average, or a teacher of the task's own, where the run kept one; else what the optimizer
+makes of the parameters it trains, for rules such as Schedule-Free that take gradients at one place
+and average another.
 """
 
 import dataclasses
@@ -17,12 +18,14 @@ from vit_jax.checkpoints import files
 from vit_jax.checkpoints.store import Store, flatten
 from vit_jax.config import check_trust
 from vit_jax.errors import UserError
+from vit_jax.models.published import TEACHER
 from vit_jax.optim import DEFAULTS
 from vit_jax.optim.rule import Rule, load_rule, state_name
 from vit_jax.types import Array
 
 MANIFEST = "manifest/metadata"
 _STATE = "opt_state"
+_TASK_STATE = "task_state"
 
 _Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -54,9 +57,13 @@ def read(directory: epath.Path, step: int, place: jax.sharding.Sharding) -> Publ
         for name, x in described.items()
     }
     ema, params = _below("ema", saved), _below("params", saved)
+    teacher = _below(f"{_TASK_STATE}.{TEACHER}", saved)
     if not (ema or params):
         raise UserError(f"{path} holds no parameters")
     store, metadata = Store(directory), manifest.get("metadata")
+    if teacher:
+        found = store.restore(step, {_TASK_STATE: {TEACHER: teacher}}).tree[_TASK_STATE][TEACHER]
+        return Published(found, metadata, "the teacher, which averages the parameters")
     if ema:
         found = store.restore(step, {"ema": ema}).tree["ema"]
         return Published(found, metadata, "the moving average of the parameters (ema)")

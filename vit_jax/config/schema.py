@@ -20,113 +20,10 @@ from vit_jax.config.key import (
     Key,
     duration,
     open_section,
-    pattern,
     patterns,
     place,
 )
-
-_SCHEDULE = {
-    "name": Key(
-        "cosine",
-        WARNED,
-        "The curve: cosine, linear, polynomial, rsqrt, constant, stair, or"
-        " package.module:function.",
-    ),
-    "warmup": duration(0, WARNED, "Length of the linear ramp from 0 at the start."),
-    "cooldown": duration(0, WARNED, "Length of the linear ramp to 0 at the end."),
-    "end": Key(
-        0.0, WARNED, "Multiplier that cosine, linear and polynomial reach at the end.", at_least=0
-    ),
-    "power": Key(1.0, WARNED, "For polynomial: the power of the remaining share.", above=0),
-    "timescale": duration(
-        10_000, WARNED, "Time after which rsqrt has fallen to 1/sqrt(2).", above=0
-    ),
-    "shift": duration(0, WARNED, "Time by which rsqrt starts further along its curve."),
-    "boundaries": duration([], WARNED, "For stair: the times at which the rate changes."),
-    "factors": Key(
-        [], WARNED, "For stair: the multiplier from each boundary on.", of=float, at_least=0
-    ),
-}
-
-_OPTIM = {
-    "name": Key(
-        "adamw",
-        FIXED,
-        "The update rule: a file of optim/rules (adamw, sgd, adafactor, lamb, muon, ...), NAME for"
-        " the scale_by_NAME of optax (lion, radam, ...), or package.module:function.",
-    ),
-    "args": open_section({}, WARNED, "Arguments of the update rule, such as b2 or mu_dtype."),
-    "lr": Key(1e-3, WARNED, "Base learning rate, which the schedule multiplies.", at_least=0),
-    "weight_decay": Key(0.0, WARNED, "Strength of decoupled weight decay.", at_least=0),
-    # "lr": w -= lr·schedule·(u + decay·w), as in optax and PyTorch. "schedule": big_vision's and
-    # Loshchilov & Hutter's (2019) w -= schedule·(lr·u + decay·w), where a decay of 1e-4 at lr 1e-3
-    # is what "lr" calls 0.1.
-    "decay_coupling": Key(
-        "lr",
-        WARNED,
-        "What scales the weight decay besides the schedule: lr (as in PyTorch and optax), or"
-        " schedule (nothing else, as in big_vision).",
-        choices=("lr", "schedule"),
-    ),
-    "decay_mask": pattern(
-        ".*/kernel", WARNED, "Regex that matches the whole name of each parameter that decays."
-    ),
-    "decay_mults": Key(
-        [],
-        WARNED,
-        "[[regex, multiplier of weight_decay], ...]; the first match wins.",
-        kind="pattern",
-        of=tuple[str, float],
-    ),
-    "clip_norm": Key(
-        0.0, WARNED, "Largest global norm of the gradient; 0 switches clipping off.", at_least=0
-    ),
-    # Foret et al. (2021); Chen et al. (2022, arXiv:2106.01548) give 0.1 to 0.2 for ViTs.
-    "sam_rho": Key(
-        0.0,
-        WARNED,
-        "Radius of sharpness-aware minimization, which doubles the cost of a step; 0 switches it"
-        " off.",
-        at_least=0,
-    ),
-    "schedule": _SCHEDULE,
-    "group_schedules": Key(
-        [],
-        WARNED,
-        "[[regex, schedule], ...]: schedules of parameters that have one of their own.",
-        of=tuple[str, Mapping],
-    ),
-    "lr_mults": Key(
-        [],
-        WARNED,
-        "[[regex, multiplier of lr], ...]; the first match wins.",
-        kind="pattern",
-        of=tuple[str, float],
-    ),
-    "freeze": patterns(WARNED, "[regex, ...]: parameters that are not trained."),
-    # Clark et al. (2020, ELECTRA), Bao et al. (2022, BEiT): 0.65 to 0.75 for fine-tuning.
-    "layer_decay": Key(
-        1.0,
-        WARNED,
-        "Ratio of the learning rate of a block to that of the block after it; 1 switches layer"
-        " decay off.",
-        above=0,
-        at_most=1,
-    ),
-    "blocks": pattern(
-        r"(?:.*/)?blocks(?:_(\d+))?/.*",
-        WARNED,
-        "Regex of the parameters in the repeated blocks. Its group is the number of the block; a"
-        " match without a number means that the blocks are stacked along the first axis.",
-    ),
-    "stem": pattern(
-        r"(?:.*/)?(?:(?:patch_embed|stem|embed_norm)/.*|(?:token|segment|pos)_embed|cls|distill"
-        r"|registers)",
-        WARNED,
-        "Regex of the parameters before the first block, the lowest layer of layer_decay.",
-    ),
-}
-
+from vit_jax.config.optim_keys import OPTIM
 
 SCHEMA: dict[str, Any] = {
     "seed": Key(
@@ -321,7 +218,7 @@ SCHEMA: dict[str, Any] = {
             at_least=0,
         ),
     },
-    "optim": _OPTIM,
+    "optim": OPTIM,
     "mesh": {
         "data": Key(
             -1,

@@ -141,6 +141,7 @@ def _check_combinations(given: dict) -> None:
     for name, entry in given["eval"]["sets"].items():
         _check_eval_set(entry, f"eval.sets.{name}")
     complete_schedules(given["optim"])
+    complete_decay_schedule(given["optim"])
 
 
 def _check_eval_set(entry: Any, dotted: str) -> None:
@@ -164,3 +165,11 @@ def complete_schedules(optim: Mapping[str, Any]) -> list[list[Any]]:
         ]
         for i, (pattern, schedule) in enumerate(optim["group_schedules"])
     ]
+
+
+def complete_decay_schedule(optim: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `optim.decay_schedule` complete, or {} without one. Raises `UserError`."""
+    schema, given = SCHEMA["optim"]["schedule"], optim["decay_schedule"]
+    if not given:
+        return {}
+    return check_section({**defaults(schema), **given}, schema, "optim.decay_schedule.")

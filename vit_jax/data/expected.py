@@ -215,6 +215,16 @@ def _copy(fields: _Fields, inkey: str, outkey: str) -> _Fields:
     return {**fields, outkey: fields[inkey]}
 
 
+def _views(fields: _Fields, key_result: str, count: int, pp: str) -> _Fields | None:
+    view: _Fields | None = fields
+    for call in calls(pp):
+        view = view and _after(call.name, view, call.args, call.kwargs)
+    if view is None:
+        return None
+    image = view["image"]
+    return {**fields, key_result: image._replace(shape=(count, *image.shape))}
+
+
 def _keep(fields: _Fields, *keys: str) -> _Fields:
     return {key: fields[key] for key in keys if key in fields}
 
@@ -227,7 +237,7 @@ def _same(fields: _Fields, *_: Any, **__: Any) -> _Fields:
     return fields
 
 
-_RECORD_OPS: Mapping[str, Callable[..., _Fields]] = {
+_RECORD_OPS: Mapping[str, Callable[..., _Fields | None]] = {
     "check_segmentation": _same,
     "choose": _choose,
     "copy": _copy,
@@ -245,4 +255,5 @@ _RECORD_OPS: Mapping[str, Callable[..., _Fields]] = {
     "onehot": _onehot,
     "shift_labels": _same,
     "tokenize": _tokenize,
+    "views": _views,
 }

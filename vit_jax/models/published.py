@@ -2,16 +2,22 @@
 
 In addition to the model, a run may train low-rank adapters (`models.lora`) or keep a teacher for
 distillation. Evaluation, conversion, and export use the model alone, with the adapters merged into
-the kernels that they adapt.
+the kernels that they adapt. Where a task's own state has a teacher that follows the student, the
+teacher is evaluated and published in the place of the student.
 """
 
 from collections.abc import Mapping
 
 from vit_jax.models import lora
-from vit_jax.types import Array
+from vit_jax.types import Array, Params
 
 TEACHER = "teacher"
-"""The prefix of the names of a teacher's parameters."""
+"""The prefix of the names of a teacher's parameters, among the parameters or in a task's state."""
+
+
+def teacher_of(task_state: Params | None) -> Params | None:
+    """Returns the parameters of the teacher in a task's own state; None if it has no teacher."""
+    return (task_state or {}).get(TEACHER)
 
 
 def published_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:

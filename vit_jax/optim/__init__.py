@@ -11,8 +11,9 @@ in one place: `schedules.build` returns the function that both `Optimizer.update
 """
 
 from vit_jax.optim.averaging import ema_update
+from vit_jax.optim.clipping import clip_by_global_norm
 from vit_jax.optim.groups import Group
-from vit_jax.optim.optimizer import Optimizer, build, clip_by_global_norm
+from vit_jax.optim.optimizer import Optimizer, build
 from vit_jax.optim.rule import Rule
 from vit_jax.optim.spec import DEFAULTS
 

@@ -25,6 +25,7 @@ class Group(NamedTuple):
     lr_mult: float | tuple[float, ...]  # a tuple has one entry a layer, along the first axis
     schedule: int | None  # index in config.optim.group_schedules; None is the main schedule
     frozen: bool
+    late: int | None = None  # index in config.optim.freeze_until
 
 
 class Layer(NamedTuple):
@@ -57,6 +58,8 @@ def group_parameters(spec: Mapping[str, Any], params: Params) -> dict[str, Group
     schedule_of = _first_values(schedules, shapes, "group_schedules", default=None)
     freeze = [[pattern, True] for pattern in spec["freeze"]]
     frozen = _first_values(freeze, shapes, "freeze", default=False)
+    until = [[pattern, i] for i, (pattern, _) in enumerate(spec["freeze_until"])]
+    late = _first_values(until, shapes, "freeze_until", default=None)
     if all(frozen.values()):
         raise UserError("config.optim.freeze: every parameter is frozen; leave one to train")
     trained = {path: shape for path, shape in shapes.items() if not frozen[path]}
@@ -69,6 +72,7 @@ def group_parameters(spec: Mapping[str, Any], params: Params) -> dict[str, Group
             lr_mult=_times(layer_mults[path], lr_mults[path]),
             schedule=schedule_of[path],
             frozen=frozen[path],
+            late=late[path],
         )
         for path, shape in shapes.items()
     }

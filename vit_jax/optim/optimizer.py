@@ -2,13 +2,16 @@
 
 The order of one update, for every rule:
 
-    gradient → clip by global norm → the rule's direction u → weight decay → learning rate → minus
+    gradient → clip → the rule's direction u → weight decay → learning rate → minus
 
-with lr·schedule(step), the multipliers and the decay of each parameter's group. Frozen parameters
-are taken out before the first stage, so they have neither state nor a part in the norm.
+with lr·schedule(step), decay·decay_schedule(step), the multipliers and the decay of each
+parameter's group. Frozen parameters are taken out before the first stage, so they have neither
+state nor a part in the norm. Parameters that are frozen for a time are left alone until then: the
+rule counts their own updates.
 
 The state is `{name of the rule: its state}`: clipping, decay, schedules and multipliers keep none,
 so they can be changed between two halves of a run and the checkpoint still restores by name.
+Parameters of `freeze_until[i]` have a state of their own, `{name of the rule}_late{i}`.
 Where a part of the state mirrors the parameters (moments, averages), the path of each leaf ends in
 its parameter's path and the shapes agree: that is how its sharding is found.
 """
@@ -23,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.errors import UserError
-from vit_jax.optim import groups, schedules, spec
+from vit_jax.optim import clipping, groups, schedules, spec
 from vit_jax.optim.rule import Rule, load_rule, state_name
 from vit_jax.types import Params
 
@@ -57,6 +60,12 @@ def build(
             f"config.optim.decay_coupling: {resolved['name']} rescales the sum of direction and "
             "decay, so both are multiplied by the learning rate; write 'lr'"
         )
+    if resolved["freeze_until"] and (rule.around or rule.evaluation_params):
+        raise UserError(
+            f"config.optim.freeze_until: {resolved['name']} averages the parameters itself, from"
+            " the first step on; leave freeze_until empty"
+        )
+    starts = [duration(until, "optim.freeze_until") for _, until in resolved["freeze_until"]]
     return Optimizer(
         name=state_name(resolved["name"]),
         rule=rule,
@@ -64,8 +73,16 @@ def build(
         weight_decay=resolved["weight_decay"],
         decay_times_lr=resolved["decay_coupling"] == "lr",
         clip_norm=resolved["clip_norm"],
+        clip_scope=resolved["clip_scope"],
+        blocks=resolved["blocks"],
         sam_rho=resolved["sam_rho"],
         schedule=schedule(resolved["schedule"], "schedule"),
+        decay_schedule=(
+            schedule(resolved["decay_schedule"], "decay_schedule")
+            if resolved["decay_schedule"]
+            else None
+        ),
+        starts=tuple(starts),
         group_schedules=tuple(
             schedule(keys, f"group_schedules[{i}]")
             for i, (_, keys) in enumerate(resolved["group_schedules"])
@@ -84,14 +101,22 @@ class Optimizer:
     weight_decay: float
     decay_times_lr: bool
     clip_norm: float
+    clip_scope: str
+    blocks: str
     sam_rho: float
     schedule: schedules.Schedule
+    decay_schedule: schedules.Schedule | None
+    starts: tuple[int, ...]
     group_schedules: tuple[schedules.Schedule, ...]
     table: Mapping[str, groups.Group]
 
     def init(self, params: Params) -> State:
         """Returns the initial state. It shares no buffer with `params`, so it can be donated."""
-        return {self.name: self.rule.init(self._trainable(params))}
+        trainable = self._trainable(params)
+        return {
+            self._state_name(late): self.rule.init(self._part(trainable, late))
+            for late in self._parts()
+        }
 
     def freeze(self, params: Params) -> Params:
         """Returns `params` with gradients stopped at the frozen parameters.
@@ -113,10 +138,28 @@ class Optimizer:
         """
         grads = self._trainable(grads)
         if self.clip_norm:
-            grads = clip_by_global_norm(grads, self.clip_norm)
-        whole = self._whole_step(step)
-        updates, rule_state = whole.update(grads, state[self.name], self._trainable(params))
-        return self._with_frozen(updates, params, jnp.zeros_like), {self.name: rule_state}
+            grads = clipping.clip(grads, self.clip_norm, self.clip_scope, self.blocks)
+        trainable, named, states = self._trainable(params), {}, {}
+        for late in self._parts():
+            name = self._state_name(late)
+            part = (self._part(tree, late) for tree in (grads, trainable))
+            updates, states[name] = self._update_part(late, *part, state[name], step)
+            named |= groups.named_leaves(updates)
+        return self._with_frozen(named, params, jnp.zeros_like), states
+
+    def _update_part(
+        self, late: int | None, grads: Params, params: Params, state: Any, step: schedules.Step
+    ) -> tuple[Params, Any]:
+        """Returns the updates and the state of a part, which change nothing until it starts."""
+        updates, after = self._whole_step(step).update(grads, state, params)
+        if late is None:
+            return updates, after
+        has_started = jnp.asarray(step, jnp.int32) >= self.starts[late]
+        return jax.tree.map(
+            lambda new, old: jnp.where(has_started, new, old),
+            (updates, after),
+            (jax.tree.map(jnp.zeros_like, updates), state),
+        )
 
     def ascend(self, params: Params, grads: Params) -> Params:
         """Returns the parameters of highest loss within `sam_rho` of `params`, to first order.
@@ -127,7 +170,7 @@ class Optimizer:
         """
         grads = self._trainable(grads)
         norm = jnp.maximum(optax.tree.norm(grads), jnp.finfo(jnp.float32).tiny)
-        climb = jax.tree.map(lambda g: g * (self.sam_rho / norm), grads)
+        climb = groups.named_leaves(jax.tree.map(lambda g: g * (self.sam_rho / norm), grads))
         return optax.apply_updates(params, self._with_frozen(climb, params, jnp.zeros_like))
 
     def lr(self, step: schedules.Step) -> jax.Array:
@@ -139,7 +182,7 @@ class Optimizer:
         if self.rule.evaluation_params is None:
             return params
         averaged = self.rule.evaluation_params(state[self.name], self._trainable(params))
-        return self._with_frozen(averaged, params, lambda param: param)
+        return self._with_frozen(groups.named_leaves(averaged), params, lambda param: param)
 
     def describe(self) -> list[groups.Group]:
         """Returns one row per parameter: name, shape, decay, multiplier, schedule, frozen."""
@@ -167,20 +210,41 @@ class Optimizer:
             return -rates[self._group(path).schedule] * u
 
         if self.decay_times_lr:
-            direction = self._with_decay(direction, params)
+            direction = self._with_decay(direction, params, step)
             if self.rule.after_decay:
                 direction, _ = self.rule.after_decay.update(direction, optax.EmptyState(), params)
         change = jax.tree_util.tree_map_with_path(times_lr, direction)
         if not self.decay_times_lr:
-            change = self._with_decay(change, params)
+            change = self._with_decay(change, params, step)
         return jax.tree_util.tree_map_with_path(minus_scheduled, change)
 
-    def _with_decay(self, updates: Params, params: Params) -> Params:
+    def _with_decay(self, updates: Params, params: Params, step: schedules.Step) -> Params:
+        factor = self.decay_schedule(step) if self.decay_schedule else 1.0
+
         def add(path: tuple, u: jax.Array, w: jax.Array) -> jax.Array:
             decay = self.weight_decay * self._group(path).decay
-            return u + decay * w if decay else u
+            return u + (decay * factor) * w if decay else u
 
         return jax.tree_util.tree_map_with_path(add, updates, params)
+
+    def _parts(self) -> list[int | None]:
+        """Returns the parts of the trainable parameters: None, and the numbers of the late ones."""
+        found = {group.late for group in self.table.values() if not group.frozen}
+        return sorted(found, key=lambda late: -1 if late is None else late)
+
+    def _part(self, trainable: Params, late: int | None) -> Params:
+        """Returns the entries of trainable parameters that belong to one part."""
+        return flax.traverse_util.unflatten_dict(
+            {
+                name: leaf
+                for name, leaf in groups.named_leaves(trainable).items()
+                if self.table[name].late == late
+            },
+            sep="/",
+        )
+
+    def _state_name(self, late: int | None) -> str:
+        return self.name if late is None else f"{self.name}_late{late}"
 
     def _group(self, path: tuple) -> groups.Group:
         return self.table[groups.name_of(path)]
@@ -196,25 +260,15 @@ class Optimizer:
         )
 
     def _with_frozen(
-        self, trainable: Params, params: Params, frozen: Callable[[jax.Array], jax.Array]
+        self, named: Mapping[str, Any], params: Params, frozen: Callable[[jax.Array], jax.Array]
     ) -> Params:
-        """Returns a tree like `params` with the entries of `trainable`, or `frozen(parameter)`."""
-        named = groups.named_leaves(trainable)
+        """Returns a tree like `params` with the entries `named`, or else `frozen(parameter)`."""
 
         def entry(path: tuple, param: jax.Array) -> jax.Array:
             name = groups.name_of(path)
             return named[name] if name in named else frozen(param)
 
         return jax.tree_util.tree_map_with_path(entry, params)
-
-
-def clip_by_global_norm(grads: Params, max_norm: float) -> Params:
-    """Returns `grads · min(1, max_norm / norm)`.
-
-    There is no epsilon, so gradients below the limit are unchanged.
-    """
-    scale = jnp.minimum(1.0, max_norm / optax.tree.norm(grads))
-    return jax.tree.map(lambda g: g * scale, grads)
 
 
 def _along_layers(multiplier: float | tuple[float, ...], ndim: int) -> float | jax.Array:

@@ -66,7 +66,7 @@ def rsqrt(
 def constant(step: jax.Array, start: int, total: int) -> jax.Array:
     """Stays at 1; with a cool-down, the schedule is "warm-up, stable, decay"."""
     del start, total
-    return jnp.ones_like(step, jnp.float32)
+    return jnp.ones_like(_float(step))
 
 
 def stair(
@@ -82,7 +82,7 @@ def stair(
     if list(boundaries) != sorted(boundaries):
         raise UserError(f"config.optim.schedule.boundaries must ascend, got {list(boundaries)}")
     stage = jnp.searchsorted(jnp.asarray(boundaries, jnp.int32), step, side="right")
-    return jnp.asarray([1.0, *factors], jnp.float32)[stage]
+    return jnp.asarray([1.0, *factors], jnp.result_type(float))[stage]
 
 
 _CURVES = {curve.__name__: curve for curve in (cosine, linear, polynomial, rsqrt, constant, stair)}
@@ -142,7 +142,7 @@ def _progress(step: jax.Array, start: int, total: int) -> jax.Array:
 
 
 def _float(step: jax.Array) -> jax.Array:
-    return step.astype(jnp.float32)
+    return step.astype(jnp.result_type(float))  # Float64 where a caller enables it.
 
 
 def _keywords(curve: Callable) -> set[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.config import schema
-from vit_jax.config.validation import check_section, complete_schedules
+from vit_jax.config.validation import check_section, complete_decay_schedule, complete_schedules
 
 DEFAULTS = schema.section_defaults("optim")
 """The default value of every key; `vit_jax.config` documents the keys."""
@@ -16,7 +16,11 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(given.get("schedule"), dict):
         given["schedule"] = {**DEFAULTS["schedule"], **given["schedule"]}
     resolved = check_section({**DEFAULTS, **given}, schema.SCHEMA["optim"], "optim.")
-    return {**resolved, "group_schedules": complete_schedules(resolved)}
+    completed = {
+        "group_schedules": complete_schedules(resolved),
+        "decay_schedule": complete_decay_schedule(resolved),
+    }
+    return {**resolved, **completed}
 
 
 def _plain(value: Any) -> Any:

@@ -154,7 +154,7 @@ def estimate(known: Plan, candidate: Candidate) -> float:
     memory = known.memory
     params_split, mirrors_split = known.layout.splits_more(dict(candidate.mesh))
     mirrors = memory.optimizer + memory.average + memory.gradients
-    state = memory.parameters / params_split + mirrors / mirrors_split
+    state = (memory.parameters + memory.task_state) / params_split + mirrors / mirrors_split
     return activations + memory.batch + memory.code + state
 
 

@@ -29,8 +29,9 @@ ASSUMED_MFU = (0.3, 0.4, 0.5)
 class Memory:
     """The bytes that one device holds during a step, by purpose.
 
-    The first four are exact. The compiler reports the sum of all temporary arrays. Gradients are
-    the part with the parameters' shapes; activations are the rest, including workspace.
+    The first four and the task's own state are exact. The compiler reports the sum of all temporary
+    arrays. Gradients are the part with the parameters' shapes; activations are the rest, including
+    workspace.
     """
 
     parameters: int
@@ -40,6 +41,7 @@ class Memory:
     gradients: int
     activations: int
     code: int
+    task_state: int = 0
 
     @property
     def total(self) -> int:
@@ -190,6 +192,7 @@ def _memory(run: Run, compiled: jax.stages.Compiled | None, needed: int) -> Memo
         gradients=gradients,
         activations=temporary - gradients,
         code=code,
+        task_state=sharding.bytes_per_device(state.task_state),
     )
 
 

@@ -47,6 +47,8 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "  parameters", gib(memory.parameters)
     if memory.average:
         yield "  their average", gib(memory.average)
+    if memory.task_state:
+        yield "  state of the task", gib(memory.task_state)
     yield "  optimizer state", gib(memory.optimizer)
     yield "  batch", gib(memory.batch)
     yield "  gradients", gib(memory.gradients)

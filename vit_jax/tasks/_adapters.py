@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
 from vit_jax.models import lora
 from vit_jax.plugins import check_known
@@ -70,6 +71,18 @@ class Adapted:
     def frozen(self, params: Params, patterns: Sequence[str]) -> list[str]:
         """Returns `patterns`, or if there are none those of the towers that are adapted."""
         return self.task.frozen(params, patterns or lora.frozen(params))
+
+    def with_duration(self, duration: Duration) -> "Adapted":
+        """Returns the task for a run of a length, with the same adapters."""
+        return dataclasses.replace(self, task=self.task.with_duration(duration))
+
+    def init_state(self, params: Params, key: Array) -> Params:
+        """Returns the task's own state, whose teacher is a model without adapters."""
+        return self.task.init_state(lora.merge(params), key)
+
+    def next_state(self, task_state: Params, params: Params, batch: Batch, step: Array) -> Params:
+        """Returns the task's own state after a step, given the merged parameters."""
+        return self.task.next_state(task_state, lora.merge(params), batch, step)
 
     def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
         """Returns the task's loss of the merged parameters."""

@@ -3,7 +3,7 @@
 `vit_jax.training` (the step, the evaluation), `vit_jax.report` and `vit_jax.inference` call only
 the methods of `BaseTask`. A new task defines `loss_fn`, `eval_sums`, `metrics`, `predict` and
 `headline`, and overrides other methods as needed. See `tests/tasks/regression.py` for a complete
-example.
+example, and `tests/tasks/own_teacher.py` for a task that owns state.
 """
 
 import abc
@@ -19,6 +19,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.augment.images import normalize
 from vit_jax.augment.spec import Augmentation
+from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
 from vit_jax.tasks._checks import check_geometry, check_statistics
 from vit_jax.tracking.metrics import Metric
@@ -133,6 +134,77 @@ class BaseTask(abc.ABC):
             key, jnp.asarray(batch["image"]), self.targets(batch), normalize
         )
         return {"image": images, **targets}
+
+    # State of the task's own, such as a teacher that follows the student.
+
+    def init_state(self, params: Params, key: Array) -> Params:
+        """Returns the arrays that the task keeps from step to step besides the parameters.
+
+        They are a part of the training state: saved, restored bit for bit, and updated inside the
+        compiled step. An array whose path ends in that of a parameter of the same shape is sharded
+        like it; all others are replicated. An entry `teacher`, which has the structure of `params`,
+        is evaluated and published in the place of `params`. The default is {}, no state.
+
+        Args:
+          params: the first parameters of a run, without boxes. A new run that starts from a
+            checkpoint, or a resumed run whose checkpoint lacks the state, gives the loaded ones.
+          key: for random numbers.
+        """
+        del params, key
+        return {}
+
+    def add_targets(self, task_state: Params, batch: Batch, step: Array) -> Batch:
+        """Returns the augmented batch with what follows from the task's state, for `loss_fn`.
+
+        The step calls this once, on the whole batch and without gradients. It is the place for the
+        outputs of a teacher, and for what is computed over the whole batch, such as centers. The
+        leading axis of every array is the batch, also where the value is the same for all rows.
+
+        Args:
+          task_state: what `init_state` or `next_state` returned.
+          batch: the result of `augment`.
+          step: int32, the number of steps before this one.
+        """
+        del task_state, step
+        return batch
+
+    def next_state(self, task_state: Params, params: Params, batch: Batch, step: Array) -> Params:
+        """Returns the state after a step, of the same structure, shapes and dtypes.
+
+        A step that is skipped, because its loss is not finite, leaves the state as it was.
+
+        Args:
+          params: the parameters after the optimizer's update.
+          batch: the whole batch as `add_targets` returned it.
+          step: int32, the number of steps before this one.
+        """
+        del params, batch, step
+        return task_state
+
+    def step_metrics(self, task_state: Params, batch: Batch) -> dict[str, Array]:
+        """Returns scalars to log with the loss; `batch` is what `add_targets` returned."""
+        del task_state, batch
+        return {}
+
+    def with_duration(self, duration: Duration) -> "BaseTask":
+        """Returns the task for a run of a length, which schedules of the task's own depend on.
+
+        The training calls this before all other methods. The default returns the task itself.
+
+        Args:
+          duration: converts durations in any unit to steps; `duration.total` is the whole run.
+        """
+        del duration
+        return self
+
+    def train_flops(self) -> int:
+        """Returns the floating-point operations of a training step for each of its examples.
+
+        They are three times those of the model's forward pass, because each product has two in its
+        backward pass. A task whose loss computes more or less than that overrides this.
+        """
+        height, width, channels = self.info.spec["image"].shape
+        return 3 * models.flops(self.model, (height, width), channels)
 
     def targets(self, batch: Batch) -> dict[str, Array]:
         """Returns the targets of the loss by name, for a training batch.

@@ -226,12 +226,12 @@ def evaluate_workdir(
     at = step_of(store, config, at)
     workdir.check_classes(class_names(run.task))
     restored = store.restore(at, run.abstract)
-    for section in ("params", "ema"):
+    for section in ("params", "ema", "task_state"):
         restored.check_whole(section)
     if run.optimizer.rule.evaluation_params:
         restored.check_whole("opt_state")
     state = restored.tree
-    found = evaluator.run(run.optimizer.evaluation_params(state.params, state.opt_state))
+    found = evaluator.run(run.evaluation_params(state))
     if state.ema is not None:
         found |= evaluator.run(state.ema, suffix="_ema")
     return found

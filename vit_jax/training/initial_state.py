@@ -22,7 +22,7 @@ def first_state(run: Run) -> tuple[step.State, MergeReport | None]:
     """Returns the state before the first step, and the account of `config.init.checkpoint`.
 
     Parameters that neither the checkpoint nor the task's `loaded_params` hold are initialized. The
-    optimizer's state and the moving average start from the loaded parameters.
+    optimizer's state, the moving average and the task's state start from the loaded parameters.
 
     Raises:
       UserError: the checkpoint cannot be read, or does not fit the model.
@@ -91,12 +91,13 @@ def _restart(run: Run, state: step.State, loaded: Mapping[str, Any]) -> step.Sta
         )
     params = {**state.params, **jax.tree.map(sharding.place_whole, loaded, abstract)}
 
-    def others(params: Params) -> tuple[Any, Params | None]:
+    def others(params: Params) -> tuple[Any, Params | None, Params | None]:
         average = None if state.ema is None else jax.tree.map(jnp.copy, params)
-        return run.optimizer.init(params), average
+        own = step.first_task_state(run.task, params, run.config.seed)
+        return run.optimizer.init(params), average, own
 
-    wanted = (run.abstract.opt_state, run.abstract.ema)
+    wanted = (run.abstract.opt_state, run.abstract.ema, run.abstract.task_state)
     places = jax.tree.map(lambda leaf: leaf.sharding, wanted)
     with sharding.activate(run.mesh):
-        opt_state, ema = jax.jit(others, out_shardings=places)(params)
-    return state.replace(params=params, opt_state=opt_state, ema=ema)
+        opt_state, ema, task_state = jax.jit(others, out_shardings=places)(params)
+    return state.replace(params=params, opt_state=opt_state, ema=ema, task_state=task_state)

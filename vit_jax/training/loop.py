@@ -213,8 +213,8 @@ class Trainer:
         return found
 
     def params(self) -> Params:
-        """Returns the parameters to evaluate, as the optimizer derives them from its state."""
-        return self.run.optimizer.evaluation_params(self.state.params, self.state.opt_state)
+        """Returns the parameters to evaluate."""
+        return self.run.evaluation_params(self.state)
 
     def save(self, at: int, metrics: dict[str, float] | None, *, owes_evaluation: bool) -> None:
         """Starts a checkpoint of the current state, unless it is bad or the workdir is gone."""

@@ -38,6 +38,8 @@ def restore_or_init(
         fresh = run.make_state()
         if state.ema is None or any(name.startswith("ema.") for name in restored.missing):
             fresh = fresh.replace(ema=fresh.ema and _copies(state.params, fresh.ema))
+        if any(name.startswith("task_state.") for name in restored.missing):
+            fresh = fresh.replace(task_state=_fresh_task_state(run, state.params))
         state = jax.tree.map(
             lambda old, new: new if old is None else old, state, fresh, is_leaf=lambda x: x is None
         )
@@ -47,6 +49,16 @@ def restore_or_init(
 def _copies(params: Params, like: Params) -> Params:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.tree.map(jnp.copy, sharding.moved(params, shardings))
+
+
+def _fresh_task_state(run: Run, params: Params) -> Params:
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract.task_state)
+
+    def init(params: Params) -> Params | None:
+        return step.first_task_state(run.task, params, run.config.seed)
+
+    with sharding.activate(run.mesh):
+        return jax.jit(init, out_shardings=places)(params)
 
 
 def check_data(run: Run, workdir: Workdir) -> list[str]:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vit_jax import data, models, optim, tasks
 from vit_jax.config.durations import Duration, durations
 from vit_jax.errors import UserError
+from vit_jax.models.published import teacher_of
 from vit_jax.parallel import compiler_flags, sharding
 from vit_jax.training import step
 from vit_jax.training.feed import DeviceFeed
@@ -70,19 +71,14 @@ class Run:
         source = data.balanced(given, config.data.balance, config.seed)
         counts = data.class_counts(source)
         info = DataInfo(spec, source.num_classes, source.class_names, counts)
-        task = tasks.build(config.task, config.model, info)
         duration = durations(config, len(source))
+        task = tasks.build(config.task, config.model, info).with_duration(duration)
         boxed = tasks.boxed_params(task)
         _warn_of_whole_copies(boxed, mesh)
         params = nn.unbox(boxed)
         keys = config.optim.to_dict()
         keys["freeze"] = task.frozen(params, keys["freeze"])
         optimizer = optim.build(keys, params, duration=duration)
-        if config.ema_decay and optimizer.rule.evaluation_params:
-            raise UserError(
-                f"config.ema_decay={config.ema_decay}: optim.name={config.optim.name!r} averages"
-                " the parameters itself; write 0"
-            )
         make_state, abstract = step.init_state(
             task,
             optimizer,
@@ -93,12 +89,23 @@ class Run:
             guard=SpikeGuard.of(config),
             zero1=config.mesh.zero1,
         )
+        _check_average(config, optimizer, abstract)
         grad_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
         if config.mesh.zero1:
             grad_shardings = sharding.optimizer_shardings(boxed, grad_shardings, mesh)
         return cls(
             config, mesh, source, task, optimizer, duration, make_state, abstract, grad_shardings
         )
+
+    def evaluation_params(self, state: step.State) -> Params:
+        """Returns the parameters to evaluate: the teacher of the task's state, if there is one.
+
+        Else these are the parameters, or what the optimizer derives from them and its state.
+        """
+        teacher = teacher_of(state.task_state)
+        if teacher is not None:
+            return teacher
+        return self.optimizer.evaluation_params(state.params, state.opt_state)
 
     def num_params(self) -> int:
         """Returns the number of parameters of the model: backbone and head."""
@@ -108,13 +115,11 @@ class Run:
     def train_flops_per_example(self) -> int:
         """Returns the floating-point operations of a training step for each example of its batch.
 
-        They are three times those of the forward pass, because each product has two in its backward
-        pass, and twice as many where SAM computes a second gradient. If parameters are frozen,
-        their gradients are not computed, so the products of the traced step are an upper bound.
+        They are those of the task, and twice as many where SAM computes a second gradient. If
+        parameters are frozen, their gradients are not computed, so the products of the traced step
+        are an upper bound.
         """
-        height, width, channels = self.task.info.spec["image"].shape
-        gradients = 2 if self.optimizer.sam_rho else 1
-        whole = gradients * 3 * models.flops(self.task.model, (height, width), channels)
+        whole = self.task.train_flops() * (2 if self.optimizer.sam_rho else 1)
         if not any(group.frozen for group in self.optimizer.table.values()):
             return whole
         computed = models.product_flops(self.trace_step().jaxpr)
@@ -176,6 +181,22 @@ class Run:
             for at, batch in enumerate(batches, start_step):
                 key = step.random_key(np.uint32(config.seed), step.Purpose.AUGMENT, at)
                 yield jax.device_get(augment(batch, key))
+
+
+def _check_average(config: ConfigDict, optimizer: optim.Optimizer, abstract: step.State) -> None:
+    """Raises a `UserError` if two parts of a run would each average the parameters."""
+    own = {
+        f"optim.name={config.optim.name!r}": optimizer.rule.evaluation_params is not None,
+        f"task.name={config.task.name!r}": teacher_of(abstract.task_state) is not None,
+    }
+    found = [name for name, averages in own.items() if averages]
+    if config.ema_decay and found:
+        raise UserError(
+            f"config.ema_decay={config.ema_decay}: {found[0]} averages the parameters itself;"
+            " write 0"
+        )
+    if len(found) > 1:
+        raise UserError(f"config.{found[0]} and {found[1]} both average the parameters")
 
 
 def _warn_of_whole_copies(boxed: Params, mesh: Mesh) -> None:

@@ -46,6 +46,7 @@ class State:
       ema: the moving average of `params`, or None if `config.ema_decay` is 0.
       bad_steps: int32, the number of steps in a row whose loss or gradient was not finite.
       losses: the memory of the guard against spikes, or None if `config.spikes` is off.
+      task_state: what the task keeps from step to step (see `BaseTask.init_state`), or None.
     """
 
     step: Array
@@ -55,11 +56,19 @@ class State:
     ema: Params | None
     bad_steps: Array
     losses: LossHistory | None = None
+    task_state: Params | None = None
 
 
 def random_key(seed: Array, purpose: Purpose, step: Array | int = 0) -> Array:
     """Returns the key for one purpose at one step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+
+
+def first_task_state(task: BaseTask, params: Params, seed: Array | int) -> Params | None:
+    """Returns the task's own state for parameters that a run starts with; None if it has none."""
+    found = task.init_state(params, random_key(jnp.uint32(seed), Purpose.INIT, 1))
+    # Copies, because the step reuses the memory of the parameters.
+    return jax.tree.map(jnp.copy, found) or None
 
 
 def init_state(
@@ -94,6 +103,7 @@ def init_state(
             ema=jax.tree.map(jnp.copy, params) if ema else None,
             bad_steps=jnp.int32(0),
             losses=LossHistory.empty() if guard else None,
+            task_state=first_task_state(task, params, seed),
         )
 
     def make() -> State:
@@ -118,8 +128,9 @@ def init_state(
 def state_shardings(shapes: State, boxed: Params, mesh: Mesh, *, zero1: bool = False) -> State:
     """Returns the sharding of each array of the state.
 
-    The optimizer's and the average's copies of a parameter are sharded as the parameter is. With
-    `zero1` the copies, but not the parameters, are split over `data` too.
+    The optimizer's, the average's and the task's copies of a parameter are sharded as the parameter
+    is. With `zero1` the optimizer's and the average's are split over `data` too; the task's are
+    not, because each step computes with them.
     """
     params = sharding.param_shardings(boxed, mesh)
     copies = sharding.optimizer_shardings(boxed, params, mesh) if zero1 else params
@@ -132,6 +143,7 @@ def state_shardings(shapes: State, boxed: Params, mesh: Mesh, *, zero1: bool = F
         ema=copies if shapes.ema is not None else None,
         bad_steps=everywhere,
         losses=jax.tree.map(lambda _: everywhere, shapes.losses),
+        task_state=sharding.shardings_like(shapes.task_state, shapes.params, params, mesh),
     )
 
 
@@ -161,7 +173,9 @@ def make_train_step(
     grad_shardings = grad_shardings or shardings.params
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        task_state = state.task_state or {}
         batch = task.augment(batch, random_key(state.seed, Purpose.AUGMENT, state.step))
+        batch = task.add_targets(task_state, batch, state.step)
         key = random_key(state.seed, Purpose.DROPOUT, state.step)
 
         def loss_and_grads(params: Params) -> tuple[Array, Params]:
@@ -175,18 +189,16 @@ def make_train_step(
         if optimizer.sam_rho:
             _, grads = loss_and_grads(optimizer.ascend(state.params, grads))
         grad_norm = optax.tree.norm(grads)
-        updated = _update(state, grads, optimizer, grad_shardings, ema_decay)
+        after = _update(state, grads, optimizer, grad_shardings, ema_decay)
+        own = task.next_state(task_state, after.params, batch, state.step) or None
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         accepted, bad_steps, losses = _judge(state, loss, finite, max_skipped_steps, guard)
-        metrics = {
-            "loss": loss,
-            "lr": optimizer.lr(state.step),
-            "grad_norm": grad_norm,
-            "bad_steps": bad_steps,
-            **spikes.logged(losses),
-        }
-        return _next_state(state, updated, accepted, bad_steps, losses), metrics
+        metrics = {"loss": loss, "lr": optimizer.lr(state.step), "grad_norm": grad_norm}
+        metrics |= {"bad_steps": bad_steps, **spikes.logged(losses)}
+        metrics |= task.step_metrics(task_state, batch)
+        after = after.replace(task_state=own, bad_steps=bad_steps, losses=losses)
+        return _next_state(state, after, accepted), metrics
 
     return jax.jit(
         train_step,
@@ -202,33 +214,25 @@ def _update(
     optimizer: optim.Optimizer,
     grad_shardings: Params,
     ema_decay: float,
-) -> tuple[Params, Any, Params | None]:
-    """Returns the parameters, optimizer state and average after a step with these gradients."""
+) -> State:
+    """Returns the state with parameters, optimizer state and average after these gradients."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
     # With zero1 the new parameters are computed in parts, which the output puts together.
     updates = jax.lax.with_sharding_constraint(updates, grad_shardings)
     params = optax.apply_updates(state.params, updates)
     params = jax.lax.with_sharding_constraint(params, grad_shardings)
+    after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
     if state.ema is None:
-        return params, opt_state, None
-    return params, opt_state, ema_update(state.ema, params, state.step, ema_decay)
+        return after
+    return after.replace(ema=ema_update(state.ema, params, state.step, ema_decay))
 
 
-def _next_state(
-    state: State, updated: tuple, accepted: Array, bad_steps: Array, losses: LossHistory | None
-) -> State:
-    """Returns the state after a step, which has the result of `_update` if the step is accepted."""
-    before = (state.params, state.opt_state, state.ema)
+def _next_state(before: State, after: State, accepted: Array) -> State:
+    """Returns `after` if the step is accepted, else `before`, with the counters moved on."""
+    counters = {name: getattr(after, name) for name in ("step", "bad_steps", "losses")}
     keep = functools.partial(jax.lax.select, accepted)
-    params, opt_state, ema = jax.tree.map(keep, updated, before)
-    return state.replace(
-        step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        ema=ema,
-        bad_steps=bad_steps,
-        losses=losses,
-    )
+    # The memory of the losses has its own rule, so both sides have the same.
+    return jax.tree.map(keep, after, before.replace(losses=after.losses)).replace(**counters)
 
 
 def _judge(
