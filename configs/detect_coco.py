@@ -13,11 +13,18 @@ them together to cost several points of AP, most of all the first:
 
 * Images are squares of 512 pixels, and one of them is cut from an image whose shorter side is 307
   to 768 pixels. Theirs keep their shape, with a shorter side of 480 to 800, and half of them are
-  cut (384 to 600) and enlarged again. A batch of one shape is what TPUs need.
+  cut (384 to 600) and enlarged again. A batch of one shape is what TPUs need. As theirs, a crop
+  keeps every object of which any part is inside.
 * Batches have 64 images, for the same reason, where theirs have 8 at a rate of 2.5e-5. Adam's rate
   grows with the square root of the batch (Malladi et al. 2022), so this one is 7.1e-5. A warm-up of
   1 % precedes it; theirs has none.
 * Every block of YOLOS-S and -B adds a table of positions; here only the first one does.
+* The backbone has GELU's tanh form, with which the AugReg file of this command was trained, and
+  theirs the exact one, as DeiT. For a DeiT file write `--config.model.activation=gelu`,
+  `--config.task.mean='(123.675, 116.28, 103.53)'`, `--config.task.std='(58.395, 57.12, 57.375)'`.
+* The loss of the classes is a mean over the batch, theirs a mean of each process's image, so that
+  an image with few objects counts less here. They have 92 outputs (COCO's numbers go to 90), of
+  which 81 are used; these are the 80 classes and none.
 * The heads have GELU, and boxes start at the center of the image with half its size; theirs have
   ReLU and random boxes. Detection tokens here are learned vectors, theirs with positions of their
   own besides, which is the same sum.
@@ -68,8 +75,8 @@ def get_config(arg=None):
         config.data.split, validation = "train", "validation"
     keep = "'image', 'boxes', 'box_label', 'box_crowd'"
     config.data.pp = (
-        f"joint_decode|joint_flip_lr|joint_resize_small({arg.size})|joint_scale(0.6, 1.5)"
-        f"|joint_crop({arg.size})|keep({keep})"
+        f"joint_decode|joint_flip_lr|joint_scale(0.6, 1.5, shorter={arg.size})"
+        f"|joint_crop({arg.size}, min_visible=0.0)|keep({keep})"
     )
     config.data.eval_pp = (
         f"joint_decode|joint_fit({arg.size})|keep({keep}, 'box_area', 'image_size', 'content')"

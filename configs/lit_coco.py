@@ -10,11 +10,11 @@ been run; it fits a TPU v5e-8 (2.9 of 16 GiB a chip): 4 minutes at 30 % of its p
 
 Recall at 1 of COCO's captions, image to text and text to image, %, all theirs: `coco_B16B`, which
 is this example with the softmax loss and batches of 4,096 (`lit_coco.py` before
-`siglip_lit_coco.py`), 47.2 and 32.1, and 20.7 on ImageNet without training on it (README_lit.md).
-LiT-B16B, tuned on CC12M and YFCC100M, 49.4 and 31.1; LiT-B16B_2, 51.6 and 31.8
-(vision_transformer's model_cards/lit.md). Expect less here: this text tower is initialized at
-random and theirs from BERT, which 5,000 steps on COCO cannot make up for. Products are in bfloat16,
-theirs in float32.
+`siglip_lit_coco.py`), 47.2 and 32.1, and 20.7 on ImageNet without training on it; LiT-B16B, tuned
+on CC12M and YFCC100M, 49.4 and 31.1 (49.3 and 31.2 in vision_transformer's model_cards/lit.md);
+LiT-B16B_2, 51.5 and 31.8. These are from big_vision's README_lit.md. Expect less here: this text
+tower is initialized at random and theirs from BERT, which 5,000 steps on COCO cannot make up for.
+Products are in bfloat16, theirs in float32.
 
 `vocab` is BERT's WordPiece `vocab.txt`, a SentencePiece `.model` or a `tokenizer.json`. With
 `:lit=LiT-B16B_2.npz` both released towers are loaded (LiT-B16B too, with

@@ -72,6 +72,13 @@ def test_scaling_keeps_what_belongs_together(seed):
     agree(outputs, 1.0)
 
 
+def test_scaling_may_start_from_a_shorter_side():
+    """In a single interpolation, which equals that of the size drawn."""
+    outputs = run("joint_scale(1.5, 1.5, shorter=20)")
+    assert outputs["image"].shape == (30, 40, 3)
+    np.testing.assert_array_equal(outputs["image"], run("joint_resize((30, 40))")["image"])
+
+
 @pytest.mark.parametrize("text", ["joint_resize((48, 80))", "joint_resize_small(48)"])
 def test_resizing(text):
     outputs = run(text)

@@ -9,6 +9,7 @@ from golden_trees import random_params
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.resnet import BIT, StdConv
 
 RNG = np.random.default_rng(0)
@@ -142,3 +143,35 @@ def test_mistakes_are_named():
     model, params, _ = build("text")
     with pytest.raises(UserError, match="holds 6 tokens but these texts have 4"):
         jax.eval_shape(model.apply, {"params": params}, TOKENS[:, :4])
+
+
+def test_bert_drops_and_starts_as_flaxformers():
+    """Attention weights and outputs are dropped, not the hidden layer of the MLP."""
+    one = {"depth": 1, "scan": False, "dropout": 0.5}
+    model, params, _ = build("bert", num_classes=0, **one)
+
+    @jax.jit
+    def dropped(key):
+        found = {}
+
+        def record(call, args, kwargs, context):
+            out = call(*args, **kwargs)
+            if isinstance(context.module, nn.Dropout) and context.module.rate:
+                found["/".join(context.module.path)] = out == 0
+            return out
+
+        with nn.intercept_methods(record):
+            model.apply({"params": params}, TOKENS, train=True, rngs={"dropout": key})
+        return found
+
+    zeros = jax.device_get(dropped(jax.random.key(1)))
+    outputs = ["Dropout_0", "blocks_0/Dropout_0", "blocks_0/Dropout_1"]
+    assert sorted(zeros) == [*outputs, "blocks_0/attn/Dropout_0"]
+    assert all(0.2 < where.mean() < 0.8 for where in zeros.values())
+    # All tokens of a text lose the same features of the MLP's output, and only of this.
+    alike = [(zeros[name] == zeros[name][:, :1]).all() for name in outputs]
+    assert alike == [False, False, True]
+    assert model.block_spec().initialization == "bert"
+    kernel = SCHEMES["bert"].kernel(jax.random.key(0), (64, 64))
+    assert 0.038 < abs(kernel).max() <= 0.04
+    assert abs(kernel.std() - 0.0176) < 0.001

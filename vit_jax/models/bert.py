@@ -10,6 +10,8 @@
 Token 0 is padding, which nothing attends to. The vector of a text is its first token's.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from jax.typing import DTypeLike
 from vit_jax.errors import UserError
 from vit_jax.models.layers.attention import SegmentIds
 from vit_jax.models.layers.basic import float_dtype, make_norm
+from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.transformer import BlockSpec, StackSpec, scan_or_unroll
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import Traits, named_fields
@@ -29,7 +32,11 @@ PADDING = 0
 
 
 class PostNormBlock(nn.Module):
-    """One block of the first transformers: x = norm1(x + attention(x)); x = norm2(x + mlp(x))."""
+    """One block of the first transformers: x = norm1(x + attention(x)); x = norm2(x + mlp(x)).
+
+    Dropout is flaxformer's (`bert.py`): of attention weights, of the outputs of attention and MLP,
+    but not inside the MLP. All tokens of a text lose the same features of the MLP's output.
+    """
 
     spec: BlockSpec
     train: bool
@@ -42,7 +49,9 @@ class PostNormBlock(nn.Module):
         y = spec.make_attention(train=self.train, name="attn")(x, segment_ids=segment_ids)
         y = nn.Dropout(spec.dropout, deterministic=not self.train)(y)
         x = _norm("norm1", spec.dtype)(x + y)
-        x = _norm("norm2", spec.dtype)(x + spec.make_mlp(train=self.train, name="mlp")(x))
+        mlp = dataclasses.replace(spec, dropout=0.0).make_mlp(train=self.train, name="mlp")
+        y = nn.Dropout(spec.dropout, broadcast_dims=(1,), deterministic=not self.train)(mlp(x))
+        x = _norm("norm2", spec.dtype)(x + y)
         return nn.with_logical_constraint(x, ("batch", "tokens", "embed")), None
 
 
@@ -51,8 +60,8 @@ class Bert(nn.Module):
 
     Attributes:
       vocab_size: number of token ids. max_length: texts have at most this many tokens.
-      width, depth, num_heads, mlp_dim, dropout, scan, remat, attention, dtype: as in
-        `VisionTransformer`.
+      dropout: the rate after the embedding and in the blocks, attention weights included.
+      width, depth, num_heads, mlp_dim, scan, remat, attention, dtype: as in `VisionTransformer`.
     """
 
     width: int
@@ -80,6 +89,8 @@ class Bert(nn.Module):
             num_heads=self.num_heads,
             mlp_dim=self.mlp_dim,
             dropout=self.dropout,
+            attention_dropout=self.dropout,
+            initialization="bert",
             attention=self.attention,
             dtype=float_dtype("dtype", self.dtype),
         )
@@ -123,7 +134,7 @@ class Bert(nn.Module):
             )
 
         def table(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
-            init = nn.with_logical_partitioning(nn.initializers.normal(stddev=0.02), axes)
+            init = nn.with_logical_partitioning(SCHEMES["bert"].kernel, axes)
             return self.param(name, init, shape, jnp.float32)
 
         words = table("token_embed", (self.vocab_size, self.width), ("vocab", "embed"))
