@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vit_jax import checkpoints, models
-from vit_jax.checkpoints import array_files, loading
+from vit_jax.checkpoints import array_files, files, loading
 from vit_jax.checkpoints.formats._hf import by_model_type
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
@@ -190,4 +190,38 @@ def test_a_gate_is_silu_or_refused(tmp_path):
 def test_a_setting_of_open_clip_is_read_or_refused(tmp_path, keys, words):
     folder = changed("open_clip", tmp_path, "open_clip_config.json", **keys)
     with pytest.raises(UserError, match=words):
+        loading.read_weights(folder)
+
+
+@pytest.fixture
+def siglip_of_open_clip(tmp_path):
+    """A folder of open_clip whose tower is timm's recorded SigLIP, and what it computes."""
+    recorded = GOLDEN.parent / "timm_tiny" / "vit_base_patch16_siglip_224"
+    state = array_files.read_arrays(recorded / "model.safetensors")
+    bias = state.pop("head.bias")
+    state = {f"visual.trunk.{name}": array for name, array in state.items()}
+    state["visual.head.proj.weight"] = state.pop("visual.trunk.head.weight")
+    tower = {"timm_model_name": recorded.name, "timm_pool": "map", "timm_proj": "linear"}
+    config = {"model_cfg": {"embed_dim": 3, "vision_cfg": tower | {"image_size": 16}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    files.write_safetensors(tmp_path / "open_clip_model.safetensors", state)
+    io = np.load(recorded / "io.npz")
+    return tmp_path, io["images"], io["outputs"] - bias
+
+
+def test_a_tower_of_timm_in_open_clip_computes_what_timm_computed(siglip_of_open_clip):
+    folder, images, expected = siglip_of_open_clip
+    # The recorded model is narrower than the one of that name.
+    model, params, _ = convert.open_model(str(folder), fields={"num_heads": 2})
+    actual = output_of(model, params, images)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_tower_of_timm_without_a_place_is_refused(siglip_of_open_clip):
+    folder = siglip_of_open_clip[0]
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["model_cfg"]["vision_cfg"]["timm_model_name"] = "convnext_base"
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="timm_model_name='convnext_base' is no model"):
         loading.read_weights(folder)

@@ -1,22 +1,24 @@
-"""open_clip's own files: the image tower of a CLIP, by the names that OpenAI's files have too.
+"""open_clip's own files: the image tower of a CLIP, which may be a model of timm.
 
 A folder has `open_clip_config.json` beside the weights. Folders of the hub often hold the same
 weights for transformers as well, with a `config.json`; those are read by the format `hf`.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from vit_jax.checkpoints import array_files
-from vit_jax.checkpoints.formats import Format, hf
+from vit_jax.checkpoints.formats import Format, hf, timm
 from vit_jax.checkpoints.formats._hf import Config, Family, State
 from vit_jax.checkpoints.formats._hf.siglip import split_in_proj
 from vit_jax.checkpoints.input_spec import OPEN_CLIP
 from vit_jax.checkpoints.source import Source
 from vit_jax.checkpoints.weights import Renames, Weights
 from vit_jax.errors import UserError
+from vit_jax.models import timm_names
 from vit_jax.plugins import check_known
 
 WEIGHTS = (
@@ -25,6 +27,7 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 CONV = "visual.conv1.weight"
+TRUNK, PROJECTION = "visual.trunk.", "visual.head.proj"
 
 LN_POOLED = "ln_pooled"
 """A name of this module for open_clip's `ln_post` where that norm comes after the pooling."""
@@ -113,7 +116,7 @@ def read(source: Source) -> Weights:
     """Returns the weights of the image tower.
 
     Raises:
-      UserError: the image tower is a model of timm or a ResNet.
+      UserError: the image tower is a ResNet, or a model of timm that is none of this package.
     """
     if source.folder is None:
         return hf.from_state(source.arrays(), FAMILY)
@@ -121,14 +124,49 @@ def read(source: Source) -> Weights:
     state = array_files.read_arrays(
         source.folder / next(name for name in WEIGHTS if source.has(name))
     )
+    config = source.json(OPEN_CLIP)
+    if any(name.startswith(TRUNK) for name in state):
+        return _of_timm(state, _part(_part(config, "model_cfg"), "vision_cfg"))
     if CONV not in state or "visual.layer1.0.conv1.weight" in state:
         raise UserError(f"{source.folder}: its image tower is no ViT of open_clip's own")
-    settings = _settings(source.json(OPEN_CLIP))
+    settings = _settings(config)
     if settings["final_ln_after_pool"]:
         state = {
             name.replace("visual.ln_post.", f"visual.{LN_POOLED}."): state[name] for name in state
         }
     return hf.from_state(state, FAMILY, settings, place)
+
+
+def _of_timm(state: Mapping[str, np.ndarray], tower: Mapping[str, Any]) -> Weights:
+    """Returns the weights of an image tower that is a model of timm, with its projection.
+
+    Raises:
+      UserError: timm has no such model, or its output goes through other layers.
+    """
+    name, pooling = tower.get("timm_model_name"), tower.get("timm_pool", "avg")
+    pooled = {"global_pool": pooling} if pooling else {}
+    # A model with a projection is built as it is and told afterwards how to pool.
+    has_projection = tower.get("timm_proj", "linear") == "linear"
+    origin = timm_names.find(str(name), {} if has_projection else pooled)
+    if origin is None:
+        raise UserError(f"{OPEN_CLIP}: timm_model_name={name!r:.100} is no model of this package")
+    if has_projection and pooling:
+        known = timm_names.POOLINGS
+        check_known(pooling, known, f"{OPEN_CLIP}: timm_pool={pooling!r:.100}", "pooling")
+        fields = {**origin.fields, "pooling": known[pooling]}
+        origin = dataclasses.replace(origin, fields=fields)
+    trunk = {n.removeprefix(TRUNK): x for n, x in state.items() if n.startswith(TRUNK)}
+    others = [n for n in state if n.startswith("visual.") and not n.startswith(TRUNK)]
+    for key in [n for n in others if n.startswith(f"{PROJECTION}.")]:
+        trunk[key.replace(PROJECTION, "head")] = state[key]
+        others.remove(key)
+    if others:
+        raise UserError(f"{OPEN_CLIP}: this package has no {others[0]}")
+    if "head.weight" in trunk and "head.bias" not in trunk:
+        trunk["head.bias"] = np.zeros(len(trunk["head.weight"]), np.float32)
+    ignored = tuple(f"{n}: of the text tower" for n in state if not n.startswith("visual."))
+    weights = timm.from_state(trunk, origin)
+    return dataclasses.replace(weights, format="open_clip", ignored=(*weights.ignored, *ignored))
 
 
 def _settings(stored: Mapping[str, Any]) -> Config:

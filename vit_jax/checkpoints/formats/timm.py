@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -87,13 +88,24 @@ def read(source: Source) -> Weights:
         name = next(name for name in WEIGHTS if source.has(name))
         state = array_files.read_arrays(source.folder / name)
     origin = _origin(source)
+    return from_state(state, origin, {} if origin else _written(source))
+
+
+def from_state(
+    state: Mapping[str, np.ndarray],
+    origin: timm_names.Origin | None,
+    written: Mapping[str, Any] = MappingProxyType({}),
+) -> Weights:
+    """Returns the weights of a state dict.
+
+    origin: the model that it is of, where that is known. written: the fields that the file tells.
+    """
     args, grid = origin.args if origin else {}, grid_of(state)
     state = prepare(state, args if origin else None)
     arrays, unknown = _torch_layout.from_state(state, table_of(state))
     dropped = [name for name, x in arrays.items() if name.endswith("_norm/bias") and _idle(name, x)]
     arrays = {name: x for name, x in arrays.items() if name not in dropped}
     ignored = tuple(f"{name}: zeros, and the model has no such bias" for name in dropped)
-    written = {} if origin else _written(source)
     fields = _told(origin) if origin else _assumed(state) | written
     return Weights(
         arrays=arrays,
