@@ -8,6 +8,7 @@ first.
 
 import csv
 import dataclasses
+import importlib.util
 import inspect
 import json
 import re
@@ -21,7 +22,8 @@ from vit_jax.models import registry
 from vit_jax.models.heads.classifier import Classifier
 from vit_jax.optim.rule import RULES
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
 COLUMNS = ["arguments", "key", "value", "source", "theirs"]
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.csv"))
 
@@ -106,6 +108,15 @@ def test_a_recipe_resolves_to_its_ledger(name, arguments):
     # A further recipe of the same file lists only what differs from the first.
     if arguments == rows_of(name)[0]["arguments"]:
         assert not ingredients(settings).keys() - written.keys()
+
+
+def test_the_page_has_the_tables_of_the_ledgers():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts/recipe_tables.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = (ROOT / "docs/recipes.md").read_text()
+    found = page.partition(script.START)[2].partition(script.END)[0].strip()
+    assert found == script.tables(), "write them anew: python scripts/recipe_tables.py"
 
 
 def test_every_published_recipe_has_a_ledger():
