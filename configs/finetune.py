@@ -55,7 +55,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vit_jax import checkpoints
-from vit_jax.checkpoints import input_spec
+from vit_jax.checkpoints import hub, input_spec
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
 
@@ -141,7 +141,7 @@ def get_config(arg=None):
 
     size = 32 if arg.runlocal else arg.size
     is_folder = Path(arg.model).expanduser().is_dir()
-    checkpoint = arg.checkpoint or (arg.model if is_folder else "")
+    checkpoint = arg.checkpoint or (arg.model if is_folder else hub.address_of(arg.model))
     config.model = checkpoints.model_config(arg.model) if is_folder else {"name": arg.model}
     config.task = {"name": "classification"}
     told = input_spec.read(checkpoint) if checkpoint else None

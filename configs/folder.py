@@ -4,8 +4,11 @@
     python -m vit_jax train --config=configs/folder.py:ROOT,checkpoint=vit_s16 --workdir=runs/mine
 
 `checkpoint` fine-tunes a released model, which does better from a few hundred images on. It is the
-name of a model that `python -m vit_jax models --released` lists, or a file or workdir together with
-`model=NAME`. Without it a small model is trained from scratch.
+name of a model that `python -m vit_jax models --released` lists; the folder of a model of timm,
+transformers or open_clip, its name (facebook/dinov2-base) or address (hf://USER/REPO) on the hub; a
+workdir; or a file that does not tell its model, together with `model=NAME`. What the files beside a
+checkpoint tell of its images (size, mean, std) is obeyed. Without it a small model is trained from
+scratch.
 
 ROOT may also be a table (`photos.csv`, `photos/{split}.csv`, `shards/*.parquet`) or a Hugging Face
 dataset in Parquet; see vit_jax/data/sources/table.py. If there is no split for validation, `test`
@@ -23,7 +26,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vit_jax import models
+from vit_jax import checkpoints, models
+from vit_jax.checkpoints import hub, input_spec
 from vit_jax.checkpoints.released import AUGREG_HTTPS, CHOSEN
 from vit_jax.config import default_config, parse_arg
 from vit_jax.data import open_source
@@ -46,11 +50,11 @@ def get_config(arg=None):
     is_new = not arg.checkpoint
     config.batch_size = arg.batch or batch_size(count)
     config.total = f"{arg.epochs or epochs(count, is_new)} epochs"
-    size = arg.size or (96 if is_new else 224)
     if is_new:
+        size = arg.size or 96
         from_scratch(config, arg.model or "vit_ti16", size, count)
     else:
-        fine_tuned(config, arg.checkpoint, arg.model, size)
+        size = fine_tuned(config, arg.checkpoint, arg.model, arg.size)
     config.data.eval_pp = f"decode|resize_small({round(size * 8 / 7)})|central_crop({size})"
     config.optim.clip_norm = 1.0
     config.optim.schedule.warmup = "5 percent"
@@ -125,19 +129,14 @@ def from_scratch(config: Any, model: str, size: int, count: int) -> None:
     config.optim.weight_decay = 0.05
 
 
-def fine_tuned(config: Any, checkpoint: str, model: str, size: int) -> None:
-    """Sets the fine-tuning of a released model, or of a file with its model's name."""
-    released = {one.model: one.file.partition("--")[0] for one in CHOSEN}
-    if checkpoint in released:
-        model, checkpoint = checkpoint, f"{AUGREG_HTTPS}/{released[checkpoint]}.npz"
-    elif not model:
-        raise UserError(
-            f"checkpoint={checkpoint}: write the name of its model, too (model=vit_s16), or a"
-            f" released model; {nearest(checkpoint, released)}"
-        )
-    models.find(model)
-    config.model = {"name": model}
+def fine_tuned(config: Any, checkpoint: str, model: str, size: int) -> int:
+    """Sets the fine-tuning of a checkpoint. Returns the side of the images, `size` if not 0."""
+    config.model, checkpoint = model_of(checkpoint, model)
     config.task = {"name": "classification"}
+    told = None if checkpoint.startswith(AUGREG_HTTPS) else input_spec.read(checkpoint)
+    if told:
+        config.task.update(mean=list(told.mean), std=list(told.std))
+    size = size or (told and told.size and told.size[0]) or 224
     config.init.checkpoint = checkpoint
     config.init.head = "zero"
     config.data.pp = f"decode_jpeg_and_inception_crop({size})|flip_lr"
@@ -145,3 +144,25 @@ def fine_tuned(config: Any, checkpoint: str, model: str, size: int) -> None:
     config.optim.args = {"momentum": 0.9}
     # The paper has rates of 0.003 to 0.03 for batches of 512 images.
     config.optim.lr = 0.03 * config.batch_size / 512
+    return size
+
+
+def model_of(checkpoint: str, model: str) -> tuple[dict[str, Any], str]:
+    """Returns `config.model` for a checkpoint, and where the checkpoint is."""
+    released = {one.model: one.file.partition("--")[0] for one in CHOSEN}
+    if checkpoint in released:
+        return {"name": checkpoint}, f"{AUGREG_HTTPS}/{released[checkpoint]}.npz"
+    if model:
+        models.find(model)
+        return {"name": model}, checkpoint
+    if address := hub.address_of(checkpoint):
+        return {"name": checkpoint}, address
+    if "://" not in checkpoint and not Path(checkpoint).expanduser().exists():
+        raise UserError(
+            f"checkpoint={checkpoint}: there is no such file or folder, and no released model;"
+            f" {nearest(checkpoint, released)}"
+        )
+    try:
+        return checkpoints.model_config(checkpoint), checkpoint
+    except UserError as error:
+        raise UserError(f"{error}; or write the name of its model, too (model=vit_s16)") from error

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from vit_jax.checkpoints import input_spec
 from vit_jax.config import load, validate
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
@@ -223,12 +224,20 @@ def test_a_released_model_is_fine_tuned_by_its_name(root, tmp_path, capsys):
     config = load(path(root, "folder", f'"{tmp_path}/a, b"', "epochs=3,batch=8,size=64"))
     assert (config.total, config.batch_size) == ("3 epochs", 8)
     assert "randaug(2,5," in config.data.pp
-    with pytest.raises(
-        UserError, match=r"write the name of its model, too .*did you mean 'vit_s16'"
-    ):
+    with pytest.raises(UserError, match=r"no such file .*did you mean 'vit_s16'"):
         load(path(root, "folder", "/x", "checkpoint=vit_s61"))
     file = load(path(root, "folder", "/x", "checkpoint=runs/a,model=vit_b16"))
     assert (file.init.checkpoint, file.model.name) == ("runs/a", "vit_b16")
+
+
+def test_the_folder_of_a_released_model_is_fine_tuned_with_its_images(root):
+    folder = f"{root}/tests/golden/hf_tiny/dinov2"
+    config = load(path(root, "folder", "/x", f"checkpoint={folder}"))
+    assert (config.init.checkpoint, config.init.head) == (folder, "zero")
+    assert config.model.layer_scale
+    told = input_spec.read(folder)
+    assert tuple(config.task.mean) == told.mean
+    assert f"inception_crop({told.size[0]})" in config.data.pp
 
 
 def test_the_flagship_is_the_recipe_whose_steps_are_recorded(root):

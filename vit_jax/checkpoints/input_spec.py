@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax.checkpoints import files
+from vit_jax.checkpoints import files, hub
 from vit_jax.errors import UserError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -109,7 +109,7 @@ def read(path: epath.PathLike) -> InputSpec | None:
 
 def _folder(path: epath.PathLike) -> epath.Path | None:
     """Returns the folder in which other files may describe a checkpoint; None if there is none."""
-    name = os.fspath(path)
+    name = os.fspath(hub.local_path(path))
     if name.endswith(".npz") or ("://" in name and not name.startswith(files.STORES)):
         return None
     place = epath.Path(name).expanduser()

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from vit_jax import storage
-from vit_jax.checkpoints import array_files, files
+from vit_jax.checkpoints import array_files, files, hub
 from vit_jax.errors import UserError
 
 CONFIG = "config.json"
@@ -45,13 +45,14 @@ class Source:
         Raises:
           UserError: there is nothing at `path`, or it is a file that holds no arrays.
         """
-        folder = _folder(os.fspath(path))
+        place = os.fspath(hub.local_path(path))
+        folder = _folder(place)
         if folder is not None:
             yield cls(path, folder=folder, tower=tower)
             return
-        if not storage.is_remote(path):
-            path = os.path.expanduser(path)
-        with array_files.open_arrays(path) as readers:
+        if not storage.is_remote(place):
+            place = os.path.expanduser(place)
+        with array_files.open_arrays(place) as readers:
             yield cls(path, readers=readers, tower=tower)
 
     @property

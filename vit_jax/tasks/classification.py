@@ -254,8 +254,8 @@ class Task(BaseTask):
         """Returns the number of training examples of each class, int64 `[classes]`."""
         if not self.info.class_counts:
             raise UserError(
-                f"config.task.{field}: this source does not count its classes; folder, table, idx"
-                " and npz do"
+                f"config.task.{field}: this source does not count its classes; folder, table,"
+                " webdataset, idx and npz do"
             )
         return np.array(self.info.class_counts)
 
