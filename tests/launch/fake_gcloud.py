@@ -14,11 +14,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
+import fake_network  # noqa: E402
 from cloud_reference import Refused, check  # noqa: E402
 
 ROOT = Path(os.environ["FAKE_GCLOUD"])
@@ -61,6 +63,8 @@ def make_slice(name, first, everybody, hosts):
     """One slice of which this is the `first` process of `everybody`."""
     for worker, host in enumerate(hosts):
         make_host(host, worker, hosts)
+        if fake_network.is_used():
+            fake_network.connect(host, first + worker)
     states = os.environ.get("FAKE_GCLOUD_STATES", "READY").split(",")
     return {"states": states, "hosts": hosts, "first": first, "all": everybody}
 
@@ -126,6 +130,15 @@ def kill_host(host):
             continue
 
 
+def set_state(host, state):
+    """Lets the cloud say this of the slice that a host is of."""
+    found = nodes()
+    for entry in found.values():
+        if host in entry["hosts"]:
+            entry["states"] = [state]
+    save(found)
+
+
 def state_of(name):
     """The state of the slices of a name; a look moves them on to the next."""
     found = nodes()
@@ -139,6 +152,7 @@ def state_of(name):
 
 
 def ssh(hosts, command):
+    first = fake_network.address(0) if fake_network.is_used() else "127.0.0.1"
     places = {host: entry for entry in nodes().values() for host in entry["hosts"]}
 
     def on_host(host):
@@ -150,15 +164,20 @@ def ssh(hosts, command):
             "JAX_PLATFORMS": "cpu",
             "JAX_COORDINATOR_PORT": os.environ["FAKE_GCLOUD_PORT"],
             "SLURM_JOB_ID": "1",
-            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_STEP_NODELIST": first,
             "SLURM_NTASKS": str(entry["all"]),
             "SLURM_PROCID": str(entry["first"] + worker),
             "SLURM_LOCALID": str(worker),
         }
         for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
             variables[name] = os.environ.get(name, "")
+        before = []
+        if fake_network.is_used():
+            before = fake_network.inside(host)
+            while fake_network.is_cut(host):  # As gcloud, which tries again.
+                time.sleep(1)
         return subprocess.run(
-            ["bash", "-c", command], cwd=here, env=variables, check=False
+            [*before, "bash", "-c", command], cwd=here, env=variables, check=False
         ).returncode
 
     with ThreadPoolExecutor(len(hosts)) as pool:

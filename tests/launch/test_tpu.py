@@ -1,16 +1,13 @@
 """`./run.sh tpu`: the commands it gives, what it says to wrong ones, and a run from end to end."""
 
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cloud_reference
-import numpy as np
 import pytest
 
 from vit_jax.__main__ import main
@@ -19,7 +16,6 @@ from vit_jax.launch.launcher import pack
 from vit_jax.version import commit_of
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 6
 
 
 def dry(capsys, *arguments):
@@ -267,68 +263,3 @@ def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):
         tar.extractall(tmp_path / "runs/copy", filter="data")
     assert commit_of(tmp_path / "runs/copy") == commit_of(tmp_path)
     assert commit_of(tmp_path).endswith("+")  # `gone.py` is gone.
-
-
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="copies a git checkout to the hosts")
-@pytest.mark.soak
-def test_a_preempted_slice_is_made_again_and_the_run_ends_as_if_undisturbed(
-    cloud, digits_npz, tmp_path
-):
-    """Four hosts, each a process of this machine; one loses its power, and Cloud TPU says so."""
-    run = tmp_path / "run"
-    config = [
-        f"--config=tests/tiny.py:npz={digits_npz},steps={STEPS}",
-        "--config.checkpoint.every=1",
-        "--config.eval.every=3",
-    ]
-    assert main(["tpu", "create", "pod", "--type=v4-32", "--zone=z", "--spot", "--poll=0"]) == 0
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "vit_jax", "tpu", "train", "pod", f"--workdir={run}", *config,
-         "--poll=0.3"],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for_checkpoint(run, launcher)
-    preempt(cloud, "pod-w-2")
-    _, said = launcher.communicate(timeout=500)
-    assert launcher.returncode == 0, said
-    assert "pod was preempted; creating it again" in said
-    assert "pod: done; it is there, and costs" in said.splitlines()[-1]
-    assert (run / "DONE").exists()
-
-    pip = (cloud / "pod-w-3/pip.log").read_text()
-    assert "--constraint constraints.txt --editable .[tpu]" in pip
-    created = [line for line in (cloud / "calls.log").read_text().splitlines() if "create" in line]
-    assert len(created) == 2
-    assert created[0] == created[1]
-
-    alone = tmp_path / "alone"
-    subprocess.run(
-        [sys.executable, "-m", "vit_jax", "train", f"--workdir={alone}", *config],
-        cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, check=True, capture_output=True,
-    )  # fmt: skip
-    disturbed, undisturbed = losses(run), losses(alone)
-    assert list(disturbed) == list(undisturbed) == list(range(1, STEPS + 1))
-    np.testing.assert_allclose(list(disturbed.values()), list(undisturbed.values()), rtol=2e-5)
-
-
-def wait_for_checkpoint(run, launcher):
-    deadline = time.monotonic() + 400
-    while not any(path.name in ("2", "3") for path in run.glob("checkpoints/*")):
-        assert launcher.poll() is None, launcher.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def preempt(cloud, host, state="PREEMPTED"):
-    code = f"import fake_gcloud; fake_gcloud.kill_host({host!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
-    found = json.loads((cloud / "nodes.json").read_text())
-    for entry in found.values():
-        if host in entry["hosts"]:
-            entry["states"] = [state]
-    (cloud / "nodes.json").write_text(json.dumps(found))
-
-
-def losses(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
