@@ -106,7 +106,8 @@ def test_preempted_slices_are_made_again_and_the_run_ends_as_if_undisturbed(
     assert "pod: done; it is there, and costs" in said.splitlines()[-1]
     assert (run / "DONE").exists()
     pip = (cloud / hosts(cloud)[3] / "pip.log").read_text()
-    assert "--constraint constraints.txt --editable .[tpu]" in pip
+    assert "/constraints.txt --editable" in pip
+    assert "tpu]" in pip
     created = [line for line in (cloud / "calls.log").read_text().splitlines() if "create" in line]
     assert len(created) % 2 == 0
     assert created[: len(created) // 2] == created[len(created) // 2 :]
