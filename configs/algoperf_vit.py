@@ -9,13 +9,13 @@ NAdamW with the second of its five published settings, under the hint of v0.5, 1
 could not look up its logs. v0.6 has a hint of 167,999 steps and a budget of 69,768 s
 (`steps=167999`); the logs of its baseline end out of memory after the first evaluation.
 
-All known results are theirs, under the hint of v0.6 (mlcommons/submissions_algorithms,
+The results that we found are theirs, under the hint of v0.6 (mlcommons/submissions_algorithms,
 artifacts/tech_report_v1, section 4); we have not run it. A NAdamW of other settings reached the
-target in three of three studies, after 66,879, 72,016 and 74,586 s and at best with 77.34, 77.59
-and 77.71 %; the median is 152,461 steps. "NAdamW (Baseline AlgoPerf v0.5)", with one of the five
-settings, we do not know which, ended at 74.8, 74.8 and 75.0 %. Expect about the target here, or up
-to two points less. On other hardware, only the number of steps is comparable. It fits a TPU v5e-16
-(8.9 of 16 GiB a chip).
+target in three of three studies, after 66,879, 72,016 and 74,586 s and at best with 77.34, 77.71
+and 77.59 %; the median is 152,461 steps. "NAdamW (Baseline AlgoPerf v0.5)", with one of the five
+settings, we do not know which, reached 74.8, 74.8 and 75.0 %. Expect a result between these here.
+On other hardware, only the number of steps is comparable. It fits a TPU v5e-16 (8.9 of 16 GiB a
+chip).
 
 Arguments: `steps=186666`, `data=ROOT`, `others=v2` for the benchmark's test set, ImageNet-V2
 (target error 0.3481), `runlocal`. Float32.

@@ -39,8 +39,8 @@ hours in parentheses are theirs, on an unknown number of A100s; B/16 fits a TPU 
 The following are from big_vision's configs/transfer.py, for vit_b32 of AugReg with the learning
 rates of the presets (its crops of CIFAR and its center crop in evaluation differ from this config):
 imagenet2012 83.27, cifar10 98.55, cifar100 91.35, oxford_iiit_pet 93.78, oxford_flowers102 99.43.
-Of these, Pets and Flowers were trained on train[:90%]; their presets here take all of train, so
-expect a little more. The same as theirs: split=train[:90%].
+Pets and Flowers were trained on train[:90%] there; these presets take all of train. To train on the
+same images as they did, write split=train[:90%].
 
 With `vtab`, `dataset` is a task of VTAB-1k (Zhai et al. 2019). It trains on 1,000 examples: 800 of
 the training part and 200 of the validation part of their task_adaptation. With `dev`, it trains on

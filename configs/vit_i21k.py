@@ -17,8 +17,8 @@ in their file names. From H/14 on it is the recipe of "Scaling Vision Transforme
 2022, sections 3.3 to 3.5) on this smaller set: Adafactor with bfloat16 momentum, reciprocal square
 root with cool-down, attention pooling, 100 times the decay on the head; nobody has published its
 score. We have run neither. Their code (big_vision's `proj/scaling_laws/train_vit_g.py`) has batches
-of 16,384 for a million steps of JFT-3B, in float32, without remat; here they are of 4,096 for 300
-epochs, in bfloat16, which a reader may afford. Expect another result than theirs.
+of 16,384 for a million steps on JFT-3B, in float32. Here they are of 4,096 for 300 epochs, in
+bfloat16, to need less hardware, so the result will be another one.
 
 B/16 fits a TPU v3-128 (10.6 of 16 GiB a core), where 300 epochs would take 52 hours at 30 % of the
 peak, L/16 a v3-512 (11.7 GiB) and 46 hours (by `plan`; docs/planning.md has the larger ones).
