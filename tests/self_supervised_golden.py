@@ -122,3 +122,20 @@ def _stacked(trees):
 def images(nchw):
     """Images of a reference as our models take them."""
     return np.moveaxis(nchw, -3, -1)
+
+
+def assert_params(actual, expected, tolerance=TRAINED):
+    """Asserts that parameters or their gradients are near, all but the biases of keys."""
+    actual = {"/".join(map(str, path)): x for path, x in _leaves(actual)}
+    for path, value in _leaves(expected):
+        name = "/".join(map(str, path))
+        if not name.endswith("key/bias"):
+            assert_near(actual[name], value, tolerance, name)
+
+
+def _leaves(tree, path=()):
+    if hasattr(tree, "items"):
+        for key, value in tree.items():
+            yield from _leaves(value, (*path, key))
+    else:
+        yield path, tree

@@ -8,14 +8,21 @@ SCHEDULE = {
     "name": Key(
         "cosine",
         WARNED,
-        "The curve: cosine, linear, polynomial, rsqrt, constant, stair, or"
-        " package.module:function.",
+        "The curve: cosine, linear, polynomial, rsqrt, constant, stair, one of a method's own"
+        " (dino, ijepa, simmim, simmim_stair), or package.module:function.",
     ),
     "warmup": duration(0, WARNED, "Length of the linear ramp from 0 at the start."),
     "cooldown": duration(0, WARNED, "Length of the linear ramp to 0 at the end."),
     "end": Key(
-        0.0, WARNED, "Multiplier that cosine, linear and polynomial reach at the end.", at_least=0
+        0.0,
+        WARNED,
+        "Multiplier that cosine, linear, polynomial and methods' curves reach at the end.",
+        at_least=0,
     ),
+    "first": Key(
+        0.0, WARNED, "For methods' curves: the multiplier that the warm-up starts from.", at_least=0
+    ),
+    "zero_until": duration(0, WARNED, "For dino: the time before which the multiplier is 0."),
     "power": Key(1.0, WARNED, "For polynomial: the power of the remaining share.", above=0),
     "timescale": duration(
         10_000, WARNED, "Time after which rsqrt has fallen to 1/sqrt(2).", above=0

@@ -87,6 +87,8 @@ def simmim_stair(
 
 
 CURVES = {curve.__name__: curve for curve in (dino, ijepa, simmim, simmim_stair)}
+for _curve in CURVES.values():
+    _curve.has_warmup = True
 
 
 def _cosine(progress: jax.Array, end: float) -> jax.Array:

@@ -11,7 +11,8 @@ the larger sets), and rsqrt with cool-down that of Zhai et al., 2022 ("Scaling V
 section 3.5).
 
 A new curve is a function `curve(step, start, total, *, keys...)`, named in the config as
-`package.module:function`. The keys it takes are the keys the config may set for it.
+`package.module:function`. The keys it takes are the keys the config may set for it. A curve whose
+attribute `has_warmup` is true rises by itself, as those of `method_schedules` do.
 """
 
 import inspect
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 
 from vit_jax.config import schema
 from vit_jax.errors import UserError
+from vit_jax.optim import method_schedules
 from vit_jax.plugins import Kind, check_known, takes
 
 Step = int | jax.Array
@@ -86,6 +88,7 @@ def stair(
 
 
 _CURVES = {curve.__name__: curve for curve in (cosine, linear, polynomial, rsqrt, constant, stair)}
+_CURVES |= method_schedules.CURVES
 
 SCHEDULES = Kind("schedule", accepts=takes("step", "start", "total"), others=lambda: _CURVES)
 """The finder of the curves that `config.optim.schedule.name` names."""
@@ -127,7 +130,7 @@ def build(
     def schedule(step: Step) -> jax.Array:
         step = jnp.asarray(step, jnp.int32)
         multiplier = curve(step, warmup, total_steps, **arguments)
-        if warmup:
+        if warmup and not getattr(curve, "has_warmup", False):
             multiplier *= jnp.minimum(1.0, _float(step) / warmup)
         if cooldown:
             multiplier *= jnp.clip(_float(total_steps - step) / cooldown, 0.0, 1.0)

@@ -1,0 +1,126 @@
+"""SimMIM equals its reference code, from the forward pass to the parameters after six steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import self_supervised_golden as golden
+import self_supervised_steps as steps
+
+from vit_jax import tasks
+from vit_jax.errors import UserError
+
+CASE = "simmim"
+ABOUT = golden.settings(CASE)
+MODEL = {
+    "name": "vit",
+    "width": ABOUT["dim"],
+    "depth": ABOUT["depth"],
+    "num_heads": ABOUT["heads"],
+    "mlp_dim": ABOUT["mlp"] * ABOUT["dim"],
+    "patch_size": ABOUT["patch"],
+    "activation": "gelu",
+    "key_bias": False,
+    "layer_scale": ABOUT["iv"],
+    "position": "learned" if ABOUT["ape"] else "none",
+    "position_bias": "shared_table" if ABOUT["shared_rpb"] else "table",
+}
+TASK = {"name": "simmim", "cell": ABOUT["mpatch"], "ratio": ABOUT["ratio"]}
+
+
+def build(**fields):
+    return tasks.build({**TASK, **fields}, MODEL, steps.info((32, 32, 3)))
+
+
+def params_of(flat):
+    """A reference's parameters in our tree; the pixels of a patch are (row, column, color)."""
+    encoder = golden.below(flat, "encoder.")
+    backbone = golden.vit(encoder, ABOUT["heads"])
+    table = encoder["rel_pos_bias.relative_position_bias_table"]
+    backbone["position_bias"] = {"table": table}
+    kernel = flat["decoder.0.weight"].reshape(3, 4, 4, -1).transpose(3, 1, 2, 0)
+    bias = flat["decoder.0.bias"].reshape(3, 4, 4).transpose(1, 2, 0)
+    decoder = {"kernel": kernel, "bias": bias}
+    return {"backbone": backbone, "mask_token": encoder["mask_token"], "decoder": decoder}
+
+
+def batches(found):
+    for images, masks in zip(found["images"], found["masks"], strict=True):
+        yield {"image": golden.images(images), "masked": masks.reshape(len(masks), -1) > 0}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return golden.arrays(CASE)
+
+
+def test_the_forward_pass_and_the_gradients(found):
+    task, params = build(), params_of(golden.below(found, "params/"))
+    batch = next(batches(found))
+
+    @jax.jit
+    def run(params):
+        def loss_fn(params):
+            total, count = task.loss_fn(params, batch, jax.random.key(0))
+            return total / count
+
+        rebuilt = task.model.apply({"params": params}, batch["image"], batch["masked"])
+        return rebuilt, jax.value_and_grad(loss_fn)(params)
+
+    rebuilt, (loss, grads) = run(params)
+    golden.assert_near(rebuilt, golden.images(found["reconstruction"]))
+    golden.assert_near(loss, found["loss"])
+    golden.assert_params(grads, params_of(golden.below(found, "grads/")))
+
+
+def test_six_steps(found):
+    iters, base = ABOUT["iters_per_epoch"], ABOUT["lr"]
+    optimizer = {
+        "name": "adamw",
+        "lr": base,
+        "weight_decay": ABOUT["wd"],
+        "clip_norm": ABOUT["clip"],
+        "decay_mask": r".*/kernel|mask_token|.*/table",
+        "schedule": {
+            "name": "simmim_stair",
+            "warmup": ABOUT["warmup_epochs"] * iters,
+            "first": ABOUT["wlr"] / base,
+            "boundaries": [epoch * iters for epoch in ABOUT["multisteps_epochs"]],
+            "factors": [ABOUT["gamma"]],
+        },
+    }
+    params = params_of(golden.below(found, "params/"))
+    step = steps.Steps(steps.given(build()), params, optimizer, ABOUT["epochs"] * iters)
+    both = list(batches(found))
+    for i in range(ABOUT["steps"]):
+        metrics = step(both[i % 2])
+        golden.assert_near(metrics["lr"], found["sched/lr"][i])
+        golden.assert_near(metrics["loss"], found["losses"][i])
+        golden.assert_near(metrics["grad_norm"], found["grad_norms"][i], golden.TRAINED)
+    golden.assert_params(step.state.params, params_of(golden.below(found, "final/")))
+
+
+def test_training_draws_masks_and_evaluation_repeats_them(found):
+    task = build()
+    batch = next(batches(found))
+    images = {"image": batch["image"], "mask": jnp.ones(4)}
+    drawn = jax.jit(task.augment)(images, jax.random.key(1))
+    assert (drawn["masked"].sum(1) == 4 * np.ceil(16 * 0.6)).all()
+    params = params_of(golden.below(found, "params/"))
+    run = jax.jit(lambda batch: (task.predict(params, batch), task.eval_sums(params, batch)))
+    predicted, sums = run(images)
+    again, _ = run(images)
+    np.testing.assert_array_equal(predicted["rebuilt"], again["rebuilt"])
+    metrics = task.metrics(jax.device_get(sums))
+    assert metrics["masked_l1"] == pytest.approx(float(predicted["error"].mean()))
+    shown = {"image": np.zeros((4, 32, 32, 3), np.uint8), **jax.device_get(predicted)}
+    assert task.pictures(shown)[0].shape == (32, 64, 3)
+    assert "error of masked pixels" in task.summaries(shown)[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"cell": 6}, "multiple of the patch"), ({"ratio": 0.0}, "above 0")]
+)
+def test_fields_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        build(**fields)

@@ -1,0 +1,124 @@
+"""SimMIM: masked image modeling with one linear layer (Xie et al. 2022).
+
+Squares of the image are masked; a ViT sees a token in the place of their patches, and one linear
+layer predicts their pixels. An example needs an `image` alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import models
+from vit_jax.augment import device_masks
+from vit_jax.errors import UserError
+from vit_jax.models.heads.pixels import PixelReconstruction
+from vit_jax.models.layers.basic import lift, pair
+from vit_jax.tasks._base import BaseTask
+from vit_jax.tracking.metrics import COUNT, LOSS, Metric
+from vit_jax.types import Array, Batch, DataInfo, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(BaseTask):
+    """The mean absolute error of masked pixels, which are normalized but not patch by patch.
+
+    Attributes:
+      cell: the side in pixels of the squares that are masked together.
+      ratio: the share of squares that are masked, rounded up.
+    """
+
+    cell: int = 32
+    ratio: float = 0.6
+
+    headline = "masked_l1"
+    metric_info: ClassVar[Mapping[str, Metric]] = {"masked_l1": LOSS, "num_examples": COUNT}
+
+    @classmethod
+    def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> "Task":
+        """Returns the task around the backbone of `config.model`.
+
+        Raises:
+          UserError: a field has no such value, or the data has no such images.
+        """
+        task = super().create(model, info, **fields)
+        backbone = models.backbone_of(task.model)
+        task = dataclasses.replace(task, model=PixelReconstruction(backbone))
+        patch, size = pair(backbone.patch_size), info.spec["image"].shape[:2]
+        if patch[0] != patch[1] or task.cell % patch[0] or any(n % task.cell for n in size):
+            raise UserError(
+                f"config.task.cell={task.cell}: write a multiple of the patch,"
+                f" {patch[0]}x{patch[1]} pixels, that divides the image, {size[0]}x{size[1]}"
+            )
+        if not 0 < task.ratio <= 1:
+            raise UserError(f"config.task.ratio={task.ratio}: write a number above 0, to 1")
+        return task
+
+    def augment(self, batch: Batch, key: Array) -> Batch:
+        """Returns normalized images, and `masked`, bool `[batch, patches]`."""
+        image_key, mask_key = jax.random.split(key)
+        batch = super().augment({"image": batch["image"]}, image_key)
+        return {"image": batch["image"], "masked": self._masks(mask_key, len(batch["image"]))}
+
+    def _masks(self, key: Array, batch: int) -> Array:
+        patch = pair(self.model.backbone.patch_size)[0]
+        grid = tuple(n // patch for n in self.info.spec["image"].shape[:2])
+        masks = device_masks.cell_masks(key, batch, grid, self.cell // patch, self.ratio)
+        return masks.reshape(batch, -1)
+
+    def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        """Returns (sum of the absolute errors of masked pixels, their number) of a micro-batch."""
+        images = batch["image"]
+        rebuilt = self.model.apply(
+            {"params": params}, images, batch["masked"], train=True, rngs={"dropout": key}
+        )
+        masked = self._pixels(batch["masked"])
+        errors = jnp.where(masked, jnp.abs(images - rebuilt), 0.0)
+        return errors.sum(), masked.sum(dtype=jnp.float32) * images.shape[-1]
+
+    def _pixels(self, masked: Array) -> Array:
+        """Returns a mask of patches as one of pixels, bool `[batch, h, w, 1]`."""
+        patch = pair(self.model.backbone.patch_size)[0]
+        height, width = (n // patch for n in self.info.spec["image"].shape[:2])
+        masked = masked.reshape(-1, height, width, 1)
+        return masked.repeat(patch, axis=1).repeat(patch, axis=2)
+
+    # In evaluation, the masks depend on the place in the batch alone.
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Returns `rebuilt`, images float32 in 0..255 with masked pixels predicted, and `error`."""
+        images = self.inputs(batch)
+        masks = self._masks(jax.random.key(0), len(images))
+        rebuilt = self.model.apply({"params": params}, images, masks)
+        masked = self._pixels(masks)
+        errors = jnp.where(masked, jnp.abs(images - rebuilt), 0.0).sum((1, 2, 3))
+        pixels = masked.sum((1, 2, 3)) * images.shape[-1]
+        std, mean = (lift(jnp.asarray(x, jnp.float32), 4) for x in (self.std, self.mean))
+        shown = jnp.where(masked, rebuilt, images) * std + mean
+        return {"rebuilt": jnp.clip(shown, 0, 255), "error": errors / pixels}
+
+    def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Returns the sum of the examples' mean errors, and their number."""
+        real = batch["mask"] > 0
+        errors = self.predict(params, batch)["error"]
+        return {
+            "error": jnp.where(real, errors, 0.0).sum(),
+            "examples": real.sum(dtype=jnp.int32),
+        }
+
+    def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Returns `masked_l1`, the mean absolute error of masked pixels, and `num_examples`."""
+        examples = int(found["examples"])
+        return {"masked_l1": float(found["error"]) / max(examples, 1), "num_examples": examples}
+
+    def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """Returns the error of each example."""
+        return [[f"error of masked pixels {error:.4f}"][:top] for error in examples["error"]]
+
+    def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Returns each image beside its reconstruction, uint8 `[h, 2 * w, 3 or 1]`."""
+        pairs = zip(examples["image"], examples["rebuilt"], strict=True)
+        return [np.concatenate([x, y.astype(np.uint8)], axis=1) for x, y in pairs]
