@@ -51,8 +51,10 @@ def prototype_head(flat):
 
 def vit(flat, num_heads):
     """The parameters of a reference's ViT, in PyTorch's names, as `VisionTransformer` has them."""
-    patch = flat["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
-    tree = {"patch_embed": {"kernel": patch, "bias": flat["patch_embed.proj.bias"]}}
+    tree = {}
+    if "patch_embed.proj.weight" in flat:
+        patch = flat["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+        tree["patch_embed"] = {"kernel": patch, "bias": flat["patch_embed.proj.bias"]}
     for ours, theirs in (("cls", "cls_token"), ("registers", "register_tokens")):
         if theirs in flat:
             tree[ours] = flat[theirs]

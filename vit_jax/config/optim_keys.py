@@ -22,6 +22,9 @@ SCHEDULE = {
     "first": Key(
         0.0, WARNED, "For methods' curves: the multiplier that the warm-up starts from.", at_least=0
     ),
+    "stretch": Key(
+        1.0, WARNED, "For ijepa: the curve is that of a run this many times as long.", above=0
+    ),
     "zero_until": duration(0, WARNED, "For dino: the time before which the multiplier is 0."),
     "power": Key(1.0, WARNED, "For polynomial: the power of the remaining share.", above=0),
     "timescale": duration(

@@ -46,7 +46,12 @@ VIT_NAMES: Mapping[str, str | Mapping[Any, str]] = {
     "map_heads": "attention pooling of another size",
     "map_mlp_dim": "attention pooling of another size",
     "map_mlp": "attention pooling without an MLP",
-    "position": {"learned": "", "none": "no positions", "sincos2d": "sin-cos positions"},
+    "position": {
+        "learned": "",
+        "none": "no positions",
+        "sincos2d": "sin-cos positions",
+        "sincos2d_mae": "sin-cos positions of MAE",
+    },
     "position_table": "learned positions beside rotary ones",
     "position_bias": {"none": ""},
     "rope_base": "a base of rotary positions",

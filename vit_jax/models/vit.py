@@ -61,6 +61,7 @@ from vit_jax.models.layers.basic import (
     cut_patches,
     lift,
     pair,
+    random_patches,
     stored_shape,
 )
 from vit_jax.models.layers.encoder import Encoder
@@ -74,7 +75,7 @@ from vit_jax.models.layers.positions import (
     sincos_2d,
 )
 from vit_jax.models.layers.resize import resize_position_table
-from vit_jax.models.layers.transformer import BlockSpec, run_blocks
+from vit_jax.models.layers.transformer import BlockSpec, padding_segments, run_blocks
 from vit_jax.models.layers.windows import check_windows, windows_of_blocks
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import VIT_NAMES, Traits, named_fields
@@ -106,8 +107,9 @@ class VisionTransformer(Encoder):
       class_token: whether there is one; None adds it where pooling needs it.
       class_token_position: the learned table has a row for the class token, as in the ViT paper;
         False is the convention of big_vision, DeiT III and timm's `no_embed_class`.
-      position: "learned", "sincos2d" (fixed; MoCo v3), "none", or rotary: "rope" (axial),
-        "rope_dinov3" (centred and scaled to the image), "rope_mixed" (learned directions).
+      position: "learned", "sincos2d" (fixed; MoCo v3), "sincos2d_mae" (fixed; MAE, I-JEPA), "none",
+        or rotary: "rope" (axial), "rope_dinov3" (centred and scaled to the image), "rope_mixed"
+        (learned directions).
       position_table: a learned table of positions is added beside rotary ones (EVA-02).
       rope_base: the base of the fixed frequencies; None is 100, EVA-02 has 10,000.
       rope_grid: (rows, columns) of pre-training, onto which the places of other grids are scaled
@@ -229,7 +231,7 @@ class VisionTransformer(Encoder):
         images: Array,
         *,
         train: bool = False,
-        kept: Array | None = None,
+        kept: Array | tuple[Array, Array] | None = None,
         masked: tuple[Array, Array] | None = None,
     ) -> Features:
         """Encodes images, or the patches of them that are named.
@@ -240,7 +242,8 @@ class VisionTransformer(Encoder):
             "dropout" key.
           kept: int32 `[batch, n]`, the patches of each image to encode, numbered row by row, in
             any order. The encoder sees no others, as masked pre-training wants it (He et al. 2022,
-            MAE). None encodes all patches, or with `train` and `patch_drop` a random share.
+            MAE). None encodes all patches, or with `train` and `patch_drop` a random share. A pair
+            (kept, bool `[batch, n]`) marks patches that count; no others see the rest.
           masked: (mask bool `[batch, patches]`, token `[width]`); the token stands in the place of
             the embedding of masked patches, before positions are added (Bao et al. 2022, BEiT).
 
@@ -251,6 +254,7 @@ class VisionTransformer(Encoder):
         Raises:
           UserError: `kept` is given to a model that attends within windows.
         """
+        kept, counts = kept if isinstance(kept, tuple) else (kept, None)
         if kept is not None and self.window:
             raise UserError("attention within windows needs all patches; write window=0")
         if kept is not None and self.position_bias != "none":
@@ -264,14 +268,16 @@ class VisionTransformer(Encoder):
         coordinates = grid_coordinates(rows, columns)
         x, class_position = self._add_positions(x, coordinates, (rows, columns))
         if kept is None and train and self.patch_drop > 0.0:
-            kept = self._random_patches(batch, rows * columns)
+            shape = (batch, rows * columns)
+            kept = random_patches(self.make_rng("dropout"), shape, self.patch_drop)
         if kept is not None:
             x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
             coordinates = coordinates[kept]
         x = self._prepend_tokens(x, class_position)
         rope = self._rope(coordinates, jnp.asarray((rows, columns), jnp.float32))
-        x = self._encode(x, train, (rows, columns), rope=rope)
         num_prefix = self._num_prefix_tokens()
+        segments = padding_segments(counts, num_prefix)
+        x = self._encode(x, train, (rows, columns), rope=rope, segment_ids=segments)
         tokens = x[:, num_prefix:]
         registers = x[:, num_prefix - self.num_registers : num_prefix]
         registers = registers if self.num_registers else None
@@ -318,8 +324,9 @@ class VisionTransformer(Encoder):
         self, x: Array, coordinates: Array, grid: Sequence[int]
     ) -> tuple[Array, Array | None]:
         """Adds absolute positions to patches `[batch, n, width]`; returns the class token's too."""
-        if self.position == "sincos2d":
-            return x + lift(sincos_2d(coordinates, self.width).astype(x.dtype), x.ndim), None
+        if self.position.startswith("sincos2d"):
+            table = sincos_2d(coordinates, self.width, endpoint=self.position == "sincos2d")
+            return x + lift(table.astype(x.dtype), x.ndim), None
         if self.position != "learned" and not self.position_table:
             return x, None
         stored = tuple(self.position_grid or grid)
@@ -342,14 +349,6 @@ class VisionTransformer(Encoder):
         init = SCHEMES[self.initialization].position(self.width)
         init = nn.with_logical_partitioning(init, (None, "tokens", "embed"))
         return self.param("pos_embed", init, (1, rows, self.width), jnp.float32)
-
-    @nn.nowrap
-    def _random_patches(self, batch: int, num_patches: int) -> Array:
-        """Draws the patches of every image that patch dropout keeps: int32 `[batch, n]`."""
-        count = max(1, round(num_patches * (1.0 - self.patch_drop)))
-        noise = jax.random.uniform(self.make_rng("dropout"), (batch, num_patches))
-        _, kept = jax.lax.top_k(noise, count)
-        return kept
 
     @nn.nowrap
     def _prepend_tokens(self, x: Array, class_position: Array | None) -> Array:
@@ -399,7 +398,7 @@ class VisionTransformer(Encoder):
         return jnp.pad(rope, widths)
 
     @nn.nowrap
-    def _encode(self, x: Array, train: bool, grid: tuple[int, int], rope: Array | None) -> Array:
+    def _encode(self, x: Array, train: bool, grid: tuple[int, int], **places: Any) -> Array:
         """Applies dropout, the blocks and the norms before and after them."""
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if not self.depth:
@@ -408,7 +407,7 @@ class VisionTransformer(Encoder):
         if self.pre_norm:
             x = spec.make_norm("pre_norm")(x)
         windows = windows_of_blocks(grid, self.window, self.global_blocks, self.depth)
-        places = {"rope": rope, "windows": windows, "bias": None}
+        places = {"windows": windows, "bias": None, **places}
         if self.position_bias != "none":
             kind = self.position_bias.removeprefix("shared_")
             prefix, hidden = self._num_prefix_tokens(), self.position_bias_dim

@@ -38,14 +38,22 @@ def dino(
 
 
 def ijepa(
-    step: jax.Array, start: int, total: int, *, end: float = 0.0, first: float = 0.0
+    step: jax.Array,
+    start: int,
+    total: int,
+    *,
+    end: float = 0.0,
+    first: float = 0.0,
+    stretch: float = 1.0,
 ) -> jax.Array:
     """Rises linearly from `first`, then follows a cosine to `end` (Assran et al. 2023, I-JEPA).
 
     The published code advances its schedules before each step, so that step s has the value of
     s + 1. Beyond `total` the cosine turns back, as there; `end` may be larger than 1.
+
+    stretch: the curve is that of a run this many times as long; 1.25 in the paper.
     """
-    step = _float(step) + 1.0
+    step, total = _float(step) + 1.0, int(stretch * total)
     ramp = first + (1.0 - first) * step / max(start, 1)
     value = _cosine((step - start) / max(total - start, 1), end)
     value = jnp.maximum(value, end) if end <= 1.0 else jnp.minimum(value, end)

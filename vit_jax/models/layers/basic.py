@@ -268,6 +268,16 @@ def cut_patches(images: Array, patch: tuple[int, int]) -> Array:
     return x.reshape(batch, rows, columns, ph * pw * channels)
 
 
+def random_patches(key: Array, shape: tuple[int, int], drop: float) -> Array:
+    """Draws the patches of every image that patch dropout keeps, int32 `[batch, n]`.
+
+    shape: (batch, patches of an image). drop: the share of patches that are left out.
+    """
+    count = max(1, round(shape[1] * (1.0 - drop)))
+    _, kept = jax.lax.top_k(jax.random.uniform(key, shape), count)
+    return kept
+
+
 def token_stride(backbone: nn.Module) -> tuple[int, int] | None:
     """Returns the pixels between tokens, down and across; None for models without patches."""
     patch = getattr(backbone, "patch_size", None)

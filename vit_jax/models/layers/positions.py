@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import lift
 from vit_jax.types import Array
 
-POSITIONS = ("learned", "sincos2d", "rope", "rope_dinov3", "rope_mixed", "none")
+POSITIONS = ("learned", "sincos2d", "sincos2d_mae", "rope", "rope_dinov3", "rope_mixed", "none")
 
 ROPE_BASE = 100.0  # of the axial and the DINOv3 form alike
 MIXED_ROPE_BASE = 10.0
@@ -27,13 +27,16 @@ def grid_coordinates(rows: int, columns: int) -> Array:
     return jnp.stack([row, column], axis=-1).reshape(-1, 2).astype(jnp.float32)
 
 
-def sincos_2d(coordinates: Array, width: int, max_wavelength: float = 10_000.0) -> Array:
+def sincos_2d(
+    coordinates: Array, width: int, max_wavelength: float = 10_000.0, *, endpoint: bool = True
+) -> Array:
     """Embeds `[..., 2]` coordinates as `[..., width]` sines and cosines (Chen et al. 2021).
 
     The first half of the channels holds the column (sines, then cosines), the second half the row.
-    Frequencies run geometrically from 1 to 1 / max_wavelength, both included.
+    Frequencies run geometrically from 1 to 1 / max_wavelength, which is included with `endpoint`
+    alone, and not in the tables of MAE and I-JEPA.
     """
-    exponents = jnp.linspace(0.0, 1.0, width // 4)
+    exponents = jnp.linspace(0.0, 1.0, width // 4, endpoint=endpoint)
     frequencies = lift(max_wavelength**-exponents, coordinates.ndim)
     row, column = jnp.split(coordinates, 2, axis=-1)
     parts = [f(place * frequencies) for place in (column, row) for f in (jnp.sin, jnp.cos)]
@@ -133,8 +136,8 @@ def rotate(x: Array, angles: Array, *, interleaved: bool = False) -> Array:
 
 def check_position(position: str, width: int, head_dim: int) -> None:
     """Raises `UserError` where the channels cannot be shared out between rows and columns."""
-    if position == "sincos2d" and width % 4:
-        raise UserError(f"position='sincos2d' needs a width divisible by 4, not {width}")
+    if position.startswith("sincos2d") and width % 4:
+        raise UserError(f"position={position!r} needs a width divisible by 4, not {width}")
     if position.startswith("rope") and head_dim % 4:
         raise UserError(
             f"position={position!r} needs width / num_heads divisible by 4, not {head_dim}"

@@ -283,6 +283,18 @@ def run_blocks(
     return scan_or_unroll(Block, (spec, train), x, stack, shared, own=own, train=train)
 
 
+def padding_segments(counts: Array | None, num_prefix: int = 0) -> SegmentIds | None:
+    """Returns segments that keep padding apart from the tokens that count.
+
+    counts: bool `[batch, tokens]`, of the tokens after the first `num_prefix`, which all count;
+    None where there is no padding.
+    """
+    if counts is None:
+        return None
+    segments = jnp.pad(~counts, ((0, 0), (num_prefix, 0))).astype(jnp.int32)
+    return segments, segments
+
+
 def scan_or_unroll(
     block: type[nn.Module],
     fields: tuple[Any, ...],
