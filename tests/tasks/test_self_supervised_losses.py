@@ -123,7 +123,7 @@ def test_ibot_weighs_each_crop_with_a_mask_alike(losses):
     for case, (student, teacher, weights) in cases.items():
 
         def loss_fn(student, teacher=losses[f"{case}/{teacher}"], weights=weights):
-            losses = prototypes.masked_patch_losses(student, teacher)
+            losses = prototypes.cross_entropies(student, teacher)
             return (losses * weights).sum() / len(masks)
 
         loss, grad = jax.jit(jax.value_and_grad(loss_fn))(losses[f"{case}/{student}"])

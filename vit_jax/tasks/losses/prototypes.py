@@ -116,20 +116,21 @@ def num_pairs(student: int, teacher: int, *, skip_same: bool = False) -> int:
     return student * teacher - (min(student, teacher) if skip_same else 0)
 
 
-def masked_patch_losses(
+def cross_entropies(
     student: Array,
     teacher: Array,
     *,
     temperature: float = STUDENT_TEMPERATURE,
 ) -> Array:
-    """Returns the cross-entropy of each patch, float32 `[...]` (Zhou et al. 2022, iBOT, eq. 2).
+    """Returns the cross-entropy of each row of logits, float32 `[...]`.
 
-    iBOT weighs a masked patch by 1 / (masked patches of its crop), see `patch_weights`, sums, and
-    divides by the number of crops, those without a mask included.
+    iBOT (Zhou et al. 2022, equation 2) weighs that of a masked patch by 1 / (masked patches of its
+    crop), see `patch_weights`, sums, and divides by the number of crops, those without a mask
+    included.
 
     Args:
-      student: logits `[..., K]` of patches that the student did not see.
-      teacher: probabilities `[..., K]` of the same patches.
+      student: logits `[..., K]`, such as those of patches that the student did not see.
+      teacher: probabilities `[..., K]` of the same rows.
     """
     log_p = jax.nn.log_softmax(student / temperature, axis=-1)
     return -(jax.lax.stop_gradient(teacher) * log_p).sum(-1)
