@@ -70,7 +70,7 @@ def test_the_forward_pass_and_the_gradients(found):
     rebuilt, (loss, grads) = run(params)
     golden.assert_near(rebuilt, golden.images(found["reconstruction"]))
     golden.assert_near(loss, found["loss"])
-    golden.assert_params(grads, params_of(golden.below(found, "grads/")))
+    golden.assert_params(grads, golden.below(found, "grads/"))
 
 
 def test_six_steps(found):
@@ -97,7 +97,7 @@ def test_six_steps(found):
         golden.assert_near(metrics["lr"], found["sched/lr"][i])
         golden.assert_near(metrics["loss"], found["losses"][i])
         golden.assert_near(metrics["grad_norm"], found["grad_norms"][i], golden.TRAINED)
-    golden.assert_params(step.state.params, params_of(golden.below(found, "final/")))
+    golden.assert_params(step.state.params, golden.below(found, "final/"))
 
 
 def test_training_draws_masks_and_evaluation_repeats_them(found):

@@ -47,7 +47,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
@@ -255,10 +254,8 @@ class VisionTransformer(Encoder):
           UserError: `kept` is given to a model that attends within windows.
         """
         kept, counts = kept if isinstance(kept, tuple) else (kept, None)
-        if kept is not None and self.window:
-            raise UserError("attention within windows needs all patches; write window=0")
-        if kept is not None and self.position_bias != "none":
-            raise UserError("position_bias needs all patches; write position_bias='none'")
+        if kept is not None and (self.window or self.position_bias != "none"):
+            raise UserError("windows and position_bias need all patches; write window=0 and 'none'")
         maps = self._stem(images)
         patches = cut_patches(maps, pair(self.patch_size))
         batch, rows, columns, _ = patches.shape
@@ -279,8 +276,8 @@ class VisionTransformer(Encoder):
         segments = padding_segments(counts, num_prefix)
         x = self._encode(x, train, (rows, columns), rope=rope, segment_ids=segments)
         tokens = x[:, num_prefix:]
-        registers = x[:, num_prefix - self.num_registers : num_prefix]
-        registers = registers if self.num_registers else None
+        first = num_prefix - self.num_registers
+        registers = x[:, first:num_prefix] if self.num_registers else None
         pooled = self._pool(x, tokens, train)
         distill = x[:, int(self._has_class_token())] if self.distill_token else None
         extra = {"distill": distill, "registers": registers, "tokens": tokens, "kept": kept}

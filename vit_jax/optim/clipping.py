@@ -20,7 +20,8 @@ def clip(grads: Params, max_norm: float, scope: str, blocks: str) -> Params:
 
     Args:
       scope: "global" for one norm of all gradients; "module" for a norm of each entry of the tree,
-        such as the backbone and each head (Oquab et al. 2023, DINOv2); "parameter" for a norm of
+        such as the backbone and each head (Oquab et al. 2023, DINOv2), where arrays outside of
+        modules, such as a mask token, are the backbone's; "parameter" for a norm of
         each parameter (Caron et al. 2021, DINO). The layers of a stacked parameter have norms of
         their own. Queries, keys and values of an attention count as one parameter, as they are in
         the published code.
@@ -61,5 +62,6 @@ def _part(path: tuple, scope: str) -> str:
     """Returns the name of the part of the parameters that a gradient belongs to."""
     name = name_of(path)
     if scope == "module":
-        return name.partition("/")[0]
+        module, _, rest = name.partition("/")
+        return module if rest else "backbone"
     return re.sub(r"/(?:query|key|value)/", "/qkv/", name)
