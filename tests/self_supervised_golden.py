@@ -11,7 +11,7 @@ import numpy as np
 
 FOLDER = Path(__file__).parent / "golden" / "self_supervised"
 sys.path.append(str(FOLDER.parent))
-import sampled
+import sampled  # noqa: E402
 
 FORWARD, TRAINED, SCHEDULE = 1e-5, 5e-5, 1e-9
 """Tolerances of outputs and losses, of gradients and trained parameters, and of schedules."""
