@@ -14,7 +14,7 @@ from vit_jax.errors import UserError, program
 from vit_jax.launch import jobset
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.health import table
-from vit_jax.launch.launcher import Launcher, on_one_line
+from vit_jax.launch.launcher import Launcher, Unusable, on_one_line
 from vit_jax.launch.shell import CREATE_SECONDS, Command, Shell
 from vit_jax.launch.slices import Slices
 
@@ -125,7 +125,7 @@ class GkeLauncher(Launcher):
             return 0
         found = self._jobset()
         if found is None:
-            raise UserError(f"{self.slices.name} has no JobSet any more")
+            raise Unusable(f"{self.slices.name} has no JobSet any more: somebody deleted it")
         ended = _ended(found)
         name = self.slices.name
         if ended == "Completed":

@@ -1,0 +1,53 @@
+"""The time limits of commands, and a launcher that is never silent."""
+
+import subprocess
+import time
+
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.launch.shell import Each, Failed, Shell
+
+
+def test_a_limit_ends_a_command_with_all_that_it_has_started(tmp_path):
+    script = f"sleep 60 & echo $! >{tmp_path}/pid; echo h0 answered; wait"
+    with pytest.raises(Failed, match=r"bash -c .* took longer than 0.5 s") as caught:
+        Shell().ask(["bash", "-c", script], seconds=0.5)
+    assert caught.value.output == "h0 answered\n"
+    child = (tmp_path / "pid").read_text().strip()
+    deadline = time.monotonic() + 10
+    while subprocess.run(["kill", "-0", child], capture_output=True, check=False).returncode == 0:
+        assert time.monotonic() < deadline
+
+
+def test_answers_are_kept_where_another_host_fails():
+    good, bad = ["echo", "h0 running"], ["bash", "-c", "echo h1 running; echo error: no >&2; false"]
+    with pytest.raises(Failed, match="failed: error: no") as caught:
+        Shell().ask_all([bad, good])
+    assert sorted(caught.value.output.split("\n")) == ["", "h0 running", "h1 running"]
+
+
+def test_a_command_for_each_host_of_a_list():
+    each = Each(["printf", "a\\nb\\n"], lambda host: ["echo", f"{host}:", "it's"])
+    assert Shell().ask_all([each]) == "a: it's\nb: it's\n"
+    done = subprocess.run(["bash", "-c", each.text()], capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.splitlines()) == ["a: it's", "b: it's"]
+
+
+def test_errors_that_do_not_matter_are_passed_over():
+    failing = ["bash", "-c", "echo the policy already exists >&2; exit 1"]
+    Shell().run(failing, tolerate=("already exists",))
+    with pytest.raises(UserError, match="already exists"):
+        Shell().run(failing)
+
+
+def test_a_launcher_that_waits_says_what_for(capsys):
+    shell = Shell()
+    with shell.never_silent("pod", seconds=0.1):
+        shell.ask(["sleep", "0.4"])
+        time.sleep(0.3)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "pod: nothing new; waiting for sleep 0.4"
+    assert said[-1] == "pod: nothing new; waiting for the next look at its state"
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""
