@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 
 FOLDER = Path(__file__).parent / "golden" / "self_supervised"
@@ -70,6 +71,34 @@ def vit(flat, num_heads):
     while inner := below(flat, f"blocks.{len(blocks)}."):
         blocks.append(block(inner, num_heads))
     return {**tree, "blocks": _stacked(blocks)}
+
+
+def masked_autoencoder(flat, num_heads, decoder_heads):
+    """The parameters of MAE as `MaskedAutoencoder` has them."""
+    blocks = []
+    while inner := below(flat, f"decoder_blocks.{len(blocks)}."):
+        blocks.append(block(inner, decoder_heads))
+    decoder = {
+        "embed": _dense(flat, "decoder_embed"),
+        "mask_token": flat["mask_token"],
+        "blocks": _stacked(blocks),
+        "norm": _norm(flat, "decoder_norm"),
+        "predict": _dense(flat, "decoder_pred"),
+    }
+    if "decoder_pos_embed" in flat:
+        decoder["pos_embed"] = flat["decoder_pos_embed"]
+    return {"backbone": vit(flat, num_heads), "decoder": decoder}
+
+
+def assert_trees_near(actual, expected, tolerance):
+    """Asserts `assert_near` of every array but the biases of keys, which no output depends on."""
+    for path, x in jax.tree_util.tree_leaves_with_path(expected):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not name.endswith("key/bias"):
+            found = actual
+            for key in path:
+                found = found[key.key]
+            assert_near(found, x, tolerance, name)
 
 
 def block(flat, num_heads):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import lift
@@ -142,3 +143,19 @@ def check_position(position: str, width: int, head_dim: int) -> None:
         raise UserError(
             f"position={position!r} needs width / num_heads divisible by 4, not {head_dim}"
         )
+
+
+def sincos_table(rows: int, columns: int, width: int, *, class_row: bool = False) -> np.ndarray:
+    """Returns the fixed table of MAE and I-JEPA, float32 `[1, tokens, width]`.
+
+    (He et al. 2022, MAE.) It is ordered as `sincos_2d`, but its frequencies stop one step before
+    1 / 10,000. The table of released models is computed in float64, as it is here.
+
+    class_row: puts a row of zeros in front, for the class token.
+    """
+    frequencies = 10_000.0 ** -np.linspace(0.0, 1.0, width // 4, endpoint=False)
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequencies for place in (column, row)]
+    table = np.concatenate([f(x) for x in angles for f in (np.sin, np.cos)], axis=-1)
+    table = np.concatenate([np.zeros((int(class_row), width)), table])
+    return table[None].astype(np.float32)
