@@ -5,6 +5,7 @@ import gc
 import os
 import resource
 import signal
+import threading
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("VIT_JAX_TEST_PLATFORM", "cpu")
@@ -148,3 +149,24 @@ def all_optimizations() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def hub_server(monkeypatch, tmp_path):
+    """A hub without repositories, which the program reads from and writes to."""
+    from hub_server import Hub
+    from huggingface_hub import constants
+
+    from vit_jax.checkpoints import hub
+
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub._fetched.cache_clear()
+        yield server
+        server.shutdown()
+        thread.join()
+    hub._fetched.cache_clear()

@@ -129,4 +129,27 @@ def _reason(library: types.ModuleType, error: Exception) -> str:
     for kinds, reason in reasons:
         if isinstance(error, kinds):
             return reason
-    return f"cannot be fetched: {files.first_line(error)}"
+    return f"huggingface_hub says: {files.first_line(error)}"
+
+
+def upload(folder: Path, address: str, *, private: bool = False) -> None:
+    """Uploads the files of a folder to a repository, which is made if there is none.
+
+    Raises:
+      UserError: the address is wrong, or the hub cannot be reached or refuses.
+    """
+    found = _NAME.fullmatch(address.removeprefix(PREFIX)) if address.startswith(PREFIX) else None
+    if not found or found["file"]:
+        raise UserError(f"{address}: write {PREFIX}USER/REPO, or {PREFIX}USER/REPO@BRANCH")
+    library = _library(address)
+    api = library.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        api.create_repo(found["repo"], private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=found["repo"],
+            folder_path=folder,
+            revision=found["revision"],
+            commit_message="Upload a model of vit_jax",
+        )
+    except Exception as error:
+        raise UserError(f"{address}: {_reason(library, error)}") from error

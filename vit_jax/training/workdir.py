@@ -11,6 +11,7 @@ import json
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -139,6 +140,16 @@ class Workdir:
             config = config_lib.migrate(dict(stored["config"]), int(stored["version"]))
         config_lib.apply_overrides(config, overrides)
         return config_lib.validate(config)
+
+    def read_record(self) -> dict[str, Any]:
+        """Returns what `write_config` recorded, in the version in which it was written.
+
+        Raises:
+          UserError: the file is broken.
+        """
+        with self._explained():
+            stored = files.read_json(self._config_file)
+            return {"commit": None, "command": (), "packages": {}, "metrics": {}, **stored}
 
     def read_info(self) -> DataInfo:
         """Returns the description of the run's data that its task needs, without the data.

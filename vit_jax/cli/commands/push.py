@@ -1,0 +1,30 @@
+"""`push`: uploads a run's model to the Hugging Face hub."""
+
+import argparse
+
+from vit_jax.cli.parser import Command
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", metavar="WORKDIR", help="The run.")
+    parser.add_argument("address", metavar="hf://USER/REPO", help="The repository to write to.")
+    parser.add_argument(
+        "--private", action="store_true", help="Make a new repository private (default: public)."
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from vit_jax.inference.push import push
+
+    print(push(arguments.workdir, arguments.address, private=arguments.private))
+
+
+COMMAND = Command(
+    summary="Upload a run's model to the Hugging Face hub.",
+    run=_run,
+    add_arguments=_add_arguments,
+    examples=("push runs/photos hf://me/photos-vit --private",),
+    notes="Weights in the layout of transformers or timm if it has a place for the model, the\n"
+    "names of classes, preprocessing, config, and a model card with the run's metrics, data,\n"
+    "command and versions. HF_TOKEN must be set.",
+)
