@@ -69,9 +69,8 @@ def test_the_host_that_is_ill_is_named_with_its_illness(changes, verdict):
 
 
 def test_a_host_measures_itself(capsys, monkeypatch, tmp_path):
-    """On eight virtual devices of this machine, with the least of each work."""
-    monkeypatch.setattr(measure.chips, "__defaults__", (8, 2))
-    monkeypatch.setattr(measure.all_reduce, "__defaults__", (64,))
+    """On eight virtual devices of this machine."""
+    monkeypatch.setattr(measure.chips, "__defaults__", (1,))
     monkeypatch.setattr(measure.storage_rates, "__defaults__", (1000,))
     assert measure.main([f"--workdir={tmp_path / 'new'}"]) == 0
     text, code = table(capsys.readouterr().out, [], set(), None)

@@ -18,12 +18,12 @@ from typing import Any
 from vit_jax import version
 from vit_jax.launch.health import MARK
 
-SIDE = 4096
-"""The side of the square matrices that each chip multiplies, in bfloat16."""
+SIDE, CPU_SIDE = 4096, 128
+"""The side of the square matrices that each chip, or each CPU, multiplies, in bfloat16."""
 
 PRODUCTS = 20
-REDUCED_BYTES = 64 << 20
-"""The bytes that each chip brings to the all-reduce."""
+REDUCED_BYTES, CPU_REDUCED_BYTES = 64 << 20, 64 << 10
+"""The bytes that each chip, or each CPU, brings to the all-reduce."""
 
 FILE_BYTES = 64 << 20
 
@@ -67,10 +67,12 @@ def storage_rates(workdir: str, size: int = FILE_BYTES) -> dict[str, float]:
     return {"write": size / 1e6 / (written - started), "read": size / 1e6 / (read - written)}
 
 
-def chips(side: int = SIDE, products: int = PRODUCTS) -> list[dict[str, Any]]:
+def chips(products: int = PRODUCTS) -> list[dict[str, Any]]:
     """Returns the kind, speed and correctness of each device of this host."""
     import jax
     import jax.numpy as jnp
+
+    side = CPU_SIDE if jax.default_backend() == "cpu" else SIDE
 
     @jax.jit
     def multiply(a):
@@ -95,13 +97,14 @@ def chips(side: int = SIDE, products: int = PRODUCTS) -> list[dict[str, Any]]:
     return found
 
 
-def all_reduce(size: int = REDUCED_BYTES) -> dict[str, Any]:
+def all_reduce() -> dict[str, Any]:
     """Returns the speed and correctness of a sum over all devices of all hosts."""
     import jax
     import jax.numpy as jnp
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+    size = CPU_REDUCED_BYTES if jax.default_backend() == "cpu" else REDUCED_BYTES
     mesh = Mesh(np.array(jax.devices()), ("all",))
     split, whole = NamedSharding(mesh, PartitionSpec("all")), NamedSharding(mesh, PartitionSpec())
     count = mesh.size
