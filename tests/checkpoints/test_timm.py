@@ -164,6 +164,13 @@ def test_timms_words_for_layers_are_known(words, fields):
     assert {key: found[key] for key in fields} == fields
 
 
+def test_an_argument_that_nobody_reads_is_refused():
+    idle = {"img_size": 64, "drop_path_rate": 0.1, "attn_gated": None}
+    assert timm_names.find("vit_base_patch16_rope_224", idle)
+    with pytest.raises(UserError, match="attn_gated=True"):
+        timm_names.find("vit_base_patch16_rope_224", {"attn_gated": True})
+
+
 @pytest.mark.parametrize("layer", ["relu", "batchnorm"])
 def test_timms_other_layers_are_refused(layer):
     key = "act_layer" if layer == "relu" else "norm_layer"

@@ -28,6 +28,9 @@ ACTIVATIONS = {
 STEM = {"stem_variance_epsilon": 1e-8, "stem_norm_epsilon": 1e-5}
 """The epsilons of the ResNets in timm's hybrids."""
 
+MIXERS = {("MixerBlock", "LayerNorm(1e-06)"), ("ResBlock", "Affine")}
+"""The blocks of timm's Mixers with their norms."""
+
 BLOCKS = ("Block", "ResPostBlock", "ParallelScalingBlock", "DiffParallelScalingBlock")
 DIFFERENTIAL = ("diff", "diffattention")
 POOLINGS = {"token": "token", "avg": "mean", "map": "map", "": "none"}
@@ -73,9 +76,33 @@ def find(name: str, args: Args | None = None) -> Origin | None:
     convert = _CLASSES.get(row["class"])
     if convert is None:
         raise UserError(f"{name}: timm's {row['class']} is no model of this package")
-    kind, fields = convert(given, f"{name}: ")
+    told = _Told(given)
+    kind, fields = convert(told, f"{name}: ")
+    unread = sorted(k for k, v in given.items() if v is not None and k not in told.read | _IDLE)
+    if unread:
+        _refuse(f"{name}: ", f"{unread[0]}={given[unread[0]]!r:.100}")
     size, classes = row["tags"][tag] if tag else (None, None)
     return Origin(kind, fields, given, size, classes)
+
+
+class _Told(dict[str, Any]):
+    """Arguments that note which of them are read, so that none is passed over by mistake."""
+
+    def __init__(self, args: Args):
+        super().__init__(args)
+        self.read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.read.add(str(key))
+        return super().__contains__(key)
 
 
 def _refuse(name: str, what: str) -> None:
@@ -278,7 +305,7 @@ def _beit(a: Args, name: str) -> tuple[str, dict[str, Any]]:
 
 def _relative(a: Args, name: str) -> tuple[str, dict[str, Any]]:
     """Returns the fields of timm's `VisionTransformerRelPos`."""
-    fields = _sizes({"init_values": 1e-6, **a}, name, "avg")
+    fields = {"layer_scale": 1e-6, **_sizes(a, name, "avg")}
     fc_norm, has_token = a.get("fc_norm", False), a.get("class_token", False)
     post_norm = a.get("block_fn") == "ResPostRelPosBlock"
     if "swin" in a.get("rel_pos_type", "mlp"):
@@ -326,9 +353,11 @@ def _naflex(a: Args, name: str) -> tuple[str, dict[str, Any]]:
 
 def _mixer(a: Args, name: str) -> tuple[str, dict[str, Any]]:
     """Returns the fields of timm's `MlpMixer`."""
+    _check_average(a, name)
     block = a.get("block_layer", "MixerBlock")
     block, values = (block["name"], block["init_values"]) if isinstance(block, dict) else (block, 0)
-    if block not in ("MixerBlock", "ResBlock") or a.get("mlp_layer", "Mlp") != "Mlp":
+    norm = a.get("norm_layer") or ("Affine" if block == "ResBlock" else "LayerNorm(1e-06)")
+    if (block, norm) not in MIXERS or a.get("mlp_layer", "Mlp") != "Mlp":
         _refuse(name, f"{block} with {a.get('mlp_layer')}")
     width, res = a.get("embed_dim", 512), block == "ResBlock"
     ratio = a.get("mlp_ratio", 4.0 if res else (0.5, 4.0))
@@ -346,10 +375,31 @@ def _mixer(a: Args, name: str) -> tuple[str, dict[str, Any]]:
     return "mixer_b16", fields
 
 
+def _check_average(a: Args, name: str) -> None:
+    if a.get("global_pool", "avg") != "avg":
+        _refuse(name, f"pooling {a['global_pool']!r}")
+
+
 def _bit(a: Args, name: str) -> tuple[str, dict[str, Any]]:
-    del name
+    _check_average(a, name)
     return "bit_r50x1", {"stages": tuple(a["layers"]), "width_factor": a.get("width_factor", 1)}
 
+
+_IDLE = frozenset(
+    (
+        *("img_size", "in_chans", "num_classes", "dynamic_img_size", "dynamic_img_pad", "layers"),
+        *("strict_img_size", "qkv_fused", "weight_init", "fix_init", "head_init_scale", "device"),
+        *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
+        *("drop_path_rate", "rope_rescale_coords", "rope_shift_coords", "rope_jitter_coords"),
+        # The format of timm's files reads how positions are resized; arrays show the other sizes.
+        *(f"pos_embed_{part}" for part in ("grid_size", "interp_mode", "ar_preserving")),
+        *(f"pos_embed_{part}" for part in ("antialias", "align_corners", "use_grid_sample")),
+        *("rel_pos_dim", "enable_patch_interpolator", "stem_type", "conv_layer", "dtype"),
+        # What mixed rotary positions do not have.
+        *("rope_temperature", "rope_grid_indexing"),
+    )
+)
+"""Arguments of timm's models that change no field, or training alone."""
 
 _CLASSES = {
     "VisionTransformer": _vit,
