@@ -48,7 +48,7 @@ REFUSED = {
     *(f"cait_{size}" for size in ("m36_384", "m48_448", "s24_224", "s24_384", "s36_384")),
     *(f"cait_{size}" for size in ("xs24_384", "xxs24_224", "xxs24_384", "xxs36_224", "xxs36_384")),
     *("samvit_base_patch16", "samvit_large_patch16", "samvit_huge_patch16"),
-    *("vit_base_mci_224", "gmixer_24_224", "gmlp_s16_224"),
+    *("gmixer_24_224", "gmlp_s16_224"),
 }
 
 

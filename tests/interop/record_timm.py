@@ -66,7 +66,9 @@ NAFLEX = {
 }
 
 
-SMALL = {n for n, given in (NAMES | NAFLEX).items() if given["embed_dim"] == MINI["embed_dim"]}
+SMALL = {"vit_base_mci_224"} | {
+    n for n, given in (NAMES | NAFLEX).items() if given["embed_dim"] == MINI["embed_dim"]
+}
 
 
 def draw(model):
@@ -112,6 +114,27 @@ def config_of(name, arguments):
     return {"architecture": name, "num_classes": 3, **size, "model_args": arguments}
 
 
+def record_conv_stem():
+    """Records MobileCLIP's stem, with statistics of its batch norms that are not the first ones."""
+    stems = timm.models.vision_transformer_hybrid
+    stem = stems.ConvStem(
+        channels=(6, 6, 8),
+        stride=(4, 2, 2),
+        kernel_size=(4, 2, 2),
+        padding=0,
+        act_layer=torch.nn.GELU,
+    )
+    embed = functools.partial(timm.layers.HybridEmbed, backbone=stem, proj=False)
+    sizes = {"embed_dim": 8, "depth": 1, "num_heads": 2, "mlp_ratio": 1.0, "img_size": 32}
+    make = timm.models.vision_transformer.VisionTransformer
+    more = {"num_classes": 3, "patch_size": 1, "no_embed_class": True}
+    model = draw(make(embed_layer=embed, **sizes, **more))
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.copy_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(2)) + 0.5)
+    record(GOLDEN / "vit_base_mci_224", model, 32, config_of("vit_base_mci_224", sizes))
+
+
 def main():
     for name, arguments in NAMES.items():
         model = draw(timm.create_model(name, num_classes=3, **arguments))
@@ -130,6 +153,7 @@ def main():
         model = draw(mixers.MlpMixer(num_classes=3, **sizes, **more))
         told = {k: v for k, v in more.items() if k == "mlp_ratio"}
         record(GOLDEN / name, model, 16, config_of(name, {**sizes, **told}))
+    record_conv_stem()
     # The factories of ResNets and hybrids make no tiny models.
     same = functools.partial(timm.layers.StdConv2dSame, eps=1e-8)
     fixed = functools.partial(timm.layers.StdConv2d, eps=1e-8)

@@ -23,6 +23,12 @@ FAMILIES = {
     "mixer": ("mixer_s16", {"width": 32, "depth": 2, **MIXING}, SMALL_IMAGES),
     "bit": ("bit_r50x1", {"stages": (1, 2), "width_factor": 0.5}, IMAGES),
     "hybrid": ("r26_s32", {**TRANSFORMER, "stages": (1, 1), "width_factor": 0.5}, IMAGES),
+    "conv_stem": (
+        "conv_stem_b16",
+        {**TRANSFORMER, "depth": 1, "stem_strides": (2, 2), "stem_width": 4},
+        IMAGES[:, :16, :24],
+    ),
+    "differential": ("vit", {**TRANSFORMER, "patch_size": 4, "differential": True}, SMALL_IMAGES),
     "text": ("text", {**TRANSFORMER, "vocab_size": 20}, TOKENS),
     "bert": ("bert_base", {**TRANSFORMER, "vocab_size": 20, "max_length": 8}, TOKENS),
     "text_map": ("text", {**TRANSFORMER, "vocab_size": 20, "pooling": "map"}, TOKENS),

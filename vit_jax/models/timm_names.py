@@ -211,6 +211,8 @@ def _hybrid(a: Args, name: str) -> tuple[str, dict[str, Any]]:
     backbone = layer.get("backbone", {}) if isinstance(layer, dict) else {}
     if layer == "PatchEmbed" or (isinstance(layer, dict) and layer["name"] == "PatchEmbed"):
         return "vit", {}
+    if backbone.get("name") == "ConvStem" and not layer.get("proj", True):
+        return "conv_stem_b16", {"patch_size": 2}
     if backbone.get("name") not in ("Sequential",):
         _refuse(name, f"stem {backbone.get('name') or layer}")
     patch = layer.get("patch_size", a.get("patch_size", 1))

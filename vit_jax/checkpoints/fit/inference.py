@@ -1,5 +1,6 @@
 """Inference of the model that a checkpoint was trained as, from the names and shapes of arrays."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from vit_jax.errors import UserError
 BLOCK = "backbone/blocks_0/"
 BIT_ROOT = "backbone/root/conv/kernel"
 STEM_ROOT = "backbone/stem/root/conv/kernel"
+STEM_CONVOLUTION = r"backbone/stem/conv\d+/kernel"
 
 
 def infer_model(weights: Weights, name: str | None = None, **fields: Any) -> nn.Module:
@@ -58,6 +60,8 @@ def infer_config(weights: Weights, name: str | None = None, **fields: Any) -> di
         )
     if "stages" in inferred:
         return {"name": name or "r50_b16", **fields}
+    if "stem_strides" in inferred:
+        return {"name": name or "conv_stem_b16", **fields}
     return {"name": name or "vit", **fields}
 
 
@@ -197,7 +201,13 @@ def _bit(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _stem(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    return _resnet(arrays, STEM_ROOT) if STEM_ROOT in arrays else {}
+    if STEM_ROOT in arrays:
+        return _resnet(arrays, STEM_ROOT)
+    kernels = [x for name, x in sorted(arrays.items()) if re.fullmatch(STEM_CONVOLUTION, name)]
+    if not kernels:
+        return {}
+    strides = tuple(kernel.shape[0] for kernel in kernels)
+    return {"stem_strides": strides, "stem_width": kernels[0].shape[3]}
 
 
 def _resnet(arrays: Mapping[str, np.ndarray], root: str) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _inputs(
 
 def image_channels(arrays: Mapping[str, np.ndarray]) -> int:
     """Returns the channels of images that a checkpoint's first kernel reads; 3 without one."""
-    for name in ("stem/root/conv", "root/conv", "patch_embed"):
+    for name in ("stem/root/conv", "stem/conv0", "root/conv", "patch_embed"):
         kernel = arrays.get(f"backbone/{name}/kernel")
         if kernel is not None and kernel.ndim == 4:
             return kernel.shape[2]

@@ -13,6 +13,8 @@ from vit_jax.errors import UserError
 
 State = dict[str, np.ndarray]
 
+BATCH_NORM, BATCH_NORM_EPSILON = ("weight", "bias", "running_mean", "running_var"), 1e-5
+
 LAMBDAS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 """The vectors of differential attention."""
 
@@ -81,6 +83,7 @@ def _stem() -> Iterator[tuple[str, str]]:
     root, ours = "patch_embed/backbone", "backbone/stem"
     for part in ("conv", "norm"):
         yield f"{root}/{part}", f"{ours}/root/{part}"
+    yield f"{root}/folded/{{i}}", f"{ours}/conv{{i}}"
     yield from _units(f"{root}/", f"{ours}/")
 
 
@@ -123,6 +126,7 @@ MARKS = frozenset(
     (
         *("patch_embed.proj.weight", "patch_embed.backbone.conv.weight", "stem.proj.weight"),
         *("patch_embed.backbone.stem.conv.weight", "embeds.proj.weight"),
+        "patch_embed.backbone.0.conv.weight",
         "stages.0.blocks.0.downsample.conv.weight",
     )
 )
@@ -144,7 +148,7 @@ def prepare(state: Mapping[str, np.ndarray], args: Mapping[str, Any] | None) -> 
     args: the arguments of timm's model, or None where they are not known.
     """
     state = {name: x for name, x in state.items() if not BUFFERS.fullmatch(name)}
-    state = {_plain_name(name): x for name, x in state.items()}
+    state = {_plain_name(name): x for name, x in _fold_stem(state).items()}
     if "embeds.proj.weight" in state:
         state, args = _of_naflex(state), {"no_embed_class": True}
     state = _split_parallel(state) if "blocks.0.in_proj.weight" in state else state
@@ -153,6 +157,33 @@ def prepare(state: Mapping[str, np.ndarray], args: Mapping[str, Any] | None) -> 
     state = _split_gated(state)
     state = _split_frequencies(state)
     return _fold_prefix(state, args)
+
+
+def _fold_stem(state: State) -> State:
+    """Folds the batch norms of a convolutional stem; its last convolution embeds the patches.
+
+    Raises:
+      UserError: a variance is negative, or an array of a norm is missing.
+    """
+    stem = "patch_embed.backbone."
+    folded = {
+        name: x for name, x in state.items() if not re.match(rf"{re.escape(stem)}\d+\.", name)
+    }
+    for i in range(len(state) - len(folded)):
+        last = f"{stem}{i}.conv.bias"
+        if last in state:
+            convolution = {"weight": state[f"{stem}{i}.conv.weight"], "bias": state[last]}
+            return folded | {f"patch_embed.proj.{key}": x for key, x in convolution.items()}
+        try:
+            parts = [state[f"{stem}{i}.bn.{part}"] for part in BATCH_NORM]
+            kernel = state[f"{stem}{i}.conv.weight"]
+        except KeyError as error:
+            raise UserError(f"the convolutional stem lacks {error}") from error
+        scale, bias, mean, variance = parts
+        factor = scale / np.sqrt(variance + BATCH_NORM_EPSILON)
+        folded[f"{stem}folded.{i}.weight"] = kernel * factor[:, None, None, None]
+        folded[f"{stem}folded.{i}.bias"] = bias - mean * factor
+    return folded
 
 
 def _plain_name(name: str) -> str:

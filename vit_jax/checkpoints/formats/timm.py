@@ -195,7 +195,7 @@ def _assumed(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if "stem.proj.weight" in state:
         return fields
     fields["norm_epsilon"] = 1e-6
-    if any(name.startswith("patch_embed.backbone.") for name in state):
+    if "patch_embed.backbone.conv.weight" in state:
         fields |= timm_names.STEM
     # Eva's models may have rotary positions, which leave no array, beside a table of them. Those of
     # the Perception Encoder have a norm before the blocks and attention pooling, as no other has.
@@ -212,7 +212,7 @@ def _grid(origin: timm_names.Origin, arrays: Mapping[str, np.ndarray]) -> tuple[
     """Returns (rows, columns) of the patches of images of the size for which a model was built."""
     size = origin.args.get("img_size") or origin.image_size
     kernel = arrays.get("backbone/patch_embed/kernel")
-    if size is None or kernel is None or "backbone/stem/root/conv/kernel" in arrays:
+    if size is None or kernel is None or any("/stem/" in name for name in arrays):
         return None
     height, width = (size, size) if isinstance(size, int) else size
     return height // kernel.shape[0], width // kernel.shape[1]
