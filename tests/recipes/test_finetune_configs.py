@@ -212,4 +212,6 @@ def test_a_folder_of_the_hub_is_model_checkpoint_and_statistics(root):
     assert config.init.checkpoint == folder
     assert (config.model.name, config.model.width, config.model.activation) == ("vit", 32, "gelu")
     assert config.task.mean == pytest.approx([123.675, 116.28, 103.53])
-    assert load(f"{root}/configs/finetune.py:model=facebook/dinov2-base").init.checkpoint == ""
+    # A checkpoint of one's own goes before the files that the hub has under this name.
+    named = load(f"{root}/configs/finetune.py:model=facebook/dinov2-base,checkpoint={folder}")
+    assert named.init.checkpoint == folder
