@@ -122,6 +122,6 @@ def test_the_page_has_the_tables_of_the_ledgers():
 def test_every_published_recipe_has_a_ledger():
     assert {name for name, _ in CASES} == {
         "algoperf_vit", "augreg", "bit_r50_i1k", "deit3", "detect_coco", "finetune", "lit_coco",
-        "mixer_b16_i1k", "r26_s32", "segment_ade20k", "strong_i1k", "vit_i1k", "vit_i21k",
-        "vit_s16_i1k",
+        "mae_b16_i1k", "mixer_b16_i1k", "r26_s32", "segment_ade20k", "strong_i1k", "vit_i1k",
+        "vit_i21k", "vit_s16_i1k",
     }  # fmt: skip

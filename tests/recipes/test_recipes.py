@@ -37,6 +37,8 @@ RECIPES = {
     # rotary frequencies.
     "strong_i1k": S - 196 * 384 + 4 * 384 + 24 * 384 - 25 * 384 + 24 * 64 + 12 * 384,
     "algoperf_vit": 22_122_472,
+    "mae_b16_i1k": 111_907_840,  # With its decoder of 26 million.
+    "mae_b16_i1k:checkpoint=x": B + 768 + 768,  # Class token and its position.
 }
 # Each program once: others differ from these in settings alone.
 RUN = ("vit_s16_i1k", "deit3", "mixer_b16_i1k", "strong_i1k:b16")

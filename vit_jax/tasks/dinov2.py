@@ -93,7 +93,7 @@ class Task(BaseTask):
         wanted = {name: "uint8 or float32 [crops, h, w, channels]" for name in ("global", "local")}
         views = [info.spec.get(name) for name in wanted]
         fits = all(view is not None and len(view.shape) == 4 for view in views)
-        check_data("dinov2", wanted, info, fits and views[0].shape[0] == 2)
+        check_data(cls.__module__.rpartition(".")[2], wanted, info, fits and views[0].shape[0] == 2)
         size = views[0].shape[1:]
         spec = {**info.spec, "image": info.spec["global"]._replace(shape=size)}
         backbone = models.backbone_of(models.build(**model))

@@ -1,7 +1,7 @@
 """A backbone with the heads of DINOv2.
 
 backbone/               a `VisionTransformer` with a class token
-mask_token              [1, 1, width], in the place of masked patches
+mask_token              [1, 1, width], in the place of masked patches, where there are any
 dino_head/, ibot_head/  see `heads.prototypes`; ibot_head only if patches have a head of their own
 """
 
@@ -19,11 +19,13 @@ class SelfDistillation(nn.Module):
     Attributes:
       backbone: a `VisionTransformer` with a class token.
       dino_head: maps class tokens to logits. ibot_head: does so with patches; None for the same.
+      masks: whether patches may be masked.
     """
 
     backbone: nn.Module
     dino_head: PrototypeHead
     ibot_head: PrototypeHead | None = None
+    masks: bool = True
 
     @nn.nowrap
     def traits(self) -> Traits:
@@ -31,6 +33,8 @@ class SelfDistillation(nn.Module):
         return traits_of(self.backbone)
 
     def setup(self) -> None:
+        if not self.masks:
+            return
         init = nn.with_logical_partitioning(nn.initializers.zeros, (None, None, "embed"))
         shape = (1, 1, self.backbone.width)
         self.mask_token = self.param("mask_token", init, shape, jnp.float32)
@@ -38,7 +42,7 @@ class SelfDistillation(nn.Module):
     def __call__(self, images: Array) -> Array:
         """Returns the logits of class tokens; initialization creates all parameters."""
         found = self.encode(images)
-        if self.is_initializing():
+        if self.is_initializing() and self.masks:
             self.patch_logits(found.tokens)
         return self.dino_head(found.pooled)
 

@@ -1,0 +1,110 @@
+"""DINO equals its published code over six steps of multi-crop training."""
+
+import jax
+import numpy as np
+import pytest
+import self_supervised_golden as golden
+import self_supervised_steps as steps
+
+from vit_jax import tasks
+from vit_jax.config.durations import Duration
+from vit_jax.errors import UserError
+from vit_jax.types import ArraySpec, DataInfo
+
+CASE = "dino_trajectory"
+LAST = r"dino_head/prototypes/.*"
+
+
+def built(about, **fields):
+    model = {
+        "name": "vit",
+        "width": about["dim"],
+        "depth": about["depth"],
+        "num_heads": about["heads"],
+        "patch_size": about["patch"],
+        "activation": "gelu",
+        "position_resize_offset": 0.1,
+        "unroll": 1,
+    }
+    sides = {"global": (2, about["g"]), "local": (about["nlocal"], about["l"])}
+    spec = {
+        name: ArraySpec((crops, side, side, 3), np.dtype(np.float32))
+        for name, (crops, side) in sides.items()
+    }
+    keys = {
+        "name": "dino",
+        "num_prototypes": about["out"],
+        "head_depth": about["nlayers"],
+        "head_hidden": about["hidden"],
+        "head_bottleneck": about["bneck"],
+        "temperature": [about["wtt"], about["tt"]],
+        "temperature_warmup": f"{about['wte']} epochs",
+        "momentum": [about["mom"], 1.0],
+    }
+    return tasks.build({**keys, **fields}, model, DataInfo(spec, 0))
+
+
+def optimizer(about):
+    return {
+        "name": "adamw",
+        "lr": about["lr"],
+        "weight_decay": about["wd"],
+        "decay_mask": r".*/kernel|.*/(?:cls|pos_embed)|dino_head/prototypes/scale",
+        "decay_schedule": {"name": "dino", "end": about["wd_end"] / about["wd"]},
+        "schedule": {
+            "name": "dino",
+            "warmup": about["warm"] * about["niter"],
+            "end": about["min_lr"] / about["lr"],
+        },
+        "freeze_until": [[LAST, about["freeze"] * about["niter"]]],
+        "clip_norm": about["clip"],
+        "clip_scope": "parameter",
+    }
+
+
+def params_of(flat, num_heads):
+    return {
+        "backbone": golden.vit(golden.below(flat, "backbone."), num_heads),
+        "dino_head": golden.prototype_head(golden.below(flat, "head.")),
+    }
+
+
+def crops(found, i):
+    return {
+        name: np.swapaxes(golden.images(found[f"{name}_crops"][i]), 0, 1)
+        for name in ("global", "local")
+    }
+
+
+def test_six_steps_of_multi_crop():
+    about, found = golden.settings(CASE), golden.arrays(CASE)
+    total = about["epochs"] * about["niter"]
+    task = built(about).with_duration(Duration(total, about["B"], about["B"] * about["niter"]))
+    start, teacher = (
+        params_of(golden.below(found, f"{name}_init/"), about["heads"])
+        for name in ("student", "teacher")
+    )
+    step = steps.Steps(steps.given(task), start, optimizer(about), total, teacher)
+    for i in range(about["steps"]):
+        metrics = step(crops(found, i % about["niter"]))
+        golden.assert_near(metrics["loss"], found["losses"][i], name=f"loss {i}")
+        golden.assert_near(metrics["lr"], found["sched/lr"][i])
+        golden.assert_near(task.momentum_at(i), found["sched/momentum"][i])
+        center = step.state.task_state["center"]
+        golden.assert_near(center, found["center_after"][i], golden.TRAINED)
+    golden.assert_params(step.state.params, golden.below(found, "student_final/"))
+    teacher = step.state.task_state["teacher"]
+    golden.assert_params(teacher, golden.below(found, "teacher_final/"))
+    counts = step.state.opt_state
+    assert int(counts["adamw_late0"].count) == found["adam_step_count_last_layer"]
+    assert int(counts["adamw"].count) == found["adam_step_count_backbone"]
+
+
+def test_what_belongs_to_other_methods_is_refused():
+    about = golden.settings(CASE)
+    with pytest.raises(UserError, match="ibot_weight is no field of task 'dino'"):
+        built(about, ibot_weight=1.0)
+    task = built(about)
+    assert not task.needs_whole_batch
+    names = jax.tree_util.tree_leaves_with_path(tasks.abstract_params(task))
+    assert not any("mask_token" in jax.tree_util.keystr(path) for path, _ in names)
