@@ -4,8 +4,12 @@ Needs root and `ip` (iproute2).
 """
 
 import os
+import shutil
+import socket
 import subprocess
+from pathlib import Path
 
+HOSTS = Path("/etc/netns")
 BRIDGE = "vitjaxbr"
 PREFIX = "10.213.0"
 
@@ -46,6 +50,11 @@ def connect(host, number):
         _ip("link", "set", inside, "up")
         _ip("-n", host, "link", "set", "lo", "up")
         _ip("-n", host, "addr", "add", f"{address(number)}/24", "dev", "eth0")
+        # `ip netns exec` puts this in the place of /etc/hosts: Gloo announces the address that the
+        # name of its machine stands for.
+        (HOSTS / host).mkdir(parents=True, exist_ok=True)
+        names = f"127.0.0.1 localhost\n{address(number)} {socket.gethostname()}\n"
+        (HOSTS / host / "hosts").write_text(names)
     _ip("-n", host, "link", "set", "eth0", "up")
 
 
@@ -66,6 +75,7 @@ def inside(host):
 def remove():
     for host in _names():
         _ip("netns", "del", host)
+        shutil.rmtree(HOSTS / host, ignore_errors=True)
     subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
 
 

@@ -43,7 +43,7 @@ def config(digits_npz):
 def launch(run, config, *more):
     command = [sys.executable, "-m", "vit_jax", "tpu", "train", "pod", f"--workdir={run}"]
     return subprocess.Popen(
-        [*command, *config, "--poll=0.3", *more], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [*command, *config, "--poll=1", *more], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
 
 
