@@ -147,8 +147,9 @@ def test_host_sh_measures_with_the_run_s_own_python(tmp_path):
     (run / "venv/bin/python").chmod(0o755)
     from vit_jax.launch.hosts_launcher import HOST_SCRIPT
 
-    script = 'source "$1"; check_tpu_is_free() { :; }; run=$2; measure "gs://b/a b"'
+    functions = "hostname() { echo h; }; check_tpu_is_free() { :; }"
+    script = f'source "$1"; {functions}; run=$2; measure "gs://b/a b"'
     done = subprocess.run(
         ["bash", "-c", script, "bash", HOST_SCRIPT, run], capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"{run}/code -m vit_jax.launch.measure --workdir=gs://b/a b\n"
+    assert done.stdout == f"{run}/code -m vit_jax.launch.measure --host=h --workdir=gs://b/a b\n"

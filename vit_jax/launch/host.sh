@@ -144,7 +144,7 @@ check_bucket() {
 measure() {
   check_tpu_is_free
   cd "$run/code"
-  "$run/venv/bin/python" -m vit_jax.launch.measure ${1:+"--workdir=$1"}
+  "$run/venv/bin/python" -m vit_jax.launch.measure --host="$(hostname)" ${1:+"--workdir=$1"}
 }
 
 is_running() {

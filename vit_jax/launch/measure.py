@@ -1,4 +1,4 @@
-"""`python -m vit_jax.launch.measure [--workdir=DIR]` measures the host that it runs on.
+"""`python -m vit_jax.launch.measure [--workdir=DIR] [--host=NAME]` measures the host it runs on.
 
 All hosts of a run start it at the same time. Each prints what it finds in the order of what it
 needs: first what is installed, then its own chips, last the all-reduce over all chips. A host or a
@@ -26,11 +26,6 @@ REDUCED_BYTES, CPU_REDUCED_BYTES = 64 << 20, 64 << 10
 """The bytes that each chip, or each CPU, brings to the all-reduce."""
 
 FILE_BYTES = 64 << 20
-
-
-def tell(**found: Any) -> None:
-    """Prints a line for `health.table`."""
-    print(f"{MARK}{json.dumps({'host': socket.gethostname(), **found})}", flush=True)
 
 
 def versions() -> dict[str, str]:
@@ -127,7 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures this host; returns the exit code."""
     parser = argparse.ArgumentParser(prog="measure")
     parser.add_argument("--workdir", default="")
+    parser.add_argument("--host", default=socket.gethostname())
     arguments = parser.parse_args(argv)
+
+    def tell(**found: Any) -> None:
+        print(f"{MARK}{json.dumps({'host': arguments.host, **found})}", flush=True)
+
     tell(versions=versions())
     if arguments.workdir:
         try:
