@@ -164,6 +164,20 @@ def test_timms_words_for_layers_are_known(words, fields):
     assert {key: found[key] for key in fields} == fields
 
 
+@pytest.mark.parametrize(
+    ("kind", "how", "keeps_aspect"),
+    [
+        ("vit_base_patch16_224", "bicubic", False),
+        ("naflexvit_base_patch16_parfac_gap", "torch_bilinear", True),
+        ("naflexvit_base_patch16_radio_v3", "corners", True),
+        ("naflexvit_giant_patch16_radio_v3", "torch_bilinear", True),
+    ],
+)
+def test_positions_are_resized_as_timms_model_resizes_them(kind, how, keeps_aspect):
+    weights = loading.read_weights(TINY / kind)
+    assert (weights.interpolation, weights.keeps_aspect) == (how, keeps_aspect)
+
+
 def test_an_argument_that_nobody_reads_is_refused():
     idle = {"img_size": 64, "drop_path_rate": 0.1, "attn_gated": None}
     assert timm_names.find("vit_base_patch16_rope_224", idle)

@@ -164,6 +164,8 @@ def _written(source: Source) -> Mapping[str, Any]:
 
 def _interpolation(args: Mapping[str, Any]) -> str:
     """Returns the resizing of positions of timm's model; see `surgery.resize_positions`."""
+    if args.get("pos_embed") == "factorized":
+        return "torch_bilinear"
     if args.get("pos_embed_align_corners"):
         return "corners"
     mode = args.get("pos_embed_interp_mode", "bicubic")
