@@ -100,6 +100,14 @@ def test_six_steps_of_multi_crop():
     assert int(counts["adamw"].count) == found["adam_step_count_backbone"]
 
 
+def test_the_temperature_rises_from_epoch_to_epoch():
+    """Also where the images do not fill the last batch of an epoch."""
+    task = built(golden.settings(CASE), temperature=[0.04, 0.07], temperature_warmup="30 epochs")
+    task = task.with_duration(Duration(100_000, 1024, 1_281_167))
+    found = [float(task.temperature_at(1251 * epoch + 7)) for epoch in (0, 10, 29, 50)]
+    assert found == pytest.approx([0.04, 0.04 + 0.03 * 10 / 29, 0.07, 0.07], rel=1e-6)
+
+
 def test_what_belongs_to_other_methods_is_refused():
     about = golden.settings(CASE)
     with pytest.raises(UserError, match="ibot_weight is no field of task 'dino'"):

@@ -9,6 +9,7 @@ import pytest
 import self_supervised_golden as golden
 
 from vit_jax import models, optim, tasks
+from vit_jax.checkpoints.store import Store
 from vit_jax.config import default_config
 from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
@@ -61,15 +62,35 @@ def trainer(task, case, params, sizes=(1, 1, 1), **keys):
     return train_step, state, mesh
 
 
-def trained(task, case, params, batches, **keys):
-    """The losses, the norms of gradients and the last parameters of a run over `batches`."""
+def trained(task, case, params, batches, resume_in=None, **keys):
+    """The losses, the norms of gradients and the last parameters of a run over `batches`.
+
+    resume_in: a folder through which the state goes after half of them.
+    """
     train_step, state, mesh = trainer(task, case, params, **keys)
     rows, logged = sharding.local_rows(mesh, case["B"]), []
     with sharding.activate(mesh):
-        for batch in batches:
+        for i, batch in enumerate(batches):
+            if resume_in and i == len(batches) // 2:
+                state = through_checkpoint(state, resume_in)
             state, metrics = train_step(state, sharding.place(batch, rows, mesh, case["B"]))
             logged.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     return *np.array(logged).T, jax.device_get(state.params)
+
+
+def through_checkpoint(state, folder):
+    """The state as it is restored from a checkpoint of it, bit for bit the same."""
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    with Store(folder) as store:
+        store.save(int(state.step), state, {})
+        store.wait()
+        restored = store.restore_newest(abstract)
+    assert not restored.missing
+    both = jax.device_get(state), jax.device_get(restored.tree)
+    jax.tree.map(np.testing.assert_array_equal, *both)
+    return restored.tree
 
 
 def pretraining():
@@ -83,9 +104,10 @@ def pretraining():
     return case, stored, start, final, batches
 
 
-def test_pretraining_follows_the_published_code():
+def test_pretraining_follows_the_published_code(tmp_path):
+    """On two devices, and through a checkpoint."""
     case, stored, start, final, batches = pretraining()
-    keys = {**PRETRAINED, "sizes": (2, 1, 1)}
+    keys = {**PRETRAINED, "sizes": (2, 1, 1), "resume_in": tmp_path}
     losses, norms, params = trained(masked(), case, start, batches, **keys)
     golden.assert_near(losses, stored["losses"], golden.FORWARD)
     golden.assert_near(norms, stored["grad_norms"], golden.TRAINED)

@@ -69,7 +69,7 @@ class Task(dinov2.Task):
     def temperature_at(self, step: Array | int) -> Array:
         """Returns the teacher's temperature in the epoch of a step; it rises linearly."""
         first, last = self.temperature
-        epochs = -(-self.warmup_steps // self.epoch_steps)
+        epochs = round(self.warmup_steps / self.epoch_steps)
         epoch = step // self.epoch_steps
         return last * method_schedules.dino(epoch, epochs, epochs, end=1.0, first=first / last)
 
