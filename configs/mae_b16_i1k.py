@@ -97,6 +97,9 @@ def _pretrain(config, arg, pixels):
 def _fine_tune(config, arg, pixels):
     epochs, rate, layer_decay, drop_path, gpus = SIZES[arg.size]
     config.init.checkpoint = arg.checkpoint
+    # The norm of the mean is a new one, as in their code; that of all tokens is left out.
+    config.init.initialize = ["backbone/fc_norm/.*"]
+    config.init.ignore = ["backbone/norm/.*"]
     config.total = f"{arg.epochs or epochs} epochs"
     config.batch_size = 1024
     deit3.use_images(config, size=pixels, root=arg.data, others=arg.others, fine_tune=True)
