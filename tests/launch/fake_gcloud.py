@@ -238,7 +238,7 @@ def compute_engine(name, names, flags):
         if state is None:
             return not_found(names[0])
         for host in nodes()[names[0]]["hosts"]:
-            status = f"\t{'RUNNING' if state == 'READY' else state}"
+            status = f"\tNONE\t{'RUNNING' if state == 'READY' else state}"
             print(host + (status if "instanceStatus" in flags["format"][0] else ""))
     return 0  # Templates and policies leave no trace here.
 

@@ -1,5 +1,6 @@
 """Compute Engine and GKE: the commands and manifests, held against the public references."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -94,6 +95,7 @@ def test_several_slices_are_groups_that_are_told_of_each_other(dry):
     told = {re.search(r"MEGASCALE_SLICE_ID=(\d)", command)[1] for command in started}
     assert told == {"0", "1"}
     assert all("MEGASCALE_NUM_SLICES=2 bash host.sh pod start" not in one for one in started)
+    assert all(" MEGASCALE_PORT=8080 MEGASCALE_NUM_SLICES=2 " in one for one in started)
     assert all("env MEGASCALE_COORDINATOR_ADDRESS=FIRST-HOST:8080" in one for one in started)
 
 
@@ -109,13 +111,15 @@ def test_every_action_of_compute_engine_can_be_pasted(dry):
 @pytest.mark.parametrize(
     ("listed", "state"),
     [
-        ("a\tRUNNING\nb\tRUNNING", "READY"),
-        ("a\tRUNNING\nb\tSTAGING", "COMING"),
+        ("a\tNONE\tRUNNING\nb\tNONE\tRUNNING", "READY"),
+        ("a\tNONE\tRUNNING\nb\tCREATING\tSTAGING", "COMING"),
         ("", "COMING"),
-        ("a\t\nb\t", "COMING"),
-        ("a\tRUNNING\nb\tTERMINATED", "LOST"),
-        ("a\tRUNNING", "LOST"),  # The other has been deleted.
-        ("a\tSUSPENDED\nb\tRUNNING", "STOPPED"),
+        ("a\tCREATING\t\nb\tCREATING\t", "COMING"),
+        ("a\tNONE\tRUNNING\nb\tNONE\tTERMINATED", "LOST"),
+        ("a\tNONE\tRUNNING", "LOST"),  # The other has been deleted.
+        ("a\tNONE\tSUSPENDED\nb\tNONE\tRUNNING", "STOPPED"),
+        ("a\tDELETING\tSTOPPING\nb\tDELETING\tRUNNING", "COMING"),  # By `tpu delete`.
+        ("a\tDELETING\tSTOPPING", "COMING"),
     ],
 )
 def test_states_of_groups(listed, state):
@@ -123,8 +127,11 @@ def test_states_of_groups(listed, state):
         def ask(self, command, pretend="", seconds=None, stdin=""):
             return listed
 
-    fleet = ComputeEngine(Slices("pod", "us-central1-c", type="tpu7x-16", project="p"))
-    assert fleet.look(Told()).kind == state
+    slices = Slices("pod", "us-central1-c", type="tpu7x-16", project="p")
+    assert ComputeEngine(slices).look(Told()).kind == state
+    if "DELETING" in listed:  # Or by the cloud, at the end of their time.
+        ending = dataclasses.replace(slices, max_run_duration="7d")
+        assert ComputeEngine(ending).look(Told()).kind == "LOST"
 
 
 def test_gke_makes_a_node_pool_for_each_slice(dry):
@@ -192,7 +199,15 @@ def test_only_errors_that_would_come_again_end_a_job_set(capsys):
     assert not {75, 134, 137, 143} & {*codes["onExitCodes"]["values"]}
 
 
-AWKWARD = ["a b", 'it\'s "quoted"', "$(touch hacked)", "`touch hacked`", "a\nb", "$HOME", "é;x&y|z"]
+AWKWARD = [
+    "a b", 'it\'s "quoted"', "$(touch hacked)", "`touch hacked`", "a\nb", "$HOME", "é;x&y|z",
+    "$$ $$(HOME) $",
+]  # fmt: skip
+
+
+def expanded(argument):
+    """What Kubernetes makes of an argument (its third_party/forked/golang/expansion)."""
+    return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "", argument)
 
 
 def test_awkward_overrides_reach_the_hosts_as_they_are(dry, tmp_path, capsys):
@@ -212,8 +227,7 @@ def test_awkward_overrides_reach_the_hosts_as_they_are(dry, tmp_path, capsys):
                 assert told.stdout.split("\0")[3:-1] == wanted
     args = rendered(capsys, *overrides)["spec"]["replicatedJobs"][0]["template"]["spec"]
     args = args["template"]["spec"]["containers"][0]["args"]
-    # Kubernetes puts `$(` in the place of `$$(`, and knows no other characters.
-    assert [arg.replace("$$(", "$(") for arg in args][1:] == wanted
+    assert [expanded(arg) for arg in args][1:] == wanted
     assert not list(tmp_path.rglob("hacked"))
 
 

@@ -1,5 +1,6 @@
 """The launcher on GKE while it watches: a scripted kubectl."""
 
+import dataclasses
 import json
 
 import pytest
@@ -94,7 +95,7 @@ def test_a_failure_has_the_code_and_the_last_line_of_a_pod():
         state = {"terminated": {"exitCode": code}}
         return {"metadata": {"name": name}, "status": {"containerStatuses": [{"state": state}]}}
 
-    pods = [pod("pod-slice-0-1", 0), pod("pod-slice-0-0", 2)]
+    pods = [pod("pod-slice-0-1", 0), pod("pod-slice-0-2", 75), pod("pod-slice-0-0", 2)]
     kubectl = Kubectl([None, "", "Failed"], pods=pods, line="error: no such file")
     assert train(kubectl) == 2
     assert "pod ended with 2: error: no such file" in kubectl.said
@@ -121,3 +122,58 @@ def test_check_runs_as_a_job_set_of_its_own(capsys):
     assert container["args"] == ["--workdir=gs://b/check"]
     assert kubectl.commands[-1] == ["delete", "jobset"]
     assert "no host was measured" in capsys.readouterr().out
+
+
+class Missing(Shell):
+    """Commands fail with the errors of their program; what is tolerated does not."""
+
+    def __init__(self, gcloud, kubectl):
+        super().__init__()
+        self.errors, self.said, self.deleted = {"gcloud": gcloud, "kubectl": kubectl}, [], []
+
+    def _call(self, command, seconds, *, capture, stdin=""):
+        check(command)
+        if command[0] == "gcloud":
+            self.deleted.append(command[4])
+        error = self.errors[command[0]]
+        return bool(error), "", f"ERROR: {error}"
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def memory(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "kubectl", ["", 'the server doesn\'t have a resource type "jobset"', "connection refused"]
+)
+def test_node_pools_that_are_gone_or_out_of_reach_do_not_keep_the_others(memory, kubectl):
+    gone = "(gcloud.container.node-pools.delete) ResponseError: code=404, message=Not found: pool"
+    shell = Missing(gone, kubectl)
+    launcher(dataclasses.replace(SLICES, slices=2), shell, 0).delete()
+    assert shell.deleted == ["pod-0", "pod-1"]
+    assert len(shell.said) == bool(kubectl)
+    with pytest.raises(UserError, match="PERMISSION_DENIED"):
+        launcher(SLICES, Missing("PERMISSION_DENIED", ""), 0).delete()
+
+
+def test_a_missing_plugin_of_kubectl_is_no_missing_job_set():
+    plugin = "getting credentials: exec: executable gke-gcloud-auth-plugin not found"
+    with pytest.raises(UserError, match="gke-gcloud-auth-plugin not found"):
+        launcher(SLICES, Missing("", plugin), 0)._apply({}, "")
+
+
+def test_commands_of_kubectl_are_for_the_cluster_that_was_named():
+    slices = dataclasses.replace(SLICES, project="p", location="us-east5")
+    _, _, flags = check(launcher(slices, Shell(), 0)._pods())
+    assert flags["context"] == ["gke_p_us-east5_c"]
+
+
+def test_node_pools_of_another_type_keep_their_policy(memory):
+    shell = Missing("", "")
+    launcher(SLICES, shell, 0).create()
+    with pytest.raises(UserError, match="there is a pod of type v6e-16 already"):
+        launcher(dataclasses.replace(SLICES, type="v6e-32"), shell, 0).create()

@@ -195,10 +195,12 @@ def test_a_lock_that_another_user_left_is_removed_or_told(host, tmp_path):
     assert "so that libtpu cannot lock the TPU; remove it" in done.stderr
 
 
-def run_of(host, script):
-    """Puts a `run.sh` where a prepared run has it, and starts it."""
+def run_of(host, script, files=()):
+    """Puts a `run.sh` and other files where a prepared run has them, and starts it."""
     code = host.home / "vit_jax_runs/pod/code"
     code.mkdir(parents=True)
+    for name, text in dict(files).items():
+        (code / name).write_text(text)
     (code / "run.sh").write_text(f"#!/bin/bash\n{script}\n")
     (code / "run.sh").chmod(0o755)
     assert host("bash host.sh pod state").stdout == "pod-w-0 none\n"
@@ -212,11 +214,17 @@ def state_of(host, kind):
     return told.strip()
 
 
-def test_a_run_that_ends_leaves_its_code_and_last_line(host):
+def test_a_run_that_ends_leaves_its_code_and_last_line_until_the_host_restarts(host):
     run_of(host, 'echo first; echo "last $*"; exit 75')
     assert state_of(host, "ended") == "pod-w-0 ended 75 last train --config=c --restarts=20"
     assert host("bash host.sh pod logs").stdout.splitlines()[0] == "first"
     assert host("bash host.sh pod arguments").stdout == "--config=c --restarts=20\n"
+    folder = host.home / "vit_jax_runs/pod"
+    (folder / "boot_id").write_text("of an earlier boot\n")
+    assert host("bash host.sh pod state").stdout == "pod-w-0 none\n"
+    (folder / "pid").write_text(str(os.getpid()))  # As another process may have it by now.
+    assert host("bash host.sh pod state").stdout == "pod-w-0 none\n"
+    assert host("bash host.sh pod stop").returncode == 0
 
 
 def test_stop_lets_a_run_save_first(host):
@@ -230,12 +238,35 @@ def test_stop_lets_a_run_save_first(host):
     assert host("bash host.sh pod stop").returncode == 0  # Nothing left to stop.
 
 
-def test_stop_does_not_wait_for_ever(host):
-    run_of(host, "trap '' TERM; echo going; while :; do sleep 0.05; done")
-    while "going" not in state_of(host, "running"):
+SUPERVISED = """PYTHONPATH={root} exec {python} -c "
+from vit_jax.launch import supervise
+with supervise._Forwarding() as forwarding:
+    forwarding.call(['bash', 'trainer.sh'])
+"
+"""
+
+
+def command_line(pid):
+    """The command line of a process; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_stop_does_not_wait_for_ever_for_a_trainer_behind_its_supervisor(host):
+    root = Path(__file__).parents[2]
+    trainer = "trap '' TERM; echo going $$; while :; do sleep 0.05; done"
+    run_of(host, SUPERVISED.format(root=root, python=sys.executable), {"trainer.sh": trainer})
+    while "going" not in (told := state_of(host, "running")):
         continue
+    pid = told.split()[-1]
+    assert b"trainer.sh" in command_line(pid)
     assert host("VIT_JAX_STOP_SECONDS=0.5 bash host.sh pod stop").returncode == 0
     assert state_of(host, "none") == "pod-w-0 none"
+    deadline = time.monotonic() + 60
+    while command_line(pid):
+        assert time.monotonic() < deadline
 
 
 def test_unknown_actions_and_early_questions_are_errors(host):

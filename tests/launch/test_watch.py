@@ -1,5 +1,6 @@
 """What the launcher does while it watches: a scripted cloud, no processes."""
 
+import dataclasses
 import subprocess
 
 import hypothesis
@@ -8,6 +9,7 @@ from hypothesis import strategies
 
 from vit_jax.errors import UserError
 from vit_jax.launch import hosts_launcher
+from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.backends.cloud_tpu import launcher as cloud_tpu
 from vit_jax.launch.hosts_launcher import MAX_ILL, HostState
 from vit_jax.launch.launcher import MAX_UNREACHED, on_one_line
@@ -256,7 +258,7 @@ def test_an_unhealthy_slice_is_waited_for_and_then_made_again():
     assert "pod: READY, UNHEALTHY_MAINTENANCE" in cloud.said
     assert not cloud.done("tpu-vm delete")
     states = ["READY"] * 2 + ["READY\tTIMEOUT"] * (MAX_ILL + 1) + ["ABSENT", "CREATING", "READY"]
-    cloud = Cloud(states, [NONE, GOING, DONE])
+    cloud = Cloud(states, [NONE, *[GOING] * (MAX_ILL + 1), DONE])
     assert train(cloud) == 0
     assert cloud.done("tpu-vm delete") == cloud.done("tpu-vm create") == 1
     assert "pod is TIMEOUT; creating it again" in cloud.said
@@ -299,8 +301,8 @@ def test_a_host_that_does_not_answer_is_named_waited_for_and_then_replaced():
     assert train(cloud) == 0
     assert cloud.said.count("hosts of pod: h1 does not answer") == 1
     assert not cloud.done("tpu-vm delete")
-    alone = ["h0 running step 4"] * MAX_ILL
-    states = ["READY"] * (MAX_ILL + 3) + ["ABSENT", "CREATING", "READY"]
+    alone = ["h0 running step 4"] * (MAX_ILL + 1)  # At first there is progress.
+    states = ["READY"] * (MAX_ILL + 4) + ["ABSENT", "CREATING", "READY"]
     cloud = Partly(states, ["h0 none\nh1 none", both, *alone, "h0 ended 0\nh1 ended 0"])
     assert train(cloud) == 0
     assert "pod: h1 does not answer; creating it again" in cloud.said
@@ -322,3 +324,102 @@ def test_without_capacity_create_asks_again_with_longer_pauses(monkeypatch):
     assert pauses[:3] == [100, 200, 300]
     with pytest.raises(UserError, match="tpu-vm create failed"):  # For another reason.
         cloud_tpu(SLICES, Cloud(["READY"], failures={"tpu-vm create": 1}), 0).create()
+
+
+def test_slices_that_are_deleted_in_another_terminal_are_not_created_again():
+    slices_lib.remember(SLICES)
+    cloud = Cloud(["READY", "READY", "PREEMPTED"], [NONE, GOING])
+    look = cloud._next
+
+    def deletes(items):
+        if items is cloud.states and len(items) == 1:
+            cloud_tpu(SLICES, Cloud(["READY"]), 0).delete()
+        return look(items)
+
+    cloud._next = deletes
+    with pytest.raises(UserError, match="pod was deleted; python -m vit_jax tpu create it first"):
+        train(cloud)
+    assert not cloud.done("tpu-vm create")
+
+
+def test_slices_that_are_deleted_while_there_is_no_capacity_are_not_requested_again():
+    slices_lib.remember(SLICES)
+    cloud = Cloud(["PREEMPTED", "ABSENT"])
+    run, cloud.run = cloud.run, lambda command, *_: full(command)
+
+    def full(command):
+        run(command)
+        slices_lib.forget("pod")
+        raise UserError("There is no more capacity in the zone")
+
+    with pytest.raises(UserError, match="pod was deleted"):
+        train(cloud)
+    assert cloud.done("tpu-vm create") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "requests"),
+    [("PERMISSION_DENIED: tpu.nodes.create", 1), ("Quota exceeded", MAX_UNREACHED + 1)],
+)
+def test_what_would_come_again_is_not_requested_for_ever(error, requests):
+    cloud = Cloud(["PREEMPTED", "ABSENT"])
+    run = cloud.run
+
+    def refuses(command, *_):
+        run(command)
+        raise UserError(error)
+
+    cloud.run = refuses
+    with pytest.raises(UserError, match=error):
+        train(cloud)
+    assert cloud.done("tpu-vm create") == requests
+
+
+def test_what_a_failed_request_left_is_deleted_before_another_is_made():
+    slices_lib.remember(dataclasses.replace(SLICES, type="v4-16"))
+    cloud = Cloud(["ABSENT", "READY"])
+    cloud_tpu(SLICES, cloud, 0).create()
+    assert [" ".join(command.split()[3:5]) for command in cloud.commands] == [
+        "tpu-vm describe", "tpu-vm delete", "tpu-vm create", "tpu-vm describe"
+    ]  # fmt: skip
+
+
+def test_slices_that_never_came_to_be_are_forgotten_and_others_kept():
+    slices_lib.remember(SLICES)
+    shell = Shell()
+    shell._call = lambda *_, **__: (1, "", "ERROR: PERMISSION_DENIED")
+    with pytest.raises(UserError, match="PERMISSION_DENIED"):
+        cloud_tpu(SLICES, shell, 0).delete()
+    assert slices_lib.recall("pod") == SLICES
+    shell._call = lambda *_, **__: (1, "", "ERROR: NOT_FOUND: Resource 'pod' was not found")
+    cloud_tpu(SLICES, shell, 0).delete()
+    assert slices_lib.recall("pod") is None
+
+
+def test_a_check_leaves_a_run_that_is_going_alone():
+    cloud = Cloud(["READY"], [GOING])
+    with pytest.raises(UserError, match=r"a run is going on pod, .* tpu stop pod"):
+        cloud_tpu(SLICES, cloud, 0).check("")
+    assert not cloud.done("scp")
+
+
+def test_an_unhealthy_slice_whose_run_makes_progress_or_is_done_is_left_alone():
+    steps = [f"h0 running step {n}" for n in range(3 * MAX_ILL)]
+    cloud = Cloud(["READY", "READY", "READY\tTIMEOUT"], [NONE, *steps, DONE])
+    assert train(cloud) == 0
+    assert not cloud.done("tpu-vm delete")
+
+
+def test_an_unhealthy_slice_of_which_no_host_answers_is_made_again():
+    states = ["READY"] * 2 + ["READY\tTIMEOUT"] * (MAX_ILL + 1) + ["ABSENT", "CREATING", "READY"]
+    cloud = Cloud(states, [NONE, GOING, *[UserError("no route")] * MAX_ILL, DONE])
+    assert train(cloud) == 0
+    assert "pod: every host does not answer; creating it again" in cloud.said
+
+
+def test_an_illness_is_waited_out_for_half_an_hour(monkeypatch):
+    monkeypatch.setattr(hosts_launcher.time, "sleep", lambda seconds: None)
+    states = ["READY"] * 2 + ["READY\tTIMEOUT"] * 29 + ["READY"]
+    cloud = Cloud(states, [NONE, *[GOING] * 30, DONE])
+    assert cloud_tpu(SLICES, cloud, 60).train(ARGUMENTS, "/shared", None) == 0
+    assert not cloud.done("tpu-vm delete")

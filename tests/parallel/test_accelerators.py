@@ -2,6 +2,7 @@
 
 import pytest
 
+from vit_jax.errors import UserError
 from vit_jax.parallel import accelerators
 
 
@@ -39,3 +40,18 @@ def test_chips_of_two_devices_share():
     chip = accelerators.CHIPS["tpu7x"]
     assert chip.devices * chip.flops_per_device == chip.flops
     assert chip.devices * chip.hbm_bytes_per_device == chip.hbm_bytes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["v5e:1x2", "v5e:3x5", "v5e:0x2", "v5e:4", "v6e:2x2x2", "v4:4x4", "v5p:2x2x0", "v4:1x2x2"],
+)
+def test_shapes_that_no_slice_has_are_told_in_one_line(text):
+    with pytest.raises(UserError, match=f"'{text}' is no shape of a slice; write") as caught:
+        accelerators.parse_slice(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "hosts"), [("v5e:1x1", 1), ("v5e:2x2", 1), ("v4:4x4x16", 64)])
+def test_shapes_of_slices_have_their_hosts(text, hosts):
+    assert accelerators.parse_slice(text).hosts == hosts

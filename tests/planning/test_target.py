@@ -97,6 +97,7 @@ def test_hosts_and_machines_of_a_slice(type_, hosts, machine):
         ("pod", 1, "not understood; write such as v5e:16x16"),
         ("v5e-7", 1, "no usual shape; slices of v5e have 1, 4, 8, 16, 32, 64, 128, 256 chips"),
         ("v5p-6", 1, "'v5p-6' has no usual shape; slices of v5p have 4, 8, 16, 32, 64, 128, 256, "),
+        ("v5e:3x3", 1, "plan: --topology='v5e:3x3' is no shape of a slice; write 2 sides"),
         ("cpu:0", 1, "write such as cpu:8"),
         ("cpu:9", 1, "has 8 virtual CPU devices"),
         ("cpu:8", 2, "--slices=2 needs a TPU --topology"),
@@ -135,9 +136,9 @@ def test_tpu_topologies(name, slices, devices, num_chips):
 
 
 @needs_libtpu
-def test_shape_that_no_tpu_has():
+def test_shape_that_the_compiler_refuses():
     with pytest.raises(UserError, match=r"plan: --topology=v5e:3x3: .*not divisible"):
-        Target.find("v5e:3x3")
+        target._tpu_devices("v5e", "3x3", 1)
 
 
 @needs_libtpu

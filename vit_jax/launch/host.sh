@@ -147,8 +147,13 @@ measure() {
   "$run/venv/bin/python" -m vit_jax.launch.measure --host="$(hostname)" ${1:+"--workdir=$1"}
 }
 
+# After a restart of the host, the files tell of a run that is over, and its PID may be another's.
+is_of_this_boot() {
+  [[ -f $run/boot_id && $(<"$run/boot_id") == "$(</proc/sys/kernel/random/boot_id)" ]]
+}
+
 is_running() {
-  [[ -f $run/pid ]] && kill -0 "$(<"$run/pid")" 2>/dev/null
+  is_of_this_boot && [[ -f $run/pid ]] && kill -0 "$(<"$run/pid")" 2>/dev/null
 }
 
 # The launcher tells its own run from others by this line.
@@ -162,7 +167,8 @@ start() {
   if is_running; then
     return
   fi
-  rm -f "$run/code_of_exit"
+  rm -f "$run/code_of_exit" "$run/pid"
+  cat /proc/sys/kernel/random/boot_id >"$run/boot_id"
   cd "$run/code"
   on_one_line "$@" >"$run/arguments"
   VIT_JAX_EXTRAS=tpu VIT_JAX_VENV=$run/venv setsid nohup bash -c '
@@ -181,7 +187,7 @@ last_line() {
 state() {
   if is_running; then
     echo "$(hostname) running $(last_line)"
-  elif [[ -f $run/code_of_exit ]]; then
+  elif is_of_this_boot && [[ -f $run/code_of_exit ]]; then
     echo "$(hostname) ended $(<"$run/code_of_exit") $(last_line)"
   else
     echo "$(hostname) none"
@@ -206,7 +212,9 @@ stop() {
   local pid
   pid=$(<"$run/pid")
   kill -TERM "$pid"
-  timeout "${VIT_JAX_STOP_SECONDS:-600}" tail --pid="$pid" -f /dev/null || kill -KILL -- "-$pid"
+  # The session, because the supervisor starts the trainer in a process group of its own.
+  timeout "${VIT_JAX_STOP_SECONDS:-600}" tail --pid="$pid" -f /dev/null ||
+    pkill -KILL -s "$pid" || true
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then

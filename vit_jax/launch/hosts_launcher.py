@@ -15,15 +15,25 @@ from vit_jax.errors import Interrupted, UserError, program
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.fleet import Fleet, Step
 from vit_jax.launch.health import table
-from vit_jax.launch.launcher import REPOSITORY, Launcher, Unusable, on_one_line, pack
+from vit_jax.launch.launcher import (
+    MAX_UNREACHED,
+    REPOSITORY,
+    Launcher,
+    Unusable,
+    on_one_line,
+    pack,
+)
 from vit_jax.launch.shell import CREATE_SECONDS, HOST_SECONDS, Command, Each, Failed
-from vit_jax.launch.slices import ABSENT, COMING, LOST, READY, State
+from vit_jax.launch.slices import ABSENT, COMING, LOST, READY, Slices, State
 
 HOST_SCRIPT = Path(__file__).parent / "host.sh"
 
 MAX_ILL = 10
 """The number of polls in a row that find the same illness before slices are created again: a cloud
-that calls them unhealthy, or a host that does not answer while others do."""
+that calls them unhealthy, or a host that does not answer, while no host's run makes progress."""
+
+ILL_SECONDS = 1800.0
+"""Slices are created again for an illness only after as many polls as fit into this time."""
 
 LONGEST_PAUSE = 300.0
 """The most seconds between two requests for slices that there is no capacity for."""
@@ -33,6 +43,13 @@ _NO_CAPACITY = re.compile(
     r"|currently unavailable in the .*zone",
     re.IGNORECASE,
 )
+
+_PERMANENT = re.compile(
+    r"PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|Required '.*' permission|Invalid value"
+    r"|unrecognized arguments|is not installed",
+    re.IGNORECASE,
+)
+"""Errors that every further request would meet as well."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +78,9 @@ class HostsLauncher(Launcher):
     fleet: Fleet
     _begun: bool = dataclasses.field(default=False, init=False)
     _known: set[str] = dataclasses.field(default_factory=set, init=False)
+    _remembered: Slices | None = dataclasses.field(default=None, init=False)
+    _lines: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
+    _unhealthy: str = dataclasses.field(default="", init=False)
     _illness: str = dataclasses.field(default="", init=False)
     _ill: int = dataclasses.field(default=0, init=False)
 
@@ -73,11 +93,14 @@ class HostsLauncher(Launcher):
         name = self.slices.name
         if not self.shell.dry_run:
             known = slices_lib.recall(name)
-            if known not in (None, self.slices) and self._is_there(known):
-                raise UserError(
-                    f"there is a {name} of type {known.type} already; {program()} tpu delete"
-                    " it, or choose another name"
-                )
+            if known not in (None, self.slices):
+                if self._is_there(known):
+                    raise UserError(
+                        f"there is a {name} of type {known.type} already; {program()} tpu delete"
+                        " it, or choose another name"
+                    )
+                # A request that failed may have left parts, such as a template, of its own kind.
+                self._take(dataclasses.replace(self.fleet, slices=known).delete())
             slices_lib.remember(self.slices)
         pause = self.poll
         while True:
@@ -108,6 +131,8 @@ class HostsLauncher(Launcher):
           UserError: the slices do not exist, or are deleted during the run; another run occupies
             them; more than `MAX_UNREACHED` polls in a row have failed.
         """
+        if not self.shell.dry_run:
+            self._remembered = slices_lib.recall(self.slices.name)
         self.look_until(lambda: 0 if self._is_ready(replace=True) else None)
         self._begun = not self.shell.dry_run and self._is_going(arguments)
         if not self._begun:
@@ -128,7 +153,7 @@ class HostsLauncher(Launcher):
     def _is_ready(self, *, replace: bool = False) -> bool:
         """Returns whether the slices are ready; prints a line when their state changes.
 
-        replace: creates slices again that were taken away, or stay unhealthy.
+        replace: creates slices again that were taken away, or stay unhealthy before the run begins.
 
         Raises:
           Unusable: the slices do not exist and are not created.
@@ -140,8 +165,9 @@ class HostsLauncher(Launcher):
         if state.kind not in (READY, COMING):
             raise Unusable(f"{name} is {state.told}; {self._way_out(state)}")
         self.tell(name, f"{state.told}, {state.illness}" if state.illness else state.told)
-        if replace and state.illness:
-            self._suffer(f"{name} is {state.illness}")
+        self._unhealthy = f"{name} is {state.illness}" if state.illness else ""
+        if replace and self._unhealthy and not self._begun:
+            self._suffer(self._unhealthy)
             return False
         return state.kind == READY
 
@@ -158,7 +184,8 @@ class HostsLauncher(Launcher):
         """Counts how often in a row an illness was found, and replaces slices that do not heal."""
         self._ill = self._ill + 1 if illness == self._illness else 1
         self._illness = illness
-        if self._ill >= MAX_ILL:
+        polls = ILL_SECONDS / self.poll if self.poll else 0
+        if self._ill >= max(MAX_ILL, polls):
             self._ill = 0
             self._replace(illness, is_there=True)
 
@@ -166,12 +193,17 @@ class HostsLauncher(Launcher):
         """Creates slices again, and waits as long as there is no capacity.
 
         is_there: the slices that are there have to be deleted first.
+
+        Raises:
+          Unusable: somebody deleted the slices on this machine, or they cannot be created.
         """
+        self._check_not_deleted()
         self.shell.say(f"{reason}; creating it again")
         self._begun = False
         self._known.clear()
-        wanted, pause = is_there, self.poll
+        wanted, pause, failures = is_there, self.poll, 0
         while True:
+            self._check_not_deleted()
             try:
                 state = self._state()
                 if state.kind in (READY, COMING) and not wanted:
@@ -185,19 +217,37 @@ class HostsLauncher(Launcher):
                     self._take(self.fleet.delete())
                     wanted = True
             except UserError as error:
+                failures = 0 if _NO_CAPACITY.search(str(error)) else failures + 1
+                if failures > MAX_UNREACHED or _PERMANENT.search(str(error)):
+                    raise Unusable(str(error)) from error
                 self.shell.say(f"{error}; trying again")
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
+    def _check_not_deleted(self) -> None:
+        """Raises `Unusable` if the slices were deleted on this machine during the run."""
+        name = self.slices.name
+        if self._remembered is not None and slices_lib.recall(name) != self._remembered:
+            raise Unusable(f"{name} was deleted; {program()} tpu create it first")
+
     def _look_at_hosts(self) -> int | None:
         """Returns the run's exit code once it has ended for good."""
-        states, silent = self._answers()
+        try:
+            states, silent = self._answers()
+        except UserError:
+            if not self._unhealthy:
+                raise
+            states, silent = [], ["every host"]
+        illness = self._unhealthy
         if silent:
-            illness = f"{', '.join(silent)} does not answer"
-            self.tell(f"hosts of {self.slices.name}", illness)
-            self._suffer(f"{self.slices.name}: {illness}")
+            illness = f"{self.slices.name}: {', '.join(silent)} does not answer"
+            self.tell(f"hosts of {self.slices.name}", illness.partition(": ")[2])
+        if self._is_progress(states) or not illness:
+            self._illness = illness = ""
+        if silent:
+            if illness:
+                self._suffer(illness)
             return None
-        self._illness = ""
         if any(state.kind == "none" for state in states):  # A host was restarted or replaced.
             self.stop()
             self._begun = False
@@ -205,7 +255,14 @@ class HostsLauncher(Launcher):
         code = self._verdict(states)
         if code is None:
             self.tell(states[0].host, states[0].last_line)
+            if illness:
+                self._suffer(illness)
         return code
+
+    def _is_progress(self, states: Sequence[HostState]) -> bool:
+        """Returns whether a host has written another line since the last poll."""
+        before, self._lines = self._lines, {state.host: state.last_line for state in states}
+        return any(line != before.get(host) for host, line in self._lines.items())
 
     def _is_going(self, arguments: Sequence[str]) -> bool:
         """Returns whether this run is in progress already.
@@ -342,7 +399,13 @@ class HostsLauncher(Launcher):
         """Measures all hosts and chips, and prints one table."""
         if not self._is_ready():
             raise UserError(f"{self.slices.name} is not ready yet; try again later")
-        _, silent = self._answers()
+        states, silent = self._answers()
+        if any(state.kind == "running" for state in states):
+            name = self.slices.name
+            raise UserError(
+                f"a run is going on {name}, whose code a check would replace;"
+                f" {program()} tpu stop {name} lets it save and end"
+            )
         told = ""
         if not silent:
             self._prepare()
@@ -360,6 +423,15 @@ class HostsLauncher(Launcher):
 
     def delete(self) -> None:
         """Deletes the slices; the run's workdir stays."""
-        self._take(self.fleet.delete())
-        if not self.shell.dry_run:
-            slices_lib.forget(self.slices.name)
+        if self.shell.dry_run:
+            self._take(self.fleet.delete())
+            return
+        # At first, so that a launcher that watches a run does not create the slices again.
+        known = slices_lib.recall(self.slices.name)
+        slices_lib.forget(self.slices.name)
+        try:
+            self._take(self.fleet.delete())
+        except BaseException:
+            if known:
+                slices_lib.remember(known)
+            raise

@@ -30,7 +30,7 @@ GRACE_SECONDS = 300
 15 of 30 s, or of up to 120 s where the node pool is configured so
 (docs.cloud.google.com/kubernetes-engine/docs/concepts/spot-vms)."""
 
-_FINAL_CODES = (1, 2, 3)
+FINAL_CODES = (1, 2, 3)
 """Exit codes of errors that would come again (`vit_jax.errors`)."""
 
 _RUN = ("python", "-m", "vit_jax", "train")
@@ -70,7 +70,7 @@ def manifest(slices: Slices, arguments: Sequence[str], run: Sequence[str] = _RUN
             "failurePolicy": {
                 "maxRestarts": MAX_RESTARTS,
                 "rules": [
-                    # A pod ended with a code of `_FINAL_CODES`.
+                    # A pod ended with a code of `FINAL_CODES`.
                     {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
                 ],
             },
@@ -91,7 +91,7 @@ def _job(slices: Slices, arguments: Sequence[str], run: Sequence[str]) -> dict[s
             "onExitCodes": {
                 "containerName": CONTAINER,
                 "operator": "In",
-                "values": list(_FINAL_CODES),
+                "values": list(FINAL_CODES),
             },
         },
     ]
@@ -149,8 +149,11 @@ def _pod(slices: Slices, arguments: Sequence[str], run: Sequence[str]) -> dict[s
 
 
 def _literal(argument: str) -> str:
-    """Returns an argument in which Kubernetes puts no variable in the place of `$(NAME)`."""
-    return argument.replace("$(", "$$(")
+    """Returns an argument that is as it was once Kubernetes has put variables into it.
+
+    It puts a variable in the place of `$(NAME)`, and `$` in the place of `$$`.
+    """
+    return argument.replace("$", "$$")
 
 
 _PLAIN = re.compile(r"[A-Za-z_][\w./@-]*")

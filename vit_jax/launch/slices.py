@@ -148,7 +148,10 @@ def remember(slices: Slices) -> None:
     """Stores the description of created slices, so that later commands need only the name."""
     path = _memory(slices.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(slices), indent=1) + "\n")
+    # At once, because another launcher may read it.
+    new = path.with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps(dataclasses.asdict(slices), indent=1) + "\n")
+    new.replace(path)
 
 
 def recall(name: str) -> Slices | None:

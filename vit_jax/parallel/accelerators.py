@@ -302,15 +302,16 @@ def parse_slice(text: str) -> Slice | None:
       None if the text is of neither form, or names no generation.
 
     Raises:
-      UserError: the generation has no type with this number.
+      UserError: the generation has no type with this number, or no slice has this shape.
     """
     match = re.fullmatch(r"([a-z]*\d+[a-z]*)(?::(\d+(?:x\d+)*)|-(\d+))", text)
     generation = tpu_generation(match[1]) if match else None
     if generation is None:
         return None
-    if match[2]:
-        return Slice(generation, match[2])
     tpu = TPUS[generation]
+    if match[2]:
+        _check_shape(text, tpu, match[2])
+        return Slice(generation, match[2])
     chips, rest = divmod(int(match[3]), 2 if tpu.cores_in_type else 1)
     if rest or chips not in tpu.shapes:
         sizes = ", ".join(str(size) for size in tpu.shapes if size.bit_count() == 1)
@@ -319,3 +320,17 @@ def parse_slice(text: str) -> Slice | None:
             f" written out, such as {generation}:{tpu.shapes[16]}"
         )
     return Slice(generation, tpu.shapes[chips])
+
+
+def _check_shape(text: str, tpu: Tpu, shape: str) -> None:
+    """Raises a `UserError` for a shape that does not consist of hosts, which have 2x2 chips."""
+    usual = tpu.shapes[16]
+    sides = [int(side) for side in shape.split("x")]
+    if shape in tpu.shapes.values():
+        return
+    even = all(side % 2 == 0 for side in sides[:2])
+    if len(sides) != usual.count("x") + 1 or min(sides) < 1 or not even:
+        raise UserError(
+            f"{text!r} is no shape of a slice; write {usual.count('x') + 1} sides, of which the"
+            f" first two are even, such as {text.partition(':')[0]}:{usual}"
+        )

@@ -28,6 +28,7 @@ _KINDS = {
     ABSENT: (ABSENT,),
 }  # fmt: skip
 _ILL = ("TIMEOUT", "UNHEALTHY_TENSORFLOW", "UNHEALTHY_MAINTENANCE", "DEPRECATED_UNHEALTHY")
+_GONE = ("NOT_FOUND", "was not found")
 _ALPHA = ("reservation", "provisioning_model", "max_run_duration", "autocheckpoint")
 
 
@@ -97,8 +98,9 @@ class CloudTpu(Fleet):
 
     def delete(self) -> list[Step]:
         if self.slices.is_queued:
-            return [Step(self._tpus("queued-resources", "delete", self.slices.name, "--force"))]
-        return [Step(self._tpus("tpu-vm", "delete", self.slices.name))]
+            words = ("queued-resources", "delete", self.slices.name, "--force")
+            return [Step(self._tpus(*words), _GONE)]
+        return [Step(self._tpus("tpu-vm", "delete", self.slices.name), _GONE)]
 
     def look(self, shell: Shell) -> State:
         slices = self.slices
@@ -157,7 +159,7 @@ def _state(shell: Shell, command: Command) -> State:
     try:
         told = shell.ask(command, pretend="READY\tHEALTHY").split() or [ABSENT]
     except UserError as error:
-        if "NOT_FOUND" in str(error) or "was not found" in str(error):
+        if any(text in str(error) for text in _GONE):
             return State(ABSENT, ABSENT)
         raise
     state, health = told[0], told[-1]

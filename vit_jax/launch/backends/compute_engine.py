@@ -148,15 +148,20 @@ class ComputeEngine(Fleet):
 
     def _look_at(self, shell: Shell, number: int) -> State:
         try:
-            listing = self._list(number, "value(name,instanceStatus)")
-            pretend = "host\tRUNNING\n" * max(1, self.slices.hosts)
+            listing = self._list(number, "value(name,currentAction,instanceStatus)")
+            pretend = "host\tNONE\tRUNNING\n" * max(1, self.slices.hosts)
             told = shell.ask(listing, pretend).splitlines()
         except UserError as error:
             if any(text in str(error) for text in (*_GONE, "NOT_FOUND")):
                 return State(ABSENT, ABSENT)
             raise
+        hosts = [(line + "\t\t").split("\t")[1:3] for line in told if line.strip()]
+        # Somebody deletes the group, unless hosts end so: it was not preempted, and will be absent.
+        ends = "--instance-termination-action=DELETE" in self._capacity()
+        if not ends and any(action == "DELETING" for action, _ in hosts):
+            return State(COMING, "DELETING")
         # A host that is being created, or deleted, has no status yet, or any more.
-        states = [line.partition("\t")[2].strip() for line in told if line.strip()]
+        states = [state.strip() for _, state in hosts]
         for kind in (LOST, STOPPED, COMING):
             bad = [state for state in states if state in _KINDS[kind]]
             if bad:
@@ -203,6 +208,7 @@ class ComputeEngine(Fleet):
             raise UserError(f"no host of {self.slices.nodes[0]} tells the hosts of its slice")
         return {
             "MEGASCALE_COORDINATOR_ADDRESS": f"{asked[0]}:{MEGASCALE_PORT}",
+            "MEGASCALE_PORT": str(MEGASCALE_PORT),
             "MEGASCALE_NUM_SLICES": str(self.slices.slices),
             "MEGASCALE_SLICE_ID": str(number),
         }

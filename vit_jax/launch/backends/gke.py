@@ -18,7 +18,10 @@ from vit_jax.launch.launcher import Launcher, Unusable, on_one_line
 from vit_jax.launch.shell import CREATE_SECONDS, Command, Shell
 from vit_jax.launch.slices import Slices
 
-_GONE = ("NotFound", "not found")
+# gcloud tells of node pools "ResponseError: code=404, message=Not found: projects/...", and of
+# policies "The resource 'projects/...' was not found".
+_GCLOUD_GONE = ("code=404", "NOT_FOUND", "was not found")
+_KUBECTL_GONE = "(NotFound)"
 
 
 @dataclasses.dataclass
@@ -31,6 +34,12 @@ class GkeLauncher(Launcher):
         if not slices.cluster:
             raise UserError("tpu create: --cluster is missing: the GKE cluster of the node pools")
         if not self.shell.dry_run:
+            known = slices_lib.recall(slices.name)
+            if known and known.type != slices.type:
+                raise UserError(
+                    f"there is a {slices.name} of type {known.type} already; {program()} tpu delete"
+                    " it, or choose another name"
+                )
             slices_lib.remember(slices)
         if self._has_policy():
             policy = [
@@ -114,7 +123,7 @@ class GkeLauncher(Launcher):
         try:
             told = self.shell.ask(command)
         except UserError as error:
-            if any(text in str(error) for text in _GONE):
+            if _KUBECTL_GONE in str(error):
                 return None
             raise
         return json.loads(told) if told.strip() else None
@@ -150,15 +159,21 @@ class GkeLauncher(Launcher):
         return told.strip()
 
     def _failure(self) -> tuple[int, str]:
-        """Returns the exit code of a pod that failed, and the last line of its log."""
+        """Returns the exit code of a pod that failed, and the last line of its log.
+
+        The pods that were ended because another one had failed have other codes than that one.
+        """
         pods = json.loads(self.shell.ask(self._pods("--output=json")) or "{}").get("items", [])
-        for pod in pods:
-            for status in pod.get("status", {}).get("containerStatuses", []):
-                code = status.get("state", {}).get("terminated", {}).get("exitCode", 0)
-                if code:
-                    command = self._kubectl("logs", pod["metadata"]["name"], "--tail=1")
-                    return code, self.shell.ask(command).strip()
-        return 1, "see kubectl describe jobset"
+        failed = [
+            (code, pod["metadata"]["name"])
+            for pod in pods
+            for status in pod.get("status", {}).get("containerStatuses", [])
+            if (code := status.get("state", {}).get("terminated", {}).get("exitCode", 0))
+        ]
+        if not failed:
+            return 1, "see kubectl describe jobset"
+        code, pod = min(failed, key=lambda found: found[0] not in jobset.FINAL_CODES)
+        return code, self.shell.ask(self._kubectl("logs", pod, "--tail=1")).strip()
 
     def logs(self, number: int, worker: str) -> None:
         """Shows the log of one pod until it ends."""
@@ -190,14 +205,17 @@ class GkeLauncher(Launcher):
         self.shell.run(self._kubectl(*words, "--cascade=foreground"), CREATE_SECONDS)
 
     def delete(self) -> None:
-        """Deletes the run and the node pools."""
-        self.stop()
+        """Deletes the run and the node pools, which cost, also where no run can be deleted."""
+        try:
+            self.stop()
+        except UserError as error:  # Such as a cluster without JobSets, or one out of reach.
+            self.shell.say(f"{error}; deleting the node pools all the same")
         for node in self.slices.nodes:
-            self.shell.run(self._pool("delete", node), CREATE_SECONDS, _GONE)
+            self.shell.run(self._pool("delete", node), CREATE_SECONDS, _GCLOUD_GONE)
         if self._has_policy():
             words = ("compute", "resource-policies", "delete", self.slices.name)
             region = f"--region={self.slices.region}"
-            self.shell.run(self._gcloud(*words, region), tolerate=_GONE)
+            self.shell.run(self._gcloud(*words, region), tolerate=_GCLOUD_GONE)
         if not self.shell.dry_run:
             slices_lib.forget(self.slices.name)
 
@@ -223,8 +241,12 @@ class GkeLauncher(Launcher):
         return self._kubectl("logs", selector, "--tail=-1", "--max-log-requests=1000")
 
     def _kubectl(self, *arguments: str) -> Command:
-        namespace = self.slices.namespace
-        return ["kubectl", *arguments, *([f"--namespace={namespace}"] if namespace else [])]
+        slices = self.slices
+        flags = [f"--namespace={slices.namespace}"] if slices.namespace else []
+        if slices.project and slices.cluster:  # The name that `get-credentials` gives.
+            place = slices.location or slices.zone
+            flags.append(f"--context=gke_{slices.project}_{place}_{slices.cluster}")
+        return ["kubectl", *arguments, *flags]
 
     def _pool(self, action: str, node: str, *flags: str) -> Command:
         cluster = f"--cluster={self.slices.cluster}"
