@@ -6,7 +6,7 @@ import http.server
 import json
 import re
 
-COMMITS = {"main": "a" * 40, "old": "b" * 40}
+COMMITS = {"main": "a" * 40, "old": "b" * 40, "dev": "c" * 40}
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -15,12 +15,14 @@ class Hub(http.server.ThreadingHTTPServer):
     Attributes:
       gated: repositories that ask for consent.
       cut: a file whose connection ends in its middle, once.
+      private: repositories that were made private.
       fetched: the paths that were asked for.
     """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
         self.repos, self.gated, self.cut, self.fetched = {}, set(), "", []
+        self.private = set()
 
     @property
     def endpoint(self):
@@ -50,9 +52,13 @@ class Answer(http.server.BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             told = json.loads(body)
             repo = f"{told.get('organization') or 'me'}/{told['name']}"
+            if repo not in self.server.repos and told.get("private"):
+                self.server.private.add(repo)
             self.server.repos.setdefault(repo, {})
             return self.send_json({"url": f"{self.server.endpoint}/{repo}"})
-        repo = re.match(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/", self.path)
+        repo = re.match(r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/", self.path)
+        if repo[2] == "branch":
+            return self.send_json({})
         if repo[2] == "preupload":
             rows = [
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
@@ -63,6 +69,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
             if line["key"] == "file":
                 data = base64.b64decode(line["value"]["content"])
                 self.server.repos[repo[1]][line["value"]["path"]] = data
+            elif line["key"] == "deletedFile":
+                del self.server.repos[repo[1]][line["value"]["path"]]
         url = f"{self.server.endpoint}/{repo[1]}/commit/{COMMITS['main']}"
         return self.send_json({"success": True, "commitOid": COMMITS["main"], "commitUrl": url})
 
@@ -91,7 +99,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
             ]
         else:
             siblings = [{"rfilename": name} for name in contents]
-            rows = {"id": repo, "sha": commit, "siblings": siblings, "private": False, "tags": []}
+            rows = {"id": repo, "sha": commit, "siblings": siblings, "tags": []}
+            rows["private"] = repo in self.server.private
         return self.send_json(rows, send)
 
     def send_json(self, value, send=True):

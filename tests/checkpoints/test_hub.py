@@ -1,5 +1,6 @@
 """Checkpoints of the hub, from a server on this machine that speaks its interface."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_a_file_and_a_revision_can_be_named(hub_server, dinov2):
 def test_names_of_models_are_addresses_unless_they_are_folders(tmp_path, monkeypatch):
     assert hub.address_of("facebook/dinov2-base") == "hf://facebook/dinov2-base"
     timm = "timm/vit_base_patch16_224.augreg_in21k"
-    assert hub.address_of(f"hf-hub:{timm}") == f"hf://{timm}"
+    for name in (timm, f"hf-hub:{timm}", timm.removeprefix("timm/")):
+        assert hub.address_of(name) == f"hf://{timm}"
     for name in ("runs/digits", "vit_b16", "vit_b16.npz", "/facebook/dinov2-base", ""):
         assert hub.address_of(name) == ""
     monkeypatch.chdir(tmp_path)
@@ -67,26 +69,37 @@ def test_a_name_of_the_hub_is_model_checkpoint_and_statistics(hub_server, dinov2
 
 
 def test_an_interrupted_download_leaves_nothing_and_works_the_next_time(hub_server, dinov2):
-    hub_server.cut = next(path.name for path in dinov2.glob("*.safetensors"))
-    name = f"hf://facebook/dinov2-base/{hub_server.cut}"
+    hub_server.cut = name = next(path.name for path in dinov2.glob("*.safetensors"))
     try:
-        found = hub.local_path(name)
+        found = hub.local_path(f"hf://facebook/dinov2-base/{name}")
     except UserError:
-        found = hub.local_path(name)
-    assert Path(found).read_bytes() == (dinov2 / Path(found).name).read_bytes()
+        found = hub.local_path(f"hf://facebook/dinov2-base/{name}")
+    assert hub_server.cut == ""
+    assert Path(found).read_bytes() == (dinov2 / name).read_bytes()
 
 
-def test_a_hostile_list_of_files_writes_nothing_outside_the_cache(hub_server, dinov2, tmp_path):
-    hub_server.repos["facebook/dinov2-base"]["../../../../config.json"] = b"{}"
-    hub_server.repos["facebook/dinov2-base"]["run.py"] = b"raise SystemExit"
-    try:
+def test_a_description_is_fetched_without_the_weights_and_beside_a_file(hub_server, dinov2):
+    assert input_spec.read("hf://facebook/dinov2-base") == input_spec.read(dinov2)
+    assert not any(path.endswith(".safetensors") for path in hub_server.fetched)
+    name = next(path.name for path in dinov2.glob("*.safetensors"))
+    found = Path(hub.local_path(f"hf://facebook/dinov2-base/{name}"))
+    assert (found.parent / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["../../../../evil.model", "/evil.model", "a/../../evil.model"])
+def test_a_hostile_list_of_files_writes_nothing_outside_the_cache(
+    hub_server, dinov2, tmp_path, name
+):
+    hub_server.repos["facebook/dinov2-base"] |= {name: b"{}", "run.py": b"raise SystemExit"}
+    with contextlib.suppress(UserError):
         folder = Path(hub.local_path("hf://facebook/dinov2-base"))
-    except UserError:
-        folder = None
-    assert not list(tmp_path.glob("*.json"))
-    assert not list(tmp_path.parent.glob("*.json"))
-    if folder:
         assert not (folder / "run.py").exists()
+    assert any("dinov2-base" in path for path in hub_server.fetched)
+    cache = tmp_path / "cache"
+    outside = [path for path in tmp_path.rglob("evil*") if cache not in path.parents]
+    assert outside == []
+    assert not Path("/evil.model").exists()
+    assert not list(tmp_path.parent.glob("evil*"))
 
 
 @pytest.mark.parametrize(

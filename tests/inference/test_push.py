@@ -32,12 +32,49 @@ def test_a_model_that_transformers_cannot_have_goes_as_a_file(
     hub_server, tiny_config, left_by_a_run, tmp_path
 ):
     run = tmp_path / "run"
-    left_by_a_run(tiny_config(model__pooling="mean", model__num_registers=2), run)
-    assert main(["push", str(run), "hf://me/other"]) == 0
-    repository = hub_server.repos["me/other"]
-    weights = [name for name in repository if name.startswith("model.")]
-    assert len(weights) == 1
-    assert f"--checkpoint=hf://me/other/{weights[0]}" in repository["README.md"].decode()
+    fields = {"task__mean": (100.0,), "task__std": (50.0,), "model__num_registers": 2}
+    left_by_a_run(tiny_config(model__pooling="mean", **fields), run, classes=("a", "b", "c"))
+    assert main(["push", str(run), "hf://me/other@dev"]) == 0
+    address = "hf://me/other/model.safetensors@dev"
+    assert f"--checkpoint={address}" in hub_server.repos["me/other"]["README.md"].decode()
+    found = Predictor.from_checkpoint(address)
+    assert found.info.class_names == ("a", "b", "c")
+    assert found.task.mean == (100.0,)
+    expected = Predictor.from_workdir(str(run)).predict(IMAGES)["probability"]
+    np.testing.assert_allclose(found.predict(IMAGES)["probability"], expected, atol=1e-6)
+
+
+def test_fixed_positions_go_with_the_size_of_the_run(
+    hub_server, tiny_config, left_by_a_run, tmp_path
+):
+    left_by_a_run(tiny_config(model__position="sincos2d"), tmp_path / "run")
+    assert main(["push", str(tmp_path / "run"), "hf://me/sincos"]) == 0
+    assert "config.json" in hub_server.repos["me/sincos"]
+
+
+def test_nothing_tells_of_this_machine(hub_server, tiny_config, left_by_a_run, tmp_path):
+    run = tmp_path / "run"
+    config = tiny_config(data__name="/home/alice/se`cret/d.npz", init__checkpoint="gs://b/alice/x")
+    left_by_a_run(config, run)
+    record = json.loads((run / "config.json").read_text())
+    record["command"] = ["vit-jax", "train", "--workdir=/home/alice/runs/a", "~/alice/b```\n# c"]
+    (run / "config.json").write_text(json.dumps(record))
+    assert main(["push", str(run), "hf://me/digits"]) == 0
+    for name, data in hub_server.repos["me/digits"].items():
+        if not name.startswith("model."):
+            assert b"alice" not in data, name
+    card = hub_server.repos["me/digits"]["README.md"].decode()
+    assert "--workdir=a" in card
+    assert "`d.npz`" in card
+
+
+def test_a_public_repository_does_not_become_private(run_to_push, hub_server, capsys):
+    hub_server.repos["me/digits"] = {}
+    assert main(["push", str(run_to_push), "hf://me/digits", "--private"]) == 2
+    assert "is there already and is public; nothing was uploaded" in capsys.readouterr().err
+    assert hub_server.repos["me/digits"] == {}
+    assert main(["push", str(run_to_push), "hf://me/hidden", "--private"]) == 0
+    assert "me/hidden" in hub_server.private
 
 
 @pytest.fixture

@@ -106,8 +106,10 @@ def _check_capacity(name, flags):
 
 
 RECORDER = """#!/bin/bash
-# In one write: these run at the same time.
-printf '%s\\0' "${0##*/}" "$@" $'\\n' >>"$RECORD"
+exec 9>>"$RECORD"
+flock 9  # These run at the same time, and bash writes line by line.
+printf '%s\\0' "${0##*/}" "$@" $'\\n' >&9
+exec 9>&-
 case "$*" in
   *list-instances*) printf '%s\\n' pod-zbcd pod-ybcd ;;
   "apply "*) cat >"$RECORD.manifest" ;;

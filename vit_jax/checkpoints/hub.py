@@ -6,10 +6,13 @@ HF_HOME for the place of the cache, HF_ENDPOINT for another server. Only weights
 but arrays, and the small files that describe them, are fetched; nothing of them is ever run.
 """
 
+import contextlib
 import functools
+import glob
 import os
 import re
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
@@ -23,8 +26,8 @@ from vit_jax.plugins import HUB_PREFIX
 PREFIX = "hf://"
 
 DESCRIPTIONS = (
-    "config.json", "preprocessor_config.json", "open_clip_config.json", "tokenizer*.json",
-    "special_tokens_map.json", "vocab.*", "merges.txt", "*.model",
+    "config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json",
+    "tokenizer*.json", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model",
 )  # fmt: skip
 """Patterns of the files beside the weights that formats read."""
 
@@ -32,68 +35,95 @@ WEIGHTS = (
     ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
     ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
+    ("open_clip_pytorch_model.bin",),
 )
 """Patterns of the files with weights. The first that a repository has is taken."""
 
 _NAME = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(/(?P<file>[^@]+))?(@(?P<revision>.+))?")
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_TIMM = "timm/"
 
 
 def address_of(name: str) -> str:
     """Returns the address of a model on the hub, for a name that people know it by; "" for others.
 
     These are the names of `vit_jax.models.build` that are those of the hub, such as
-    `facebook/dinov2-base` and `timm/vit_base_patch16_224.augreg_in21k`, with or without `hf-hub:`.
+    `facebook/dinov2-base`, with or without `hf-hub:`, and timm's names of pretrained weights, such
+    as `vit_base_patch16_224.augreg_in21k`, with or without `timm/`.
     """
     name = name.removeprefix(HUB_PREFIX)
-    if not _REPO.fullmatch(name) or Path(name).exists():
+    if Path(name).exists():
         return ""
-    is_known = name in models.variants() or (name.startswith("timm/") and timm_names.find(name))
-    return f"{PREFIX}{name}" if is_known else ""
+    tagged = name.removeprefix(_TIMM)
+    if "/" not in tagged and "." in tagged and timm_names.find(tagged):
+        return f"{PREFIX}{_TIMM}{tagged}"
+    return f"{PREFIX}{name}" if _REPO.fullmatch(name) and name in models.variants() else ""
 
 
-def local_path(path: epath.PathLike) -> epath.PathLike:
+def local_path(path: epath.PathLike, *, weights: bool = True) -> epath.PathLike:
     """Returns where the files of an address of the hub lie on this machine, which may fetch them.
 
     Args:
       path: `hf://USER/REPO[/FILE][@REVISION]`, or a name that `address_of` knows. Any other path is
         returned as it is.
+      weights: whether the weights are wanted, besides the small files that describe them.
 
     Raises:
       UserError: the address is wrong, what it names is not there, or the hub cannot be reached.
     """
     name = os.fspath(path)
     address = name if name.startswith(PREFIX) else address_of(name)
-    return _fetched(address) if address else path
+    return _fetched(address, weights) if address else path
 
 
 @functools.cache
-def _fetched(address: str) -> str:
-    found = _NAME.fullmatch(address.removeprefix(PREFIX))
-    if not found:
-        raise UserError(f"{address}: write {PREFIX}USER/REPO, {PREFIX}USER/REPO/FILE, or either"
-                        " with @REVISION at its end")  # fmt: skip
+def _fetched(address: str, weights: bool) -> str:
+    found = _parts(address)
+    file = found["file"] or ""
+    folder = f"{glob.escape(os.path.dirname(file))}/" if "/" in file else ""
+    descriptions = [folder + pattern for pattern in DESCRIPTIONS]
+    choices = ([glob.escape(file)],) if file else WEIGHTS
     library = _library(address)
-    keys = {"revision": found["revision"], "endpoint": os.environ.get("HF_ENDPOINT")}
-    try:
-        if found["file"]:
-            return library.hf_hub_download(found["repo"], found["file"], **keys)
-        return _folder(library, found["repo"], keys, address)
-    except UserError:
-        raise
-    except Exception as error:  # The library passes on those of its connections and files.
-        raise UserError(f"{address}: {_reason(library, error)}") from error
-
-
-def _folder(library: types.ModuleType, repo: str, keys: dict[str, str | None], address: str) -> str:
-    """Returns the folder with a repository's descriptions and its weights in one format."""
-    for patterns in WEIGHTS:
-        allowed = [*DESCRIPTIONS, *patterns]
-        folder = library.snapshot_download(repo, allow_patterns=allowed, **keys)
-        if any(any(Path(folder).glob(pattern)) for pattern in patterns):
-            return folder
+    for patterns in choices if weights else ((),):
+        allowed = [*descriptions, *patterns]
+        with _explained(library, address):
+            place = library.snapshot_download(
+                found["repo"],
+                allow_patterns=allowed,
+                revision=found["revision"],
+                endpoint=os.environ.get("HF_ENDPOINT"),
+            )
+        if not patterns or any(any(Path(place).glob(pattern)) for pattern in patterns):
+            return os.path.join(place, file) if file else place
+    if file:
+        raise UserError(f"{address}: the repository has no such file")
     names = ", ".join(patterns[0] for patterns in WEIGHTS)
     raise UserError(f"{address} has no weights under their usual names ({names}); name its file")
+
+
+def with_file(address: str, name: str) -> str:
+    """Returns the address of a file of a repository, from that of the repository."""
+    repository, at, revision = address.partition("@")
+    return f"{repository}/{name}{at}{revision}"
+
+
+def _parts(address: str) -> re.Match[str]:
+    found = _NAME.fullmatch(address.removeprefix(PREFIX)) if address.startswith(PREFIX) else None
+    if not found:
+        raise UserError(
+            f"{address}: write {PREFIX}USER/REPO, {PREFIX}USER/REPO/FILE, or either with @REVISION"
+            " at its end"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _explained(library: types.ModuleType, address: str) -> Iterator[None]:
+    """Turns the exceptions of the library, its connections and files into a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{address}: {_reason(library, error)}") from error
 
 
 def _library(address: str) -> types.ModuleType:
@@ -119,7 +149,6 @@ def _reason(library: types.ModuleType, error: Exception) -> str:
             "the hub has no such repository; if it is a private one, set HF_TOKEN",
         ),
         (errors.RevisionNotFoundError, "the repository has no such branch, tag or commit"),
-        (errors.RemoteEntryNotFoundError, "the repository has no such file"),
         (
             (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled),
             "the hub cannot be reached, and the files have not been fetched before; download the"
@@ -135,21 +164,33 @@ def _reason(library: types.ModuleType, error: Exception) -> str:
 def upload(folder: Path, address: str, *, private: bool = False) -> None:
     """Uploads the files of a folder to a repository, which is made if there is none.
 
+    Files of an earlier upload that describe or hold another model are deleted in the same commit.
+
+    Args:
+      address: `hf://USER/REPO`, or `hf://USER/REPO@BRANCH`; the branch is made, too.
+      private: makes a new repository private. Otherwise its owner's default holds.
+
     Raises:
-      UserError: the address is wrong, or the hub cannot be reached or refuses.
+      UserError: the address is wrong, the hub cannot be reached or refuses, or the repository is
+        there already and public though it is to be private.
     """
-    found = _NAME.fullmatch(address.removeprefix(PREFIX)) if address.startswith(PREFIX) else None
-    if not found or found["file"]:
+    found = _parts(address)
+    if found["file"]:
         raise UserError(f"{address}: write {PREFIX}USER/REPO, or {PREFIX}USER/REPO@BRANCH")
-    library = _library(address)
+    repo, branch, library = found["repo"], found["revision"], _library(address)
     api = library.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    try:
-        api.create_repo(found["repo"], private=private, exist_ok=True)
+    with _explained(library, address):
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        is_public = private and not api.repo_info(repo).private
+    if is_public:
+        raise UserError(f"{address} is there already and is public; nothing was uploaded")
+    with _explained(library, address):
+        if branch:
+            api.create_branch(repo, branch=branch, exist_ok=True)
         api.upload_folder(
-            repo_id=found["repo"],
+            repo_id=repo,
             folder_path=folder,
-            revision=found["revision"],
+            revision=branch,
             commit_message="Upload a model of vit_jax",
+            delete_patterns=[*DESCRIPTIONS[:4], *(name for names in WEIGHTS for name in names)],
         )
-    except Exception as error:
-        raise UserError(f"{address}: {_reason(library, error)}") from error

@@ -25,6 +25,7 @@ _RESAMPLE = {
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
 }  # fmt: skip
 _TRANSFORMERS, _TIMM_OR_RUN = "preprocessor_config.json", "config.json"
+_PROCESSOR = "processor_config.json"  # Of transformers 5, for models of images and texts.
 OPEN_CLIP = "open_clip_config.json"
 # Image processors of transformers that take a single number of `size` for both sides; for the
 # others it is the shorter side.
@@ -88,12 +89,13 @@ def read(path: epath.PathLike) -> InputSpec | None:
     folder = _folder(path)
     if folder is None:
         return None
-    told = folder / _TRANSFORMERS
-    if told.exists():
-        return _understood(_of_transformers, files.read_json(told), told)
-    told = folder / OPEN_CLIP
-    if told.exists():
-        return _understood(_of_open_clip, files.read_json(told), told)
+    for name, parse in _PARSERS.items():
+        told = folder / name
+        stored = files.read_json(told) if told.exists() else {}
+        if name == _PROCESSOR:
+            stored = stored.get("image_processor") or {}
+        if stored or (told.exists() and name != _PROCESSOR):
+            return _understood(parse, stored, told)
     # The checkpoints of a run lie one or two folders below its config.
     for above in (folder, folder.parent, folder.parent.parent):
         told = above / _TIMM_OR_RUN
@@ -109,7 +111,7 @@ def read(path: epath.PathLike) -> InputSpec | None:
 
 def _folder(path: epath.PathLike) -> epath.Path | None:
     """Returns the folder in which other files may describe a checkpoint; None if there is none."""
-    name = os.fspath(hub.local_path(path))
+    name = os.fspath(hub.local_path(path, weights=False))
     if name.endswith(".npz") or ("://" in name and not name.startswith(files.STORES)):
         return None
     place = epath.Path(name).expanduser()
@@ -274,3 +276,11 @@ def _same_length(a: Sequence[float], b: Sequence[float]) -> tuple[Sequence[float
 
 def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.5g}" for value in values)
+
+
+_PARSERS = {
+    _TRANSFORMERS: _of_transformers,
+    _PROCESSOR: _of_transformers,
+    OPEN_CLIP: _of_open_clip,
+}
+"""The reader of each file that may lie beside the weights, in the order of their precedence."""

@@ -114,7 +114,10 @@ def model_config(path: epath.PathLike) -> dict[str, Any]:
     Raises:
       UserError: the checkpoint cannot be read, or does not tell all fields of its model.
     """
-    found = infer_config(read_weights(path))
+    with Source.open(path) as source:
+        found = recognize(source).model_config(source)
+    if found is None:
+        found = infer_config(read_weights(path))
     head = ("num_classes", "representation_size")
     return {key: value for key, value in found.items() if key not in head and value is not None}
 

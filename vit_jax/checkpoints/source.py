@@ -20,6 +20,7 @@ class Source:
 
     Attributes:
       path: as the user wrote it, for messages.
+      place: where it lies on this machine, or its address; not the same for files of the hub.
       folder: the folder, by its absolute path; None for a file.
       tower: the part of an image-text model that is wanted: "image", "text" or "both".
     """
@@ -28,11 +29,13 @@ class Source:
         self,
         path: epath.PathLike,
         *,
+        place: str = "",
         folder: epath.Path | None = None,
         readers: array_files.Readers | None = None,
         tower: str = "image",
     ):
         self.path = os.fspath(path)
+        self.place = place or self.path
         self.folder = folder
         self.tower = tower
         self._readers = array_files.Readers() if readers is None else readers
@@ -48,12 +51,12 @@ class Source:
         place = os.fspath(hub.local_path(path))
         folder = _folder(place)
         if folder is not None:
-            yield cls(path, folder=folder, tower=tower)
+            yield cls(path, place=place, folder=folder, tower=tower)
             return
         if not storage.is_remote(place):
             place = os.path.expanduser(place)
         with array_files.open_arrays(place) as readers:
-            yield cls(path, readers=readers, tower=tower)
+            yield cls(path, place=place, readers=readers, tower=tower)
 
     @property
     def names(self) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """Converts checkpoints from any format to any other, and opens them with their model."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from vit_jax.checkpoints.weights import POSITIONS, Weights
 from vit_jax.errors import UserError
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import Params
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -77,7 +80,9 @@ def open_model(
     module = _model(src, weights, model, dict(fields or {}))
     size = image_size or _trained_size(src, weights, module, model)
     channels = image_channels(weights.arrays)
-    params, _ = loading.fit(weights, module, src, image_size=size)
+    params, report = loading.fit(weights, module, src, image_size=size)
+    for note in report.notes:
+        logger.warning("%s: %s", src, note)
     return module, params, (*size, channels)
 
 

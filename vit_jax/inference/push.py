@@ -1,8 +1,10 @@
 """Uploads a run's model to the Hugging Face hub: weights, labels, preprocessing and a card."""
 
 import json
+import re
+import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,14 @@ from vit_jax.checkpoints import files, hub, input_spec
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
 from vit_jax.tracking.metrics import from_json, meaning
+from vit_jax.tracking.plain_text import one_line
 from vit_jax.training.restore import last_evaluation
 from vit_jax.training.workdir import Workdir
+
+CONFIG = "vit_jax_config.json"
+
+# A path from the root, the home or here, or an address of a store; not the `/` of a name.
+_PLACE = re.compile(r"(?<![\w.~/:-])(?!hf://)(?:[a-z][a-z0-9]*:/|~|\.{1,2})?/[^\s,:;]*")
 
 LAYOUTS = (("hf", ""), ("timm", "model.safetensors"), ("npz", "model.npz"))
 """Formats in the order in which they are tried, and the file that each writes; "" for a folder."""
@@ -19,46 +27,46 @@ LAYOUTS = (("hf", ""), ("timm", "model.safetensors"), ("npz", "model.npz"))
 _CARD = """\
 ---
 library_name: {library}
-pipeline_tag: image-classification
+pipeline_tag: {task}
 tags: [vision-transformer, vit_jax]
 ---
 
 # {title}
 
-A `{model}`, trained with vit_jax{commit}.
+A model `{model}`, trained with vit_jax{commit}.
 
-```sh
-vit-jax predict --checkpoint={address} photo.jpg
-```
+{use}
 
-## Evaluation
+## Last evaluation of the run
 
 {metrics}
 
 ## Data and preprocessing
 
 Training read {examples} of `{data}` (source `{source}`, split `{split}`). In evaluation, images
-were prepared with `{eval_pp}`; {spec}.
+were prepared by
+
+{eval_pp}
+
+and then {spec}.
 
 ## How it was made
 
-```sh
 {command}
-```
 
-Packages: {packages}. The whole config is in `vit_jax_config.json`.
+Packages: {packages}. The config is in `{config}`.
 """
 
 
 def push(path: str, address: str, *, private: bool = False) -> str:
     """Uploads a run's model and returns a line about it.
 
-    The layout is that of transformers if it has a place for the model, else a file that timm loads,
-    else an `.npz`.
+    The layout is that of transformers if it has a place for the model, else a file with timm's
+    names, else an `.npz`. Paths on this machine or on object stores are reduced to their last part.
 
     Args:
       path: the workdir.
-      address: `hf://USER/REPO`; the repository is made if there is none.
+      address: `hf://USER/REPO`, or `hf://USER/REPO@BRANCH`; what is not there is made.
       private: whether a new repository is private.
 
     Raises:
@@ -66,41 +74,58 @@ def push(path: str, address: str, *, private: bool = False) -> str:
     """
     workdir = Workdir.existing(path)
     with tempfile.TemporaryDirectory(prefix="vit_jax_") as scratch:
-        folder, layout = _write_weights(path, Path(scratch) / "repository")
-        _describe(workdir, folder, layout)
-        suffix = dict(LAYOUTS)[layout]
-        loaded = f"{address}/{suffix}" if suffix else address
-        (folder / "README.md").write_text(_card(workdir, layout, loaded), encoding="utf-8")
+        folder = Path(scratch) / "repository"
+        layout, name = _write_weights(workdir, path, folder)
+        loaded = hub.with_file(address, name) if name else address
+        record = _without_paths(workdir.read_record())
+        _describe(workdir, record, folder, layout)
+        (folder / "README.md").write_text(_card(workdir, record, layout, loaded), encoding="utf-8")
         hub.upload(folder, address, private=private)
     return f"{path} is at {address}; read it back as {loaded}"
 
 
-def _write_weights(path: str, folder: Path) -> tuple[Path, str]:
-    """Writes the model in the first layout that has a place for it, and returns the layout."""
-    reasons = []
+def _write_weights(workdir: Workdir, path: str, folder: Path) -> tuple[str, str]:
+    """Writes the model in the first layout that has a place for it; returns layout and file."""
+    size, reasons = workdir.read_info().spec["image"].shape[:2], []
     for layout, name in LAYOUTS:
         try:
-            convert.run(path, str(folder / name if name else folder), layout)
-            return folder, layout
+            convert.run(path, str(folder / name if name else folder), layout, image_size=size)
+            return layout, name
         except UserError as error:
             reasons.append(str(error))
     raise UserError(f"{path} cannot be written for the hub: {'; '.join(reasons)}")
 
 
-def _describe(workdir: Workdir, folder: Path, layout: str) -> None:
+def _without_paths(value: Any) -> Any:
+    """Returns a record in which paths and addresses are reduced to their last part."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(each) for each in value]
+    if isinstance(value, str) and "|" not in value:  # Preprocessing has no paths.
+        return _PLACE.sub(lambda found: found[0].rstrip("/").rpartition("/")[2], value)
+    return value
+
+
+def _describe(workdir: Workdir, record: Mapping[str, Any], folder: Path, layout: str) -> None:
     """Adds the run's config, the names of its classes, and how its images are prepared."""
-    stored = workdir.read_record()
-    (folder / "vit_jax_config.json").write_text(json.dumps(stored["config"], indent=2) + "\n")
-    if layout != "hf":
-        return
-    config = files.read_json(folder / "config.json")
     names = workdir.read_class_names()
+    if layout != "hf":
+        # `predict` reads mean, std and names from it, as from the config of a run.
+        told = {key: record[key] for key in ("config", "data_info")}
+        _write_json(folder / "config.json", {**told, "label_names": names})
+        return
+    _write_json(folder / CONFIG, record["config"])
+    config = files.read_json(folder / "config.json")
     if len(names) == len(config.get("id2label", ())) > 0:
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    height, width, _ = stored["data_info"]["spec"]["image"]["shape"]
+    if record["config"]["task"].get("loss") == "sigmoid":
+        config["problem_type"] = "multi_label_classification"
+    _write_json(folder / "config.json", config)
+    height, width, channels = record["data_info"]["spec"]["image"]["shape"]
     told = input_spec.read(str(workdir.path))
+    mean, std = (list(each) * (channels // len(each)) for each in (told.mean, told.std))
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -109,38 +134,67 @@ def _describe(workdir: Workdir, folder: Path, layout: str) -> None:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [m / 255 for m in told.mean],
-        "image_std": [s / 255 for s in told.std],
+        "image_mean": [m / 255 for m in mean],
+        "image_std": [s / 255 for s in std],
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    _write_json(folder / "preprocessor_config.json", processor)
 
 
-def _card(workdir: Workdir, layout: str, loaded: str) -> str:
-    stored = workdir.read_record()
-    config, found = stored["config"], last_evaluation(workdir)
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _card(workdir: Workdir, record: Mapping[str, Any], layout: str, loaded: str) -> str:
+    config, found = record["config"], last_evaluation(workdir)
     data, told = config["data"], input_spec.read(str(workdir.path))
-    examples = stored["data_info"].get("num_examples")
+    examples, is_hf = record["data_info"].get("num_examples"), layout == "hf"
+    classifies = bool(record["data_info"]["num_classes"])
+    use = f"vit-jax {'predict' if classifies else 'features'} --checkpoint={loaded} photo.jpg"
     return _CARD.format(
-        library={"hf": "transformers", "timm": "timm"}.get(layout, "vit_jax"),
+        library="transformers" if is_hf else "vit_jax",
+        task="image-classification" if classifies else "image-feature-extraction",
         title=loaded.removeprefix(hub.PREFIX),
-        model=config["model"]["name"],
-        commit=f" at commit {stored['commit']}" if stored.get("commit") else "",
-        address=loaded,
-        metrics=_table(found, workdir),
+        model=_inline(config["model"]["name"]),
+        commit=f" at commit {record['commit']}" if record["commit"] else "",
+        use=_fenced(use, "sh"),
+        metrics=_table(found, record),
         examples=f"{examples:,} examples" if examples else "the examples",
-        data=data["name"],
-        source=data["source"],
-        split=data["split"],
-        eval_pp=data["eval_pp"] or "the training preprocessing",
+        data=_inline(data["name"]),
+        source=_inline(data["source"]),
+        split=_inline(data["split"]),
+        eval_pp=_fenced(data["eval_pp"] or data["pp"]),
         spec=told.describe(),
-        command=" ".join(stored["command"]),
-        packages=", ".join(f"{name} {version}" for name, version in stored["packages"].items()),
+        command=_command(record["command"]),
+        packages=", ".join(f"{name} {version}" for name, version in record["packages"].items()),
+        config=CONFIG if is_hf else "config.json",
     )
 
 
-def _table(found: Mapping[str, Any], workdir: Workdir) -> str:
+def _command(words: Sequence[str]) -> str:
+    """Returns the command of the run; one that was begun in Python has none."""
+    if "train" not in words[:4]:
+        return "The training was begun in Python."
+    return _fenced(shlex.join(words), "sh")
+
+
+def _inline(text: Any) -> str:
+    """Returns a text for a code span of one line."""
+    return one_line(str(text)).replace("`", "'")
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """Returns a block of code that no text can end."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _table(found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     if not found:
         return "The run was not evaluated."
-    info = from_json(workdir.read_record()["metrics"])
-    rows = [f"| {name} | {meaning(name, info).text(value)} |" for name, value in found.items()]
+    info = from_json(record["metrics"])
+    rows = [
+        f"| {_inline(name).replace('|', '/')} | {meaning(name, info).text(value)} |"
+        for name, value in found.items()
+    ]
     return "\n".join(["| metric | value |", "|---|---|", *rows])

@@ -5,7 +5,8 @@ A new format is one new file here. A format of somebody else is named `package.m
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 from etils import epath
@@ -18,6 +19,11 @@ from vit_jax.types import Params
 ImageSize = int | Sequence[int] | None
 
 Write = Callable[[epath.PathLike, Params, nn.Module, ImageSize], str]
+
+
+def _unknown(source: Source) -> None:
+    """Returns None: the arrays of most formats, or the files beside them, tell their model."""
+    del source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Format:
       alternatives: further sets of traits, where a format has several kinds of models, one of which
         must have a place for everything.
       ending: how the names of its files end; "" for folders.
+      model_config: returns the section `config.model` of the run that a source is of, None where
+        there is none. For formats whose arrays alone do not tell their model.
     """
 
     label: str
@@ -46,6 +54,7 @@ class Format:
     expresses: frozenset[str] | None = frozenset()
     alternatives: tuple[frozenset[str], ...] = ()
     ending: str = ""
+    model_config: Callable[[Source], Mapping[str, Any] | None] = _unknown
 
     def lacks(self, traits: frozenset[str]) -> list[str]:
         """Returns those of the traits that the format has no place for."""

@@ -90,6 +90,12 @@ def _run_of(
     return models.traits_of(backbone), record, models.token_stride(backbone)
 
 
+def model_config(source: Source) -> Mapping[str, Any] | None:
+    """Returns the section `config.model` of the run that the checkpoint is of."""
+    traits, record, _ = _run_of(find(source.folder)[0])
+    return record["config"]["model"] if traits else None
+
+
 def _class_row(traits: Traits | None, metadata: Any) -> bool | None:
     """Returns whether the position table has a row for the class token; None where unknown."""
     if isinstance(metadata, Mapping) and isinstance(metadata.get(CLASS_ROW), bool):
@@ -155,4 +161,5 @@ FORMAT = Format(
     read=read,
     write=write,
     expresses=None,
+    model_config=model_config,
 )

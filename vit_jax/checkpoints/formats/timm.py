@@ -129,8 +129,8 @@ def _idle(name: str, array: np.ndarray) -> bool:
 def _origin(source: Source) -> timm_names.Origin | None:
     """Returns the model that timm's config names: that of the folder, or beside the file."""
     config = source.config
-    if source.folder is None and not storage.is_remote(source.path):
-        beside = epath.Path(source.path).parent / CONFIG
+    if source.folder is None and not storage.is_remote(source.place):
+        beside = epath.Path(source.place).parent / CONFIG
         config = files.read_json(beside) if beside.exists() else {}
     name = config.get("architecture")
     if not isinstance(name, str):
