@@ -41,7 +41,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TINY = Path(__file__).parent / "tiny.py"
-MOST_BYTES = 1_500_000_000  # Of a worker, before it forgets the programs that it has compiled.
+FIRST_BYTES = 1_000_000_000  # Of a worker that has imported everything.
+MORE_BYTES = 600_000_000  # More than after it last forgot its programs makes it forget again.
 
 
 LONGEST = ("test_processes.py", "test_train.py", "test_faults.py", "test_tpu.py", "test_recipes.py")
@@ -82,14 +83,26 @@ def drawing_reports():
         yield drawing
 
 
+@pytest.fixture(scope="session")
+def memory_after_forgetting():
+    """The bytes that the worker held when it last forgot its programs, in a list of one."""
+    return [FIRST_BYTES]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def bounded_memory():
-    """Forgets compiled programs between files, so that a worker stays below 3 GB."""
+def bounded_memory(memory_after_forgetting):
+    """Forgets compiled programs between files that have added much, since forgetting takes time."""
     yield
-    memory = Path("/proc/self/statm")  # Of Linux.
-    if memory.exists() and int(memory.read_text().split()[1]) * resource.getpagesize() > MOST_BYTES:
+    if held_bytes() > memory_after_forgetting[0] + MORE_BYTES:
         jax.clear_caches()
         gc.collect()
+        memory_after_forgetting[0] = held_bytes()
+
+
+def held_bytes():
+    """The memory of this process; 0 where Linux does not tell it."""
+    memory = Path("/proc/self/statm")
+    return int(memory.read_text().split()[1]) * resource.getpagesize() if memory.exists() else 0
 
 
 @pytest.fixture(scope="session")

@@ -378,7 +378,9 @@ def read(arrays, path):
         return loading.recognize(source).read(source)
 
 
-@pytest.mark.parametrize("name", ["c.npz", "c.safetensors", "hf/model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["c.npz", "c.safetensors", pytest.param("hf/model.safetensors", marks=pytest.mark.soak)]
+)
 def test_arrays_of_any_other_shape(saved, tmp_path, name):
     """Every array in turn as something else: an error of the user's, or a resize that is told."""
     model, folder = saved

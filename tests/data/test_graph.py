@@ -399,6 +399,7 @@ print("closed")
 """
 
 
+@pytest.mark.soak
 def test_python_ends_though_a_loop_was_running_when_batches_were_closed():
     command = [sys.executable, "-c", CLOSED_EARLY]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)

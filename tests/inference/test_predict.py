@@ -35,7 +35,12 @@ def saved(path, **fields):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"pooling": "token", "num_registers": 2}, {"pooling": "mean"}, {"pooling": "map"}]
+    "fields",
+    [
+        {"pooling": "token", "num_registers": 2},
+        pytest.param({"pooling": "mean"}, marks=pytest.mark.soak),
+        {"pooling": "map"},
+    ],
 )
 def test_pictures_of_every_pooling_and_of_images_that_are_not_square(
     tmp_path, photo, capsys, fields

@@ -100,7 +100,9 @@ def released(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("config", ["finetune.py", "linear_probe.py"])
+@pytest.mark.parametrize(
+    "config", ["finetune.py", pytest.param("linear_probe.py", marks=pytest.mark.soak)]
+)
 def test_configs_run_on_a_folder_from_a_checkpoint(given, config, root, tmp_path, capsys):
     config = f"{root}/configs/{config}:model=vit_mu16,{given},runlocal"
     command = ["train", f"--config={config},split=train[:75%],test=train[75%:]"]

@@ -334,7 +334,7 @@ ODD_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["config", "headline", "metrics", "command", "commit", "packages", "x"]),
@@ -365,7 +365,7 @@ def test_odd_values_never_end_the_report(stored, config, metrics):
     Page(render("run", stored, rows, [], is_done=False))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(ODD_VALUES | st.fixed_dictionaries(
     {"title": st.text(max_size=5)},
     optional={

@@ -125,7 +125,7 @@ def random_params(task):
 
 
 # The default suite has these in their harder forms: weighted, mixed, with dice, hard.
-PLAIN = ("softmax", "sigmoid", "several labels", "pixels", "distilled")
+PLAIN = ("softmax", "sigmoid", "several labels", "pixels", "distilled", "contrast sigmoid")
 
 
 @pytest.mark.parametrize(

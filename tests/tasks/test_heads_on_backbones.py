@@ -58,10 +58,8 @@ DATA = {
 
 # The heads of each dense task meet every family together; what the others add is seen on one.
 FAMILIES = dict.fromkeys(HEADS, ("vit",)) | {
-    "linear": ("hybrid", "resnet"),
+    "linear": ("resnet",),
     "per_token": ("yolos", "mixer"),
-    "per_token on levels": ("resnet",),
-    "towers": ("resnet",),
 }
 
 

@@ -159,6 +159,7 @@ def test_what_a_task_lacks_is_named():
         tasks.build({"name": f"{__name__}:Smallest"}, TINY, INFO._replace(spec={}))
 
 
+@pytest.mark.soak
 def test_the_lowest_is_kept_where_an_own_task_says_that_lower_is_better(regress, tmp_path):
     config = regress("regression")
     config.unlock()

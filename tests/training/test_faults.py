@@ -168,6 +168,7 @@ def test_signals_at_any_moment_leave_a_run_that_goes_on(undisturbed, digits_npz,
     assert_same_run(workdir, undisturbed)
 
 
+@pytest.mark.soak
 def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_path):
     """A process may write no file larger than the limit, so a save fails half-way.
 

@@ -121,10 +121,8 @@ def test_what_two_processes_began_before_one_was_killed_one_ends(alone, digits_n
     assert_same_losses(tmp_path, alone)
 
 
-@pytest.mark.parametrize(
-    ("told", "number"),
-    [(1, signal.SIGTERM), pytest.param(0, signal.SIGINT, marks=pytest.mark.soak)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize(("told", "number"), [(1, signal.SIGTERM), (0, signal.SIGINT)])
 def test_a_signal_to_one_process_saves_the_same_step_in_both(told, number, digits_npz, tmp_path):
     both = start(tmp_path, digits_npz, 2, "--config.total=100000")
     wait_for_step(both[0], 5)
@@ -269,6 +267,7 @@ def test_ten_kills_of_either_process_at_any_moment(long_alone, digits_npz, tmp_p
     assert_same_losses(run.workdir, long_alone)
 
 
+@pytest.mark.soak
 def test_a_process_that_fails_by_itself_takes_the_others_along(digits_npz, tmp_path):
     """Its own file is missing: it says so, and the other does not wait for it for ever."""
     both = start(tmp_path, lambda index: digits_npz if index == 0 else "gone.npz", 2)

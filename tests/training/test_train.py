@@ -294,6 +294,7 @@ def test_fewer_steps_than_are_done(undisturbed, tiny_config):
         train(tiny_config(total=4), str(undisturbed[1]))
 
 
+@pytest.mark.soak
 def test_the_best_by_a_metric_of_one_class_is_kept(tiny_config, tmp_path, monkeypatch):
     metrics = classification.Task.metrics
 
