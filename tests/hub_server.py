@@ -52,7 +52,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             told = json.loads(body)
             repo = f"{told.get('organization') or 'me'}/{told['name']}"
-            if repo not in self.server.repos and told.get("private"):
+            if repo not in self.server.repos and "private" in (
+                told.get("private") and "private",
+                told.get("visibility"),
+            ):
                 self.server.private.add(repo)
             self.server.repos.setdefault(repo, {})
             return self.send_json({"url": f"{self.server.endpoint}/{repo}"})
