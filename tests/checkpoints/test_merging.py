@@ -13,6 +13,7 @@ from vit_jax.checkpoints import loading
 from vit_jax.checkpoints.fit.surgery import sincos_table
 from vit_jax.checkpoints.weights import Weights, from_params
 from vit_jax.errors import UserError
+from vit_jax.models.layers import positions
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,11 @@ def test_sincos_table_stands_for_computed_positions(tmp_path):
     np.savez(tmp_path / "other.npz", **flat)
     with pytest.raises(UserError, match="learned positions, but the model has position='sincos2d'"):
         checkpoints.load(tmp_path / "other.npz", model)
+    flat["Transformer/posembed_input/pos_embedding"] = positions.sincos_table(3, 3, 16)
+    np.savez(tmp_path / "mae.npz", **flat)
+    of_mae = variant(pooling="mean", position="sincos2d_mae")
+    _, report = checkpoints.load_with_report(tmp_path / "mae.npz", of_mae, image_size=12)
+    assert "the sin-cos table that the model computes" in str(report)
 
 
 def test_anything_unexplained_names_its_keys(tmp_path, token):

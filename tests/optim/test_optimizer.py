@@ -145,6 +145,8 @@ def test_weight_decay_may_have_a_schedule(make, params):
         np.testing.assert_allclose(update["head"]["kernel"], -decay * kernel, rtol=1e-5)
     with pytest.raises(UserError, match=r"optim.decay_schedule.ned is unknown"):
         make(params, decay_schedule={"ned": 10.0}, **keys)
+    with pytest.raises(UserError, match="weight_decay, which is 0; write its first value"):
+        make(params, decay_schedule={"end": 10.0}, **{**keys, "weight_decay": 0.0})
 
 
 @pytest.mark.parametrize(

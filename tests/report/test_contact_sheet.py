@@ -57,6 +57,15 @@ def test_float_images_and_label_vectors(tmp_path):
         assert len(colours(sheet)) > 50
 
 
+def test_crops_are_drawn_side_by_side(tmp_path):
+    crops = {"global": np.full((2, 2, 8, 8, 3), 200), "local": np.full((2, 3, 4, 4, 3), 90)}
+    path = tmp_path / "sheet.png"
+    assert contact_sheet([{k: x.astype(np.uint8) for k, x in crops.items()}], None, path) == 2
+    with Image.open(path) as sheet:
+        assert colours(sheet.crop((8, 8, 72, 40))) == {(200, 200, 200)}
+        assert colours(sheet.crop((72, 8, 120, 24))) == {(90, 90, 90)}
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 8), (2, 6, 8, 1)])
 def test_a_class_for_each_pixel_is_drawn_and_no_caption(tmp_path, shape):
     """What the segmentation task makes of a batch is its label map, as `label`."""

@@ -223,7 +223,7 @@ def test_training_draws_masks_and_evaluation_compares_features(case):
 def test_what_cannot_be_trained_so_is_refused():
     case = Case(CASES[0])
     with pytest.raises(UserError, match="KoLeo compares all examples"):
-        case.task.loss_fn_of_parts({}, {}, None)
+        case.task.check_accumulation()
     assert not case.build(koleo_weight=0.0).needs_whole_batch
     with pytest.raises(UserError, match="write shares from 0 to 1"):
         case.build(mask_ratio=[0.5, 0.1])

@@ -19,13 +19,24 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
     Float images pass unchanged: a pipeline that sends floats has set the range itself.
 
     Args:
-      images: `[b, h, w, c]`.
+      images: `[..., c]`, such as images `[b, h, w, c]` or crops `[b, crops, h, w, c]`.
       mean, std: in 0..255, one value or one for each channel.
     """
     if images.dtype != jnp.uint8:
         return images
-    mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (mean, std))
+    mean, std = _statistics(images.ndim, mean, std)
     return (images.astype(jnp.float32) - mean) / std
+
+
+def denormalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+    """Returns images that `normalize` made of uint8, as uint8 again: rounded, within 0..255."""
+    mean, std = _statistics(images.ndim, mean, std)
+    return jnp.clip(jnp.round(images * std + mean), 0, 255).astype(jnp.uint8)
+
+
+def _statistics(ndim: int, *values: tuple[float, ...]) -> list[Array]:
+    shape = (*(1,) * (ndim - 1), -1)
+    return [jnp.asarray(x, jnp.float32).reshape(shape) for x in values]
 
 
 NO_LABEL = 255

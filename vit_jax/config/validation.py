@@ -172,4 +172,9 @@ def complete_decay_schedule(optim: Mapping[str, Any]) -> dict[str, Any]:
     schema, given = SCHEMA["optim"]["schedule"], optim["decay_schedule"]
     if not given:
         return {}
+    if not optim["weight_decay"]:
+        raise UserError(
+            "config.optim.decay_schedule multiplies config.optim.weight_decay, which is 0; write"
+            " its first value, or leave the schedule out"
+        )
     return check_section({**defaults(schema), **given}, schema, "optim.decay_schedule.")

@@ -21,8 +21,8 @@ from vit_jax.inference.predict import Predictor
 from vit_jax.inference.preparation import Picture
 from vit_jax.inference.program import OUTPUTS, WEIGHTS, Program
 from vit_jax.plugins import check_known
+from vit_jax.tasks import BaseTask
 from vit_jax.tracking.plain_text import one_line
-from vit_jax.types import DataInfo
 
 TOLERANCE = 1e-4
 """The largest difference of an output from the model's, over the largest value of the model's."""
@@ -96,7 +96,7 @@ def export(
     folder = _new_folder(path)
     headless = outputs == "features"
     predictor = Predictor.open(model, headless=headless) if isinstance(model, str) else model
-    _check_pixels(predictor.info, include_preprocessing)
+    _check_pixels(predictor.task, include_preprocessing)
     program = program_lib.build(
         predictor,
         outputs=outputs,
@@ -138,8 +138,8 @@ def _made_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _check_pixels(info: DataInfo, include_preprocessing: bool) -> None:
-    if include_preprocessing and info.spec["image"].dtype != np.uint8:
+def _check_pixels(task: BaseTask, include_preprocessing: bool) -> None:
+    if include_preprocessing and task.image_spec.dtype != np.uint8:
         raise UserError(
             "--include-preprocessing: this run's images are normalized in config.data.pp, which is"
             " no part of the model; export without it"
@@ -230,7 +230,7 @@ def _preprocessing(predictor: Predictor, program: Program) -> str:
         return ""
     lines = [f"## Preprocessing\n\nAn image file is {predictor.preparation.describe()}."]
     task = predictor.task
-    if program.input.dtype != np.uint8 and predictor.info.spec["image"].dtype == np.uint8:
+    if program.input.dtype != np.uint8 and predictor.task.image_spec.dtype == np.uint8:
         lines.append(
             f"Then `(pixel - mean) / std`, with mean {list(task.mean)} and std {list(task.std)} for"
             " pixels from 0 to 255."

@@ -60,7 +60,7 @@ def backbone_params(task: BaseTask, checkpoint: str, interpolation: str = "auto"
     Raises:
       UserError: the checkpoint cannot be read, or belongs to another model.
     """
-    height, width, channels = task.info.spec["image"].shape
+    height, width, channels = task.image_spec.shape
     backbone = task.model.backbone
     size = (height, width)
     params = checkpoints.load(

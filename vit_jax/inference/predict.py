@@ -129,7 +129,7 @@ class Predictor:
             task = task.with_texts(texts)
         at = step_of(Store(workdir.checkpoints), config, step)
         params = task.inference_params(restore_params(workdir, task, at))
-        preparation = _as_evaluated(config, info.spec["image"].shape)
+        preparation = _as_evaluated(config, task.image_spec.shape)
         return cls(task, params, info, preparation)
 
     @classmethod

@@ -97,7 +97,7 @@ def build(
       UserError: the model has no such outputs.
     """
     task, params = _portable(predictor.task), predictor.params
-    shape, dtype = predictor.info.spec["image"].shape, np.dtype(np.float32)
+    shape, dtype = predictor.task.image_spec.shape, np.dtype(np.float32)
     meaning = "images as the model takes them (see Preprocessing)"
     name = "images"
     if outputs == "text":

@@ -33,7 +33,8 @@ def contact_sheet(
     """Draws the first images of `batches` and writes them as PNG.
 
     Args:
-        batches: `image` uint8 or float `[b, h, w, 1 or 3]`; `label` integers `[b]` or vectors
+        batches: `image` uint8 or float `[b, h, w, 1 or 3]`, or crops `[b, crops, h, w, 1 or 3]` by
+            any names, which are drawn side by side; `label` integers `[b]` or vectors
             `[b, classes]`, or a class for each pixel `[b, h, w]`; `segmentation`, or `boxes` and
             `box_label`, if there are any. Rows whose `mask` is 0 are left out. No more batches are
             taken than needed.
@@ -84,10 +85,11 @@ def _collect(
     """Returns RGB pixels `[h, w, 3]` and captions of the first rows that are not padding."""
     images, captions = [], []
     for batch in batches:
-        visible = {**batch, "image": _stretched(batch["image"])}
+        pixels = batch["image"] if "image" in batch else _side_by_side(batch)
+        visible = {**batch, "image": _stretched(pixels)}
         if np.ndim(batch.get("label")) > 2:  # A class for each pixel.
             visible["segmentation"] = visible.pop("label")
-        mask = batch.get("mask", np.ones(len(batch["image"])))
+        mask = batch.get("mask", np.ones(len(pixels)))
         for row in np.flatnonzero(mask)[: num_images - len(images)]:
             images.append(_picture(visible, row, class_names))
             if tokenizer and "tokens" in batch:
@@ -115,6 +117,14 @@ def _picture(
         names = [_name(number, class_names) for number in labels]
         picture = drawing.with_boxes(picture, boxes, labels, names)
     return picture
+
+
+def _side_by_side(batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the crops of each example in one image, `[b, h, widths, c]`, with 0 below them."""
+    crops = [crop for x in batch.values() if x.ndim == 5 for crop in np.moveaxis(x, 1, 0)]
+    height = max(crop.shape[1] for crop in crops)
+    rows = [((0, 0), (0, height - crop.shape[1]), (0, 0), (0, 0)) for crop in crops]
+    return np.concatenate([np.pad(*both) for both in zip(crops, rows, strict=True)], axis=2)
 
 
 def _stretched(images: np.ndarray) -> np.ndarray:

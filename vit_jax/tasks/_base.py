@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import models
-from vit_jax.augment.images import normalize
+from vit_jax.augment.images import denormalize, normalize
 from vit_jax.augment.spec import Augmentation
 from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
 from vit_jax.tasks._checks import check_geometry, check_statistics
 from vit_jax.tracking.metrics import Metric
-from vit_jax.types import Array, Batch, DataInfo, Params
+from vit_jax.types import Array, ArraySpec, Batch, DataInfo, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,14 @@ class BaseTask(abc.ABC):
         task.check_images()
         return task
 
+    @property
+    def image_spec(self) -> ArraySpec:
+        """Returns the shape and the dtype of an image that the model is evaluated on.
+
+        A task overrides this where its training examples have no `image`, but crops, for instance.
+        """
+        return self.info.spec["image"]
+
     def check_images(self) -> None:
         """Raises a `UserError` where images are missing, or do not fit the model or the fields."""
         image = self.info.spec.get("image")
@@ -96,7 +104,7 @@ class BaseTask(abc.ABC):
 
     def init(self, key: Array) -> Params:
         """Returns fresh parameters, boxed with their logical axis names."""
-        images = jnp.zeros((1, *self.info.spec["image"].shape), jnp.float32)
+        images = jnp.zeros((1, *self.image_spec.shape), jnp.float32)
         return self.model.init(key, images)["params"]
 
     def loaded_params(self) -> Params:
@@ -203,7 +211,7 @@ class BaseTask(abc.ABC):
         They are three times those of the model's forward pass, because each product has two in its
         backward pass. A task whose loss computes more or less than that overrides this.
         """
-        height, width, channels = self.info.spec["image"].shape
+        height, width, channels = self.image_spec.shape
         return 3 * models.flops(self.model, (height, width), channels)
 
     def targets(self, batch: Batch) -> dict[str, Array]:
@@ -223,6 +231,11 @@ class BaseTask(abc.ABC):
             rows are in the same micro-batch, so `augment` must compute the normalizers of a loss.
           key: the random key of dropout.
         """
+
+    def check_accumulation(self) -> None:
+        """Raises a `UserError` if the loss cannot be computed in several micro-batches."""
+        if self.needs_whole_batch and type(self).loss_fn_of_parts is BaseTask.loss_fn_of_parts:
+            raise UserError("the task compares all examples of a batch; write accum_steps=1")
 
     def loss_fn_of_parts(self, params: Params, parts: Batch, key: Array) -> tuple[Array, Array]:
         """Returns `loss_fn` of a batch that is split into micro-batches along a new first axis.
@@ -253,6 +266,16 @@ class BaseTask(abc.ABC):
     def inputs(self, batch: Batch) -> Array:
         """Returns the images of a batch from the pipeline as the model takes them."""
         return normalize(jnp.asarray(batch["image"]), self.mean, self.std)
+
+    def shown(self, images: Array) -> Array:
+        """Returns images as the model takes them, in the range of the pipeline's images.
+
+        This is the inverse of `inputs`: uint8 where the pipeline yields uint8; other images pass
+        unchanged, because they were not normalized.
+        """
+        if self.image_spec.dtype != np.uint8:
+            return images
+        return denormalize(images, self.mean, self.std)
 
     @abc.abstractmethod
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:

@@ -1,11 +1,13 @@
 """Checks of the fields and the data that tasks have in common."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.models.vit import VisionTransformer
 from vit_jax.types import DataInfo
 
 
@@ -17,6 +19,21 @@ def check_data(task: str, wanted: Mapping[str, str], info: DataInfo, fits: bool)
             f"the data does not fit task {task}: it wants {dict(wanted)}, the pipeline"
             f" (config.data) gives {given}"
         )
+
+
+def build_backbone(task: str, model: Mapping[str, Any]) -> VisionTransformer:
+    """Returns the ViT of `config.model` for a task that pre-trains it without labels.
+
+    Raises:
+      UserError: the model is no ViT alone, or drops patches, which the task does itself.
+    """
+    backbone = models.build(**model)
+    if not isinstance(backbone, VisionTransformer) or backbone.patch_drop:
+        raise UserError(
+            f"config.task.name={task!r} pre-trains a ViT alone; config.model must have no"
+            " num_classes and no patch_drop"
+        )
+    return backbone
 
 
 def check_share(**values: float) -> None:

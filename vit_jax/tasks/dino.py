@@ -8,6 +8,7 @@ channels]`; the preprocessing op `views` makes them.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from vit_jax.augment.images import normalize
@@ -112,14 +113,15 @@ class Task(dinov2.Task):
         """
         teacher = batch["class_targets"].swapaxes(0, 1)
         pairs = 2 + 2 * batch["local"].shape[1]
+        keys = dict(zip(("global", "local"), jax.random.split(key), strict=True))
 
-        def logits(crops: Array) -> Array:
-            found = self._encode(params, crops, key=key)
+        def logits(name: str) -> Array:
+            found = self._encode(params, batch[name], key=keys[name])
             return self._logits(params, found.pooled).swapaxes(0, 1)
 
         how = {"temperature": self.student_temperature}
-        same = prototypes.cross_entropies(logits(batch["global"]), teacher, **how).sum(0)
-        local = prototypes.crop_losses(logits(batch["local"]), teacher, **how)
+        same = prototypes.cross_entropies(logits("global"), teacher, **how).sum(0)
+        local = prototypes.crop_losses(logits("local"), teacher, **how)
         return {"local": local / pairs, "global": same / pairs}
 
     def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:

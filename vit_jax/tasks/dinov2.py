@@ -26,11 +26,11 @@ from vit_jax.models.heads.self_distillation import SelfDistillation
 from vit_jax.models.layers.basic import check_choice, pair
 from vit_jax.optim import method_schedules
 from vit_jax.tasks._base import BaseTask
-from vit_jax.tasks._checks import check_data
+from vit_jax.tasks._checks import build_backbone, check_data, check_geometry, check_statistics
 from vit_jax.tasks._teacher import averaged
 from vit_jax.tasks.losses import prototypes, vectors
 from vit_jax.tracking.metrics import COUNT, Metric
-from vit_jax.types import Array, Batch, DataInfo, Features, Params
+from vit_jax.types import Array, ArraySpec, Batch, DataInfo, Features, Params
 
 TEACHERS = ("sinkhorn", "centering")
 
@@ -93,21 +93,40 @@ class Task(BaseTask):
         wanted = {name: "uint8 or float32 [crops, h, w, channels]" for name in ("global", "local")}
         views = [info.spec.get(name) for name in wanted]
         fits = all(view is not None and len(view.shape) == 4 for view in views)
-        check_data(cls.__module__.rpartition(".")[2], wanted, info, fits and views[0].shape[0] == 2)
+        name = cls.__module__.rpartition(".")[2]
+        check_data(name, wanted, info, fits and views[0].shape[0] == 2)
         size = views[0].shape[1:]
-        spec = {**info.spec, "image": info.spec["global"]._replace(shape=size)}
-        backbone = models.backbone_of(models.build(**model))
+        backbone = build_backbone(name, model)
         patch = pair(backbone.patch_size)
         if backbone.position == "learned" and not backbone.position_grid:
             grid = (size[0] // patch[0], size[1] // patch[1])
             backbone = backbone.clone(position_grid=grid)
-        task = cls(backbone, info._replace(spec=spec), **fields)
+        task = cls(backbone, info, **fields)
         task.check_images()
         task._check()
         return dataclasses.replace(task, model=task._network())
 
+    @property
+    def image_spec(self) -> ArraySpec:
+        """Returns the shape and the dtype of a global crop, as which images are evaluated."""
+        crops = self.info.spec["global"]
+        return crops._replace(shape=crops.shape[1:])
+
+    def check_images(self) -> None:
+        """Raises a `UserError` where crops do not fit the model or the fields."""
+        for name in ("global", "local"):
+            shape = self.info.spec[name].shape[1:]
+            check_geometry(self.model, shape, self.crop_to_patches)
+            check_statistics(self.mean, self.std, shape[-1])
+
     def _check(self) -> None:
         check_choice("config.task.teacher", self.teacher, TEACHERS)
+        if not 0 < self.momentum[0] <= 1 or min(*self.temperature, self.student_temperature) <= 0:
+            raise UserError(
+                f"config.task.momentum={list(self.momentum)}, temperature={list(self.temperature)}"
+                f" and student_temperature={self.student_temperature}: write a first momentum above"
+                " 0, to 1, and temperatures above 0"
+            )
         if self.model.pooling != "token":
             raise UserError("task dinov2 compares class tokens; write config.model.pooling='token'")
         if not 0 <= self.mask_share <= 1 or not 0 < self.mask_ratio[0] <= self.mask_ratio[1] < 1:
@@ -136,7 +155,7 @@ class Task(BaseTask):
     def rule(self) -> BlockRule:
         """Returns the rule of the masks."""
         patch = pair(models.backbone_of(self.model).patch_size)
-        height, width = self.info.spec["image"].shape[:2]
+        height, width = self.image_spec.shape[:2]
         rows, columns = height // patch[0], width // patch[1]
         return BlockRule(rows, columns, self.mask_block * rows * columns)
 
@@ -245,12 +264,13 @@ class Task(BaseTask):
         """Returns whether examples are compared with each other, as KoLeo does."""
         return self.koleo_weight > 0
 
-    def loss_fn_of_parts(self, params: Params, parts: Batch, key: Array) -> tuple[Array, Array]:
-        """Raises a `UserError`: KoLeo looks for neighbors in the whole batch."""
-        raise UserError(
-            "config.task.koleo_weight: KoLeo compares all examples of a batch; write 0, or"
-            " accum_steps=1"
-        )
+    def check_accumulation(self) -> None:
+        """Raises a `UserError` with KoLeo, which looks for neighbors in the whole batch."""
+        if self.koleo_weight:
+            raise UserError(
+                "config.task.koleo_weight: KoLeo compares all examples of a batch; write 0, or"
+                " accum_steps=1"
+            )
 
     def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
         """Returns (sum of the examples' losses, their number) of a micro-batch."""

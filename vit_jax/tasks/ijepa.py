@@ -21,6 +21,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.heads.context_predictor import ContextPredictor
 from vit_jax.models.layers.basic import pair
 from vit_jax.tasks._base import BaseTask
+from vit_jax.tasks._checks import build_backbone
 from vit_jax.tasks._teacher import averaged
 from vit_jax.tasks.losses.vectors import smooth_l1
 from vit_jax.tracking.metrics import COUNT, LOSS, Metric
@@ -71,12 +72,13 @@ class Task(BaseTask):
         Raises:
           UserError: a field has no such value, or the data has no such images.
         """
-        task = super().create(model, info, **fields)
-        backbone = models.backbone_of(task.model)
+        backbone = build_backbone("ijepa", model)
+        task = cls(backbone, info, **fields)
+        task.check_images()
         others = ("class_token", "distill_token", "num_registers")
         if (
             not backbone.position.startswith("sincos2d")
-            or backbone.pooling == "token"
+            or backbone.pooling not in ("mean", "none")
             or any(getattr(backbone, name) for name in others)
         ):
             raise UserError(
@@ -102,7 +104,7 @@ class Task(BaseTask):
     def rule(self) -> MultiBlockRule:
         """Returns the rule of contexts and targets."""
         patch = pair(models.backbone_of(self.model).patch_size)
-        size = self.info.spec["image"].shape
+        size = self.image_spec.shape
         names = ("num_targets", "num_contexts", "min_keep", "overlap")
         scales = ("target_scale", "context_scale", "target_aspect")
         fields = {name: getattr(self, name) for name in names}
@@ -185,13 +187,14 @@ class Task(BaseTask):
         counts = jnp.broadcast_to(targets[1][:, :, None], losses.shape)
         return jnp.where(counts, losses, 0.0), counts
 
-    # In evaluation, masks depend on the place in the batch alone, and the teacher teaches itself.
+    # Evaluation has the same masks for every image, and the teacher teaches itself.
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Returns `loss`, the mean loss of each example's target patches."""
         images = self.inputs(batch)
         own = {"image": images, "tokens": self._tokens(params, images)}
-        own |= self._masks(jax.random.key(0), len(images))
+        masks = self._masks(jax.random.key(0), 1)
+        own |= {name: x.repeat(len(images), axis=0) for name, x in masks.items()}
         losses, counts = self._losses(params, own)
         return {"loss": losses.sum((1, 2, 3)) / jnp.maximum(counts.sum((1, 2, 3)), 1)}
 
@@ -214,7 +217,7 @@ class Task(BaseTask):
 
         The teacher has no backward pass. Contexts count with the size of their buffer.
         """
-        height, width, channels = self.info.spec["image"].shape
+        height, width, channels = self.image_spec.shape
         whole = models.flops(self.model.backbone, (height, width), channels)
         size = self.context_patches or device_masks.most_context_patches(self.rule)
         share = size / (self.rule.rows * self.rule.columns)

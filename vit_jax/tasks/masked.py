@@ -16,13 +16,13 @@ import numpy as np
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.models.heads.masked_autoencoder import MaskedAutoencoder, MaskedOutputs, PatchDecoder
-from vit_jax.models.layers.basic import cut_patches, lift, pair
+from vit_jax.models.layers.basic import cut_patches, pair
 from vit_jax.models.layers.encoder import Encoder
 from vit_jax.models.layers.positions import sincos_table
-from vit_jax.models.vit import VisionTransformer
 from vit_jax.plugins import check_known
 from vit_jax.report import Section
 from vit_jax.tasks._base import BaseTask
+from vit_jax.tasks._checks import build_backbone
 from vit_jax.tracking.metrics import COUNT, LOSS, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
@@ -68,12 +68,11 @@ class Task(BaseTask):
         Raises:
           UserError: a field has no such value, the model is no ViT, or the data has no images.
         """
-        backbone = models.build(**model)
-        plain = isinstance(backbone, VisionTransformer) and not backbone.patch_drop
-        if not plain or backbone.num_registers or backbone.distill_token:
+        backbone = build_backbone("masked", model)
+        if backbone.num_registers or backbone.distill_token:
             raise UserError(
                 "config.task.name='masked' pre-trains a ViT alone; config.model must have no"
-                " num_classes, patch_drop, registers or distill_token"
+                " registers or distill_token"
             )
         task = cls(backbone, info, **fields)
         if not 0 < task.mask_ratio < 1:
@@ -99,7 +98,7 @@ class Task(BaseTask):
 
     @property
     def _grid(self) -> tuple[int, int]:
-        height, width, _ = self.info.spec["image"].shape
+        height, width, _ = self.image_spec.shape
         patch = pair(models.backbone_of(self.model).patch_size)
         return height // patch[0], width // patch[1]
 
@@ -128,7 +127,7 @@ class Task(BaseTask):
     def train_flops(self) -> int:
         """Returns the operations of a training step for one example, with few patches encoded."""
         params = jax.eval_shape(lambda: nn.meta.unbox(self.init(jax.random.key(0))))
-        image = jax.ShapeDtypeStruct((1, *self.info.spec["image"].shape), jnp.float32)
+        image = jax.ShapeDtypeStruct((1, *self.image_spec.shape), jnp.float32)
         kept, restore = jax.eval_shape(lambda: self._split(jnp.zeros((1, self._num_patches()))))
 
         def forward(params: Params, *inputs: Array) -> Array:
@@ -242,11 +241,7 @@ class Task(BaseTask):
         x = patches.reshape(len(patches), rows, columns, height, width, -1)
         x = x.transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(len(patches), rows * height, columns * width, -1)
-        if self.info.spec["image"].dtype != np.uint8:
-            return x
-        std, mean = (lift(jnp.asarray(v, jnp.float32), x.ndim) for v in (self.std, self.mean))
-        x = x * std + mean
-        return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
+        return self.shown(x)
 
     def summaries(self, examples: Mapping[str, np.ndarray]) -> list[str]:
         """Returns the error of each image's removed patches."""
@@ -258,8 +253,13 @@ class Task(BaseTask):
         return [[line] for line in self.summaries(examples)]
 
     def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Returns each image beside what the encoder saw of it and the reconstruction."""
-        columns = (examples[name] for name in ("image", "masked", "reconstructed"))
+        """Returns each image beside what the encoder saw of it and the reconstruction.
+
+        Rows and columns that fill no patch are left out of the image, too.
+        """
+        height, width = examples["masked"].shape[1:3]
+        names = ("image", "masked", "reconstructed")
+        columns = (examples[name][:, :height, :width] for name in names)
         return [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import models
 from vit_jax.augment import device_masks
 from vit_jax.errors import UserError
 from vit_jax.models.heads.pixels import PixelReconstruction
-from vit_jax.models.layers.basic import lift, pair
+from vit_jax.models.layers.basic import pair
 from vit_jax.tasks._base import BaseTask
+from vit_jax.tasks._checks import build_backbone
 from vit_jax.tracking.metrics import COUNT, LOSS, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
@@ -44,8 +44,9 @@ class Task(BaseTask):
         Raises:
           UserError: a field has no such value, or the data has no such images.
         """
-        task = super().create(model, info, **fields)
-        backbone = models.backbone_of(task.model)
+        backbone = build_backbone("simmim", model)
+        task = cls(backbone, info, **fields)
+        task.check_images()
         task = dataclasses.replace(task, model=PixelReconstruction(backbone))
         patch, size = pair(backbone.patch_size), info.spec["image"].shape[:2]
         if patch[0] != patch[1] or task.cell % patch[0] or any(n % task.cell for n in size):
@@ -65,7 +66,7 @@ class Task(BaseTask):
 
     def _masks(self, key: Array, batch: int) -> Array:
         patch = pair(self.model.backbone.patch_size)[0]
-        grid = tuple(n // patch for n in self.info.spec["image"].shape[:2])
+        grid = tuple(n // patch for n in self.image_spec.shape[:2])
         masks = device_masks.cell_masks(key, batch, grid, self.cell // patch, self.ratio)
         return masks.reshape(batch, -1)
 
@@ -82,23 +83,24 @@ class Task(BaseTask):
     def _pixels(self, masked: Array) -> Array:
         """Returns a mask of patches as one of pixels, bool `[batch, h, w, 1]`."""
         patch = pair(self.model.backbone.patch_size)[0]
-        height, width = (n // patch for n in self.info.spec["image"].shape[:2])
+        height, width = (n // patch for n in self.image_spec.shape[:2])
         masked = masked.reshape(-1, height, width, 1)
         return masked.repeat(patch, axis=1).repeat(patch, axis=2)
 
-    # In evaluation, the masks depend on the place in the batch alone.
+    # Evaluation masks the same squares of every image: its result depends on nothing else.
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Returns `rebuilt`, images float32 in 0..255 with masked pixels predicted, and `error`."""
+        """Returns `rebuilt`, images with masked pixels predicted, and `error`, the mean of each.
+
+        `rebuilt` is `[b, h, w, channels]` in the range of the pipeline's images.
+        """
         images = self.inputs(batch)
-        masks = self._masks(jax.random.key(0), len(images))
+        masks = self._masks(jax.random.key(0), 1).repeat(len(images), axis=0)
         rebuilt = self.model.apply({"params": params}, images, masks)
         masked = self._pixels(masks)
         errors = jnp.where(masked, jnp.abs(images - rebuilt), 0.0).sum((1, 2, 3))
         pixels = masked.sum((1, 2, 3)) * images.shape[-1]
-        std, mean = (lift(jnp.asarray(x, jnp.float32), 4) for x in (self.std, self.mean))
-        shown = jnp.where(masked, rebuilt, images) * std + mean
-        return {"rebuilt": jnp.clip(shown, 0, 255), "error": errors / pixels}
+        return {"rebuilt": self.shown(jnp.where(masked, rebuilt, images)), "error": errors / pixels}
 
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Returns the sum of the examples' mean errors, and their number."""
@@ -119,6 +121,6 @@ class Task(BaseTask):
         return [[f"error of masked pixels {error:.4f}"][:top] for error in examples["error"]]
 
     def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Returns each image beside its reconstruction, uint8 `[h, 2 * w, 3 or 1]`."""
+        """Returns each image beside its reconstruction, `[h, 2 * w, 3 or 1]`."""
         pairs = zip(examples["image"], examples["rebuilt"], strict=True)
-        return [np.concatenate([x, y.astype(np.uint8)], axis=1) for x, y in pairs]
+        return [np.concatenate(both, axis=1) for both in pairs]

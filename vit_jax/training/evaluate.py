@@ -247,7 +247,7 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
     trained = Workdir.containing(path)
     if trained:
         trained.check_classes(class_names(run.task))
-    height, width, channels = run.task.info.spec["image"].shape
+    height, width, channels = run.task.image_spec.shape
     params = checkpoints.load(
         path, run.task.model, image_size=(height, width), channels=channels, head="keep"
     )
@@ -259,7 +259,7 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
 def _warn_of_other_statistics(task: BaseTask, path: str) -> None:
     """Warns if the config normalizes images in another way than the checkpoint specifies."""
     told, mean = input_spec.read(path), getattr(task, "mean", None)
-    if told is None or mean is None or task.info.spec["image"].dtype != np.uint8:
+    if told is None or mean is None or task.image_spec.dtype != np.uint8:
         return
     if not told.has_statistics(mean, task.std):
         logging.warning(

@@ -65,7 +65,7 @@ def _names_of_run(checkpoint: str) -> tuple[str, ...]:
 
 def _load_with_head(run: Run, head: str) -> tuple[Params, MergeReport]:
     init = run.config.init
-    height, width, channels = run.task.info.spec["image"].shape
+    height, width, channels = run.task.image_spec.shape
     return checkpoints.load_with_report(
         init.checkpoint,
         run.task.model,

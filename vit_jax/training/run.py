@@ -73,6 +73,8 @@ class Run:
         info = DataInfo(spec, source.num_classes, source.class_names, counts)
         duration = durations(config, len(source))
         task = tasks.build(config.task, config.model, info).with_duration(duration)
+        if config.accum_steps > 1:
+            task.check_accumulation()
         boxed = tasks.boxed_params(task)
         _warn_of_whole_copies(boxed, mesh)
         params = nn.unbox(boxed)

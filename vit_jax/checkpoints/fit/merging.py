@@ -233,8 +233,8 @@ class Merge:
         position = self.target.traits.position
         side = surgery.square_side(patches.shape[1])
         grid = self.weights.grid or (side and (side, side))
-        if position == "sincos2d" and grid and patches.shape[2] % 4 == 0:
-            fixed = surgery.sincos_table(grid, patches.shape[2])
+        if position.startswith("sincos2d") and grid and patches.shape[2] % 4 == 0:
+            fixed = surgery.sincos_table(grid, patches.shape[2], position)
             if np.allclose(patches, fixed, atol=1e-5):
                 self.ignored.append(f"{POSITIONS}: the sin-cos table that the model computes")
                 return

@@ -118,9 +118,10 @@ def _matrix(old: int, new: int, interpolation: str) -> np.ndarray:
     return cubic_resize_matrix(old, new, antialias=interpolation == "bicubic")
 
 
-def sincos_table(grid: Grid, width: int) -> np.ndarray:
-    """Returns the fixed positions of position="sincos2d", `[1, rows * columns, width]`."""
-    return np.asarray(sincos_2d(grid_coordinates(*grid), width))[None]
+def sincos_table(grid: Grid, width: int, position: str = "sincos2d") -> np.ndarray:
+    """Returns the fixed table that a model with `position` computes, `[1, patches, width]`."""
+    endpoint = position == "sincos2d"
+    return np.asarray(sincos_2d(grid_coordinates(*grid), width, endpoint=endpoint))[None]
 
 
 def resize_patches(kernel: np.ndarray, patch: Sequence[int]) -> np.ndarray:

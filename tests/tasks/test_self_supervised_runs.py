@@ -1,0 +1,121 @@
+"""Self-supervised methods as a run has them: pipeline, step and evaluation; what they refuse."""
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax import tasks
+from vit_jax.errors import UserError
+from vit_jax.training.run import Run
+from vit_jax.types import ArraySpec, DataInfo
+
+CROPS = "views('global', 2, 'flip_lr')|views('local', 2, 'central_crop(4)')|keep('global', 'local')"
+HEAD = {"num_prototypes": 8, "head_hidden": 8, "head_bottleneck": 4}
+METHODS = {
+    "masked": {"decoder": {"width": 16, "depth": 1, "num_heads": 2}},
+    "simmim": {"cell": 4},
+    "ijepa": {"predictor_width": 16, "predictor_depth": 1, "min_keep": 0},
+    "dino": HEAD,
+    "dinov2": {**HEAD, "koleo_weight": 0.0},
+}
+MODEL = {"name": "vit", "patch_size": 2, "width": 16, "depth": 1, "num_heads": 2}
+PATCHES_ALONE = {"pooling": "mean", "position": "sincos2d_mae"}
+
+
+def model_of(method):
+    return {**MODEL, **(PATCHES_ALONE if method == "ijepa" else {})}
+
+
+@pytest.fixture
+def method_config(tiny_config):
+    """`method_config(name, key=value, ...)`: a run of a method on digits, uint8 of 8×8."""
+
+    def make(method, **keys):
+        config = tiny_config(total=4, ema_decay=0.0, accum_steps=1)
+        config.unlock()
+        config.model = model_of(method)
+        config.task = {"name": method, **METHODS[method]}
+        config.data.pp = CROPS if method.startswith("dino") else ""
+        for key, value in keys.items():
+            config_lib.set_key(config, key.replace("__", "."), value)
+        return config_lib.validate(config)
+
+    return make
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_step_of_a_run_takes_the_batches_of_its_feed(method, method_config, one_device):
+    run = Run.build(method_config(method))
+    (_, wanted), _ = run.trace_step().args_info
+    with run.open_feed(0) as feed:
+        batch = feed.next_batch()
+    told = [{name: (x.shape, x.dtype) for name, x in of.items()} for of in (batch, wanted)]
+    assert told[0] == told[1]
+    assert all(x.dtype == np.uint8 for name, x in batch.items() if name != "label")
+
+
+@pytest.mark.parametrize("method", ["simmim", "ijepa"])
+def test_the_result_for_an_image_does_not_depend_on_its_row(method):
+    task = tasks.build({"name": method, **METHODS[method]}, model_of(method), info())
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: draw.normal(size=x.shape).astype(np.float32), tasks.abstract_params(task)
+    )
+    images = draw.integers(0, 256, (1, 8, 8, 3), np.uint8).repeat(3, axis=0)
+    found = jax.jit(task.predict)(params, {"image": images})
+    for errors in found.values():
+        np.testing.assert_allclose(errors, errors[:1].repeat(3, axis=0), rtol=1e-5)
+
+
+def test_koleo_refuses_micro_batches_when_the_run_is_built(method_config, one_device):
+    with pytest.raises(UserError, match="KoLeo compares all examples"):
+        Run.build(method_config("dinov2", task__koleo_weight=0.1, accum_steps=2))
+
+
+def info(local=4):
+    sides = {"image": (8,), "global": (2, 8), "local": (2, local)}
+    return DataInfo(
+        {
+            name: ArraySpec((*shape, shape[-1], 3), np.dtype(np.uint8))
+            for name, shape in sides.items()
+        },
+        0,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_models_that_are_more_than_a_backbone_are_refused(method):
+    task = {"name": method, **METHODS[method]}
+    for fields in ({"num_classes": 3}, {"patch_drop": 0.5}):
+        with pytest.raises(UserError, match=f"{method}' pre-trains a ViT alone"):
+            tasks.build(task, {**model_of(method), **fields}, info())
+
+
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+def test_crops_and_schedules_that_cannot_be_are_refused(method):
+    task = {"name": method, **METHODS[method]}
+    with pytest.raises(UserError, match="does not divide the image of 5×5"):
+        tasks.build(task, MODEL, info(local=5))
+    for fields in ({"momentum": [0.0, 1.0]}, {"temperature": [0.04, 0.0]}):
+        with pytest.raises(UserError, match="write a first momentum above 0"):
+            tasks.build({**task, **fields}, MODEL, info())
+
+
+def test_rows_that_fill_no_patch_are_left_out_of_reconstructions():
+    spec = {"image": ArraySpec((9, 8, 3), np.dtype(np.float32))}
+    task = {"name": "masked", "crop_to_patches": True, **METHODS["masked"]}
+    task = tasks.build(task, MODEL, DataInfo(spec, 0))
+    whole, rebuilt = np.zeros((1, 9, 8, 3)), np.zeros((1, 8, 8, 3))
+    (picture,) = task.pictures({"image": whole, "masked": rebuilt, "reconstructed": rebuilt})
+    assert picture.shape == (8, 24, 3)
+
+
+def test_float_images_are_shown_in_the_range_that_the_pipeline_chose():
+    images = np.linspace(-2, 2, 4 * 8 * 8 * 3, dtype=np.float32).reshape(4, 8, 8, 3)
+    for dtype in (np.float32, np.uint8):
+        spec = {"image": ArraySpec((8, 8, 3), np.dtype(dtype))}
+        task = tasks.build({"name": "simmim", "cell": 4}, MODEL, DataInfo(spec, 0))
+        shown = task.shown(images)
+        assert shown.dtype == dtype
+    assert (shown[0] == 0).all()
