@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vit_jax import tasks
 from vit_jax.checkpoints import files, hub, input_spec
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
@@ -75,18 +76,26 @@ def push(path: str, address: str, *, private: bool = False) -> str:
     workdir = Workdir.existing(path)
     with tempfile.TemporaryDirectory(prefix="vit_jax_") as scratch:
         folder = Path(scratch) / "repository"
-        layout, name = _write_weights(workdir, path, folder)
+        shape = _image_shape(workdir)
+        layout, name = _write_weights(path, folder, shape[:2])
         loaded = hub.with_file(address, name) if name else address
         record = _without_paths(workdir.read_record())
-        _describe(workdir, record, folder, layout)
+        _describe(workdir, record, folder, layout, shape)
         (folder / "README.md").write_text(_card(workdir, record, layout, loaded), encoding="utf-8")
         hub.upload(folder, address, private=private)
     return f"{path} is at {address}; read it back as {loaded}"
 
 
-def _write_weights(workdir: Workdir, path: str, folder: Path) -> tuple[str, str]:
+def _image_shape(workdir: Workdir) -> tuple[int, int, int]:
+    """Returns the shape of the images that the run's model reads."""
+    config = workdir.read_config()
+    sections = config.task.to_dict(), config.model.to_dict()
+    return tasks.build(*sections, workdir.read_info()).image_spec.shape
+
+
+def _write_weights(path: str, folder: Path, size: tuple[int, int]) -> tuple[str, str]:
     """Writes the model in the first layout that has a place for it; returns layout and file."""
-    size, reasons = workdir.read_info().spec["image"].shape[:2], []
+    reasons = []
     for layout, name in LAYOUTS:
         try:
             convert.run(path, str(folder / name if name else folder), layout, image_size=size)
@@ -107,7 +116,13 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
-def _describe(workdir: Workdir, record: Mapping[str, Any], folder: Path, layout: str) -> None:
+def _describe(
+    workdir: Workdir,
+    record: Mapping[str, Any],
+    folder: Path,
+    layout: str,
+    shape: tuple[int, int, int],
+) -> None:
     """Adds the run's config, the names of its classes, and how its images are prepared."""
     names = workdir.read_class_names()
     if layout != "hf":
@@ -123,7 +138,7 @@ def _describe(workdir: Workdir, record: Mapping[str, Any], folder: Path, layout:
     if record["config"]["task"].get("loss") == "sigmoid":
         config["problem_type"] = "multi_label_classification"
     _write_json(folder / "config.json", config)
-    height, width, channels = record["data_info"]["spec"]["image"]["shape"]
+    height, width, channels = shape
     told = input_spec.read(str(workdir.path))
     mean, std = (list(each) * (channels // len(each)) for each in (told.mean, told.std))
     processor = {
