@@ -276,7 +276,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _fit_all(values: tuple | list, origin: Any, hints: tuple) -> bool:
-    """Whether the entries of a list are of the types of `Sequence[...]` or `tuple[...]`."""
+    """Returns whether the entries of a list are of the types of `Sequence[...]` or `tuple[...]`."""
     if origin is not tuple or hints[-1] is Ellipsis:
         return all(fits(value, hints[0]) for value in values)
     return len(values) == len(hints) and all(map(fits, values, hints))
