@@ -113,6 +113,6 @@ def test_what_belongs_to_other_methods_is_refused():
     with pytest.raises(UserError, match="ibot_weight is no field of task 'dino'"):
         built(about, ibot_weight=1.0)
     task = built(about)
-    assert not task.needs_whole_batch
+    task.check_accumulation()
     names = jax.tree_util.tree_leaves_with_path(tasks.abstract_params(task))
     assert not any("mask_token" in jax.tree_util.keystr(path) for path, _ in names)

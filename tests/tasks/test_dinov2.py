@@ -224,7 +224,7 @@ def test_what_cannot_be_trained_so_is_refused():
     case = Case(CASES[0])
     with pytest.raises(UserError, match="KoLeo compares all examples"):
         case.task.check_accumulation()
-    assert not case.build(koleo_weight=0.0).needs_whole_batch
+    case.build(koleo_weight=0.0).check_accumulation()
     with pytest.raises(UserError, match="write shares from 0 to 1"):
         case.build(mask_ratio=[0.5, 0.1])
     with pytest.raises(UserError, match="does not fit task dinov2"):

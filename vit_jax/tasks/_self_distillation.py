@@ -1,0 +1,234 @@
+"""What DINO and DINOv2 share: crops of two kinds, a teacher that is an average, and evaluation.
+
+A student sees crops of an image; a teacher, its moving average, sees the two large ones whole. An
+example has `global` `[2, h, w, channels]` and `local` `[crops, h, w, channels]`; the preprocessing
+op `views` makes them.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import models
+from vit_jax.augment.images import normalize
+from vit_jax.config.durations import Duration
+from vit_jax.errors import UserError
+from vit_jax.models.heads.prototypes import PrototypeHead, unit
+from vit_jax.models.heads.self_distillation import SelfDistillation
+from vit_jax.models.layers.basic import pair
+from vit_jax.optim import method_schedules
+from vit_jax.tasks._base import BaseTask
+from vit_jax.tasks._checks import build_backbone, check_data, check_geometry, check_statistics
+from vit_jax.tasks._teacher import averaged
+from vit_jax.tracking.metrics import COUNT, Metric
+from vit_jax.types import Array, ArraySpec, Batch, DataInfo, Features, Params
+
+VIEWS = ("global", "local")
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfDistillationTask(BaseTask):
+    """A student that predicts its teacher's probabilities of prototypes.
+
+    Attributes:
+      num_prototypes, head_depth, head_hidden, head_bottleneck: see `heads.prototypes`.
+      center_momentum: of the centers of the teacher's logits.
+      student_temperature: of the student's logits.
+      temperature: of the teacher's, at the start and after `temperature_warmup`, a duration.
+      momentum: of the teacher's average, at the first step and at the end of the run.
+      warmup_steps, num_steps: of the schedules, which training fills in.
+    """
+
+    num_prototypes: int = 65536
+    head_depth: int = 3
+    head_hidden: int = 2048
+    head_bottleneck: int = 256
+    center_momentum: float = 0.9
+    student_temperature: float = 0.1
+    temperature: tuple[float, float] = (0.04, 0.07)
+    temperature_warmup: int | str = 0
+    momentum: tuple[float, float] = (0.996, 1.0)
+    warmup_steps: int = 0
+    num_steps: int = 0
+
+    headline = "feature_distance"
+    metric_info: ClassVar[Mapping[str, Metric]] = {
+        "feature_distance": Metric(higher_is_better=True),
+        "num_examples": COUNT,
+    }
+
+    @classmethod
+    def create(cls, model: Mapping[str, Any], info: DataInfo, **fields: Any) -> Self:
+        """Returns the task around the backbone of `config.model`.
+
+        Raises:
+          UserError: a field has no such value, or the data has no such crops.
+        """
+        wanted = dict.fromkeys(VIEWS, "uint8 or float32 [crops, h, w, channels]")
+        views = [info.spec.get(name) for name in wanted]
+        fits = all(view is not None and len(view.shape) == 4 for view in views)
+        name = cls.__module__.rpartition(".")[2]
+        check_data(name, wanted, info, fits and views[0].shape[0] == 2)
+        size = views[0].shape[1:]
+        backbone = build_backbone(name, model)
+        patch = pair(backbone.patch_size)
+        if backbone.position == "learned" and not backbone.position_grid:
+            grid = (size[0] // patch[0], size[1] // patch[1])
+            backbone = backbone.clone(position_grid=grid)
+        if backbone.pooling != "token":
+            raise UserError(
+                f"task {name} compares class tokens; write config.model.pooling='token'"
+            )
+        task = cls(backbone, info, **fields)
+        task.check_images()
+        task.check_fields()
+        return dataclasses.replace(task, model=task.network())
+
+    @property
+    def image_spec(self) -> ArraySpec:
+        """Returns the shape and the dtype of a global crop, as which images are evaluated."""
+        crops = self.info.spec["global"]
+        return crops._replace(shape=crops.shape[1:])
+
+    def check_images(self) -> None:
+        """Raises a `UserError` where crops do not fit the model or the fields."""
+        for name in VIEWS:
+            shape = self.info.spec[name].shape[1:]
+            check_geometry(self.model, shape, self.crop_to_patches)
+            check_statistics(self.mean, self.std, shape[-1])
+
+    def check_fields(self) -> None:
+        """Raises a `UserError` where a field has no such value."""
+        if not 0 < self.momentum[0] <= 1 or min(*self.temperature, self.student_temperature) <= 0:
+            raise UserError(
+                f"config.task.momentum={list(self.momentum)}, temperature={list(self.temperature)}"
+                f" and student_temperature={self.student_temperature}: write a first momentum above"
+                " 0, to 1, and temperatures above 0"
+            )
+
+    @abc.abstractmethod
+    def network(self) -> SelfDistillation:
+        """Returns the network of student and teacher around the backbone `self.model`."""
+
+    def head(self, prototypes: int, hidden: int, bottleneck: int) -> PrototypeHead:
+        """Returns a head of the task's depth."""
+        sizes = {"depth": self.head_depth, "hidden": hidden, "bottleneck": bottleneck}
+        return PrototypeHead(prototypes, **sizes, dtype=self.model.dtype)
+
+    def with_duration(self, duration: Duration) -> Self:
+        """Returns the task whose schedules end with the run."""
+        warmup = duration(self.temperature_warmup, "task.temperature_warmup")
+        return dataclasses.replace(self, warmup_steps=warmup, num_steps=duration.total)
+
+    def augment(self, batch: Batch, key: Array) -> Batch:
+        """Returns normalized crops."""
+        del key
+        return {name: normalize(jnp.asarray(batch[name]), self.mean, self.std) for name in VIEWS}
+
+    # The teacher.
+
+    def init_state(self, params: Params, key: Array) -> Params:
+        """Returns the teacher, which starts as the student."""
+        del key
+        return {"teacher": params}
+
+    def next_state(self, task_state: Params, params: Params, batch: Batch, step: Array) -> Params:
+        """Returns the teacher, moved towards the student."""
+        del batch
+        return {"teacher": averaged(task_state["teacher"], params, self.momentum_at(step))}
+
+    def momentum_at(self, step: Array | int) -> Array:
+        """Returns the momentum of the average at a step, half a cosine."""
+        first, last = self.momentum
+        return first * method_schedules.dino(step, 0, self.num_steps, end=last / first)
+
+    def temperature_at(self, step: Array | int) -> Array:
+        """Returns the teacher's temperature at a step, which rises linearly."""
+        return self.ramp(step, self.warmup_steps)
+
+    def ramp(self, step: Array | int, length: int) -> Array:
+        """Returns the temperature that rises from the first to the last within `length` steps."""
+        first, last = self.temperature
+        return last * method_schedules.dino(step, length, length, end=1.0, first=first / last)
+
+    def step_metrics(self, task_state: Params, batch: Batch) -> dict[str, Array]:
+        """Returns the entropy of the teacher's class probabilities: their own, and their mean's.
+
+        With a collapse to one prototype both are 0; with one to uniform outputs both are
+        log(prototypes).
+        """
+        del task_state
+        p = batch["class_targets"]
+        return {
+            "teacher_entropy": _entropy(p).mean(),
+            "prototype_entropy": _entropy(p.mean((0, 1))),
+        }
+
+    # The network.
+
+    def encode(
+        self, params: Params, crops: Array, masked: Array | None = None, key: Array | None = None
+    ) -> Features:
+        """Encodes crops `[batch, crops, h, w, channels]`; without a key nothing is dropped.
+
+        The result's `pooled` and `tokens` have an axis of crops, too.
+        """
+        batch, count = crops.shape[:2]
+        flat = crops.reshape(-1, *crops.shape[2:])
+        masked = None if masked is None else masked.reshape(len(flat), -1)
+        how = {} if key is None else {"train": True, "rngs": {"dropout": key}}
+        found = self.model.apply({"params": params}, flat, masked, method="encode", **how)
+        pooled = found.pooled.astype(jnp.float32).reshape(batch, count, -1)
+        tokens = found.tokens.reshape(batch, count, *found.tokens.shape[1:])
+        return Features(None, pooled, tokens=tokens)
+
+    def class_logits(self, params: Params, x: Array) -> Array:
+        """Maps class tokens `[..., width]` to float32 logits `[..., prototypes]`."""
+        return self.model.apply({"params": params}, x, method="class_logits")
+
+    # In evaluation: are the features of different images different?
+
+    def inputs(self, batch: Batch) -> Array:
+        """Returns the images of a batch, or the first global crop of each example."""
+        images = batch["image"] if "image" in batch else batch["global"][:, 0]
+        return normalize(jnp.asarray(images), self.mean, self.std)
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Returns `feature`, the class token as a vector of length 1."""
+        found = self.model.apply({"params": params}, self.inputs(batch), method="encode")
+        return {"feature": unit(found.pooled.astype(jnp.float32))}
+
+    def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Returns the sum of the features, and the number of examples."""
+        real = batch["mask"] > 0
+        features = self.predict(params, batch)["feature"]
+        total = jnp.where(real[:, None], features, 0.0).sum(0)
+        return {"feature": total, "examples": real.sum(dtype=jnp.int32)}
+
+    def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Returns `feature_distance`, 1 - the mean cosine of two images: 0 after a collapse."""
+        count = int(found["examples"])
+        cosines = float(np.square(found["feature"]).sum()) - count
+        mean = cosines / max(count * (count - 1), 1)
+        return {"feature_distance": 1.0 - mean, "num_examples": count}
+
+    def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
+        """Returns the first numbers of each example's feature."""
+        return [[", ".join(f"{x:.3f}" for x in row[:4])][:top] for row in examples["feature"]]
+
+    def train_flops(self) -> int:
+        """Returns the operations of the backbones for one example; heads are not counted."""
+        total = 0
+        for name, factor in zip(VIEWS, (4, 3), strict=True):  # The teacher has no backward pass.
+            crops, height, width, channels = self.info.spec[name].shape
+            whole = models.flops(self.model.backbone, (height, width), channels)
+            total += factor * crops * whole
+        return total
+
+
+def _entropy(p: Array) -> Array:
+    return -(p * jnp.log(jnp.maximum(p, 1e-20))).sum(-1)
