@@ -160,8 +160,8 @@ def test_training_draws_masks_and_evaluation_sums_losses(found, start):
     assert drawn["context"].shape == (4, 1, 49)
     assert drawn["targets"].shape[:2] == (4, 4)
     sums = jax.eval_shape(task.eval_sums, params, images)
-    assert {name: x.shape for name, x in sums.items()} == {"loss": (), "examples": ()}
-    metrics = task.metrics({"loss": 6.0, "examples": 4})
+    assert {name: x.shape for name, x in sums.items()} == {"error": (), "examples": ()}
+    metrics = task.metrics({"error": 6.0, "examples": 4})
     assert metrics == {"prediction_loss": 1.5, "num_examples": 4}
     assert task.train_flops() > 0
 

@@ -20,8 +20,8 @@ from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
 from vit_jax.models.heads.context_predictor import ContextPredictor
 from vit_jax.models.layers.basic import pair
-from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import build_backbone
+from vit_jax.tasks._mean_error import MeanErrorTask
 from vit_jax.tasks._teacher import averaged
 from vit_jax.tasks.losses.vectors import smooth_l1
 from vit_jax.tracking.metrics import COUNT, LOSS, Metric
@@ -31,7 +31,7 @@ _TARGET_EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(BaseTask):
+class Task(MeanErrorTask):
     """The smooth L1 distance of predicted tokens from the teacher's normalized ones.
 
     Attributes:
@@ -50,13 +50,13 @@ class Task(BaseTask):
     predictor_depth: int = 12
     predictor_heads: int = 0
     predictor_mlp_dim: int = 0
-    num_targets: int = 4
-    num_contexts: int = 1
-    target_scale: tuple[float, float] = (0.15, 0.2)
-    context_scale: tuple[float, float] = (0.85, 1.0)
-    target_aspect: tuple[float, float] = (0.75, 1.5)
-    min_keep: int = 10
-    overlap: bool = False
+    num_targets: int = MultiBlockRule.num_targets
+    num_contexts: int = MultiBlockRule.num_contexts
+    target_scale: tuple[float, float] = MultiBlockRule.target_scale
+    context_scale: tuple[float, float] = MultiBlockRule.context_scale
+    target_aspect: tuple[float, float] = MultiBlockRule.target_aspect
+    min_keep: int = MultiBlockRule.min_keep
+    overlap: bool = MultiBlockRule.overlap
     context_patches: int = 0
     momentum: tuple[float, float] = (0.996, 1.0)
     stretch: float = 1.0
@@ -190,27 +190,13 @@ class Task(BaseTask):
     # Evaluation has the same masks for every image, and the teacher teaches itself.
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Returns `loss`, the mean loss of each example's target patches."""
+        """Returns `error`, the mean loss of each example's target patches."""
         images = self.inputs(batch)
         own = {"image": images, "tokens": self._tokens(params, images)}
         masks = self._masks(jax.random.key(0), 1)
         own |= {name: x.repeat(len(images), axis=0) for name, x in masks.items()}
         losses, counts = self._losses(params, own)
-        return {"loss": losses.sum((1, 2, 3)) / jnp.maximum(counts.sum((1, 2, 3)), 1)}
-
-    def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Returns the sum of the examples' losses, and their number."""
-        real = batch["mask"] > 0
-        losses = self.predict(params, batch)["loss"]
-        return {"loss": jnp.where(real, losses, 0.0).sum(), "examples": real.sum(dtype=jnp.int32)}
-
-    def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Returns `prediction_loss`, the mean over examples, and `num_examples`."""
-        examples = int(found["examples"])
-        return {
-            "prediction_loss": float(found["loss"]) / max(examples, 1),
-            "num_examples": examples,
-        }
+        return {"error": losses.sum((1, 2, 3)) / jnp.maximum(counts.sum((1, 2, 3)), 1)}
 
     def train_flops(self) -> int:
         """Returns the operations for one image: teacher, contexts and predictor.

@@ -21,8 +21,8 @@ from vit_jax.models.layers.encoder import Encoder
 from vit_jax.models.layers.positions import sincos_table
 from vit_jax.plugins import check_known
 from vit_jax.report import Section
-from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import build_backbone
+from vit_jax.tasks._mean_error import MeanErrorTask
 from vit_jax.tracking.metrics import COUNT, LOSS, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
@@ -40,7 +40,7 @@ _INHERITED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(BaseTask):
+class Task(MeanErrorTask):
     """Prediction of the pixels of masked patches, by the mean squared error.
 
     The encoder sees only the patches that are kept. A learned table of positions in `config.model`
@@ -202,22 +202,6 @@ class Task(BaseTask):
         outputs = self._apply(params, images, kept, restore)
         return images, outputs, restore >= self._num_kept()
 
-    def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Returns the sum of the images' mean errors of removed patches, and the images' number."""
-        images, outputs, removed = self._evaluated(params, batch)
-        errors = jnp.where(removed, self._errors(outputs.pixels, images), 0).sum(1)
-        real = batch["mask"] > 0
-        means = errors / removed.sum(1)
-        return {
-            "loss": jnp.where(real, means, 0).sum(),
-            "examples": real.sum(dtype=jnp.int32),
-        }
-
-    def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Returns the mean `loss` and `num_examples`."""
-        examples = int(found["examples"])
-        return {"loss": float(found["loss"]) / max(1, examples), "num_examples": examples}
-
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Returns images with removed patches: `masked` in gray, `reconstructed` as predicted.
 
@@ -242,15 +226,6 @@ class Task(BaseTask):
         x = x.transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(len(patches), rows * height, columns * width, -1)
         return self.shown(x)
-
-    def summaries(self, examples: Mapping[str, np.ndarray]) -> list[str]:
-        """Returns the error of each image's removed patches."""
-        return [f"error {error:.3f}" for error in examples["error"]]
-
-    def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
-        """Returns the error of each image's removed patches."""
-        del top
-        return [[line] for line in self.summaries(examples)]
 
     def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Returns each image beside what the encoder saw of it and the reconstruction.

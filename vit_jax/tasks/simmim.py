@@ -16,14 +16,14 @@ from vit_jax.augment import device_masks
 from vit_jax.errors import UserError
 from vit_jax.models.heads.pixels import PixelReconstruction
 from vit_jax.models.layers.basic import pair
-from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import build_backbone
+from vit_jax.tasks._mean_error import MeanErrorTask
 from vit_jax.tracking.metrics import COUNT, LOSS, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(BaseTask):
+class Task(MeanErrorTask):
     """The mean absolute error of masked pixels, which are normalized but not patch by patch.
 
     Attributes:
@@ -101,24 +101,6 @@ class Task(BaseTask):
         errors = jnp.where(masked, jnp.abs(images - rebuilt), 0.0).sum((1, 2, 3))
         pixels = masked.sum((1, 2, 3)) * images.shape[-1]
         return {"rebuilt": self.shown(jnp.where(masked, rebuilt, images)), "error": errors / pixels}
-
-    def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Returns the sum of the examples' mean errors, and their number."""
-        real = batch["mask"] > 0
-        errors = self.predict(params, batch)["error"]
-        return {
-            "error": jnp.where(real, errors, 0.0).sum(),
-            "examples": real.sum(dtype=jnp.int32),
-        }
-
-    def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Returns `masked_l1`, the mean absolute error of masked pixels, and `num_examples`."""
-        examples = int(found["examples"])
-        return {"masked_l1": float(found["error"]) / max(examples, 1), "num_examples": examples}
-
-    def result_lines(self, examples: Mapping[str, np.ndarray], top: int) -> list[list[str]]:
-        """Returns the error of each example."""
-        return [[f"error of masked pixels {error:.4f}"][:top] for error in examples["error"]]
 
     def pictures(self, examples: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Returns each image beside its reconstruction, `[h, 2 * w, 3 or 1]`."""
