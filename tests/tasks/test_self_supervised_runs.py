@@ -1,5 +1,8 @@
 """Self-supervised methods as a run has them: pipeline, step and evaluation; what they refuse."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from vit_jax import config as config_lib
 from vit_jax import tasks
 from vit_jax.errors import UserError
+from vit_jax.training.loop import train
 from vit_jax.training.run import Run
 from vit_jax.types import ArraySpec, DataInfo
 
@@ -53,6 +57,27 @@ def test_the_step_of_a_run_takes_the_batches_of_its_feed(method, method_config, 
     told = [{name: (x.shape, x.dtype) for name, x in of.items()} for of in (batch, wanted)]
     assert told[0] == told[1]
     assert all(x.dtype == np.uint8 for name, x in batch.items() if name != "label")
+
+
+def checksums(workdir):
+    manifest = json.loads((workdir / "checkpoints/4/manifest/metadata").read_text())
+    return {name: entry["checksum"] for name, entry in manifest["arrays"].items()}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_two_halves_is_the_whole_run_bit_for_bit(method, method_config, tmp_path):
+    config = method_config(method, checkpoint__every=2)
+    outcome = train(config, str(tmp_path))
+    assert np.isfinite(list(outcome.results.values())).all()
+    whole = checksums(tmp_path)
+    assert any(name.startswith("task_state.teacher") for name in whole) == (
+        method not in ("masked", "simmim")
+    )
+    (tmp_path / "DONE").unlink()
+    shutil.rmtree(tmp_path / "checkpoints/4")
+    train(config, str(tmp_path))
+    assert checksums(tmp_path) == whole
 
 
 @pytest.mark.parametrize("method", ["simmim", "ijepa"])
