@@ -1,4 +1,4 @@
-"""What a figure shows, read off its artists and its pixels; and names that users may give."""
+"""A figure, read off its artists and its pixels; names and values that users may give."""
 
 import io
 
@@ -24,6 +24,10 @@ def pictures(figure):
     return [image.get_array() for axes in figure.axes for image in axes.images]
 
 
+def a_figure():
+    return figures.confusion_matrix(np.array([[5, 1], [0, 4]]), ["cat", "dog"])
+
+
 ODD_NAMES = [
     "$x^$",
     "$5_$10",
@@ -46,3 +50,10 @@ ODD_NAMES = [
 
 names = st.text(max_size=60) | st.text("$\\{}^_&<>\x1b\n\u202e\udc80 a", max_size=30)
 """Any name, and often one of the characters that some program takes for markup."""
+
+ODD_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+"""Whatever a file of JSON may hold where something else is meant."""

@@ -1,7 +1,6 @@
 """The report: one file, whatever of the run is there."""
 
 import base64
-import html.parser
 import json
 import math
 import re
@@ -9,21 +8,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from drawn import ODD_NAMES, names
+from drawn import ODD_NAMES, ODD_VALUES, a_figure, names
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import Page
 from PIL import Image
 
 from vit_jax.errors import UserError
 from vit_jax.report import Section, figures, save_sections, write_report
 from vit_jax.report.html import render
-from vit_jax.report.sections import read_sections
 from vit_jax.tracking import Metric, MetricsLog
 from vit_jax.tracking.metrics import as_json
-
-VOID = {"meta", "link", "img", "source", "br", "hr", "input", "line", "circle", "path"}
 
 CONFIG = {
     "version": 1,
@@ -39,38 +35,6 @@ CONFIG = {
     "commit": "0123abcd",
     "packages": {"jax": "0.10.2"},
 }
-
-
-class Page(html.parser.HTMLParser):
-    """Checks that tags nest, and collects texts and addresses."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.open_tags, self.texts, self.addresses, self.scripts = [], [], [], []
-        self.feed(source)
-        self.close()
-        assert self.open_tags == []
-
-    def handle_starttag(self, tag, attributes):
-        for name, value in attributes:
-            if name in ("src", "href", "srcset", "data", "action", "poster"):
-                self.addresses.append(value)
-        if tag not in VOID:
-            self.open_tags.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open_tags.pop() == tag
-
-    def handle_data(self, data):
-        if self.open_tags and self.open_tags[-1] in ("script", "style"):
-            self.scripts.append(data)
-        elif data.strip():
-            self.texts.append(data.strip())
-
-    @property
-    def text(self):
-        return "\n".join(self.texts)
 
 
 def log_a_run(workdir, steps=range(10, 101, 10)):
@@ -99,10 +63,6 @@ def log_a_run(workdir, steps=range(10, 101, 10)):
     times = {"train": 180.0, "eval": 20.0, "save": 5.0, "input wait": 5.0, "compile": 20.0}
     writer.write(max(steps), {f"time/{name}": value for name, value in times.items()})
     writer.close()
-
-
-def a_figure():
-    return figures.confusion_matrix(np.array([[5, 1], [0, 4]]), ["cat", "dog"])
 
 
 @pytest.fixture(scope="module")
@@ -327,13 +287,6 @@ def test_a_broken_file_is_named_or_left_out(workdir, name, content):
     assert "\n" not in str(raised.value)
 
 
-ODD_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=5,
-)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     st.dictionaries(
@@ -365,48 +318,6 @@ def test_odd_values_never_end_the_report(stored, config, metrics):
     Page(render("run", stored, rows, [], is_done=False))
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(ODD_VALUES | st.fixed_dictionaries(
-    {"title": st.text(max_size=5)},
-    optional={
-        key: ODD_VALUES for key in ("text", "image", "drawing", "table", "width", "is_pixel_art")
-    },
-)))  # fmt: skip
-def test_an_odd_index_of_sections_never_ends_the_report(entries):
-    with tempfile.TemporaryDirectory() as workdir:
-        folder = Path(workdir) / "report"
-        folder.mkdir()
-        (folder / "sections.json").write_text(json.dumps({"sections": entries}))
-        try:
-            sections = read_sections(workdir)
-        except UserError:
-            return
-        Page(render("run", {}, [], sections, is_done=False))
-
-
-def test_an_index_names_no_files_elsewhere(tmp_path):
-    (tmp_path / "secret").write_text("secret")
-    (tmp_path / "report").mkdir()
-    entries = [{"title": "x", "image": "../secret"}, {"title": "y", "drawing": "/etc/passwd"}]
-    (tmp_path / "report" / "sections.json").write_text(json.dumps({"sections": entries}))
-    assert [(s.image, s.drawing) for s in read_sections(tmp_path)] == [(None, None)] * 2
-
-
-def test_a_picture_that_fails_costs_that_picture_alone(tmp_path, caplog):
-    broken = a_figure()
-    broken.axes[0].set_title("$x^$")  # A formula that matplotlib cannot read.
-    save_sections(
-        tmp_path, [Section("Broken", "Its text.", broken), Section("Whole", "", a_figure())]
-    )
-    first, second = read_sections(tmp_path)
-    assert (first.text, first.image, first.drawing) == ("Its text.", None, None)
-    assert second.image
-    assert second.drawing
-    (record,) = caplog.records
-    assert "'Broken'" in record.getMessage()
-    assert "\n" not in record.getMessage()
-
-
 def test_a_chart_that_fails_costs_that_chart_alone(workdir, monkeypatch, caplog):
     draw = figures.learning_curve
     monkeypatch.setattr(figures, "learning_curves", lambda *_: 1 / 0)
@@ -415,49 +326,3 @@ def test_a_chart_that_fails_costs_that_chart_alone(workdir, monkeypatch, caplog)
     )
     assert len(drawings_in(write_report(workdir).read_text())) == 4 + 1
     assert len(caplog.records) == 2
-
-
-def test_saving_a_section_again_replaces_it_in_place(tmp_path):
-    save_sections(tmp_path, [Section("One", "old"), Section("Two", "two")])
-    save_sections(tmp_path, [Section("Three", "three"), Section("One", "new")])
-    stored = [(section.title, section.text) for section in read_sections(tmp_path)]
-    assert stored == [("One", "new"), ("Two", "two"), ("Three", "three")]
-
-
-def test_a_section_takes_figures_pil_images_and_bytes(tmp_path):
-    small = Image.new("RGB", (8, 6), "red")
-    small.save(tmp_path / "red.png")
-    save_sections(
-        tmp_path,
-        [
-            Section("Figure", image=a_figure()),
-            Section("Small image", image=small),
-            Section("Bytes", image=(tmp_path / "red.png").read_bytes()),
-        ],
-    )
-    figure, image, raw = read_sections(tmp_path)
-    assert b"<svg" in figure.drawing
-    assert figure.image.startswith(b"\x89PNG")
-    assert (image.is_pixel_art, image.width) == (True, 240)
-    assert image.image == raw.image
-    assert image.drawing is None
-
-
-def test_titles_of_the_same_words_keep_their_own_pictures(tmp_path):
-    titles = [
-        "Maps: a/b",
-        "maps a b!",
-        "Maps a b",
-        "maps a b",
-        "Maps A B",
-        "\udc80",
-        "\udc81",
-        "!",
-        "",
-    ]
-    pictures = [Image.new("RGB", (4, 4), (20 * n, 0, 0)) for n in range(len(titles))]
-    save_sections(tmp_path, [Section(t, image=p) for t, p in zip(titles, pictures, strict=True)])
-    found = read_sections(tmp_path)
-    assert [section.title for section in found] == titles
-    assert len({section.image for section in found}) == len(titles)
-    assert (tmp_path / "report" / "maps_a_b.png").is_file()
