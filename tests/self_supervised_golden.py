@@ -4,15 +4,12 @@ tests/golden/self_supervised/README.md says where they come from.
 """
 
 import json
-import sys
 from pathlib import Path
 
-import jax
 import numpy as np
+import sampled
 
 FOLDER = Path(__file__).parent / "golden" / "self_supervised"
-sys.path.append(str(FOLDER.parent))
-import sampled  # noqa: E402
 
 FORWARD, TRAINED, SCHEDULE = 1e-5, 5e-5, 1e-9
 """Tolerances of outputs and losses, of gradients and trained parameters, and of schedules."""
@@ -88,17 +85,6 @@ def masked_autoencoder(flat, num_heads, decoder_heads):
     if "decoder_pos_embed" in flat:
         decoder["pos_embed"] = flat["decoder_pos_embed"]
     return {"backbone": vit(flat, num_heads), "decoder": decoder}
-
-
-def assert_trees_near(actual, expected, tolerance):
-    """Asserts `assert_near` of every array but the biases of keys, which no output depends on."""
-    for path, x in jax.tree_util.tree_leaves_with_path(expected):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if not name.endswith("key/bias"):
-            found = actual
-            for key in path:
-                found = found[key.key]
-            assert_near(found, x, tolerance, name)
 
 
 def block(flat, num_heads):

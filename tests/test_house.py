@@ -16,6 +16,12 @@ def test_the_house_keeps_to_its_bars(bar):
     assert house.counts()[bar] <= house.BARS[bar]
 
 
+def test_the_recorded_numbers_stay_small():
+    files = (Path(__file__).parent / "golden").rglob("*")
+    sizes = [p.stat().st_size for p in files if p.is_file() and p.parent.name != "__pycache__"]
+    assert 0 < sum(sizes) < 12_000_000  # tests/golden/README.md says how to stay below.
+
+
 @pytest.mark.usefixtures("one_device")
 def test_a_batch_of_arrays_crosses_few_files(digits_npz, request):
     way, model = house.batch_way(f"{request.config.rootpath}/tests/tiny.py:{digits_npz}")

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+import sampled
 
 from vit_jax import models
 
@@ -23,8 +24,15 @@ def load_case(folder, case):
     separator = {"vision_transformer": ".", "big_vision": "_"}[folder]
     base = GOLDEN / folder
     config = json.loads((base / f"{case}.json").read_text())
-    io = dict(np.load(base / f"{case}{separator}io.npz"))
+    io = sampled.load(base / f"{case}{separator}io.npz")
     return config, base / f"{case}{separator}params.npz", io
+
+
+def load_timm(kind):
+    """The images and outputs of a stored model of timm."""
+    folder = GOLDEN / "timm_tiny"
+    # A model without images of its own sees those that most of the models see.
+    return dict(np.load(folder / "images.npz")) | dict(np.load(folder / kind / "io.npz"))
 
 
 def vision_transformer_model(config, num_classes, **fields):

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import golden_cases
 import jax
 import numpy as np
 import pytest
@@ -205,7 +206,7 @@ def siglip_of_open_clip(tmp_path):
     config = {"model_cfg": {"embed_dim": 3, "vision_cfg": tower | {"image_size": 16}}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     files.write_safetensors(tmp_path / "open_clip_model.safetensors", state)
-    io = np.load(recorded / "io.npz")
+    io = golden_cases.load_timm(recorded.name)
     return tmp_path, io["images"], io["outputs"] - bias
 
 

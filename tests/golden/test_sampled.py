@@ -1,13 +1,7 @@
 """Samples of large arrays: what they look at, and that a wrong number is found."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
 import sampled
 
 

@@ -100,7 +100,12 @@ def record(folder, model, side, config=None):
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
     if folder.name in SMALL:
         images = (images[:1] * 8).round() / 8
-    arrays = {"images": images.numpy().transpose(0, 2, 3, 1), "outputs": model(images).numpy()}
+    inputs = {"images": images.numpy().transpose(0, 2, 3, 1)}
+    arrays = {"outputs": model(images).numpy()}
+    if folder.name in SMALL or side != VIT["img_size"]:
+        arrays |= inputs
+    else:  # Most models see the same images, which one file for all of them holds.
+        np.savez_compressed(GOLDEN / "images.npz", **inputs)
     np.savez_compressed(folder / "io.npz", **arrays)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"timm": timm.__version__})

@@ -1,7 +1,5 @@
 import pathlib
 import sys
 
-# The trees of the reference files are shared by several test modules of this folder, and the
-# reader of sampled arrays by several folders.
-HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "golden")]
+# Several test modules of this folder share the trees of the reference files.
+sys.path.insert(0, str(pathlib.Path(__file__).parent))

@@ -6,6 +6,7 @@ import pathlib
 import flax.linen as nn
 import jax
 import numpy as np
+import sampled
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 
@@ -14,8 +15,8 @@ def load(folder: str, case: str, separator: str):
     """(configuration, flat parameters, inputs and outputs) of a stored case."""
     base = GOLDEN / folder
     config = json.loads((base / f"{case}.json").read_text())
-    params = dict(np.load(base / f"{case}{separator}params.npz"))
-    return config, params, dict(np.load(base / f"{case}{separator}io.npz"))
+    params, io = (sampled.load(base / f"{case}{separator}{part}.npz") for part in ("params", "io"))
+    return config, params, io
 
 
 def subtree(flat, prefix):

@@ -11,16 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sampled
 
 from vit_jax import optim
 from vit_jax.config.durations import Duration
 
 # What several test modules share.
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
-
-import sampled
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

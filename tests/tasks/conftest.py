@@ -1,17 +1,11 @@
 """Eight digit scenes as a batch of the pipeline, and what a task knows of such data."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
 from vit_jax.data.builders import _scenes as scenes
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.types import ArraySpec, DataInfo
-
-# The reader of sampled arrays is shared by several folders.
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "golden"))
 
 SIDE, MAX_OBJECTS, TEXT_LENGTH = 32, 5, 48
 
