@@ -3,18 +3,19 @@
     python tests/interop/record_timm.py [NAME ...]
 
 Each is made by timm's own factory, narrower and with two blocks, and all other options kept.
-Weights are random and nowhere zero, so that nothing can hide. Needs the extra `interop`.
+Weights are random and nowhere zero, so that nothing can hide. Needs the extras `interop`
+and `test`.
 """
 
 import functools
 import json
 import pathlib
-import re
 import shutil
 import sys
 
 import numpy as np
 import torch
+from random_weights import draw
 from real_packages import import_packages
 from safetensors.torch import save_file
 
@@ -71,27 +72,6 @@ SMALL = {"vit_base_mci_224"} | {
 }
 
 
-def draw(model):
-    """Draws every parameter anew, at a scale that keeps activations near one."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if re.search(r"gamma|ls\d", name):
-            value = 0.5 + 0.2 * noise
-        elif "freqs" in name:
-            value = parameter * (1 + 0.1 * noise)
-        elif name.endswith(("q_norm.bias", "k_norm.bias")):
-            value = 0 * noise  # ours has none
-        elif parameter.ndim == 1 and name.endswith("weight"):
-            value = 1 + 0.2 * noise
-        elif parameter.ndim > 1 and name.endswith("weight"):
-            value = noise / parameter[0].numel() ** 0.5
-        else:
-            value = 0.3 * noise
-        parameter.data = value
-    return model.eval()
-
-
 def record(folder, model, side, config=None):
     if sys.argv[1:] and folder.name not in sys.argv[1:]:
         return
@@ -134,6 +114,7 @@ def record_conv_stem():
     make = timm.models.vision_transformer.VisionTransformer
     more = {"num_classes": 3, "patch_size": 1, "no_embed_class": True}
     model = draw(make(embed_layer=embed, **sizes, **more))
+    # The stored model has statistics from a generator of their own, and not those of `draw`.
     for name, buffer in model.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.copy_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(2)) + 0.5)

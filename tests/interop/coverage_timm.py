@@ -1,13 +1,13 @@
 """Measures how many of timm's pretrained Vision Transformers compute the same in this package.
 
-    python scripts/coverage.py [--only=REGEX] [--table=FILE.md]     # needs the extra `interop`
+    python tests/interop/coverage_timm.py [--only=REGEX] [--table=FILE.md]
 
 Names that differ in sizes alone make one kind. One model of each kind is built by timm's own
-factory, narrow and with two blocks, with random weights of which none is zero, and saved as timm
-saves models. The folder is then read without another word. "Equal" is 1e-5 of the largest output,
-float32, with products at full precision. Networks of fifty convolutions round more than that in
-float32; they are compared in float64, and the table says so. A name that `models.build` refuses is
-not counted.
+factory, narrow and with two blocks, with random weights and statistics of which none is zero, and
+saved as timm saves models. The folder is then read without another word. "Equal" is 1e-5 of the
+largest output, float32, with products at full precision. Networks of fifty convolutions round more
+than that in float32; they are compared in float64, and the table says so. A name that
+`models.build` refuses is not counted. Needs the extras `interop` and `test`.
 """
 
 import argparse
@@ -19,15 +19,17 @@ import tempfile
 
 import jax
 import numpy as np
-import timm
 import torch
-from timm.models import save_for_hf
+from random_weights import draw
+from real_packages import import_packages
 
 from vit_jax import models
 from vit_jax.checkpoints import loading
 from vit_jax.checkpoints.fit.inference import infer_model
 from vit_jax.errors import UserError
 from vit_jax.models import timm_names
+
+timm, _ = import_packages()
 
 TOLERANCE = 1e-5
 SIZES = frozenset(
@@ -86,31 +88,12 @@ def tiny(name, row):
     raise RuntimeError(f"{name} cannot be made small")
 
 
-def draw(model):
-    """Draws every parameter anew, at scales that keep activations near one."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if re.search(r"gamma|\.ls\d?\b|lambda_", name):
-            value = 0.5 + 0.2 * noise
-        elif "freqs" in name:
-            value = parameter * (1 + 0.1 * noise)
-        elif parameter.ndim == 1 and name.endswith("weight"):
-            value = 1 + 0.2 * noise
-        elif parameter.ndim > 1 and name.endswith("weight"):
-            value = noise / parameter[0].numel() ** 0.5
-        else:
-            value = 0.3 * noise
-        parameter.data = value
-    return model.eval()
-
-
 def error_of(name, row, folder):
     """Returns the largest difference of one kind's outputs, relative to the largest output."""
     model, side = tiny(name, row)
     draw(model)
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
-    save_for_hf(model, folder, safe_serialization=True)
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
     double = row["class"] in DOUBLE
     expected = (model.double()(images.double()) if double else model(images)).numpy()
     weights = loading.read_weights(folder)
