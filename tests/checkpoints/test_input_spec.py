@@ -141,6 +141,15 @@ def test_what_cannot_be_understood_is_one_line(tmp_path, wrong):
     assert "\n" not in str(error.value)
 
 
+def test_a_processor_of_images_and_texts_tells_what_its_part_for_images_does(tmp_path):
+    expected = transformers(tmp_path, CLIP)
+    (tmp_path / "preprocessor_config.json").rename(tmp_path / "processor_config.json")
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": CLIP}))
+    assert input_spec.read(tmp_path) == expected
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    assert input_spec.read(tmp_path) is None
+
+
 @pytest.mark.parametrize("told", [[], None, {"input_size": 3}, {**TIMM, "crop_mode": "border"}])
 def test_a_broken_pretrained_cfg_is_one_line(tmp_path, told):
     with pytest.raises(UserError, match=r"config\.json does not tell how to prepare images"):

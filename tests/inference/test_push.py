@@ -28,6 +28,17 @@ def test_a_pushed_run_answers_as_before(hub_server, tiny_config, left_by_a_run, 
     assert json.loads(repository["vit_jax_config.json"])["model"]["name"] == "vit"
 
 
+def test_independent_classes_come_back_as_such(hub_server, tiny_config, left_by_a_run, tmp_path):
+    run = tmp_path / "run"
+    left_by_a_run(tiny_config(task__loss="sigmoid", data__eval_pp="decode|resize(8)"), run)
+    assert main(["push", str(run), "hf://me/digits"]) == 0
+    expected = Predictor.from_workdir(str(run)).predict(IMAGES)["probability"]
+    for path in ("hf://me/digits", str(run / "checkpoints/1")):
+        found = Predictor.from_checkpoint(path).predict(IMAGES)["probability"]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not np.allclose(expected.sum(1), 1)
+
+
 def test_a_model_that_transformers_cannot_have_goes_as_a_file(
     hub_server, tiny_config, left_by_a_run, tmp_path
 ):

@@ -10,7 +10,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -27,6 +27,8 @@ _RESAMPLE = {
 _TRANSFORMERS, _TIMM_OR_RUN = "preprocessor_config.json", "config.json"
 _PROCESSOR = "processor_config.json"  # Of transformers 5, for models of images and texts.
 OPEN_CLIP = "open_clip_config.json"
+INDEPENDENT = "multi_label_classification"
+"""The `problem_type` in transformers of a classifier of which several classes may hold at once."""
 # Image processors of transformers that take a single number of `size` for both sides; for the
 # others it is the shorter side.
 _SQUARE = ("vit", "deit", "beit", "dpt", "siglip")
@@ -91,22 +93,26 @@ def read(path: epath.PathLike) -> InputSpec | None:
         return None
     for name, parse in _PARSERS.items():
         told = folder / name
-        stored = files.read_json(told) if told.exists() else {}
-        if name == _PROCESSOR:
-            stored = stored.get("image_processor") or {}
-        if stored or (told.exists() and name != _PROCESSOR):
-            return _understood(parse, stored, told)
-    # The checkpoints of a run lie one or two folders below its config.
-    for above in (folder, folder.parent, folder.parent.parent):
-        told = above / _TIMM_OR_RUN
-        if not told.exists():
-            continue
-        stored = files.read_json(told)
-        if above == folder and "pretrained_cfg" in stored:
+        found = _understood(parse, files.read_json(told), told) if told.exists() else None
+        if found:
+            return found
+    for told, stored in _configs(folder):
+        if told.parent == folder and "pretrained_cfg" in stored:
             return _understood(_of_timm, stored["pretrained_cfg"], told)
         if "data_info" in stored:
             return _understood(_of_run, stored, told)
     return None
+
+
+def _configs(folder: epath.Path) -> Iterator[tuple[epath.Path, Mapping[str, Any]]]:
+    """Yields the files `config.json` that may describe what is in a folder, and their content.
+
+    The checkpoints of a run lie one or two folders below its config.
+    """
+    for above in (folder, folder.parent, folder.parent.parent):
+        told = above / _TIMM_OR_RUN
+        if told.exists():
+            yield told, files.read_json(told)
 
 
 def _folder(path: epath.PathLike) -> epath.Path | None:
@@ -136,14 +142,31 @@ def class_names(path: epath.PathLike) -> tuple[str, ...]:
     return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else tuple(names)
 
 
+def has_independent_classes(path: epath.PathLike) -> bool:
+    """Returns whether several classes may hold at once, as `config.json` beside a checkpoint tells.
+
+    transformers has it under `problem_type`, a run of this package under the loss of its task.
+    """
+    folder = _folder(path)
+    for told, stored in _configs(folder) if folder is not None else ():
+        if told.parent == folder and stored.get("problem_type") == INDEPENDENT:
+            return True
+        task = (stored.get("config") or {}).get("task") if "data_info" in stored else None
+        if task:
+            return task.get("loss") == "sigmoid" or task.get("name") == "multilabel"
+    return False
+
+
 def _understood(
-    convert: Callable[[Mapping[str, Any]], InputSpec], stored: Any, place: epath.Path
-) -> InputSpec:
+    convert: Callable[[Mapping[str, Any]], InputSpec | None], stored: Any, place: epath.Path
+) -> InputSpec | None:
     """Returns `convert(stored)`, with every mistake in it as one line that names the file."""
     try:
         if not isinstance(stored, Mapping):
             raise ValueError("it is no section")
         spec = convert(stored)
+        if spec is None:
+            return None
         if len(spec.mean) not in (1, len(spec.std)) and len(spec.std) != 1:
             raise ValueError("mean and std are of different lengths")
         if not 0 < spec.crop <= 1:
@@ -181,6 +204,12 @@ def _of_transformers(stored: Mapping[str, Any]) -> InputSpec:
         keeps_aspect=keeps_aspect,
         interpolation=_RESAMPLE[stored.get("resample", 2)],
     )
+
+
+def _of_processor(stored: Mapping[str, Any]) -> InputSpec | None:
+    """Reads a processor of images and texts, which may hold one of images."""
+    images = stored.get("image_processor")
+    return _of_transformers(images) if images else None
 
 
 def _resized(size: Any, is_square: bool) -> tuple[tuple[int, int] | None, bool]:
@@ -280,7 +309,7 @@ def _listed(values: Sequence[float]) -> str:
 
 _PARSERS = {
     _TRANSFORMERS: _of_transformers,
-    _PROCESSOR: _of_transformers,
+    _PROCESSOR: _of_processor,
     OPEN_CLIP: _of_open_clip,
 }
 """The reader of each file that may lie beside the weights, in the order of their precedence."""

@@ -186,7 +186,14 @@ class Predictor:
             )
         if {len(spec.mean), len(spec.std)} - {1, shape[-1]}:
             raise UserError(f"{path} is a model of {shape[-1]} channels, but has {spec.describe()}")
-        task = classification.Task(module, info, crop_to_patches=True, mean=spec.mean, std=spec.std)
+        task = classification.Task(
+            module,
+            info,
+            crop_to_patches=True,
+            mean=spec.mean,
+            std=spec.std,
+            loss="sigmoid" if input_spec.has_independent_classes(path) else "softmax",
+        )
         return cls(task, params, info, preparation)
 
     def predict(self, pictures: Sequence[Picture]) -> dict[str, Any]:

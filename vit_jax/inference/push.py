@@ -135,8 +135,8 @@ def _describe(
     if len(names) == len(config.get("id2label", ())) > 0:
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}
-    if record["config"]["task"].get("loss") == "sigmoid":
-        config["problem_type"] = "multi_label_classification"
+    if input_spec.has_independent_classes(str(workdir.path)):
+        config["problem_type"] = input_spec.INDEPENDENT
     _write_json(folder / "config.json", config)
     height, width, channels = shape
     told = input_spec.read(str(workdir.path))
