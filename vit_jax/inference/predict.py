@@ -170,11 +170,7 @@ class Predictor:
         if not num_classes:
             num_classes = 1
             module, params = models.Classifier(module, num_classes), {"backbone": params}
-        names = _read_labels(labels, num_classes) if labels else input_spec.class_names(path)
-        names = names if len(names) == num_classes else None
-        image = ArraySpec(shape, np.dtype(np.uint8))
-        label = ArraySpec((), np.dtype(np.int32))
-        info = DataInfo({"image": image, "label": label}, num_classes, names)
+        info = _info_of(path, shape, num_classes, labels)
         spec = dataclasses.replace(told or InputSpec(), size=shape[:2])
         config = run and run.read_config()
         preparation = ByInputSpec(spec, shape[-1], _exif(config) if config else "apply")
@@ -311,6 +307,16 @@ class Predictor:
             raise UserError(f"a {name} does not cut images into patches; a ViT or a Mixer does")
         patch = (sides, sides) if isinstance(sides, int) else tuple(sides)
         _write_png(inside.image_in_patches(image, patch), out)
+
+
+def _info_of(
+    path: str, shape: tuple[int, int, int], num_classes: int, labels: str | None
+) -> DataInfo:
+    """Returns what a classifier is fed; its class names come from `labels` or lie beside `path`."""
+    names = _read_labels(labels, num_classes) if labels else input_spec.class_names(path)
+    image, label = ArraySpec(shape, np.dtype(np.uint8)), ArraySpec((), np.dtype(np.int32))
+    names = names if len(names) == num_classes else None
+    return DataInfo({"image": image, "label": label}, num_classes, names)
 
 
 def _as_evaluated(config: ConfigDict, shape: tuple[int, int, int]) -> AsEvaluated:
