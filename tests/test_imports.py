@@ -99,6 +99,16 @@ def test_no_cycles_between_modules():
         visit(name, [])
 
 
+def test_helpers_of_tests_do_not_hide_one_another():
+    """The folders of several lie on `sys.path` together, so that the first of a name wins."""
+    helpers = [
+        path.name
+        for path in Path(__file__).parent.rglob("*.py")
+        if not path.name.startswith(("test_", "__init__", "conftest"))
+    ]
+    assert sorted(helpers) == sorted(set(helpers))
+
+
 def test_only_data_imports_tensorflow():
     for path in files():
         if room(module_name(path)) == "data":

@@ -10,8 +10,8 @@ import math
 import pathlib
 from collections.abc import Mapping
 
-import drawn
 import numpy as np
+import redrawn
 
 LIMIT = {np.dtype(np.float32): 500, np.dtype(np.uint8): 5000}
 
@@ -51,7 +51,7 @@ def thin(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def load(path: pathlib.Path) -> dict[str, np.ndarray | Sample]:
     """The arrays of a file, a `Sample` in place of each one that was large."""
     with np.load(path, allow_pickle=False) as file:
-        stored = drawn.whole(file)
+        stored = redrawn.whole(file)
     return {
         name: Sample(array, float(stored[f"{name}@norm"])) if f"{name}@norm" in stored else array
         for name, array in stored.items()

@@ -3,15 +3,15 @@
 import dataclasses
 import zlib
 
-import drawn
 import numpy as np
 import pytest
+import redrawn
 import sampled
 
 
 def draw(array, **fields):
     """The draw of `array`: the first numbers of a generator, if `fields` say no other."""
-    draw = drawn.Draw("default_rng", 3, "random", ((0, array.size),), "float64", 2.0, -1.0, (), 0)
+    draw = redrawn.Draw("default_rng", 3, "random", ((0, array.size),), "float64", 2.0, -1.0, (), 0)
     return dataclasses.replace(draw, shape=array.shape, crc32=zlib.crc32(array), **fields)
 
 
@@ -20,10 +20,10 @@ def uniform():
     return np.random.default_rng(3).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("generator", drawn.GENERATORS)
+@pytest.mark.parametrize("generator", redrawn.GENERATORS)
 @pytest.mark.parametrize("rounding", ["float64", "float32", "divided"])
 def test_normal_numbers_come_back_bit_for_bit(generator, rounding):
-    normal = drawn.GENERATORS[generator](5).standard_normal(1000)[100:400].reshape(30, 10)
+    normal = redrawn.GENERATORS[generator](5).standard_normal(1000)[100:400].reshape(30, 10)
     rounded, scale = normal.astype(np.float32), np.float32(7**0.5)
     array = {
         "float64": (1 + 7**0.5 * normal).astype(np.float32),
@@ -43,7 +43,7 @@ def test_an_array_of_several_pieces_comes_back(uniform):
 def test_a_file_gives_draws_beside_stored_arrays(tmp_path, uniform):
     stored = sampled.thin({"labels": np.arange(4), "large": np.ones(2000, np.float32)})
     path = tmp_path / "a.npz"
-    np.savez_compressed(path, **stored, **{drawn.ENTRY: drawn.entry({"images": draw(uniform)})})
+    np.savez_compressed(path, **stored, **{redrawn.ENTRY: redrawn.entry({"images": draw(uniform)})})
     found = sampled.load(path)
     assert found.keys() == {"labels", "large", "images"}
     assert found["images"].dtype == uniform.dtype
