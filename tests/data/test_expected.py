@@ -40,10 +40,13 @@ def test_label_vectors_and_dropped_fields():
 
 
 def test_views_have_a_shape_of_their_own():
-    pp = "decode|views('local', 8, 'inception_crop(96)|flip_lr')|inception_crop(224)"
+    local = "inception_crop(96)|flip_lr|gaussian_blur(0.5)"
+    pp = f"decode|views('local', 8, '{local}')|inception_crop(224)"
     found = data.expect(keys(pp=pp)).spec
     shapes = {name: found[name].shape for name in ("image", "local")}
     assert shapes == {"image": (224, 224, 3), "local": (8, 96, 96, 3)}
+    more = f"{pp}|views('local', 2, 'resize(96)')"
+    assert data.expect(keys(pp=more)).spec["local"].shape == (10, 96, 96, 3)
     assert data.expect(keys(pp=pp.replace("flip_lr", "an_op_of_mine"))) is None
 
 

@@ -74,6 +74,9 @@ _SAME = {
     "color_jitter",
     "photometric_distortion",
     "three_augment",
+    "grayscale",
+    "solarize",
+    "gaussian_blur",
 }
 _TO_SIZE = {
     "resize", "central_crop", "random_crop", "inception_crop", "decode_jpeg_and_inception_crop",
@@ -221,7 +224,8 @@ def _views(fields: _Fields, key_result: str, count: int, pp: str) -> _Fields | N
         view = view and _after(call.name, view, call.args, call.kwargs)
     if view is None:
         return None
-    image = view["image"]
+    image, there = view["image"], fields.get(key_result)
+    count += there.shape[0] if there else 0
     return {**fields, key_result: image._replace(shape=(count, *image.shape))}
 
 

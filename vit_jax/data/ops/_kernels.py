@@ -1,10 +1,11 @@
-"""Compiled loops over images: RandAugment, 3-Augment, color jitter, and their operations.
+"""Compiled loops over images: RandAugment, color jitter, and their operations.
 
 Images are uint8 `[h, w, c]`, C-contiguous, on input and output. Results of float computations are
 truncated, not rounded, and every sum and product is rounded to float32, because published models
 were trained this way. Numba compiles the kernels at their first use and caches them next to this
-file, or in the user's cache. They are all in one file, because Numba recompiles a function only
-when its own file changes. They run without Python's global lock. This module is imported only when
+file, or in the user's cache. Numba recompiles a function only when its own file changes, so callers
+are in the same file; only `_filters` calls some of them from outside. They run without Python's
+global lock. This module is imported only when
 it is needed, because Numba takes half a second to load.
 
 Kernels iterate over slices instead of adding offsets to an index, because Numba would have to check
@@ -210,6 +211,35 @@ def color(image, factor):
 
 
 @kernel
+def turn_hue(image, turn):
+    """Adds `turn`, a share of the circle of hues, to the hue of each pixel; grays stay as they are.
+
+    The largest and the smallest of the three values stay, as in the HSV model.
+    """
+    if image.shape[2] != 3:
+        return image
+    out = image.copy()
+    pixels, found = image.reshape(-1, 3), out.reshape(-1, 3)
+    for i in range(len(pixels)):
+        red, green, blue = F(pixels[i, 0]), F(pixels[i, 1]), F(pixels[i, 2])
+        highest, lowest = max(red, green, blue), min(red, green, blue)
+        chroma = highest - lowest
+        if chroma == F(0):
+            continue
+        if highest == red:
+            sixths = (green - blue) / chroma
+        elif highest == green:
+            sixths = (blue - red) / chroma + F(2)
+        else:
+            sixths = (red - green) / chroma + F(4)
+        for channel in range(3):
+            place = (sixths + F(6) * turn + F(5 - 2 * channel)) % F(6)
+            share = max(F(0), min(place, F(4) - place, F(1)))
+            found[i, channel] = to_byte(np.rint(highest - chroma * share))
+    return out
+
+
+@kernel
 def cutout(image, half_side, row, column):
     """Fills a square of side `2 * half_side` around (row, column) with gray, inside the image."""
     out = image.copy()
@@ -264,57 +294,6 @@ def _sharpen(lines, stride, factor, out):
         total = _fused(below_1[i], edge, total)
         total = _fused(below_2[i], edge, total)
         out[i] = blend(np.floor(total), here_1[i], factor)
-
-
-@kernel
-def gaussian_blur(image, sigma):
-    """Convolves with a Gaussian of `sigma` pixels, cut off at 6; the border is mirrored."""
-    height, width, num_channels = image.shape
-    radius = 6
-    weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
-    weights = (weights / weights.sum()).astype(F)
-    lines = image.reshape(height, -1)
-    out = np.empty_like(lines)
-    padded = np.empty((width + 2 * radius) * num_channels, F)
-    blurred = np.empty(width * num_channels, F)
-    margin = radius * num_channels
-    for y in range(height):
-        inside = padded[margin : margin + width * num_channels]
-        inside[:] = 0
-        for tap in range(2 * radius + 1):
-            _add_line(inside, lines[_mirrored(y + tap - radius, height)], weights[tap])
-        for x in range(-radius, 0):
-            for channel in range(num_channels):
-                right = width - 1 - x
-                padded[(x + radius) * num_channels + channel] = inside[
-                    _mirrored(x, width) * num_channels + channel
-                ]
-                padded[(right + radius) * num_channels + channel] = inside[
-                    _mirrored(right, width) * num_channels + channel
-                ]
-        blurred[:] = 0
-        for tap in range(2 * radius + 1):
-            _add_line(blurred, padded[tap * num_channels :], weights[tap])
-        line = out[y]
-        for i in range(len(line)):
-            line[i] = to_byte(np.rint(blurred[i]))
-    return out.reshape(image.shape)
-
-
-@kernel
-def _add_line(total, line, weight):
-    for i in range(len(total)):
-        total[i] += F(line[i]) * weight
-
-
-@kernel
-def _mirrored(place, side):
-    """Returns the index inside `0..side - 1` at which a mirrored index is read.
-
-    The pixel at the border is repeated. The index may be many sides outside.
-    """
-    place = place % (2 * side)
-    return place if place < side else 2 * side - 1 - place
 
 
 # Operations that move pixels.
@@ -402,49 +381,28 @@ def augment(images, draws, operations):
     return out
 
 
-BY_BRIGHTNESS, BY_CONTRAST = range(2)
+BY_BRIGHTNESS, BY_CONTRAST, BY_SATURATION, BY_HUE = range(4)
 
 
 @kernel
 def jitter(images, orders, factors):
-    """Scales three properties of each image.
+    """Changes three or four properties of each image.
 
-    orders: the order of the properties, int32 `[b, 3]`.
-    factors: the factor of each property, float32 `[b, 3]`.
+    orders: the order of the properties, int32 `[b, properties]`; -1 changes nothing.
+    factors: the factor of each property, and of the hue its turn, float32 `[b, properties]`.
     """
     out = np.empty_like(images)
     for number in range(len(images)):
         image = images[number].copy()
         for drawn in orders[number]:
-            factor = factors[number, drawn]
+            factor = factors[number, max(drawn, 0)]
             if drawn == BY_BRIGHTNESS:
                 image = brightness(image, factor)
             elif drawn == BY_CONTRAST:
                 image = contrast(image, factor)
-            else:
+            elif drawn == BY_SATURATION:
                 image = color(image, factor)
-        assign(out, number, image)
-    return out
-
-
-GREYSCALE, SOLARISATION = range(2)
-
-
-@kernel
-def one_of_three(images, drawn, sigmas):
-    """Applies one of the three operations of 3-Augment to each image.
-
-    drawn: the number of the operation, int32 `[b]`.
-    sigmas: the standard deviation of the blur, float32 `[b]`.
-    """
-    out = np.empty_like(images)
-    for number in range(len(images)):
-        image = images[number].copy()
-        if drawn[number] == GREYSCALE:
-            image = grayscale(image)
-        elif drawn[number] == SOLARISATION:
-            image = solarize(image, 128)
-        else:
-            image = gaussian_blur(image, sigmas[number])
+            elif drawn == BY_HUE:
+                image = turn_hue(image, factor)
         assign(out, number, image)
     return out

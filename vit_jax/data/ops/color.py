@@ -6,6 +6,7 @@ from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import Batched, image_op, random_image_op, require_uint8
 
 _BLUR_SIGMA = (0.1, 2.0)
+_BLUR_RADIUS = 6
 
 
 @random_image_op
@@ -15,17 +16,87 @@ def color_jitter(
     brightness: float = 0.0,
     contrast: float = 0.0,
     saturation: float = 0.0,
+    *,
+    hue: float = 0.0,
+    probability: float = 1.0,
 ) -> Batched:
-    """Scales each property by a random factor from [1 - x, 1 + x], in random order."""
+    """Changes an image's properties in random order, with a probability.
+
+    The first three are scaled by a random factor from [1 - x, 1 + x]. The hue is turned by up to
+    `hue`, a share of the circle, in either direction. DINO, DINOv2 and I-JEPA have 0.4, 0.4, 0.2
+    and 0.1 with probability 0.8.
+    """
     require_uint8(image)
     order_seed, factor_seed = tf.unstack(tf.random.split(seed))
-    strengths = tf.constant([brightness, contrast, saturation], tf.float32)
-    draws = tf.random.stateless_uniform([3], factor_seed, -1.0, 1.0)
-    factors = tf.maximum(1.0 + strengths * draws, 0.0)
-    order = tf.argsort(tf.random.stateless_uniform([3], order_seed))
+    strengths = [brightness, contrast, saturation, *([hue] if hue else [])]
+    draws = tf.random.stateless_uniform([len(strengths)], factor_seed, -1.0, 1.0)
+    changes = tf.constant(strengths, tf.float32) * draws
+    factors = tf.concat([tf.maximum(1.0 + changes[:3], 0.0), changes[3:]], 0)
+    order = tf.argsort(tf.random.stateless_uniform([len(strengths)], order_seed))
     from vit_jax.data.ops._kernels import jitter
 
-    return Batched(jitter, (image, order, factors))
+    return Batched(jitter, (image, _if_chosen(seed, probability, order), factors))
+
+
+@random_image_op
+def grayscale(image: tf.Tensor, seed: tf.Tensor, probability: float = 1.0) -> Batched:
+    """Replaces the colors by their luma in all channels, with a probability."""
+    from vit_jax.data.ops._filters import GRAYSCALE
+
+    return _filtered(image, _if_chosen(seed, probability, tf.constant(GRAYSCALE)))
+
+
+@random_image_op
+def solarize(image: tf.Tensor, seed: tf.Tensor, probability: float = 1.0) -> Batched:
+    """Inverts the values from 128 on, with a probability."""
+    from vit_jax.data.ops._filters import SOLARIZATION
+
+    return _filtered(image, _if_chosen(seed, probability, tf.constant(SOLARIZATION)))
+
+
+@random_image_op
+def gaussian_blur(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    probability: float = 1.0,
+    sigma_min: float = _BLUR_SIGMA[0],
+    sigma_max: float = _BLUR_SIGMA[1],
+    *,
+    radius: int = _BLUR_RADIUS,
+) -> Batched:
+    """Blurs by a Gaussian of a random deviation in pixels, with a probability.
+
+    radius: the distance in pixels at which the Gaussian is cut off; 4 in DINOv2. DINO uses the
+      approximation of PIL's `GaussianBlur`, for which 6 is near.
+    """
+    if not 0 < sigma_min <= sigma_max or radius < 1:
+        raise ValueError(
+            f"sigma_min={sigma_min}, sigma_max={sigma_max}, radius={radius}: write a range above 0"
+            " and a radius of at least 1"
+        )
+    sigma = tf.random.stateless_uniform([], seed, sigma_min, sigma_max)
+    from vit_jax.data.ops._filters import BLUR
+
+    return _filtered(image, _if_chosen(seed, probability, tf.constant(BLUR)), sigma, radius)
+
+
+def _if_chosen(seed: tf.Tensor, probability: float, numbers: tf.Tensor) -> tf.Tensor:
+    """Returns `numbers` of operations with a probability, else -1 for each."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability={probability}: write a number from 0 to 1")
+    key = tf.random.experimental.stateless_fold_in(seed, 1)
+    chosen = tf.random.stateless_uniform([], key) < probability
+    return tf.where(chosen, numbers, -tf.ones_like(numbers))
+
+
+def _filtered(
+    image: tf.Tensor, drawn: tf.Tensor, sigma: tf.Tensor | None = None, radius: int = _BLUR_RADIUS
+) -> Batched:
+    require_uint8(image)
+    from vit_jax.data.ops._filters import filtered
+
+    sigma = tf.constant(1.0) if sigma is None else sigma
+    return Batched(filtered, (image, drawn, sigma, tf.constant(radius)))
 
 
 @random_image_op
@@ -35,13 +106,9 @@ def three_augment(image: tf.Tensor, seed: tf.Tensor) -> Batched:
     This is the "3-Augment" of DeiT III (Touvron et al., 2022, arXiv:2204.07118), which applies
     `color_jitter` at 0.3 afterwards.
     """
-    require_uint8(image)
     draw_seed, blur_seed = tf.unstack(tf.random.split(seed))
     drawn = tf.random.stateless_uniform([], draw_seed, 0, 3, tf.int32)
-    sigma = tf.random.stateless_uniform([], blur_seed, *_BLUR_SIGMA)
-    from vit_jax.data.ops._kernels import one_of_three
-
-    return Batched(one_of_three, (image, drawn, sigma))
+    return _filtered(image, drawn, tf.random.stateless_uniform([], blur_seed, *_BLUR_SIGMA))
 
 
 @random_image_op
