@@ -142,7 +142,10 @@ def get_config(arg=None):
     size = 32 if arg.runlocal else arg.size
     is_folder = Path(arg.model).expanduser().is_dir()
     checkpoint = arg.checkpoint or (arg.model if is_folder else hub.address_of(arg.model))
-    config.model = checkpoints.model_config(arg.model) if is_folder else {"name": arg.model}
+    if is_folder:
+        config.model = checkpoints.model_config(arg.model)
+    else:
+        config.model = {"name": arg.model} | checkpoints.pooling_of(checkpoint)
     config.task = {"name": "classification"}
     told = input_spec.read(checkpoint) if checkpoint else None
     if told:

@@ -16,6 +16,7 @@ run it on released checkpoints.
 
 from pathlib import Path
 
+from vit_jax import checkpoints
 from vit_jax.config import default_config, parse_arg
 
 
@@ -35,7 +36,7 @@ def get_config(arg=None):
     config.batch_size = 512
 
     size = 32 if arg.runlocal else arg.size
-    config.model = {"name": arg.model}
+    config.model = {"name": arg.model} | checkpoints.pooling_of(arg.checkpoint)
     config.task = {"name": "classification"}
     config.init.checkpoint = arg.checkpoint
     config.init.head = "zero"

@@ -23,6 +23,7 @@ Products are in bfloat16, theirs in float32.
 captions of your own instead of COCO: see `vit_jax/data/sources/captions.py`.
 """
 
+from vit_jax import checkpoints
 from vit_jax.config import default_config, parse_arg
 
 
@@ -46,6 +47,7 @@ def get_config(arg=None):
     config.total = 5_000
     config.batch_size = 512
     config.model = {"name": arg.model, "dtype": "bfloat16"}
+    config.model.update(checkpoints.pooling_of(arg.checkpoint))
     config.task = {
         "name": "contrastive",
         "loss": arg.loss,

@@ -29,6 +29,7 @@ TFDS. `:data=pets`, `:data=voc,folder=VOC2012` and `:data=cityscapes,folder=ROOT
 Pets' trimaps (TFDS), Pascal VOC and Cityscapes, the last two from folders as they are released.
 """
 
+from vit_jax import checkpoints
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
 
@@ -69,6 +70,7 @@ def get_config(arg=None):
     config.total = data.get("total", "160_000 steps")
     config.batch_size = 8
     config.model = {"name": arg.model, "dtype": "bfloat16", "drop_path": 0.1}
+    config.model.update(checkpoints.pooling_of(arg.checkpoint))
     config.task = {"name": "segmentation", "head": arg.head, "num_classes": data["classes"]}
     if arg.head == "mask":
         config.task.decoder_dropout = 0.1

@@ -9,16 +9,18 @@ of your own. Without it, the images are random, with the same numbers of images 
 is sufficient for plans and benchmarks. Other arguments: `model=vit_b16`, `aug` of the paper's
 settings, `epochs=300`, `size=224`, `runlocal`.
 
-Up to L/16 this is big_vision's `vit_i21k`. Its products, fine-tuned to ImageNet-1k at 384 px by
-`augreg.py`: Ti/16 78.22, S/16 83.73, B/16 85.49, L/16 85.59 % (vision_transformer's README;
-theirs). Those of B and L had more augmentation than these defaults (`aug=medium1` and
-`aug=strong1`), and those of Ti and S less decay: `--config.optim.weight_decay=3e-5`, which is 0.03
-in their file names. From H/14 on it is the recipe of "Scaling Vision Transformers" (Zhai et al.
-2022, sections 3.3 to 3.5) on this smaller set: Adafactor with bfloat16 momentum, reciprocal square
-root with cool-down, attention pooling, 100 times the decay on the head; nobody has published its
-score. We have run neither. Their code (big_vision's `proj/scaling_laws/train_vit_g.py`) has batches
-of 16,384 for a million steps on JFT-3B, in float32. Here they are of 4,096 for 300 epochs, in
-bfloat16, to need less hardware, so the result will be another one.
+Up to L/16 this is big_vision's `vit_i21k`, which averages the tokens and has no class token; of its
+products no score is published. The paper's own runs have a class token
+(`--config.model.pooling=token`). Fine-tuned to ImageNet-1k at 384 px by `augreg.py`, which takes
+the pooling of the run that it starts from, they reach Ti/16 78.22, S/16 83.73, B/16 85.49, L/16
+85.59 % (table 3; theirs). Those of B and L had more augmentation than these defaults (`aug=medium1`
+and `aug=strong1`), and those of Ti and S less decay: `--config.optim.weight_decay=3e-5`, which is
+0.03 in their file names. From H/14 on it is the recipe of "Scaling Vision Transformers" (Zhai et
+al. 2022, sections 3.3 to 3.5) on this smaller set: Adafactor with bfloat16 momentum, reciprocal
+square root with cool-down, attention pooling, 100 times the decay on the head; nobody has published
+its score. We have run neither. Their code (big_vision's `proj/scaling_laws/train_vit_g.py`) has
+batches of 16,384 for a million steps on JFT-3B, in float32. Here they are of 4,096 for 300 epochs,
+in bfloat16, to need less hardware, so the result will be another one.
 
 B/16 fits a TPU v3-128 (10.6 of 16 GiB a core), where 300 epochs would take 52 hours at 30 % of the
 peak, L/16 a v3-512 (11.7 GiB) and 46 hours (by `plan`; docs/planning.md has the larger ones).

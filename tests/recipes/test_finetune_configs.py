@@ -1,6 +1,8 @@
 """The published fine-tuning configs, through the commands, on data made here."""
 
 import importlib.util
+import json
+import shutil
 
 import flax.linen as nn
 import jax
@@ -217,3 +219,26 @@ def test_a_folder_of_the_hub_is_model_checkpoint_and_statistics(root):
     # A checkpoint of one's own goes before the files that the hub has under this name.
     named = load(f"{root}/configs/finetune.py:model=facebook/dinov2-base,checkpoint={folder}")
     assert named.init.checkpoint == folder
+
+
+@pytest.mark.parametrize(
+    "recipe", ["augreg", "finetune", "linear_probe", "lit_coco", "segment_ade20k"]
+)
+def test_the_pooling_of_the_run_that_is_fine_tuned_is_kept(recipe, root, tmp_path):
+    shutil.copytree(f"{root}/tests/golden/workdir_v1", tmp_path / "run")
+    told = tmp_path / "run/config.json"
+    record = json.loads(told.read_text())
+    record["config"]["model"] |= {"pooling": "mean", "class_token_position": False}
+    told.write_text(json.dumps(record))
+    for place in ("run", "run/checkpoints/4"):
+        model = load(f"{root}/configs/{recipe}.py:checkpoint={tmp_path / place}").model
+        assert (model.name[:4], model.pooling, model.class_token_position) == (
+            "vit_",
+            "mean",
+            False,
+        )
+    # A recipe is planned before its checkpoint is there, and a file of weights tells nothing.
+    (tmp_path / "B_16.npz").touch()
+    for nothing in ("missing", "B_16.npz"):
+        arguments = f"checkpoint={tmp_path / nothing}"
+        assert "pooling" not in load(f"{root}/configs/{recipe}.py:{arguments}").model

@@ -5,7 +5,15 @@
 
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.formats import FORMATS
-from vit_jax.checkpoints.loading import load, load_with_report, model_config
+from vit_jax.checkpoints.loading import load, load_with_report, model_config, pooling_of
 from vit_jax.checkpoints.saving import save
 
-__all__ = ["FORMATS", "MergeReport", "load", "load_with_report", "model_config", "save"]
+__all__ = [
+    "FORMATS",
+    "MergeReport",
+    "load",
+    "load_with_report",
+    "model_config",
+    "pooling_of",
+    "save",
+]

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 from etils import epath
 
-from vit_jax import models
+from vit_jax import models, storage
 from vit_jax.checkpoints import files
 from vit_jax.checkpoints.fit.inference import infer_config
 from vit_jax.checkpoints.fit.merging import Merge, Options
@@ -19,6 +19,8 @@ from vit_jax.checkpoints.source import Source
 from vit_jax.checkpoints.weights import Weights, to_params
 from vit_jax.errors import UserError
 from vit_jax.types import Params
+
+TOKENS = ("pooling", "class_token", "class_token_position")
 
 
 def load(
@@ -120,6 +122,22 @@ def model_config(path: epath.PathLike) -> dict[str, Any]:
         found = infer_config(read_weights(path))
     head = ("num_classes", "representation_size")
     return {key: value for key, value in found.items() if key not in head and value is not None}
+
+
+def pooling_of(path: epath.PathLike) -> dict[str, Any]:
+    """Returns the fields of `config.model` that a checkpoint's folder tells of tokens and pooling.
+
+    For recipes that name a model and a checkpoint beside it. A file of weights tells no fields, and
+    neither does what is not there, so that a recipe can be read and planned before its checkpoint
+    exists: {}. See `model_config` for errors.
+    """
+    name = os.fspath(path)
+    if name.endswith(".npz") or (storage.is_remote(name) and not name.startswith(files.STORES)):
+        return {}
+    if not name or not epath.Path(name).expanduser().is_dir():
+        return {}
+    told = model_config(path)
+    return {key: told[key] for key in TOKENS if key in told}
 
 
 def recognize(source: Source) -> Format:
