@@ -18,11 +18,12 @@ effect we expect: products and the residual stream are in bfloat16 and theirs in
 unmeasured); the decoder's kernels start from Xavier's distribution and theirs from a deviation of
 0.02 (none after 160,000 steps); small images are padded with gray before normalization and theirs
 with 0 after it, the same within 0.004 for the default statistics; norms have an epsilon of 1e-6 and
-GELU its tanh form, as AugReg trained these files, and theirs 1e-5 and the exact form (none). Images
-are distorted before they are cropped, theirs after, with the same result. A DeiT checkpoint needs
-its own statistics: `--config.task.mean='(123.675, 116.28, 103.53)'` and
-`--config.task.std='(58.395, 57.12, 57.375)'`, and `--config.model.activation=gelu`. Pets and VOC
-are not theirs; they take ADE20K's settings.
+GELU its tanh form, as AugReg trained these files, and theirs 1e-5 and the exact form (none); the
+loss is a mean over the labeled pixels of the batch, and theirs of the images of each process, whose
+means are averaged (very small). Images are distorted before they are cropped, theirs after, with
+the same result. A DeiT checkpoint needs its own statistics:
+`--config.task.mean='(123.675, 116.28, 103.53)'` and `--config.task.std='(58.395, 57.12, 57.375)'`,
+and `--config.model.activation=gelu`. Pets and VOC are not theirs; they take ADE20K's settings.
 
 `:folder=ADEChallengeData2016` reads the images and PNG masks of the released archive instead of
 TFDS. `:data=pets`, `:data=voc,folder=VOC2012` and `:data=cityscapes,folder=ROOT` take Oxford-IIIT

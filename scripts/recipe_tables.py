@@ -103,16 +103,19 @@ def images_table(recipes: dict[str, dict]) -> str:
 
 
 def differences_table(paths: list[Path]) -> str:
-    """Returns the table of settings whose source has another value, one row for each reason."""
-    rows: dict[tuple[str, str, str], list[str]] = {}
+    """Returns the table of settings whose source has another value.
+
+    What a recipe says several times, for its stages and sizes, has one row, with the first source.
+    """
+    rows: dict[tuple[str, str], tuple[str, list[str]]] = {}
     for path in paths:
         for row in rows_of(path):
             unknown = "not looked up" if "not looked up" in row["source"] else ""
             if row["theirs"] or unknown:
-                reason = path.stem, row["theirs"] or unknown, row["source"]
-                keys = rows.setdefault(reason, [])
+                reason = path.stem, row["theirs"] or unknown
+                _, keys = rows.setdefault(reason, (row["source"], []))
                 keys.extend({row["key"]} - set(keys))
-    lines = [[f"`{n}`", keys_said(keys), theirs, src] for (n, theirs, src), keys in rows.items()]
+    lines = [[f"`{n}`", keys_said(keys), theirs, s] for (n, theirs), (s, keys) in rows.items()]
     return table(["recipe", "setting", "theirs", "source"], lines)
 
 

@@ -70,7 +70,7 @@ def fine_tune(config: ConfigDict, *, epochs: int, checkpoint: str, gpus: int) ->
     config.total = f"{epochs} epochs"
     config.batch_size = 512
     config.init.checkpoint = checkpoint
-    config.init.interpolation = "bicubic"
+    config.init.interpolation = "torch_bicubic"
     config.task.update(label_smoothing=0.1, mixup=0.8, cutmix=1.0, mixing_groups=gpus)
     config.optim.lr = 1e-5
     config.optim.weight_decay = 0.1
