@@ -34,7 +34,8 @@ def test_files_that_are_named_exist(page):
 
 def test_every_page_is_reached_from_the_readme():
     readme = (ROOT / "README.md").read_text()
-    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in readme] == []
+    pages = [page.name for page in PAGES[1:] if page.name != "index.md"]  # Which is the README.
+    assert [name for name in pages if f"docs/{name}" not in readme] == []
 
 
 def test_every_room_is_on_the_map():

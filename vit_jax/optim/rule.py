@@ -26,11 +26,13 @@ from vit_jax.types import Params
 class Rule(NamedTuple):
     """A direction of descent and, for rules that need them, transformations around it.
 
-    after_decay: a stateless transformation of direction plus decay, before the learning rate.
-    around: `around(step, lr)` is given the whole step, a transformation whose updates are ready to
-        be added to the parameters, and this step's learning rate, and returns what replaces it.
-    evaluation_params: a function of `(state, params)` that returns the parameters to evaluate and
-        publish, if they differ from those at which gradients are computed.
+    Attributes:
+      direction: the transformation of gradients that the learning rate and the decay follow.
+      after_decay: a stateless transformation of direction plus decay, before the learning rate.
+      around: `around(step, lr)` is given the whole step, a transformation whose updates are ready
+        to be added to the parameters, and this step's learning rate, and returns what replaces it.
+      evaluation_params: a function of `(state, params)` that returns the parameters to evaluate
+        and publish, if they differ from those at which gradients are computed.
     """
 
     direction: optax.GradientTransformation

@@ -24,10 +24,10 @@ def train(
 ) -> Outcome:
     """Trains a model, or resumes the run in the workdir; a finished run returns at once.
 
-    config = vit_jax.config.load("digits")
-    config.optim.lr = 3e-4
-    outcome = vit_jax.train(config, "runs/digits")
-    outcome.results["test/accuracy"]
+        config = vit_jax.config.load("digits")
+        config.optim.lr = 3e-4
+        outcome = vit_jax.train(config, "runs/digits")
+        outcome.results["test/accuracy"]
 
     Args:
       config: from `vit_jax.config.load` or `vit_jax.config.default_config`; or what `--config`
@@ -38,9 +38,9 @@ def train(
       profile: the steps to trace, as `START:STOP`.
 
     Returns:
-      The `Outcome`: `results` of the last evaluation, `{"SPLIT/METRIC": value}`; `headline`, the
-      name and value of the metric that the run is judged by; `seconds` by part of the run; and the
-      path of the `report`.
+      An `Outcome` with the `results` of the last evaluation, numbers by `SPLIT/METRIC`; the
+      `headline`, name and value of the metric that the run is judged by; the `seconds` by part of
+      the run; and the path of the `report`.
 
     Raises:
       UserError: the config, the data, a callback or the workdir is wrong.
@@ -65,8 +65,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns exact metrics on the evaluation splits, `{"SPLIT/METRIC": value}`.
 
-    vit_jax.evaluate("runs/digits")
-    vit_jax.evaluate(config=config, checkpoint="B_16.npz")
+        vit_jax.evaluate("runs/digits")
+        vit_jax.evaluate(config=config, checkpoint="B_16.npz")
 
     Args:
       workdir: a run that was trained.
