@@ -2,7 +2,8 @@
 
 A rival is a script of this folder that runs in a process of its own, so that threads, memory and
 libraries stay apart. It answers first with the seconds that it took to get ready. Each request is a
-number of steps or batches, and its answer is the seconds that they took. A text in place of a
+number of steps or batches, and its answer is the seconds that they took, or it is `peak`, and its
+answer is the most bytes that were held on a GPU (null where there is none). A text in place of a
 number is a mistake of the user's, to be shown as it is.
 """
 
@@ -28,7 +29,7 @@ def serve(
 ) -> None:
     """Prepares a rival with the arguments of its command line, then answers every request."""
 
-    def answer(value: float | str) -> None:
+    def answer(value: float | str | None) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
     started = time.perf_counter()
@@ -36,9 +37,15 @@ def serve(
         seconds_for = prepare(*arguments)
         answer(time.perf_counter() - started)
         for request in requests:
-            answer(seconds_for(int(request)))
+            answer(peak_bytes() if request == "peak\n" else seconds_for(int(request)))
     except UserMistake as mistake:
         answer(str(mistake))
+
+
+def peak_bytes() -> int | None:
+    """Returns the most bytes that torch has held on the GPU; None without torch or a GPU."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None
 
 
 def main(prepare: Callable[..., Timed]) -> None:

@@ -166,9 +166,12 @@ def test_a_pinned_commit_is_cloned_by_the_hosts(cloud, capsys):
 def test_what_was_created_is_known_by_its_name(cloud, capsys, monkeypatch):
     monkeypatch.setenv("FAKE_GCLOUD_HOSTS", "1")
     monkeypatch.setenv("FAKE_GCLOUD_STATES", "WAITING_FOR_RESOURCES,PROVISIONING,READY")
-    assert main(["tpu", *ONE_HOST, "--slices=2", "--internal-ip", "--poll=0"]) == 0
-    told = capsys.readouterr().err
-    assert re.findall("pod: ([A-Z_]+)", told) == ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    for waits_for in (["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"], ["ACTIVE"]):
+        assert main(["tpu", *ONE_HOST, "--slices=2", "--internal-ip", "--poll=0"]) == 0
+        assert re.findall("pod: ([A-Z_]+)", capsys.readouterr().err) == waits_for
+    # The second call, as after an interruption of the first, requests nothing.
+    calls = (cloud / "calls.log").read_text().splitlines()
+    assert len([call for call in calls if "queued-resources create" in call]) == 1
     log, *_ = dry(capsys, "logs", "pod", "--slice=1", "--worker=0")
     assert log[4:7] == ["ssh", "pod-1", "--internal-ip"]
     assert "--zone=us-west4-a" in log

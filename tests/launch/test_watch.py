@@ -323,7 +323,7 @@ def test_without_capacity_create_asks_again_with_longer_pauses(monkeypatch):
     cloud_tpu(SLICES, cloud, 100).create()
     assert pauses[:3] == [100, 200, 300]
     with pytest.raises(UserError, match="tpu-vm create failed"):  # For another reason.
-        cloud_tpu(SLICES, Cloud(["READY"], failures={"tpu-vm create": 1}), 0).create()
+        cloud_tpu(SLICES, Cloud(["ABSENT"], failures={"tpu-vm create": 1}), 0).create()
 
 
 def test_slices_that_are_deleted_in_another_terminal_are_not_created_again():

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,18 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax import models
+from vit_jax import data, models
 from vit_jax.bench.machine import matmul_rate
 from vit_jax.bench.rivals import Rival
 from vit_jax.config import default_config
-from vit_jax.data import Expected
 from vit_jax.errors import UserError
 from vit_jax.parallel import accelerators, sharding
 from vit_jax.parallel.host_memory import fill_heap_gaps
 from vit_jax.training.run import Run
-from vit_jax.types import ArraySpec
-
-NUM_CLASSES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +46,7 @@ class Case:
         config.model = {"name": self.model, "dtype": self.dtype, **self.fields}
         config.task = {"name": "classification"}
         config.batch_size = self.batch_size
+        config.data.pp = f"decode_jpeg_and_inception_crop({self.image_size})"
         config.total = "1000 steps"
         config.optim.clip_norm = 1.0
         return config
@@ -71,28 +68,40 @@ class Case:
 
 
 class OurStep:
-    """The compiled step of this package on one batch that stays on the device."""
+    """The compiled step of a config on one batch of random images that stays on the device.
 
-    def __init__(self, case: Case):
-        height = width = case.image_size
-        image = ArraySpec((height, width, 3), np.dtype(np.uint8))
-        label = ArraySpec((), np.dtype(np.int32))
-        expected = Expected({"image": image, "label": label}, 1_000_000, NUM_CLASSES)
-        run = Run.build(case.config(), source=expected)
-        self.flops = run.train_flops_per_example() * case.batch_size
+    Attributes:
+      flops: the model FLOPs of a step, as `plan` counts them.
+      device_bytes: the memory that a device needs for the step, as the compiler plans it.
+      state_bytes: the part of it that parameters and the optimizer's state take.
+    """
+
+    def __init__(self, config: ConfigDict):
+        run = Run.build(config, source=data.expect(config.data))
+        self.batch_size = config.batch_size
+        self.flops = run.train_flops_per_example() * config.batch_size
         self.num_devices = run.mesh.size
         started = time.perf_counter()
         self._step = run.compile_step()
         self.compile_seconds = time.perf_counter() - started
+        memory = self._step.memory_analysis()
+        in_and_out = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        self.device_bytes = in_and_out - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+        self.state_bytes = sharding.bytes_per_device(run.abstract)
         self._state = run.make_state()
         fill_heap_gaps()
         rng = np.random.default_rng(0)
         batch = {
-            "image": rng.integers(0, 256, (case.batch_size, height, width, 3), np.uint8),
-            "label": rng.integers(0, NUM_CLASSES, case.batch_size, np.int32),
+            name: rng.integers(
+                0,
+                256 if spec.dtype == np.uint8 else run.source.num_classes,
+                (config.batch_size, *spec.shape),
+                spec.dtype,
+            )
+            for name, spec in run.task.info.spec.items()
         }
-        rows = sharding.local_rows(run.mesh, case.batch_size)
-        self._batch = sharding.place(batch, rows, run.mesh, case.batch_size)
+        rows = sharding.local_rows(run.mesh, config.batch_size)
+        self._batch = sharding.place(batch, rows, run.mesh, config.batch_size)
         self.seconds(1)
 
     def seconds(self, steps: int) -> float:
@@ -114,9 +123,7 @@ def bench_model(
       steps: training steps of each round. rounds: turns, over which medians are taken.
 
     Returns:
-      Numbers with their units in the names. `matmul_fraction` is the share of the step that the
-      model's own products would take at the measured rate of a large square product; `mfu` is
-      their share of the chip's published peak, where that is known. A rival's `..._ratio` is the
+      Those of `figures`, and more with their units in the names. A rival's `..._ratio` is the
       median over the rounds of its time over ours: above 1, ours is faster.
 
     Raises:
@@ -124,36 +131,67 @@ def bench_model(
     """
     if against:  # The rivals need memory on the same device.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    own, rates = [], []
     with contextlib.ExitStack() as opened:
         rivals = []
         for name in against:
             rivals.append(Rival.of_step(name, case.model, case.batch_size, case.dtype))
             opened.callback(rivals[-1].close)
-        theirs = {rival.name: [] for rival in rivals}
-        ours = OurStep(case)
-        for _ in range(rounds):
-            own.append(ours.seconds(steps) / steps)
-            for rival in rivals:
-                theirs[rival.name].append(rival.seconds(steps) / steps)
-            rates.append(matmul_rate(jnp.dtype(case.dtype)))
-    seconds, rate = statistics.median(own), statistics.median(rates) * ours.num_devices
+        ours = OurStep(case.config())
+        timed = {"": ours.seconds, **{rival.name: rival.seconds for rival in rivals}}
+        seconds, rate = in_turns(timed, steps, rounds, case.dtype)
+    found = {
+        **figures(ours, statistics.median(seconds[""]), rate),
+        "matmul_gflops_per_sec": rate * ours.num_devices / 1e9,
+        "num_devices": ours.num_devices,
+    }
+    for rival in rivals:
+        key = rival.name.replace("-", "_")
+        found[f"{key}_step_seconds"] = statistics.median(seconds[rival.name])
+        found[f"{key}_compile_seconds"] = rival.ready_seconds
+        found[f"{key}_ratio"] = ratio(seconds[rival.name], seconds[""])
+    return found
+
+
+def in_turns(
+    timed: Mapping[str, Callable[[int], float]], steps: int, rounds: int, dtype: str
+) -> tuple[dict[str, list[float]], float]:
+    """Runs several programs in turns, and after each turn a large product of matrices in `dtype`.
+
+    timed: by its name, a function that runs so many steps of a program and returns the seconds.
+
+    Returns:
+      The seconds per step of each program in each round, and the median rate of the product on one
+      device in FLOP/s.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    rates = []
+    for _ in range(rounds):
+        for name, seconds_for in timed.items():
+            seconds[name].append(seconds_for(steps) / steps)
+        rates.append(matmul_rate(jnp.dtype(dtype)))
+    return seconds, statistics.median(rates)
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """Returns the median over the rounds of their time over ours."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def figures(step: OurStep, seconds: float, rate: float) -> dict[str, float]:
+    """Returns the figures of a step that takes so many seconds.
+
+    `matmul_fraction` is the share of the step that the model's own products would take at `rate`,
+    the FLOP/s of a large product on one device. `mfu` is their share of the chip's published peak,
+    where that is known.
+    """
     found = {
         "step_seconds": seconds,
-        "images_per_sec": case.batch_size / seconds,
-        "compile_seconds": ours.compile_seconds,
-        "matmul_gflops_per_sec": rate / 1e9,
-        "matmul_fraction": ours.flops / seconds / rate,
-        "num_devices": ours.num_devices,
+        "images_per_sec": step.batch_size / seconds,
+        "compile_seconds": step.compile_seconds,
+        "device_bytes": step.device_bytes,
+        "matmul_fraction": step.flops / seconds / (rate * step.num_devices),
     }
     chip = accelerators.of_kind(jax.devices()[0].device_kind)
     if chip:
-        found["mfu"] = ours.flops / seconds / (chip.flops_per_device * ours.num_devices)
-    for rival in rivals:
-        key = rival.name.replace("-", "_")
-        found[f"{key}_step_seconds"] = statistics.median(theirs[rival.name])
-        found[f"{key}_compile_seconds"] = rival.ready_seconds
-        found[f"{key}_ratio"] = statistics.median(
-            a / b for a, b in zip(theirs[rival.name], own, strict=True)
-        )
+        found["mfu"] = step.flops / seconds / (chip.flops_per_device * step.num_devices)
     return found

@@ -86,16 +86,23 @@ class Rival:
 
     def seconds(self, count: int) -> float:
         """Returns the seconds that `count` consecutive steps or batches take."""
-        self._process.stdin.write(f"{count}\n")
-        self._process.stdin.flush()
-        return self._answer()
+        return self._ask(str(count))
+
+    def peak_bytes(self) -> int | None:
+        """Returns the most bytes that it has held on a GPU; None where it does not know."""
+        return self._ask("peak")
 
     def close(self) -> None:
         """Ends the process."""
         self._process.kill()
         self._process.communicate()
 
-    def _answer(self) -> float:
+    def _ask(self, request: str) -> float | None:
+        self._process.stdin.write(f"{request}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> float | None:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process of {self.name} ended; its error is above")

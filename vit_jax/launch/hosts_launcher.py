@@ -87,6 +87,8 @@ class HostsLauncher(Launcher):
     def create(self) -> None:
         """Requests the slices, again while there is no capacity, and waits until they are ready.
 
+        After an interruption, slices that were requested already are waited for.
+
         Raises:
           UserError: other slices of that name exist, or these cannot be created.
         """
@@ -102,6 +104,9 @@ class HostsLauncher(Launcher):
                 # A request that failed may have left parts, such as a template, of its own kind.
                 self._take(dataclasses.replace(self.fleet, slices=known).delete())
             slices_lib.remember(self.slices)
+            if known == self.slices and self._is_there(known):
+                self.look_until(lambda: 0 if self._is_ready() else None)
+                return
         pause = self.poll
         while True:
             try:
