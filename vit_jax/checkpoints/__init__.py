@@ -5,7 +5,13 @@
 
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.formats import FORMATS
-from vit_jax.checkpoints.loading import load, load_with_report, model_config, pooling_of
+from vit_jax.checkpoints.loading import (
+    load,
+    load_with_report,
+    model_config,
+    pooling_of,
+    towers_config,
+)
 from vit_jax.checkpoints.saving import save
 
 __all__ = [
@@ -16,4 +22,5 @@ __all__ = [
     "model_config",
     "pooling_of",
     "save",
+    "towers_config",
 ]

@@ -88,7 +88,7 @@ def read(path: epath.PathLike) -> InputSpec | None:
     Raises:
       UserError: a file beside the checkpoint cannot be understood.
     """
-    folder = _folder(path)
+    folder = folder_of(path)
     if folder is None:
         return None
     for name, parse in _PARSERS.items():
@@ -115,7 +115,7 @@ def _configs(folder: epath.Path) -> Iterator[tuple[epath.Path, Mapping[str, Any]
             yield told, files.read_json(told)
 
 
-def _folder(path: epath.PathLike) -> epath.Path | None:
+def folder_of(path: epath.PathLike) -> epath.Path | None:
     """Returns the folder in which other files may describe a checkpoint; None if there is none."""
     name = os.fspath(hub.local_path(path, weights=False))
     if name.endswith(".npz") or ("://" in name and not name.startswith(files.STORES)):
@@ -130,7 +130,7 @@ def class_names(path: epath.PathLike) -> tuple[str, ...]:
     transformers has them under `id2label`, timm under `label_names`. The result is empty if there
     are none, or only numbers.
     """
-    folder = _folder(path)
+    folder = folder_of(path)
     if folder is None or not (folder / _TIMM_OR_RUN).exists():
         return ()
     stored = files.read_json(folder / _TIMM_OR_RUN)
@@ -147,7 +147,7 @@ def has_independent_classes(path: epath.PathLike) -> bool:
 
     transformers has it under `problem_type`, a run of this package under the loss of its task.
     """
-    folder = _folder(path)
+    folder = folder_of(path)
     for told, stored in _configs(folder) if folder is not None else ():
         if told.parent == folder and stored.get("problem_type") == INDEPENDENT:
             return True

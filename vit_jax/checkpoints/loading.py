@@ -10,7 +10,7 @@ from etils import epath
 
 from vit_jax import models, storage
 from vit_jax.checkpoints import files
-from vit_jax.checkpoints.fit.inference import infer_config
+from vit_jax.checkpoints.fit.inference import TowersConfig, infer_config, infer_towers
 from vit_jax.checkpoints.fit.merging import Merge, Options
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.fit.target import Target
@@ -138,6 +138,15 @@ def pooling_of(path: epath.PathLike) -> dict[str, Any]:
         return {}
     told = model_config(path)
     return {key: told[key] for key in TOKENS if key in told}
+
+
+def towers_config(path: epath.PathLike) -> TowersConfig:
+    """Returns the image-text model that a folder of transformers or open_clip holds.
+
+    Raises:
+      UserError: the checkpoint cannot be read, or has no two towers that it describes.
+    """
+    return infer_towers(read_weights(path, tower="both"))
 
 
 def recognize(source: Source) -> Format:

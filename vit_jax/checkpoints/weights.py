@@ -41,6 +41,7 @@ class Weights:
     interpolation: the resizing of positions that the codebase of the file uses; see
       `surgery.resize_positions`. keeps_aspect: see there.
     fields: fields of the model that the file or its config tells, and arrays do not show.
+    text_fields: those of the text tower beside it; {} where there is none, or nothing is told.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -54,6 +55,39 @@ class Weights:
     interpolation: str = "corners"
     keeps_aspect: bool = False
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    text_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+PARTS = {
+    "backbone": ("image", "backbone"),
+    "image_proj": ("image", "head"),
+    "text": ("text", "backbone"),
+    "text_proj": ("text", "head"),
+}
+"""For each part of `models.TwoTowers`: its tower, and its name in a model of that tower alone."""
+
+
+def join_towers(image: Weights, text: Weights, between: Mapping[str, np.ndarray]) -> Weights:
+    """Returns the weights of `models.TwoTowers` from those of its towers.
+
+    between: the arrays outside both towers, under our names.
+    """
+    alone = {"image": image.arrays, "text": text.arrays}
+    found = {
+        ours + name.removeprefix(part): array
+        for ours, (tower, part) in PARTS.items()
+        for name, array in alone[tower].items()
+        if name.startswith(f"{part}/")
+    }
+    return dataclasses.replace(
+        image,
+        arrays={**found, **between},
+        format=f"{image.format} with the text tower of {text.format}",
+        ignored=(*image.ignored, *text.ignored),
+        unknown=(*image.unknown, *text.unknown),
+        notes=(*image.notes, *text.notes),
+        text_fields=text.fields,
+    )
 
 
 class Renames:

@@ -151,13 +151,14 @@ def open_predictor(arguments: argparse.Namespace, *, headless: bool = False):
         return predict.Predictor.from_workdir(arguments.workdir, texts, step=arguments.step)
     refuse(arguments, "step", beside="checkpoint")
     if getattr(arguments, "text", ()):
-        raise UserError("--text needs the --workdir of a run that learned images and texts")
+        refuse(arguments, "labels", beside="text")
     return predict.Predictor.from_checkpoint(
         arguments.checkpoint,
         model=arguments.model,
         fields=config.parse_values(arguments.fields),
         image_size=arguments.image_size,
         labels=getattr(arguments, "labels", None),
+        texts=getattr(arguments, "text", ()),
         headless=headless,
     )
 

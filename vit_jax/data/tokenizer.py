@@ -4,18 +4,21 @@
     *.txt            a WordPiece vocabulary, one piece per line, like those of BERT and LiT
     *.model          a SentencePiece model, like those of T5, LiT, and SigLIP
     *.json           a `tokenizer.json` of Hugging Face, with its own rules
+    a folder         the tokenizer beside the weights of a released model; see `_beside_weights`
 
 Texts that are too long are truncated, but keep the token from which a text tower takes its vector:
 [CLS] at the start, or the end-of-text token at the last position.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import string
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from vit_jax.checkpoints import files
 from vit_jax.errors import UserError
 
 BYTES = "bytes"
@@ -23,7 +26,10 @@ NO_TEXT = -1
 """The value of all tokens of an empty text: an image may have fewer texts than other images."""
 
 _BYTE_END, _FIRST_BYTE = 1, 3
-_SHOWN = "bytes, or a file *.txt (WordPiece), *.model (SentencePiece) or *.json (tokenizer.json)"
+_SHOWN = (
+    "bytes, or a file *.txt (WordPiece), *.model (SentencePiece) or *.json (tokenizer.json), or the"
+    " folder of a released model"
+)
 
 
 class Tokenizer(Protocol):
@@ -52,6 +58,8 @@ def open_tokenizer(vocab: str, length: int) -> Tokenizer:
     if vocab == BYTES:
         return _Tokenizer(_BYTE_END + 2 + 256, length, functools.partial(_bytes, length), _text_of)
     path = Path(vocab).expanduser()
+    if path.is_dir():
+        return _beside_weights(path, length)
     opener = {".txt": _word_piece, ".model": _sentence_piece, ".json": _own_rules}.get(path.suffix)
     if not opener:
         raise UserError(f"vocabulary {vocab!r}: write {_SHOWN}")
@@ -79,8 +87,9 @@ class _Tokenizer(NamedTuple):
         return "" if tokens[0] == NO_TEXT else self.text(np.asarray(tokens).tolist())
 
 
-def _padded(ids: Sequence[int], length: int, pad: int) -> list[int]:
-    return [*ids[:length], *[pad] * (length - len(ids))]
+def _padded(ids: Sequence[int], length: int, pad: int, *, in_front: bool = False) -> list[int]:
+    padding = [pad] * (length - len(ids))
+    return [*padding, *ids[:length]] if in_front else [*ids[:length], *padding]
 
 
 def _bytes(length: int, texts: list[str]) -> list[list[int]]:
@@ -123,25 +132,36 @@ def _word_piece(path: Path, length: int) -> Tokenizer:
 
 def _own_rules(path: Path, length: int) -> Tokenizer:
     """Returns a tokenizer with the rules of a `tokenizer.json`, except its length and padding."""
+    rules = _read_rules(path)
+    return _of_rules(rules, length, _pad_of(rules), rules.get_vocab_size())
+
+
+def _read_rules(path: Path) -> Any:
     from tokenizers import Tokenizer as Rules
 
     try:
-        rules = Rules.from_file(str(path))
+        return Rules.from_file(str(path))
     except Exception as error:  # The library raises no more specific type.
         raise UserError(f"vocabulary {path} is no tokenizer.json: {error}") from error
+
+
+def _pad_of(rules: Any) -> int:
+    """Returns the number of the token that pads, where no other file tells it."""
     known = (rules.token_to_id(name) for name in ("[PAD]", "<pad>", "<|endoftext|>"))
     padding = rules.padding or {}
-    pad = padding.get("pad_id", next((number for number in known if number is not None), 0))
-    rules.no_padding()
-    return _of_rules(rules, length, pad, rules.get_vocab_size())
+    return padding.get("pad_id", next((number for number in known if number is not None), 0))
 
 
-def _of_rules(rules: Any, length: int, pad: int, vocab_size: int) -> Tokenizer:
+def _of_rules(
+    rules: Any, length: int, pad: int, vocab_size: int, *, in_front: bool = False
+) -> Tokenizer:
     # The library truncates so that the special tokens around a text fit.
     rules.enable_truncation(length)
+    rules.no_padding()
 
     def rows(texts: list[str]) -> list[list[int]]:
-        return [_padded(found.ids, length, pad) for found in rules.encode_batch(texts)]
+        found = rules.encode_batch(texts)
+        return [_padded(one.ids, length, pad, in_front=in_front) for one in found]
 
     return _Tokenizer(vocab_size, length, rows, rules.decode)
 
@@ -165,3 +185,120 @@ def _sentence_piece(path: Path, length: int) -> Tokenizer:
         return [_padded(ids[: length - 1], length, end) for ids in model.encode(texts)]
 
     return _Tokenizer(model.vocab_size(), length, rows, model.decode)
+
+
+def _beside_weights(folder: Path, length: int) -> Tokenizer:
+    """Returns the tokenizer of a folder of transformers or open_clip.
+
+    It is a `spiece.model` (SigLIP), a `tokenizer.json`, or the `vocab.json` and `merges.txt` of
+    CLIP. Texts are cleaned first as those that the model learned; see `_cleaning`.
+
+    Raises:
+      UserError: there is no such file, or one that cannot be read.
+    """
+    told = _json(folder / "tokenizer_config.json")
+    pieces, rules = folder / "spiece.model", folder / "tokenizer.json"
+    clean = _cleaning(folder, told.get("tokenizer_class"))
+    if pieces.is_file():
+        found = _sentence_piece(pieces, length)
+    elif rules.is_file() or (folder / "merges.txt").is_file():
+        read = _read_rules(rules) if rules.is_file() else _clip_rules(folder)
+        pad = told.get("pad_token") or _json(folder / "special_tokens_map.json").get("pad_token")
+        pad = read.token_to_id(str(pad.get("content") if isinstance(pad, Mapping) else pad))
+        pad, in_front = _pad_of(read) if pad is None else pad, told.get("padding_side") == "left"
+        found = _of_rules(read, length, pad, read.get_vocab_size(), in_front=in_front)
+    else:
+        raise UserError(
+            f"{folder} has no tokenizer beside the weights; put its tokenizer.json there, or its"
+            " spiece.model, or its vocab.json and merges.txt"
+        )
+
+    def rows(texts: list[str]) -> list[list[int]]:
+        return found.rows([clean(text) for text in texts])
+
+    def text_of(ids: list[int]) -> str:
+        return found.text(ids).replace(_WORD_END, " ").strip()
+
+    return found._replace(rows=rows, text=text_of)
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    return files.read_json(path) if path.is_file() else {}
+
+
+def _clip_rules(folder: Path) -> Any:
+    """Returns the rules of CLIP's byte pairs (Radford et al. 2021, section 2.4)."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Rules
+
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    names = [str(folder / name) for name in ("vocab.json", "merges.txt")]
+    try:
+        pairs = models.BPE.from_file(*names, unk_token=end, end_of_word_suffix=_WORD_END)
+    except Exception as error:  # The library raises no more specific type.
+        raise UserError(f"{folder}: vocab.json and merges.txt are not CLIP's: {error}") from error
+    rules = Rules(pairs)
+    numbers = [rules.token_to_id(mark) for mark in (start, end)]
+    if None in numbers:
+        raise UserError(f"{folder}: vocab.json has no {start} and {end}; is it CLIP's?")
+    rules.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+    rules.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    rules.decoder = decoders.ByteLevel()
+    rules.add_special_tokens([start, end])
+    rules.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, numbers[0]), (end, numbers[1])]
+    )
+    return rules
+
+
+_WORD_END = "</w>"
+"""The mark of the last piece of a word in CLIP's vocabulary."""
+
+
+def _cleaning(folder: Path, tokenizer_class: Any) -> Callable[[str], str]:
+    """Returns the change of a text before it is tokenized.
+
+    SigLIP learned texts of lower case without punctuation, SigLIP 2 texts of lower case (Tschannen
+    et al. 2025, section 2.1), which Gemma's tokenizer does not see to. open_clip's config names the
+    change. All other tokenizers have it among their own rules.
+
+    Raises:
+      UserError: open_clip's config names an unknown change.
+    """
+    stored = _json(folder / "open_clip_config.json")
+    if stored:
+        text = stored.get("model_cfg", {}).get("text_cfg", {})
+        told = text.get("tokenizer_kwargs") or {}
+        default = "whitespace" if text.get("hf_tokenizer_name") else "lower"
+        clean = _CLEANINGS.get(told.get("clean", default))
+        unknown = [key for key in told if key != "clean"]
+        if unknown or clean is None:
+            raise UserError(f"{folder}/open_clip_config.json: {told!r} for texts is not read")
+        return clean
+    if tokenizer_class == "SiglipTokenizer":
+        return _without_punctuation
+    is_gemma = str(tokenizer_class).startswith(("Gemma", "Siglip2"))
+    return str.lower if is_gemma else str
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _without_punctuation(text: str) -> str:
+    return _spaced(text.lower().translate(str.maketrans("", "", string.punctuation)))
+
+
+_CLEANINGS: Mapping[str, Callable[[str], str]] = {
+    "whitespace": _spaced,
+    "lower": lambda text: _spaced(text).lower(),
+    "canonicalize": lambda text: _without_punctuation(text.replace("_", " ")),
+}

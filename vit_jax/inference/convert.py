@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from vit_jax import checkpoints, models, tasks
 from vit_jax.checkpoints import loading
-from vit_jax.checkpoints.fit.inference import infer_model
+from vit_jax.checkpoints.fit.inference import infer_model, infer_towers
 from vit_jax.checkpoints.fit.target import image_channels
 from vit_jax.checkpoints.formats import FORMATS
 from vit_jax.checkpoints.weights import POSITIONS, Weights
@@ -67,17 +67,25 @@ def open_model(
     model: str | None = None,
     fields: Mapping[str, Any] | None = None,
     image_size: tuple[int, int] | None = None,
+    with_text: bool = False,
 ) -> tuple[nn.Module, Params, tuple[int, int, int]]:
     """Returns the model of a checkpoint, its parameters, and (height, width, channels) of images.
 
-    image_size: (height, width). None means the size that matches the checkpoint's position
-      embeddings, or otherwise the size at which `model` is listed.
+    Args:
+      image_size: (height, width). None means the size that matches the checkpoint's position
+        embeddings, or otherwise the size at which `model` is listed.
+      with_text: whether the model is to be a `models.TwoTowers`, of a released image-text model;
+        otherwise it is the image tower.
 
     Raises:
       UserError: the file cannot be read, or its model or image size cannot be inferred.
     """
-    weights = loading.read_weights(src)
-    module = _model(src, weights, model, dict(fields or {}))
+    weights = loading.read_weights(src, tower="both" if with_text else "image")
+    fields = dict(fields or {})
+    if with_text:
+        module = infer_towers(weights, model, **fields).build()
+    else:
+        module = _model(src, weights, model, fields)
     size = image_size or _trained_size(src, weights, module, model)
     channels = image_channels(weights.arrays)
     params, report = loading.fit(weights, module, src, image_size=size)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from vit_jax.inference.preparation import (
 )
 from vit_jax.report import figures, inside
 from vit_jax.storage import write_atomically
-from vit_jax.tasks import BaseTask, classification
+from vit_jax.tasks import BaseTask, classification, contrastive
 from vit_jax.training.evaluate import step_of
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo, Params
@@ -83,19 +84,26 @@ class Predictor:
     preparation: Preparation
 
     @classmethod
-    def open(cls, path: str, *, headless: bool = False, trust: Sequence[str] = ()) -> "Predictor":
+    def open(
+        cls,
+        path: str,
+        *,
+        texts: Sequence[str] = (),
+        headless: bool = False,
+        trust: Sequence[str] = (),
+    ) -> "Predictor":
         """Returns the predictor of a workdir, or of a checkpoint in any format.
 
         Args:
           path: as `from_workdir` or as `from_checkpoint` takes it.
-          headless, trust: as there.
+          texts, headless, trust: as there.
 
         Raises:
           UserError: there is neither.
         """
         if Workdir.at(path):
-            return cls.from_workdir(path, trust=trust)
-        return cls.from_checkpoint(path, headless=headless)
+            return cls.from_workdir(path, texts, trust)
+        return cls.from_checkpoint(path, texts=texts, headless=headless)
 
     @classmethod
     def from_workdir(
@@ -141,6 +149,7 @@ class Predictor:
         fields: Mapping[str, Any] | None = None,
         image_size: tuple[int, int] | None = None,
         labels: str | None = None,
+        texts: Sequence[str] = (),
         headless: bool = False,
     ) -> "Predictor":
         """Returns the classifier that a checkpoint of any format holds.
@@ -154,6 +163,8 @@ class Predictor:
           image_size: (height, width) in pixels; None for the size that the checkpoint expects.
           labels: a text file with the name of one class in each line; None for the names in the
             checkpoint's `config.json`, if there are any.
+          texts: the texts that images may match, for a folder of transformers or open_clip with
+            both towers and a tokenizer (Radford et al. 2021, section 3.1.2); not with `labels`.
           headless: whether a checkpoint without a classifier head is accepted, for its features.
 
         Raises:
@@ -162,15 +173,14 @@ class Predictor:
         told, run = input_spec.read(path), Workdir.containing(path)
         size = image_size or (told and told.size)
         module, params, shape = convert.open_model(
-            path, model=model, fields=fields, image_size=size
+            path, model=model, fields=fields, image_size=size, with_text=bool(texts)
         )
         num_classes = getattr(module, "num_classes", None)
-        if not num_classes and not headless:
+        if not num_classes and not headless and not texts:
             raise UserError(f"{path} has no classifier head; use the features command")
-        if not num_classes:
+        if not num_classes and not texts:
             num_classes = 1
             module, params = models.Classifier(module, num_classes), {"backbone": params}
-        info = _info_of(path, shape, num_classes, labels)
         spec = dataclasses.replace(told or InputSpec(), size=shape[:2])
         config = run and run.read_config()
         preparation = ByInputSpec(spec, shape[-1], _exif(config) if config else "apply")
@@ -182,15 +192,14 @@ class Predictor:
             )
         if {len(spec.mean), len(spec.std)} - {1, shape[-1]}:
             raise UserError(f"{path} is a model of {shape[-1]} channels, but has {spec.describe()}")
-        task = classification.Task(
-            module,
-            info,
-            crop_to_patches=True,
-            mean=spec.mean,
-            std=spec.std,
-            loss="sigmoid" if input_spec.has_independent_classes(path) else "softmax",
-        )
-        return cls(task, params, info, preparation)
+        statistics = {"crop_to_patches": True, "mean": spec.mean, "std": spec.std}
+        if texts:
+            task = _matching_task(path, module, shape, texts, **statistics)
+        else:
+            info = _info_of(path, shape, num_classes, labels)
+            loss = "sigmoid" if input_spec.has_independent_classes(path) else "softmax"
+            task = classification.Task(module, info, loss=loss, **statistics)
+        return cls(task, params, task.info, preparation)
 
     def predict(self, pictures: Sequence[Picture]) -> dict[str, Any]:
         """Returns the task's answers for images, by name.
@@ -317,6 +326,31 @@ def _info_of(
     image, label = ArraySpec(shape, np.dtype(np.uint8)), ArraySpec((), np.dtype(np.int32))
     names = names if len(names) == num_classes else None
     return DataInfo({"image": image, "label": label}, num_classes, names)
+
+
+def _matching_task(
+    path: str,
+    module: models.TwoTowers,
+    shape: tuple[int, int, int],
+    texts: Sequence[str],
+    **statistics: Any,
+) -> BaseTask:
+    """Returns the task that tells which of the texts fits an image.
+
+    Raises:
+      UserError: no folder is known in which the tokenizer of the texts may be.
+    """
+    folder = input_spec.folder_of(path)
+    if folder is None:
+        raise UserError(f"{path} has no tokenizer beside it; download its folder")
+    vocab = os.fspath(folder)
+    arrays = {
+        "image": ArraySpec(shape, np.dtype(np.uint8)),
+        "tokens": ArraySpec((module.text_length,), np.dtype(np.int32), vocab),
+    }
+    loss = "softmax" if module.bias_init is None else "sigmoid"
+    fields = {"vocab": vocab, "dim": module.dim, "loss": loss, **statistics}
+    return contrastive.Task(module, DataInfo(arrays, 0), **fields).with_texts(texts)
 
 
 def _as_evaluated(config: ConfigDict, shape: tuple[int, int, int]) -> AsEvaluated:

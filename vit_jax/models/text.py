@@ -1,10 +1,11 @@
-"""Text transformer: the text tower of image-text models (Zhai et al. 2022, LiT; 2023, SigLIP).
+"""Text transformer: the text tower of image-text models (CLIP, LiT, SigLIP).
 
     token_embed                  [vocab_size, width]
     pos_embed                    [1, tokens, width]
     blocks/, norm/, map_head/    as in `vit.py`
 
-There is no mask: every token, padding included, is seen by all, as these models were trained.
+In LiT and SigLIP (Zhai et al. 2022, 2023) every token, padding included, is seen by all. In CLIP
+(Radford et al. 2021) a token sees those before it, and a text's vector is that of its end token.
 """
 
 import flax.linen as nn
@@ -21,9 +22,13 @@ from vit_jax.models.traits import Traits, named_fields
 from vit_jax.models.vit import SIZES
 from vit_jax.types import Array, Features
 
-POOLINGS = ("last", "first", "mean", "map")
+POOLINGS = ("last", "first", "mean", "map", "end")
 
-_NAMES = {"pooling": {pooling: f"{pooling} pooling of texts" for pooling in POOLINGS}}
+_NAMES = {
+    "pooling": {pooling: f"{pooling} pooling of texts" for pooling in POOLINGS},
+    "causal": "a causal mask",
+    "end_token": "an end token of texts",
+}
 
 
 class TextTransformer(Encoder):
@@ -33,11 +38,17 @@ class TextTransformer(Encoder):
 
     Attributes:
       vocab_size: number of token ids.
-      pooling: "last" or "first" token, "mean" of all, or "map" (a learned probe).
+      pooling: "last" or "first" token, "mean" of all, "map" (a learned probe), or "end", the first
+        `end_token` of a text.
+      end_token: the number of that token; None takes the highest number in the text, as OpenAI's
+        CLIP does.
+      causal: whether a token attends only to itself and to those before it.
     """
 
     vocab_size: int = 32_000
     pooling: str = "last"
+    end_token: int | None = None
+    causal: bool = False
 
     def __post_init__(self) -> None:
         check_choice("pooling", self.pooling, POOLINGS)
@@ -63,9 +74,10 @@ class TextTransformer(Encoder):
         spec = self.block_spec()
         x = self._embed(tokens).astype(spec.residual_dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = run_blocks(x, spec, self.stack_spec(), train=train)
+        mask = _causal_bias(tokens.shape[1]) if self.causal else None
+        x = run_blocks(x, spec, self.stack_spec(), train=train, bias=mask)
         x = spec.make_norm("norm")(x)
-        return Features(grid=None, pooled=self._pool(x, train))
+        return Features(grid=None, pooled=self._pool(x, tokens, train))
 
     @nn.nowrap
     def _embed(self, tokens: Array) -> Array:
@@ -89,12 +101,22 @@ class TextTransformer(Encoder):
         return jnp.take(table, tokens, axis=0) + positions
 
     @nn.nowrap
-    def _pool(self, x: Array, train: bool) -> Array:
+    def _pool(self, x: Array, tokens: Array, train: bool) -> Array:
         if self.pooling == "map":
             return MapHead(self.block_spec(), train, name="map_head")(x)[:, 0]
         if self.pooling == "mean":
             return jnp.mean(x, axis=1, dtype=jnp.float32)
+        if self.pooling == "end":
+            ends = tokens if self.end_token is None else tokens == self.end_token
+            place = jnp.argmax(ends, axis=1)[:, None, None]
+            return jnp.take_along_axis(x, place, axis=1)[:, 0]
         return x[:, -1] if self.pooling == "last" else x[:, 0]
+
+
+def _causal_bias(length: int) -> Array:
+    """Returns what keeps attention from later tokens, float32 `[1, 1, length, length]`."""
+    seen = jnp.tril(jnp.ones((length, length), bool))
+    return jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)[None, None]
 
 
 # The sizes of the ViTs; listed at 64 tokens, SigLIP's length.

@@ -22,7 +22,7 @@ from vit_jax.tasks import _classes, _contrast, _retrieval
 from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import check_data
 from vit_jax.tracking.metrics import COUNT, SCORE, Metric
-from vit_jax.types import Array, Batch, DataInfo, Params
+from vit_jax.types import Array, ArraySpec, Batch, DataInfo, Params
 
 LOSSES = {"softmax": _contrast.softmax_loss, "sigmoid": _contrast.sigmoid_loss}
 CLASSES = "class_vectors"
@@ -43,6 +43,8 @@ class Task(BaseTask):
       vocab: the vocabulary (see `vit_jax.data.tokenizer`) that gives the text tower its size,
         encodes class names and decodes captions. "" takes the one that `config.data.pp` tokenizes
         with; it must be named here for a source whose examples have tokens already.
+      text_length: the number of tokens of a text, for a model that is evaluated on images without
+        texts. 0 takes the data's, which training needs.
       dim: the length of the vectors.
       project_image: False takes the image tower's own vector (LiT).
       loss: "softmax" (CLIP) or "sigmoid" (SigLIP). All pairs of a batch are compared. With
@@ -63,6 +65,7 @@ class Task(BaseTask):
 
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     vocab: str = ""
+    text_length: int = 0
     dim: int = 512
     project_image: bool = True
     loss: str = "softmax"
@@ -95,7 +98,8 @@ class Task(BaseTask):
         Raises:
           UserError: a field has no such value, or the data has no images with tokens.
         """
-        task = cls(models.build(**model), info, **fields)
+        task = cls(models.build(**model), info, **fields)._with_text_length()
+        info = task.info
         wanted = {
             "image": "uint8 or float32 [height, width, channels]",
             "tokens": "int32 [length], made by the op tokenize",
@@ -118,6 +122,15 @@ class Task(BaseTask):
         task = dataclasses.replace(task, model=towers)
         task._check_width()
         return task
+
+    def _with_text_length(self) -> "Task":
+        """Returns the task with texts of `text_length` tokens, if it is given and data has none."""
+        if self.text_length <= 0 or "tokens" in self.info.spec:
+            return self
+        tokens = ArraySpec((self.text_length,), np.dtype(np.int32))
+        return dataclasses.replace(
+            self, info=self.info._replace(spec={**self.info.spec, "tokens": tokens})
+        )
 
     def _with_vocab(self, told: str) -> "Task":
         """Returns the task with the vocabulary of the tokens, if the data names it."""

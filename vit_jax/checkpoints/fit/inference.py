@@ -1,5 +1,6 @@
 """Inference of the model that a checkpoint was trained as, from the names and shapes of arrays."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,14 @@ import numpy as np
 from vit_jax import models
 from vit_jax.checkpoints.fit import surgery
 from vit_jax.checkpoints.fit.merging import count_blocks
-from vit_jax.checkpoints.weights import CLS, PATCHES, POSITIONS, TOKEN_MIXING, Weights
+from vit_jax.checkpoints.weights import (
+    CLS,
+    PATCHES,
+    POSITIONS,
+    TEXT_HEAD,
+    TOKEN_MIXING,
+    Weights,
+)
 from vit_jax.errors import UserError
 
 BLOCK = "backbone/blocks_0/"
@@ -22,6 +30,71 @@ STEM_CONVOLUTION = r"backbone/stem/conv\d+/kernel"
 def infer_model(weights: Weights, name: str | None = None, **fields: Any) -> nn.Module:
     """Builds the model that a checkpoint was trained as; see `infer_config`."""
     return models.build(**infer_config(weights, name, **fields))
+
+
+@dataclasses.dataclass(frozen=True)
+class TowersConfig:
+    """The image-text model that a checkpoint was trained as.
+
+    model, text: the arguments of `models.build` for each tower.
+    dim, length: the length of vectors, and the number of tokens of a text.
+    project_image, has_bias: whether there is a projection of images, and a bias of the logits.
+    """
+
+    model: Mapping[str, Any]
+    text: Mapping[str, Any]
+    dim: int
+    length: int
+    project_image: bool
+    has_bias: bool
+
+    def build(self) -> models.TwoTowers:
+        """Returns the model, whose first bias of the logits is 0 if there is one."""
+        return models.TwoTowers(
+            models.build(**self.model),
+            models.build(**self.text),
+            self.dim,
+            self.length,
+            project_image=self.project_image,
+            bias_init=0.0 if self.has_bias else None,
+        )
+
+
+def infer_towers(weights: Weights, name: str | None = None, **fields: Any) -> TowersConfig:
+    """Returns the image-text model that a checkpoint was trained as.
+
+    name, fields: those of the image tower, as in `infer_config`.
+
+    Raises:
+      UserError: the checkpoint has no text tower, or does not tell what that computes.
+    """
+    arrays, untold = weights.arrays, f"this {weights.format} does not tell"
+    if TEXT_HEAD not in arrays:
+        raise UserError(f"this {weights.format} has no text tower")
+    if not weights.text_fields:
+        raise UserError(
+            f"{untold} what its text tower computes; the folders of transformers and open_clip do"
+            " (a run of this package is given as --workdir)"
+        )
+    prefix = "text/"
+    text = {n.replace(prefix, "backbone/", 1): arrays[n] for n in arrays if n.startswith(prefix)}
+    try:
+        words, block, length = text["backbone/token_embed"], _block(text), text[POSITIONS].shape[1]
+        sizes = {"vocab_size": words.shape[0], "width": words.shape[1], "depth": count_blocks(text)}
+    except (KeyError, IndexError) as error:
+        raise UserError(
+            f"this {weights.format} lacks arrays or has them in other shapes ({error!r})"
+        ) from error
+    if block["num_heads"] is None:
+        raise UserError(f"{untold} the heads of its text tower; its config.json does")
+    return TowersConfig(
+        model=infer_config(weights, name, **fields),
+        text={"name": "text", **sizes, **block, **weights.text_fields},
+        dim=arrays[TEXT_HEAD].shape[1],
+        length=length,
+        project_image="image_proj/kernel" in arrays,
+        has_bias="bias" in arrays,
+    )
 
 
 def infer_config(weights: Weights, name: str | None = None, **fields: Any) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
 from vit_jax import models
@@ -104,7 +106,14 @@ class Merge:
     def compare_fields(self) -> None:
         """Notes where the model computes something else with the same arrays."""
         told = {k: v for k, v in self.weights.fields.items() if not (v is None and k in _UNTOLD)}
-        own = models.fields_of(models.backbone_of(self.target.model))
+        model = self.target.model
+        self._compare_tower("model", told, models.backbone_of(model))
+        text = models.text_tower_of(model)
+        if text is not None:
+            self._compare_tower("text tower", self.weights.text_fields, text)
+
+    def _compare_tower(self, what: str, told: Mapping[str, Any], tower: nn.Module) -> None:
+        own = models.fields_of(tower)
         both = {**own, **{key: value for key, value in told.items() if key in own}}, own
         theirs, mine = map(models.effective_fields, both)
         changed = sorted(k for k in theirs.keys() & mine.keys() if theirs[k] != mine[k])
@@ -112,7 +121,7 @@ class Merge:
             lists = [
                 ", ".join(f"{key}={side[key]!r}" for key in changed) for side in (theirs, mine)
             ]
-            self.notes.append(f"its own model has {lists[0]}; yours has {lists[1]}")
+            self.notes.append(f"its own {what} has {lists[0]}; yours has {lists[1]}")
 
     def shape_attention(self) -> None:
         """Splits channels into the model's heads where the file does not tell their number.

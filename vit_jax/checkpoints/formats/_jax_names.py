@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 
 from vit_jax.checkpoints.source import Source
-from vit_jax.checkpoints.weights import Renames, Weights, map_blocks
+from vit_jax.checkpoints.weights import PARTS, Renames, Weights, join_towers, map_blocks
 
 PREFIXES = ("opt/target/", "params/img/", "params/", "img/")
 TEXT_PREFIXES = ("params/txt/", "txt/")
@@ -125,16 +125,9 @@ def is_big_vision(names: Collection[str]) -> bool:
     return "embedding/kernel" in mine and has_marks
 
 
-# For each part of a model of two towers: their name of the tower, and the name of the part in a
-# model of that tower alone.
-_PARTS = {
-    "backbone": ("img", "backbone"),
-    "image_proj": ("img", "head"),
-    "text": ("txt", "backbone"),
-    "text_proj": ("txt", "head"),
-}
 # Their names, and those of this package, of the arrays outside both towers.
 _BETWEEN = {"t": "log_scale", "b": "bias"}
+_TOWERS = {"image": "img", "text": "txt"}
 
 
 def read(source: Source) -> Weights:
@@ -150,23 +143,12 @@ def read(source: Source) -> Weights:
 
 def _read_both(arrays: Mapping[str, np.ndarray]) -> Weights:
     """Returns the weights of `models.TwoTowers`."""
-    image, text = (_read_tower(arrays, text=text) for text in (False, True))
-    alone = {"img": image.arrays, "txt": text.arrays}
-    found = {
-        ours + name.removeprefix(part): array
-        for ours, (tower, part) in _PARTS.items()
-        for name, array in alone[tower].items()
-        if name.startswith(f"{part}/")
-    }
+    towers = (_read_tower(arrays, text=text) for text in (False, True))
+    # What is outside one tower is the other, or between them.
+    image, text = (dataclasses.replace(tower, ignored=()) for tower in towers)
     loose = {name.removeprefix("params/"): x for name, x in arrays.items()}
-    found |= {ours: loose[theirs] for theirs, ours in _BETWEEN.items() if theirs in loose}
-    return dataclasses.replace(
-        image,
-        arrays=found,
-        format=f"{image.format} with the text tower of {text.format}",
-        ignored=(),
-        unknown=(*image.unknown, *text.unknown),
-    )
+    between = {ours: loose[theirs] for theirs, ours in _BETWEEN.items() if theirs in loose}
+    return join_towers(image, text, between)
 
 
 def _read_tower(arrays: Mapping[str, np.ndarray], text: bool) -> Weights:
@@ -242,9 +224,9 @@ def write(
     if not any(name.startswith("text/") for name in arrays):
         return _write_tower(arrays, naming, prefix)
     alone: dict[str, dict[str, np.ndarray]] = {"img": {}, "txt": {}}
-    for ours, (tower, part) in _PARTS.items():
+    for ours, (tower, part) in PARTS.items():
         mine = {name: x for name, x in arrays.items() if name.startswith(f"{ours}/")}
-        alone[tower] |= {part + name.removeprefix(ours): x for name, x in mine.items()}
+        alone[_TOWERS[tower]] |= {part + name.removeprefix(ours): x for name, x in mine.items()}
     text = TEXT
     if "backbone/segment_embed" in alone["txt"]:
         text = BERT

@@ -9,9 +9,16 @@ from etils import epath
 
 from vit_jax.checkpoints import array_files, files
 from vit_jax.checkpoints.formats import Format, _hf_export, _torch_layout
-from vit_jax.checkpoints.formats._hf import FAMILIES, Family, by_model_type, by_names, families
+from vit_jax.checkpoints.formats._hf import (
+    FAMILIES,
+    Family,
+    _text,
+    by_model_type,
+    by_names,
+    families,
+)
 from vit_jax.checkpoints.source import CONFIG, Source
-from vit_jax.checkpoints.weights import CLS, POSITIONS, Weights
+from vit_jax.checkpoints.weights import CLS, POSITIONS, Weights, join_towers
 from vit_jax.errors import UserError
 from vit_jax.plugins import check_known
 
@@ -46,20 +53,44 @@ def matches(source: Source) -> bool:
 def read(source: Source) -> Weights:
     """Returns the weights of a file, or of a folder, in one file or several, with its config.
 
-    Without a config the family follows from the names, and the number of heads is the model's.
+    Without a config the family follows from the names, and the number of heads is the model's. Of
+    an image-text model these are the weights of the wanted tower, or of both.
 
     Raises:
       UserError: another architecture, a broken file, or shards outside the folder.
     """
     if source.folder is None:
-        return from_state(source.arrays(), by_names(source.names) or VIT)
+        return of_tower(source.tower, source.arrays(), by_names(source.names) or VIT)
     place, kind = source.folder / CONFIG, source.config.get("model_type")
     known = [name for family in families().values() for name in family.model_types]
     check_known(kind, known, f"{place}: model_type={str(kind)!r:.100}", "model that is read")
     state: dict[str, np.ndarray] = {}
     for name in _weight_files(source.folder):
         state |= array_files.read_arrays(source.folder / name)
-    return from_state(state, by_model_type(kind), source.config, place)
+    return of_tower(source.tower, state, by_model_type(kind), source.config, place)
+
+
+def of_tower(
+    tower: str,
+    state: Mapping[str, np.ndarray],
+    family: Family,
+    config: Mapping[str, Any] | None = None,
+    place: epath.PathLike = CONFIG,
+) -> Weights:
+    """Returns the weights of one tower, or of both towers where the state dict has both.
+
+    tower: see `Source`. The image tower is also the answer where there is no other.
+    """
+    texts = {name: array for name, array in state.items() if _text.is_of_text(name)}
+    if tower == "image" or not texts or family.text is None:
+        return from_state(state, family, config, place)
+    text = from_state(texts, family.text, config, place)
+    if tower == "text":
+        return text
+    between = _text.between(config or {}, state, family.text.defaults.get("max_logit_scale"))
+    images = {name: x for name, x in state.items() if name not in {*texts, *_text.BETWEEN}}
+    image = from_state(images, family, config, place)
+    return join_towers(image, text, between)
 
 
 def _weight_files(path: epath.Path) -> Sequence[str]:
@@ -133,8 +164,8 @@ def _as_tokens(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _grid(settings: Mapping[str, Any], place: epath.PathLike) -> tuple[int, int] | None:
-    """Returns (rows, columns) of the positions; None for a square of a number of patches."""
-    if "num_patches" in settings:
+    """Returns (rows, columns) of the positions; None for a square of patches, and for texts."""
+    if "num_patches" in settings or "image_size" not in settings:
         return None
     height, width = _sides(settings, "image_size", place)
     patch_height, patch_width = _sides(settings, "patch_size", place)

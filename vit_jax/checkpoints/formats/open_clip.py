@@ -1,10 +1,11 @@
-"""open_clip's own files: the image tower of a CLIP, which may be a model of timm.
+"""open_clip's own files: the towers of a CLIP, of which that of images may be a model of timm.
 
 A folder has `open_clip_config.json` beside the weights. Folders of the hub often hold the same
 weights for transformers as well, with a `config.json`; those are read by the format `hf`.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 from vit_jax.checkpoints import array_files
 from vit_jax.checkpoints.formats import Format, hf, timm
 from vit_jax.checkpoints.formats._hf import Config, Family, State
+from vit_jax.checkpoints.formats._hf._text import BETWEEN, between
 from vit_jax.checkpoints.formats._hf.siglip import split_in_proj
 from vit_jax.checkpoints.input_spec import OPEN_CLIP
 from vit_jax.checkpoints.source import Source
-from vit_jax.checkpoints.weights import Renames, Weights
+from vit_jax.checkpoints.weights import Renames, Weights, join_towers
 from vit_jax.errors import UserError
 from vit_jax.models import timm_names
 from vit_jax.plugins import check_known
@@ -29,10 +31,23 @@ WEIGHTS = (
 CONV = "visual.conv1.weight"
 TRUNK, PROJECTION = "visual.trunk.", "visual.head.proj"
 
+PROJECTED = "projection"
+"""A name of this module for the layer into the common space of images and texts."""
+
 LN_POOLED = "ln_pooled"
 """A name of this module for open_clip's `ln_post` where that norm comes after the pooling."""
 
 POOLINGS = {"tok": "token", "avg": "mean"}
+TEXT_POOLINGS = {"argmax": "end", "eos": "end", "last": "last", "first": "first"}
+
+OF_TEXT = (
+    r"(transformer|text|token_embedding|ln_final)\..*|positional_embedding|text_projection"
+    r"|attn_mask|logit_(scale|bias)"
+)
+OWN_NUMBERS = {
+    r"input_resolution|context_length|vocab_size": "a number of the file's own code",
+    r"(text\.)?attn_mask": "the causal mask",
+}
 
 KNOWN = frozenset(
     (
@@ -45,12 +60,21 @@ KNOWN = frozenset(
 )
 """Keys of the image tower's config that are read, or may be passed over."""
 
+TEXT_KNOWN = frozenset(
+    (
+        *("heads", "pool_type", "eos_id", "no_causal_mask", "act_kwargs", "norm_kwargs"),
+        *("proj_type", "hf_tokenizer_name", "tokenizer_kwargs"),
+        # The arrays show these, or they change training alone.
+        *("context_length", "vocab_size", "width", "layers", "mlp_ratio", "ls_init_value"),
+        *("proj_bias", "output_tokens", "pad_id"),
+        # open_clip passes it over, too.
+        "final_ln_after_pool",
+    )
+)
+"""The same of the text tower's config."""
 
-def _pairs() -> Iterator[tuple[str, str]]:
-    yield "class_embedding", "backbone/cls"
-    yield "conv1", "backbone/patch_embed"
-    yield "positional_embedding", "backbone/pos_embed"
-    yield "ln_pre", "backbone/pre_norm"
+
+def _block_pairs() -> Iterator[tuple[str, str]]:
     block, ours = "transformer/resblocks/{i}", "backbone/blocks_{i}"
     for part in ("query", "key", "value"):
         yield f"{block}/attn/{part}", f"{ours}/attn/{part}"
@@ -59,19 +83,39 @@ def _pairs() -> Iterator[tuple[str, str]]:
         yield f"{block}/ln_{number}", f"{ours}/norm{number}"
         yield f"{block}/ls_{number}/gamma", f"{ours}/scale{number}"
         yield f"{block}/mlp/{dense}", f"{ours}/mlp/dense{number}"
+
+
+def _pairs() -> Iterator[tuple[str, str]]:
+    yield "class_embedding", "backbone/cls"
+    yield "conv1", "backbone/patch_embed"
+    yield "positional_embedding", "backbone/pos_embed"
+    yield "ln_pre", "backbone/pre_norm"
+    yield from _block_pairs()
     yield "ln_post", "backbone/norm"
     yield LN_POOLED, "backbone/fc_norm"
-    yield "projection", "head"
+    yield PROJECTED, "head"
+
+
+def _text_pairs() -> Iterator[tuple[str, str]]:
+    yield "token_embedding/weight", "backbone/token_embed"
+    yield "positional_embedding", "backbone/pos_embed"
+    yield from _block_pairs()
+    yield "ln_final", "backbone/norm"
+    yield PROJECTED, "head"
 
 
 def prepare(state: State) -> State:
-    """Splits joined projections, and makes the one into the space of texts the head."""
+    """Splits joined projections, and makes the one into the common space the head."""
     state = split_in_proj(state)
-    kernel = state.pop("proj", None)
-    if kernel is None or kernel.ndim != 2:
-        return state
-    zeros = np.zeros(kernel.shape[1], np.float32)
-    return {**state, "projection.weight": kernel.T, "projection.bias": zeros}
+    for name in ("proj", "text_projection"):
+        kernel = state.pop(name, None)
+        if kernel is not None and kernel.ndim == 2:
+            zeros = np.zeros(kernel.shape[1], np.float32)
+            state |= {f"{PROJECTED}.weight": kernel.T, f"{PROJECTED}.bias": zeros}
+        for leaf in ("weight", "bias"):
+            if f"{name}.{leaf}" in state:
+                state[f"{PROJECTED}.{leaf}"] = state.pop(f"{name}.{leaf}")
+    return state
 
 
 def fields(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -87,11 +131,7 @@ FAMILY = Family(
     marks=r"^visual\.conv1\.weight$",
     names=Renames(_pairs()),
     prefixes=("visual.",),
-    unused={
-        r"(transformer|text|token_embedding|ln_final)\..*": "of the text tower",
-        r"positional_embedding|text_projection|attn_mask|logit_(scale|bias)": "of the text tower",
-        r"input_resolution|context_length|vocab_size": "a number of the file's own code",
-    },
+    unused={OF_TEXT: "of the text tower", **OWN_NUMBERS},
     defaults={
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
@@ -107,24 +147,68 @@ FAMILY = Family(
 )
 
 
+def text_fields(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the fields of the mask and the pooling of the text tower."""
+    del state
+    end = config["eos_id"] if config["pool_type"] == "eos" else None
+    pooling, causal = TEXT_POOLINGS[config["pool_type"]], not config["no_causal_mask"]
+    return {"pooling": pooling, "end_token": end, "causal": causal}
+
+
+TEXT = Family(
+    label="open_clip",
+    model_types=("CLIP",),
+    marks=r"",
+    names=Renames(_text_pairs()),
+    prefixes=("text.",),
+    unused=OWN_NUMBERS,
+    defaults={
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "num_attention_heads": 8,
+        "pool_type": "argmax",
+        "no_causal_mask": False,
+    },
+    prepare=prepare,
+    fields=text_fields,
+)
+
+
 def matches(source: Source) -> bool:
     """Returns whether a file has open_clip's names, or a folder open_clip's config."""
     return CONV in source.names or (source.has(OPEN_CLIP) and source.has(*WEIGHTS))
 
 
 def read(source: Source) -> Weights:
-    """Returns the weights of the image tower.
+    """Returns the weights of the wanted tower, or of both.
 
     Raises:
-      UserError: the image tower is a ResNet, or a model of timm that is none of this package.
+      UserError: the image tower is a ResNet, or a model of timm that is none of this package, or
+        the text tower is no transformer of open_clip's own.
     """
     if source.folder is None:
-        return hf.from_state(source.arrays(), FAMILY)
+        state, config = source.arrays(), None
+    else:
+        name = next(name for name in WEIGHTS if source.has(name))
+        state = array_files.read_arrays(source.folder / name)
+        config = source.json(OPEN_CLIP)
+    texts = {n: x for n, x in state.items() if re.fullmatch(OF_TEXT, n) and n not in BETWEEN}
+    if source.tower == "image" or not texts:
+        return _image_tower(source, state, config)
+    settings = None if config is None else _text_settings(config)
+    text = hf.from_state(texts, TEXT, settings, source.place)
+    if source.tower == "text":
+        return text
+    images = {n: x for n, x in state.items() if n not in {*texts, *BETWEEN}}
+    return join_towers(_image_tower(source, images, config), text, between({}, state, limit=None))
+
+
+def _image_tower(
+    source: Source, state: Mapping[str, np.ndarray], config: Mapping[str, Any] | None
+) -> Weights:
+    if config is None:
+        return hf.from_state(state, FAMILY)
     place = source.folder / OPEN_CLIP
-    state = array_files.read_arrays(
-        source.folder / next(name for name in WEIGHTS if source.has(name))
-    )
-    config = source.json(OPEN_CLIP)
     if any(name.startswith(TRUNK) for name in state):
         return _of_timm(state, _part(_part(config, "model_cfg"), "vision_cfg"))
     if CONV not in state or "visual.layer1.0.conv1.weight" in state:
@@ -177,28 +261,59 @@ def _settings(stored: Mapping[str, Any]) -> Config:
     """
     whole = _part(stored, "model_cfg")
     tower = _part(whole, "vision_cfg")
-    unknown = [key for key, value in tower.items() if value and key not in KNOWN]
-    if unknown:
-        raise UserError(f"{OPEN_CLIP}: {unknown[0]}={tower[unknown[0]]!r:.100} is not read")
+    _check_keys(tower, KNOWN)
     width, head_width = tower.get("width", 768), tower.get("head_width", 64)
     if type(width) is not int or type(head_width) is not int or not 0 < head_width <= width:
         raise UserError(f"{OPEN_CLIP}: width={width!r:.100} and head_width={head_width!r:.100}")
-    pooling = tower.get("pool_type", "tok")
-    check_known(pooling, POOLINGS, f"{OPEN_CLIP}: pool_type={pooling!r:.100}", "pooling")
+    return {
+        **{key: tower[key] for key in ("image_size", "patch_size") if key in tower},
+        **_computation(whole, tower),
+        "num_attention_heads": width // head_width,
+        "pool_type": _pooling(tower, "tok", POOLINGS),
+        "final_ln_after_pool": bool(tower.get("final_ln_after_pool")),
+    }
+
+
+def _text_settings(stored: Mapping[str, Any]) -> Config:
+    """Returns the config of the text tower as `_settings` does that of the image tower."""
+    whole = _part(stored, "model_cfg")
+    tower = _part(whole, "text_cfg")
+    _check_keys(tower, TEXT_KNOWN)
+    if tower.get("proj_type", "linear") != "linear":
+        raise UserError(f"{OPEN_CLIP}: proj_type={tower['proj_type']!r:.100} is not read")
+    end = tower.get("eos_id", 2)
+    if type(end) is not int:
+        raise UserError(f"{OPEN_CLIP}: eos_id={end!r:.100} is no number of a token")
+    return {
+        **_computation(whole, tower),
+        "num_attention_heads": tower.get("heads", 8),
+        "pool_type": _pooling(tower, "argmax", TEXT_POOLINGS),
+        "eos_id": end,
+        "no_causal_mask": bool(tower.get("no_causal_mask")),
+    }
+
+
+def _check_keys(tower: Mapping[str, Any], known: frozenset[str]) -> None:
+    unknown = [key for key, value in tower.items() if value and key not in known]
+    if unknown:
+        raise UserError(f"{OPEN_CLIP}: {unknown[0]}={tower[unknown[0]]!r:.100} is not read")
+
+
+def _pooling(tower: Mapping[str, Any], default: str, known: Mapping[str, str]) -> str:
+    pooling = tower.get("pool_type", default)
+    check_known(pooling, known, f"{OPEN_CLIP}: pool_type={pooling!r:.100}", "pooling")
+    return pooling
+
+
+def _computation(whole: Mapping[str, Any], tower: Mapping[str, Any]) -> Config:
+    """Returns the settings of activations and norms, which both towers have."""
     act, norm = (_part(tower, f"{layer}_kwargs") for layer in ("act", "norm"))
     if whole.get("quick_gelu"):
         activation = "quick_gelu"
     else:
         activation = "gelu_new" if act.get("approximate") == "tanh" else "gelu"
-    return {
-        **{key: tower[key] for key in ("image_size", "patch_size") if key in tower},
-        "model_type": "CLIP",
-        "num_attention_heads": width // head_width,
-        "hidden_act": activation,
-        "layer_norm_eps": norm.get("eps", 1e-5),
-        "pool_type": pooling,
-        "final_ln_after_pool": bool(tower.get("final_ln_after_pool")),
-    }
+    epsilon = norm.get("eps", 1e-5)
+    return {"model_type": "CLIP", "hidden_act": activation, "layer_norm_eps": epsilon}
 
 
 def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

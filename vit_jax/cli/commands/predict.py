@@ -41,7 +41,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="TEXT",
         help="A text that an image may match. Repeat the flag for each text. Only for runs that"
-        " were trained on images with texts.",
+        " were trained on images with texts, and folders of CLIP or SigLIP with their tokenizer.",
     )
     answers.add_argument(
         "--results",
@@ -144,6 +144,7 @@ COMMAND = Command(
         "predict --workdir=runs/detect --out=drawn.png photo.jpg",
         "predict --checkpoint=B_16.npz --labels=imagenet.txt photo.jpg",
         'predict --workdir=runs/captions photo.jpg --text="a cat" --text="a dog"',
+        "predict --checkpoint=openai/clip-vit-base-patch32 photo.jpg --text=cat --text=dog",
     ),
     overrides=("model",),
 )

@@ -49,6 +49,7 @@ class Family:
       interpolation: the resizing of positions; see `surgery.resize_positions`. interpolations: the
         one of a `model_type` where it differs, by that name.
       gated: the activations that a gate may have in a config; the gate is SiLU.
+      text: the family of the text towers beside these image towers, if there are any.
     """
 
     label: str = "Hugging Face transformers"
@@ -65,6 +66,7 @@ class Family:
     interpolation: str = "torch_bicubic"
     interpolations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gated: tuple[str, ...] = ("silu", "swish")
+    text: "Family | None" = None
 
     def marked(self, names: frozenset[str]) -> bool:
         """Returns whether arrays with these names are of this family."""

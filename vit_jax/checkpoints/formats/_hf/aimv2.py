@@ -1,17 +1,17 @@
-"""AIMv2 (Fini et al. 2024), which has RMS norms and, in its blocks, no biases."""
+"""AIMv2 (Fini et al. 2024), which has RMS norms and, in its blocks, no biases.
+
+Its image tower was also tuned to a text tower, which has the same blocks (AIMv2-LiT).
+"""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax.checkpoints.formats._hf import Family, State
+from vit_jax.checkpoints.formats._hf import Family, State, _text
 from vit_jax.checkpoints.weights import Renames
 
 
-def _pairs() -> Iterator[tuple[str, str]]:
-    yield "embeddings/patch_embed", "backbone/patch_embed"
-    yield "embeddings/rms_norm", "backbone/embed_norm"
-    yield "embeddings/position_embedding/weight", "backbone/pos_embed"
+def _block_pairs() -> Iterator[tuple[str, str]]:
     block, ours = "encoder/layers/{i}", "backbone/blocks_{i}"
     for part in ("query", "key", "value"):
         yield f"{block}/attention/{part[0]}_proj", f"{ours}/attn/{part}"
@@ -21,6 +21,19 @@ def _pairs() -> Iterator[tuple[str, str]]:
     for theirs, part in (("gate", "gate"), ("up", "dense1"), ("down", "dense2")):
         yield f"{block}/ffn/{theirs}_proj", f"{ours}/mlp/{part}"
     yield "rms_norm", "backbone/norm"
+
+
+def _text_pairs() -> Iterator[tuple[str, str]]:
+    yield from _text.embedding_pairs()
+    yield from _block_pairs()
+
+
+def _pairs() -> Iterator[tuple[str, str]]:
+    yield "embeddings/patch_embed", "backbone/patch_embed"
+    yield "embeddings/rms_norm", "backbone/embed_norm"
+    yield "embeddings/position_embedding/weight", "backbone/pos_embed"
+    yield from _block_pairs()
+    yield _text.VISUAL_PROJECTION, "head"
     pool = "backbone/map_head"
     yield "head/cls_token", f"{pool}/probe"
     for part in ("query", "key", "value"):
@@ -33,6 +46,7 @@ def prepare(state: State) -> State:
 
     Its probe is a query as it is, and its keys and values have no biases.
     """
+    state = _text.with_projection_bias(state)
     probe = state.get("head.cls_token")
     if probe is None:
         return state
@@ -41,12 +55,30 @@ def prepare(state: State) -> State:
     return {"head.q_proj.weight": np.eye(width, dtype=np.float32), **zeros, **state}
 
 
+TEXT = Family(
+    label="AIMv2",
+    model_types=("aimv2_text_model",),
+    marks=r"",
+    names=Renames(_text_pairs()),
+    prefixes=("text_model.",),
+    section="text_config",
+    defaults={
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "num_attention_heads": 6,
+        "eos_token_id": 49407,
+        "max_logit_scale": 100.0,
+    },
+    prepare=_text.with_projection_bias,
+    fields=_text.causal_fields,
+)
+
 FAMILY = Family(
     model_types=("aimv2", "aimv2_vision_model"),
     marks=r"(^|\.)embeddings\.rms_norm\.weight$",
     names=Renames(_pairs()),
     prefixes=("vision_model.",),
-    unused={r"text_model\..*|logit_scale|(text|visual)_projection\..*": "of the text tower"},
+    unused={_text.OF_TEXT: "of the text tower"},
     section="vision_config",
     defaults={
         "hidden_act": "silu",
@@ -56,4 +88,5 @@ FAMILY = Family(
         "patch_size": 14,
     },
     prepare=prepare,
+    text=TEXT,
 )

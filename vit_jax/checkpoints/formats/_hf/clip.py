@@ -2,13 +2,8 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from vit_jax.checkpoints.formats._hf import Family, State
-from vit_jax.checkpoints.formats._hf.siglip import block_pairs
+from vit_jax.checkpoints.formats._hf import Family, _text
 from vit_jax.checkpoints.weights import Renames
-
-PROJECTION = "visual_projection"
 
 
 def _pairs() -> Iterator[tuple[str, str]]:
@@ -17,18 +12,10 @@ def _pairs() -> Iterator[tuple[str, str]]:
     yield "embeddings/position_embedding/weight", "backbone/pos_embed"
     yield "pre_layrnorm", "backbone/pre_norm"  # The name has this spelling in the files.
     yield "pre_layernorm", "backbone/pre_norm"
-    yield from block_pairs("encoder/layers/{i}", "backbone/blocks_{i}")
+    yield from _text.block_pairs("encoder/layers/{i}", "backbone/blocks_{i}")
     yield "post_layernorm", "backbone/norm"
-    yield PROJECTION, "head"
+    yield _text.VISUAL_PROJECTION, "head"
     yield "classifier", "head"
-
-
-def prepare(state: State) -> State:
-    """Gives the projection into the space of texts, which is the head, a bias of zeros."""
-    kernel = state.get(f"{PROJECTION}.weight")
-    if kernel is None:
-        return state
-    return {**state, f"{PROJECTION}.bias": np.zeros(len(kernel), np.float32)}
 
 
 OF_DETECTION = "of detection"
@@ -49,7 +36,7 @@ FAMILY = Family(
         r"(owlv(it|2)\.)?(text_model\..*|text_projection\..*|logit_scale)": "of the text tower",
         r"owlv(it|2)\.visual_projection\..*": OF_DETECTION,
         r"(class_head|box_head|objectness_head|layer_norm)\..*|box_bias": OF_DETECTION,
-        r".*embeddings\.position_ids": "the numbers of the positions, which are their order",
+        **_text.POSITION_IDS,
     },
     section="vision_config",
     defaults={
@@ -63,5 +50,6 @@ FAMILY = Family(
         **{kind: {"image_size": 768} for kind in ("owlvit", "owlvit_vision_model")},
         **{kind: OWLV2 for kind in ("owlv2", "owlv2_vision_model")},
     },
-    prepare=prepare,
+    prepare=_text.with_projection_bias,
+    text=_text.CLIP,
 )

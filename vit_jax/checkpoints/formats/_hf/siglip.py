@@ -5,23 +5,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax.checkpoints.formats._hf import Family, State
+from vit_jax.checkpoints.formats._hf import Family, State, _text
+from vit_jax.checkpoints.formats._hf._text import block_pairs
 from vit_jax.checkpoints.weights import Renames
 
 SIGLIP2 = ("siglip2", "siglip2_vision_model")
 """The models of any grid, whose positions are of a square of `num_patches`."""
 
 PATCHES = "embeddings.patch_embedding.weight"
-
-
-def block_pairs(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
-    """Yields the names of a block of CLIP and SigLIP, in towers of images and of texts."""
-    for part in ("query", "key", "value"):
-        yield f"{theirs}/self_attn/{part[0]}_proj", f"{ours}/attn/{part}"
-    yield f"{theirs}/self_attn/out_proj", f"{ours}/attn/out"
-    for number in (1, 2):
-        yield f"{theirs}/layer_norm{number}", f"{ours}/norm{number}"
-        yield f"{theirs}/mlp/fc{number}", f"{ours}/mlp/dense{number}"
 
 
 def _pairs() -> Iterator[tuple[str, str]]:
@@ -74,10 +65,7 @@ FAMILY = Family(
     marks=r"(^|\.)head\.attention\.in_proj_weight$",
     names=Renames(_pairs()),
     prefixes=("vision_model.vision_model.", "vision_model."),
-    unused={
-        r"text_model\..*|logit_scale|logit_bias": "of the text tower",
-        r".*embeddings\.position_ids": "the numbers of the positions, which are their order",
-    },
+    unused={_text.OF_TEXT: "of the text tower", **_text.POSITION_IDS},
     section="vision_config",
     defaults={
         "hidden_act": "gelu_pytorch_tanh",
@@ -89,4 +77,5 @@ FAMILY = Family(
     by_type={kind: {"num_patches": 256} for kind in SIGLIP2},
     prepare=prepare,
     interpolations=dict.fromkeys(SIGLIP2, "bilinear"),
+    text=_text.SIGLIP,
 )
