@@ -41,11 +41,6 @@ take 8, 12 and 10 hours at 30 % of the chips' peak (by `plan`).
   epochs behind, at the end 1.5 ahead. None expected in 800 epochs.
 * An epoch of three copies an image takes a third of the images. Theirs are the first of a new
   permutation in every epoch, these the next of a permutation that lasts three. None expected.
-* Fine-tuning uses this package's RandAugment (two operations of 16, always applied, at magnitude 9)
-  instead of timm's `rand-m9-mstd0.5-inc1`: two of 15, which has no Cutout, each with probability
-  one half, at a magnitude with a deviation of 0.5. Theirs solarizes from 26 (here from 230), keeps
-  1 bit (here 3), blends with a factor of 0.19 or 1.81 (here always 1.72), and fills with the mean
-  of ImageNet (here with 128). Unknown, for 20 epochs.
 """
 
 from vit_jax.config import default_config, parse_arg

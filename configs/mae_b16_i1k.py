@@ -19,7 +19,7 @@ Expected top-1 after pre-training for 1,600 epochs and fine-tuning, %, and the h
     h14    (86.93)         64 of them, 13 h 9 min    not given
 
 Accuracies are means of four seeds of fine-tuning, with deviations of 0.08 and 0.07, and in
-parentheses those of the released file, the best seed.
+parentheses those of the released files, of which b16 and l16 are the best seeds.
 
 `configs/mae_b16_i1k.csv` holds every setting against theirs. What differs, with the effect we
 expect:
@@ -28,9 +28,7 @@ expect:
 * Queries, keys and values start as three Xavier draws; theirs are one draw of the joined tensor,
   with a deviation smaller by a factor of 0.7. The class token starts at 0, theirs at a deviation of
   0.02; the patch embedding at a variance of 1 / inputs, theirs as a Xavier draw. Small.
-* Fine-tuning uses this package's RandAugment (two operations of 16, always applied) instead of
-  timm's `rand-m9-mstd0.5-inc1`; `deit3.py` says how they differ. Unknown.
-* It mixes the whole batch in 32 or 64 groups, one for each of their GPUs. None.
+* Fine-tuning mixes the whole batch in 32 or 64 groups, one for each of their GPUs. None.
 """
 
 from vit_jax.config import default_config, parse_arg

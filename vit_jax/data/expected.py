@@ -70,6 +70,7 @@ _MAX_OBJECTS = 100
 _SAME = {
     "flip_lr",
     "randaug",
+    "randaug_increasing",
     "random_affine",
     "color_jitter",
     "photometric_distortion",

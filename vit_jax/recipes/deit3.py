@@ -30,7 +30,7 @@ def use_images(config: ConfigDict, *, size: int, root: str, others: str, fine_tu
         others=others,
         minival=False,
         crop=crop,
-        augment="|randaug(2, 9, corrected=True)" if fine_tune else augment,
+        augment="|randaug_increasing(2, 9, 0.5)" if fine_tune else augment,
         eval_pp=f"decode|resize_small({size}, 'bicubic', True)|central_crop({size})",
     )
     # ImageNet's mean and deviation, as torchvision has them.

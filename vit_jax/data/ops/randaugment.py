@@ -9,6 +9,8 @@ from vit_jax.augment import strengths
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import Batched, random_image_op, require_uint8
 
+MEAN_OF_IMAGENET = (124, 116, 104)
+
 
 @random_image_op
 def randaug(
@@ -39,6 +41,38 @@ def randaug(
         return augment(images, draws, at_strength(magnitude / 10.0, images.shape[1:3], corrected))
 
     return Batched(apply, (image, draws))
+
+
+@random_image_op
+def randaug_increasing(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    num_layers: int = 2,
+    magnitude: float = 9.0,
+    deviation: float = 0.5,
+    *,
+    probability: float = 0.5,
+) -> Batched:
+    """Applies timm's RandAugment, of which every operation is stronger at a larger magnitude.
+
+    This is `rand-m9-mstd0.5-inc1` of timm (timm/data/auto_augment.py), with which DeiT, DeiT III,
+    MAE and ViT-5 train or fine-tune. Each of the layers draws one of 15 operations and applies it
+    with a probability, at a magnitude from a normal distribution, which is cut off at 0 and 10.
+    Translations are up to 45 % of the side, warps are bicubic, and pixels from outside the image
+    have the mean of ImageNet. Values are those of Pillow.
+    """
+    require_uint8(image)
+    from vit_jax.data.ops._increasing import OPERATIONS, augment
+
+    draw_seed, chosen_seed, noise_seed, sign_seed = _split(seed, 4)
+    drawn = tf.random.stateless_uniform([num_layers], draw_seed, 0, len(OPERATIONS), tf.int32)
+    chosen = tf.random.stateless_uniform([num_layers], chosen_seed) < probability
+    noise = deviation * tf.random.stateless_normal([num_layers], noise_seed)
+    sign = tf.where(tf.random.stateless_uniform([num_layers], sign_seed) < 0.5, -0.1, 0.1)
+    shares = sign * tf.clip_by_value(magnitude + noise, 0.0, 10.0)
+    fill = MEAN_OF_IMAGENET if image.shape[-1] == 3 else MEAN_OF_IMAGENET[1:2]
+    drawn = tf.where(chosen, drawn, -1)
+    return Batched(augment, (image, drawn, shares, tf.constant(fill, tf.uint8)))
 
 
 def _draw(seed: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
