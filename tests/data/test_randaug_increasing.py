@@ -76,7 +76,8 @@ def test_operations_are_drawn_with_their_probability_at_varied_magnitudes():
     stripes[:, ::2] = 200
     varied = draw("randaug_increasing(1, 5, 1.5, probability=1.0)", stripes, 150)
     assert len({int(x.max()) for x in varied}) > 10
-    for nothing in ("randaug_increasing(0)", "randaug_increasing(2, probability=0.0)"):
-        np.testing.assert_array_equal(apply_to_image(nothing, COLORS), COLORS)
+    np.testing.assert_array_equal(
+        apply_to_image("randaug_increasing(2, probability=0.0)", COLORS), COLORS
+    )
     gray = COLORS[..., :1]
-    assert {x.shape for x in draw("randaug_increasing(3)", gray, 20)} == {gray.shape}
+    assert {x.shape for x in draw("randaug_increasing(3)", gray, 5)} == {gray.shape}
