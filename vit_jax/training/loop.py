@@ -20,7 +20,7 @@ from vit_jax.parallel.host_memory import fill_heap_gaps
 from vit_jax.parallel.stop_signal import StopSignal
 from vit_jax.tracking.log import writer_names
 from vit_jax.tracking.step_log import StepLog, Stopwatch
-from vit_jax.training import background, pictures, restore, step
+from vit_jax.training import agreement, background, pictures, restore, step
 from vit_jax.training.best import Best, check_metrics
 from vit_jax.training.evaluate import Abandoned, Evaluator
 from vit_jax.training.lock import WorkdirLock
@@ -73,6 +73,7 @@ def train(
             compiling = None if workdir.is_done() else background.start(run.compile_step)
             evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
             check_metrics(config, evaluator)
+            agreement.check(run, evaluator.sources(), (store.steps() or [None])[-1])
             profiler.check(total)
             state, restored, merged = restore.restore_or_init(run, store)
             start = restore.check_start(workdir, restored, total)
