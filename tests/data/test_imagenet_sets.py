@@ -194,6 +194,8 @@ def test_classes_of_other_names_are_told(caplog):
     assert not caplog.text
     check(("bird", "cat"))
     assert "config.eval.sets.other calls class 0 'bird', training 'cat'" in caplog.text
+    with pytest.raises(UserError, match="in another order: class 0 is 'dog', in training 'cat'"):
+        check(("dog", "cat"))
 
 
 @pytest.mark.parametrize("name", imagenet.OTHER_SETS)

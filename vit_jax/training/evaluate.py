@@ -19,8 +19,8 @@ from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
 from vit_jax.tracking.metrics import best_metric
-from vit_jax.training import step
-from vit_jax.training.class_names import class_names
+from vit_jax.training import agreement, step
+from vit_jax.training.class_names import class_names, plain
 from vit_jax.training.run import Run, open_source
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import Array, Batch, Params
@@ -86,6 +86,10 @@ class Evaluator:
             for metric, value in self._task.metrics(found).items():
                 results[f"{split.name}{suffix}/{metric}"] = value
         return results
+
+    def sources(self) -> dict[str, data.Source]:
+        """Returns the source of each split by the name of the split."""
+        return {split.name: split.source for split in self.splits}
 
     def prepared(self, params: Params) -> Params:
         """Returns the parameters that the evaluation reads, with those that it computes once.
@@ -225,6 +229,7 @@ def evaluate_workdir(
     store = Store(workdir.checkpoints)
     at = step_of(store, config, at)
     workdir.check_classes(class_names(run.task))
+    agreement.check(run, evaluator.sources(), at)
     restored = store.restore(at, run.abstract)
     for section in ("params", "ema", "task_state"):
         restored.check_whole(section)
@@ -253,6 +258,7 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
     )
     _warn_of_other_statistics(run.task, path)
     evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
+    agreement.check(run, evaluator.sources(), path)
     return evaluator.run(jax.tree.map(sharding.place_whole, params, evaluator.abstract))
 
 
@@ -292,6 +298,23 @@ def open_split(config: ConfigDict, name: str) -> Split:
     return Split(name, open_source(spec), entry.get("pp", config.data.eval_pp))
 
 
+def _check_names(split: Split, trained: Sequence[str]) -> None:
+    """Warns of a class with another name than in training. Raises for the same in another order."""
+    names, known = (list(map(plain, x)) for x in (split.source.class_names or (), trained))
+    pairs = enumerate(zip(names, known, strict=False))
+    differ = next(((number, *pair) for number, pair in pairs if len(set(pair)) > 1), None)
+    if differ and sorted(names) == sorted(known):
+        raise UserError(
+            f"config.eval.sets.{split.name} has the classes of training in another order: class"
+            f" {differ[0]} is {differ[1]!r}, in training {differ[2]!r}; write them in one order"
+        )
+    if differ:
+        logging.warning(
+            "config.eval.sets.%s calls class %d %r, training %r: is it the same?",
+            split.name, *differ,
+        )  # fmt: skip
+
+
 def _check_meanings(split: Split, task: BaseTask) -> None:
     """Compares a split's classes and vocabularies with those of the training data.
 
@@ -303,14 +326,7 @@ def _check_meanings(split: Split, task: BaseTask) -> None:
             f"config.eval.sets.{split.name} has {found} classes, config.data has {trained}; labels"
             " must mean the same in both"
         )
-    names = split.source.class_names or (), task.info.class_names or ()
-    for number, (here, there) in enumerate(zip(*names, strict=False)):
-        if here != there:
-            logging.warning(
-                "config.eval.sets.%s calls class %d %r, training %r: is it the same?",
-                split.name, number, here, there,
-            )  # fmt: skip
-            break
+    _check_names(split, task.info.class_names or ())
     for name, vocab in data.vocabularies(split.pp).items():
         learned = task.info.spec[name].vocab if name in task.info.spec else ""
         if learned and vocab != learned:
