@@ -8,11 +8,13 @@ answered in the same words.
 """
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import inspect
+import math
 import numbers
 import os
 import pkgutil
@@ -250,7 +252,32 @@ def check_fields(owner: type, values: Mapping[str, Any], where: str) -> None:
         return
     for name, value in values.items():
         if name in hints and not fits(value, hints[name]):
-            raise UserError(f"{where}{name}={value!r}: write {described(hints[name])}")
+            raise UserError(f"{where}{name}={quoted(value)}: write {described(hints[name])}")
+
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def float_dtype(what: str, value: Any) -> Any:
+    """Returns `value`, a dtype or its name, as one of the floating-point dtypes of JAX.
+
+    what: the key or field that the value was written for, such as `config.optim.args.mu_dtype`.
+
+    Raises:
+      UserError: it is none. JAX would compute float64 in float32 unless its 64-bit mode is on, so
+        float64 is refused without that mode.
+    """
+    import jax
+
+    is_known, dtype = False, None
+    with contextlib.suppress(Exception):  # NumPy parses names, and raises errors of several types.
+        dtype = jax.numpy.dtype(value)
+        is_known = dtype.name in _FLOATS and dtype.isnative
+    is_kept = is_known and (dtype.name != "float64" or jax.config.jax_enable_x64)
+    if value is None or not is_kept:
+        advice = "write float32 or bfloat16"
+        raise UserError(f"{what}={quoted(value)} is not a floating-point type; {advice}")
+    return dtype
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -267,12 +294,25 @@ def fits(value: Any, hint: Any) -> bool:
         # A ConfigDict is no Mapping, but is as good as one.
         return hasattr(value, "keys") and all(fits(value[key], hints[1]) for key in value)
     if hint in _KINDS:
-        # To Python, but not to people, True is a number.
-        return isinstance(value, _KINDS[hint][0]) and (hint is bool or not isinstance(value, bool))
+        # To Python, but not to people, True is a number, and so are NaN and infinity.
+        is_number = hint is bool or not isinstance(value, bool)
+        is_small = hint not in _LARGEST or _is_small(value, _LARGEST[hint])
+        return isinstance(value, _KINDS[hint][0]) and is_number and is_small
     try:
         return isinstance(value, hint)
     except TypeError:
         return True
+
+
+_LARGEST = {int: 2**32 - 1, float: 2**31 - 1}
+"""The largest integers that a whole number and a number may be; JAX takes those of 32 bits."""
+
+
+def _is_small(value: Any, largest: int) -> bool:
+    """Returns whether a value is a finite number, and if it is an integer, not beyond a limit."""
+    if isinstance(value, int):
+        return abs(value) <= largest
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _fit_all(values: tuple | list, origin: Any, hints: tuple) -> bool:

@@ -340,7 +340,9 @@ def test_other_parameters_than_built_for(make, params):
         ({"name": "adamww"}, "config.optim.name='adamww' is no optimizer; did you mean 'adamw'"),
         ({"name": "no.such:rule"}, "package.module:function"),
         ({"args": {"beta2": 0.9}}, "args.beta2 is no argument of adamw"),
-        ({"args": {"mu_dtype": "float17"}}, "adamw refuses"),
+        ({"args": {"mu_dtype": "float17"}}, "args.mu_dtype='float17' is not a floating-point type"),
+        ({"args": {"b1": float("nan")}}, "config.optim.args.b1=nan: write a number"),
+        ({"args": {"eps": 10**400}}, "config.optim.args.eps=1.*: write a number"),
         ({"name": "lamb", "decay_coupling": "schedule"}, "write 'lr'"),
         ({"decay_coupling": "rate"}, "decay_coupling='rate' is unknown"),
         ({"weight_decay": 0.1, "decay_mask": "kernel"}, "decay_mask: 'kernel' matches no whole"),
@@ -369,6 +371,16 @@ def test_other_parameters_than_built_for(make, params):
 def test_mistakes_are_named(make, params, keys, message):
     with pytest.raises(UserError, match=message):
         make(params, **keys)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adafactor", "adamw", "nadamw", "muon", "lion"])
+@pytest.mark.parametrize(
+    "dtype", ["bf16", "int8", "complex64", ">f4", "float64", "", "f4,f4", "f4("]
+)
+def test_no_rule_stores_its_momentum_in_what_is_no_float(make, params, name, dtype):
+    key = "momentum_dtype" if name in ("sgd", "adafactor") else "mu_dtype"
+    with pytest.raises(UserError, match=f"^config.optim.args.{key}=.* is not a floating-point"):
+        make(params, name=name, args={key: dtype})
 
 
 def test_config_dicts_are_mappings(params):

@@ -19,11 +19,12 @@ from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 from vit_jax.models.layers.attention import SegmentIds
-from vit_jax.models.layers.basic import float_dtype, make_norm
+from vit_jax.models.layers.basic import make_norm
 from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.transformer import BlockSpec, StackSpec, scan_or_unroll
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import Traits, named_fields
+from vit_jax.plugins import float_dtype
 from vit_jax.types import Array, Features
 
 NORM_EPSILON = 1e-12

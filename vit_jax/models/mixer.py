@@ -28,7 +28,6 @@ from vit_jax.models.layers.basic import (
     check_rate,
     cut_patches,
     drop_path,
-    float_dtype,
     layer_scale,
     lift,
     make_norm,
@@ -38,6 +37,7 @@ from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.layers.transformer import StackSpec, scan_or_unroll
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import VIT_NAMES, Traits, named_fields
+from vit_jax.plugins import float_dtype
 from vit_jax.types import Array, Features
 
 INITIALIZATION = "flax"

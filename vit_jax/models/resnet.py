@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers.basic import float_dtype
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import Traits, named_fields
+from vit_jax.plugins import float_dtype
 from vit_jax.types import Array, Features
 
 NUM_GROUPS = 32

@@ -19,7 +19,7 @@ import optax
 import optax.contrib
 
 from vit_jax.errors import UserError
-from vit_jax.plugins import Kind, check_fields, check_known, returns
+from vit_jax.plugins import Kind, check_fields, check_known, float_dtype, returns
 from vit_jax.types import Params
 
 
@@ -56,6 +56,9 @@ def load_rule(name: str, args: Mapping[str, Any], *, blocks: str) -> Rule:
     for key in () if open_ended else args:
         check_known(key, parameters, f"config.optim.args.{key}", f"argument of {name}")
     check_fields(function, args, "config.optim.args.")
+    for key, value in args.items():
+        if key.endswith("dtype") and value is not None:
+            float_dtype(f"config.optim.args.{key}", value)
     if "blocks" in parameters:
         args = {"blocks": blocks, **args}
     try:

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import ACTIVATIONS, Linear, check_least, lift
 from vit_jax.types import Array
 
 _EPSILON = 1e-12
+_MOST_LAYERS = 100
 
 
 class PrototypeHead(nn.Module):
@@ -39,6 +41,9 @@ class PrototypeHead(nn.Module):
 
     def __post_init__(self) -> None:
         check_least(1, depth=self.depth, num_prototypes=self.num_prototypes)
+        check_least(1, hidden=self.hidden, bottleneck=self.bottleneck)
+        if self.depth > _MOST_LAYERS:
+            raise UserError(f"depth={self.depth}: a head has at most {_MOST_LAYERS} layers")
         super().__post_init__()
 
     @nn.compact

@@ -56,17 +56,6 @@ def check_patch(patch_size: int | Sequence[int]) -> None:
         raise UserError(f"patch_size={patch_size!r}: write pixels, 1 or more, or (height, width)")
 
 
-def float_dtype(what: str, value: DTypeLike) -> jnp.dtype:
-    """Returns `value`, a dtype or its name, as a floating-point dtype. Raises `UserError`."""
-    try:
-        dtype = jnp.dtype(value)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise UserError(f"{what}={value!r} is not a floating-point type; write float32 or bfloat16")
-    return dtype
-
-
 def flattened(init: Initializer, num_in: int) -> Initializer:
     """Returns `init` of a matrix, reshaped: fan-in and fan-out count whole groups of axes.
 

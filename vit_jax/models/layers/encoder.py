@@ -6,8 +6,9 @@ from typing import Any
 import flax.linen as nn
 from jax.typing import DTypeLike
 
-from vit_jax.models.layers.basic import NORM_EPSILON, float_dtype
+from vit_jax.models.layers.basic import NORM_EPSILON
 from vit_jax.models.layers.transformer import BlockSpec, StackSpec
+from vit_jax.plugins import float_dtype
 
 
 class Encoder(nn.Module, kw_only=True):
