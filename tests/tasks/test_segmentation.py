@@ -86,6 +86,13 @@ def test_counts_beyond_32_bits_are_exact():
     assert found["iou/0"] == total / (total + 7)
 
 
+def test_classes_of_one_name_have_metrics_of_their_own():
+    task = build(info()._replace(class_names=("a", "a", "b")))
+    sums = {"confusion_low": np.eye(3, dtype=np.int32).ravel(), "invalid": 0, "examples": 1}
+    found = task.metrics({**sums, "confusion_high": np.zeros(9, np.int32)})
+    assert {name for name in found if "/" in name} == {"iou/a (0)", "iou/a (1)", "iou/b"}
+
+
 def test_classes_that_never_occur_do_not_count():
     labels = np.zeros((1, 8, 8, 1), np.uint8)
     logits = np.zeros((1, 8, 8, 3), np.float32)

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vit_jax.tracking.console import Progress
-from vit_jax.tracking.plain_text import one_line, visible
+from vit_jax.tracking.plain_text import distinct, one_line, visible
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,9 @@ def test_messages_and_notes_have_no_escape_codes_of_others(text):
             written = written.replace(own, "")
         controls = {char for char in written if unicodedata.category(char) in ("Cc", "Cs")}
         assert controls <= {"\n", "\r"}
+
+
+def test_equal_names_get_their_numbers():
+    assert distinct(["cat", "dog", "a\nb", "cat", "a b"]) == (
+        *("cat (0)", "dog", "a b (2)", "cat (3)", "a b (4)"),
+    )

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.storage import writing_whole
 from vit_jax.tasks import BaseTask
-from vit_jax.tracking.plain_text import one_line
+from vit_jax.tracking.plain_text import distinct
 from vit_jax.training.class_names import class_names
 
 # Spreadsheets take a cell that begins with one of these characters for a formula.
@@ -32,11 +31,7 @@ class Results:
     """
 
     def __init__(self, task: BaseTask, top: int, *, everything: bool = False):
-        names = [one_line(name) for name in getattr(task, "classes", ()) or class_names(task)]
-        often = Counter(names)
-        self._names = [
-            f"{name} ({number})" if often[name] > 1 else name for number, name in enumerate(names)
-        ]
+        self._names = list(distinct(getattr(task, "classes", ()) or class_names(task)))
         self._top, self._everything = top, everything
 
     def write(self, path: str, answers: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> int:

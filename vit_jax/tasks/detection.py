@@ -23,6 +23,7 @@ from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import check_data, check_share
 from vit_jax.tasks._matching import assign, generalized_iou, l1, mosaic
 from vit_jax.tracking.metrics import COUNT, SCORE, Metric
+from vit_jax.tracking.plain_text import distinct
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 LOSSES = ("focal", "softmax")
@@ -296,7 +297,7 @@ class Task(BaseTask):
                 if i
             },
             "AR": curves.recall[:, :, 0],
-            **{f"AP/{name}": precision[:, i, 0] for i, name in enumerate(names)},
+            **{f"AP/{x}": precision[:, i, 0] for i, x in enumerate(distinct(names))},
         }
         means = {name: float(np.nanmean(x)) for name, x in values.items() if not np.isnan(x).all()}
         return {"AP": 0.0, **means, "num_examples": int(found["examples"])}

@@ -19,7 +19,7 @@ from vit_jax.tasks import classification
 from vit_jax.tasks._checks import check_share
 from vit_jax.tasks._class_metrics import average_precision, f1_scores
 from vit_jax.tracking.metrics import COUNT, LOSS, SCORE, Metric
-from vit_jax.tracking.plain_text import one_line
+from vit_jax.tracking.plain_text import distinct
 from vit_jax.types import Array, Batch, Params
 
 MOST_CLASSES = 100
@@ -89,8 +89,8 @@ class Task(classification.Task):
         micro, macro = f1_scores(found["labels"], found["score"] >= self.threshold)
         by_class = {}
         if len(precision) <= MOST_CLASSES:
-            names = self._names()
-            by_class = {f"ap/{one_line(names[i])}": float(precision[i]) for i in there}
+            names = distinct(self._names())
+            by_class = {f"ap/{names[i]}": float(precision[i]) for i in there}
         return {
             "mean_ap": float(precision[there].mean()) if len(there) else 0.0,
             "f1_micro": micro,

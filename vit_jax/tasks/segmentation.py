@@ -22,6 +22,7 @@ from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import check_data, check_not_negative
 from vit_jax.tasks._sliding import covers, over_scales, slide
 from vit_jax.tracking.metrics import COUNT, SCORE, Metric
+from vit_jax.tracking.plain_text import distinct
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 _LIMB = 16
@@ -224,7 +225,8 @@ class Task(BaseTask):
         union = matrix.sum(0) + matrix.sum(1) - right
         occurs = union > 0
         iou = right / np.maximum(union, 1)
-        each = {f"iou/{name}": iou[i] for i, name in enumerate(self._names()) if occurs[i]}
+        names = distinct(self._names())
+        each = {f"iou/{name}": iou[i] for i, name in enumerate(names) if occurs[i]}
         return {
             "miou": float(iou[occurs].mean()) if occurs.any() else 0.0,
             "pixel_accuracy": right.sum() / max(1, matrix.sum()),

@@ -5,6 +5,8 @@ and unpaired surrogates from file names that are not valid UTF-8.
 """
 
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 
 _ELLIPSIS = "…"
 
@@ -26,6 +28,18 @@ def one_line(text: str, limit: int = 0) -> str:
     """
     text = visible(" ".join(text.split()))
     return text[: limit - 1] + _ELLIPSIS if 0 < limit < len(text) else text
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns names on one line each; equal ones with their numbers, as in `cat (3)`.
+
+    Two metrics or columns of one name would be one.
+    """
+    lines = [one_line(name) for name in names]
+    often = Counter(lines)
+    return tuple(
+        f"{line} ({number})" if often[line] > 1 else line for number, line in enumerate(lines)
+    )
 
 
 def _acts(char: str) -> bool:
