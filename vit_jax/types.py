@@ -58,10 +58,11 @@ class DataInfo(NamedTuple):
     spec: the shape and dtype of one example of each array of the pipeline, by name.
     num_classes: the number of classes of the labels.
     class_names: the names of the classes, if the source has them.
-    class_counts: the number of training examples of each class; () if the source does not know it.
+    class_counts: the number of training examples of each class; () if the source does not know it,
+      None if it was not asked, because nothing is trained.
     """
 
     spec: Mapping[str, ArraySpec]
     num_classes: int
     class_names: tuple[str, ...] | None = None
-    class_counts: tuple[int, ...] = ()
+    class_counts: tuple[int, ...] | None = None

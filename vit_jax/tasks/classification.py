@@ -102,6 +102,7 @@ class Task(BaseTask):
         task = cls(backbone, info, **fields)
         task._check_fields()
         task._check_data()
+        task._check_counts()
         return task
 
     def __post_init__(self) -> None:
@@ -143,6 +144,19 @@ class Task(BaseTask):
         label_fits = label is not None and label.shape in ((), (self.info.num_classes,))
         check_data("classification", wanted, self.info, image_fits and label_fits)
         self.check_images()
+
+    def _check_counts(self) -> None:
+        """Raises a `UserError` for a field that needs numbers that the source does not know."""
+        wanted = {
+            "class_weights": self.class_weights == "balanced",
+            "logit_adjustment": self.logit_adjustment > 0,
+        }
+        for field, needs_counts in wanted.items():
+            if needs_counts and self.info.class_counts == ():
+                raise UserError(
+                    f"config.task.{field}={getattr(self, field)!r}: this source does not count its"
+                    " classes; folder, table, webdataset, idx and npz do"
+                )
 
     def init(self, key: Array) -> Params:
         """Returns fresh parameters, with the teacher's if there is one, in boxes."""
@@ -203,7 +217,7 @@ class Task(BaseTask):
         if isinstance(found, tuple) and not self.teacher:
             logits = (logits + imitating) / 2
         if self.logit_adjustment:
-            frequency = np.maximum(self._class_counts("logit_adjustment"), 1)
+            frequency = np.maximum(self._class_counts(), 1)
             prior = np.log(frequency / frequency.sum(), dtype=np.float32)
             logits = logits + self.logit_adjustment * prior[None]
         losses, weights = self._weighted_losses(logits, batch["label"])
@@ -246,18 +260,16 @@ class Task(BaseTask):
             return None
         if self.class_weights != "balanced":
             return np.asarray(self.class_weights, np.float32)
-        counts = self._class_counts("class_weights")
+        counts = self._class_counts()
         there = np.maximum((counts > 0).sum(), 1)
         return (counts.sum() / (there * np.maximum(counts, 1))).astype(np.float32)
 
-    def _class_counts(self, field: str) -> np.ndarray:
-        """Returns the number of training examples of each class, int64 `[classes]`."""
-        if not self.info.class_counts:
-            raise UserError(
-                f"config.task.{field}: this source does not count its classes; folder, table,"
-                " webdataset, idx and npz do"
-            )
-        return np.array(self.info.class_counts)
+    def _class_counts(self) -> np.ndarray:
+        """Returns the number of training examples of each class, int64 `[classes]`.
+
+        They are equal where nothing is trained, for what is computed from them is not used there.
+        """
+        return np.array(self.info.class_counts or [1] * self.info.num_classes)
 
     def logits(self, params: Params, batch: Batch) -> Array:
         """Returns inference logits `[b, classes]` of a batch from the pipeline."""
