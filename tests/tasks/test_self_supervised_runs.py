@@ -127,6 +127,42 @@ def test_crops_and_schedules_that_cannot_be_are_refused(method):
             tasks.build({**task, **fields}, MODEL, info())
 
 
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        ("simmim", {"cell": 0}, "task.cell=0: write a multiple of the patch"),
+        ("simmim", {"cell": -4}, "task.cell=-4: write 0 or more"),
+        ("masked", {"decoder": {"width": "x"}}, "task.decoder.width='x': write a whole number"),
+        ("masked", {"decoder": {"dropout": float("nan")}}, "task.decoder.dropout=nan: write a num"),
+        ("ijepa", {"target_scale": [-1.0, 2.0]}, "target_scale=.*above 0, at most 1, the lower"),
+        ("ijepa", {"target_aspect": [0.0, 1.0]}, "target_aspect=.*write two numbers above 0"),
+        ("ijepa", {"num_targets": 0}, "num_targets=0: write a number above 0"),
+        ("ijepa", {"stretch": -1.0}, r"stretch=-1.0: write a number above 0"),
+        ("ijepa", {"momentum": [0.9, 1.5]}, r"momentum=1.5: write a number from 0 to 1"),
+        ("ijepa", {"num_steps": 5}, "task.num_steps is no field of task 'ijepa'"),
+        ("dino", {"epoch_steps": 5}, "task.epoch_steps is no field of task 'dino'"),
+        ("dino", {"head_bottleneck": 0}, "bottleneck=0: write 1 or more"),
+        ("dino", {"head_depth": 2**31}, "depth=2147483648: a head has at most 100 layers"),
+        ("dino", {"num_prototypes": 2**40}, "num_prototypes=1099511627776: write a whole number"),
+        ("dino", {"center_momentum": 2.0}, r"center_momentum=2.0: write a number from 0 to 1"),
+        ("dinov2", {"warmup_steps": 5}, "task.warmup_steps is no field of task 'dinov2'"),
+        ("dinov2", {"mask_block": 0.0}, r"mask_block=0.0: write a number above 0"),
+        ("dinov2", {"ibot_weight": -1.0}, r"ibot_weight=-1.0: write 0 or more"),
+    ],
+)
+def test_fields_that_no_method_can_use_are_named(method, fields, message):
+    with pytest.raises(UserError, match=message):
+        tasks.build({"name": method, **METHODS[method], **fields}, model_of(method), info())
+
+
+def test_a_patch_of_one_number_has_no_variance():
+    spec = {"image": ArraySpec((4, 4, 1), np.dtype(np.uint8))}
+    task, model = {"name": "masked", **METHODS["masked"]}, {**MODEL, "patch_size": 1}
+    with pytest.raises(UserError, match="a patch of one number has no variance"):
+        tasks.build(task, model, DataInfo(spec, 0))
+    tasks.build({**task, "norm_pixels": False}, model, DataInfo(spec, 0))
+
+
 def test_rows_that_fill_no_patch_are_left_out_of_reconstructions():
     spec = {"image": ArraySpec((9, 8, 3), np.dtype(np.float32))}
     task = {"name": "masked", "crop_to_patches": True, **METHODS["masked"]}

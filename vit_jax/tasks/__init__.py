@@ -14,9 +14,10 @@ import flax.linen as nn
 import jax
 
 from vit_jax.errors import UserError
-from vit_jax.plugins import Kind, check_fields, check_known
+from vit_jax.plugins import Kind, check_fields, check_known, is_foreign
 from vit_jax.tasks._adapters import Adapted
 from vit_jax.tasks._base import BaseTask, completed
+from vit_jax.tasks._checks import check_not_negative
 from vit_jax.tracking.metrics import Metric
 from vit_jax.types import DataInfo, Params
 
@@ -44,9 +45,11 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
     task_class = completed(TASKS.find(name, "config.task.name"))
     known = {field.name for field in dataclasses.fields(task_class) if field.init} | {"lora"}
     for field in fields:
-        known_here = known - {"model", "info"}
+        known_here = known - {"model", "info", *task_class.filled_in}
         check_known(field, known_here, f"config.task.{field}", f"field of task {name!r}")
     check_fields(task_class, fields, "config.task.")
+    if not is_foreign(name):  # None of ours has a whole number below 0.
+        check_not_negative(**{key: x for key, x in fields.items() if isinstance(x, int)})
     if adapters and fields.get("distill"):
         raise UserError("config.task: lora and distill cannot go together; leave one out")
     built = task_class.create(model, info, **fields)

@@ -61,6 +61,9 @@ class BaseTask(abc.ABC):
     num_shown: ClassVar[int] = 8
     """The number of examples that `sections` is given, at most."""
 
+    filled_in: ClassVar[tuple[str, ...]] = ()
+    """Fields that `with_duration` sets, which are no keys of `config.task`."""
+
     needs_whole_batch: ClassVar[bool] = False
     """Whether the loss compares examples with each other, so that micro-batches do not add up.
 

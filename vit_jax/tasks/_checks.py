@@ -1,5 +1,6 @@
 """Checks of the fields and the data that tasks have in common."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,24 @@ def check_not_negative(**values: float) -> None:
     for name, value in values.items():
         if value < 0:
             raise UserError(f"config.task.{name}={value}: write 0 or more")
+
+
+def check_positive(**values: float) -> None:
+    """Raises a `UserError` unless each of `values`, keys of `config.task`, is above 0."""
+    for name, value in values.items():
+        if value <= 0:
+            raise UserError(f"config.task.{name}={value}: write a number above 0")
+
+
+def check_ranges(most: float, **values: Sequence[float]) -> None:
+    """Raises a `UserError` unless each of `values` is a range [low, high] above 0 and to `most`."""
+    for name, (low, high) in values.items():
+        if not 0 < low <= high <= most:
+            bound = f", at most {most:g}" if math.isfinite(most) else ""
+            raise UserError(
+                f"config.task.{name}={[low, high]}: write two numbers above 0{bound}, the lower one"
+                " first"
+            )
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:

@@ -22,7 +22,13 @@ from vit_jax.models.heads.self_distillation import SelfDistillation
 from vit_jax.models.layers.basic import pair
 from vit_jax.optim import method_schedules
 from vit_jax.tasks._base import BaseTask
-from vit_jax.tasks._checks import build_backbone, check_data, check_geometry, check_statistics
+from vit_jax.tasks._checks import (
+    build_backbone,
+    check_data,
+    check_geometry,
+    check_share,
+    check_statistics,
+)
 from vit_jax.tasks._teacher import averaged
 from vit_jax.tracking.metrics import COUNT, Metric
 from vit_jax.types import Array, ArraySpec, Batch, DataInfo, Features, Params
@@ -55,6 +61,7 @@ class SelfDistillationTask(BaseTask):
     warmup_steps: int = 0
     num_steps: int = 0
 
+    filled_in: ClassVar[tuple[str, ...]] = ("warmup_steps", "num_steps")
     headline = "feature_distance"
     metric_info: ClassVar[Mapping[str, Metric]] = {
         "feature_distance": Metric(higher_is_better=True),
@@ -109,6 +116,10 @@ class SelfDistillationTask(BaseTask):
                 f" and student_temperature={self.student_temperature}: write a first momentum above"
                 " 0, to 1, and temperatures above 0"
             )
+
+        check_share(center_momentum=self.center_momentum)
+        for share in self.momentum:
+            check_share(momentum=share)
 
     @abc.abstractmethod
     def network(self) -> SelfDistillation:

@@ -29,6 +29,8 @@ class Task(SelfDistillationTask):
     temperature: tuple[float, float] = (0.04, 0.04)
     epoch_steps: int = 1
 
+    filled_in = (*SelfDistillationTask.filled_in, "epoch_steps")
+
     def network(self) -> SelfDistillation:
         """Returns the backbone with one head, and no token for masked patches."""
         head = self.head(self.num_prototypes, self.head_hidden, self.head_bottleneck)

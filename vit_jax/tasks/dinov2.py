@@ -16,6 +16,7 @@ from vit_jax.augment.masks import BlockRule
 from vit_jax.errors import UserError
 from vit_jax.models.heads.self_distillation import SelfDistillation
 from vit_jax.models.layers.basic import check_choice, pair
+from vit_jax.tasks._checks import check_not_negative, check_positive
 from vit_jax.tasks._self_distillation import SelfDistillationTask
 from vit_jax.tasks.losses import prototypes, vectors
 from vit_jax.types import Array, Batch, Params
@@ -55,6 +56,9 @@ class Task(SelfDistillationTask):
         """Raises a `UserError` where a field has no such value."""
         super().check_fields()
         check_choice("config.task.teacher", self.teacher, TEACHERS)
+        check_positive(mask_block=self.mask_block)
+        weights = ("dino_weight", "ibot_weight", "koleo_weight")
+        check_not_negative(**{name: getattr(self, name) for name in weights})
         if not 0 <= self.mask_share <= 1 or not 0 < self.mask_ratio[0] <= self.mask_ratio[1] < 1:
             raise UserError(
                 f"config.task.mask_share={self.mask_share} and mask_ratio={list(self.mask_ratio)}:"

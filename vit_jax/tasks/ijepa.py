@@ -6,6 +6,7 @@ alone.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
 from vit_jax.models.heads.context_predictor import ContextPredictor
 from vit_jax.models.layers.basic import pair
-from vit_jax.tasks._checks import build_backbone
+from vit_jax.tasks._checks import build_backbone, check_positive, check_ranges, check_share
 from vit_jax.tasks._mean_error import MeanErrorTask
 from vit_jax.tasks._teacher import averaged
 from vit_jax.tasks.losses.vectors import smooth_l1
@@ -62,6 +63,7 @@ class Task(MeanErrorTask):
     stretch: float = 1.0
     num_steps: int = 0
 
+    filled_in: ClassVar[tuple[str, ...]] = ("num_steps",)
     headline = "prediction_loss"
     metric_info: ClassVar[Mapping[str, Metric]] = {"prediction_loss": LOSS, "num_examples": COUNT}
 
@@ -85,6 +87,7 @@ class Task(MeanErrorTask):
                 "task ijepa encodes patches alone, with fixed positions; write model.pooling='mean'"
                 " and model.position='sincos2d_mae', and no class token or registers"
             )
+        task._check_fields()
         rule, places = task.rule, np.linspace(0.0, 1.0, 101)
         sizes = [size(u) for size in (rule.target_size, rule.context_size) for u in places]
         if min(rows * columns for rows, columns in sizes) <= task.min_keep:
@@ -99,6 +102,14 @@ class Task(MeanErrorTask):
             "mlp_dim": task.predictor_mlp_dim or None,
         }
         return dataclasses.replace(task, model=ContextPredictor(backbone, **sizes))
+
+    def _check_fields(self) -> None:
+        names = ("predictor_width", "predictor_depth", "num_targets", "num_contexts", "stretch")
+        check_positive(**{name: getattr(self, name) for name in names})
+        check_ranges(1.0, target_scale=self.target_scale, context_scale=self.context_scale)
+        check_ranges(math.inf, target_aspect=self.target_aspect)
+        for share in self.momentum:
+            check_share(momentum=share)
 
     @property
     def rule(self) -> MultiBlockRule:

@@ -19,7 +19,7 @@ from vit_jax.models.heads.masked_autoencoder import MaskedAutoencoder, MaskedOut
 from vit_jax.models.layers.basic import cut_patches, pair
 from vit_jax.models.layers.encoder import Encoder
 from vit_jax.models.layers.positions import sincos_table
-from vit_jax.plugins import check_known
+from vit_jax.plugins import check_fields, check_known
 from vit_jax.report import Section
 from vit_jax.tasks._checks import build_backbone
 from vit_jax.tasks._mean_error import MeanErrorTask
@@ -80,6 +80,10 @@ class Task(MeanErrorTask):
         task.check_images()
         channels = info.spec["image"].shape[-1]
         height, width = pair(backbone.patch_size)
+        if height * width * channels == 1 and task.norm_pixels:
+            raise UserError(
+                "config.task.norm_pixels: a patch of one number has no variance; write false"
+            )
         whole = MaskedAutoencoder(backbone, task._decoder(height * width * channels))
         task = dataclasses.replace(task, model=whole)
         if not 0 < task._num_kept() < task._num_patches():
@@ -93,6 +97,7 @@ class Task(MeanErrorTask):
         known = {field.name for field in dataclasses.fields(Encoder)} - {"parent", "name"}
         for key in self.decoder:
             check_known(key, known, f"config.task.decoder.{key}")
+        check_fields(Encoder, self.decoder, "config.task.decoder.")
         inherited = {name: getattr(self.model, name) for name in _INHERITED}
         return PatchDecoder(num_outputs=num_outputs, **{**inherited, **DECODER, **self.decoder})
 

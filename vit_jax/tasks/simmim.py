@@ -49,7 +49,8 @@ class Task(MeanErrorTask):
         task.check_images()
         task = dataclasses.replace(task, model=PixelReconstruction(backbone))
         patch, size = pair(backbone.patch_size), info.spec["image"].shape[:2]
-        if patch[0] != patch[1] or task.cell % patch[0] or any(n % task.cell for n in size):
+        cell = max(task.cell, 0)
+        if patch[0] != patch[1] or not cell or cell % patch[0] or any(n % cell for n in size):
             raise UserError(
                 f"config.task.cell={task.cell}: write a multiple of the patch,"
                 f" {patch[0]}x{patch[1]} pixels, that divides the image, {size[0]}x{size[1]}"
