@@ -93,6 +93,36 @@ def test_listed_names_may_hold_spaces(tmp_path):
     assert len(source(tmp_path, listed="{split}.txt")) == 2
 
 
+def test_an_image_and_its_mask_come_once(tmp_path):
+    for stem in "ab":
+        write(tmp_path, f"train/{stem}", mask())
+    (tmp_path / "train.txt").write_text("train/b\ntrain/a\ntrain/b\n")
+    with pytest.raises(UserError, match=r"images/train/b.png is listed twice"):
+        source(tmp_path, listed="{split}.txt")
+    Image.new("RGB", (8, 6)).save(tmp_path / "images/train/a.jpg")
+    with pytest.raises(UserError, match=r"train/a.jpg and .*train/a.png have one mask, .*a.png"):
+        source(tmp_path)
+
+
+def test_classes_may_be_named_in_a_file(tmp_path):
+    write(tmp_path, "train/a", mask())
+    (tmp_path / "names.txt").write_text("\ufeffroad\ncar\n", encoding="utf-8")
+    named = source(tmp_path, class_names=str(tmp_path / "names.txt"))
+    assert (named.class_names, named.num_classes) == (("road", "car"), 2)
+    with pytest.raises(UserError, match="class_names has 2 names, and num_classes is 4"):
+        source(tmp_path, class_names=("road", "car"), num_classes=4)
+
+
+def test_a_mask_of_too_many_pixels_is_not_decoded(tmp_path):
+    small, path = mask(size=(1, 1)), tmp_path / "masks/train/a.png"
+    write(tmp_path, "train/a", small)
+    data = bytearray(path.read_bytes())
+    data[16:24] = np.array([60_000, 60_000], ">u4").tobytes()
+    path.write_bytes(data)
+    with pytest.raises(OSError, match=r"a.png: 60,000 x 60,000 pixels are too many"):
+        source(tmp_path).fetch(np.array([0]))
+
+
 @pytest.mark.parametrize("kind", [mask, palette])
 def test_truncated_masks_are_skipped(tmp_path, kind):
     for stem in "abcd":

@@ -1,11 +1,13 @@
 """Opening sources by name, their keys, and the arrays of the .npz source."""
 
 import io
+import zipfile
 
 import numpy as np
 import pytest
 
 from vit_jax.data import Source, open_source
+from vit_jax.data.sources import npz as npz_source
 from vit_jax.data.sources._splits import split_range
 from vit_jax.errors import UserError
 
@@ -66,6 +68,11 @@ def test_npz_folder_has_a_file_for_each_split(npz):
         ({"image": np.zeros((2, 3, 3, 3), np.uint8), "label": np.arange(3)}, r"integer \[2\]"),
         ({"image": np.zeros((1, 3, 3, 3), np.uint8), "label": np.array([-1])}, "labels from 0"),
         ({"image": np.array([{}, {}]), "label": np.arange(2)}, "not a readable"),
+        ({"image": np.zeros((1, 1, 1, 3), np.uint8), "label": [2**40]}, "labels from 0 to 999,999"),
+        (
+            {"image": np.zeros((1, 1, 1, 3), np.uint8), "label": [0], "class_names": [[1.0]]},
+            r"'class_names' must be texts \[classes\], not float64 \[1, 1\]",
+        ),
     ],
 )
 def test_npz_says_what_is_wrong(tmp_path, arrays, message):
@@ -73,6 +80,31 @@ def test_npz_says_what_is_wrong(tmp_path, arrays, message):
     np.savez(path, **arrays)
     with pytest.raises(UserError, match=message):
         open_source({"source": "npz", "name": str(path)})
+
+
+def test_names_of_classes_in_an_npz_may_be_bytes(tmp_path):
+    arrays = {"image": np.zeros((2, 1, 1, 3), np.uint8), "label": np.arange(2)}
+    np.savez(tmp_path / "x.npz", **arrays, class_names=np.array([b"cat", b"dog"]))
+    source = open_source({"source": "npz", "name": str(tmp_path / "x.npz")})
+    assert source.class_names == ("cat", "dog")
+
+
+def test_an_npz_that_would_take_all_memory_is_refused(tmp_path, monkeypatch):
+    """Zeros that are compressed to nothing, and a header that claims too much."""
+    monkeypatch.setattr(npz_source, "ALWAYS_UNPACKED", 1 << 16)
+    path, image, label = tmp_path / "bomb.npz", io.BytesIO(), io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (2**40, 3, 3, 3)}
+    np.lib.format.write_array_header_1_0(image, header)
+    np.save(label, np.arange(3))
+    for size, message in (
+        (1 << 20, "no images are compressed so well"),
+        (5, r"image.npy has another size than its header tells"),
+    ):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("image.npy", image.getvalue() + bytes(size))
+            archive.writestr("label.npy", label.getvalue())
+        with pytest.raises(UserError, match=message):
+            open_source({"source": "npz", "name": str(path)})
 
 
 def test_a_file_that_is_no_archive(tmp_path):
@@ -96,6 +128,11 @@ def test_a_file_that_is_no_archive(tmp_path):
         ({"source": "fake", "num_exmples": 3}, "did you mean 'num_examples'"),
         ({"source": "npz", "name": "x", "image_size": 3}, "image_size=3 is no key of source 'npz'"),
         ({"source": "npz"}, "needs the key 'name'"),
+        ({"source": "npz", "name": "x", "split_seed": "a"}, "args.split_seed='a': write a whole n"),
+        ({"source": "fake", "num_examples": -3}, "args.num_examples=-3: write 0 or more"),
+        ({"source": "fake", "image_size": 2.5}, "args.image_size=2.5: write a whole number"),
+        ({"source": "captions", "name": "x", "images": ".", "max_texts": True}, "max_texts=True"),
+        ({"source": "table", "name": "x", "separator": 5}, "args.separator=5: write a text"),
         ({"source": "no.such.module:Source"}, "No module named 'no'"),
         ({"source": "vit_jax.data.sources.npz:Sorce"}, "did you mean 'Source'"),
     ],

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -73,6 +74,25 @@ def test_the_index_is_built_once_and_again_when_a_shard_changes(shards, tmp_path
     assert numbers(open_shards(shards)) == [0, 1, 2, 3, 4, 5]
     write(tmp_path / "train-0.tar", [("9.cls", b"1"), ("9.png", png(90))])
     assert numbers(open_shards(shards, label="cls")) == [9, 3, 4, 5]
+
+
+def test_shards_are_opened_once_and_only_some_stay_open(shards, monkeypatch):
+    source = open_shards(shards)
+    opened, closed, really_open = [], [], os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, flags: opened.append(path) or really_open(path, flags)
+    )
+    assert numbers(source) == numbers(source) == [0, 1, 2, 3, 4, 5]
+    assert [path[-5:] for path in opened] == ["0.tar", "1.tar"]
+    monkeypatch.setattr(_tar_table, "_MAX_OPEN", 1)
+    source = open_shards(shards)
+    monkeypatch.setattr(_tar_table._Shard.__del__, "__defaults__", (closed.append,))
+    del opened[:]
+    assert numbers(source) == numbers(source) == [0, 1, 2, 3, 4, 5]
+    assert len(opened) == 4
+    assert len(closed) == 3
+    for file in closed:
+        os.close(file)
 
 
 def test_what_is_wrong_is_named(shards, tmp_path):

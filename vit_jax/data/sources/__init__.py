@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.plugins import Kind, check_known
+from vit_jax.plugins import Kind, check_fields, check_known, is_foreign
 
 Records = dict[str, np.ndarray]
 
@@ -99,6 +99,10 @@ def open_source(spec: Mapping[str, Any]) -> Source:
             check_known(key, accepted, f"config.data: {key}={value!r}", f"key of source {source!r}")
         if not unset:
             arguments[key] = value
+    check_fields(source_class.__init__, arguments, "config.data.args.")
+    for key, value in arguments.items():
+        if isinstance(value, int) and value < 0 and not is_foreign(source):
+            raise UserError(f"config.data.args.{key}={value}: write 0 or more")
     for key, parameter in accepted.items():
         if parameter.default is parameter.empty and key not in arguments:
             raise UserError(f"source {source!r} needs the key {key!r}")

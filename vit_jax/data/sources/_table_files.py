@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import itertools
 import json
 import os
 import threading
@@ -119,42 +120,40 @@ class TextTable(Table):
 
     def __init__(self, paths: Sequence[str], *, is_of_split: bool):
         super().__init__(paths, is_of_split=is_of_split)
-        self._texts = [files.read_text(path) for path in paths]
-        self.columns = self._columns(paths[0], self._texts[0])
+        self._opened = [self._open(path) for path in paths]
+        self.columns = self._opened[0][0]
         self._lines: list[tuple[int, str]] = []
 
     @staticmethod
-    def _columns(path: str, text: str) -> list[str]:
+    def _open(path: str) -> tuple[list[str], Iterator]:
+        """Returns the columns of a file, and its rows, which can be read once."""
+        text = files.read_text(path)
         if not path.lower().endswith(".jsonl"):
-            return _rows.columns_and_cells(path, text)[0]
-        where, first = next(_rows.json_lines(path, text), ("", {}))
-        if not isinstance(first, dict):
-            raise UserError(f"{files.shown(path)}: {where} is no object {{...}}")
-        return list(first)
+            return _rows.columns_and_cells(path, text)
+        rows = _checked_objects(path, text)
+        first = next(rows, None)
+        return (list(first[1]), itertools.chain([first], rows)) if first else ([], rows)
 
     def load(self, image: str, others: Sequence[str]) -> None:
         self._image = image
         wanted = list(dict.fromkeys([image, *others] if image else others))
         values: dict[str, list] = {column: [] for column in wanted}
-        for number, (path, text) in enumerate(zip(self.paths, self._texts, strict=True)):
-            for where, row in self._rows(path, text, wanted):
+        for number, (path, opened) in enumerate(zip(self.paths, self._opened, strict=True)):
+            for where, row in self._rows(path, *opened, wanted):
                 self._lines.append((number, where))
                 for column, cells in values.items():
                     cells.append(row.get(column))
-        self._values, self._texts = values, []
+        self._values, self._opened = values, []
         self.num_rows = len(self._lines)
 
     @staticmethod
-    def _rows(path: str, text: str, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping]]:
+    def _rows(
+        path: str, columns: Sequence[str], rows: Iterator, wanted: Sequence[str]
+    ) -> Iterator[tuple[str, Mapping]]:
         if path.lower().endswith(".jsonl"):
-            for where, row in _rows.json_lines(path, text):
-                if not isinstance(row, dict):
-                    raise UserError(f"{files.shown(path)}: {where} is no object {{...}}")
-                yield where, row
-            return
-        columns, cells = _rows.columns_and_cells(path, text)
+            return rows
         _rows.check_columns(path, columns, wanted, "name each of them once")
-        yield from _rows.named_cells(path, columns, cells, wanted[0])
+        return _rows.named_cells(path, columns, rows, wanted[0])
 
     def where(self, row: int, column: str) -> str:
         number, line = self._lines[row]
@@ -284,6 +283,14 @@ class ParquetTable(Table):
     def where(self, row: int, column: str) -> str:
         number, place = placed(self._ends, row)
         return f"{files.shown(self.paths[number])}: row {place}, column {column!r}"
+
+
+def _checked_objects(path: str, text: str) -> Iterator[tuple[str, Mapping]]:
+    """Yields the position and the object of each line of a JSON-lines file."""
+    for where, row in _rows.json_lines(path, text):
+        if not isinstance(row, dict):
+            raise UserError(f"{files.shown(path)}: {where} is no object {{...}}")
+        yield where, row
 
 
 def placed(ends: np.ndarray, row: int) -> tuple[int, int]:

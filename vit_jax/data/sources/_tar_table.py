@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import tarfile
+import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from vit_jax.storage import is_remote
 _INDEX_SUFFIX = ".vit_jax_index.npz"
 _MAX_TEXT = 1 << 20
 _BUFFER = 1 << 20
+_MAX_OPEN = 64
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class TarTable(Table):
     def __init__(self, paths: Sequence[str], *, is_of_split: bool):
         super().__init__(paths, is_of_split=is_of_split)
         self._indices = [_index_of(path) for path in paths]
+        self._shards = _OpenShards()
         self._ends = np.cumsum([len(index.key) for index in self._indices])
         self.num_rows = int(self._ends[-1])
         first = self._json(0) if self.num_rows else {}
@@ -88,10 +91,10 @@ class TarTable(Table):
         for row in rows.tolist():
             number, place = self._place(row)
             index = self._indices[number]
-            with _open(self.paths[number]) as file:
-                file.seek(int(index.offset[place]))
-                size = int(index.size[place])
-                data = file.read(size)
+            size = int(index.size[place])
+            if size > images.MAX_BYTES:
+                raise images.BadImage(f"{size:,} bytes, more than the {images.MAX_BYTES:,} read")
+            data = self._shards.read(self.paths[number], int(index.offset[place]), size)
             if len(data) < size or not size:
                 raise images.BadImage("the tar file ends within the image")
             yield data
@@ -104,6 +107,49 @@ class TarTable(Table):
 
     def where(self, row: int, column: str) -> str:
         return f"{self.describe(row, '')}, column {column!r}"
+
+
+class _OpenShards:
+    """Tar files that stay open for reading, at most `_MAX_OPEN` of them: those used last.
+
+    Several threads may read at once. A file that is crowded out is closed when none reads it.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[str, _Shard] = {}
+        self._lock = threading.Lock()
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """Returns `size` bytes from `offset` on, or fewer where the file ends."""
+        if is_remote(path):
+            with _open(path) as file:
+                file.seek(offset)
+                return file.read(size)
+        with self._lock:
+            shard = self._open.pop(path, None) or _Shard(path)
+            self._open[path] = shard  # The latest are at the end.
+            if len(self._open) > _MAX_OPEN:
+                del self._open[next(iter(self._open))]
+        return shard.read(offset, size)
+
+
+class _Shard:
+    """An open local file, closed with the last reference to it."""
+
+    def __init__(self, path: str):
+        self._file = os.open(regular(path), os.O_RDONLY)
+
+    def read(self, offset: int, size: int) -> bytes:
+        found = b""
+        while len(found) < size and (
+            more := os.pread(self._file, size - len(found), offset + len(found))
+        ):
+            found += more
+        return found
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "_file"):
+            close(self._file)
 
 
 def _open(path: str, buffer: int = io.DEFAULT_BUFFER_SIZE) -> io.BufferedReader:

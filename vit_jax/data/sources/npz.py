@@ -4,6 +4,7 @@ This is the smallest source. It does not use TensorFlow, and suits tests and dat
 memory. An optional string array `class_names` [num_classes] names the classes.
 """
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +14,20 @@ import numpy as np
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import select, split_name
 from vit_jax.errors import UserError
+
+MAX_LABEL = 999_999
+"""The largest label that is read. No data set has a million classes."""
+
+ALWAYS_UNPACKED = 256 << 20
+"""Bytes that may be unpacked from a file of any size."""
+
+MAX_RATIO = 200
+"""The largest ratio of larger arrays to the size of their file."""
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class Source:
@@ -38,7 +53,7 @@ class Source:
         images, labels, names = _read(path)
         self._path, self._images, self._labels = path, images, labels.astype(np.int32)
         self._numbers = select(split, self._labels, seed=split_seed)
-        self.class_names = tuple(str(name) for name in names) if names is not None else None
+        self.class_names = None if names is None else tuple(map(_text, names.tolist()))
         # Count over the whole file, so that a part of it has the same classes as the whole.
         found = max(int(labels.max()) + 1, len(self.class_names or ()))
         if num_classes and num_classes < found:
@@ -64,6 +79,10 @@ class Source:
         return f"record {self._numbers[index]} of {self._path}"
 
 
+def _text(name: str | bytes) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else name
+
+
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Returns the checked arrays `image`, `label`, and `class_names` of a file. Never unpickles."""
     if not path.is_file():
@@ -71,6 +90,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     if not zipfile.is_zipfile(path):  # NumPy would also load a single array (`.npy`).
         raise UserError(f"{path} is not a readable .npz file: cut short, or not from np.savez")
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as arrays:
             missing = {"image", "label"} - set(arrays)
             if missing:
@@ -79,7 +99,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
                 )
             images, labels = arrays["image"], arrays["label"]
             names = arrays.get("class_names")
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not a readable .npz file: {error}") from error
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UserError(
@@ -90,6 +110,28 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
             f"{path}: 'label' must be integer [{len(images)}], "
             f"not {labels.dtype} {list(labels.shape)}"
         )
-    if len(labels) == 0 or labels.min() < 0:
-        raise UserError(f"{path}: needs at least one example, and labels from 0 on")
+    if len(labels) == 0 or labels.min() < 0 or labels.max() > MAX_LABEL:
+        raise UserError(f"{path}: needs at least one example, and labels from 0 to {MAX_LABEL:,}")
+    if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
+        raise UserError(
+            f"{path}: 'class_names' must be texts [classes], not {names.dtype} {list(names.shape)}"
+        )
     return images, labels, names
+
+
+def _check_sizes(path: Path) -> None:
+    """Raises a `ValueError` for arrays that are far larger than the file, before they are made."""
+    most = max(ALWAYS_UNPACKED, MAX_RATIO * path.stat().st_size)
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > most:
+            raise ValueError("no images are compressed so well")
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two arrays have one name")
+        for member in members:
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read_header = _HEADERS[version]
+                shape, _, dtype = read_header(stream, max_header_size=10_000)
+                if stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+                    raise ValueError(f"{member.filename} has another size than its header tells")

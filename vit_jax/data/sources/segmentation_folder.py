@@ -20,7 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.data import files
-from vit_jax.data.images import MAX_BYTES, SUFFIXES, check_exif, for_decoding, images_below, read
+from vit_jax.data.images import (
+    MAX_BYTES,
+    SUFFIXES,
+    check_exif,
+    for_decoding,
+    header,
+    images_below,
+    read,
+)
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.errors import UserError
@@ -41,8 +49,9 @@ class Source:
         `image_end`; an empty `image_end` means the suffix.
       listed: a text file below ROOT with one image name per line; `{split}` in its path is replaced
         by the split. If empty, all images are read.
-      class_names, num_classes: the classes of the labels; if neither is given, `config.task` must
-        give their number.
+      class_names: the names of the classes in the order of their numbers, or a text file with one
+        in each line.
+      num_classes: their number. If neither is given, `config.task` must give it.
       exif: "apply" turns photographs upright by their EXIF orientation, unless the mask has the
         size of the image as stored; "ignore" never turns them.
     """
@@ -57,7 +66,7 @@ class Source:
         image_end: str = "",
         mask_end: str = ".png",
         listed: str = "",
-        class_names: Sequence[str] = (),
+        class_names: str | Sequence[str] = (),
         num_classes: int = 0,
         exif: str = "apply",
     ):
@@ -81,13 +90,21 @@ class Source:
         else:
             names = _image_names(root / images / inner, image_end)
             names = [os.path.join(inner, one) for one in names]
+        self._check_unique(names)
         names.sort(key=lambda one: hashlib.blake2b(os.fsencode(one), digest_size=8).digest())
         selected = split_range(split, len(names))
         self._names = names[selected.start : selected.stop]
-        for number in range(len(self._names)):
-            if not self._mask_path(number).is_file():
-                mask = files.shown(self._mask_path(number))
+        for number, image in enumerate(self._names):
+            if not self._mask_path(image).is_file():
+                mask = files.shown(self._mask_path(image))
                 raise UserError(f"{self.describe(number)} has no mask {mask}")
+        if isinstance(class_names, str):
+            class_names = files.lines(files.read_text(files.expand(class_names)))
+        if class_names and num_classes not in (0, len(class_names)):
+            raise UserError(
+                f"config.data.args.class_names has {len(class_names)} names, and num_classes is"
+                f" {num_classes}; leave one out"
+            )
         self.class_names = tuple(class_names) or None
         self.num_classes = num_classes or len(class_names)
         self.fingerprint = f"segmentation_folder:{root.name}:{split}:{len(self._names)}"
@@ -100,7 +117,7 @@ class Source:
     def fetch(self, indices: np.ndarray) -> Records:
         images, masks = np.empty(len(indices), object), np.empty(len(indices), object)
         for row, index in enumerate(indices):
-            masks[row] = _grey_png(self._mask_path(index))
+            masks[row] = _grey_png(self._mask_path(self._names[index]))
             width, height = struct.unpack_from(">II", masks[row], _SIDES)
             data = read(self._images / self._names[index])
             images[row] = for_decoding(data, self._exif, (height, width))
@@ -109,8 +126,21 @@ class Source:
     def describe(self, index: int) -> str:
         return files.shown(self._images / self._names[index])
 
-    def _mask_path(self, index: int) -> Path:
-        name = self._names[index]
+    def _check_unique(self, names: Sequence[str]) -> None:
+        """Raises a `UserError` for two images with one mask, or an image that is listed twice."""
+        image_of: dict[Path, str] = {}
+        for name in names:
+            mask = self._mask_path(name)
+            if mask in image_of:
+                both = [files.shown(self._images / one) for one in (image_of[mask], name)]
+                raise UserError(
+                    f"{both[0]} is listed twice"
+                    if both[0] == both[1]
+                    else f"{both[0]} and {both[1]} have one mask, {files.shown(mask)}; remove one"
+                )
+            image_of[mask] = name
+
+    def _mask_path(self, name: str) -> Path:
         stem = name.removesuffix(self._image_end) if self._image_end else os.path.splitext(name)[0]
         return self._masks / f"{stem}{self._mask_end}"
 
@@ -149,6 +179,10 @@ def _grey_png(path: Path) -> bytes:
     data = files.read_bytes(path, MAX_BYTES)
     if data[: len(_PNG)] != _PNG or len(data) <= _COLOUR_TYPE:
         raise UserError(f"{path} is no PNG file; masks are PNG, because JPEG changes the labels")
+    try:
+        header(data)  # Of more pixels than are read, none is decoded.
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
     if data[_BIT_DEPTH] == 16 or data[_COLOUR_TYPE] not in (_GREY, _PALETTE):
         raise UserError(
             f"{path} is a PNG of colours or 16 bits; a mask has one byte a pixel, the class"
