@@ -4,6 +4,7 @@ The commands are in `cli/`. This file says how the process starts, and how it en
 """
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -30,6 +31,8 @@ _ONE_LINE = (
 )
 """Errors whose message says all that a person needs."""
 
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 _EXTRAS = {
     "sentencepiece": "text",
@@ -155,6 +158,9 @@ def _failed(error: Exception) -> int:
             file=sys.stderr,
         )
         return _leave(errors.FAILURE)
+    if isinstance(error, OSError) and (line := _of_files(error)):
+        print(f"error: {line}", file=sys.stderr)
+        return _leave(UserError.exit_code)
     if isinstance(error, ModuleNotFoundError) and not _is_ours(error.name):
         print(f"error: {_missing(error.name)}", file=sys.stderr)
         return _leave(UserError.exit_code)
@@ -162,6 +168,19 @@ def _failed(error: Exception) -> int:
         raise error
     traceback.print_exc()
     return _leave(errors.FAILURE)
+
+
+def _of_files(error: OSError) -> str:
+    """Returns one line about a file of the user's, or a disk, that cannot be used; "" for others.
+
+    A file of this package that cannot be read is a fault of the package.
+    """
+    name = error.filename if isinstance(error.filename, str) else ""
+    if name.startswith(os.path.dirname(__file__)) or not error.strerror:
+        return ""
+    if name:
+        return f"{name}: {error.strerror}"
+    return error.strerror if error.errno in _DISK_ERRORS else ""
 
 
 def _is_ours(module: str | None) -> bool:

@@ -212,6 +212,12 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["predict", "x.png", "--checkpoint=/no/file.npz"], "/no/file.npz"),
         (["evaluate"], "give --workdir or --checkpoint"),
         (["evaluate", "--checkpoint=x"], "--checkpoint needs --config=FILE"),
+        (
+            ["evaluate", "--workdir=w", f"--step={'9' * 5000}"],
+            "is no step; write a number, or best",
+        ),
+        (["evaluate", "--workdir=w", "--step=²"], "'²' is no step; write a number, or best"),
+        (["predict", "x.png", "--checkpoint=x", "--image-size=65536000"], "is no size; write 224"),
         (["evaluate", "--checkpoint=x", "--step=5"], "--step does not go with --checkpoint"),
         (["evaluate", "--workdir=w", "--config=c.py"], "--config does not go with --workdir"),
         (["evaluate", "--workdir=w", "--json=/no/m.json"], "there is no folder /no"),
@@ -322,6 +328,19 @@ def test_unwritable_workdir(capsys, digits_npz, tmp_path):
     blocked.write_text("")
     argv = ["train", f"--config={TINY}:{digits_npz}", f"--workdir={blocked}/run"]
     assert "cannot write there" in fails(capsys, *argv)
+
+
+def test_files_that_cannot_be_written_are_named(capsys, trained, tmp_path):
+    long, image = tmp_path / ("a" * 300), tmp_path / "digit.png"
+    Image.new("L", (8, 8)).save(image)
+    for argv in (
+        ["evaluate", f"--workdir={trained}", f"--json={long}.json"],
+        ["convert", str(trained), f"{long}/x", "--to=orbax"],
+        ["export", str(trained), f"{long}", "--to=stablehlo"],
+        ["features", f"--workdir={trained}", f"--out={long}.npz", str(image)],
+        ["data", f"--config={TINY}:x.npz", f"--out={long}.png"],
+    ):
+        assert "File name too long" in fails(capsys, *argv)
 
 
 def test_predict_names_what_is_no_image(capsys, trained, tmp_path):

@@ -111,6 +111,15 @@ def test_impossible_values_name_the_key(key, value, message):
     assert "\n" not in str(error.value)
 
 
+def test_two_evaluations_never_share_a_name():
+    config = default_config()
+    config.eval.sets.val_ema = {}
+    assert set(validate(config).eval.sets) == {"val", "val_ema"}
+    config.ema_decay = 0.9
+    with pytest.raises(UserError, match=r"config.eval.sets.val_ema: the metrics of the averaged"):
+        validate(config)
+
+
 def test_int_is_accepted_where_a_float_is_meant():
     config = default_config()
     config.optim.lr = 1

@@ -179,5 +179,12 @@ def test_paths_without_images_are_user_errors(checkpoint, tmp_path):
     with pytest.raises(UserError, match="no image files"):
         features.find_images([str(tmp_path / "empty")])
     assert features.find_images([str(tmp_path / "absent.png")]) == [str(tmp_path / "absent.png")]
+    (tmp_path / "list.txt").write_text("\ufeffa b.png\r\n\nx/[1].jpg\n")
+    assert features.find_images([f"@{tmp_path}/list.txt"]) == ["a b.png", "x/[1].jpg"]
+    (tmp_path / "list.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"list.txt: write the name of an image file on each line"):
+        features.find_images([f"@{tmp_path}/list.txt"])
+    with pytest.raises(UserError, match=r"no.txt: No such file"):
+        features.find_images([f"@{tmp_path}/no.txt"])
     with pytest.raises(UserError, match=r"absent\.png: No such file"):
         next(predictor.batches([str(tmp_path / "absent.png")]))

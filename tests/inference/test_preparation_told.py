@@ -129,10 +129,9 @@ def test_a_folder_is_answered_in_batches_and_its_first_images_are_drawn(
 def test_labels_may_begin_with_a_byte_order_mark(tmp_path, left_by_a_run, folder_config, photos):
     left_by_a_run(folder_config("decode|resize(8)"), tmp_path / "run", classes=CLASSES)
     (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\n")
-    predictor = Predictor.from_checkpoint(
-        str(tmp_path / "run"), labels=str(tmp_path / "labels.txt")
-    )
-    assert predictor.info.class_names == ("a", "b", "c")
+    run, labels = str(tmp_path / "run"), str(tmp_path / "labels.txt")
+    assert Predictor.from_checkpoint(run, labels=labels).info.class_names == ("a", "b", "c")
+    assert Predictor.from_checkpoint(run).info.class_names == CLASSES
 
 
 @pytest.mark.parametrize("size", [(40, 80), (81, 40), (30, 30), (31, 50)])

@@ -1,10 +1,13 @@
 """A run's directory: opened by many processes at a time, and what it tells of the data."""
 
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 from vit_jax.config import default_config
+from vit_jax.errors import UserError
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo
 
@@ -13,6 +16,17 @@ def test_many_open_one_workdir_at_the_same_time(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         opened = list(pool.map(lambda _: Workdir.open(str(tmp_path / "run")), range(400)))
     assert {workdir.path for workdir in opened} == {tmp_path / "run"}
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_disk_without_room_is_named_before_anything_is_built(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"--workdir=.*: cannot write there \(File too large\)"):
+            Workdir.open(str(tmp_path / "run"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "run").iterdir()) == []
 
 

@@ -125,16 +125,23 @@ def folder_of(path: epath.PathLike) -> epath.Path | None:
 
 
 def class_names(path: epath.PathLike) -> tuple[str, ...]:
-    """Returns the names of a classifier's classes, as `config.json` beside a checkpoint tells them.
+    """Returns the names of a classifier's classes, as `config.json` of a checkpoint tells them.
 
-    transformers has them under `id2label`, timm under `label_names`. The result is empty if there
-    are none, or only numbers.
+    transformers has them under `id2label`, timm under `label_names`, a run of this package where it
+    describes its data. The result is empty if there are none, or only numbers.
     """
     folder = folder_of(path)
-    if folder is None or not (folder / _TIMM_OR_RUN).exists():
-        return ()
-    stored = files.read_json(folder / _TIMM_OR_RUN)
-    names = stored.get("label_names") or stored.get("id2label") or ()
+    for told, stored in _configs(folder) if folder is not None else ():
+        is_beside = told.parent == folder
+        names = (stored.get("label_names") or stored.get("id2label")) if is_beside else ()
+        names = names or _section(stored, "config", "task").get("class_names")
+        names = names or _section(stored, "data_info").get("class_names")
+        if names or is_beside:
+            return _checked_names(names)
+    return ()
+
+
+def _checked_names(names: Any) -> tuple[str, ...]:
     if isinstance(names, Mapping):
         names = [names.get(str(number)) for number in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -151,10 +158,17 @@ def has_independent_classes(path: epath.PathLike) -> bool:
     for told, stored in _configs(folder) if folder is not None else ():
         if told.parent == folder and stored.get("problem_type") == INDEPENDENT:
             return True
-        task = (stored.get("config") or {}).get("task") if "data_info" in stored else None
+        task = _section(stored, "config", "task") if "data_info" in stored else {}
         if task:
             return task.get("loss") == "sigmoid" or task.get("name") == "multilabel"
     return False
+
+
+def _section(stored: Any, *path: str) -> Mapping[str, Any]:
+    """Returns a section of nested mappings, {} where there is none."""
+    for name in path:
+        stored = stored.get(name) if isinstance(stored, Mapping) else None
+    return stored if isinstance(stored, Mapping) else {}
 
 
 def _understood(

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from vit_jax import plugins
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, quoted
 
 
 def add_config(parser: argparse.ArgumentParser, text: str = "", *, required: bool = False) -> None:
@@ -129,8 +129,8 @@ def add_step(parser: argparse.ArgumentParser) -> None:
 
 
 def _step(text: str) -> str:
-    if text != "best" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no step; write a number, or best")
+    if text != "best" and not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no step; write a number, or best")
     return text
 
 
@@ -207,14 +207,14 @@ def png_file(text: str) -> str:
 
 def positive(text: str) -> int:
     """Returns a whole number of at least 1."""
-    if not re.fullmatch(r"0*[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no number from 1 on, below 10^9")
     return int(text)
 
 
 def image_size(text: str) -> tuple[int, int]:
     """Returns `224` or `192x256` as (height, width)."""
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 224, or 192x256")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no size; write 224, or 192x256")
     return int(match[1]), int(match[2] or match[1])

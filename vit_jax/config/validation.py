@@ -138,8 +138,14 @@ def _check_combinations(given: dict) -> None:
         raise UserError(
             "config.task.randaug and randaug in config.data.pp would augment twice; leave one out"
         )
-    for name, entry in given["eval"]["sets"].items():
+    sets = given["eval"]["sets"]
+    for name, entry in sets.items():
         _check_eval_set(entry, f"eval.sets.{name}")
+        if given["ema_decay"] and f"{name}_ema" in sets:
+            raise UserError(
+                f"config.eval.sets.{name}_ema: the metrics of the averaged parameters on"
+                f" {quoted(name)} have that name; write another one"
+            )
     complete_schedules(given["optim"])
     complete_decay_schedule(given["optim"])
 

@@ -128,7 +128,9 @@ def _parquet(features: np.ndarray, paths: Sequence[str]) -> bytes:
 
     vectors = pyarrow.FixedSizeListArray.from_arrays(features.reshape(-1), features.shape[1])
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"path": list(paths), "features": vectors}), buffer)
+    # Names of files that are not valid UTF-8 are no texts of Parquet.
+    names = [path.encode(errors="backslashreplace").decode() for path in paths]
+    pyarrow.parquet.write_table(pyarrow.table({"path": names, "features": vectors}), buffer)
     return buffer.getvalue()
 
 

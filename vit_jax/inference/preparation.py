@@ -16,7 +16,7 @@ from PIL import Image
 
 from vit_jax import data
 from vit_jax.checkpoints.input_spec import InputSpec
-from vit_jax.data import images, sampling, unlabeled
+from vit_jax.data import files, images, sampling, unlabeled
 from vit_jax.data.files import shown
 from vit_jax.data.placement import Placement
 from vit_jax.errors import UserError
@@ -32,8 +32,9 @@ _WILDCARDS = frozenset("*?[")
 def find_images(paths: Iterable[str]) -> list[str]:
     """Returns the image files that paths name: files, folders with all below them, and patterns.
 
-    What a folder holds is found as the source `folder` finds it: hidden files are passed over,
-    linked folders are entered. The images of a folder or pattern are sorted by name.
+    `@FILE` stands for the files that a text file names, one on each line. What a folder holds is
+    found as the source `folder` finds it: hidden files are passed over, linked folders are entered.
+    The images of a folder or pattern are sorted by name.
 
     Raises:
       UserError: a path names no image.
@@ -43,6 +44,8 @@ def find_images(paths: Iterable[str]) -> list[str]:
         expanded = os.path.expanduser(path)
         if os.path.isdir(expanded):
             found += _images_in(expanded)
+        elif path.startswith("@") and not os.path.lexists(path):
+            found += _listed_in(path[1:])
         elif os.path.lexists(expanded) or not _WILDCARDS & set(path):
             found.append(expanded)
         else:
@@ -51,6 +54,14 @@ def find_images(paths: Iterable[str]) -> list[str]:
                 raise UserError(f"{shown(path)}: no file matches this pattern")
             for match in matches:
                 found += _images_in(match) if os.path.isdir(match) else [match]
+    return found
+
+
+def _listed_in(path: str) -> list[str]:
+    lines = files.numbered_lines(files.read_text(files.expand(path)))
+    found = [os.path.expanduser(line.strip()) for _, line in lines]
+    if not found:
+        raise UserError(f"{shown(path)}: write the name of an image file on each line")
     return found
 
 

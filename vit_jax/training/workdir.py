@@ -28,6 +28,8 @@ from vit_jax.training.class_names import difference
 from vit_jax.types import ArraySpec, DataInfo
 from vit_jax.version import current_commit
 
+_PROBE_BYTES = 1 << 16
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu",
             "tensorflow", "tensorflow-datasets")  # fmt: skip
 
@@ -51,10 +53,14 @@ class Workdir:
         probe = workdir.path / f".writable-{uuid.uuid4().hex}"
         try:
             workdir.path.mkdir(parents=True, exist_ok=True)
-            probe.write_text("")
-            probe.unlink()
+            try:
+                # A full disk takes empty files.
+                probe.write_bytes(bytes(_PROBE_BYTES))
+            finally:
+                probe.unlink(missing_ok=True)
         except storage.errors() as error:
-            raise UserError(f"--workdir={path}: cannot write there ({error})") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"--workdir={path}: cannot write there ({reason})") from error
         return workdir
 
     @classmethod

@@ -19,7 +19,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="Image files, folders of image files, or patterns such as 'photos/*.jpg'.",
+        help="Image files, folders of image files, patterns such as 'photos/*.jpg', or @FILE, a"
+        " text file with the name of an image file on each line.",
     )
     add_model_source(parser)
     answers = parser.add_argument_group("the answers")
