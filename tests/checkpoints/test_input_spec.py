@@ -125,6 +125,9 @@ def test_a_folder_that_tells_nothing(tmp_path):
         {"image_mean": [1e400]},
         {"rescale_factor": 0},
         {"rescale_factor": None},
+        {"rescale_factor": float("nan")},
+        {"rescale_factor": 1e-320},
+        {"image_std": [1e308] * 3},
         {"resample": 9},
         {"size": -4},
         {"size": 1e9},
@@ -139,6 +142,18 @@ def test_what_cannot_be_understood_is_one_line(tmp_path, wrong):
         transformers(tmp_path, {**VIT, **wrong})
     assert "preprocessor_config.json" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_names_of_classes_are_read_from_sections_alone(tmp_path):
+    for stored, names in (
+        ({"data_info": {"class_names": ["a", "b"]}, "config": {"task": {}}}, ("a", "b")),
+        ({"data_info": [], "config": {"task": {"class_names": ["c"]}}}, ("c",)),
+        ({"data_info": 5, "config": [1], "id2label": {"0": "d"}}, ("d",)),
+        ({"data_info": {"class_names": "ab"}, "config": {"task": 3}}, ()),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(stored))
+        assert input_spec.class_names(tmp_path) == names
+        assert not input_spec.has_independent_classes(tmp_path)
 
 
 def test_a_processor_of_images_and_texts_tells_what_its_part_for_images_does(tmp_path):

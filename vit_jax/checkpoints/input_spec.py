@@ -34,6 +34,9 @@ INDEPENDENT = "multi_label_classification"
 _SQUARE = ("vit", "deit", "beit", "dpt", "siglip")
 
 
+_LARGEST = 1e6
+"""The largest mean or deviation of pixels; files of the hub have up to 255."""
+
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -183,6 +186,8 @@ def _understood(
             return None
         if len(spec.mean) not in (1, len(spec.std)) and len(spec.std) != 1:
             raise ValueError("mean and std are of different lengths")
+        if not all(abs(x) <= _LARGEST for x in (*spec.mean, *spec.std)):
+            raise ValueError("mean and std are not those of pixels from 0 to 255")
         if not 0 < spec.crop <= 1:
             raise ValueError(f"a crop of {spec.crop:g} of the image")
         if spec.interpolation not in INTERPOLATIONS:
