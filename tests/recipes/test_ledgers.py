@@ -110,6 +110,17 @@ def test_a_recipe_resolves_to_its_ledger(name, arguments):
         assert not ingredients(settings).keys() - written.keys()
 
 
+# Lines, a table, a section, a figure, a class, or what to look for in the file.
+PLACE = re.compile(r"\blines? \d|\b(?:table|section|figure) |\bclass(?:es)? \w|@[0-9a-f]{7}: \S")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_paper_and_a_file_at_a_commit_come_with_the_place_to_look_at(name):
+    sources = {row["source"] for row in rows_of(name)}
+    named = {source for source in sources if re.search(r"@[0-9a-f]{7}\b|arXiv:", source)}
+    assert {source for source in named if not PLACE.search(source)} == set()
+
+
 def test_the_page_has_the_tables_of_the_ledgers():
     spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts/recipe_tables.py")
     script = importlib.util.module_from_spec(spec)
