@@ -83,6 +83,16 @@ def drawing_reports():
         yield drawing
 
 
+@pytest.fixture(scope="session", autouse=True)
+def untidy_heap():
+    """Leaves the heap as it is after an evaluation: going through all of a worker's takes long."""
+    from vit_jax.training import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "tidy_heap", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def memory_after_forgetting():
     """The bytes that the worker held when it last forgot its programs, in a list of one."""

@@ -20,7 +20,7 @@ GAPS = textwrap.dedent("""
     for gap in gaps:
         libc.free(gap)
 
-    host_memory.fill_heap_gaps()
+    host_memory.tidy_heap()
     again = [libc.malloc(5000) for _ in range(1000)]
     assert len(gaps & set(again)) < 10
     for block in again:
@@ -30,7 +30,7 @@ GAPS = textwrap.dedent("""
     for block in blocks[1::2]:
         libc.free(block)
     num_taken = len(host_memory._taken)
-    host_memory.fill_heap_gaps()
+    host_memory.tidy_heap()
     assert len(host_memory._taken) < num_taken - 250
 """)
 

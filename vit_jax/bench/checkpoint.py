@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.store import Store
-from vit_jax.parallel.host_memory import fill_heap_gaps
+from vit_jax.parallel.host_memory import tidy_heap
 from vit_jax.training.run import Run
 
 METADATA = {"seconds": {}, "owes_evaluation": False}
@@ -27,7 +27,7 @@ def bench_checkpoint(config: ConfigDict, saves: int = 5, steps: int = 10) -> dic
     run = Run.build(config)
     train_step = run.compile_step()
     state = run.make_state()
-    fill_heap_gaps()
+    tidy_heap()
     bare, stalls, costs, written = [], [], [], []
     with run.open_feed(0) as feed, tempfile.TemporaryDirectory() as folder:
         batch = feed.next_batch()

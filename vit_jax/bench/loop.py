@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax.bench.machine import matmul_rate
-from vit_jax.parallel.host_memory import fill_heap_gaps
+from vit_jax.parallel.host_memory import tidy_heap
 from vit_jax.tracking.log import writer_names
 from vit_jax.tracking.step_log import StepLog
 from vit_jax.training import step
@@ -31,7 +31,7 @@ def bench_step(config: ConfigDict, steps: int = 20, rounds: int = 5) -> dict[str
     started = time.perf_counter()
     train_step = run.compile_step()
     compile_seconds = time.perf_counter() - started
-    fill_heap_gaps()
+    tidy_heap()
 
     bare_seconds, loop_seconds = [], []
     with run.open_feed(0) as feed, tempfile.TemporaryDirectory() as folder:

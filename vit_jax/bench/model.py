@@ -22,7 +22,7 @@ from vit_jax.bench.rivals import Rival
 from vit_jax.config import default_config
 from vit_jax.errors import UserError
 from vit_jax.parallel import accelerators, sharding
-from vit_jax.parallel.host_memory import fill_heap_gaps
+from vit_jax.parallel.host_memory import tidy_heap
 from vit_jax.training.run import Run
 
 
@@ -89,7 +89,7 @@ class OurStep:
         self.device_bytes = in_and_out - memory.alias_size_in_bytes + memory.temp_size_in_bytes
         self.state_bytes = sharding.bytes_per_device(run.abstract)
         self._state = run.make_state()
-        fill_heap_gaps()
+        tidy_heap()
         rng = np.random.default_rng(0)
         batch = {
             name: rng.integers(

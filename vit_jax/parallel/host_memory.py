@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
 
 
 _taken: list[int] = []
-"""The blocks that `fill_heap_gaps` has allocated."""
+"""The blocks that `tidy_heap` has allocated."""
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -39,14 +39,17 @@ class _Mallinfo2(ctypes.Structure):
     _fields_ = (("others", ctypes.c_size_t * 9), ("keepcost", ctypes.c_size_t))
 
 
-def fill_heap_gaps() -> None:
-    """Allocates the free gaps that compiling has left between the blocks that are in use.
+def tidy_heap() -> None:
+    """Returns free memory to the kernel and allocates the gaps between the blocks in use.
 
-    There are tens of thousands of gaps of all sizes. malloc searches those of about the size that
-    it needs while the threads of a step, and those that decode images, wait for it: a step of the
-    digits' model took 1.3 times as long in the process that had compiled it as in one that loaded
-    it. Call this before the first step, because later gaps are reused from step to step. The gaps
-    use no more memory than before. Another call frees them first.
+    Compiling leaves tens of thousands of gaps of all sizes. malloc searches those of about the size
+    that it needs while the threads of a step, and those that decode images, wait for it: a step of
+    the digits' model took 1.3 times as long in the process that had compiled it as in one that
+    loaded it. Call this before the first step, because later gaps are reused from step to step.
+    Another call frees the gaps first.
+
+    Call this after an evaluation, too. Its arrays lie where those of a step have been, so that the
+    next step takes other memory, and the process would keep both.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -58,6 +61,7 @@ def fill_heap_gaps() -> None:
     libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
     while _taken:
         libc.free(_taken.pop())
+    libc.malloc_trim(0)
     end_of_gaps = libc.sbrk(0) - libc.mallinfo2().keepcost
     size = _LARGEST_GAP
     while size >= _SMALLEST_GAP:

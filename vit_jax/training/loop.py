@@ -16,7 +16,7 @@ from vit_jax import plugins
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.config.durations import is_due
 from vit_jax.errors import Interrupted, UserError
-from vit_jax.parallel.host_memory import fill_heap_gaps
+from vit_jax.parallel.host_memory import tidy_heap
 from vit_jax.parallel.stop_signal import StopSignal
 from vit_jax.tracking.log import writer_names
 from vit_jax.tracking.step_log import StepLog, Stopwatch
@@ -93,7 +93,7 @@ def train(
                 log.message(line)
             with times("compile"):
                 train_step = compiling.result() if compiling else run.compile_step()
-                fill_heap_gaps()
+                tidy_heap()
             with StopSignal() as stop, advising(store):
                 trainer = Trainer(
                     run, train_step, evaluator, store, log, times, stop, workdir, lock, state,
@@ -209,6 +209,7 @@ class Trainer:
                     )
             except Abandoned:
                 return None
+            tidy_heap()
         self.log.evaluated(at, found, self.run.task.headline)
         self.results = found
         return found
