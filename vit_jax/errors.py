@@ -58,11 +58,13 @@ class WrongExport(Exception):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether XLA reports that a device, or the compiler's plan for it, lacks memory.
+    """Returns whether the host lacks memory, or a device, or the compiler's plan for it.
 
     Object stores also report RESOURCE_EXHAUSTED, for rate limits, so the message must name memory.
     """
     text = str(error).lower()
+    if isinstance(error, MemoryError):
+        return True
     return "out of memory" in text or ("resource_exhausted" in text and "allocat" in text)
 
 

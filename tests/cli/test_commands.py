@@ -208,7 +208,7 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["predict", "--workdir=/nowhere/at/all", "x.png"], "holds no run"),
         (["predict", "--workdir=w"], "required: IMAGE"),
         (["predict", "x.png"], "give --workdir or --checkpoint"),
-        (["predict", "x.png", "--checkpoint=c", "--text=a"], "--text needs the --workdir"),
+        (["predict", "x.png", "--checkpoint=c", "--text=a"], "there is no checkpoint c"),
         (["predict", "x.png", "--checkpoint=/no/file.npz"], "/no/file.npz"),
         (["evaluate"], "give --workdir or --checkpoint"),
         (["evaluate", "--checkpoint=x"], "--checkpoint needs --config=FILE"),
@@ -307,6 +307,7 @@ def test_out_of_memory_is_one_line(capsys, monkeypatch, digits_npz, tmp_path):
 def test_an_object_store_that_is_asked_too_often_is_not_out_of_memory():
     assert not is_out_of_memory(OSError("RESOURCE_EXHAUSTED: rate limit exceeded"))
     assert is_out_of_memory(RuntimeError("Ran out of memory in memory space hbm"))
+    assert is_out_of_memory(MemoryError("Unable to allocate 74.5 GiB for an array"))
 
 
 def test_evaluate_with_another_model(capsys, trained):

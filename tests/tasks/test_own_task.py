@@ -155,6 +155,11 @@ def test_what_a_task_lacks_is_named():
     spec = {"image": ArraySpec((7, 8, 1), np.dtype(np.uint8))}
     with pytest.raises(UserError, match="patch_size=4 does not divide the image of 7×8"):
         tasks.build({"name": f"{__name__}:Smallest"}, TINY, INFO._replace(spec=spec))
+    for shape, crop in (((3, 8, 1), True), ((0, 0, 1), False)):
+        spec = {"image": ArraySpec(shape, np.dtype(np.uint8))}
+        task = {"name": f"{__name__}:Smallest", "crop_to_patches": crop}
+        with pytest.raises(UserError, match=f"{shape[0]}×{shape[1]} pixels; the model needs 4×4"):
+            tasks.build(task, TINY, INFO._replace(spec=spec))
     with pytest.raises(UserError, match="the data has no images"):
         tasks.build({"name": f"{__name__}:Smallest"}, TINY, INFO._replace(spec={}))
 

@@ -82,9 +82,18 @@ def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int)
 
 
 def check_geometry(model: nn.Module, shape: tuple[int, ...], crop_to_patches: bool) -> None:
-    """Raises a `UserError` if patches do not tile `shape` `(h, w, c)` and none may be dropped."""
+    """Raises a `UserError` if patches do not tile `shape` `(h, w, c)` and none may be dropped.
+
+    An image without a single patch is refused in any case.
+    """
     backbone = models.backbone_of(model)
     stride = models.token_stride(backbone)
+    least = stride or (1, 1)
+    if shape[0] < least[0] or shape[1] < least[1]:
+        raise UserError(
+            f"config.data.pp gives images of {shape[0]}×{shape[1]} pixels; the model needs"
+            f" {least[0]}×{least[1]} or more"
+        )
     if stride is None or crop_to_patches:
         return
     if shape[0] % stride[0] or shape[1] % stride[1]:
