@@ -84,8 +84,8 @@ def _exit_code_of(argv: list[str]) -> int:
         sys.stderr.close()
         return errors.FAILURE
     except Exception as error:
-        interrupt = _interrupt_behind(error)
-        return _interrupted(interrupt) if interrupt else _failed(error)
+        behind = _interrupt_behind(error)
+        return _interrupted(behind) if behind else _failed(error)
 
 
 @contextlib.contextmanager
@@ -161,7 +161,7 @@ def _failed(error: Exception) -> int:
     if isinstance(error, OSError) and (line := _of_files(error)):
         print(f"error: {line}", file=sys.stderr)
         return _leave(UserError.exit_code)
-    if isinstance(error, ModuleNotFoundError) and not _is_ours(error.name):
+    if isinstance(error, ModuleNotFoundError) and error.name and not _is_ours(error.name):
         print(f"error: {_missing(error.name)}", file=sys.stderr)
         return _leave(UserError.exit_code)
     if not _is_one_of_many():
@@ -183,8 +183,8 @@ def _of_files(error: OSError) -> str:
     return error.strerror if error.errno in _DISK_ERRORS else ""
 
 
-def _is_ours(module: str | None) -> bool:
-    return not module or module.partition(".")[0] == __package__
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == __package__
 
 
 def _missing(module: str) -> str:

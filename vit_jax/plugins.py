@@ -56,7 +56,8 @@ def names_in(package: str) -> list[str]:
         path = sys.modules[package].__path__
     else:
         root, *inner = package.split(".")
-        roots = importlib.util.find_spec(root).submodule_search_locations
+        spec = importlib.util.find_spec(root)
+        roots = (spec and spec.submodule_search_locations) or ()
         path = [os.path.join(root, *inner) for root in roots]
     found = pkgutil.iter_modules(path)
     return sorted(one.name for one in found if one.name[0] != "_" and not one.ispkg)

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 from etils.epath import gpath
@@ -26,11 +26,15 @@ UPLOAD_PAUSES = (1.0, 2.0, 4.0, 8.0)
 Result = TypeVar("Result")
 
 
-def errors() -> tuple[type[Exception], ...]:
-    """Returns the exceptions that reading and writing raise: for `gs://`, TensorFlow's own."""
+def errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Returns the exceptions that reading and writing raise, and `others`.
+
+    Those of `gs://` are TensorFlow's own.
+    """
     # While another thread imports TensorFlow, the module is there without its names.
-    names = getattr(sys.modules.get("tensorflow"), "errors", None)
-    return (OSError, names.OpError) if hasattr(names, "OpError") else (OSError,)
+    names: Any = getattr(sys.modules.get("tensorflow"), "errors", None)
+    remote = (names.OpError,) if hasattr(names, "OpError") else ()
+    return (*others, OSError, *remote)
 
 
 def is_remote(path: epath.PathLike) -> bool:

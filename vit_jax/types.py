@@ -1,7 +1,7 @@
 """Types that all parts of the package share. This module imports nothing from the package."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -10,11 +10,17 @@ import numpy as np
 
 Array = jax.Array
 Params = Mapping[str, Any]
-Batch = Mapping[str, Array | np.ndarray]
+Batch = Mapping[str, Array]
+"""The arrays of a batch on the devices, as the functions of tasks see them, by name."""
+HostBatch = Mapping[str, np.ndarray]
+"""The arrays of a batch as the pipeline makes them, by name."""
+Numbers = TypeVar("Numbers", Array, np.ndarray)
+"""Arrays of JAX, or arrays of NumPy, where a function takes and returns either kind."""
+Images = np.ndarray | Sequence[np.ndarray]
+"""Several images on the host: one array, or a list of arrays that may differ in size."""
 
 
-@flax.struct.dataclass
-class Features:
+class Features(flax.struct.PyTreeNode):
     """The output of every backbone, so that every head fits every backbone.
 
     grid: `[batch, height, width, dim]`, the last token or feature map (after the final norm).
@@ -36,8 +42,10 @@ class Features:
 
     def vector(self) -> Array:
         """Returns one vector per image, float32 `[batch, dim]`: `pooled`, or the mean of `grid`."""
-        x = self.grid.mean((1, 2)) if self.pooled is None else self.pooled
-        return x.astype(jnp.float32)
+        if self.pooled is not None:
+            return self.pooled.astype(jnp.float32)
+        assert self.grid is not None, "a model returns a map or a vector"
+        return self.grid.mean((1, 2)).astype(jnp.float32)
 
 
 class ArraySpec(NamedTuple):

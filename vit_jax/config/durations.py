@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -51,14 +52,14 @@ class Duration:
 
     def __call__(self, value: int | str, name: str = "duration") -> int:
         amount, unit = parse_duration(value, name)
-        steps = {
+        steps: Mapping[str, Fraction] = {
             "steps": amount,
             "epochs": amount * self.num_examples / self.batch_size,
             "examples": amount / self.batch_size,
             # Up: what is done every 25 percent is done four times, not once more at the very end.
-            "percent": math.ceil(amount * self.total / 100),
-        }[unit]
-        return max(1, round(steps)) if amount else 0
+            "percent": Fraction(math.ceil(amount * self.total / 100)),
+        }
+        return max(1, round(steps[unit])) if amount else 0
 
 
 def durations(config: ConfigDict, num_examples: int) -> Duration:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 FREE, WARNED, FIXED = "free", "warned", "fixed"
@@ -55,7 +56,7 @@ class Key:
         ]
         return ", or ".join([" and ".join(bounds), *map(str, self.also)]) if bounds else ""
 
-    def contains(self, number: float) -> bool:
+    def contains(self, number: float | Fraction) -> bool:
         """Returns whether a finite number is in the range."""
         return number in self.also or (
             (self.at_least is None or number >= self.at_least)

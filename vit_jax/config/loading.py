@@ -105,7 +105,7 @@ def _get_config(path: str, arg: str) -> ConfigDict:
     """Returns what the `get_config` of a config file makes."""
     path = _file_of(path)
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise UserError(f"config {path!r} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     try:

@@ -43,9 +43,8 @@ def _completed(stored: Any, schema: Mapping[str, Any], prefix: str = "") -> Any:
     for name, value in stored.items():
         path = ALIASES.get(prefix + name, prefix + name)
         entry = schema.get(name)
-        deeper = isinstance(entry, dict)
         section[path.removeprefix(prefix)] = (
-            _completed(value, entry, f"{path}.") if deeper else value
+            _completed(value, entry, f"{path}.") if isinstance(entry, dict) else value
         )
     return section
 

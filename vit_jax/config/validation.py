@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,7 +75,7 @@ def check_value(value: Any, key: Key, dotted: str) -> Any:
     if key.kind == "duration":
         _check_durations(value, key, dotted)
         return value
-    hint = type(key.default) if key.of is None else list[key.of]
+    hint: Any = type(key.default) if key.of is None else types.GenericAlias(list, (key.of,))
     if isinstance(key.default, float) and fits(value, float):
         with contextlib.suppress(OverflowError):
             value = float(value)

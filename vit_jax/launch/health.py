@@ -27,9 +27,9 @@ def table(
       shape: the slice of which the hosts are; None if it is not known.
     """
     if silent:
-        rows = [(name, "answers") for name in sorted(known) if name not in silent]
-        rows += [(name, "NO ANSWER") for name in silent]
-        return _aligned([("host", "verdict"), *rows]), 1
+        answers = [(name, "answers") for name in sorted(known) if name not in silent]
+        answers += [(name, "NO ANSWER") for name in silent]
+        return _aligned([("host", "verdict"), *answers]), 1
     hosts = _merged(told)
     for name in set(known) - set(hosts):
         hosts[name] = {}

@@ -70,7 +70,7 @@ def chips(products: int = PRODUCTS) -> list[dict[str, Any]]:
     side = CPU_SIDE if jax.default_backend() == "cpu" else SIDE
 
     @jax.jit
-    def multiply(a):
+    def multiply(a: jax.Array) -> jax.Array:
         # Every entry of a product of `a` with itself is `side` times its own square, which the
         # scale takes back, so that the values stay as they are.
         return jax.lax.fori_loop(0, products, lambda _, b: (b @ a) * (1 / side), a)
@@ -104,7 +104,8 @@ def all_reduce() -> dict[str, Any]:
     split, whole = NamedSharding(mesh, PartitionSpec("all")), NamedSharding(mesh, PartitionSpec())
     count = mesh.size
 
-    def part(index):
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         return np.full((1, size // 4), 1 + (index[0].start or 0), np.float32)
 
     values = jax.make_array_from_callback((count, size // 4), split, part)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 from vit_jax.errors import Interrupted
 
@@ -66,7 +67,7 @@ class _Forwarding:
     def __init__(self) -> None:
         self.received = False
         self._child: subprocess.Popen | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> "_Forwarding":
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -21,16 +21,16 @@ from vit_jax.errors import UserError
 
 GIB = 1 << 30
 
-Options = Mapping[str, bool | int | str]
+Options = dict[str, bool | int | str]
 
-_ASYNC_COLLECTIVES = {
+_ASYNC_COLLECTIVES: Options = {
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
     "xla_enable_async_all_gather": True,
 }
 # These are for sharded parameters.
-_SHARDED_PARAMETERS = {
+_SHARDED_PARAMETERS: Options = {
     # XLA would otherwise multiply with a kernel that is split along its inputs piece by piece,
     # while the pieces travel in a ring and each is added to the whole result in memory. ViT-B/16
     # with 128 images a chip on v5e:4x4, all sharded, remat full, writes 68 GB a step with that, and
@@ -306,7 +306,7 @@ def parse_slice(text: str) -> Slice | None:
     """
     match = re.fullmatch(r"([a-z]*\d+[a-z]*)(?::(\d+(?:x\d+)*)|-(\d+))", text)
     generation = tpu_generation(match[1]) if match else None
-    if generation is None:
+    if match is None or generation is None:
         return None
     tpu = TPUS[generation]
     if match[2]:

@@ -5,12 +5,14 @@ where an unknown name is an error; in the environment (`LIBTPU_INIT_ARGS`) an un
 an error only on a TPU.
 """
 
+from typing import Any
+
 from jax.sharding import Mesh
 
 from vit_jax.parallel import accelerators
 
 
-def for_mesh(mesh: Mesh) -> dict[str, bool | int | str]:
+def for_mesh(mesh: Mesh) -> dict[str, Any]:
     """Returns the options for a program over `mesh`; none on other platforms than TPUs."""
     chip = accelerators.of_kind(mesh.devices.flat[0].device_kind)
     if chip is None or chip.tpu is None:

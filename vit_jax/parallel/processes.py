@@ -1,6 +1,7 @@
 """The set-up of a process before the first JAX computation; the other processes of its run."""
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -76,16 +77,19 @@ def setup(compilation_cache: str, precision: str, cluster: Cluster = Cluster()) 
 
 
 def _join(cluster: Cluster) -> None:
-    if jax.config.jax_platforms == "cpu":
+    if jax.config.values["jax_platforms"] == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    found = (cluster.coordinator, cluster.num_processes, cluster.process_id)
+    join = functools.partial(
+        jax.distributed.initialize,
+        cluster_detection_method=_detection(cluster),
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        initialization_timeout=JOIN_SECONDS,
+    )
     try:
-        jax.distributed.initialize(
-            *(found if cluster.coordinator else ()),
-            cluster_detection_method=_detection(cluster),
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            initialization_timeout=JOIN_SECONDS,
-        )
+        if cluster.coordinator:
+            join(cluster.coordinator, cluster.num_processes, cluster.process_id)
+        else:
+            join()
     except RuntimeError as error:
         where = cluster.coordinator or "the address that the scheduler gave"
         raise LostProcess(f"the processes of this run did not meet at {where}: {error}") from error
@@ -142,10 +146,11 @@ def has_tpu_chips() -> bool:
 
 def lost_process(error: BaseException) -> str:
     """Returns one line if an error only says that another process of this run is gone, or ""."""
-    while error is not None:
-        text = str(error)
-        from_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    link: BaseException | None = error
+    while link is not None:
+        text = str(link)
+        from_jax = isinstance(link, jax.errors.JaxRuntimeError)
         if _LOST.search(text) or (from_jax and _LOST_FOR_JAX.search(text)):
             return text.strip().splitlines()[0][:200]
-        error = error.__cause__ or error.__context__
+        link = link.__cause__ or link.__context__
     return ""

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.errors import UserError
-from vit_jax.types import Array, ArraySpec, Batch
+from vit_jax.types import Array, ArraySpec, HostBatch
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -152,9 +152,11 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
                 f" logical axes {sorted(unknown)}"
             )
         shape = leaf.value.shape
-        spec = _divisible(nn.logical_to_mesh_axes(leaf.names, RULES), shape, mesh)
+        axes = nn.logical_to_mesh_axes(leaf.names, RULES)
+        assert axes is not None
+        spec = _divisible(axes, shape, mesh)
         if "fsdp" in spec or math.prod(shape) >= MIN_SPLIT:
-            others = P(*(None if axes == "fsdp" else axes for axes in spec))
+            others = P(*(None if entry == "fsdp" else entry for entry in spec))
             spec = _split_further(others, leaf.names, shape, mesh, "fsdp")
         return NamedSharding(mesh, spec)
 
@@ -292,7 +294,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
 
 
-def place(batch: Batch, rows: np.ndarray, mesh: Mesh, batch_size: int) -> dict[str, Array]:
+def place(batch: HostBatch, rows: np.ndarray, mesh: Mesh, batch_size: int) -> dict[str, Array]:
     """Places local rows of a batch as arrays over the whole mesh.
 
     batch: arrays with leading axis `len(rows)`; `rows` as `local_rows` gave them.
@@ -300,7 +302,8 @@ def place(batch: Batch, rows: np.ndarray, mesh: Mesh, batch_size: int) -> dict[s
     sharding = batch_sharding(mesh)
 
     def put(local: np.ndarray) -> Array:
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             start, stop, _ = index[0].indices(batch_size)
             first = int(np.searchsorted(rows, start))
             return local[first : first + stop - start]

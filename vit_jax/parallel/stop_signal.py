@@ -3,7 +3,9 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,7 +20,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._received: str | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> "StopSignal":
         is_alone = jax.process_count() == 1  # Otherwise SIGTERM must still reach JAX.

@@ -196,7 +196,7 @@ class RemainingTime:
 
     def seconds(self) -> float | None:
         """Returns the seconds left after the last report, or None before there is an estimate."""
-        if self._last is None:
+        if self._first is None or self._last is None:
             return None
         (first_step, first_time), (step, now) = self._first, self._last
         if not self._recent:

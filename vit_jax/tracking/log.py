@@ -108,7 +108,7 @@ class MetricsLog:
             except Exception as error:  # A tracker that is down must not prevent training.
                 self._warn(f"warning: log writer {name} cannot start: {_line(error)}")
         for row in read_metrics(workdir):
-            self._names_at.setdefault(row["step"], set()).update(row)
+            self._names_at.setdefault(int(row["step"]), set()).update(row)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Logs `scalars` (anything `float` takes: Python, NumPy or JAX) as values of `step`."""

@@ -56,7 +56,7 @@ def read_metrics(workdir: epath.PathLike) -> list[Row]:
             ) from error
     joined: dict[int, Row] = {}
     for row in rows:
-        first_values = joined.setdefault(row["step"], {})
+        first_values = joined.setdefault(int(row["step"]), {})
         for name, value in row.items():
             first_values.setdefault(name, value)
     return [joined[step] for step in sorted(joined)]
@@ -108,11 +108,11 @@ def _decode_line(line: bytes) -> Row | None:
     step = found.pop("step", None)
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**63:
         return None
-    values = {
+    values: dict[str, Any] = {
         name: _NON_FINITE.get(value, value) if isinstance(value, str) else value
         for name, value in found.items()
     }
-    numbers = {name: value for name, value in values.items() if _is_scalar(value)}
+    numbers: Row = {name: value for name, value in values.items() if _is_scalar(value)}
     return {"step": step, **numbers} if numbers or not found else None
 
 

@@ -175,15 +175,18 @@ class ComputeEngine(Fleet):
         return State(COMING, "PENDING")
 
     def on_hosts(self, number: int, script: str) -> list[Command | Each]:
-        def ssh(host: str) -> Command:
-            return self._compute("ssh", host, *self._way(), *SSH_FLAGS, f"--command={script}")
-
-        return [Each(self._list(number, "value(name)"), ssh)]
+        return [self._ssh(number, script)]
 
     def on_host(self, number: int, worker: str, script: str) -> Each:
         # The names of instances do not tell their numbers in the slice; they themselves do.
         own = f'[ "$({_attribute("agent-worker-number")})" != {shlex.quote(worker)} ] || {script}'
-        return self.on_hosts(number, own)[0]
+        return self._ssh(number, own)
+
+    def _ssh(self, number: int, script: str) -> Each:
+        def ssh(host: str) -> Command:
+            return self._compute("ssh", host, *self._way(), *SSH_FLAGS, f"--command={script}")
+
+        return Each(self._list(number, "value(name)"), ssh)
 
     def copy(self, number: int, files: Sequence[str]) -> list[Command | Each]:
         flags = [flag.replace("--ssh-flag", "--scp-flag") for flag in SSH_FLAGS]

@@ -36,7 +36,7 @@ class Writer:
         self._directory = workdir / EVENTS_NAME
         self._resume_step = resume_step
         self._scratch: str | None = None
-        self._file = None
+        self._file: Any = None
         self._files = 0
 
     def write(self, step: int, scalars: Mapping[str, Scalar]) -> None:
@@ -86,7 +86,7 @@ class Writer:
             self._file = None
             raise
 
-    def _open(self):
+    def _open(self) -> Any:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
