@@ -13,7 +13,7 @@ from vit_jax.augment.strengths import FILL
 from vit_jax.types import Array
 
 
-def product(numbers: Array | np.ndarray, factor: Array | np.ndarray) -> Array:
+def product(numbers: Array | np.ndarray, factor: Array | np.ndarray | np.float32) -> Array:
     """Returns a separately rounded product: the minimum prevents its fusion with a sum."""
     return jnp.minimum(numbers * factor, 2.0**24)
 
@@ -57,7 +57,8 @@ def _look_up_by_products(tables: Array, images: Array) -> Array:
 def _digits(images: Array) -> tuple[Array, Array]:
     """Returns both hexadecimal digits of each value, one-hot, bfloat16 `[b, h w, c, 16]` each."""
     flat = images.reshape(len(images), -1, images.shape[-1])
-    return tuple(jax.nn.one_hot(digit, 16, dtype=jnp.bfloat16) for digit in (flat >> 4, flat & 15))
+    high, low = (jax.nn.one_hot(digit, 16, dtype=jnp.bfloat16) for digit in (flat >> 4, flat & 15))
+    return high, low
 
 
 MOST_PHASES = 8

@@ -1,7 +1,7 @@
 """Operations on batches of images on the device: normalize, distort, mix, erase."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,14 +24,14 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) ->
     """
     if images.dtype != jnp.uint8:
         return images
-    mean, std = _statistics(images.ndim, mean, std)
-    return (images.astype(jnp.float32) - mean) / std
+    shift, scale = _statistics(images.ndim, mean, std)
+    return (images.astype(jnp.float32) - shift) / scale
 
 
 def denormalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """Returns images that `normalize` made of uint8, as uint8 again: rounded, within 0..255."""
-    mean, std = _statistics(images.ndim, mean, std)
-    return jnp.clip(jnp.round(images * std + mean), 0, 255).astype(jnp.uint8)
+    shift, scale = _statistics(images.ndim, mean, std)
+    return jnp.clip(jnp.round(images * scale + shift), 0, 255).astype(jnp.uint8)
 
 
 def _statistics(ndim: int, *values: tuple[float, ...]) -> list[Array]:
@@ -120,7 +120,7 @@ def affine(image: Array, amounts: Array) -> Array:
     return sample(image)
 
 
-def _sources(shape: tuple[int, int], amounts: Array) -> list[Array]:
+def _sources(shape: Sequence[int], amounts: Array) -> list[Array]:
     """Returns the row and the column, `[h, w]` each, at which `affine` reads each pixel."""
     angle, slant, log_scale, shift_x, shift_y = amounts
     height, width = shape

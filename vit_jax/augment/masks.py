@@ -271,7 +271,7 @@ def cell_mask(
       cell: the side of a square of patches that are masked together.
       ratio: the share of masked cells.
     """
-    coarse = np.zeros(len(permutation), bool)
-    coarse[permutation[: num_masked_cells(len(permutation), ratio)]] = True
-    coarse = coarse.reshape(rows // cell, columns // cell)
+    masked = np.zeros(len(permutation), bool)
+    masked[permutation[: num_masked_cells(len(permutation), ratio)]] = True
+    coarse = masked.reshape(rows // cell, columns // cell)
     return coarse.repeat(cell, axis=0).repeat(cell, axis=1)

@@ -12,7 +12,7 @@ the code spells out, `gathers.product` and `_fused`) and make the tests simple a
 recorded from the published code decide, on every kind of device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -153,8 +153,7 @@ def _tables(operation: Array, images: Array, grey: Array, level: float, correcte
     of_image = {"AutoContrast": _auto_contrast(counts), "Equalize": _equalize(counts)}
     if corrected:
         of_image["Contrast"] = _contrast(grey, strengths.enhancement(level))
-    fixed = strengths.fixed_tables(level, images.shape[1:3], corrected)
-    fixed = jnp.asarray(fixed)[operation]
+    fixed = jnp.asarray(strengths.fixed_tables(level, images.shape[1:3], corrected))[operation]
     drawn = [(operation == OPERATIONS.index(name))[:, None, None] for name in of_image]
     return jnp.select(drawn, list(of_image.values()), fixed[..., None])
 
@@ -195,7 +194,7 @@ def _grey(images: Array) -> Array:
     It is rounded as TensorFlow does, which computes in 0..1 and multiplies by 255.5 at the end.
     """
     channels = product(images.astype(jnp.float32), np.float32(1 / 255))
-    weighted = product(channels, np.float32([[[[0.2989, 0.587, 0.114]]]]))
+    weighted = product(channels, np.array([[[[0.2989, 0.587, 0.114]]]], np.float32))
     luma = weighted[..., :1] + weighted[..., 1:2] + weighted[..., 2:]
     return jnp.floor(luma * np.float32(255.5))
 
@@ -234,7 +233,7 @@ def _fused(total: Array, pixels: Array, weight: np.float32) -> Array:
     return rounded + (lost + small)
 
 
-def _hidden(place: Array, half_side: int, size: tuple[int, int]) -> Array:
+def _hidden(place: Array, half_side: int, size: Sequence[int]) -> Array:
     """Returns Cutout's square of side `2 * half_side` about `place`, bool `[b, h, w, 1]`."""
 
     def near(axis: int) -> Array:

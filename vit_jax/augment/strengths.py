@@ -12,6 +12,7 @@ size; and translations and holes are up to 100 and 80 pixels, for images of any 
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,7 +25,7 @@ STRONGEST = 30.0
 """The largest magnitude, at which `Rotate` turns by 90 degrees. Published recipes reach 20."""
 FILL = 128
 """The value of pixels from outside the image, and of the pixels that Cutout hides."""
-IDENTITY = np.float32([[1, 0, 0], [0, 1, 0]])
+IDENTITY = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
 
 
 def enhancement(level: float) -> np.float32:
@@ -37,7 +38,7 @@ def half_side(level: float, height: int, corrected: bool) -> int:
     return int(_scaled(level * 40.0, height, corrected))
 
 
-def fixed_tables(level: float, size: tuple[int, int], corrected: bool) -> np.ndarray:
+def fixed_tables(level: float, size: Sequence[int], corrected: bool) -> np.ndarray:
     """Returns the new value of each pixel value, for operations that treat all images alike.
 
     Args:
@@ -55,19 +56,19 @@ def fixed_tables(level: float, size: tuple[int, int], corrected: bool) -> np.nda
         threshold %= 256
     cleared = min(max(8 - int(level * 4), 0), 7)
     by_size = np.float32(min(size[0] * size[1] // 256, 255))
-    tables = {
+    tables: dict[str, np.ndarray] = {
         "Invert": 255 - values,
         "Posterize": values >> cleared << cleared,
         "Solarize": np.where(values >= threshold, 255 - values, values),
         "SolarizeAdd": np.where(values < 128, np.minimum(values + addition, 255), values),
-        "Brightness": enhance * np.float32(values),
-        "Contrast": by_size + enhance * (np.float32(values) - by_size),
+        "Brightness": enhance * values.astype(np.float32),
+        "Contrast": by_size + enhance * (values.astype(np.float32) - by_size),
     }
-    rows = [tables.get(name, values) for name in OPERATIONS]
+    rows = np.stack([tables.get(name, values) for name in OPERATIONS])
     return np.clip(rows, 0, 255).astype(np.uint8)
 
 
-def matrices(level: float, size: tuple[int, int], corrected: bool) -> np.ndarray:
+def matrices(level: float, size: Sequence[int], corrected: bool) -> np.ndarray:
     """Returns the matrix of each geometric operation, for both signs of its strength.
 
     The output pixel (x, y) is read at `matrix @ (x, y, 1)` of the input.
@@ -97,11 +98,11 @@ def _scaled(pixels: float, side: int, corrected: bool) -> np.float32:
     return np.float32(pixels) * np.float32(side) / 224 if corrected else np.float32(pixels)
 
 
-def _rotation(degrees: np.float32, size: tuple[int, int]) -> np.ndarray:
+def _rotation(degrees: np.float32, size: Sequence[int]) -> np.ndarray:
     """Returns the counter-clockwise rotation about the center, in float32 as in published runs."""
     angle = degrees * np.float32(math.pi / 180)
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    bottom, right = np.float32(size) - 1
+    bottom, right = np.array(size, np.float32) - 1
     x = (right - (cos * right - sin * bottom)) / 2
     y = (bottom - (sin * right + cos * bottom)) / 2
     return np.stack([[cos, -sin, x], [sin, cos, y]])

@@ -21,7 +21,7 @@ from vit_jax.models.cost import example_input, flops, param_count, product_flops
 from vit_jax.models.heads.classifier import Classifier
 from vit_jax.models.heads.dense import Detector, Segmenter
 from vit_jax.models.heads.two_towers import TowerOutputs, TwoTowers
-from vit_jax.models.layers.basic import token_stride
+from vit_jax.models.layers.basic import outputs_of, token_stride
 from vit_jax.models.layers.resize import resize_grid, resize_patch_kernel
 from vit_jax.models.layers.transformer import stack_blocks, unstack_blocks
 from vit_jax.models.registry import (
@@ -64,6 +64,7 @@ __all__ = [
     "has_head",
     "list_models",
     "names",
+    "outputs_of",
     "param_count",
     "product_flops",
     "resize_grid",

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from vit_jax.errors import UserError
 from vit_jax.models.layers.attention import SegmentIds
 from vit_jax.models.layers.basic import make_norm
-from vit_jax.models.layers.initialization import SCHEMES
+from vit_jax.models.layers.initialization import SCHEMES, with_axes
 from vit_jax.models.layers.transformer import BlockSpec, StackSpec, scan_or_unroll
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import Traits, named_fields
@@ -135,7 +135,7 @@ class Bert(nn.Module):
             )
 
         def table(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
-            init = nn.with_logical_partitioning(SCHEMES["bert"].kernel, axes)
+            init = with_axes(SCHEMES["bert"].kernel, axes)
             return self.param(name, init, shape, jnp.float32)
 
         words = table("token_embed", (self.vocab_size, self.width), ("vocab", "embed"))

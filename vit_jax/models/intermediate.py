@@ -6,7 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models.layers.basic import token_stride
+from vit_jax.models.layers.basic import outputs_of, token_stride
 from vit_jax.models.layers.transformer import Block
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.types import Array, Params
@@ -39,7 +39,7 @@ def last_layers(
     x = _outputs(state["intermediates"], backbone)[-count:]
     if backbone.last_norm:
         norm = backbone.block_spec().make_norm("norm")
-        x = norm.apply({"params": nn.meta.unbox(params)["norm"]}, x)
+        x = outputs_of(norm, nn.meta.unbox(params)["norm"], x)
     prefix = x.shape[2] - _num_patches(backbone, images)
     cls = x[:, :, 0] if "cls" in params else None
     return LastLayers(cls, x[:, :, prefix:])
@@ -58,5 +58,7 @@ def _outputs(found: Mapping, backbone: VisionTransformer) -> Array:
 
 
 def _num_patches(backbone: VisionTransformer, images: Array) -> int:
-    down, across = token_stride(backbone)
+    stride = token_stride(backbone)
+    assert stride is not None
+    down, across = stride
     return (images.shape[1] // down) * (images.shape[2] // across)

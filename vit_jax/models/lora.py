@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError
-from vit_jax.types import Array, Params
+from vit_jax.types import Array, Numbers, Params
 
 KEY = "lora"
 """The name of the factors among the parameters."""
@@ -83,12 +83,12 @@ def merge(params: Params) -> Params:
     return flax.traverse_util.unflatten_dict(merge_named(flat), sep="/")
 
 
-def merge_named(arrays: Mapping[str, Array]) -> dict[str, Array]:
+def merge_named(arrays: Mapping[str, Numbers]) -> dict[str, Numbers]:
     """Returns `merge` of arrays that are given by full name, as in a checkpoint."""
     merged = {name: array for name, array in arrays.items() if not name.startswith(f"{KEY}/")}
     for name, kernel in merged.items():
         down, up = (arrays.get(f"{KEY}/{name}/{factor}") for factor in ("down", "up"))
-        if down is not None:
+        if down is not None and up is not None:
             merged[name] = kernel + _product(down, up, kernel.ndim)
     return merged
 
@@ -116,7 +116,7 @@ def _factors(key: Array, name: str, box: nn.LogicallyPartitioned, rank: int) -> 
     }
 
 
-def _product(down: Array, up: Array, ndim: int) -> Array:
+def _product(down: Numbers, up: Numbers, ndim: int) -> Any:
     """Returns `down · up` for each layer, for a kernel of `ndim` axes."""
     num_layers = down.ndim + up.ndim - 2 - ndim
     letters = string.ascii_lowercase[:ndim]

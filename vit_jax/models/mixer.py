@@ -11,6 +11,7 @@ norm/{scale,bias}            [width]
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,7 +34,7 @@ from vit_jax.models.layers.basic import (
     make_norm,
     pair,
 )
-from vit_jax.models.layers.initialization import SCHEMES
+from vit_jax.models.layers.initialization import SCHEMES, with_axes
 from vit_jax.models.layers.transformer import StackSpec, scan_or_unroll
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import VIT_NAMES, Traits, named_fields
@@ -56,7 +57,7 @@ class TokenMixing(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        inits = {"dtype": self.dtype, "kernel_init": SCHEMES[INITIALIZATION].kernel}
+        inits: dict[str, Any] = {"dtype": self.dtype, "kernel_init": SCHEMES[INITIALIZATION].kernel}
         tokens = x.shape[1]
         x = jnp.swapaxes(x, 1, 2)
         into, out = ("tokens", "token_mixing"), ("token_mixing", "tokens")
@@ -77,8 +78,8 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        ones = with_axes(nn.initializers.ones, ("embed",))
+        zeros = with_axes(nn.initializers.zeros, ("embed",))
         scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
         scale, bias = (lift(value.astype(self.dtype), x.ndim) for value in (scale, bias))

@@ -9,7 +9,7 @@ teacher is evaluated and published in the place of the student.
 from collections.abc import Mapping
 
 from vit_jax.models import lora
-from vit_jax.types import Array, Params
+from vit_jax.types import Numbers, Params
 
 TEACHER = "teacher"
 """The prefix of the names of a teacher's parameters, among the parameters or in a task's state."""
@@ -20,7 +20,7 @@ def teacher_of(task_state: Params | None) -> Params | None:
     return (task_state or {}).get(TEACHER)
 
 
-def published_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:
+def published_arrays(arrays: Mapping[str, Numbers]) -> dict[str, Numbers]:
     """Returns the arrays of the model alone, named as in a checkpoint, with "/" between parts."""
     own = {name: x for name, x in arrays.items() if not name.startswith(f"{TEACHER}/")}
     return lora.merge_named(own)

@@ -96,7 +96,8 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
         known = head_fields | backbone_fields
         check_known(key, known, repr(key), f"field of model {name!r}")
     where = f"model {name!r}, "
-    for owner in (Classifier, variant.module):
+    owners: tuple[Any, ...] = (Classifier, variant.module)
+    for owner in owners:
         check_fields(owner, overrides, where)
     if num_classes is not None:
         check_fields(Classifier, {"num_classes": num_classes}, where)
@@ -131,7 +132,7 @@ def find(name: str) -> str:
     if not matches and isinstance(name, str) and timm_names.find(name):
         return name
     if not matches:
-        MODELS.find(name)  # Raises an error that suggests a name.
+        return MODELS.find(name)  # Raises an error that suggests a name.
     # Only g (giant) and G (gigantic) differ by case alone, so the closest spelling is used.
 
     def agreement(canonical: str) -> int:
@@ -153,6 +154,8 @@ def find_variant(name: str) -> Variant:
     if found in variants():
         return variants()[found]
     origin = timm_names.find(found)
+    assert origin is not None
+    assert not isinstance(origin.image_size, tuple)
     module = variants()[origin.name].module
     return Variant(module, origin.fields, origin.image_size, origin.num_classes)
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import Traits, named_fields
 from vit_jax.plugins import float_dtype
@@ -72,7 +73,7 @@ class StdConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         size = self.kernel_size
-        init = nn.with_logical_partitioning(
+        init = with_axes(
             nn.initializers.lecun_normal(), ("conv_h", "conv_w", "conv_in", "conv_out")
         )
         shape = (size, size, x.shape[-1], self.features)
@@ -98,8 +99,8 @@ def _padding(size: int, evenly: bool) -> Padding:
 
 
 def _group_norm(name: str, dtype: DTypeLike, style: Style, scale_init: float = 1.0) -> nn.GroupNorm:
-    scale = nn.with_logical_partitioning(nn.initializers.constant(scale_init), ("conv_out",))
-    bias = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
+    scale = with_axes(nn.initializers.constant(scale_init), ("conv_out",))
+    bias = with_axes(nn.initializers.zeros, ("conv_out",))
     return nn.GroupNorm(
         NUM_GROUPS,
         epsilon=style.norm_epsilon,

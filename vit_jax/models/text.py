@@ -16,6 +16,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.heads.classifier import MapHead
 from vit_jax.models.layers.basic import check_choice, stored_shape
 from vit_jax.models.layers.encoder import Encoder
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.models.layers.transformer import run_blocks
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import Traits, named_fields
@@ -82,7 +83,7 @@ class TextTransformer(Encoder):
     @nn.nowrap
     def _embed(self, tokens: Array) -> Array:
         """Returns token and position embeddings, float32 `[batch, length, width]`."""
-        init = nn.with_logical_partitioning(
+        init = with_axes(
             nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0),
             ("vocab", "embed"),
         )
@@ -94,9 +95,7 @@ class TextTransformer(Encoder):
                 f"the position table holds {held[1]} tokens but these texts have {length}; "
                 f"pad or cut them to {held[1]}"
             )
-        init = nn.with_logical_partitioning(
-            nn.initializers.normal(stddev=self.width**-0.5), (None, "tokens", "embed")
-        )
+        init = with_axes(nn.initializers.normal(stddev=self.width**-0.5), (None, "tokens", "embed"))
         positions = self.param("pos_embed", init, (1, length, self.width), jnp.float32)
         return jnp.take(table, tokens, axis=0) + positions
 

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
+from typing import Any, NoReturn
 
 from vit_jax.errors import UserError
 
@@ -41,15 +41,15 @@ class Origin:
     """A model of timm, as a model of this package.
 
     name: the model's name here. fields: those of the model that timm's arguments tell.
-    image_size: the side of the images, and num_classes: the length of the logits, of the pretrained
-      weights; None for an architecture alone.
+    image_size: the side of the images, or (height, width), and num_classes: the length of the
+      logits, of the pretrained weights; None for an architecture alone.
     args: timm's arguments.
     """
 
     name: str
     fields: Mapping[str, Any]
     args: Args
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     num_classes: int | None = None
 
 
@@ -105,7 +105,7 @@ class _Told(dict[str, Any]):
         return super().__contains__(key)
 
 
-def _refuse(name: str, what: str) -> None:
+def _refuse(name: str, what: str) -> NoReturn:
     raise UserError(f"{name}this package has no {what}, which timm's model has")
 
 
@@ -113,7 +113,7 @@ def _norm(value: str | None, name: str) -> dict[str, Any]:
     """Returns the fields of a norm such as `LayerNorm(1e-05)`; 1e-6 is the default epsilon."""
     match = re.fullmatch(r"(\w+?)(?:\((.*)\))?", value or "LayerNorm")
     kind = NORMS.get(_plain(match[1])) if match else None
-    if kind is None:
+    if match is None or kind is None:
         _refuse(name, f"norm {value}")
     return {"norm": kind, "norm_epsilon": float(match[2] or 1e-6)}
 
@@ -203,7 +203,7 @@ def _gated(fields: Mapping[str, Any], mlp: str, name: str) -> dict[str, Any]:
         return {"mlp": "swiglu", "mlp_dim": fields["mlp_dim"] // 2}
     if mlp == "SwiGLU":
         return {"mlp": "swiglu"}
-    return _refuse(name, f"MLP {mlp}") or {}
+    _refuse(name, f"MLP {mlp}")
 
 
 def _hybrid(a: Args, name: str) -> tuple[str, dict[str, Any]]:

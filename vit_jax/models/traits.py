@@ -138,7 +138,7 @@ def effective_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     found = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     if not {"class_token", "position_bias"} <= found.keys():
         return found
-    pooling, position, idle = found["pooling"], found["position"], []
+    pooling, position, idle = str(found["pooling"]), str(found["position"]), []
     if found["class_token"] is None:
         found["class_token"] = pooling in ("token", "token_mean")
     defaults = {
@@ -162,7 +162,7 @@ def effective_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         idle.append("pool_prefix")
     if found["mlp"] == "swiglu":
         idle.append("activation")
-    if not found["position_bias"].endswith("mlp"):
+    if not str(found["position_bias"]).endswith("mlp"):
         idle.append("position_bias_dim")
     if found["layer_scale"] is None:
         idle.append("mlp_layer_scale")

@@ -43,7 +43,7 @@ Tokens are ordered: class token, distillation token, registers, patches row by r
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -64,7 +64,7 @@ from vit_jax.models.layers.basic import (
     stored_shape,
 )
 from vit_jax.models.layers.encoder import Encoder
-from vit_jax.models.layers.initialization import SCHEMES
+from vit_jax.models.layers.initialization import SCHEMES, with_axes
 from vit_jax.models.layers.position_bias import PositionBiasSpec, check_bias
 from vit_jax.models.layers.positions import (
     POSITIONS,
@@ -214,15 +214,17 @@ class VisionTransformer(Encoder):
         if self.class_token and self.pooling in ("mean", "map"):
             named.add("an unread class token")
         if self.mlp == "swiglu":
-            named -= {*VIT_NAMES["activation"].values()}
+            activations = VIT_NAMES["activation"]
+            assert isinstance(activations, Mapping)
+            named -= {*activations.values()}
         if not self.depth:
             named = named - {"no positions"} | {"no encoder"}
         if self.pooling == "map":
             shared = named & {"query-key norm", "SwiGLU"}
             named |= {f"{name} in attention pooling" for name in shared}
-        grid = self.position_grid and tuple(self.position_grid)
-        places = {"position": self.position, "class_token_position": self.class_token_position}
-        return Traits("a ViT", frozenset(named), table_grid=grid, **places)
+        grid = pair(self.position_grid) if self.position_grid else None
+        row = self.class_token_position
+        return Traits("a ViT", frozenset(named), False, self.position, row, grid)
 
     @nn.compact
     def __call__(
@@ -280,11 +282,11 @@ class VisionTransformer(Encoder):
         registers = x[:, first:num_prefix] if self.num_registers else None
         pooled = self._pool(x, tokens, train)
         distill = x[:, int(self._has_class_token())] if self.distill_token else None
-        extra = {"distill": distill, "registers": registers, "tokens": tokens, "kept": kept}
+        found = Features(None, pooled, (), distill, registers, tokens, kept)
         if kept is not None:
-            return Features(None, pooled, **extra)
+            return found
         grid = tokens.reshape(batch, rows, columns, self.width)
-        return Features(grid, pooled, (grid,), **extra)
+        return found.replace(grid=grid, stages=(grid,))
 
     @nn.nowrap
     def _stem(self, images: Array) -> Array:
@@ -329,8 +331,10 @@ class VisionTransformer(Encoder):
         stored = tuple(self.position_grid or grid)
         table = self._position_table(stored[0] * stored[1])
         rows = table.shape[1] - stored[0] * stored[1]
-        how = {"offset": self.position_resize_offset, "antialias": self.position_resize_antialias}
-        patches = resize_position_table(table[:, rows:], stored, grid, **how)
+        offset, antialias = self.position_resize_offset, self.position_resize_antialias
+        patches = resize_position_table(
+            table[:, rows:], stored, grid, offset=offset, antialias=antialias
+        )
         return x + patches.astype(x.dtype), table[:, :1] if rows else None
 
     @nn.nowrap
@@ -344,7 +348,7 @@ class VisionTransformer(Encoder):
                 "the table (vit_jax.checkpoints.load does) or feed images of the table's size"
             )
         init = SCHEMES[self.initialization].position(self.width)
-        init = nn.with_logical_partitioning(init, (None, "tokens", "embed"))
+        init = with_axes(init, (None, "tokens", "embed"))
         return self.param("pos_embed", init, (1, rows, self.width), jnp.float32)
 
     @nn.nowrap
@@ -365,7 +369,7 @@ class VisionTransformer(Encoder):
 
     @nn.nowrap
     def _token(self, name: str, init: Any, count: int) -> Array:
-        init = nn.with_logical_partitioning(init, (None, None, "embed"))
+        init = with_axes(init, (None, None, "embed"))
         return self.param(name, init, (1, count, self.width), jnp.float32)
 
     @nn.nowrap
@@ -376,7 +380,7 @@ class VisionTransformer(Encoder):
         if self.position == "rope_mixed":
             return coordinates
         kind = "dinov3" if self.position == "rope_dinov3" else "axial"
-        fields = {
+        fields: dict[str, Any] = {
             "base": self.rope_base,
             "reference": self.rope_grid,
             "offset": self.rope_offset,

@@ -29,9 +29,9 @@ class Group(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """The block of a parameter: number `index` of `depth`; None if all `depth` are stacked."""
+    """The block of a parameter: its number of `depth` blocks; None if all `depth` are stacked."""
 
-    index: int | None
+    number: int | None
     depth: int
 
 
@@ -82,8 +82,7 @@ def layers_of(shapes: Mapping[str, tuple[int, ...]], blocks: str) -> dict[str, L
     """Returns the layer of every parameter that `blocks` matches (see `blocks` in the config)."""
     pattern = block_pattern(blocks)
     matches = {path: pattern.fullmatch(path) for path in shapes}
-    matches = {path: match for path, match in matches.items() if match}
-    numbered = {path: match.group(1) for path, match in matches.items()}
+    numbered = {path: match.group(1) for path, match in matches.items() if match}
     odd = next((n for n in numbered.values() if n is not None and not n.isdecimal()), None)
     if odd is not None:
         raise UserError(
@@ -178,7 +177,7 @@ def _layer_multipliers(
     def multiplier(path: str) -> float | tuple[float, ...]:
         if path not in layers:
             return rate ** (depth + 1) if stem.fullmatch(path) else 1.0
-        index = layers[path].index
+        index = layers[path].number
         if index is None:
             return tuple(rate ** (depth - i) for i in range(depth))
         return rate ** (depth - index)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 def dino(
-    step: jax.Array,
+    step: jax.Array | int,
     start: int,
     total: int,
     *,
@@ -30,11 +30,11 @@ def dino(
 
     zero_until: the step before which the value is 0 (DINOv2's last layer).
     """
-    step = _float(step)
-    ramp = first + (1.0 - first) * step / max(start - 1, 1)
-    progress = jnp.clip((step - start) / max(total - start, 1), 0.0, 1.0)
-    value = jnp.where(step < start, ramp, _cosine(progress, end))
-    return jnp.where(step < zero_until, 0.0, value)
+    at = _float(step)
+    ramp = first + (1.0 - first) * at / max(start - 1, 1)
+    progress = jnp.clip((at - start) / max(total - start, 1), 0.0, 1.0)
+    value = jnp.where(at < start, ramp, _cosine(progress, end))
+    return jnp.where(at < zero_until, 0.0, value)
 
 
 def ijepa(
@@ -96,12 +96,12 @@ def simmim_stair(
 
 CURVES = {curve.__name__: curve for curve in (dino, ijepa, simmim, simmim_stair)}
 for _curve in CURVES.values():
-    _curve.has_warmup = True
+    _curve.__dict__["has_warmup"] = True
 
 
 def _cosine(progress: jax.Array, end: float) -> jax.Array:
     return end + (1.0 - end) * 0.5 * (1.0 + jnp.cos(math.pi * progress))
 
 
-def _float(step: jax.Array) -> jax.Array:
+def _float(step: jax.Array | int) -> jax.Array:
     return jnp.asarray(step).astype(jnp.result_type(float))

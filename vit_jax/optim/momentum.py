@@ -14,4 +14,4 @@ def decayed(moment: jax.Array, decay: float) -> jax.Array:
     compiler. Float32 moments are not rounded.
     """
     rounded = np.asarray(decay, moment.dtype).astype(np.float32)
-    return rounded * moment.astype(jnp.float32)
+    return moment.astype(jnp.float32) * rounded

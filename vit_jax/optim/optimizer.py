@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
 from vit_jax.optim import clipping, groups, schedules, spec
 from vit_jax.optim.rule import Rule, load_rule, state_name
@@ -37,7 +38,7 @@ def build(
     config: Mapping[str, Any],
     params: Params,
     *,
-    duration: schedules.Duration,
+    duration: Duration,
     total_steps: int | None = None,
 ) -> "Optimizer":
     """Returns the optimizer of `config.optim` for parameters with the shapes of `params`.
@@ -139,11 +140,12 @@ class Optimizer:
         grads = self._trainable(grads)
         if self.clip_norm:
             grads = clipping.clip(grads, self.clip_norm, self.clip_scope, self.blocks)
-        trainable, named, states = self._trainable(params), {}, {}
+        trainable, states = self._trainable(params), {}
+        named: dict[str, Any] = {}
         for late in self._parts():
             name = self._state_name(late)
-            part = (self._part(tree, late) for tree in (grads, trainable))
-            updates, states[name] = self._update_part(late, *part, state[name], step)
+            own_grads, own = self._part(grads, late), self._part(trainable, late)
+            updates, states[name] = self._update_part(late, own_grads, own, state[name], step)
             named |= groups.named_leaves(updates)
         return self._with_frozen(named, params, jnp.zeros_like), states
 
@@ -200,7 +202,9 @@ class Optimizer:
 
     def _descend(self, direction: Params, params: Params, step: schedules.Step) -> Params:
         """Converts a direction to an update: weight decay, multipliers, learning rate, minus."""
-        rates = {i: schedule(step) for i, schedule in enumerate(self.group_schedules)}
+        rates: dict[int | None, jax.Array] = {
+            i: schedule(step) for i, schedule in enumerate(self.group_schedules)
+        }
         rates[None] = self.schedule(step)
 
         def times_lr(path: tuple, u: jax.Array) -> jax.Array:

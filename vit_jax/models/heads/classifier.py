@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models.layers.basic import Linear, lift
-from vit_jax.models.layers.initialization import SCHEMES, Scheme
+from vit_jax.models.layers.initialization import SCHEMES, Scheme, with_axes
 from vit_jax.models.layers.transformer import BlockSpec
 from vit_jax.models.traits import Traits, traits_of
 from vit_jax.types import Array, Features
@@ -30,13 +30,21 @@ class MapHead(nn.Module):
     def __call__(self, tokens: Array) -> Array:
         """Pools tokens `[batch, n, width]` into `[batch, 1, width]`."""
         batch, _, width = tokens.shape
-        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), (None, None, "embed"))
+        init = with_axes(nn.initializers.xavier_uniform(), (None, None, "embed"))
         probe = self.param("probe", init, (1, 1, width), jnp.float32)
         probe = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, 1, width))
-        plain = {"qkv_bias": True, "key_bias": True, "proj_bias": True, "mlp_bias": True}
-        plain |= {"attention_norm": False, "mlp_norm": False, "num_kv_heads": None}
-        plain |= {"position_bias": None, "differential": False}
-        spec = dataclasses.replace(self.spec, **plain)
+        spec = dataclasses.replace(
+            self.spec,
+            qkv_bias=True,
+            key_bias=True,
+            proj_bias=True,
+            mlp_bias=True,
+            attention_norm=False,
+            mlp_norm=False,
+            num_kv_heads=None,
+            position_bias=None,
+            differential=False,
+        )
         x = spec.make_attention(train=self.train, name="attn")(probe, tokens)
         if not self.mlp:
             return x
@@ -72,10 +80,8 @@ class ClassHead(nn.Module):
         if not self.num_classes:
             return x
         init = nn.initializers.zeros if self.head_zero_init else self.scheme.head
-        kernel_init = nn.with_logical_partitioning(init, ("embed", "classes"))
-        bias_init = nn.with_logical_partitioning(
-            nn.initializers.constant(self.head_bias_init), ("classes",)
-        )
+        kernel_init = with_axes(init, ("embed", "classes"))
+        bias_init = with_axes(nn.initializers.constant(self.head_bias_init), ("classes",))
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.num_classes), jnp.float32)
         bias = self.param("bias", bias_init, (self.num_classes,), jnp.float32)
         return x @ kernel + lift(bias, x.ndim)
@@ -117,7 +123,9 @@ class Classifier(nn.Module):
         are returned, (class token's, distillation token's), otherwise their mean (DeiT, section 4).
         """
         features: Features = self.backbone(images, train=train)
-        logits = self._head("head")(features.grid if features.pooled is None else features.pooled)
+        read = features.grid if features.pooled is None else features.pooled
+        assert read is not None
+        logits = self._head("head")(read)
         if not self.num_classes:
             name = "grid" if features.pooled is None else "pooled"
             return features.replace(**{name: logits})

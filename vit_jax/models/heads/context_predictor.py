@@ -8,11 +8,13 @@ predictor/
   proj/{kernel,bias}    [predictor width, width], [width]
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models.layers.basic import Linear, pair
-from vit_jax.models.layers.initialization import SCHEMES
+from vit_jax.models.layers.initialization import SCHEMES, with_axes
 from vit_jax.models.layers.positions import grid_coordinates, sincos_2d
 from vit_jax.models.layers.transformer import BlockSpec, StackSpec, padding_segments, run_blocks
 from vit_jax.models.traits import Traits, traits_of
@@ -70,6 +72,7 @@ class ContextPredictor(nn.Module):
         repeated = jnp.repeat(images, contexts, axis=0) if contexts > 1 else images
         kept = tuple(x.reshape(-1, x.shape[-1]) for x in context)
         found: Features = self.backbone(repeated, train=train, kept=kept)
+        assert found.tokens is not None
         tokens = found.tokens.reshape(*context[0].shape, -1)
         sizes = {name: getattr(self, name) for name in ("width", "depth", "num_heads", "mlp_dim")}
         small = self.backbone.clone(parent=None, name=None, **sizes)
@@ -87,9 +90,12 @@ class _Predictor(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array, context: Patches, targets: Patches) -> Array:
-        dense = {"kernel_init": SCHEMES[self.spec.initialization].kernel, "dtype": self.spec.dtype}
+        dense: dict[str, Any] = {
+            "kernel_init": SCHEMES[self.spec.initialization].kernel,
+            "dtype": self.spec.dtype,
+        }
         init = nn.initializers.truncated_normal(0.02)
-        init = nn.with_logical_partitioning(init, (None, None, "embed"))
+        init = with_axes(init, (None, None, "embed"))
         mask_token = self.param("mask_token", init, (1, 1, self.width), jnp.float32)
         seen = Linear((self.width,), ("embed", None), name="embed", **dense)(tokens)
         seen += self._positions(context[0]).astype(seen.dtype)

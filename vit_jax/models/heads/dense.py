@@ -22,6 +22,7 @@ from vit_jax.models.layers.basic import (
     make_norm,
     token_stride,
 )
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.models.layers.transformer import Block, BlockSpec
 from vit_jax.types import Array, Features
 
@@ -95,8 +96,7 @@ class Segmenter(nn.Module):
         else:
             width = self.decoder_width or grid.shape[-1]
             fields = (self.num_classes, width, self.decoder_depth, train, self.decoder_dropout)
-            decoder = _MaskDecoder(*fields, name="decoder")
-            logits = decoder(grid)
+            logits = _MaskDecoder(*fields, name="decoder")(grid)
         return self._over_pixels(logits, images.shape[1:3], features.grid.shape[1:3])
 
     @nn.nowrap
@@ -171,7 +171,7 @@ def _around_cells(images: Array, grid: Sequence[int]) -> Array:
         )
     margins = ((size // 2, size - size // 2) for size in cell)
     padded = jnp.pad(images, ((0, 0), *margins, (0, 0)), mode="edge")
-    quarters = cut_patches(padded, tuple(cell))
+    quarters = cut_patches(padded, (cell[0], cell[1]))
     ends = (slice(None, -1), slice(1, None))
     return jnp.concatenate([quarters[:, y, x] for y in ends for x in ends], axis=-1)
 
@@ -206,9 +206,7 @@ class _MaskDecoder(nn.Module):
 
     @nn.nowrap
     def _projection(self, name: str) -> Array:
-        init = nn.with_logical_partitioning(
-            nn.initializers.normal(self.width**-0.5), ("embed", None)
-        )
+        init = with_axes(nn.initializers.normal(self.width**-0.5), ("embed", None))
         return self.param(name, init, (self.width, self.width), jnp.float32)
 
 
@@ -283,7 +281,7 @@ class _DetectionDecoder(nn.Module):
         if self.head == "tokens":
             start = jnp.zeros((1, 1, 4))
             x = self._read_grid(x) if registers is None else registers.astype(jnp.float32)
-        bias = -jnp.log(1 / self.prior - 1) if self.prior else 0.0
+        bias: Array | float = -jnp.log(1 / self.prior - 1) if self.prior else 0.0
         scores = _Mlp((dim, dim, self.num_classes), last_bias=bias, name="score")(x)
         offsets = _Mlp((dim, dim, 4), zero=True, name="box")(x)
         return scores, _corners(jax.nn.sigmoid(offsets + start))
@@ -304,7 +302,7 @@ class _Mlp(nn.Module):
     """
 
     sizes: Sequence[int]
-    last_bias: float = 0.0
+    last_bias: Array | float = 0.0
     zero: bool = False
 
     @nn.compact
@@ -324,7 +322,7 @@ class _Mlp(nn.Module):
 
 def _with_tokens(module: nn.Module, name: str, tokens: Array, count: int) -> Array:
     """Appends `count` learned tokens, a parameter of `module`, to `tokens` `[b, n, width]`."""
-    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None, "embed"))
+    init = with_axes(nn.initializers.normal(0.02), (None, None, "embed"))
     learned = module.param(name, init, (1, count, tokens.shape[-1]), jnp.float32)
     learned = jnp.broadcast_to(learned, (tokens.shape[0], count, tokens.shape[-1]))
     return jnp.concatenate([tokens, learned], axis=1)
@@ -334,8 +332,13 @@ def _run_layers(x: Array, depth: int, train: bool, dropout: float = 0.0) -> Arra
     """Runs transformer blocks named layer0, layer1, ..., not the `blocks` that optimizers group."""
     width = x.shape[-1]
     num_heads = width // _HEAD_DIM if width % _HEAD_DIM == 0 else 1
-    sizes = {"width": width, "num_heads": num_heads, "mlp_dim": None}
-    spec = BlockSpec.create(**sizes, dropout=dropout, attention_dropout=dropout)
+    spec = BlockSpec.create(
+        width=width,
+        num_heads=num_heads,
+        mlp_dim=None,
+        dropout=dropout,
+        attention_dropout=dropout,
+    )
     for i in range(depth):
         x, _ = Block(spec, train, name=f"layer{i}")(x, None, None, None)
     return x

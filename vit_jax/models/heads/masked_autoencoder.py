@@ -10,14 +10,14 @@ decoder/
   predict/{kernel,bias}       [width, pixels of a patch]
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models.layers.basic import Linear, pair
 from vit_jax.models.layers.encoder import Encoder
-from vit_jax.models.layers.initialization import SCHEMES
+from vit_jax.models.layers.initialization import SCHEMES, with_axes
 from vit_jax.models.layers.positions import sincos_table
 from vit_jax.models.layers.transformer import run_blocks
 from vit_jax.models.traits import Traits, traits_of
@@ -68,11 +68,9 @@ class PatchDecoder(Encoder):
           num_prefix: the number of tokens before the patches, 0 or 1.
         """
         spec, scheme = self.block_spec(), SCHEMES[self.initialization]
-        init = {"dtype": spec.dtype, "kernel_init": scheme.kernel}
+        init: dict[str, Any] = {"dtype": spec.dtype, "kernel_init": scheme.kernel}
         x = Linear((self.width,), ("embed", None), **init, name="embed")(tokens)
-        token_init = nn.with_logical_partitioning(
-            nn.initializers.normal(0.02), (None, None, "embed")
-        )
+        token_init = with_axes(nn.initializers.normal(0.02), (None, None, "embed"))
         mask_token = self.param("mask_token", token_init, (1, 1, self.width), jnp.float32)
         batch, count = restore.shape
         missing = (batch, count + num_prefix - x.shape[1], self.width)
@@ -81,7 +79,7 @@ class PatchDecoder(Encoder):
         patches = jnp.take_along_axis(patches, restore[:, :, None], axis=1)
         x = jnp.concatenate([x[:, :num_prefix], patches], axis=1)
         table = sincos_table(*grid, self.width, class_row=bool(num_prefix))
-        table_init = nn.with_logical_partitioning(
+        table_init = with_axes(
             lambda _, shape, dtype: jnp.asarray(table, dtype).reshape(shape),
             (None, "tokens", "embed"),
         )
@@ -129,7 +127,11 @@ class MaskedAutoencoder(nn.Module):
         if kept is None:
             kept = restore = jnp.tile(jnp.arange(grid[0] * grid[1])[None], (len(images), 1))
         features: Features = self.backbone(images, train=train, kept=kept)
-        prefix = [features.pooled[:, None]] if self.backbone.pooling == "token" else []
+        assert features.tokens is not None
+        prefix = []
+        if self.backbone.pooling == "token":
+            assert features.pooled is not None
+            prefix = [features.pooled[:, None]]
         tokens = jnp.concatenate([*prefix, features.tokens], axis=1)
         pixels = self.decoder(tokens, restore, grid, num_prefix=len(prefix), train=train)
         return MaskedOutputs(features, pixels)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models.layers.basic import Linear, pair
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.models.traits import Traits, traits_of
 from vit_jax.types import Array, Features
 
@@ -41,13 +42,14 @@ class PixelReconstruction(nn.Module):
         batch, height, width, channels = images.shape
         rows, columns = height // patch[0], width // patch[1]
         init = nn.initializers.truncated_normal(0.02)
-        boxed = nn.with_logical_partitioning(init, (None, None, "embed"))
+        boxed = with_axes(init, (None, None, "embed"))
         token = self.param("mask_token", boxed, (1, 1, self.backbone.width), jnp.float32)
         if masked is None:
             masked = jnp.zeros((batch, rows * columns), bool)
         found: Features = self.backbone(images, train=train, masked=(masked, token[0, 0]))
         axes = ("embed", None, None, "channels")
         decoder = Linear((*patch, channels), axes, kernel_init=init, name="decoder")
+        assert found.tokens is not None
         pixels = decoder(found.tokens.astype(jnp.float32))
         pixels = pixels.reshape(batch, rows, columns, *patch, channels).swapaxes(2, 3)
         return pixels.reshape(batch, rows * patch[0], columns * patch[1], channels)

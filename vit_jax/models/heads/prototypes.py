@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import ACTIVATIONS, Linear, check_least, lift
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.types import Array
 
 _EPSILON = 1e-12
@@ -52,8 +53,10 @@ class PrototypeHead(nn.Module):
         init = nn.initializers.truncated_normal(0.02)
         sizes = [self.hidden] * (self.depth - 1) + [self.bottleneck]
         for i, size in enumerate(sizes, start=1):
-            fields = {"dtype": self.dtype, "kernel_init": init, "name": f"dense{i}"}
-            x = Linear((size,), ("embed", "mlp"), **fields)(x)
+            dense = Linear(
+                (size,), ("embed", "mlp"), dtype=self.dtype, kernel_init=init, name=f"dense{i}"
+            )
+            x = dense(x)
             x = ACTIVATIONS["gelu"](x) if i < self.depth else x
         x = unit(x.astype(jnp.float32))
         return _Prototypes(self.num_prototypes, name="prototypes")(x)
@@ -66,9 +69,9 @@ class _Prototypes(nn.Module):
     def __call__(self, x: Array) -> Array:
         # The default of PyTorch's linear layers, with which DINO and DINOv2 start.
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        init = nn.with_logical_partitioning(init, ("embed", "vocab"))
+        init = with_axes(init, ("embed", "vocab"))
         kernel = self.param("kernel", init, (x.shape[-1], self.count), jnp.float32)
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("vocab",))
+        ones = with_axes(nn.initializers.ones, ("vocab",))
         scale = self.param("scale", ones, (self.count,), jnp.float32)
         return x @ (kernel * lift(scale / jnp.linalg.norm(kernel, axis=0), 2))
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import Linear, make_norm
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.types import Array
 
 SCALES = tuple(2.0**power for power in range(3, -4, -1))
@@ -80,7 +81,7 @@ class _Level(nn.Module):
     @nn.nowrap
     def _conv(self, size: int, name: str, dtype: jnp.dtype) -> nn.Conv:
         axes = ("conv_h", "conv_w", "conv_in", "conv_out")
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes)
+        init = with_axes(nn.initializers.lecun_normal(), axes)
         return nn.Conv(
             self.width, (size, size), use_bias=False, dtype=dtype, kernel_init=init, name=name
         )

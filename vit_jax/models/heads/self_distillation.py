@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models.heads.prototypes import PrototypeHead
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.models.traits import Traits, traits_of
 from vit_jax.types import Array, Features
 
@@ -35,13 +36,15 @@ class SelfDistillation(nn.Module):
     def setup(self) -> None:
         if not self.masks:
             return
-        init = nn.with_logical_partitioning(nn.initializers.zeros, (None, None, "embed"))
+        init = with_axes(nn.initializers.zeros, (None, None, "embed"))
         shape = (1, 1, self.backbone.width)
         self.mask_token = self.param("mask_token", init, shape, jnp.float32)
 
     def __call__(self, images: Array) -> Array:
         """Returns the logits of class tokens; initialization creates all parameters."""
         found = self.encode(images)
+        assert found.pooled is not None
+        assert found.tokens is not None
         if self.is_initializing() and self.masks:
             self.patch_logits(found.tokens)
         return self.dino_head(found.pooled)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.layers.basic import Linear
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.models.traits import Traits, traits_of
 from vit_jax.types import Array, Features
 
@@ -83,8 +84,8 @@ class TwoTowers(nn.Module):
         if tokens is not None:
             text = self._unit(self.text(tokens, train=train), "text_proj", True)
         scale = jnp.exp(self._number("log_scale", jnp.log(self.scale_init)))
-        no_bias = self.bias_init is None
-        bias = jnp.float32(0) if no_bias else self._number("bias", self.bias_init)
+        start = self.bias_init
+        bias = jnp.float32(0) if start is None else self._number("bias", start)
         return TowerOutputs(image, text, scale, bias)
 
     @nn.nowrap
@@ -97,6 +98,6 @@ class TwoTowers(nn.Module):
         return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-16))
 
     @nn.nowrap
-    def _number(self, name: str, value: float) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.constant(value), (None,))
+    def _number(self, name: str, value: Array | float) -> Array:
+        init = with_axes(nn.initializers.constant(value), (None,))
         return self.param(name, init, (1,), jnp.float32)[0]

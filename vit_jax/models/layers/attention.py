@@ -11,6 +11,7 @@ cap, and JAX's interface to cuDNN's kernel takes none.
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -118,9 +119,8 @@ class Attention(nn.Module):
             y = self._attend(query, key, value, segment_ids, bias=bias)
         else:
             apart = windows.segment_ids(x.shape[0])
-            y = windows.join(
-                self._attend(*map(windows.split, (query, key, value)), apart, windows=windows)
-            )
+            own = [windows.split(part) for part in (query, key, value)]
+            y = windows.join(self._attend(own[0], own[1], own[2], apart, windows=windows))
         y = nn.with_logical_constraint(y, ("batch", "tokens", "heads", "head_dim"))
         if self.out_norm:
             y = self._norm("norm", ("heads", "head_dim"))(y)
@@ -137,16 +137,18 @@ class Attention(nn.Module):
 
     @nn.nowrap
     def _norm(self, name: str, axis: str | tuple[str, ...], *, use_bias: bool = True) -> nn.Module:
-        fields = {"dtype": self.dtype, "epsilon": self.norm_epsilon, "use_bias": use_bias}
-        return make_norm(self.norm, name=name, axis=axis, **fields)
+        fields: dict[str, Any] = {"dtype": self.dtype, "epsilon": self.norm_epsilon}
+        return make_norm(self.norm, name=name, axis=axis, use_bias=use_bias, **fields)
 
     @nn.nowrap
     def _project(self, name: str, x: Array, num_heads: int, use_bias: bool) -> Array:
         differs = self.differential and name != "value"
         features = (num_heads, self.head_dim // 2 if differs else self.head_dim)
         axes = ("embed", "heads", "head_dim")
-        fields = {"kernel_init": SCHEMES[self.initialization].kernel, "use_bias": use_bias}
-        y = Linear(features, axes, dtype=self.dtype, name=name, **fields)(x)
+        init = SCHEMES[self.initialization].kernel
+        y = Linear(
+            features, axes, dtype=self.dtype, name=name, kernel_init=init, use_bias=use_bias
+        )(x)
         return nn.with_logical_constraint(y, ("batch", "tokens", "heads", "head_dim"))
 
     @nn.nowrap
@@ -217,8 +219,9 @@ def attend(
         mask = None if segment_ids is None else _same_segment(segment_ids)
         if bias is not None:
             bias = bias.astype(query.dtype)
-        arguments = {"bias": bias, "mask": mask, "implementation": "cudnn"}
-        return jax.nn.dot_product_attention(query, key, value, **arguments)
+        return jax.nn.dot_product_attention(
+            query, key, value, bias=bias, mask=mask, implementation="cudnn"
+        )
     if implementation == "splash":
         return _splash(query, key, value, segment_ids)
     if implementation == "heads_first" and bias is None:
@@ -345,7 +348,7 @@ def _splash(query: Array, key: Array, value: Array, segment_ids: SegmentIds | No
     """Runs splash attention once per shard of the mesh: XLA cannot partition a Pallas kernel."""
     num_queries = query.shape[1]
     if segment_ids is None:
-        segment_ids = tuple(jnp.zeros(x.shape[:2], jnp.int32) for x in (query, key))
+        segment_ids = jnp.zeros(query.shape[:2], jnp.int32), jnp.zeros(key.shape[:2], jnp.int32)
     # Softmax in the kernel is over plain products: the scale goes in with the query.
     query = query / math.sqrt(query.shape[-1])
     query, key, value = (_pad_tokens(x, 0) for x in (query, key, value))
@@ -375,6 +378,7 @@ def _dividing(
         return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
 
     spec = nn.logical_to_mesh_axes(names)
+    assert spec is not None
     split = (
         axes if axes and n % ways(axes) == 0 else None for axes, n in zip(spec, shape, strict=True)
     )

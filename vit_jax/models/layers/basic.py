@@ -6,7 +6,8 @@ in `dtype`. What a module returns has the dtype it computed in, unless its docst
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,9 +15,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError, nearest
-from vit_jax.models.layers.initialization import SCHEMES, Initializer
+from vit_jax.models.layers.initialization import SCHEMES, Initializer, with_axes
 from vit_jax.models.layers.resize import resize_patch_kernel
-from vit_jax.types import Array
+from vit_jax.types import Array, Params
 
 NORM_EPSILON = 1e-6
 
@@ -30,7 +31,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 }
 
 
-def check_choice(what: str, value: str, valid: Sequence[str]) -> None:
+def check_choice(what: str, value: str, valid: Collection[str]) -> None:
     """Raises `UserError` unless `value` is one of `valid`."""
     if value not in valid:
         raise UserError(f"{what}={value!r} is not known; {nearest(str(value), valid)}")
@@ -94,14 +95,12 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel_init = nn.with_logical_partitioning(
-            flattened(self.kernel_init, self.num_in), self.axes
-        )
+        kernel_init = with_axes(flattened(self.kernel_init, self.num_in), self.axes)
         inputs = x.shape[x.ndim - self.num_in :]
         kernel = self.param("kernel", kernel_init, (*inputs, *self.features), jnp.float32)
         bias = None
         if self.use_bias:
-            bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[self.num_in :])
+            bias_init = with_axes(self.bias_init, self.axes[self.num_in :])
             bias = self.param("bias", bias_init, self.features, jnp.float32)
         contracted = tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in))
         y = jax.lax.dot_general(
@@ -127,10 +126,10 @@ def make_norm(
     axis: the logical name of the axis; a tuple of names for several.
     """
     names = (axis,) if isinstance(axis, str) else axis
-    ones = nn.with_logical_partitioning(nn.initializers.ones, names)
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, names)
+    ones = with_axes(nn.initializers.ones, names)
+    zeros = with_axes(nn.initializers.zeros, names)
     last = tuple(range(-len(names), 0))
-    over = {} if len(names) == 1 else {"reduction_axes": last, "feature_axes": last}
+    over: dict[str, Any] = {} if len(names) == 1 else {"reduction_axes": last, "feature_axes": last}
     if kind == "rmsnorm":
         return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=ones, name=name, **over)
     return nn.LayerNorm(
@@ -171,7 +170,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scheme = SCHEMES[self.initialization]
-        fields = {"kernel_init": scheme.kernel, "bias_init": scheme.mlp_bias}
+        fields: dict[str, Any] = {"kernel_init": scheme.kernel, "bias_init": scheme.mlp_bias}
         fields |= {"use_bias": self.use_bias, "dtype": self.dtype}
 
         def dense(features: int, axes: tuple[str, str], name: str) -> Linear:
@@ -185,8 +184,9 @@ class Mlp(nn.Module):
         hidden = nn.with_logical_constraint(hidden, ("batch", "tokens", "mlp"))
         hidden = nn.Dropout(self.dropout, deterministic=not self.train)(hidden)
         if self.norm:
-            shared = {"dtype": self.dtype, "epsilon": self.norm_epsilon}
-            hidden = make_norm(self.norm, name="norm", axis="mlp", **shared)(hidden)
+            epsilon = self.norm_epsilon
+            norm = make_norm(self.norm, name="norm", axis="mlp", dtype=self.dtype, epsilon=epsilon)
+            hidden = norm(hidden)
         y = dense(x.shape[-1], ("mlp", "embed"), "dense2")(hidden)
         return nn.Dropout(self.dropout, deterministic=not self.train)(y)
 
@@ -223,16 +223,21 @@ def drop_exact_share(x: Array, rate: Array | float, key: Array) -> Array:
 
 def layer_scale(module: nn.Module, name: str, x: Array, init: float) -> Array:
     """Multiplies channels by a learned scale `name` of `module` (Touvron et al. 2021, CaiT)."""
-    scale_init = nn.with_logical_partitioning(nn.initializers.constant(init), ("embed",))
+    scale_init = with_axes(nn.initializers.constant(init), ("embed",))
     scale = module.param(name, scale_init, (x.shape[-1],), jnp.float32)
     return x * lift(scale.astype(x.dtype), x.ndim)
+
+
+def outputs_of(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
+    """Returns the outputs of a model with these parameters; see `flax.linen.Module.apply`."""
+    return model.apply({"params": params}, *inputs, **options)
 
 
 def stored_shape(module: nn.Module, name: str) -> tuple[int, ...] | None:
     """Returns the shape of a parameter that `apply` was given; None while initializing."""
     if not module.has_variable("params", name):
         return None
-    value = module.get_variable("params", name)
+    value: Any = module.get_variable("params", name)
     return (value.value if isinstance(value, nn.LogicallyPartitioned) else value).shape
 
 
@@ -298,11 +303,11 @@ class PatchEmbed(nn.Module):
         axes = ("patch_h", "patch_w", "channels", "embed")
         shape = (*(self.kept_patch or self.patch), self.channels, self.width)
         kernel_init, bias_init = SCHEMES[self.initialization].patch(math.prod(shape[:3]))
-        kernel_init = nn.with_logical_partitioning(flattened(kernel_init, num_in=3), axes)
+        kernel_init = with_axes(flattened(kernel_init, num_in=3), axes)
         kernel = self.param("kernel", kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
-            bias_init = nn.with_logical_partitioning(bias_init, ("embed",))
+            bias_init = with_axes(bias_init, ("embed",))
             bias = self.param("bias", bias_init, (self.width,), jnp.float32)
         kernel = resize_patch_kernel(kernel, self.patch)
         matrix = kernel.reshape(-1, self.width).astype(self.dtype)

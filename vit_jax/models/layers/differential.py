@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.models.layers.basic import make_norm
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.types import Array
 
 INITIAL = 0.8
@@ -28,14 +29,15 @@ class Difference(nn.Module):
     dtype: DTypeLike
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.1), ("head_dim",))
+        init = with_axes(nn.initializers.normal(0.1), ("head_dim",))
         shape = (self.head_dim // 2,)
         names = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
         self.lambdas = [self.param(name, init, shape, jnp.float32) for name in names]
-        constant = nn.with_logical_partitioning(nn.initializers.constant(INITIAL), (None,))
+        constant = with_axes(nn.initializers.constant(INITIAL), (None,))
         self.initial = self.param("initial", constant, (1,), jnp.float32)
-        fields = {"dtype": self.dtype, "epsilon": NORM_EPSILON, "axis": "head_dim"}
-        self.norm = make_norm("rmsnorm", name="norm", **fields)
+        self.norm = make_norm(
+            "rmsnorm", name="norm", dtype=self.dtype, epsilon=NORM_EPSILON, axis="head_dim"
+        )
 
     def weights(self, weights: Array) -> Array:
         """Returns weights `[b, heads, q, k]` of two maps for each head, `[b, 2 * heads, q, k]`."""

@@ -7,6 +7,7 @@ soon forget these scales; LAMB's do not, because it moves a kernel by a share of
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,15 @@ from jax.typing import DTypeLike
 from vit_jax.types import Array
 
 Initializer = Callable[..., Array]
+
+
+def with_axes(init: Initializer, names: Sequence[str | None]) -> Initializer:
+    """Returns `init` with logical names for the axes of the parameter that it makes.
+
+    The names are in a box around the array. `Module.param` opens the box, which the types of Flax
+    do not tell.
+    """
+    return cast(Initializer, nn.with_logical_partitioning(init, tuple(names)))
 
 
 def of_conv2d(fan_in: int) -> Initializer:

@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import Linear, check_choice
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.types import Array
 
 KINDS = ("none", "table", "shared_table", "mlp", "shared_mlp")
@@ -52,7 +53,7 @@ class PositionBias(nn.Module):
         count = (2 * rows - 1) * (2 * columns - 1)
         numbers, prefix = _offsets(self.spec.grid), self.spec.num_prefix
         if self.spec.kind == "table":
-            init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "heads"))
+            init = with_axes(nn.initializers.zeros, (None, "heads"))
             shape = (count + 3 * prefix, self.num_heads)
             table = self.param("table", init, shape, jnp.float32)
             if prefix:

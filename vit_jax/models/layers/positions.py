@@ -14,6 +14,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import lift
+from vit_jax.models.layers.initialization import with_axes
 from vit_jax.types import Array
 
 POSITIONS = ("learned", "sincos2d", "sincos2d_mae", "rope", "rope_dinov3", "rope_mixed", "none")
@@ -100,7 +101,7 @@ class MixedFrequencies(nn.Module):
     def __call__(self, coordinates: Array) -> Array:
         """Maps coordinates `[..., tokens, 2]` to angles `[..., tokens, heads, head_dim / 2]`."""
         axes = (None, "heads", "head_dim")
-        init = nn.with_logical_partitioning(self._init, axes)
+        init = with_axes(self._init, axes)
         shape = (2, self.num_heads, self.head_dim // 2)
         frequencies = self.param("frequencies", init, shape, jnp.float32)
         return jnp.einsum("...tc,chf->...thf", coordinates, frequencies)
@@ -128,8 +129,8 @@ def rotate(x: Array, angles: Array, *, interleaved: bool = False) -> Array:
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if interleaved:
         first, second = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
-        turned = [first * cos - second * sin, second * cos + first * sin]
-        return jnp.stack(turned, axis=-1).reshape(x.shape).astype(x.dtype)
+        pairs = [first * cos - second * sin, second * cos + first * sin]
+        return jnp.stack(pairs, axis=-1).reshape(x.shape).astype(x.dtype)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

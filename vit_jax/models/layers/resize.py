@@ -2,21 +2,22 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.types import Array
+from vit_jax.types import Array, Numbers
 
 
-def linear_weights(place: Array, old: int, new: Array) -> Array:
+def linear_weights(place: Numbers, old: int, new: Numbers) -> Numbers:
     """Rows of a linear, antialiased resize matrix with half-pixel centres: `[..., old]`.
 
     place: index of the pixel in the new line, `[...]`. new: length of that line, `[...]`. Works on
     NumPy and (traced) JAX arrays alike.
     """
-    xp = jnp if isinstance(place, jax.Array) else np
+    xp: Any = jnp if isinstance(place, jax.Array) else np
     scale = old / new
     centre = (place + 0.5) * scale - 0.5
     reach = xp.maximum(scale, 1.0)
@@ -72,7 +73,7 @@ def _pseudo_inverse(old: int, new: int) -> np.ndarray:
     return np.linalg.pinv(linear_resize_matrix(old, new).T)
 
 
-def resize_patch_kernel(kernel: Array | np.ndarray, patch: Sequence[int]) -> Array:
+def resize_patch_kernel(kernel: Numbers, patch: Sequence[int]) -> Numbers | Array:
     """Resizes a patch embedding kernel `[ph, pw, channels, width]` for patches of another size.
 
     With B the matrix of a bilinear resize, the new kernel is the least-squares solution of
@@ -96,13 +97,13 @@ def resize_grid(table: Array | np.ndarray, grid: Sequence[int]) -> Array:
 
 
 def resize_position_table(
-    table: Array | np.ndarray,
+    table: Numbers,
     old: Sequence[int],
     new: Sequence[int],
     *,
     offset: float = 0.0,
     antialias: bool = False,
-) -> Array:
+) -> Numbers | Array:
     """Resizes learned positions `[1, rows * columns, width]` bicubically from one grid to another.
 
     (Caron et al. 2021, DINO; Oquab et al. 2023, DINOv2.) The table is returned as it is where the
@@ -114,6 +115,5 @@ def resize_position_table(
         cubic_resize_matrix(o, n, offset=offset, antialias=antialias).astype(np.float32)
         for o, n in zip(old, new, strict=True)
     )
-    grid = table.reshape(*old, -1)
-    grid = jnp.einsum("ip,jq,pqd->ijd", rows, columns, grid, precision="highest")
+    grid = jnp.einsum("ip,jq,pqd->ijd", rows, columns, table.reshape(*old, -1), precision="highest")
     return grid.reshape(1, new[0] * new[1], -1)

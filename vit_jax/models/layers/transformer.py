@@ -202,8 +202,7 @@ class Block(nn.Module):
         mlp = spec.make_mlp(train=self.train, name="mlp")
         norm1 = spec.make_norm("norm1")
         y = x if spec.post_norm else norm1(x)
-        places = {"rope": rope, "segment_ids": segment_ids, "windows": self.windows, "bias": bias}
-        attended = attention(y, **places)
+        attended = attention(y, rope=rope, segment_ids=segment_ids, windows=self.windows, bias=bias)
         attended = nn.Dropout(spec.dropout, deterministic=not self.train)(attended)
         if spec.parallel:
             return self._add(x, attended + mlp(y), "scale1", drop_rate), None
@@ -254,8 +253,8 @@ class StackSpec:
 
 def check_unroll(unroll: int | str) -> None:
     """Raises `UserError` unless `unroll` is "auto" or a number of blocks."""
-    is_number = isinstance(unroll, int) and not isinstance(unroll, bool)
-    if unroll != "auto" and not (is_number and unroll >= 0):
+    is_valid = isinstance(unroll, int) and not isinstance(unroll, bool) and unroll >= 0
+    if unroll != "auto" and not is_valid:
         raise UserError(f"unroll={unroll!r}: write 0 or more, or 'auto'")
 
 
@@ -309,7 +308,7 @@ def scan_or_unroll(
 
     own: further fields of each layer's block; without scan only.
     """
-    unroll = (0 if on_single_cpu() else 1) if stack.unroll == "auto" else stack.unroll
+    unroll = (0 if on_single_cpu() else 1) if stack.unroll == "auto" else int(stack.unroll)
     if stack.remat != "none":
         # Inside a loop XLA cannot merge the recomputation with the forward pass anyway.
         is_loop = stack.scan and unroll == 1
