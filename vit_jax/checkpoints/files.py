@@ -136,7 +136,8 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
 
 def write_npz(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an `.npz` file, which appears whole or not at all."""
-    _write(path, lambda file: np.savez(file, **arrays))
+    named: dict[str, Any] = dict(arrays)
+    _write(path, lambda file: np.savez(file, **named))
 
 
 def write_safetensors(

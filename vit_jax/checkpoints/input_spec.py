@@ -201,7 +201,8 @@ def _understood(
 def _of_transformers(stored: Mapping[str, Any]) -> InputSpec:
     """Reads the settings of an image processor of Hugging Face transformers."""
     rescale = stored.get("rescale_factor", 1 / 255) if stored.get("do_rescale", True) else 1.0
-    mean, std = (0.0,), (1.0,)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
     if stored.get("do_normalize", True):
         mean, std = _numbers(stored.get("image_mean", 0.5)), _numbers(stored.get("image_std", 0.5))
     kind = str(stored.get("image_processor_type") or stored.get("feature_extractor_type") or "vit")
@@ -209,7 +210,7 @@ def _of_transformers(stored: Mapping[str, Any]) -> InputSpec:
     size, keeps_aspect = _resized(size, kind.lower().startswith(_SQUARE))
     crop = 1.0
     cut = _pair(stored["crop_size"]) if stored.get("do_center_crop") and size else None
-    if cut:
+    if cut and size:
         crop, size = min(cut) / min(size), cut
     elif stored.get("crop_pct") and size and min(size) < 384:  # ConvNeXt.
         crop, keeps_aspect = float(stored["crop_pct"]), True

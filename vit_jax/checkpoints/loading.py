@@ -60,8 +60,10 @@ def load(
     Raises:
       UserError: the file cannot be read, or something in it, or missing from it, stays unexplained.
     """
-    sizes = {"image_size": image_size, "channels": channels}
-    return load_with_report(path, model, format=format, **sizes, **options)[0]
+    params, _ = load_with_report(
+        path, model, format=format, image_size=image_size, channels=channels, **options
+    )
+    return params
 
 
 def load_with_report(

@@ -103,7 +103,7 @@ def read(path: epath.Path) -> Manifest:
         return Manifest(arrays, manifest["metadata"], manifest.get("metrics", {}))
     except UserError:
         raise
-    except (*storage.errors(), ValueError, KeyError, TypeError, AttributeError) as error:
+    except storage.errors(ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{file}: {error!r}") from error
 
 

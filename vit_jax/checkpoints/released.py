@@ -9,7 +9,7 @@ those that the authors published; none was measured here.
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -129,7 +129,7 @@ def query(
     """
     left = list(released)
     wanted = {"dataset": dataset, "pretraining": pretraining, "resolution": resolution}
-    asked = {"model": {models.find(name) for name in model}}
+    asked: dict[str, set[Any]] = {"model": {models.find(name) for name in model}}
     asked |= {field: {value} for field, value in wanted.items() if value is not None}
     for field, values in asked.items():
         if not values:
@@ -144,7 +144,8 @@ def query(
 
 def _accuracy(row: Released) -> tuple[float, float]:
     measured = (row.test if row.validation is None else row.validation, row.test)
-    return tuple(-1.0 if value is None else value for value in measured)
+    first, second = (-1.0 if value is None else value for value in measured)
+    return first, second
 
 
 def select(name: str, index: Sequence[Mapping[str, str]]) -> str:
@@ -173,7 +174,7 @@ def describe(
     index: epath.PathLike | None = None,
     *,
     top: int = 10,
-    **wanted: str | int | Sequence[str] | None,
+    **wanted: Any,
 ) -> str:
     """Returns the answer to a `query` as text for a person.
 

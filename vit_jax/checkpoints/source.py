@@ -83,7 +83,9 @@ class Source:
 
     def json(self, name: str) -> Mapping[str, Any]:
         """Returns the content of a JSON file in a folder, {} if there is none."""
-        return files.read_json(self.folder / name) if self.has(name) else {}
+        if self.folder is None or not self.has(name):
+            return {}
+        return files.read_json(self.folder / name)
 
 
 def _folder(name: str) -> epath.Path | None:

@@ -180,11 +180,13 @@ class Store:
     def _start(self) -> None:
         while True:
             try:
-                return self._start_once(self._last)
+                return self._start_once()
             except _orbax_errors() as error:
                 self._failed(error)
 
-    def _start_once(self, save: "_Save") -> None:
+    def _start_once(self) -> None:
+        save = self._last
+        assert save is not None
         if self._manager is None:
             handlers = {"state": _state_handler(), "manifest": ocp.JsonCheckpointHandler()}
             self._manager = ocp.CheckpointManager(
@@ -211,6 +213,7 @@ class Store:
             try:
                 return self._finish()
             except _orbax_errors() as error:
+                assert self._last is not None
                 if any(array.is_deleted() for array in self._last.arrays.values()):
                     raise self._cannot_save(error) from error
                 self._failed(error)
@@ -238,7 +241,8 @@ class Store:
         if self._failures > self._retries:
             raise self._cannot_save(error) from error
         with contextlib.suppress(*_orbax_errors()):
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
         # The next manager clears away what this one has left.
         self._manager, self._pending = None, False
         seconds = RETRY_SECONDS * 2 ** (self._failures - 1)

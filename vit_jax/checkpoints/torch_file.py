@@ -268,13 +268,13 @@ def _check_opcodes(file: io.BytesIO) -> None:
     for count, (opcode, argument, place) in enumerate(pickletools.genops(file)):
         if opcode.name in _REFUSED:
             raise ValueError(f"its pickle has the opcode {opcode.name} at byte {place}")
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument > count:
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument is not None and argument > count:
             raise ValueError(f"its pickle has a memo of {argument} objects at byte {place}")
 
 
 def _read_storage(stream: Any, storage: Storage) -> np.ndarray:
     array = np.empty(storage.size, storage.dtype)
-    view, start = memoryview(array.view(np.uint8)), 0
+    view, start = array.view(np.uint8).data, 0
     while start < len(view):
         count = stream.readinto(view[start : start + (1 << 20)])
         if not count:

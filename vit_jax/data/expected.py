@@ -20,7 +20,7 @@ from vit_jax.types import ArraySpec
 _Fields = Mapping[str, ArraySpec]
 
 
-def _array(dtype: Any, *shape: int | None) -> ArraySpec:
+def _array(dtype: Any, *shape: Any) -> ArraySpec:
     """Returns the spec of one array; None stands for a side that only the data can tell."""
     return ArraySpec(shape, np.dtype(dtype))
 

@@ -201,14 +201,14 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
-def visible(folder: str | os.PathLike) -> list[os.DirEntry]:
+def visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """Returns the entries of a folder that are not hidden, sorted by name.
 
     Raises:
       UserError: the folder cannot be listed.
     """
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(os.fspath(folder)) as entries:
             found = [entry for entry in entries if not is_hidden(entry.name)]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot list {shown(folder)}: {reason(error)}") from error

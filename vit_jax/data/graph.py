@@ -214,6 +214,7 @@ class PreprocessedStream:
     def _raw_batches(self) -> Iterator[Records]:
         """Feeds the graph. Runs on one of its threads, once for every start."""
         run = self._run
+        assert run is not None
         try:
             for number, raw in enumerate(run.raw_batches):
                 run.in_flight.append(raw)
@@ -253,7 +254,7 @@ class PreprocessedStream:
         if self._closed or not run.in_flight:
             raise RuntimeError("the stream of batches was closed")
         raw = run.in_flight[0]
-        done = np.concatenate([piece.rows for piece in pieces] or [[]])
+        done = np.concatenate([piece.rows for piece in pieces] or [np.empty(0)])
         missing = np.setdiff1d(np.arange(self._feed.num_rows), done)
         pieces += [self._single(raw, row) for row in missing.tolist()]
         run.in_flight.popleft()
@@ -264,7 +265,7 @@ class PreprocessedStream:
     def _pieces(self, run: _Run) -> list[_Piece]:
         """Returns the graph's rows of the batch that comes next, counted from its first row."""
         stop = run.next_row + self._feed.num_rows
-        pieces = []
+        pieces: list[_Piece] = []
         while True:
             piece = run.left or self._next_piece(run)
             if piece is None:

@@ -110,7 +110,7 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def images_below(folder: str) -> Iterator[str]:
+def images_below(folder: str | os.PathLike[str]) -> Iterator[str]:
     """Yields the image files in a folder and below, as paths relative to it, sorted by folder.
 
     Hidden files and folders are skipped, and so are files whose name is not that of an image. Links

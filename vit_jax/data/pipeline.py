@@ -48,7 +48,7 @@ class Batches:
     def __enter__(self) -> "Batches":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -28,11 +28,10 @@ class Placement:
 
         The file of this placement is the prepared image of `first`.
         """
+        (high, wide), (top, left) = first.scale, first.origin
         return Placement(
-            tuple(a * b for a, b in zip(first.scale, self.scale, strict=True)),
-            tuple(
-                a * b + c for a, b, c in zip(first.scale, self.origin, first.origin, strict=True)
-            ),
+            (high * self.scale[0], wide * self.scale[1]),
+            (high * self.origin[0] + top, wide * self.origin[1] + left),
             first.size,
         )
 

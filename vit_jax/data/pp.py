@@ -83,7 +83,7 @@ def _call(text: str, pp: str) -> Call:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             raise ValueError("it is no call")
         args = [ast.literal_eval(argument) for argument in node.args]
-        kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+        kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise UserError(
             f"preprocessing op {quoted(text)} is not understood: write name(arguments), the"

@@ -48,8 +48,11 @@ class TfrecordReader:
         self._parse = parse
         # The number of the first example after each shard.
         self._ends = np.cumsum([shard.take for shard in shards])
-        self.blocks = BlockShuffle(tuple(shard.take for shard in shards)) if remote else None
-        self._files = _RemoteFiles(shards, self.blocks) if remote else _LocalFiles(shards)
+        self.blocks: BlockShuffle | None = None
+        self._files: _RemoteFiles | _LocalFiles = _LocalFiles(shards)
+        if remote:
+            self.blocks = BlockShuffle(tuple(shard.take for shard in shards))
+            self._files = _RemoteFiles(shards, self.blocks)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

@@ -35,8 +35,11 @@ _SHOWN = (
 class Tokenizer(Protocol):
     """Converts texts to token numbers, always `length` for each text."""
 
-    vocab_size: int
-    length: int
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Returns token numbers, int32 `[texts, length]`; all are `NO_TEXT` for an empty text."""

@@ -106,10 +106,10 @@ def placement(part: ImagePart, size: tuple[int, int], seed: np.ndarray) -> Place
     except UserError:  # An op accepts only bytes or three colors, so it cannot map coordinates.
         return None
     seen = (maps[0] > _IS_COORDINATE) & (maps[1] > _IS_COORDINATE)
-    lines = [_line(coordinates, seen, axis) for axis, coordinates in enumerate(maps)]
-    if None in lines:
+    down, across = (_line(coordinates, seen, axis) for axis, coordinates in enumerate(maps))
+    if down is None or across is None:
         return None
-    return Placement(*zip(*lines, strict=True), size)
+    return Placement((down[0], across[0]), (down[1], across[1]), size)
 
 
 def _prepared(geometry: str, size: tuple[int, int], axis: int, seed: np.ndarray) -> np.ndarray:

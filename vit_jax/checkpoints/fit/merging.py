@@ -179,13 +179,12 @@ class Merge:
     def fit_tokens(self) -> None:
         """The class token and the positions: see `surgery`."""
         table = self.arrays.pop(POSITIONS, None)
-        row = patches = None
-        if table is not None:
-            row, patches = self._split(table)
+        if table is None:
+            self._fit_class_token(None)
+            return
+        row, patches = self._split(table)
         row = self._fit_class_token(row)
         wanted = self.target.shapes.get(POSITIONS)
-        if table is None:
-            return
         if wanted is None:
             self._expect_fixed_positions(patches)
             return

@@ -61,12 +61,14 @@ def infer_grid(num_patches: int, target: Grid | None) -> Grid:
       UserError: both would do and differ, or neither does.
     """
     side = square_side(num_patches)
-    same_count = target is not None and target[0] * target[1] == num_patches
-    if same_count and (side is None or target == (side, side)):
-        return target
-    if side is not None and not same_count:
+    if target is not None and target[0] * target[1] == num_patches:
+        if side is None or target == (side, side):
+            return target
+        found = f"either {side}x{side} or {target[0]}x{target[1]}"
+    elif side is not None:
         return (side, side)
-    found = f"either {side}x{side} or {target[0]}x{target[1]}" if same_count else "no square grid"
+    else:
+        found = "no square grid"
     raise UserError(
         f"the checkpoint's {num_patches} positions make {found}; write source_grid=(rows, columns)"
     )

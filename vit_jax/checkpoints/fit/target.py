@@ -53,6 +53,7 @@ class Target:
         abstract = nn.meta.unbox(jax.eval_shape(model.init, key, inputs)["params"])
         # Zero strides: shapes that can be indexed and cost nothing.
         empty = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract)
+        shapes: Mapping[str, tuple[int, ...]]
         shapes = {name: x.shape for name, x in canonical(empty, model).items()}
         grid, table = traits.table_grid, weights.arrays.get(POSITIONS)
         if POSITIONS not in shapes:
@@ -105,7 +106,9 @@ def _inputs(
         return models.example_input(backbone, image_size or table.shape[1], 0)
     mixing = arrays.get(TOKEN_MIXING)
     if image_size is None and mixing is not None and traits.kind == "a Mixer":
-        height, width = models.token_stride(backbone)
+        stride = models.token_stride(backbone)
+        assert stride is not None
+        height, width = stride
         image_size = (height, width * mixing.shape[0])
     channels = channels or image_channels(arrays)
     return models.example_input(backbone, image_size or DEFAULT_SIDE, channels)

@@ -112,7 +112,7 @@ def _also_mean(arrays: Arrays) -> Arrays:
 
 def _with_scales(arrays: Arrays) -> Arrays:
     """Gives every block a LayerScale of ones where the model has none."""
-    scales = {}
+    scales: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         if name.endswith("/norm1/scale") and "/blocks_" in name:
             block = name.removesuffix("/norm1/scale")
@@ -130,7 +130,7 @@ def _joined(state: State) -> State:
     return {**out, table: out[table][0]}
 
 
-_DINOV2 = {
+_DINOV2: dict[str, Any] = {
     "family": dinov2.FAMILY,
     "prefix": "dinov2.",
     "config": _of_dinov2,

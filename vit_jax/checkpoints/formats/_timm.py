@@ -286,7 +286,7 @@ def _with_initial_lambdas(state: State) -> State:
     """Adds the constant of each layer's differential attention (Ye et al. 2025, section 2.1)."""
     found = [re.fullmatch(r"(blocks\.(\d+)\.attn)\.lambda_q1", name) for name in state]
     constants = {
-        f"{match[1]}.initial": np.float32([0.8 - 0.6 * math.exp(-0.3 * int(match[2]))])
+        f"{match[1]}.initial": np.array([0.8 - 0.6 * math.exp(-0.3 * int(match[2]))], np.float32)
         for match in found
         if match
     }

@@ -67,7 +67,9 @@ def read(source: Source) -> Weights:
     state: dict[str, np.ndarray] = {}
     for name in _weight_files(source.folder):
         state |= array_files.read_arrays(source.folder / name)
-    return of_tower(source.tower, state, by_model_type(kind), source.config, place)
+    family = by_model_type(kind)
+    assert family is not None
+    return of_tower(source.tower, state, family, source.config, place)
 
 
 def of_tower(
@@ -118,8 +120,9 @@ def from_state(
     mine = family.prepare(mine)
     arrays, unknown = _torch_layout.from_state(mine, family.names)
     arrays = {name: _as_tokens(name, array) for name, array in arrays.items()}
-    kind = (config or {}).get("model_type")
-    settings, grid, notes = family.settings(config or {}), None, ()
+    kind: Any = (config or {}).get("model_type")
+    settings, grid = family.settings(config or {}), None
+    notes: tuple[str, ...] = ()
     gated = ACTIVATIONS if config is None else family.gated
     computed = _computation(settings, arrays, place, gated)
     fields = {**computed, **family.fields(settings, mine)}

@@ -51,7 +51,7 @@ def read(source: Source) -> Weights:
     Raises:
       UserError: the checkpoint is damaged or holds no parameters.
     """
-    directory, step = find(source.folder)
+    directory, step = _found(source)
     path = directory / str(step)
     files.check_tree(path)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -70,6 +70,13 @@ def read(source: Source) -> Weights:
         ours=True,
         notes=(found.note,) if found.note else (),
     )
+
+
+def _found(source: Source) -> tuple[epath.Path, int]:
+    found = None if source.folder is None else find(source.folder)
+    if found is None:
+        raise UserError(f"{source.path} holds no checkpoint of this package")
+    return found
 
 
 def _run_of(
@@ -92,7 +99,7 @@ def _run_of(
 
 def model_config(source: Source) -> Mapping[str, Any] | None:
     """Returns the section `config.model` of the run that the checkpoint is of."""
-    traits, record, _ = _run_of(find(source.folder)[0])
+    traits, record, _ = _run_of(_found(source)[0])
     return record["config"]["model"] if traits else None
 
 

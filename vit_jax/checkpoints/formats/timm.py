@@ -106,7 +106,7 @@ def from_state(
     dropped = [name for name, x in arrays.items() if name.endswith("_norm/bias") and _idle(name, x)]
     arrays = {name: x for name, x in arrays.items() if name not in dropped}
     ignored = tuple(f"{name}: zeros, and the model has no such bias" for name in dropped)
-    fields = _told(origin) if origin else _assumed(state) | written
+    fields = _told(origin) if origin else {**_assumed(state), **written}
     return Weights(
         arrays=arrays,
         format="timm state dict",
@@ -143,7 +143,7 @@ def _origin(source: Source) -> timm_names.Origin | None:
     found = timm_names.find(name, args)
     if found is None or not isinstance(size, list | tuple) or len(size) != 3:
         return found
-    return dataclasses.replace(found, image_size=tuple(size[1:]))
+    return dataclasses.replace(found, image_size=(size[1], size[2]))
 
 
 def _written(source: Source) -> Mapping[str, Any]:

@@ -73,7 +73,7 @@ def draw_scene(
     taken = np.zeros((side, side), bool)
     for _ in range(random.integers(1, max_digits + 1)):
         row = random.integers(len(images))
-        ink = _enlarged(images[row], random.integers(*np.round(side * np.array(digit_share))))
+        ink = _enlarged(images[row], int(random.integers(*np.round(side * np.array(digit_share)))))
         if split == "train":
             ink = _distorted(random, ink)
         place = _free_place(random, taken, len(ink))
@@ -150,7 +150,7 @@ def _distorted(random: np.random.Generator, ink: np.ndarray) -> np.ndarray:
     matrix = matrix / np.exp([[wide], [tall]])
     middle = (len(ink) - 1) / 2 + 0.5
     shift = middle - matrix.sum(1) * middle
-    rows = np.column_stack([matrix, shift]).ravel()
+    rows = np.column_stack([matrix, shift]).ravel().tolist()
     moved = Image.fromarray(ink.astype(np.float32)).transform(
         ink.shape, Image.Transform.AFFINE, rows, Image.Resampling.BICUBIC
     )

@@ -5,7 +5,8 @@ They are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin 
 the test split do not appear in training.
 """
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -51,7 +52,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(images, digits.target, range(NUM_TRAIN, len(images))),
         }
 
-    def _generate_examples(self, images: np.ndarray, labels: np.ndarray, rows: range):
+    def _generate_examples(
+        self, images: np.ndarray, labels: np.ndarray, rows: range
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
             if labels[row] in self.CLASSES:
                 label = self.CLASSES.index(labels[row])

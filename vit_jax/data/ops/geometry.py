@@ -6,6 +6,7 @@ pipelines. (Bicubic interpolation overshoots at edges.)
 """
 
 import math
+from collections.abc import Callable
 
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import image_op, random_image_op
@@ -233,7 +234,9 @@ def random_affine(
     return tf.ensure_shape(tf.cast(moved, image.dtype), image.shape)
 
 
-def _scaled(image: tf.Tensor, size: int, side, method: str, antialias: bool) -> tf.Tensor:
+def _scaled(
+    image: tf.Tensor, size: int, side: Callable[..., tf.Tensor], method: str, antialias: bool
+) -> tf.Tensor:
     """Resizes so that `side` (`tf.minimum` or `tf.maximum`) of the two sides becomes `size`."""
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     new_size = scaled_size(tf.stack([height, width]), size / side(height, width))

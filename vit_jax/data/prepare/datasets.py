@@ -22,7 +22,7 @@ FILE_FORMAT = "array_record"
 """The file format of TFDS that supports random access."""
 
 
-def find_builder(name: str, data_dir: str = "", *, file_format: str | None = None):
+def find_builder(name: str, data_dir: str = "", *, file_format: str | None = None) -> Any:
     """Returns the TFDS builder of `name` (`NAME`, `NAME/CONFIG`, with `:VERSION` if needed).
 
     Args:
@@ -48,7 +48,7 @@ def find_builder(name: str, data_dir: str = "", *, file_format: str | None = Non
         raise UserError(f"TFDS cannot open the dataset {name!r}: {reason}") from error
 
 
-def is_prepared(builder) -> bool:
+def is_prepared(builder: Any) -> bool:
     """Returns whether the files of a builder's dataset exist and are complete."""
     return (builder.data_path / _INFO).exists()
 
@@ -125,13 +125,13 @@ def convert_tfrecord(name: str, source_dir: str, data_dir: str, tell: Tell = pri
             )
             for number, (count, path) in enumerate(zip(counts, info.filepaths, strict=True))
         ]
-        shards.write(parts, folder, lambda line, split=split: tell(f"{split}: {line}"))
+        shards.write(parts, folder, shards.telling_of(split, tell))
         lengths[split] = counts
     shards.finish(target, lengths, folder)
     return str(target.data_path)
 
 
-def _target(source, name: str, data_dir: str):
+def _target(source: Any, name: str, data_dir: str) -> Any:
     """Returns the builder that writes the dataset of `source` into `data_dir`."""
     import tensorflow_datasets as tfds
 
@@ -223,12 +223,12 @@ def _count(path: epath.Path) -> int | None:
     return None
 
 
-def _is_tfrecord(builder) -> bool:
+def _is_tfrecord(builder: Any) -> bool:
     import tensorflow_datasets as tfds
 
     return builder.info.file_format is tfds.core.file_adapters.FileFormat.TFRECORD
 
 
-def _require_prepared(builder, name: str) -> None:
+def _require_prepared(builder: Any, name: str) -> None:
     if not is_prepared(builder):
         raise UserError(f"dataset {name!r} is not in {builder.data_path}; prepare it first")

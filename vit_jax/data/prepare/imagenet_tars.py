@@ -75,7 +75,7 @@ def build(builder: Any, manual_dir: Path, tell: shards.Tell) -> None:
         labels = _labels(split, images)
         parts = _parts(builder, split, archive, images, labels)
         tell(f"{split}: {len(images.names)} images into {len(parts)} files")
-        shards.write(parts, folder, lambda line, split=split: tell(f"{split}: {line}"))
+        shards.write(parts, folder, shards.telling_of(split, tell))
         lengths[split] = [part.num_records for part in parts]
     for split in found:
         (folder / f"index-{split}.npz").unlink()

@@ -23,6 +23,11 @@ _TELL_SECONDS = 10.0
 Tell = Callable[[str], None]
 
 
+def telling_of(split: str, tell: Tell) -> Tell:
+    """Returns `tell` with the name of a split before every line."""
+    return lambda line: tell(f"{split}: {line}")
+
+
 class Part(NamedTuple):
     """A file to be written: its name, its number of records, and a source of their bytes."""
 

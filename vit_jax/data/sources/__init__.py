@@ -48,7 +48,28 @@ class Source(Protocol):
         ...
 
 
-def class_counts(source: Source) -> tuple[int, ...]:
+class Described(Protocol):
+    """A source as far as a run can be planned for it: its examples are counted, but not read."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+    def __len__(self) -> int: ...
+
+
+class Labeled(Source, Protocol):
+    """A source that knows its labels without reading images.
+
+    labels: class numbers `[n]`, or ones and zeros `[n, classes]`.
+    """
+
+    labels: np.ndarray
+
+
+def class_counts(source: Described) -> tuple[int, ...]:
     """Returns the number of examples of each class; () if the source does not know its labels.
 
     Sources that know them without reading images have an attribute `labels`: class numbers `[n]`,
@@ -85,7 +106,7 @@ def open_source(spec: Mapping[str, Any]) -> Source:
         UserError: the source is unknown, does not read a key, or finds a mistake of its own (a
             missing folder, an unknown split, no examples).
     """
-    source = spec.get("source")
+    source: Any = spec.get("source")
     source_class = SOURCES.find(source, "config.data.source")
     accepted = inspect.signature(source_class).parameters
     arguments = {}

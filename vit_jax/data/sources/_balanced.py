@@ -1,15 +1,18 @@
 """Repeats the examples of rare classes, as a function of a seed."""
 
+from typing import TypeVar, cast
+
 import numpy as np
 
 from vit_jax.data.sampling import BlockShuffle
-from vit_jax.data.sources import Records, Source
+from vit_jax.data.sources import Described, Labeled, Records, Source
 from vit_jax.errors import UserError
 
+Given = TypeVar("Given", bound=Described)
 _UINT64 = (1 << 64) - 1
 
 
-def balanced(source: Source, balance: float, seed: int) -> Source:
+def balanced(source: Given, balance: float, seed: int) -> Given | Source:
     """Returns a source in which classes occur more alike; the source itself if `balance` is 0.
 
     Every example occurs, those of rare classes several times (repeat factor sampling, Gupta et al.
@@ -27,7 +30,7 @@ def balanced(source: Source, balance: float, seed: int) -> Source:
             f"config.data.balance={balance}: this source does not know its labels before it reads"
             " images; folder, table, webdataset, idx and npz do"
         )
-    return _Balanced(source, copies(labels, balance, seed), balance)
+    return _Balanced(cast(Labeled, source), copies(labels, balance, seed), balance)
 
 
 def copies(labels: np.ndarray, balance: float, seed: int) -> np.ndarray:
@@ -57,7 +60,7 @@ def copies(labels: np.ndarray, balance: float, seed: int) -> np.ndarray:
 class _Balanced:
     """A source whose records occur several times."""
 
-    def __init__(self, source: Source, repeated: np.ndarray, balance: float):
+    def __init__(self, source: Labeled, repeated: np.ndarray, balance: float):
         self._source = source
         self._numbers = np.repeat(np.arange(len(source)), repeated)
         self.num_classes, self.class_names = source.num_classes, source.class_names

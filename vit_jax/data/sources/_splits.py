@@ -134,6 +134,7 @@ def _part(
         is_in = folds(classes, count, groups, seed) == fold - 1
         return np.flatnonzero(~is_in if match["others"] else is_in)
     match = _PER_CLASS.fullmatch(part)
+    assert match is not None
     return per_class(classes, float(match["amount"]), is_percent=bool(match["percent"]), seed=seed)
 
 

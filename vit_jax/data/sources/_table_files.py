@@ -182,7 +182,7 @@ class ParquetTable(Table):
         self._kept: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def _open(self, path: str, metadata: Any = None):
+    def _open(self, path: str, metadata: Any = None) -> Any:
         from pyarrow import parquet
 
         with _naming(path):
@@ -255,7 +255,7 @@ class ParquetTable(Table):
                 raise images.BadImage("the row has no image")
             yield value
 
-    def _block(self, block: int):
+    def _block(self, block: int) -> Any:
         """Returns the image column of a row group."""
         with self._lock:
             if block in self._kept:

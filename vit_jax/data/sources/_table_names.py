@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import re
+from collections.abc import Callable, Mapping
 
 from vit_jax.data import files
 from vit_jax.data.sources._table_files import ParquetTable, Table, TextTable
@@ -18,7 +19,7 @@ SPLIT_NAMES = (
 )
 """The names of each split that mean the same."""
 
-_KINDS = {
+_KINDS: Mapping[str, Callable[..., Table]] = {
     ".csv": TextTable,
     ".tsv": TextTable,
     ".jsonl": TextTable,

@@ -210,15 +210,18 @@ def _built(path: str, file: io.BufferedReader) -> _Index:
                 if not samples or samples[-1]["key"] != key:
                     samples.append({"key": key, "cls": "", "json": "", "size": 0, "offset": 0})
                 if suffix in ("cls", "json") and member.size <= _MAX_TEXT:
-                    content = tar.extractfile(member).read()
+                    stored = tar.extractfile(member)
+                    assert stored is not None
+                    content = stored.read()
                     samples[-1][suffix] = content.decode(errors="replace").strip("\ufeff \r\n\t")
                 elif images.is_image_name(name) and not samples[-1]["size"]:
                     samples[-1] |= {"offset": member.offset_data, "size": member.size}
-                tar.members = []  # They would stay in memory.
+                tar.members = []  # type: ignore[attr-defined]  # They would stay in memory.
     except tarfile.TarError as error:
         raise OSError(f"no tar file, or a damaged one ({files.reason(error)})") from error
     samples = [sample for sample in samples if sample["size"]]
     if not samples:
         raise OSError("no samples with images in it")
-    columns = {name: [one[name] for one in samples] for name in _Index._fields}
-    return _Index(**columns | {name: np.array(columns[name]) for name in _ARRAYS})
+    columns: list[Any] = [[one[name] for one in samples] for name in _Index._fields]
+    arrays: list[Any] = [np.array(column) for column in columns[: len(_ARRAYS)]]
+    return _Index(*arrays, *columns[len(_ARRAYS) :])

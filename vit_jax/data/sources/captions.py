@@ -12,7 +12,7 @@ caption). File names are relative to the folder of images.
 `_rows` says how cells with separators and quote marks are written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.errors import UserError
 
 _KEYS = ("image", "caption")
-_SECTIONS = {
+_SECTIONS: Mapping[str, coco_json.Kinds] = {
     "images": {"id": coco_json.ID, "file_name": str},
     "annotations": {"image_id": coco_json.ID, "caption": str},
 }
@@ -98,10 +98,12 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
     if not reader:
         raise UserError(f"{files.shown(path)}: write a file that ends in {', '.join(kinds)}")
     for where, entry in reader(path, files.read_text(path)):
-        values = [entry.get(key) if isinstance(entry, dict) else None for key in _KEYS]
-        for key, value in zip(_KEYS, values, strict=True):
+        values = []
+        for key in _KEYS:
+            value = entry.get(key) if isinstance(entry, dict) else None
             if not isinstance(value, str) or not value.strip():
                 raise UserError(f"{files.shown(path)}: {where} has no {key!r}")
+            values.append(value)
         yield where, values[0], values[1].strip()
 
 

@@ -12,6 +12,7 @@ optionally area and iscrowd). Classes are the categories in ascending order of t
 are relative to the folder of images.
 """
 
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -27,7 +28,7 @@ from vit_jax.data.sources import _coco_json as coco_json
 from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.errors import UserError
 
-_SECTIONS = {
+_SECTIONS: Mapping[str, coco_json.Kinds] = {
     "images": {
         "id": coco_json.ID,
         "file_name": str,
@@ -175,13 +176,15 @@ def _objects(
         checked[image_id] = boxes.check(
             found._replace(boxes=corners),
             on_bad_box=on_bad_box,
-            describe=lambda image=image: (
-                f"{files.shown(path)}: image {files.shown(image['file_name'])!r}"
-            ),
+            describe=functools.partial(_described, path, image),
             tolerance=tuple(_TOLERANCE / sides),
         )
     _tell_of_dropped(len(stored["annotations"]), checked.values(), path)
     return checked
+
+
+def _described(path: Path, image: Mapping[str, Any]) -> str:
+    return f"{files.shown(path)}: image {files.shown(image['file_name'])!r}"
 
 
 def _tell_of_dropped(total: int, kept: Iterable[boxes.Objects], path: Path) -> None:

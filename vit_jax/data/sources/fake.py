@@ -106,7 +106,10 @@ def _photographs() -> list[Path]:
 
     It does not import scikit-learn, which would take a second.
     """
-    package = Path(importlib.util.find_spec("sklearn").origin).parent
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
     return [package / "datasets" / "images" / name for name in ("china.jpg", "flower.jpg")]
 
 

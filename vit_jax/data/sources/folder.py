@@ -214,7 +214,7 @@ def _class_folders(
 
 def _image_files(folder: Path, classes: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     """Returns (path below `folder`, label) of every image. Any other file is an error."""
-    files = []
+    files: list[tuple[str, int]] = []
     for name, label in classes:
         before = len(files)
         for entry in visible(folder / name):
@@ -244,10 +244,11 @@ def _groups(pattern: str, paths: Sequence[str]) -> np.ndarray | None:
         raise UserError(
             f"config.data.args.group={pattern!r} is no regular expression: {error}"
         ) from error
+    names = []
     for path, match in zip(paths, matches, strict=True):
         if not match or (match.re.groups and match[1] is None):
             raise UserError(f"config.data.args.group={pattern!r} does not match {shown(path)}")
-    names = [match[1] if match.re.groups else match[0] for match in matches]
+        names.append(match[1] if match.re.groups else match[0])
     return np.unique(names, return_inverse=True)[1]
 
 

@@ -119,15 +119,15 @@ def _find(path: Path, split: str) -> tuple[Path, Path]:
     if dataset not in found:
         raise UserError(f"{where} holds no IDX files of {dataset!r}; {nearest(dataset, found)}")
     stored = ("t10k", "test") if split == "test" else (split,)
-    here = {what: file for (one, what), file in found[dataset].items() if one in stored}
+    pair = {what: file for (one, what), file in found[dataset].items() if one in stored}
     for what in ("images", "labels"):
-        if what not in here:
+        if what not in pair:
             splits = sorted({one.replace("t10k", "test") for one, _ in found[dataset]})
             raise UserError(
                 f"{where} has no {what} of the split {split!r}; it has files of"
                 f" {' and '.join(splits)}"
             )
-    return here["images"], here["labels"]
+    return pair["images"], pair["labels"]
 
 
 def _read(path: Path) -> np.ndarray:

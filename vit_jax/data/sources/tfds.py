@@ -4,7 +4,8 @@ Images stay encoded. The records have the order in which they were written.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,9 +26,9 @@ class _MultiHot(NamedTuple):
 
 
 class _Texts(NamedTuple):
-    """The conversion of a list of texts to `count` texts, padded with empty texts."""
+    """The conversion of a list of texts to `limit` texts, padded with empty texts."""
 
-    count: int
+    limit: int
     field: str
     """The field that holds the text, if the entries of the list have several fields."""
 
@@ -119,11 +120,11 @@ class Source:
         return f"record {int(index)} of TFDS {self._name}"
 
 
-def _stackable(features, max_texts: int) -> dict[str, type | _MultiHot | _Texts]:
+def _stackable(features: Any, max_texts: int) -> dict[str, type | _MultiHot | _Texts]:
     """Returns the features that become arrays, with the dtype or conversion of each."""
     import tensorflow_datasets as tfds
 
-    kept = {}
+    kept: dict[str, type | _MultiHot | _Texts] = {}
     for key, feature in features.items():
         if isinstance(feature, tfds.features.Image):
             kept[key] = bytes
@@ -146,12 +147,12 @@ def _stackable(features, max_texts: int) -> dict[str, type | _MultiHot | _Texts]
     return kept
 
 
-def _objects_feature(features) -> str:
+def _objects_feature(features: Any) -> str:
     """Returns the name of the first feature that is a list of boxes with labels; "" if none is."""
     import tensorflow_datasets as tfds
 
     for key, feature in features.items():
-        inner = feature.feature if isinstance(feature, tfds.features.Sequence) else None
+        inner: Any = feature.feature if isinstance(feature, tfds.features.Sequence) else None
         fields = dict(inner.items()) if hasattr(inner, "items") else {}
         if isinstance(fields.get("bbox"), tfds.features.BBoxFeature):
             return key
@@ -169,7 +170,7 @@ def _objects(example: dict) -> boxes.Objects:
     )
 
 
-def _labels(features, objects: str, classes_of: str, name: str):
+def _labels(features: Any, objects: str, classes_of: str, name: str) -> Any:
     """Returns the feature that defines the classes; None if there is none.
 
     Raises:
@@ -187,7 +188,7 @@ def _labels(features, objects: str, classes_of: str, name: str):
     return candidates[(preferred or list(candidates))[0]] if candidates else None
 
 
-def _open_split(builder, split: str, features: dict[str, type]):
+def _open_split(builder: Any, split: str, features: Iterable[str]) -> Any:
     """Returns a random-access reader of a split, which does not decode images.
 
     Raises:
@@ -222,16 +223,16 @@ def _open_split(builder, split: str, features: dict[str, type]):
 
 def _stack(values: list, dtype: type | _MultiHot | _Texts) -> np.ndarray:
     if isinstance(dtype, _Texts):
-        stacked = np.full((len(values), dtype.count), b"", object)
+        texts = np.full((len(values), dtype.limit), b"", object)
         for row, value in enumerate(values):
-            texts = (value[dtype.field] if dtype.field else value)[: dtype.count]
-            stacked[row, : len(texts)] = texts
-        return stacked
+            own = (value[dtype.field] if dtype.field else value)[: dtype.limit]
+            texts[row, : len(own)] = own
+        return texts
     if isinstance(dtype, _MultiHot):
-        stacked = np.zeros((len(values), dtype.num_classes), np.uint8)
+        multi_hot = np.zeros((len(values), dtype.num_classes), np.uint8)
         for row, labels in enumerate(values):
-            stacked[row, np.asarray(labels, np.int64)] = 1
-        return stacked
+            multi_hot[row, np.asarray(labels, np.int64)] = 1
+        return multi_hot
     if dtype is bytes:
         values = [images.with_end_checked(image) for image in values]
     if dtype in (bytes, object):

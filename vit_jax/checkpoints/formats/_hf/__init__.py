@@ -75,7 +75,8 @@ class Family:
     def settings(self, config: Config) -> Config:
         """Returns the config of the image tower with every default filled in."""
         stored = config.get(self.section, config) if self.section else config
-        own = self.by_type.get(config.get("model_type"), {})
+        kind: Any = config.get("model_type")
+        own = self.by_type.get(kind, {})
         return {**self.defaults, **own, **(stored if isinstance(stored, Mapping) else {})}
 
     def reason_unused(self, name: str) -> str | None:
