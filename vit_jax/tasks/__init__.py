@@ -8,7 +8,7 @@ depend on any particular task.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -53,7 +53,8 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
     if adapters and fields.get("distill"):
         raise UserError("config.task: lora and distill cannot go together; leave one out")
     built = task_class.create(model, info, **fields)
-    return Adapted.create(built, adapters) if adapters else built
+    # All that `Adapted` does not define itself are the methods and fields of the task.
+    return cast(BaseTask, Adapted.create(built, adapters)) if adapters else built
 
 
 def metric_info(name: str) -> Mapping[str, Metric]:

@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
 from vit_jax.tasks._checks import check_geometry, check_statistics
 from vit_jax.tracking.metrics import Metric
-from vit_jax.types import Array, ArraySpec, Batch, DataInfo, Params
+from vit_jax.types import Array, ArraySpec, Batch, DataInfo, HostBatch, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +266,7 @@ class BaseTask(abc.ABC):
         del params
         return {}
 
-    def inputs(self, batch: Batch) -> Array:
+    def inputs(self, batch: Batch | HostBatch) -> Array:
         """Returns the images of a batch from the pipeline as the model takes them."""
         return normalize(jnp.asarray(batch["image"]), self.mean, self.std)
 
@@ -364,7 +364,9 @@ def completed(task_class: type) -> type[BaseTask]:
         a method by an earlier name, which nothing would call.
     """
     where = f"{task_class.__module__}:{task_class.__qualname__}"
+    whole: abc.ABCMeta
     if issubclass(task_class, BaseTask):
+        whole = task_class
         for old, name in RENAMED.items():
             if hasattr(task_class, old):
                 raise UserError(
@@ -378,13 +380,13 @@ def completed(task_class: type) -> type[BaseTask]:
         }
         texts = {name: getattr(task_class, name) for name in ("__module__", "__doc__")}
         bases = (task_class, BaseTask)
-        task_class = type(BaseTask)(task_class.__name__, bases, {**texts, **renamed})
-    missing = sorted(task_class.__abstractmethods__)
-    if not hasattr(task_class, "headline"):
+        whole = abc.ABCMeta(task_class.__name__, bases, {**texts, **renamed})
+    missing = sorted(whole.__abstractmethods__)
+    if not hasattr(whole, "headline"):
         missing.append("headline")
     if missing:
         raise UserError(f"config.task.name={where!r} does not define {', '.join(missing)}")
-    return task_class
+    return cast(type[BaseTask], whole)
 
 
 def _short(value: np.ndarray) -> str:

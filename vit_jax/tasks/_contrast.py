@@ -24,6 +24,8 @@ def softmax_loss(pairs: TowerOutputs, chunk: int) -> Array:
         rows = jnp.logaddexp(carry, jax.nn.logsumexp(logits, axis=1))
         return rows, jax.nn.logsumexp(logits, axis=0)
 
+    assert pairs.image is not None
+    assert pairs.text is not None
     start = jnp.full(len(pairs.image), -jnp.inf)
     of_images, of_texts = _over_chunks(block, start, pairs.text, chunk)
     own = pairs.scale * (pairs.image * pairs.text).sum(-1) + pairs.bias
@@ -32,6 +34,8 @@ def softmax_loss(pairs: TowerOutputs, chunk: int) -> Array:
 
 def sigmoid_loss(pairs: TowerOutputs, chunk: int) -> Array:
     """Returns the summed binary cross-entropy of all pairs (Zhai et al. 2023, SigLIP, eq. 1)."""
+    assert pairs.image is not None
+    assert pairs.text is not None
     rows = jnp.arange(len(pairs.image))[:, None]
 
     def block(carry: Array, texts: Array, first: Array) -> tuple[Array, None]:

@@ -100,7 +100,7 @@ class Teacher:
         the teacher's class.
         """
         frozen = jax.lax.stop_gradient(params[TEACHER])
-        target = self.network.apply({"params": frozen}, images)
+        target = models.outputs_of(self.network, frozen, images)
         if self.kind == "hard":
             answers = jnp.argmax(target, axis=-1)
             return optax.softmax_cross_entropy_with_integer_labels(logits, answers)

@@ -35,10 +35,10 @@ class Split(NamedTuple):
         order = np.argsort(first)
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        own = np.full(len(flat), -1)
-        own[real] = place[number.ravel()]
+        numbers = np.full(len(flat), -1)
+        numbers[real] = place[number.ravel()]
         vectors = texts.reshape(-1, texts.shape[-1])[real][first[order]]
-        own = own.reshape(tokens.shape[:-1])
+        own: np.ndarray = numbers.reshape(tokens.shape[:-1])
         own = np.take_along_axis(own, np.argsort(own < 0, axis=1, kind="stable"), axis=1)
         return cls(images, vectors, own)
 

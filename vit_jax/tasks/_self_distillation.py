@@ -8,7 +8,7 @@ op `views` makes them.
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,9 +31,19 @@ from vit_jax.tasks._checks import (
 )
 from vit_jax.tasks._teacher import averaged
 from vit_jax.tracking.metrics import COUNT, Metric
-from vit_jax.types import Array, ArraySpec, Batch, DataInfo, Features, Params
+from vit_jax.types import Array, ArraySpec, Batch, DataInfo, HostBatch, Params
 
 VIEWS = ("global", "local")
+
+
+class Encoded(NamedTuple):
+    """What the backbone makes of crops.
+
+    pooled: `[batch, crops, width]`. tokens: `[batch, crops, patches, width]`.
+    """
+
+    pooled: Array
+    tokens: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +86,8 @@ class SelfDistillationTask(BaseTask):
           UserError: a field has no such value, or the data has no such crops.
         """
         wanted = dict.fromkeys(VIEWS, "uint8 or float32 [crops, h, w, channels]")
-        views = [info.spec.get(name) for name in wanted]
-        fits = all(view is not None and len(view.shape) == 4 for view in views)
+        views = [info.spec[name] for name in wanted if name in info.spec]
+        fits = len(views) == len(wanted) and all(len(view.shape) == 4 for view in views)
         name = cls.__module__.rpartition(".")[2]
         check_data(name, wanted, info, fits and views[0].shape[0] == 2)
         size = views[0].shape[1:]
@@ -127,8 +137,13 @@ class SelfDistillationTask(BaseTask):
 
     def head(self, prototypes: int, hidden: int, bottleneck: int) -> PrototypeHead:
         """Returns a head of the task's depth."""
-        sizes = {"depth": self.head_depth, "hidden": hidden, "bottleneck": bottleneck}
-        return PrototypeHead(prototypes, **sizes, dtype=self.model.dtype)
+        return PrototypeHead(
+            prototypes,
+            depth=self.head_depth,
+            hidden=hidden,
+            bottleneck=bottleneck,
+            dtype=self.model.dtype,
+        )
 
     def with_duration(self, duration: Duration) -> Self:
         """Returns the task whose schedules end with the run."""
@@ -142,12 +157,14 @@ class SelfDistillationTask(BaseTask):
 
     # The teacher.
 
-    def init_state(self, params: Params, key: Array) -> Params:
+    def init_state(self, params: Params, key: Array) -> dict[str, Any]:
         """Returns the teacher, which starts as the student."""
         del key
         return {"teacher": params}
 
-    def next_state(self, task_state: Params, params: Params, batch: Batch, step: Array) -> Params:
+    def next_state(
+        self, task_state: Params, params: Params, batch: Batch, step: Array
+    ) -> dict[str, Any]:
         """Returns the teacher, moved towards the student."""
         del batch
         return {"teacher": averaged(task_state["teacher"], params, self.momentum_at(step))}
@@ -183,34 +200,31 @@ class SelfDistillationTask(BaseTask):
 
     def encode(
         self, params: Params, crops: Array, masked: Array | None = None, key: Array | None = None
-    ) -> Features:
-        """Encodes crops `[batch, crops, h, w, channels]`; without a key nothing is dropped.
-
-        The result's `pooled` and `tokens` have an axis of crops, too.
-        """
+    ) -> Encoded:
+        """Encodes crops `[batch, crops, h, w, channels]`; without a key nothing is dropped."""
         batch, count = crops.shape[:2]
         flat = crops.reshape(-1, *crops.shape[2:])
         masked = None if masked is None else masked.reshape(len(flat), -1)
-        how = {} if key is None else {"train": True, "rngs": {"dropout": key}}
-        found = self.model.apply({"params": params}, flat, masked, method="encode", **how)
+        how: dict[str, Any] = {} if key is None else {"train": True, "rngs": {"dropout": key}}
+        found = models.outputs_of(self.model, params, flat, masked, method="encode", **how)
         pooled = found.pooled.astype(jnp.float32).reshape(batch, count, -1)
         tokens = found.tokens.reshape(batch, count, *found.tokens.shape[1:])
-        return Features(None, pooled, tokens=tokens)
+        return Encoded(pooled, tokens)
 
     def class_logits(self, params: Params, x: Array) -> Array:
         """Maps class tokens `[..., width]` to float32 logits `[..., prototypes]`."""
-        return self.model.apply({"params": params}, x, method="class_logits")
+        return models.outputs_of(self.model, params, x, method="class_logits")
 
     # In evaluation: are the features of different images different?
 
-    def inputs(self, batch: Batch) -> Array:
+    def inputs(self, batch: Batch | HostBatch) -> Array:
         """Returns the images of a batch, or the first global crop of each example."""
-        images = batch["image"] if "image" in batch else batch["global"][:, 0]
-        return normalize(jnp.asarray(images), self.mean, self.std)
+        images = jnp.asarray(batch["image"] if "image" in batch else batch["global"][:, 0])
+        return normalize(images, self.mean, self.std)
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Returns `feature`, the class token as a vector of length 1."""
-        found = self.model.apply({"params": params}, self.inputs(batch), method="encode")
+        found = models.outputs_of(self.model, params, self.inputs(batch), method="encode")
         return {"feature": unit(found.pooled.astype(jnp.float32))}
 
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:

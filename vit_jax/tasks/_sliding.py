@@ -20,7 +20,7 @@ def covers(stride: Sequence[int], window: Sequence[int]) -> bool:
 
 
 def slide(
-    predict: DensePredictor, images: Array, window: tuple[int, int], stride: tuple[int, int]
+    predict: DensePredictor, images: Array, window: Sequence[int], stride: Sequence[int]
 ) -> Array:
     """Returns logits `[b, H, W, classes]`: the mean over all windows that contain a pixel.
 
@@ -62,7 +62,7 @@ def over_scales(
 ) -> Array:
     """Returns mean class probabilities `[b, H, W, classes]` over resized and mirrored images."""
     batch, height, width, channels = images.shape
-    total = 0.0
+    total: Array | float = 0.0
     for scale in scales:
         sides = max(1, round(height * scale)), max(1, round(width * scale))
         resized = jax.image.resize(images, (batch, *sides, channels), "bilinear")
@@ -71,7 +71,7 @@ def over_scales(
             logits = logits[:, :, ::-1] if flipped else logits
             shape = (batch, height, width, logits.shape[-1])
             total += jax.nn.softmax(jax.image.resize(logits, shape, "bilinear"))
-    return total / (len(scales) * (1 + mirror))
+    return jnp.asarray(total) / (len(scales) * (1 + mirror))
 
 
 def _starts(side: int, size: int, stride: int) -> list[int]:

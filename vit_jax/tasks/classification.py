@@ -212,7 +212,7 @@ class Task(BaseTask):
         learns the labels; evaluation reads the same mean.
         """
         images = batch["image"]
-        found = self.model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+        found = models.outputs_of(self.model, params, images, train=True, rngs={"dropout": key})
         logits, imitating = found if isinstance(found, tuple) else (found, found)
         if isinstance(found, tuple) and not self.teacher:
             logits = (logits + imitating) / 2
@@ -235,7 +235,7 @@ class Task(BaseTask):
         if weights is None:
             return self._losses(logits, labels), ones
         if self.loss == "softmax":
-            labels = weights[None] * labels
+            labels = labels * weights[None]
             return self._losses(logits, labels), labels.sum(-1)
         return (weights[None] * self._sigmoid_losses(logits, labels)).sum(-1), ones
 
@@ -273,7 +273,7 @@ class Task(BaseTask):
 
     def logits(self, params: Params, batch: Batch) -> Array:
         """Returns inference logits `[b, classes]` of a batch from the pipeline."""
-        return self.model.apply({"params": params}, self.inputs(batch))
+        return models.outputs_of(self.model, params, self.inputs(batch))
 
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Returns sums over the real rows: loss, examples, scored rows, top-1 and top-5 hits.

@@ -22,7 +22,7 @@ from vit_jax.tasks import _classes, _contrast, _retrieval
 from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import check_data
 from vit_jax.tracking.metrics import COUNT, SCORE, Metric
-from vit_jax.types import Array, ArraySpec, Batch, DataInfo, Params
+from vit_jax.types import Array, ArraySpec, Batch, DataInfo, Numbers, Params
 
 LOSSES = {"softmax": _contrast.softmax_loss, "sigmoid": _contrast.sigmoid_loss}
 CLASSES = "class_vectors"
@@ -105,8 +105,14 @@ class Task(BaseTask):
             "tokens": "int32 [length], made by the op tokenize",
         }
         image, tokens = (info.spec.get(name) for name in wanted)
-        fits = image is not None and tokens is not None and len(image.shape) == 3
-        check_data("contrastive", wanted, info, fits and len(tokens.shape) == 1)
+        fits = (
+            image is not None
+            and tokens is not None
+            and len(image.shape) == 3
+            and len(tokens.shape) == 1
+        )
+        check_data("contrastive", wanted, info, fits)
+        assert tokens is not None
         task.check_images()
         task = task._with_vocab(tokens.vocab)
         task._check_fields()
@@ -221,11 +227,12 @@ class Task(BaseTask):
         return self._loss(TowerOutputs(image, text, found.scale[0], found.bias[0]))
 
     def _outputs(self, params: Params, batch: Batch, key: Array) -> TowerOutputs:
-        return self.model.apply(
-            {"params": params}, batch["image"], batch["tokens"], train=True, rngs={"dropout": key}
+        return models.outputs_of(
+            self.model, params, batch["image"], batch["tokens"], train=True, rngs={"dropout": key}
         )
 
     def _loss(self, outputs: TowerOutputs) -> tuple[Array, Array]:
+        assert outputs.image is not None
         return LOSSES[self.loss](outputs, self.chunk), jnp.float32(len(outputs.image))
 
     def precompute(self, params: Params) -> Params:
@@ -238,7 +245,7 @@ class Task(BaseTask):
         tokens = jnp.asarray(self._tokenizer().encode(texts))
 
         def embed(row: Array) -> Array:
-            return self.model.apply({"params": params}, tokens=row[None]).text[0]
+            return models.outputs_of(self.model, params, tokens=row[None]).text[0]
 
         vectors = jax.lax.map(embed, tokens, batch_size=min(_TEXTS_AT_ONCE, len(texts)))
         mean = vectors.reshape(len(names), len(prompts), -1).mean(1)
@@ -251,12 +258,12 @@ class Task(BaseTask):
         tokens, and `probability` `[b, classes]`, by softmax or sigmoid as in training.
         """
         params, classes = _split(params)
-        outputs = self.model.apply({"params": params}, self.inputs(batch))
+        outputs = models.outputs_of(self.model, params, self.inputs(batch))
         found = {"image_vector": outputs.image}
         if "tokens" in batch:
             tokens = _rows(batch["tokens"])
             flat = jnp.maximum(tokens, 0).reshape(-1, tokens.shape[-1])
-            texts = self.model.apply({"params": params}, tokens=flat).text
+            texts = models.outputs_of(self.model, params, tokens=flat).text
             found["text_vector"] = texts.reshape(*tokens.shape[:2], -1)
         if classes is not None:
             logits = outputs.logits(outputs.image, classes)
@@ -270,7 +277,8 @@ class Task(BaseTask):
         sums = {"examples": real.sum(dtype=jnp.int32)}
         if "label" in batch and CLASSES in params:
             params, classes = _split(params)
-            outputs = self.model.apply({"params": params}, self.inputs(batch))
+            assert classes is not None
+            outputs = models.outputs_of(self.model, params, self.inputs(batch))
             logits = outputs.logits(outputs.image, classes)
             top = jax.lax.top_k(logits, min(5, len(classes)))[1]
             hits = (top == batch["label"][:, None]) & real[:, None]
@@ -357,6 +365,6 @@ def _split(params: Params) -> tuple[Params, Array | None]:
     return {k: x for k, x in params.items() if k != CLASSES}, params.get(CLASSES)
 
 
-def _rows(tokens: Array) -> Array:
+def _rows(tokens: Numbers) -> Numbers:
     """Returns tokens `[b, length]` or `[b, texts, length]` as the latter."""
     return tokens[:, None] if tokens.ndim == 2 else tokens

@@ -88,9 +88,11 @@ class Task(BaseTask):
             "boxes": "float32 [objects, 4]",
             "box_label": "int32 [objects]",
         }
-        image, corners, labels = (info.spec.get(name) for name in wanted)
-        fits = None not in (image, corners, labels) and len(image.shape) == 3
-        check_data("detection", wanted, info, fits and corners.shape == (*labels.shape, 4))
+        fits = all(name in info.spec for name in wanted)
+        if fits:
+            image, corners, labels = (info.spec[name] for name in wanted)
+            fits = len(image.shape) == 3 and corners.shape == (*labels.shape, 4)
+        check_data("detection", wanted, info, fits)
         if not info.num_classes:
             raise UserError("task detection needs the classes of the objects; the data has none")
         task.check_images()
@@ -98,7 +100,7 @@ class Task(BaseTask):
         if task.mosaic and (image.shape[0] % 2 or image.shape[1] % 2):
             raise UserError(f"config.task.mosaic needs even sides, not {list(image.shape[:2])}")
         softmax = task.loss == "softmax"
-        model = models.Detector(
+        detector = models.Detector(
             task.model,
             info.num_classes + softmax,
             head=task.head,
@@ -108,7 +110,7 @@ class Task(BaseTask):
             pyramid=task.pyramid,
             pyramid_width=task.pyramid_width,
         )
-        task = dataclasses.replace(task, model=model)
+        task = dataclasses.replace(task, model=detector)
         task._check_room(labels.shape[0] * (4 if task.mosaic else 1))
         return task
 
@@ -142,7 +144,7 @@ class Task(BaseTask):
 
         Each row of `totals` `[b, 2]` is the same: the objects, and the images, of the batch.
         """
-        objects = super().augment(batch, jax.random.fold_in(key, 1))
+        objects = dict(super().augment(batch, jax.random.fold_in(key, 1)))
         images = objects.pop("image")
         if self.mosaic:
             images, objects = jax.lax.cond(
@@ -162,8 +164,8 @@ class Task(BaseTask):
         by class. It is multiplied here by the number of objects, which the step divides by. Both
         come from `augment`, because a micro-batch does not know them.
         """
-        scores, boxes = self.model.apply(
-            {"params": params}, batch["image"], train=True, rngs={"dropout": key}
+        scores, boxes = models.outputs_of(
+            self.model, params, batch["image"], train=True, rngs={"dropout": key}
         )
         truth, labels = batch["boxes"], batch["box_label"]
         real = labels >= 0
@@ -242,7 +244,7 @@ class Task(BaseTask):
         They are `detected_boxes` `[b, k, 4]` in 0..1 of the image without padding, `detected_score`
         and `detected_label`, both `[b, k]`.
         """
-        scores, boxes = self.model.apply({"params": params}, self.inputs(batch))
+        scores, boxes = models.outputs_of(self.model, params, self.inputs(batch))
         if self.loss == "softmax":
             probability = jax.nn.softmax(scores)[..., :-1]
             label = probability.argmax(-1)

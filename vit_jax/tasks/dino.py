@@ -5,6 +5,7 @@ the teacher from collapsing. See `_self_distillation` for the crops.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ class Task(SelfDistillationTask):
         """Returns the teacher's temperature in the epoch of a step; it rises linearly."""
         return self.ramp(step // self.epoch_steps, round(self.warmup_steps / self.epoch_steps))
 
-    def init_state(self, params: Params, key: Array) -> Params:
+    def init_state(self, params: Params, key: Array) -> dict[str, Any]:
         """Returns the teacher, which starts as the student, and the center, which starts at 0."""
         return {**super().init_state(params, key), "center": jnp.zeros(self.num_prototypes)}
 
@@ -57,7 +58,9 @@ class Task(SelfDistillationTask):
         targets = prototypes.centered_probabilities(logits, task_state["center"], temperature)
         return {**batch, "teacher_logits": logits, "class_targets": targets}
 
-    def next_state(self, task_state: Params, params: Params, batch: Batch, step: Array) -> Params:
+    def next_state(
+        self, task_state: Params, params: Params, batch: Batch, step: Array
+    ) -> dict[str, Any]:
         """Returns the teacher, moved towards the student, and the center with this batch."""
         logits = batch["teacher_logits"]
         center = prototypes.updated_center(

@@ -6,6 +6,7 @@ sphere. See `_self_distillation` for the crops.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,13 +90,19 @@ class Task(SelfDistillationTask):
     def augment(self, batch: Batch, key: Array) -> Batch:
         """Returns normalized crops, and `masked`, bool `[batch, 2, patches]`."""
         crops = super().augment(batch, key)
-        share = {"probability": self.mask_share, "ratio": tuple(self.mask_ratio)}
-        masks = device_masks.block_masks(key, 2 * len(crops["global"]), self.rule, **share)
+        least, most = self.mask_ratio
+        masks = device_masks.block_masks(
+            key,
+            2 * len(crops["global"]),
+            self.rule,
+            probability=self.mask_share,
+            ratio=(least, most),
+        )
         return {**crops, "masked": masks.reshape(2, -1, masks.shape[-1]).swapaxes(0, 1)}
 
     # The teacher.
 
-    def init_state(self, params: Params, key: Array) -> Params:
+    def init_state(self, params: Params, key: Array) -> dict[str, Any]:
         """Returns the teacher, which starts as the student, and the centers, which start at 0."""
         state = super().init_state(params, key)
         if self.teacher == "centering":
@@ -115,7 +122,7 @@ class Task(SelfDistillationTask):
         patches = _taken(found.tokens, numbers)
         logits = {
             "dino": self.class_logits(teacher, found.pooled),
-            "ibot": self.model.apply({"params": teacher}, patches, method="patch_logits"),
+            "ibot": models.outputs_of(self.model, teacher, patches, method="patch_logits"),
         }
         counts = {"dino": None, "ibot": weights > 0}
         targets = {
@@ -141,7 +148,9 @@ class Task(SelfDistillationTask):
         )
         return found.reshape(logits.shape)
 
-    def next_state(self, task_state: Params, params: Params, batch: Batch, step: Array) -> Params:
+    def next_state(
+        self, task_state: Params, params: Params, batch: Batch, step: Array
+    ) -> dict[str, Any]:
         """Returns the teacher, moved towards the student, and the centers with this batch."""
         state = super().next_state(task_state, params, batch, step)
         if self.teacher == "centering":
@@ -172,20 +181,22 @@ class Task(SelfDistillationTask):
     def losses(self, params: Params, batch: Batch, key: Array) -> dict[str, Array]:
         """Returns the losses of each example: `local`, `global`, `ibot` and `koleo`, `[batch]`."""
         keys = jax.random.split(key)
-        how = {"temperature": self.student_temperature}
+        temperature = self.student_temperature
         whole = self.encode(params, batch["global"], batch["masked"], keys[0])
         crops = self.encode(params, batch["local"], None, keys[1])
         numbers, weights = self._buffer(batch["masked"])
         taken = _taken(whole.tokens, numbers)
-        patches = self.model.apply({"params": params}, taken, method="patch_logits")
+        patches = models.outputs_of(self.model, params, taken, method="patch_logits")
         teacher = batch["class_targets"].swapaxes(0, 1)
         terms = 2 + 2 * batch["local"].shape[1]
         large, small = (
             self.class_logits(params, found.pooled).swapaxes(0, 1) for found in (whole, crops)
         )
-        same = prototypes.cross_entropies(large, teacher, **how).sum(0)
-        local = prototypes.crop_losses(small, teacher, **how)
-        of_patches = prototypes.cross_entropies(patches, batch["patch_targets"], **how)
+        same = prototypes.cross_entropies(large, teacher, temperature=temperature).sum(0)
+        local = prototypes.crop_losses(small, teacher, temperature=temperature)
+        of_patches = prototypes.cross_entropies(
+            patches, batch["patch_targets"], temperature=temperature
+        )
         losses = {
             "local": local / terms,
             "global": same / terms,

@@ -95,13 +95,14 @@ class Task(MeanErrorTask):
                 f"config.task.min_keep={task.min_keep}: some blocks have no more patches than"
                 f" that, {rule.rows}x{rule.columns} patches in all; write less, or larger scales"
             )
-        sizes = {
-            "width": task.predictor_width,
-            "depth": task.predictor_depth,
-            "num_heads": task.predictor_heads or backbone.num_heads,
-            "mlp_dim": task.predictor_mlp_dim or None,
-        }
-        return dataclasses.replace(task, model=ContextPredictor(backbone, **sizes))
+        predictor = ContextPredictor(
+            backbone,
+            width=task.predictor_width,
+            depth=task.predictor_depth,
+            num_heads=task.predictor_heads or backbone.num_heads,
+            mlp_dim=task.predictor_mlp_dim or None,
+        )
+        return dataclasses.replace(task, model=predictor)
 
     def _check_fields(self) -> None:
         names = ("predictor_width", "predictor_depth", "num_targets", "num_contexts", "stretch")
@@ -161,6 +162,7 @@ class Task(MeanErrorTask):
     def _tokens(self, params: Params, images: Array) -> Array:
         """Returns tokens float32 with mean 0 and variance 1 each."""
         found: Features = self.model.backbone.apply({"params": params["backbone"]}, images)
+        assert found.tokens is not None
         x = found.tokens.astype(jnp.float32)
         x -= x.mean(-1, keepdims=True)
         return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + _TARGET_EPSILON)
@@ -192,7 +194,7 @@ class Task(MeanErrorTask):
         """Returns the loss of each target patch, and whether it counts: `[batch, t, c, m]`."""
         context = batch["context"], batch["context_counts"]
         targets = batch["targets"], batch["target_counts"]
-        said = self.model.apply({"params": params}, batch["image"], context, targets, **how)
+        said = models.outputs_of(self.model, params, batch["image"], context, targets, **how)
         wanted = jax.vmap(lambda tokens, numbers: tokens[numbers])(batch["tokens"], targets[0])
         losses = smooth_l1(said - wanted[:, :, None]).mean(-1)
         counts = jnp.broadcast_to(targets[1][:, :, None], losses.shape)

@@ -135,8 +135,11 @@ class Task(MeanErrorTask):
         image = jax.ShapeDtypeStruct((1, *self.image_spec.shape), jnp.float32)
         kept, restore = jax.eval_shape(lambda: self._split(jnp.zeros((1, self._num_patches()))))
 
-        def forward(params: Params, *inputs: Array) -> Array:
-            return self._apply(params, *inputs, mutable=["intermediates"])[0].pixels
+        def forward(params: Params, images: Array, kept: Array, restore: Array) -> Array:
+            found, _ = models.outputs_of(
+                self.model, params, images, kept=kept, restore=restore, mutable=["intermediates"]
+            )
+            return found.pixels
 
         return 3 * models.product_flops(jax.make_jaxpr(forward)(params, image, kept, restore).jaxpr)
 
@@ -179,7 +182,7 @@ class Task(MeanErrorTask):
     def _apply(
         self, params: Params, images: Array, kept: Array, restore: Array, **options: Any
     ) -> MaskedOutputs:
-        return self.model.apply({"params": params}, images, kept=kept, restore=restore, **options)
+        return models.outputs_of(self.model, params, images, kept=kept, restore=restore, **options)
 
     def _errors(self, pixels: Array, images: Array) -> Array:
         """Returns the mean squared error of each patch, float32 `[b, patches]`."""

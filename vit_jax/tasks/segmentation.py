@@ -93,16 +93,21 @@ class Task(BaseTask):
             "segmentation": "uint8 or int32 [height, width, 1]",
         }
         image, marks = (info.spec.get(name) for name in wanted)
-        fits = image is not None and marks is not None and len(image.shape) == 3
-        check_data("segmentation", wanted, info, fits and marks.shape == (*image.shape[:2], 1))
+        fits = (
+            image is not None
+            and marks is not None
+            and len(image.shape) == 3
+            and marks.shape == (*image.shape[:2], 1)
+        )
+        check_data("segmentation", wanted, info, fits)
         task.check_images()
         check_not_negative(dice=task.dice)
         head = {"head", "subcells", "pyramid", "pyramid_width"}
         head |= {"decoder_width", "decoder_depth", "decoder_dropout"}
-        model = models.Segmenter(
+        whole = models.Segmenter(
             task.model, num_classes, **{name: getattr(task, name) for name in head}
         )
-        task = dataclasses.replace(task, model=model, num_classes=num_classes)
+        task = dataclasses.replace(task, model=whole, num_classes=num_classes)
         task._check_evaluation()
         return task
 
@@ -134,8 +139,8 @@ class Task(BaseTask):
 
     def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
         """Returns (sum of the losses of the labeled pixels, their number) of a micro-batch."""
-        logits = self.model.apply(
-            {"params": params}, batch["image"], train=True, rngs={"dropout": key}
+        logits = models.outputs_of(
+            self.model, params, batch["image"], train=True, rngs={"dropout": key}
         )
         labeled = self._is_labeled(batch["label"])
         losses = self._losses(logits, batch["label"])
@@ -172,7 +177,7 @@ class Task(BaseTask):
         """Returns class probabilities `[b, h, w, classes]`, or logits if nothing is averaged."""
 
         def whole(images: Array) -> Array:
-            return self.model.apply({"params": params}, images)
+            return models.outputs_of(self.model, params, images)
 
         def windows(images: Array) -> Array:
             return slide(whole, images, self.info.spec["image"].shape[:2], self._stride())

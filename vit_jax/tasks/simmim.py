@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import models
 from vit_jax.augment import device_masks
 from vit_jax.errors import UserError
 from vit_jax.models.heads.pixels import PixelReconstruction
@@ -67,15 +68,15 @@ class Task(MeanErrorTask):
 
     def _masks(self, key: Array, batch: int) -> Array:
         patch = pair(self.model.backbone.patch_size)[0]
-        grid = tuple(n // patch for n in self.image_spec.shape[:2])
-        masks = device_masks.cell_masks(key, batch, grid, self.cell // patch, self.ratio)
+        height, width = (n // patch for n in self.image_spec.shape[:2])
+        masks = device_masks.cell_masks(key, batch, (height, width), self.cell // patch, self.ratio)
         return masks.reshape(batch, -1)
 
     def loss_fn(self, params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
         """Returns (sum of the absolute errors of masked pixels, their number) of a micro-batch."""
         images = batch["image"]
-        rebuilt = self.model.apply(
-            {"params": params}, images, batch["masked"], train=True, rngs={"dropout": key}
+        rebuilt = models.outputs_of(
+            self.model, params, images, batch["masked"], train=True, rngs={"dropout": key}
         )
         masked = self._pixels(batch["masked"])
         errors = jnp.where(masked, jnp.abs(images - rebuilt), 0.0)
@@ -97,7 +98,7 @@ class Task(MeanErrorTask):
         """
         images = self.inputs(batch)
         masks = self._masks(jax.random.key(0), 1).repeat(len(images), axis=0)
-        rebuilt = self.model.apply({"params": params}, images, masks)
+        rebuilt = models.outputs_of(self.model, params, images, masks)
         masked = self._pixels(masks)
         errors = jnp.where(masked, jnp.abs(images - rebuilt), 0.0).sum((1, 2, 3))
         pixels = masked.sum((1, 2, 3)) * images.shape[-1]

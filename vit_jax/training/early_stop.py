@@ -81,7 +81,7 @@ class EarlyStop:
 
     def lines(self, step: int) -> list[str]:
         """Returns a line that says why the run ended at this step; [] if it did not end early."""
-        if not self.is_over:
+        if self.metric is None or not self.is_over:
             return []
         best = self.metric.text(self.state["best"]) if "best" in self.state else "never a number"
         return [

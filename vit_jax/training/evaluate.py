@@ -23,7 +23,7 @@ from vit_jax.training import agreement, step
 from vit_jax.training.class_names import class_names, plain
 from vit_jax.training.run import Run, open_source
 from vit_jax.training.workdir import Workdir
-from vit_jax.types import Array, Batch, Params
+from vit_jax.types import Array, Batch, HostBatch, Params
 
 CACHE_BYTES = 256 << 20
 """The most bytes of a decoded split that stay in host memory between evaluations."""
@@ -119,7 +119,7 @@ class Evaluator:
             raise UserError(f"config.eval.sets.{split.name} has no examples")
         return {**jax.device_get(sums), **join_rows(jax.device_get(parts))}
 
-    def place(self, batch: Batch) -> dict[str, Array]:
+    def place(self, batch: HostBatch) -> dict[str, Array]:
         """Returns this process's rows of a batch, on the devices."""
         return sharding.place(batch, self._rows, self._mesh, self.batch_size)
 

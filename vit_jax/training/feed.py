@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from vit_jax.data import Batches
-from vit_jax.types import Array, Batch
+from vit_jax.types import Array, HostBatch
 
 _POLL_SECONDS = 0.1
 
@@ -22,7 +22,9 @@ class DeviceFeed:
       waited: the seconds for which `next_batch` waited so far.
     """
 
-    def __init__(self, batches: Batches, place: Callable[[Batch], dict[str, Array]], depth: int):
+    def __init__(
+        self, batches: Batches, place: Callable[[HostBatch], dict[str, Array]], depth: int
+    ):
         self.waited = 0.0
         self._batches = batches
         self._place = place

@@ -65,7 +65,8 @@ class Holder:
         """Returns the holder that a file names; fields that are missing or wrong are unknown."""
         try:
             stored: dict[str, Any] = json.loads(content)
-            return cls(**{f.name: f.type(stored[f.name]) for f in dataclasses.fields(cls)})
+            unknown = dataclasses.asdict(cls())
+            return cls(**{name: type(value)(stored[name]) for name, value in unknown.items()})
         except (ValueError, KeyError, TypeError):
             return cls()
 

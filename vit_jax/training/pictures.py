@@ -47,9 +47,9 @@ def write_sections(
             inputs, titles = jax.device_get(task.inputs(few)), task.summaries(few)
             sections += attention.sections(task.model, whole, inputs, few["image"], titles)
         save_sections(workdir, sections)
-        titles = {section.title for section in sections}
+        drawn = {section.title for section in sections}
         for section in read_sections(workdir):
-            if section.image and section.title in titles:
+            if section.image and section.title in drawn:
                 log.image(section.title, section.image)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +20,7 @@ from vit_jax.parallel import compiler_flags, sharding
 from vit_jax.training import step
 from vit_jax.training.feed import DeviceFeed
 from vit_jax.training.spikes import SpikeGuard
-from vit_jax.types import Array, Batch, DataInfo, Params
+from vit_jax.types import Array, ArraySpec, Batch, DataInfo, HostBatch, Params
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +66,16 @@ class Run:
         """
         mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check_batch_size(mesh, config.batch_size, config.accum_steps)
-        given = open_source(config.data) if source is None else source
-        spec = data.element_spec(given, config.data.pp) if source is None else source.spec
-        source = data.balanced(given, config.data.balance, config.seed)
-        counts = data.class_counts(source)
-        info = DataInfo(spec, source.num_classes, source.class_names, counts)
-        duration = durations(config, len(source))
+        given: data.Source | data.Expected
+        spec: Mapping[str, ArraySpec]
+        if source is None:
+            given = open_source(config.data)
+            spec = data.element_spec(given, config.data.pp)
+        else:
+            given, spec = source, source.spec
+        given = data.balanced(given, config.data.balance, config.seed)
+        info = DataInfo(spec, given.num_classes, given.class_names, data.class_counts(given))
+        duration = durations(config, len(given))
         task = tasks.build(config.task, config.model, info).with_duration(duration)
         if config.accum_steps > 1:
             task.check_accumulation()
@@ -96,7 +100,7 @@ class Run:
         if config.mesh.zero1:
             grad_shardings = sharding.optimizer_shardings(boxed, grad_shardings, mesh)
         return cls(
-            config, mesh, source, task, optimizer, duration, make_state, abstract, grad_shardings
+            config, mesh, given, task, optimizer, duration, make_state, abstract, grad_shardings
         )
 
     def evaluation_params(self, state: step.State) -> Params:
@@ -165,20 +169,22 @@ class Run:
         """Returns the feed of this process's rows of the training batches after `start_step`."""
         config = self.config
         rows = sharding.local_rows(self.mesh, config.batch_size)
+        assert not isinstance(self.source, data.Expected)
         batches = host_batches(config, self.source, start_step=start_step, rows=rows)
 
-        def place(batch: Batch) -> dict[str, Array]:
+        def place(batch: HostBatch) -> dict[str, Array]:
             return sharding.place(batch, rows, self.mesh, config.batch_size)
 
         return DeviceFeed(batches, place, config.data.prefetch)
 
-    def batches_seen(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches_seen(self, start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
         """Yields the training batches after `start_step` as the model sees them, in host memory.
 
         This includes the augmentation of the task on the device, with the random keys of the steps.
         """
         config = self.config
         augment = jax.jit(self.task.augment)
+        assert not isinstance(self.source, data.Expected)
         with host_batches(config, self.source, start_step=start_step) as batches:
             for at, batch in enumerate(batches, start_step):
                 key = step.random_key(np.uint32(config.seed), step.Purpose.AUGMENT, at)

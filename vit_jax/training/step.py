@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -34,8 +35,7 @@ class Purpose(enum.IntEnum):
     DROPOUT = 2
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
     """Everything that a step changes.
 
     Attributes:
@@ -59,7 +59,7 @@ class State:
     task_state: Params | None = None
 
 
-def random_key(seed: Array, purpose: Purpose, step: Array | int = 0) -> Array:
+def random_key(seed: Array | np.uint32, purpose: Purpose, step: Array | int = 0) -> Array:
     """Returns the key for one purpose at one step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
@@ -134,7 +134,7 @@ def state_shardings(shapes: State, boxed: Params, mesh: Mesh, *, zero1: bool = F
     """
     params = sharding.param_shardings(boxed, mesh)
     copies = sharding.optimizer_shardings(boxed, params, mesh) if zero1 else params
-    everywhere = sharding.replicated(mesh)
+    everywhere: Any = sharding.replicated(mesh)
     return State(
         step=everywhere,
         seed=everywhere,
@@ -158,7 +158,7 @@ def make_train_step(
     max_skipped_steps: int = 0,
     guard: SpikeGuard | None = None,
     grad_shardings: Params | None = None,
-) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
+) -> jax.stages.Wrapped:
     """Returns the jitted step `(state, batch) → (state, metrics)`, which reuses the state's memory.
 
     A step whose loss or gradient is not finite changes nothing but the counters. After more than
@@ -245,8 +245,9 @@ def _judge(
     """
     accepted = finite & (state.bad_steps <= max_skipped_steps)
     bad_steps = jnp.where(accepted, 0, state.bad_steps + 1)
-    if not guard:
+    if guard is None:
         return accepted, bad_steps, None
+    assert state.losses is not None
     fine = guard.accepts(state.losses, loss)
     accepted &= fine
     return accepted, bad_steps, guard.after(state.losses, loss, fine, accepted)
