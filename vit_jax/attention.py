@@ -22,7 +22,7 @@ from PIL import Image
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.report import Section, figures, inside
-from vit_jax.types import Array, Params
+from vit_jax.types import Array, Images, Params
 
 _OVERLAY_SIDE = 224  # pixels; smaller pictures are enlarged to about this
 _HEAT = "inferno"
@@ -177,8 +177,8 @@ def figure(picture: np.ndarray | Image.Image, maps: AttentionMaps, index: int = 
       index: the position of the image in that batch.
     """
     summaries = {
-        _output_name(maps): overlay(picture, last_layer_map(maps)[index]),
-        "rollout": overlay(picture, rollout(maps)[index]),
+        _output_name(maps): np.asarray(overlay(picture, last_layer_map(maps)[index])),
+        "rollout": np.asarray(overlay(picture, rollout(maps)[index])),
     }
     title = "attention of each head"
     title += "" if maps.reads_class_token else ", mean of patches"
@@ -186,13 +186,11 @@ def figure(picture: np.ndarray | Image.Image, maps: AttentionMaps, index: int = 
     return inside.attention_heads(picture, head_maps(maps)[:, index], summaries, title)
 
 
-def panel(
-    pictures: Sequence[np.ndarray], maps: AttentionMaps, titles: Sequence[str] | None = None
-) -> Figure:
+def panel(pictures: Images, maps: AttentionMaps, titles: Sequence[str] | None = None) -> Figure:
     """Returns a figure with a column for each image: image, output's map and rollout."""
     kinds = {_output_name(maps): last_layer_map(maps), "rollout": rollout(maps)}
     overlays = {
-        kind: [overlay(*pair) for pair in zip(pictures, heats, strict=True)]
+        kind: [np.asarray(overlay(*pair)) for pair in zip(pictures, heats, strict=True)]
         for kind, heats in kinds.items()
     }
     return inside.attention_panel(pictures, overlays, titles)
@@ -202,7 +200,7 @@ def sections(
     model: nn.Module,
     params: Params,
     images: Array | np.ndarray,
-    pictures: Sequence[np.ndarray],
+    pictures: Images,
     titles: Sequence[str] | None = None,
 ) -> list[Section]:
     """Returns the sections of the report about attention, patch filters and positions.

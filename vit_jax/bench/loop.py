@@ -44,7 +44,9 @@ def bench_step(config: ConfigDict, steps: int = 20, rounds: int = 5) -> dict[str
                 bare, state = _timed(steps, train_step, state, lambda: batch)
                 bare_seconds.append(bare / steps)
 
-                def logged(state: step.State, batch: dict[str, Array]):
+                def logged(
+                    state: step.State, batch: dict[str, Array]
+                ) -> tuple[step.State, dict[str, Array]]:
                     with jax.transfer_guard("disallow"):
                         state, metrics = train_step(state, batch)
                     log.step(next(numbers), metrics, feed.waited)

@@ -51,6 +51,7 @@ def _seconds_to_first_step(config_spec: str, overrides: Mapping[str, str]) -> fl
             stderr=subprocess.PIPE,
             text=True,
         )  # fmt: skip
+        assert process.stderr is not None
         said = []
         for line in process.stderr:
             said.append(line)

@@ -3,12 +3,21 @@
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vit_jax import plugins
 from vit_jax.errors import UserError, quoted
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def add_config(parser: argparse.ArgumentParser, text: str = "", *, required: bool = False) -> None:
+    from vit_jax.inference.predict import Predictor
+
+Flags = argparse.ArgumentParser | argparse._ArgumentGroup
+"""A parser, or a group of its flags, to which flags can be added."""
+
+
+def add_config(parser: Flags, text: str = "", *, required: bool = False) -> None:
     """Adds --config. text: what the config is for, if not for the run itself."""
     parser.add_argument(
         "--config",
@@ -20,14 +29,14 @@ def add_config(parser: argparse.ArgumentParser, text: str = "", *, required: boo
     )
 
 
-def load_config(arguments: argparse.Namespace):
+def load_config(arguments: argparse.Namespace) -> "ConfigDict":
     """Returns the config of --config, with the overrides of the command line."""
     from vit_jax import config
 
     return config.load(arguments.config, arguments.overrides)
 
 
-def add_trust(parser: argparse.ArgumentParser) -> None:
+def add_trust(parser: Flags) -> None:
     """Adds --trust, which names the code that a stored config may run."""
     parser.add_argument(
         "--trust",
@@ -71,7 +80,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def set_up(config, arguments: argparse.Namespace) -> None:
+def set_up(config: "ConfigDict", arguments: argparse.Namespace) -> None:
     """Joins the cluster, if there is one, and sets JAX up as the config asks."""
     from vit_jax.parallel import processes
 
@@ -98,7 +107,7 @@ def add_model_source(parser: argparse.ArgumentParser) -> None:
     add_model_details(group)
 
 
-def add_model_details(parser: argparse.ArgumentParser) -> None:
+def add_model_details(parser: Flags) -> None:
     """Adds the flags that tell more about a workdir or a checkpoint."""
     add_step(parser)
     parser.add_argument(
@@ -117,7 +126,7 @@ def add_model_details(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
 
 
-def add_step(parser: argparse.ArgumentParser) -> None:
+def add_step(parser: Flags) -> None:
     """Adds --step, which chooses a checkpoint of a workdir."""
     parser.add_argument(
         "--step",
@@ -134,7 +143,7 @@ def _step(text: str) -> str:
     return text
 
 
-def open_predictor(arguments: argparse.Namespace, *, headless: bool = False):
+def open_predictor(arguments: argparse.Namespace, *, headless: bool = False) -> "Predictor":
     """Returns the `Predictor` of the model that the flags of `add_model_source` name.
 
     headless: accept a checkpoint without a classifier head.

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from vit_jax import plugins
 from vit_jax.cli import commands
@@ -63,12 +64,12 @@ class Command:
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and whose help is whole sentences."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(add_help=False, **options)
         self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def _check_value(self, action: argparse.Action, value: str) -> None:
@@ -181,8 +182,9 @@ def split_overrides(argv: Sequence[str], prefix: str) -> tuple[list[str], dict[s
             continue
         key, equals, value = item.removeprefix(prefix).partition("=")
         if not equals:
-            value = next(items, None)
-            if value is None or value.startswith("--"):
+            following = next(items, None)
+            if following is None or following.startswith("--"):
                 raise UserError(f"{prefix}{key} has no value; write {prefix}{key}=VALUE")
+            value = following
         overrides[key] = value
     return rest, overrides

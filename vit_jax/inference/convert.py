@@ -104,7 +104,11 @@ def _trained_size(
         if not listed:
             raise UserError(f"{src} does not tell its image size; write --image-size")
         return listed, listed
-    rows, columns = weights.grid or _square(src, table.shape[1])
+    grid = weights.grid
+    if grid is None:
+        assert table is not None
+        grid = _square(src, table.shape[1])
+    rows, columns = grid
     return rows * stride[0], columns * stride[1]
 
 

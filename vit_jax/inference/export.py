@@ -149,9 +149,10 @@ def _check_pixels(task: BaseTask, include_preprocessing: bool) -> None:
 def _inputs(predictor: Predictor, program: Program, images: Sequence[Picture]) -> np.ndarray:
     """Returns a batch of inputs: token numbers, or real images and their mirror images."""
     if program.name == "tokens":
-        highest = models.text_tower_of(predictor.task.model).vocab_size
+        tower = models.text_tower_of(predictor.task.model)
+        assert tower is not None
         shape = (3, *program.input.shape[1:])
-        rows = np.random.default_rng(0).integers(0, highest, shape, np.int32)
+        rows = np.random.default_rng(0).integers(0, tower.vocab_size, shape, np.int32)
     else:
         pictures = images or [Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"]
         batch = next(iter(predictor.batches(list(pictures))))

@@ -28,6 +28,7 @@ def appended(layers: LastLayers, blocks: int, average: bool) -> Array:
 
     average: append the mean patch token of the last block.
     """
+    assert layers.cls is not None
     parts = [*layers.cls[-blocks:]]
     if average:
         parts.append(layers.patches[-1].mean(axis=1))
@@ -39,6 +40,7 @@ def interleaved(layers: LastLayers) -> Array:
 
     The class token and the mean patch token alternate, element by element.
     """
+    assert layers.cls is not None
     pair = [layers.cls[-1], layers.patches[-1].mean(axis=1)]
     return jnp.stack(pair, axis=-1).reshape(len(pair[0]), -1)
 

@@ -137,7 +137,8 @@ class Predictor:
             task = task.with_texts(texts)
         at = step_of(Store(workdir.checkpoints), config, step)
         params = task.inference_params(restore_params(workdir, task, at))
-        preparation = _as_evaluated(config, task.image_spec.shape)
+        height, width, channels = task.image_spec.shape
+        preparation = _as_evaluated(config, (height, width, channels))
         return cls(task, params, info, preparation)
 
     @classmethod
@@ -171,7 +172,7 @@ class Predictor:
           UserError: the checkpoint cannot be read, or its model cannot be told.
         """
         told, run = input_spec.read(path), Workdir.containing(path)
-        size = image_size or (told and told.size)
+        size = image_size or (told.size if told else None)
         module, params, shape = convert.open_model(
             path, model=model, fields=fields, image_size=size, with_text=bool(texts)
         )
@@ -183,7 +184,9 @@ class Predictor:
             module, params = models.Classifier(module, num_classes), {"backbone": params}
         spec = dataclasses.replace(told or InputSpec(), size=shape[:2])
         config = run and run.read_config()
-        preparation = ByInputSpec(spec, shape[-1], _exif(config) if config else "apply")
+        preparation: Preparation = ByInputSpec(
+            spec, shape[-1], _exif(config) if config else "apply"
+        )
         if config and not image_size:
             preparation = _as_evaluated(config, shape)
         elif config or not told:
@@ -324,8 +327,8 @@ def _info_of(
     """Returns what a classifier is fed; its class names come from `labels` or lie beside `path`."""
     names = _read_labels(labels, num_classes) if labels else input_spec.class_names(path)
     image, label = ArraySpec(shape, np.dtype(np.uint8)), ArraySpec((), np.dtype(np.int32))
-    names = names if len(names) == num_classes else None
-    return DataInfo({"image": image, "label": label}, num_classes, names)
+    fitting = names if len(names) == num_classes else None
+    return DataInfo({"image": image, "label": label}, num_classes, fitting)
 
 
 def _matching_task(

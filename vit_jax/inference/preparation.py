@@ -83,7 +83,7 @@ class Pictures:
     """
 
     num_classes = 0
-    class_names = None
+    class_names: tuple[str, ...] | None = None
     fingerprint = "the image files"
 
     def __init__(
@@ -227,7 +227,7 @@ class ByInputSpec:
     def describe(self) -> str:
         """Returns in words how a file becomes the pixels that the model is given."""
         fit = "shorter side" if self._spec.keeps_aspect else "both sides"
-        size = " x ".join(map(str, self._spec.size))
+        size = " x ".join(map(str, _sides(self._spec)))
         return (
             f"{fit} resized ({self._spec.interpolation}, Pillow) to the size over"
             f" {self._spec.crop:.3g}, then the middle {size} pixels cut out"
@@ -254,22 +254,27 @@ def fit(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
     image = _as_image(pixels)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling[spec.interpolation.upper()])
-    image = image.crop((left, top, left + spec.size[1], top + spec.size[0]))
-    return np.asarray(image).reshape(*spec.size, pixels.shape[-1])
+    high, wide = _sides(spec)
+    image = image.crop((left, top, left + wide, top + high))
+    return np.asarray(image).reshape(high, wide, pixels.shape[-1])
 
 
 def fit_placement(size: tuple[int, int], spec: InputSpec) -> Placement:
     """Returns where the image that `fit` makes of one of this (height, width) lies in it."""
-    resized, corner = _steps(size, spec)
-    scale = tuple(before / after for before, after in zip(size, resized, strict=True))
-    origin = tuple(factor * start for factor, start in zip(scale, corner, strict=True))
-    return Placement(scale, origin, size)
+    resized, (top, left) = _steps(size, spec)
+    scale = (size[0] / resized[0], size[1] / resized[1])
+    return Placement(scale, (scale[0] * top, scale[1] * left), size)
+
+
+def _sides(spec: InputSpec) -> tuple[int, int]:
+    assert spec.size is not None
+    return spec.size
 
 
 def _steps(size: tuple[int, int], spec: InputSpec) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns the (height, width) to resize to, and the (top, left) of what is cut out."""
     # Sizes that are meant to be whole may be off by a rounding error of the division.
-    wanted = [math.floor(side / spec.crop + 1e-6) for side in spec.size]
+    wanted = [math.floor(side / spec.crop + 1e-6) for side in _sides(spec)]
     if spec.keeps_aspect:
         scale = max(side / old for side, old in zip(wanted, size, strict=True))
         resized = [
@@ -277,6 +282,6 @@ def _steps(size: tuple[int, int], spec: InputSpec) -> tuple[tuple[int, int], tup
         ]
     else:
         resized = wanted
-    margins = [old - side for old, side in zip(resized, spec.size, strict=True)]
+    margins = [old - side for old, side in zip(resized, _sides(spec), strict=True)]
     halves = [round(x / 2) if spec.rounds_to_even else x // 2 for x in margins]
-    return tuple(resized), tuple(halves)
+    return (resized[0], resized[1]), (halves[0], halves[1])

@@ -97,7 +97,8 @@ def build(
       UserError: the model has no such outputs.
     """
     task, params = _portable(predictor.task), predictor.params
-    shape, dtype = predictor.task.image_spec.shape, np.dtype(np.float32)
+    shape: tuple[int, ...] = predictor.task.image_spec.shape
+    dtype: np.dtype = np.dtype(np.float32)
     meaning = "images as the model takes them (see Preprocessing)"
     name = "images"
     if outputs == "text":
@@ -151,8 +152,9 @@ def _raw(task: BaseTask) -> Any:
     """Returns a function of normalized images, whose outputs are those of the model itself."""
 
     def raw(params: Params, images: Array) -> dict[str, Array]:
-        found = task.model.apply({"params": params}, images)
+        found: Any = task.model.apply({"params": params}, images)
         if isinstance(found, TowerOutputs):
+            assert found.image is not None
             return {"image_vector": found.image}
         if isinstance(found, tuple):
             return dict(zip(("scores", "boxes"), found, strict=True))
@@ -178,7 +180,8 @@ def _text_function(task: BaseTask, predictor: Predictor) -> tuple[Any, tuple[int
         raise UserError("--outputs=text is for runs that learned images and texts")
 
     def text(params: Params, tokens: Array) -> dict[str, Array]:
-        return {"text_vector": task.model.apply({"params": params}, tokens=tokens).text}
+        found: Any = task.model.apply({"params": params}, tokens=tokens)
+        return {"text_vector": found.text}
 
     return text, tokens.shape[-1:], np.dtype(np.int32)
 
@@ -190,7 +193,7 @@ def _portable(task: BaseTask) -> BaseTask:
     """
     task = task.task if isinstance(task, Adapted) else task
     towers = {name: getattr(task.model, name, None) for name in ("backbone", "text")}
-    plain = {
+    plain: dict[str, Any] = {
         name: tower.clone(attention="xla")
         for name, tower in towers.items()
         if isinstance(tower, nn.Module) and hasattr(tower, "attention")

@@ -77,7 +77,7 @@ def push(path: str, address: str, *, private: bool = False) -> str:
     with tempfile.TemporaryDirectory(prefix="vit_jax_") as scratch:
         folder = Path(scratch) / "repository"
         shape = _image_shape(workdir)
-        layout, name = _write_weights(path, folder, shape[:2])
+        layout, name = _write_weights(path, folder, (shape[0], shape[1]))
         loaded = hub.with_file(address, name) if name else address
         record = _without_paths(workdir.read_record())
         _describe(workdir, record, folder, layout, shape)
@@ -86,7 +86,7 @@ def push(path: str, address: str, *, private: bool = False) -> str:
     return f"{path} is at {address}; read it back as {loaded}"
 
 
-def _image_shape(workdir: Workdir) -> tuple[int, int, int]:
+def _image_shape(workdir: Workdir) -> tuple[int, ...]:
     """Returns the shape of the images that the run's model reads."""
     config = workdir.read_config()
     sections = config.task.to_dict(), config.model.to_dict()
@@ -121,7 +121,7 @@ def _describe(
     record: Mapping[str, Any],
     folder: Path,
     layout: str,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
 ) -> None:
     """Adds the run's config, the names of its classes, and how its images are prepared."""
     names = workdir.read_class_names()
@@ -139,8 +139,9 @@ def _describe(
         config["problem_type"] = input_spec.INDEPENDENT
     _write_json(folder / "config.json", config)
     height, width, channels = shape
-    told = input_spec.read(str(workdir.path))
-    mean, std = (list(each) * (channels // len(each)) for each in (told.mean, told.std))
+    spec = input_spec.read(str(workdir.path))
+    assert spec is not None
+    mean, std = (list(each) * (channels // len(each)) for each in (spec.mean, spec.std))
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -162,6 +163,7 @@ def _write_json(path: Path, value: Any) -> None:
 def _card(workdir: Workdir, record: Mapping[str, Any], layout: str, loaded: str) -> str:
     config, found = record["config"], last_evaluation(workdir)
     data, told = config["data"], input_spec.read(str(workdir.path))
+    assert told is not None
     examples, is_hf = record["data_info"].get("num_examples"), layout == "hf"
     classifies = bool(record["data_info"]["num_classes"])
     use = f"vit-jax {'predict' if classifies else 'features'} --checkpoint={loaded} photo.jpg"

@@ -45,14 +45,16 @@ class Results:
             written.
         """
         write_rows = self._write_csv if path.lower().endswith(".csv") else self._write_jsonl
-        text = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+        text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
         try:
             with writing_whole(path) as scratch, open(scratch, "w", **text) as file:
                 return write_rows(file, self._rows(answers))
         except OSError as error:
             raise UserError(f"cannot write {path}: {error}") from error
 
-    def _rows(self, answers) -> Iterator[tuple[str, np.ndarray]]:
+    def _rows(
+        self, answers: Iterable[tuple[Sequence[str], Mapping[str, Any]]]
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """Yields the file and the probabilities `[classes]` of each image."""
         for names, outputs in answers:
             probability = outputs.get("probability")
@@ -69,7 +71,7 @@ class Results:
         for count, (name, row) in enumerate(rows, 1):
             if count == 1:
                 writer.writerow(self._header())
-            cells = [_harmless(name)]
+            cells: list[object] = [_harmless(name)]
             for label in self._best(row):
                 cells += [_harmless(self._names[label]), _number(row[label])]
             writer.writerow([*cells, *(map(_number, row) if self._everything else ())])

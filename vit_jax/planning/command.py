@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -51,7 +52,7 @@ def run(
         print(sharding.table(arrays) + "\n")
     feeding = _feeding(config, target, plan, rate)
     print(table(plan, feeding, write_rate))
-    overrides = {}
+    overrides: Mapping[str, Any] = {}
     if search:
         found = fitting.fit(config, target, plan, say=lambda line: print(f"tried {line}"))
         plan, overrides = found.plan, found.overrides

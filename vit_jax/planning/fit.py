@@ -27,7 +27,7 @@ A compile takes a minute or more, so the estimates below rule out the other cand
 # Times are relative to keeping all activations; recomputing every block adds a third. Memory is
 # that of the activations kept, relative to "full"; ViT-B/16 with 128 images on a v5e keeps 24.4,
 # 9.5, 6.5 and 2.5 GiB.
-_REMAT_TIME = {
+_REMAT_TIME: Mapping[str | None, float] = {
     "none": 1.0, "dots_saveable": 1.02, "dots_with_no_batch_dims_saveable": 1.06, "full": 1.33,
 }  # fmt: skip
 _REMAT_MEMORY = {

@@ -256,13 +256,15 @@ class Program:
         counter, bound = (condition.get(name) for name in root.operands()[:2])
         if counter is None or counter.opcode != "get-tuple-element" or bound is None:
             return 1
-        index = int(re.search(r"index=(\d+)", counter.rest)[1])
+        named = re.search(r"index=(\d+)", counter.rest)
+        assert named is not None, counter.rest
+        index = int(named[1])
         start = _element(self._by_name(caller), loop.operands()[0], index)
         following = next(i.operands()[index] for i in body.values() if i.is_root)
-        step = _increment(body, following)
-        if bound.constant() is None or not step:
+        step, end = _increment(body, following), bound.constant()
+        if end is None or not step:
             return 1
-        return max(1, -(-(bound.constant() - start) // step))
+        return max(1, -(-(end - start) // step))
 
     def _by_name(self, computation: str) -> dict[str, Instruction]:
         return {i.name: i for i in self._computations.get(computation, ())}
@@ -390,9 +392,10 @@ def _increment(body: Mapping[str, Instruction], name: str) -> int:
             left, right = (body.get(operand) for operand in made.operands()[:2])
             if right is None or right.constant() is None:
                 left, right = right, left
-            if left is None or right is None or right.constant() is None:
+            constant = right.constant() if right is not None else None
+            if left is None or constant is None:
                 return 0
-            added, name = added + right.constant(), left.name
+            added, name = added + constant, left.name
         else:
             return added
     return added

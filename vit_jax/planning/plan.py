@@ -111,7 +111,7 @@ class Plan:
 
     @property
     def bound_by(self) -> str:
-        return max(self.bounds, key=self.bounds.get) if self.bounds else ""
+        return max(self.bounds, key=lambda name: self.bounds[name]) if self.bounds else ""
 
     def seconds_at(self, mfu: float) -> float:
         """Returns the seconds of a step at a share of the chips' peak; 0 if the peak is unknown."""
@@ -181,6 +181,7 @@ def _memory(run: Run, compiled: jax.stages.Compiled | None, needed: int) -> Memo
     temporary, code = needed, 0
     if compiled is not None:
         analysis = compiled.memory_analysis()
+        assert analysis is not None
         temporary, code = analysis.temp_size_in_bytes, analysis.generated_code_size_in_bytes
     gradients = min(sharding.bytes_per_device(run.gradients()), temporary)
     batch = sharding.abstract_batch(run.task.info.spec, run.mesh, run.config.batch_size)

@@ -83,11 +83,12 @@ def _collect(
     tokenizer: Tokenizer | None,
 ) -> tuple[list[np.ndarray], list[str]]:
     """Returns RGB pixels `[h, w, 3]` and captions of the first rows that are not padding."""
-    images, captions = [], []
+    images: list[np.ndarray] = []
+    captions: list[str] = []
     for batch in batches:
         pixels = batch["image"] if "image" in batch else _side_by_side(batch)
         visible = {**batch, "image": _stretched(pixels)}
-        if np.ndim(batch.get("label")) > 2:  # A class for each pixel.
+        if "label" in batch and batch["label"].ndim > 2:  # A class for each pixel.
             visible["segmentation"] = visible.pop("label")
         mask = batch.get("mask", np.ones(len(pixels)))
         for row in np.flatnonzero(mask)[: num_images - len(images)]:
@@ -145,7 +146,7 @@ def _caption(labels: np.ndarray | None, row: int, class_names: Sequence[str] | N
         return ""
     label = labels[row]
     numbers = np.flatnonzero(label > _MIN_FRACTION) if label.ndim else np.array([label])
-    names = [_name(number, class_names) for number in numbers]
+    names = [_name(int(number), class_names) for number in numbers]
     if len(numbers) < 2 or (label[numbers] == 1).all():
         return ", ".join(names)
     order = np.argsort(-label[numbers], kind="stable")

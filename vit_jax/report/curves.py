@@ -153,6 +153,6 @@ def compact(value: float) -> str:
 
 
 def _series(rows: Sequence[Row], name: str, is_fraction: bool) -> Series:
-    points = [(row["step"], row[name]) for row in rows if name in row]
+    points = [(int(row["step"]), row[name]) for row in rows if name in row]
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     return Series(readable(name), finite, is_fraction)

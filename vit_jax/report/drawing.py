@@ -25,7 +25,8 @@ _MIN_SIDE = 192  # Pixels; smaller pictures are enlarged by whole multiples, so 
 def class_color(number: int) -> tuple[int, int, int]:
     """Returns the RGB color of a class. The colors of consecutive classes differ strongly."""
     hue, value = (number * _GOLDEN) % 1.0, (1.0, 0.8, 0.65)[number // 8 % 3]
-    return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.85, value))
+    red, green, blue = (round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.85, value))
+    return red, green, blue
 
 
 def font(size: int) -> "ImageFont.FreeTypeFont":
@@ -123,9 +124,9 @@ def with_names(
     """
     from PIL import Image
 
-    segmentation = segmentation.reshape(segmentation.shape[:2])
     written = Image.fromarray(enlarged(picture))
     zoom = written.height / segmentation.shape[0]
+    segmentation = segmentation.reshape(segmentation.shape[:2])
     for number in np.unique(segmentation):
         places = np.argwhere(segmentation == number)
         is_small = len(places) < _LEAST_FRACTION * segmentation.size

@@ -11,6 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.text
@@ -18,11 +19,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vit_jax.report import curves
 from vit_jax.tracking import Metric
 from vit_jax.tracking.plain_text import one_line
+from vit_jax.types import Images
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#68727e", "#e3e7ec", "#ffffff"
 SERIES = ("#2463eb", "#e8700a", "#0d9488", "#9333ea", "#db2777", "#64748b")
@@ -84,11 +87,13 @@ def svg(figure: Figure) -> bytes:
     return (drawing[:start] + style + drawing[start:]).encode()
 
 
-def _saved(figure: Figure, file_format: str, **style: object) -> bytes:
+def _saved(figure: Figure, file_format: str, **style: Any) -> bytes:
     buffer = io.BytesIO()
     metadata = {"Date": None} if file_format == "svg" else None
-    options = {"svg.fonttype": "none", "svg.hashsalt": "vit_jax"}
-    with matplotlib.rc_context(options), warnings.catch_warnings():
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vit_jax"}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(buffer, format=file_format, dpi=DPI, metadata=metadata, **style)
     return buffer.getvalue()
@@ -131,14 +136,14 @@ def _draw_chart(axes: Axes, chart: curves.Chart) -> None:
         marker = "o" if len(steps) == 1 else None
         label = words(series.label)
         axes.plot(steps, values, color=color, lw=1.5, label=label, marker=marker, ms=4)
-    values = [value for series in chart.series for _, value in series.points]
-    if chart.scale == "auto" and min(values) > 0 and max(values) / min(values) > _LOG_SCALE_FROM:
-        decades = math.log10(max(values) / min(values))
+    heights = [value for series in chart.series for _, value in series.points]
+    if chart.scale == "auto" and min(heights) > 0 and max(heights) / min(heights) > _LOG_SCALE_FROM:
+        decades = math.log10(max(heights) / min(heights))
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif chart.scale == "zero":
-        axes.set_ylim(bottom=min(0.0, *values))
+        axes.set_ylim(bottom=min(0.0, *heights))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(lambda step, _: curves.compact(step))
     axes.yaxis.set_major_formatter(
@@ -187,7 +192,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = Non
             ink = "#fefefe" if luminance < 0.62 else "#1b1f25"
             text = f"{matrix[row, column]:g}"
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
-        for row in np.flatnonzero(totals):
+        for row in np.flatnonzero(totals).tolist():
             recall = f"{shares[row, row]:.0%}"
             axes.text(count - 0.3, row, recall, va="center", color=MUTED, fontsize=8.5)
         axes.text(count - 0.3, -0.85, "recall", color=MUTED, fontsize=8.5, va="center")
@@ -238,7 +243,7 @@ def image_grid(
     return figure
 
 
-def _write_below(axes: Axes, text: str, line: int, **style: str) -> None:
+def _write_below(axes: Axes, text: str, line: int, **style: Any) -> None:
     if text:
         axes.annotate(
             text,
@@ -254,7 +259,7 @@ def _write_below(axes: Axes, text: str, line: int, **style: str) -> None:
 
 
 def hardest_mistakes(
-    images: Sequence[Image],
+    images: Images,
     labels: np.ndarray,
     probabilities: np.ndarray,
     class_names: Sequence[str] | None = None,
@@ -274,9 +279,9 @@ def hardest_mistakes(
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     predicted = probabilities.argmax(axis=1)
     of_truth = probabilities[np.arange(len(labels)), labels]
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(of_truth[wrong], kind="stable")][:limit]
-    if not len(wrong):
+    mistakes = np.flatnonzero(predicted != labels)
+    wrong = mistakes[np.argsort(of_truth[mistakes], kind="stable")][:limit].tolist()
+    if not wrong:
         return None
     names = class_names or range(probabilities.shape[1])
     names = [one_line(str(name), _LONGEST_CLASS) for name in names]
@@ -303,9 +308,8 @@ def displayable(image: Image) -> np.ndarray:
 
 def new_figure(width: float, height: float) -> Figure:
     """Returns an empty figure; sizes are in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.04)
-    return figure
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.04)
+    return Figure(figsize=(width, height), layout=layout, facecolor=PAPER)
 
 
 def draw_image(axes: Axes, image: Image) -> None:

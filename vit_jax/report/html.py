@@ -130,7 +130,7 @@ def _read_json(path: epath.Path) -> Mapping[str, Any]:
         return {}
     try:
         stored = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, *storage.errors()) as error:
+    except storage.errors(ValueError, RecursionError) as error:
         reason = one_line(str(error))
         raise UserError(f"{path}: not valid JSON ({reason}); restore it or remove it") from error
     if not isinstance(stored, Mapping):
@@ -162,7 +162,7 @@ def _attempt(
     """Returns the bytes of a picture; None if there is none, or if drawing or saving it fails."""
     try:
         figure = draw()
-        return figure and save(figure)
+        return None if figure is None else save(figure)
     except Exception as error:
         reason = one_line(str(error), 200) or type(error).__name__
         logger.warning("%s cannot be drawn: %s", one_line(what), reason)
@@ -177,7 +177,7 @@ def _data_uri(picture: bytes) -> str:
 def _last_values(rows: Sequence[Row]) -> dict[str, tuple[int, float]]:
     """Returns metric → (step, value) of its last row with a finite value."""
     return {
-        name: (row["step"], value)
+        name: (int(row["step"]), value)
         for row in rows
         for name, value in row.items()
         if name != "step" and math.isfinite(value)

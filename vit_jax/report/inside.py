@@ -28,6 +28,7 @@ from vit_jax.report.figures import (
     quiet_axes,
     words,
 )
+from vit_jax.types import Images
 
 MAX_COLUMNS = 8
 
@@ -35,7 +36,7 @@ _MOSAIC_SIDE = 40  # pixels; smaller maps are enlarged to this size
 
 
 def attention_panel(
-    images: Sequence[Image],
+    images: Images,
     overlays: Mapping[str, Sequence[Image]],
     titles: Sequence[str] | None = None,
 ) -> Figure:
@@ -92,7 +93,8 @@ def attention_heads(
         mosaic_width + side + 0.7,
         max(mosaic_height + 0.5, (1 + len(summaries)) * (side * aspect + 0.25)),
     )
-    left, right = figure.subfigures(1, 2, width_ratios=[side, mosaic_width + 0.7])
+    ratios = [side, mosaic_width + 0.7]
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=ratios).flat
     for part in (left, right):
         part.set_facecolor(PAPER)
     pictures = {"image": image, **summaries}
@@ -164,7 +166,8 @@ def image_in_patches(image: Image, patch: tuple[int, int], limit: int = 48) -> F
     lines = math.ceil(shown / per_line)
     line = 7.6 / per_line * high / wide + 0.2
     figure = new_figure(8.0, 3.6 * aspect + 0.3 + lines * line + 0.3)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[3.6 * aspect + 0.3, lines * line + 0.3])
+    ratios = [3.6 * aspect + 0.3, lines * line + 0.3]
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios).flat
     whole, apart = top.subfigures(1, 2)
     for part in (top, bottom, whole, apart):
         part.set_facecolor(PAPER)

@@ -115,7 +115,7 @@ def _read_index(folder: epath.Path) -> list[dict]:
     try:
         entries = json.loads(path.read_bytes())["sections"]
         return [entry for entry in entries if isinstance(entry["title"], str)]
-    except (ValueError, KeyError, TypeError, RecursionError, *storage.errors()) as error:
+    except storage.errors(ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not an index of report sections; remove it") from error
 
 
@@ -143,7 +143,8 @@ def _store_picture(section: Section, folder: epath.Path) -> dict[str, Any]:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    name, image, found = _file_name(section.title), section.image, {}
+    name, image = _file_name(section.title), section.image
+    found: dict[str, Any] = {}
     if isinstance(image, Figure):
         from vit_jax.report import figures
 

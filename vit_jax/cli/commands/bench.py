@@ -1,10 +1,15 @@
 """`bench`: measures this machine and prints JSON."""
 
 import argparse
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from vit_jax.cli.arguments import add_config, load_config, out_file, positive, set_up
 from vit_jax.cli.parser import Command
 from vit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,14 +105,14 @@ def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
             for rival in against
             for name, value in feeding.bench_against(config, rival).items()
         }
-    measure = {
+    measures: Mapping[str, Callable[[ConfigDict], dict[str, Any]]] = {
         "step": loop.bench_step,
         "input": feeding.bench_input,
         "eval": evaluation.bench_eval,
         "start": lambda _: start.bench_start(arguments.config, arguments.overrides),
         "checkpoint": checkpoint.bench_checkpoint,
-    }[arguments.what]
-    return measure(config)
+    }
+    return measures[arguments.what](config)
 
 
 COMMAND = Command(

@@ -2,9 +2,14 @@
 
 import argparse
 import contextlib
+from typing import TYPE_CHECKING
 
 from vit_jax.cli.arguments import add_config, load_config, png_file, positive, set_up
 from vit_jax.cli.parser import Command
+
+if TYPE_CHECKING:
+    from vit_jax.data.tokenizer import Tokenizer
+    from vit_jax.types import ArraySpec
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> None:
     print(arguments.out)
 
 
-def _tokenizer(tokens):
+def _tokenizer(tokens: "ArraySpec | None") -> "Tokenizer | None":
     """Returns the tokenizer that made the tokens of a batch, if their spec names its vocabulary."""
     if not (tokens and tokens.vocab):
         return None

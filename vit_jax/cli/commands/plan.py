@@ -1,9 +1,15 @@
 """`plan`: says what a run would take on machines that are not at hand."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from vit_jax.cli.arguments import add_config, load_config, out_file, positive
 from vit_jax.cli.parser import Command
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from vit_jax.planning.feeding import Rate
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> None:
     )
 
 
-def _rate_here(config):
+def _rate_here(config: "ConfigDict") -> "Rate":
     """Measures how fast one core of this machine prepares photographs as the config asks."""
     from vit_jax.bench.input import bench_input, on_photographs
     from vit_jax.planning.feeding import Rate

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from vit_jax.cli.arguments import (
     add_model_source,
@@ -12,6 +13,10 @@ from vit_jax.cli.arguments import (
 )
 from vit_jax.cli.parser import Command
 from vit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from vit_jax.inference.predict import Answers, Predictor
+    from vit_jax.tasks import BaseTask
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +115,7 @@ def _with_paths(answers: Iterable, paths: list[str]) -> Iterator[tuple[list[str]
         start += len(batch.pictures)
 
 
-def _print(task, answers: Iterable, top: int) -> None:
+def _print(task: "BaseTask", answers: Iterable, top: int) -> None:
     from vit_jax.tracking.plain_text import visible
 
     for batch in answers:
@@ -118,7 +123,9 @@ def _print(task, answers: Iterable, top: int) -> None:
             print("\n  ".join(map(visible, [batch.pictures.describe(number), *said])))
 
 
-def _draw(arguments: argparse.Namespace, predictor, shown, count: int) -> None:
+def _draw(
+    arguments: argparse.Namespace, predictor: "Predictor", shown: "Answers", count: int
+) -> None:
     if arguments.out:
         predictor.draw(shown, arguments.out)
     if arguments.attention:

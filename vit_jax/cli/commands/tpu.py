@@ -76,7 +76,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     _action(actions, "delete", "Delete the slices. The workdir of the run stays.")
 
 
-def _action(actions, name: str, summary: str) -> argparse.ArgumentParser:
+def _action(
+    actions: argparse._SubParsersAction, name: str, summary: str
+) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=summary, description=summary)
     parser.add_argument(
         "name",
@@ -187,8 +189,8 @@ def _run(arguments: argparse.Namespace) -> int | None:
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of `Slices` that were written on the command line."""
     fields = [field.name for field in dataclasses.fields(Slices)]
-    given = {field: getattr(arguments, field, None) for field in fields}
-    given = {field: value for field, value in given.items() if value is not None}
+    values = {field: getattr(arguments, field, None) for field in fields}
+    given: dict[str, Any] = {field: value for field, value in values.items() if value is not None}
     if arguments.passed:
         given["flags"] = tuple(arguments.passed)
     if "backend" in given:
