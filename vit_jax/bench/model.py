@@ -85,6 +85,7 @@ class OurStep:
         self._step = run.compile_step()
         self.compile_seconds = time.perf_counter() - started
         memory = self._step.memory_analysis()
+        assert memory is not None
         in_and_out = memory.argument_size_in_bytes + memory.output_size_in_bytes
         self.device_bytes = in_and_out - memory.alias_size_in_bytes + memory.temp_size_in_bytes
         self.state_bytes = sharding.bytes_per_device(run.abstract)

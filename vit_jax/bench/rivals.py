@@ -7,14 +7,16 @@ package.
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.plugins import check_known
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
-RIVALS = {
+RIVALS: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "step": {
         "timm": ("timm_step.py", ()),
         "timm-compile": ("timm_step.py", ("compile",)),
@@ -97,12 +99,14 @@ class Rival:
         self._process.kill()
         self._process.communicate()
 
-    def _ask(self, request: str) -> float | None:
+    def _ask(self, request: str) -> Any:
+        assert self._process.stdin is not None
         self._process.stdin.write(f"{request}\n")
         self._process.stdin.flush()
         return self._answer()
 
-    def _answer(self) -> float | None:
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process of {self.name} ended; its error is above")

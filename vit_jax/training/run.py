@@ -131,7 +131,7 @@ class Run:
         computed = models.product_flops(self.trace_step().jaxpr)
         return min(whole, computed // self.config.batch_size)
 
-    def compile_step(self) -> TrainStep:
+    def compile_step(self) -> jax.stages.Compiled:
         """Compiles the training step for exactly this run's state and batch."""
         return self.compile(self.trace_step().lower())
 
