@@ -157,7 +157,7 @@ def _pad_of(rules: Any) -> int:
 
 def _of_rules(
     rules: Any, length: int, pad: int, vocab_size: int, *, in_front: bool = False
-) -> Tokenizer:
+) -> "_Tokenizer":
     # The library truncates so that the special tokens around a text fit.
     rules.enable_truncation(length)
     rules.no_padding()
@@ -169,7 +169,7 @@ def _of_rules(
     return _Tokenizer(vocab_size, length, rows, rules.decode)
 
 
-def _sentence_piece(path: Path, length: int) -> Tokenizer:
+def _sentence_piece(path: Path, length: int) -> "_Tokenizer":
     """Returns a tokenizer into pieces and the end token, which also pads.
 
     The last token is always the end token, as in SigLIP.

@@ -82,6 +82,7 @@ def open_model(
     """
     weights = loading.read_weights(src, tower="both" if with_text else "image")
     fields = dict(fields or {})
+    module: nn.Module
     if with_text:
         module = infer_towers(weights, model, **fields).build()
     else:

@@ -176,7 +176,7 @@ class Predictor:
         module, params, shape = convert.open_model(
             path, model=model, fields=fields, image_size=size, with_text=bool(texts)
         )
-        num_classes = getattr(module, "num_classes", None)
+        num_classes: int = getattr(module, "num_classes", None) or 0
         if not num_classes and not headless and not texts:
             raise UserError(f"{path} has no classifier head; use the features command")
         if not num_classes and not texts:
@@ -195,9 +195,10 @@ class Predictor:
             )
         if {len(spec.mean), len(spec.std)} - {1, shape[-1]}:
             raise UserError(f"{path} is a model of {shape[-1]} channels, but has {spec.describe()}")
-        statistics = {"crop_to_patches": True, "mean": spec.mean, "std": spec.std}
+        statistics: dict[str, Any] = {"crop_to_patches": True, "mean": spec.mean, "std": spec.std}
         if texts:
-            task = _matching_task(path, module, shape, texts, **statistics)
+            assert isinstance(module, models.TwoTowers)
+            task: BaseTask = _matching_task(path, module, shape, texts, **statistics)
         else:
             info = _info_of(path, shape, num_classes, labels)
             loss = "sigmoid" if input_spec.has_independent_classes(path) else "softmax"

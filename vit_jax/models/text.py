@@ -8,6 +8,9 @@ In LiT and SigLIP (Zhai et al. 2022, 2023) every token, padding included, is see
 (Radford et al. 2021) a token sees those before it, and a text's vector is that of its end token.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,7 +28,7 @@ from vit_jax.types import Array, Features
 
 POOLINGS = ("last", "first", "mean", "map", "end")
 
-_NAMES = {
+_NAMES: Mapping[str, str | Mapping[Any, str]] = {
     "pooling": {pooling: f"{pooling} pooling of texts" for pooling in POOLINGS},
     "causal": "a causal mask",
     "end_token": "an end token of texts",

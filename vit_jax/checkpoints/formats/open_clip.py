@@ -208,6 +208,7 @@ def _image_tower(
 ) -> Weights:
     if config is None:
         return hf.from_state(state, FAMILY)
+    assert source.folder is not None
     place = source.folder / OPEN_CLIP
     if any(name.startswith(TRUNK) for name in state):
         return _of_timm(state, _part(_part(config, "model_cfg"), "vision_cfg"))

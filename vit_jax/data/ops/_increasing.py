@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+Outside = int | tuple[int, ...]
 # Takes the image, the share of the largest magnitude, its sign, and the value of outer pixels.
-Operation = Callable[[Image.Image, float, int, int | tuple[int, ...]], Image.Image]
+Operation = Callable[[Image.Image, float, int, Outside], Image.Image]
 
 
 def augment(
@@ -25,8 +26,8 @@ def augment(
     out = np.empty_like(images)
     for number, pixels in enumerate(images):
         image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
-        outside = tuple(map(int, fill[number]))
-        outside = outside if len(outside) == 3 else outside[0]
+        channels = tuple(map(int, fill[number]))
+        outside = channels if len(channels) == 3 else channels[0]
         for drawn, share in zip(draws[number], shares[number], strict=True):
             if drawn >= 0:
                 sign = -1 if share < 0 else 1
@@ -39,7 +40,7 @@ def augment(
 def _by_value(change: Callable[[int, float], int]) -> Operation:
     """Returns the operation that replaces each value on its own."""
 
-    def apply(image, share, _sign, _outside):
+    def apply(image: Image.Image, share: float, _sign: int, _outside: Outside) -> Image.Image:
         return image.point([change(value, share) for value in range(256)] * len(image.getbands()))
 
     return apply
@@ -66,7 +67,7 @@ def _enhanced(enhancer: Callable) -> Operation:
 def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Operation:
     """Returns the operation that moves pixels; `matrix` maps output places to input places."""
 
-    def apply(image, share, sign, outside):
+    def apply(image: Image.Image, share: float, sign: int, outside: Outside) -> Image.Image:
         numbers = matrix(sign * share, *image.size)
         kind, cubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
         return image.transform(image.size, kind, numbers, cubic, fillcolor=outside)
@@ -74,7 +75,7 @@ def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Operation
     return apply
 
 
-def _rotated(image, share, sign, outside):
+def _rotated(image: Image.Image, share: float, sign: int, outside: Outside) -> Image.Image:
     return image.rotate(sign * 30 * share, Image.Resampling.BICUBIC, fillcolor=outside)
 
 
