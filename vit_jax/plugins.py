@@ -270,11 +270,12 @@ def float_dtype(what: str, value: Any) -> Any:
     """
     import jax
 
-    is_known, dtype = False, None
+    is_known = False
+    dtype: Any = None
     with contextlib.suppress(Exception):  # NumPy parses names, and raises errors of several types.
         dtype = jax.numpy.dtype(value)
         is_known = dtype.name in _FLOATS and dtype.isnative
-    is_kept = is_known and (dtype.name != "float64" or jax.config.jax_enable_x64)
+    is_kept = is_known and (dtype.name != "float64" or jax.config.values["jax_enable_x64"])
     if value is None or not is_kept:
         advice = "write float32 or bfloat16"
         raise UserError(f"{what}={quoted(value)} is not a floating-point type; {advice}")

@@ -36,6 +36,7 @@ def check(run: Run, splits: Mapping[str, data.Source], checkpoint: object) -> No
     """
     if jax.process_count() == 1:
         return
+    assert not isinstance(run.source, data.Expected)
     facts = dict(_of_config(run.config)) | dict(_of_data(run.config.data.name, run.source, "data"))
     for split, source in splits.items():
         place = run.config.eval.sets[split].get("name", run.config.data.name)

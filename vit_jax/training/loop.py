@@ -73,7 +73,7 @@ def train(
             compiling = None if workdir.is_done() else background.start(run.compile_step)
             evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
             check_metrics(config, evaluator)
-            agreement.check(run, evaluator.sources(), (store.steps() or [None])[-1])
+            agreement.check(run, evaluator.sources(), max(store.steps(), default=None))
             profiler.check(total)
             state, restored, merged = restore.restore_or_init(run, store)
             start = restore.check_start(workdir, restored, total)
