@@ -184,9 +184,8 @@ class Predictor:
             module, params = models.Classifier(module, num_classes), {"backbone": params}
         spec = dataclasses.replace(told or InputSpec(), size=shape[:2])
         config = run and run.read_config()
-        preparation: Preparation = ByInputSpec(
-            spec, shape[-1], _exif(config) if config else "apply"
-        )
+        exif = _exif(config) if config else "apply"
+        preparation: Preparation = ByInputSpec(spec, shape[-1], exif)
         if config and not image_size:
             preparation = _as_evaluated(config, shape)
         elif config or not told:
@@ -197,7 +196,6 @@ class Predictor:
             raise UserError(f"{path} is a model of {shape[-1]} channels, but has {spec.describe()}")
         statistics: dict[str, Any] = {"crop_to_patches": True, "mean": spec.mean, "std": spec.std}
         if texts:
-            assert isinstance(module, models.TwoTowers)
             task: BaseTask = _matching_task(path, module, shape, texts, **statistics)
         else:
             info = _info_of(path, shape, num_classes, labels)
@@ -334,7 +332,7 @@ def _info_of(
 
 def _matching_task(
     path: str,
-    module: models.TwoTowers,
+    module: Any,
     shape: tuple[int, int, int],
     texts: Sequence[str],
     **statistics: Any,
