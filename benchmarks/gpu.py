@@ -198,7 +198,13 @@ def main(argv: list[str] | None = None) -> int:
         def take(name: str, _: float) -> None:
             measure(name, sizes, record)
     else:
-        record = Record(arguments.out, _machine_by_child(), sizes)
+        machine = _machine_by_child()
+        if machine["platform"] != "gpu":
+            print(
+                f"error: JAX finds a {machine['platform']} and no GPU; add --tiny", file=sys.stderr
+            )
+            return 2
+        record = Record(arguments.out, machine, sizes)
         take = functools.partial(in_child, arguments.out, record)
     if arguments.only:
         measure(arguments.only, sizes, record)

@@ -27,9 +27,8 @@ if compgen -G "$wheels/*.whl" >/dev/null; then
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl
   export PYTHONPATH=$PYTHONPATH:$site
 fi
-if ! "$python" -c 'import vit_jax.config' 2>/dev/null; then
-  echo "error: $python cannot import vit_jax: $("$python" -c 'import vit_jax.config' 2>&1 |
-    tail -n 1); --help says how to bring what is missing" >&2
+if ! why=$("$python" -c 'import vit_jax.bench.model' 2>&1); then
+  echo "error: $python cannot import vit_jax (${why##*$'\n'}); --help says how to bring what is missing" >&2
   exit 2
 fi
 # timm needs memory on the same GPU, so JAX takes only what it uses.

@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import gpu
 import gpu_checks
@@ -149,6 +152,12 @@ def test_a_process_that_hangs_or_dies(script, results, tmp_path, monkeypatch):
     assert record.run()["measured"] == results
 
 
+def test_without_a_gpu_only_tiny_sizes_are_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "_machine_by_child", lambda: {"device": "cpu", "platform": "cpu"})
+    assert gpu.main([f"--out={tmp_path / 'gpu.json'}"]) == 2
+    assert "no GPU; add --tiny" in capsys.readouterr().err
+
+
 def test_the_largest_batch_is_a_multiple_that_fits():
     numbers = {"device_bytes": 10e9, "state_bytes": 2e9}  # 8 GB of 256 images.
     assert gpu_steps.fitting(numbers, 256, 40 * 10**9) == 1088  # (36 - 2) GB.
@@ -178,6 +187,17 @@ def test_the_table_tells_what_was_measured_and_what_not():
     assert "- host: not measured: tensorflow is not installed." in lines
 
 
+def test_the_script_says_what_is_missing(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho a line >&2\necho \"No module named 'flax'\" >&2\nexit 1\n")
+    python.chmod(0o755)
+    environment = os.environ | {"VIT_JAX_PYTHON": str(python), "GPU_WHEELS": str(tmp_path)}
+    done = subprocess.run([script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {python} cannot import vit_jax (No module named 'flax')")
+
+
 @pytest.mark.gpu
 def test_one_measurement_in_a_process_of_its_own(tmp_path):
     out = tmp_path / "gpu.json"
@@ -205,9 +225,6 @@ sys.exit(gpu.main(["--tiny", f"--out={sys.argv[2]}"]))
 
 @pytest.mark.soak
 def test_only_the_base_packages_are_needed(tmp_path, request):
-    import os
-    import subprocess
-
     benchmarks = request.config.rootpath / "benchmarks"
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, str(benchmarks), str(tmp_path / "gpu.json")],
