@@ -78,7 +78,7 @@ def training_table(recipes: dict[str, dict]) -> str:
     for name, of in recipes.items():
         optimizer = f"{of['optim.name']}, {said(of, 'optim.lr', 'optim.weight_decay')}"
         schedule = said(of, "optim.schedule.warmup", "optim.schedule.cooldown")
-        loss = of.get("task.loss", "softmax")
+        loss = of.get("task.loss", of.get("task.name", "softmax"))
         rows.append([
             f"`{name}`",
             f"{of['batch_size']}, {of['total']}",

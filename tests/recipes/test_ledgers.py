@@ -77,6 +77,12 @@ TASK = (
     *("mean", "std", "num_classes", "head", "subcells", "decoder_depth", "decoder_width"),
     *("decoder_dropout", "pyramid", "dice", "stride", "class_weight", "l1_weight", "giou_weight"),
     *("no_object_weight", "text.dropout", "text.dtype", "dim", "project_image", "scale", "bias"),
+    *("mask_ratio", "norm_pixels", "cell", "ratio", "num_prototypes", "head_depth", "head_hidden"),
+    *("head_bottleneck", "center_momentum", "student_temperature", "temperature_warmup"),
+    *("ibot_prototypes", "teacher", "dino_weight", "ibot_weight", "koleo_weight", "mask_share"),
+    *("mask_block", "sinkhorn_iterations", "predictor_width", "predictor_depth", "num_targets"),
+    *("predictor_heads", "predictor_mlp_dim", "num_contexts", "target_scale", "context_scale"),
+    *("target_aspect", "min_keep", "overlap", "context_patches"),
 )
 INGREDIENTS = re.compile(
     rf"total|batch_size|accum_steps|ema_decay|precision|data\.(split|pp|eval_pp|repeats)"
@@ -132,7 +138,8 @@ def test_the_page_has_the_tables_of_the_ledgers():
 
 def test_every_published_recipe_has_a_ledger():
     assert {name for name, _ in CASES} == {
-        "algoperf_vit", "augreg", "bit_r50_i1k", "deit3", "detect_coco", "finetune", "lit_coco",
-        "mae_b16_i1k", "mixer_b16_i1k", "r26_s32", "segment_ade20k", "strong_i1k", "vit_i1k",
-        "vit_i21k", "vit_s16_i1k",
+        "algoperf_vit", "augreg", "bit_r50_i1k", "deit3", "detect_coco", "dino_s16_i1k",
+        "dinov2_l14_i1k", "finetune", "ijepa_h14_i1k", "lit_coco", "mae_b16_i1k", "mixer_b16_i1k",
+        "r26_s32", "segment_ade20k", "simmim_b16_i1k", "strong_i1k", "vit_i1k", "vit_i21k",
+        "vit_s16_i1k",
     }  # fmt: skip
