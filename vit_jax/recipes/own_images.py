@@ -1,0 +1,85 @@
+"""A user's own images and a released model, which several configs start from.
+
+source, split, held_out = own_images.data_of(root)
+config.model, config.init.checkpoint = own_images.model_of(checkpoint)
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from vit_jax import checkpoints, models
+from vit_jax.checkpoints import hub
+from vit_jax.checkpoints.released import AUGREG_HTTPS, CHOSEN
+from vit_jax.data import open_source
+from vit_jax.data.sources._table_names import open_tables
+from vit_jax.data.sources.folder import split_folders
+from vit_jax.errors import UserError, nearest
+
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+def data_of(root: str) -> tuple[str, str, str]:
+    """Returns the source, the split for training, and the split for evaluation."""
+    path = Path(root).expanduser()
+    if "{split}" in root or "*" in root or path.suffix.lower() in TABLES or holds_parquet(path):
+        for split in ("validation", "test") if "{split}" in root or path.is_dir() else ():
+            with contextlib.suppress(UserError):
+                open_tables(root, split)
+                return "table", "train", split
+        return "table", "train[all but fold 1 of 10]", "train[fold 1 of 10]"
+    splits = split_folders(path)
+    for split in ("validation", "test"):
+        if "train" in splits and split in splits:
+            return "folder", "train", split
+    # Without a folder for training, the first split there is.
+    name = next(iter(splits), "train")
+    return "folder", f"{name}[:90%]", f"{name}[90%:]"
+
+
+def labeled_splits(root: str) -> tuple[str, str] | None:
+    """Returns the splits for training and evaluation of a folder of classes; None without them."""
+    source, split, held_out = data_of(root)
+    found = {"source": source, "name": root, "split": split}
+    return (split, held_out) if source == "folder" and count_images(found) else None
+
+
+def holds_parquet(path: Path) -> bool:
+    """Returns whether a folder is a dataset in Parquet."""
+    return path.is_dir() and any(
+        True for pattern in ("*.parquet", "*/*.parquet") for _ in path.glob(pattern)
+    )
+
+
+def count_images(data: Any) -> int:
+    """Returns the number of training images; 0 if they are not there, which training will say."""
+    try:
+        return len(open_source({k: data[k] for k in ("source", "name", "split")}))
+    except UserError:
+        return 0
+
+
+def batch_size(count: int) -> int:
+    """Returns about 30 batches an epoch: powers of 2 from 16 to 256."""
+    return min(256, max(16, 2 ** max(0, count // 30).bit_length() // 2)) if count else 64
+
+
+def model_of(checkpoint: str, model: str = "") -> tuple[dict[str, Any], str]:
+    """Returns `config.model` for a checkpoint, and where the checkpoint is."""
+    released = {one.model: one.file.partition("--")[0] for one in CHOSEN}
+    if checkpoint in released:
+        return {"name": checkpoint}, f"{AUGREG_HTTPS}/{released[checkpoint]}.npz"
+    if model:
+        models.find(model)
+        return {"name": model}, checkpoint
+    if address := hub.address_of(checkpoint):
+        return {"name": checkpoint}, address
+    if "://" not in checkpoint and not Path(checkpoint).expanduser().exists():
+        raise UserError(
+            f"checkpoint={checkpoint}: there is no such file or folder, and no released model;"
+            f" {nearest(checkpoint, released)}"
+        )
+    try:
+        return checkpoints.model_config(checkpoint), checkpoint
+    except UserError as error:
+        raise UserError(f"{error}; or write the name of its model, too (model=vit_s16)") from error
