@@ -102,6 +102,9 @@ def test_unknown_key_suggests_the_nearest(key, value, message):
         ("init.head", "kept", "config.init.head='kept' is unknown; did you mean 'keep'"),
         ("eval.sets.val.pp", 3, "config.eval.sets.val.pp=3: write a text"),
         ("eval.sets.val.spilt", "test", "did you mean 'split'"),
+        ("eval.probes.neighbors", [5], "config.eval.probes.split is missing"),
+        ("eval.probes.neighbours", 5, "did you mean 'neighbors'"),
+        ("eval.probes.split", 3, "config.eval.probes.split=3: write a text"),
     ],
 )
 def test_impossible_values_name_the_key(key, value, message):

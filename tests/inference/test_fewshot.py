@@ -11,9 +11,10 @@ from PIL import Image
 
 from vit_jax import checkpoints, models, tasks
 from vit_jax.errors import UserError
-from vit_jax.inference import features, fewshot, neighbors
-from vit_jax.inference.neighbors import Labelled
+from vit_jax.inference import features, fewshot
 from vit_jax.inference.preparation import AsEvaluated
+from vit_jax.training import neighbors, ridge
+from vit_jax.training.neighbors import Labelled
 from vit_jax.training.run import Run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "big_vision"
@@ -72,7 +73,7 @@ def test_pieces_change_nothing(monkeypatch):
     queries = random.normal(size=(9, 6)).astype(np.float32)
     scores = fewshot.least_squares(train, queries, 3, [2.0])[2.0]
     votes = neighbors.neighbor_votes(train, queries, 3)[20]
-    monkeypatch.setattr(fewshot, "_CHUNK", 7)
+    monkeypatch.setattr(ridge, "_CHUNK", 7)
     monkeypatch.setattr(neighbors, "_SIMILARITIES", 100)
     np.testing.assert_allclose(fewshot.least_squares(train, queries, 3, [2.0])[2.0], scores)
     in_pieces = neighbors.neighbor_votes(train, queries, 3)[20]

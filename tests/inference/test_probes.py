@@ -6,8 +6,10 @@ import pytest
 import self_supervised_golden as golden
 
 from vit_jax.inference import linear_probe
-from vit_jax.inference.neighbors import Labelled, accuracy, neighbor_votes
 from vit_jax.models.intermediate import LastLayers
+from vit_jax.training import probes
+from vit_jax.training.neighbors import Labelled, accuracy, neighbor_votes
+from vit_jax.training.ridge import least_squares
 
 
 def splits(found):
@@ -108,3 +110,25 @@ def test_a_sweep_finds_a_rate_that_learns():
     train, test = Labelled(features[:150], labels[:150]), Labelled(features[150:], labels[150:])
     found = linear_probe.sweep(train, {"val": test}, 3, rates=[1e-6, 1.0], batch_size=50)["val"]
     assert found[1] > 0.95 > found[0]
+
+
+def test_probes_of_an_evaluation_are_the_measures_on_features():
+    draw = np.random.default_rng(0)
+    centers = draw.normal(size=(4, 12))
+
+    def split(count):
+        labels = np.arange(count) % 4
+        noise = draw.normal(size=(count, 12))
+        return Labelled((centers[labels] + noise).astype(np.float32), labels)
+
+    train, test = split(80), split(60)
+    settings = {"neighbors": [3, 20], "shots": [5, 50], "linear": True, "l2": 32.0}
+    found = probes.measure(train, test, 4, settings)
+    assert found.keys() == {"knn_3", "knn_20", "fewshot_5", "linear"}  # No class has 50.
+    votes = neighbor_votes(train, test.features, 4, counts=[3, 20])
+    assert found["knn_20"] == accuracy(votes[20], test.labels)
+    scores = least_squares(train, test.features, 4, [32.0])[32.0]
+    assert found["linear"] == accuracy(scores, test.labels)
+    assert min(found.values()) > 0.5
+    none = {"neighbors": [], "shots": [], "linear": False, "l2": 32.0}
+    assert probes.measure(train, test, 4, none) == {}

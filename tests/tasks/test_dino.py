@@ -108,6 +108,24 @@ def test_the_temperature_rises_from_epoch_to_epoch():
     assert found == pytest.approx([0.04, 0.04 + 0.03 * 10 / 29, 0.07, 0.07], rel=1e-6)
 
 
+def test_a_collapse_is_told_by_name_after_the_first_steps():
+    task = built(golden.settings(CASE), num_prototypes=1024).with_duration(Duration(1000, 4, 8))
+    key = jax.random.key(0)
+    different = jax.nn.softmax(10 * jax.random.normal(key, (64, 2, 1024)))
+    one = jax.nn.one_hot(jax.numpy.zeros((64, 2), int), 1024)
+    alike = jax.numpy.full((64, 2, 1024), 1 / 1024)
+    said = {}
+    for name, p in {"none": different, "one": one, "alike": alike}.items():
+        metrics = {k: float(x) for k, x in task.step_metrics({}, {"class_targets": p}).items()}
+        entropies = metrics["prototype_entropy"], metrics["teacher_entropy"]
+        assert metrics["teacher_kl"] == pytest.approx(entropies[0] - entropies[1], abs=1e-4)
+        assert task.warnings(metrics, 10) == []
+        said[name] = task.warnings(metrics, 500)
+    assert said["none"] == []
+    assert "collapse: the teacher chooses the same few prototypes" in said["one"][0]
+    assert "collapse: the teacher chooses all prototypes about equally" in said["alike"][0]
+
+
 def test_what_belongs_to_other_methods_is_refused():
     about = golden.settings(CASE)
     with pytest.raises(UserError, match="ibot_weight is no field of task 'dino'"):

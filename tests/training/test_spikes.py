@@ -82,6 +82,18 @@ def test_a_loss_that_stays_up_stops_the_run(tmp_path):
             log.check(8, bad_steps=0, spikes=3)
 
 
+def test_a_warning_of_the_task_is_shown_once(tmp_path, capsys):
+    with StepLog(
+        tmp_path, start_step=0, total=9, every=1, batch_size=1, max_skipped_steps=0,
+        is_writer=True, warnings=lambda metrics, at: [f"odd {metrics['loss']}"] if at > 1 else [],
+    ) as log:  # fmt: skip
+        for at, loss in enumerate((1.0, 2.0, 2.0, 3.0), 1):
+            log.step(at, {"loss": jnp.float32(loss), "bad_steps": jnp.int32(0)}, 0.0)
+    said = capsys.readouterr().err
+    assert said.count("warning: odd 2.0") == 1
+    assert "odd 1.0" not in said
+
+
 @pytest.mark.parametrize("keys", [{"spikes__factor": 0.9}, {"spikes__window": 0}])
 def test_settings_that_would_skip_everything_are_refused(tiny_config, keys):
     with pytest.raises(UserError, match=r"config\.spikes"):

@@ -247,17 +247,28 @@ def test_evaluation_is_exact_for_any_batch_size_and_mesh(
     np.testing.assert_allclose(found["val/loss"], logged["eval/val/loss"], rtol=1e-5)
 
 
-def test_accuracy_equals_a_plain_count(undisturbed):
-    config, workdir = undisturbed
+def test_accuracy_and_probes_equal_a_plain_count(undisturbed, tiny_config):
+    _, workdir = undisturbed
+    config = tiny_config(eval__probes__split="train[:90%]", eval__probes__neighbors=[5])
     run = Run.build(config)
     state = Store(workdir / "checkpoints").restore_newest(run.abstract).tree
     evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
-    images = np.load(config.data.name)["image"][270:]
-    labels = np.load(config.data.name)["label"][270:]
+    images = (np.load(config.data.name)["image"] - 127.5) / np.float32(127.5)
+    labels = np.load(config.data.name)["label"]
     params = jax.device_get(state.params)
-    logits = run.task.model.apply({"params": params}, (images - 127.5) / np.float32(127.5))
-    expected = float((np.asarray(logits).argmax(-1) == labels).mean())
-    assert evaluator.run(state.params)["val/accuracy"] == expected
+    logits = run.task.model.apply({"params": params}, images[270:])
+    expected = float((np.asarray(logits).argmax(-1) == labels[270:]).mean())
+    found = evaluator.run(state.params)
+    assert found["val/accuracy"] == expected
+    backbone = run.task.model.backbone
+    x = np.asarray(backbone.apply({"params": params["backbone"]}, images).vector(), np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    similar = x[270:] @ x[:270].T
+    votes = np.zeros((len(similar), 10))
+    for row, nearest in enumerate(np.argsort(-similar, axis=1)[:, :5]):
+        np.add.at(votes[row], labels[:270][nearest], np.exp(similar[row, nearest] / 0.07))
+    assert found["val/knn_5"] == pytest.approx((votes.argmax(1) == labels[270:]).mean())
+    assert 0 <= found["val/linear"] <= 1
 
 
 def test_the_best_checkpoint_is_kept_and_every_one_holds_the_best_so_far(tiny_config, tmp_path):

@@ -202,6 +202,13 @@ SCHEMA: dict[str, Any] = {
             FREE,
             "name -> {split, and source, name, dir, pp or args if they differ from data's}.",
         ),
+        "probes": open_section(
+            {},
+            FREE,
+            "Measures of frozen features at every evaluation, for any task: {split} with labels,"
+            " which the classifiers know, and neighbors ([20]), shots ([]), linear (true), l2"
+            " (1024); source, name, dir, pp or args if they differ from data's. Empty has none.",
+        ),
     },
     "stop": {
         "metric": Key(
@@ -283,6 +290,14 @@ SCHEMA: dict[str, Any] = {
         "~/.cache/vit_jax/xla", FREE, "Folder of compiled programs; empty switches the cache off."
     ),
 }
+
+PROBES = {
+    "neighbors": Key([20], FREE, "Numbers of nearest neighbors that vote.", of=int, at_least=1),
+    "shots": Key([], FREE, "Numbers of examples per class of few-shot probes.", of=int, at_least=1),
+    "linear": Key(True, FREE, "Least squares on all examples."),
+    "l2": Key(1024.0, FREE, "Strength of the regularization of least squares.", above=0),
+}
+"""The keys of `eval.probes` besides those of a set."""
 
 EVAL_SET_KEYS = ("split", "source", "name", "dir", "pp", "args")
 

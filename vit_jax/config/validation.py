@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.config.durations import parse_duration
-from vit_jax.config.schema import EVAL_SET_KEYS, SCHEMA, Key, defaults
+from vit_jax.config.schema import EVAL_SET_KEYS, PROBES, SCHEMA, Key, defaults
 from vit_jax.config.section import Section
 from vit_jax.errors import UserError, quoted
 from vit_jax.plugins import check_known, described, fits
@@ -147,6 +147,8 @@ def _check_combinations(given: dict) -> None:
                 f"config.eval.sets.{name}_ema: the metrics of the averaged parameters on"
                 f" {quoted(name)} have that name; write another one"
             )
+
+    complete_probes(given["eval"]["probes"])
     complete_schedules(given["optim"])
     complete_decay_schedule(given["optim"])
 
@@ -160,6 +162,23 @@ def _check_eval_set(entry: Any, dotted: str) -> None:
     for key, value in entry.items():
         check_known(key, EVAL_SET_KEYS, f"config.{dotted}.{key}")
         check_value(value, SCHEMA["data"][key], f"{dotted}.{key}")
+
+
+def complete_probes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `eval.probes` complete, or {} without one. Raises `UserError`."""
+    if not given:
+        return {}
+    own = {key: value for key, value in given.items() if key not in PROBES}
+    for key in own:
+        check_known(key, (*EVAL_SET_KEYS, *PROBES), f"config.eval.probes.{key}")
+    if not given.get("split"):
+        raise UserError(
+            "config.eval.probes.split is missing: write which labeled images the classifiers know,"
+            " such as train[:10%]"
+        )
+    _check_eval_set(own, "eval.probes")
+    settings = {**defaults(PROBES), **{key: given[key] for key in PROBES if key in given}}
+    return {**own, **check_section(settings, PROBES, "eval.probes.")}
 
 
 def complete_schedules(optim: Mapping[str, Any]) -> list[list[Any]]:

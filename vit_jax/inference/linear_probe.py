@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.inference.neighbors import Labelled
 from vit_jax.models.intermediate import LastLayers
+from vit_jax.training.neighbors import Labelled
 from vit_jax.types import Array, Params
 
 MOMENTUM = 0.9

@@ -18,7 +18,7 @@ from vit_jax.plugins import Kind, check_fields, check_known, is_foreign
 from vit_jax.tasks._adapters import Adapted
 from vit_jax.tasks._base import BaseTask, completed
 from vit_jax.tasks._checks import check_not_negative
-from vit_jax.tracking.metrics import Metric
+from vit_jax.tracking.metrics import PROBES, Metric
 from vit_jax.types import DataInfo, Params
 
 __all__ = ["Adapted", "BaseTask", "abstract_params", "boxed_params", "build", "metric_info"]
@@ -58,12 +58,12 @@ def build(task: Mapping[str, Any], model: Mapping[str, Any], info: DataInfo) -> 
 
 
 def metric_info(name: str) -> Mapping[str, Metric]:
-    """Returns the declarations of the metrics of the task called `name`.
+    """Returns the declarations of the metrics of the task called `name`, and those of probes.
 
     Raises:
       UserError: there is no such task.
     """
-    return completed(TASKS.find(name, "config.task.name")).metric_info
+    return {**PROBES, **completed(TASKS.find(name, "config.task.name")).metric_info}
 
 
 def abstract_params(task: BaseTask) -> Params:

@@ -197,6 +197,19 @@ class BaseTask(abc.ABC):
         del task_state, batch
         return {}
 
+    def warnings(self, metrics: Mapping[str, float], step: int) -> list[str]:
+        """Returns lines that warn of a training that goes wrong, such as the collapse of a teacher.
+
+        The log calls this for the metrics that it logs, and shows each line once, so that lines
+        should not hold numbers that change. The default returns [].
+
+        Args:
+          metrics: the numbers of a step, with those of `step_metrics`.
+          step: the number of steps that were made.
+        """
+        del metrics, step
+        return []
+
     def with_duration(self, duration: Duration) -> "BaseTask":
         """Returns the task for a run of a length, which schedules of the task's own depend on.
 

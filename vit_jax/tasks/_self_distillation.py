@@ -7,6 +7,7 @@ op `views` makes them.
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -34,6 +35,9 @@ from vit_jax.tracking.metrics import COUNT, Metric
 from vit_jax.types import Array, ArraySpec, Batch, DataInfo, HostBatch, Params
 
 VIEWS = ("global", "local")
+_QUIET_SHARE = 0.05
+_COLLAPSED = 0.01
+"""The KL divergence of a collapse, at most, as a share of the largest entropy."""
 
 
 class Encoded(NamedTuple):
@@ -186,15 +190,34 @@ class SelfDistillationTask(BaseTask):
     def step_metrics(self, task_state: Params, batch: Batch) -> dict[str, Array]:
         """Returns the entropy of the teacher's class probabilities: their own, and their mean's.
 
-        With a collapse to one prototype both are 0; with one to uniform outputs both are
-        log(prototypes).
+        Their difference `teacher_kl` is the mean KL divergence of a crop's probabilities from the
+        mean of all crops. After a collapse all crops have the same, and it is 0: with one to a
+        single prototype both entropies are 0, with one to uniform outputs both are
+        log(prototypes). (The collapses of Caron et al. 2021, section 5.3.)
         """
         del task_state
         p = batch["class_targets"]
+        own, together = _entropy(p).mean(), _entropy(p.mean((0, 1)))
         return {
-            "teacher_entropy": _entropy(p).mean(),
-            "prototype_entropy": _entropy(p.mean((0, 1))),
+            "teacher_entropy": own,
+            "prototype_entropy": together,
+            "teacher_kl": together - own,
         }
+
+    def warnings(self, metrics: Mapping[str, float], step: int) -> list[str]:
+        """Returns which collapse the teacher is in, if it is in one after the first steps.
+
+        The first steps do not count because a new head says nearly the same of all images.
+        """
+        uniform = math.log(self.num_prototypes)
+        collapsed = metrics["teacher_kl"] <= _COLLAPSED * uniform
+        if step < _QUIET_SHARE * self.num_steps or not collapsed:
+            return []
+        if metrics["teacher_entropy"] < uniform / 2:
+            what = "the same few prototypes for every image"
+        else:
+            what = "all prototypes about equally for every image"
+        return [f"collapse: the teacher chooses {what} (train/teacher_kl is near 0)"]
 
     # The network.
 

@@ -29,6 +29,8 @@ from vit_jax.tracking.metrics import COUNT, LOSS, Metric
 from vit_jax.types import Array, Batch, DataInfo, Features, Params
 
 _TARGET_EPSILON = 1e-5
+_COLLAPSED = 0.01
+"""The deviation of the teacher's tokens in a collapse, at most; their own deviation is 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +184,13 @@ class Task(MeanErrorTask):
         """Returns the deviation of the teacher's tokens from each other, 0 after a collapse."""
         del task_state
         return {"teacher_std": batch["tokens"].std((0, 1)).mean()}
+
+    def warnings(self, metrics: Mapping[str, float], step: int) -> list[str]:
+        """Returns a line if the teacher's tokens have become equal."""
+        del step
+        collapsed = metrics["teacher_std"] <= _COLLAPSED
+        line = "collapse: the teacher's tokens are all alike (train/teacher_std is near 0)"
+        return [line] if collapsed else []
 
     # The loss.
 

@@ -63,6 +63,9 @@ SCORE = Metric(higher_is_better=True, unit="fraction")
 LOSS = Metric(higher_is_better=False)
 COUNT = Metric(unit="count")
 
+PROBES = {"knn_*": SCORE, "fewshot_*": SCORE, "linear": SCORE}
+"""The metrics of `config.eval.probes`, for any task."""
+
 RUN_METRICS = {
     "train/mfu": SCORE,
     "train/goodput": SCORE,

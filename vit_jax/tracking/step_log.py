@@ -23,6 +23,10 @@ def _no_additions(*_: float) -> dict[str, float]:
     return {}
 
 
+def _no_warnings(*_: object) -> Sequence[str]:
+    return ()
+
+
 class Stopwatch:
     """Counts the seconds spent in named parts of a run, over all its attempts.
 
@@ -103,6 +107,8 @@ class StepLog:
       config: the run's config as nested dicts, for the writers.
       additions: called in every process with images per second and the fraction of time spent
         waiting for input; returns further values for the row.
+      warnings: called with the metrics of a row, without `train/`, and its step; returns lines, of
+        which each is shown once.
       callbacks: objects that are told of rows, evaluations and checkpoints, in every process.
     """
 
@@ -120,6 +126,7 @@ class StepLog:
         writers: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
         additions: Callable[[float, float], Mapping[str, float]] = _no_additions,
+        warnings: Callable[[Mapping[str, float], int], Sequence[str]] = _no_warnings,
         callbacks: Sequence[Any] = (),
     ):
         self._total = total
@@ -128,6 +135,8 @@ class StepLog:
         self._max_skipped_steps = max_skipped_steps
         self._max_spikes = max_spikes
         self._additions = additions
+        self._warnings = warnings
+        self._warned: set[str] = set()
         self._callbacks = Callbacks(callbacks)
         self._progress = Progress(total, start_step) if is_writer else None
         self._log = MetricsLog(
@@ -170,10 +179,10 @@ class StepLog:
         if self._held is None:
             return
         (at, metrics, waited), self._held = self._held, None
-        values = jax.device_get(metrics)
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.monotonic()
         self.check(at, int(values["bad_steps"]), int(values.get("spikes", 0)))
-        row = {f"train/{name}": float(value) for name, value in values.items()}
+        row = {f"train/{name}": value for name, value in values.items()}
         if self._last is not None:
             steps = at - self._last[0]
             seconds = max(now - self._last[1] - self._paused, 1e-9)
@@ -185,6 +194,10 @@ class StepLog:
         self.write(at, row)
         if self._progress:
             self._progress.update(at, row)
+        for line in self._warnings(values, at):
+            if line not in self._warned:
+                self._warned.add(line)
+                self.message(f"warning: {line}")
         self._callbacks("on_step", at, row)
 
     def check(self, at: int, bad_steps: int, spikes: int = 0) -> None:

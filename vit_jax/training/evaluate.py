@@ -15,15 +15,17 @@ from vit_jax import checkpoints, data, tasks
 from vit_jax.checkpoints import input_spec
 from vit_jax.checkpoints.keep_best import KeepBest
 from vit_jax.checkpoints.store import Store
+from vit_jax.config.validation import complete_probes
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
 from vit_jax.tracking.metrics import best_metric
-from vit_jax.training import agreement, step
+from vit_jax.training import agreement, probes, step
 from vit_jax.training.class_names import class_names, plain
+from vit_jax.training.neighbors import Labelled
 from vit_jax.training.run import Run, open_source
 from vit_jax.training.workdir import Workdir
-from vit_jax.types import Array, Batch, HostBatch, Params
+from vit_jax.types import Array, Batch, Features, HostBatch, Params
 
 CACHE_BYTES = 256 << 20
 """The most bytes of a decoded split that stay in host memory between evaluations."""
@@ -70,6 +72,19 @@ class Evaluator:
         everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), computed)
         computed = _with_shardings(computed, everywhere)
         self.step = step.make_eval_step(task, {**self.abstract, **computed}, mesh)
+        self._probes = complete_probes(config.eval.probes.to_dict())
+        self._known = self._open_probes(config) if self._probes else None
+        self._embed = jax.jit(self._vectors, out_shardings=sharding.replicated(mesh))
+
+    def _open_probes(self, config: ConfigDict) -> Split:
+        """Opens the images that probes know. Raises `UserError` if probes cannot measure them."""
+        known = _open(config, "probes", self._probes)
+        if "backbone" not in self.abstract or not _has_labels(known):
+            raise UserError(
+                "config.eval.probes measures the backbone of a model on images with one label each;"
+                " the model has no such part, or the images no such labels"
+            )
+        return known
 
     def run(
         self, params: Params, *, suffix: str = "", should_stop: Callable[[], bool] = lambda: False
@@ -85,11 +100,52 @@ class Evaluator:
             found = self._statistics(split, params, should_stop)
             for metric, value in self._task.metrics(found).items():
                 results[f"{split.name}{suffix}/{metric}"] = value
+        return results | self._probed(params, suffix, should_stop)
+
+    def _probed(
+        self, params: Params, suffix: str, should_stop: Callable[[], bool]
+    ) -> dict[str, float]:
+        """Returns the metrics of `config.eval.probes` on the splits with labels, or {}."""
+        if self._known is None:
+            return {}
+        known, results = self.features(self._known, params, should_stop), {}
+        classes = self._known.source.num_classes or int(known.labels.max()) + 1
+        for split in filter(_has_labels, self.splits):
+            features = self.features(split, params, should_stop)
+            for metric, value in probes.measure(known, features, classes, self._probes).items():
+                results[f"{split.name}{suffix}/{metric}"] = value
         return results
 
     def sources(self) -> dict[str, data.Source]:
         """Returns the source of each split by the name of the split."""
         return {split.name: split.source for split in self.splits}
+
+    def features(
+        self, split: Split, params: Params, should_stop: Callable[[], bool] = lambda: False
+    ) -> Labelled:
+        """Returns the vectors of the backbone for a split's images, and their labels.
+
+        Every process gets all of them.
+
+        Args:
+          params: what `prepared` returns.
+
+        Raises:
+          Abandoned: `should_stop` returned True between two batches.
+        """
+        parts = []
+        with sharding.activate(self._mesh):
+            for batch in self.batches(split):
+                if should_stop():
+                    raise Abandoned
+                parts.append(jax.device_get(self._embed(params["backbone"], self.place(batch))))
+        rows = join_rows(parts)
+        return Labelled(rows["feature"], rows["label"])
+
+    def _vectors(self, params: Params, batch: Batch) -> dict[str, Array]:
+        backbone = self._task.model.backbone
+        found: Features = backbone.apply({"params": params}, self._task.inputs(batch))
+        return {"feature": found.vector(), "label": batch["label"], "mask": batch["mask"]}
 
     def prepared(self, params: Params) -> Params:
         """Returns the parameters that the evaluation reads, with those that it computes once.
@@ -291,7 +347,10 @@ def _with_shardings(shapes: Params, shardings: Params) -> Params:
 
 def open_split(config: ConfigDict, name: str) -> Split:
     """Opens the split `config.eval.sets.NAME`; `config.data` has the keys that it leaves out."""
-    entry = dict(config.eval.sets[name])
+    return _open(config, name, dict(config.eval.sets[name]))
+
+
+def _open(config: ConfigDict, name: str, entry: Mapping[str, Any]) -> Split:
     spec = {
         key: entry.get(key, config.data[key]) for key in ("source", "name", "dir", "split", "args")
     }
@@ -313,6 +372,12 @@ def _check_names(split: Split, trained: Sequence[str]) -> None:
             "config.eval.sets.%s calls class %d %r, training %r: is it the same?",
             split.name, *differ,
         )  # fmt: skip
+
+
+def _has_labels(split: Split) -> bool:
+    """Returns whether each image of a split has one label."""
+    label = data.element_spec(split.source, split.pp).get("label")
+    return label is not None and label.shape == ()
 
 
 def _check_meanings(split: Split, task: BaseTask) -> None:

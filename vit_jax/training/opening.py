@@ -45,6 +45,7 @@ def open_log(
         config=run.config.to_dict(),
         is_writer=jax.process_index() == 0,
         additions=monitor.row,
+        warnings=run.task.warnings,
         callbacks=callbacks,
     )
 
