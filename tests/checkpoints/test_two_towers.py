@@ -201,6 +201,13 @@ def test_texts_need_both_towers_and_their_config(folder, message, capsys):
     assert "--labels does not go with --text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("case", [*CASES, "clip/model.safetensors"])
+def test_two_towers_without_texts_are_asked_for_them(case, capsys):
+    """The projection into the space of texts has no classes to tell."""
+    assert main(["predict", f"--checkpoint={GOLDEN / case}", "photo.png"]) == 2
+    assert "tells which text fits an image: write --text=TEXT" in capsys.readouterr().err
+
+
 def zero_shot(root, photos, **arguments):
     told = {"checkpoint": GOLDEN / "siglip", "split": "train", "prompt": "'a {}'", **arguments}
     written = ",".join(f"{key}={value}" for key, value in told.items())

@@ -174,6 +174,16 @@ def _section(stored: Any, *path: str) -> Mapping[str, Any]:
     return stored if isinstance(stored, Mapping) else {}
 
 
+def is_image_text_model(path: epath.PathLike) -> bool:
+    """Returns whether the files beside a checkpoint tell of two towers, without a classifier."""
+    folder = folder_of(path)
+    if folder is None or not (folder / _TIMM_OR_RUN).exists():
+        return folder is not None and (folder / OPEN_CLIP).exists()
+    stored = files.read_json(folder / _TIMM_OR_RUN)
+    kinds = stored.get("architectures") or ()
+    return "text_config" in stored and any(str(kind).endswith("Model") for kind in kinds)
+
+
 def _understood(
     convert: Callable[[Mapping[str, Any]], InputSpec | None], stored: Any, place: epath.Path
 ) -> InputSpec | None:

@@ -80,10 +80,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from vit_jax.checkpoints import input_spec
     from vit_jax.inference.preparation import find_images
 
     if arguments.probabilities and not arguments.results:
         raise UserError("predict: --probabilities needs --results=FILE")
+    path = arguments.checkpoint
+    if path and not arguments.text and input_spec.is_image_text_model(path):
+        raise UserError(
+            f"{path} tells which text fits an image: write --text=TEXT once for each (features"
+            " has the vectors of images)"
+        )
     predictor = open_predictor(arguments)
     paths = find_images(arguments.images)
     first: list = []
