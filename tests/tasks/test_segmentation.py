@@ -245,7 +245,7 @@ def test_pictures_lines_and_sections():
         ({}, info(segmentation=(4, 4, 1)), r"it wants.*segmentation.*gives.*\[4, 4, 1\]"),
         ({}, info(side=10), "crop_to_patches"),
         ({"stride": 9}, None, "stride=9: windows of 8x8 pixels would leave some out"),
-        ({"stride": -4}, None, "stride=-4: windows"),
+        ({"stride": -4}, None, "stride=-4: write 0 or more"),
         ({"stride": (4, 0)}, None, r"stride=\(4, 0\): windows"),
         ({"stride": (4, 4, 4)}, None, "one number or .down, right"),
         ({"scales": ()}, None, r"scales=\[\]: write one factor or more"),
