@@ -95,6 +95,17 @@ def test_shards_are_opened_once_and_only_some_stay_open(shards, monkeypatch):
         os.close(file)
 
 
+def test_the_image_of_a_sample_has_the_shortest_ending(tmp_path):
+    members = [
+        ("1.mask.png", png(10)),
+        ("1.png", png(70)),
+        ("1.depth.png", png(20)),
+        ("1.cls", b"0"),
+    ]
+    write(tmp_path / "a.tar", [*members, ("2.crop.png", png(30)), ("2.cls", b"1")])
+    assert numbers(open_shards(str(tmp_path / "a.tar"), label="cls")) == [7, 3]
+
+
 def test_what_is_wrong_is_named(shards, tmp_path):
     for content, message in (
         (b"no tar" * 200, "no tar file, or a damaged one"),

@@ -3,11 +3,12 @@
 import io
 import json
 import logging
+import math
 import os
 import tarfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ _INDEX_SUFFIX = ".vit_jax_index.npz"
 _MAX_TEXT = 1 << 20
 _BUFFER = 1 << 20
 _MAX_OPEN = 64
+_VERSION = 2
+"""The version of the index, which is made anew where the one beside a tar file has another."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class _Index(NamedTuple):
     json: Sequence[str]
 
 
+_EMPTY: Mapping[str, Any] = {"cls": "", "json": "", "size": 0, "offset": 0, "dots": math.inf}
 _ARRAYS, _TEXTS = _Index._fields[:3], _Index._fields[3:]
 
 
@@ -163,7 +167,7 @@ def _index_of(path: str) -> _Index:
         with _open(path, _BUFFER) as file:
             size = file.seek(0, os.SEEK_END)
             changed = 0 if is_remote(path) else os.stat(path).st_mtime_ns
-            stamp = np.array([size, changed], np.int64)
+            stamp = np.array([size, changed, _VERSION], np.int64)
             stored = _stored(path, stamp)
             if stored:
                 return stored
@@ -208,14 +212,16 @@ def _built(path: str, file: io.BufferedReader) -> _Index:
                     continue
                 key = os.path.join(folder, stem)
                 if not samples or samples[-1]["key"] != key:
-                    samples.append({"key": key, "cls": "", "json": "", "size": 0, "offset": 0})
+                    samples.append({**_EMPTY, "key": key})
                 if suffix in ("cls", "json") and member.size <= _MAX_TEXT:
                     stored = tar.extractfile(member)
                     assert stored is not None
                     content = stored.read()
                     samples[-1][suffix] = content.decode(errors="replace").strip("\ufeff \r\n\t")
-                elif images.is_image_name(name) and not samples[-1]["size"]:
-                    samples[-1] |= {"offset": member.offset_data, "size": member.size}
+                elif images.is_image_name(name) and suffix.count(".") < samples[-1]["dots"]:
+                    # KEY.jpg is the image, also where KEY.mask.png stands before it.
+                    place = {"offset": member.offset_data, "size": member.size}
+                    samples[-1] |= {**place, "dots": suffix.count(".")}
                 tar.members = []  # type: ignore[attr-defined]  # They would stay in memory.
     except tarfile.TarError as error:
         raise OSError(f"no tar file, or a damaged one ({files.reason(error)})") from error
