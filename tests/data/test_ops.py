@@ -163,6 +163,8 @@ def test_mistakes_in_the_string(spec, message):
         ("resize(3, key='picture')", "no field 'picture'"),
         ("resize(3, method='cubic')", "does not fit: Resize method is not implemented: cubic"),
         ("onehot(3)", "no field 'labels'; did you mean 'label'"),
+        ("value_range(0, 1, 5, 5)", "does not fit: in_min=5 and in_max=5 are equal"),
+        ("vgg_value_range(std=(0.2, 0.0, 0.2))", "does not fit: std=.*write numbers above 0"),
     ],
 )
 def test_strings_that_do_not_fit_the_records(spec, message):

@@ -4,6 +4,8 @@ Without these ops, the pipeline sends uint8 to the device, a quarter of the byte
 normalizes. The ops are for pipelines that must equal a published pipeline to the last bit.
 """
 
+import numpy as np
+
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops import image_op
 
@@ -22,6 +24,8 @@ def value_range(
 ) -> tf.Tensor:
     """Maps `in_min`..`in_max` (numbers, or one for each channel) linearly to `vmin`..`vmax`."""
     low, high = (tf.constant(bound, tf.float32) for bound in (in_min, in_max))
+    if np.any(np.equal(in_min, in_max)):
+        raise ValueError(f"in_min={in_min} and in_max={in_max} are equal")
     image = (tf.cast(image, tf.float32) - low) / (high - low)
     image = vmin + image * (vmax - vmin)
     return tf.clip_by_value(image, vmin, vmax) if clip_values else image
@@ -34,6 +38,8 @@ def vgg_value_range(
     std: tuple[float, ...] = (0.229, 0.224, 0.225),
 ) -> tf.Tensor:
     """Subtracts the channel means of ImageNet and divides by the deviations (fractions of 255)."""
+    if min(std) <= 0:
+        raise ValueError(f"std={std}: write numbers above 0")
     mean, std = (tf.constant(statistic, tf.float32) * 255 for statistic in (mean, std))
     return (tf.cast(image, tf.float32) - mean) / std
 
