@@ -216,6 +216,7 @@ def test_bench_input_prints_json(digits_npz, capsys):
             ["evaluate", "--workdir=w", f"--step={'9' * 5000}"],
             "is no step; write a number, or best",
         ),
+        (["train", "--config=c.py", "--workdir=w", "--restarts=-1"], "'-1' is no number from 1 on"),
         (["evaluate", "--workdir=w", "--step=²"], "'²' is no step; write a number, or best"),
         (["predict", "x.png", "--checkpoint=x", "--image-size=65536000"], "is no size; write 224"),
         (["evaluate", "--checkpoint=x", "--step=5"], "--step does not go with --checkpoint"),

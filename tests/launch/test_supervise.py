@@ -114,3 +114,7 @@ def wait_for(path, word):
     while not (path.exists() and word in path.read_text()):
         assert time.monotonic() < deadline, f"no {word!r} in {path}"
         time.sleep(0.02)
+
+
+def test_pauses_double_up_to_a_minute_however_many_restarts():
+    assert [supervise.pause_seconds(n) for n in (1, 2, 5, 6, 5000)] == [2.0, 4.0, 32.0, 60.0, 60.0]

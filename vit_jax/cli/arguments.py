@@ -221,6 +221,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """Returns a whole number of at least 0."""
+    return positive(text) if text.strip("0") else 0
+
+
 def image_size(text: str) -> tuple[int, int]:
     """Returns `224` or `192x256` as (height, width)."""
     match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)

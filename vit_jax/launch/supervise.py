@@ -43,9 +43,14 @@ def run(
                 _say(f"cut short {in_a_row} times in a row; giving up")
                 return code
             _say(f"starting again ({in_a_row} of {restarts})")
-            pause(min(2.0**in_a_row, MAX_PAUSE_SECONDS))
+            pause(pause_seconds(in_a_row))
             if forwarding.received:
                 return code
+
+
+def pause_seconds(restarts: int) -> float:
+    """Returns the pause before a restart, which doubles with each of `restarts` in a row."""
+    return min(2.0 ** min(restarts, 100), MAX_PAUSE_SECONDS)
 
 
 def _exit_code(returned: int) -> int:

@@ -11,7 +11,7 @@ import jax
 from etils import epath
 
 from vit_jax import storage
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, quoted
 from vit_jax.types import Array
 
 FOLDER = "profile"
@@ -39,9 +39,11 @@ class Profiler:
         """
         if not text:
             return cls()
-        match = re.fullmatch(r"(\d+):(\d+)", text)
+        match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise UserError(f"--profile={text}: write START:STOP, such as 10:15, counting from 1")
+            raise UserError(
+                f"--profile={quoted(text)[1:-1]}: write START:STOP, such as 10:15, counting from 1"
+            )
         return cls(int(match[1]), int(match[2]))
 
     def check(self, total: int) -> None:

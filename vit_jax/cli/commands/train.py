@@ -3,7 +3,14 @@
 import argparse
 import time
 
-from vit_jax.cli.arguments import add_cluster, add_config, add_trust, load_config, set_up
+from vit_jax.cli.arguments import (
+    add_cluster,
+    add_config,
+    add_trust,
+    count,
+    load_config,
+    set_up,
+)
 from vit_jax.cli.parser import Command
 from vit_jax.errors import UserError, program
 
@@ -26,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--restarts",
-        type=int,
+        type=count,
         default=0,
         metavar="N",
         help="Start the run again, up to N times in a row, if it is interrupted or loses one of"
