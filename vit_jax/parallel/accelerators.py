@@ -104,6 +104,9 @@ class Tpu:
       image: the image family of Compute Engine, in the project ubuntu-os-accelerator-images
         (docs.cloud.google.com/tpu/docs/tpu-os-images); "" where managed instance groups do not take
         the generation (docs.cloud.google.com/tpu/docs/tpus-and-migs).
+      disk: the type of the boot disk, where the machines do not take the default one.
+      placement_policy: whether GKE reads the topology of several hosts from a workload policy
+        (docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus).
     """
 
     shapes: Mapping[int, str]
@@ -116,6 +119,8 @@ class Tpu:
     machines: Mapping[int, str] = dataclasses.field(default_factory=dict)
     node_label: str = ""
     image: str = ""
+    disk: str = ""
+    placement_policy: bool = False
 
     def hosts(self, chips: int) -> int:
         """Returns the number of hosts (TPU VMs) of a slice."""
@@ -243,6 +248,8 @@ _ROWS = (
             machines={4: "tpu7x-standard-4t"},
             node_label="tpu7x",
             image="ubuntu-accel-2404-amd64-tpu-tpu7x",
+            disk="hyperdisk-balanced",
+            placement_policy=True,
         ),
     ),
     Chip("a100-80gb", r".*\bA100.*80GB", 1, 312e12, 80 * 10**9, 2039e9, 600e9),

@@ -14,6 +14,7 @@ from vit_jax.launch.fleet import SSH_FLAGS, Fleet, Step
 from vit_jax.launch.hosts_launcher import HostsLauncher
 from vit_jax.launch.shell import Command, Each, Shell
 from vit_jax.launch.slices import ABSENT, COMING, LOST, READY, STOPPED, Slices, State
+from vit_jax.parallel.accelerators import TPUS
 
 IMAGE_PROJECT = "ubuntu-os-accelerator-images"  # docs.cloud.google.com/tpu/docs/tpu-os-images
 
@@ -54,8 +55,10 @@ class ComputeEngine(Fleet):
             )
         shape = slices.shape
         if slices.type and (shape is None or not shape.tpu.image):
+            *others, last = [name for name, tpu in TPUS.items() if tpu.image]
+            served = f"{', '.join(others)} and {last}"
             raise UserError(
-                f"--type={slices.type}: managed instance groups take v5p, v6e and tpu7x; use"
+                f"--type={slices.type}: managed instance groups take {served}; use"
                 " --backend=cloud-tpu or --backend=gke"
             )
         if self._model() == "flex-start" and slices.type and not slices.max_run_duration:
@@ -98,8 +101,7 @@ class ComputeEngine(Fleet):
             "--boot-disk-size=200GB",
             *self._capacity(),
         ]
-        if shape.generation == "tpu7x":  # It takes no other disks.
-            flags.append("--boot-disk-type=hyperdisk-balanced")
+        flags += [f"--boot-disk-type={shape.tpu.disk}"] if shape.tpu.disk else []
         flags += ["--no-address"] if slices.internal_ip or slices.iap else []
         for flag, value in (
             ("network", slices.network),

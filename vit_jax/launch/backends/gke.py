@@ -55,9 +55,9 @@ class GkeLauncher(Launcher):
         )
 
     def _has_policy(self) -> bool:
-        """Returns whether the topology of a slice is a policy of its own, as for tpu7x."""
+        """Returns whether the topology of a slice is a policy of its own."""
         shape = self.slices.shape
-        return shape is not None and shape.generation == "tpu7x" and shape.hosts > 1
+        return shape is not None and shape.tpu.placement_policy and shape.hosts > 1
 
     def _flags(self) -> list[str]:
         slices, shape = self.slices, self.slices.known_shape()
@@ -66,7 +66,7 @@ class GkeLauncher(Launcher):
         flags += [f"--node-locations={slices.zone}"] if slices.zone else []
         flags += [f"--tpu-topology={shape.shape}"] if shape.hosts > 1 else []
         flags += [f"--placement-policy={slices.name}"] if self._has_policy() else []
-        flags += ["--disk-type=hyperdisk-balanced"] if shape.generation == "tpu7x" else []
+        flags += [f"--disk-type={shape.tpu.disk}"] if shape.tpu.disk else []
         if model == "flex-start":  # Nodes come when the run asks for them, all together.
             flags += [
                 "--flex-start", "--num-nodes=0", "--enable-autoscaling", "--min-nodes=0",
