@@ -18,6 +18,9 @@ from pathlib import Path
 LARGEST_FILE = "LARGEST_FILE_BYTES"
 """An environment variable: writing a larger file fails in the process, as on a full disk."""
 
+XLA_FLAGS = os.environ.get("XLA_FLAGS", "").replace("--xla_force_host_platform_device_count=8", "")
+"""Those of the tests, which compile in half the time, but for one device."""
+
 ROOT = Path(__file__).parents[1]
 PRELOADED = (
     "matplotlib.pyplot", "orbax.checkpoint", "tensorflow", "vit_jax.bench.model",
@@ -63,7 +66,7 @@ class Popen(subprocess.Popen):
                 subprocess.Popen(
                     [sys.executable, __file__, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
-                    env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+                    env={**os.environ, "XLA_FLAGS": XLA_FLAGS, "PYTHONPATH": str(ROOT)},
                 )
                 theirs.close()
             return cls._server

@@ -51,6 +51,7 @@ HARMS = {
     "a folder": make_a_folder,
     **{f"flipped at {x}": functools.partial(flip, position=x) for x in (0, 0.1, 0.5, 0.9)},
 }
+MORE_FLIPS = ("flipped at 0.1", "flipped at 0.9")
 ESSENTIAL = ("manifest/metadata", "state/manifest.ocdbt")
 
 
@@ -83,7 +84,13 @@ def test_harm_to_any_file_is_passed_over_or_changes_nothing(three_steps, copy, h
             assert restored.damaged == ()
 
 
-@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(harm, marks=[pytest.mark.soak] * (name in MORE_FLIPS), id=name)
+        for name, harm in HARMS.items()
+    ],
+)
 def test_harm_to_any_file_of_a_step_lets_the_next_step_be_saved(three_steps, copy, harm):
     for _ in harmed_copies(three_steps, copy, harm):
         store = Store(copy, keep_last=1)

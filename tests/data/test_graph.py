@@ -259,10 +259,10 @@ def test_a_source_of_mostly_bad_images_is_as_pure(images, monkeypatch):
     monkeypatch.setattr(PreprocessedStream, "_max_in_flight", lambda _: 4)  # The graph ends early.
     source = Files([b"" if number % 5 > 1 else file for number, file in enumerate(images * 3)])
     options = {"on_bad_image": "skip", "num_threads": 2, "prefetch": 1}
-    whole = take(train(source, **options), 40)
+    whole = take(train(source, **options), 24)
     labels = np.concatenate([batch["label"] for batch in whole])
-    np.testing.assert_array_equal(labels, expected_labels(source, range(40)))
-    assert_same(take(train(source, start_step=31, **options), 9), whole[31:])
+    np.testing.assert_array_equal(labels, expected_labels(source, range(24)))
+    assert_same(take(train(source, start_step=19, **options), 5), whole[19:])
 
 
 def test_a_replacement_of_another_size_is_said_to_form_no_batch(images):

@@ -37,7 +37,7 @@ def evaluated(config, params):
 @pytest.mark.parametrize(
     "pp",
     [
-        "decode|resize(8)",
+        pytest.param("decode|resize(8)", marks=pytest.mark.soak),
         "decode|resize_small(9, 'bicubic', True)|central_crop(8)",
         "decode|resize((8, 8), antialias=True)|value_range(-1, 1)|keep('image', 'label')",
         "decode|resize(8)|vgg_value_range|onehot(3, key='label')|keep('image', 'label')",

@@ -148,7 +148,12 @@ def _big_vision_optimizer(facts, params, make, name, args):
 
 
 @pytest.mark.parametrize(
-    "case", ["steps_vit_token_accum1", "steps_vit_gap_accum4", "steps_mixer_accum2"]
+    "case",
+    [
+        "steps_vit_token_accum1",
+        pytest.param("steps_vit_gap_accum4", marks=pytest.mark.soak),
+        "steps_mixer_accum2",
+    ],
 )
 def test_update_steps_of_vision_transformer(golden, make, case):
     facts, arrays = golden("vision_transformer", case, ".io", ".params")

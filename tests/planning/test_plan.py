@@ -32,7 +32,7 @@ def planned(tmp_path_factory, digits_npz):
     """The command on a tiny run for 8 virtual CPUs: (exit code, standard output, JSON, program)."""
     folder = tmp_path_factory.mktemp("plan")
     argv = [
-        "plan", f"--config={TINY}:{digits_npz}", "--topology=cpu:8", "--placements",
+        "plan", f"--config={TINY}:npz={digits_npz},full=True", "--topology=cpu:8", "--placements",
         "--config.mesh.fsdp=2", f"--json={folder / 'plan.json'}", f"--save={folder / 'step'}",
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

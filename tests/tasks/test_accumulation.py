@@ -124,8 +124,11 @@ def random_params(task):
     )
 
 
-# The default suite has these in their harder forms: weighted, mixed, with dice, hard.
-PLAIN = ("softmax", "sigmoid", "several labels", "pixels", "distilled", "contrast sigmoid")
+# The default suite has these in their harder forms: weighted, mixed, mosaics, with dice, hard.
+PLAIN = (
+    "softmax", "sigmoid", "several labels", "weighted softmax", "pixels", "distilled",
+    "boxes softmax", "contrast sigmoid",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,8 @@ DATA = {
 # The heads of each dense task meet every family together; what the others add is seen on one.
 FAMILIES = dict.fromkeys(HEADS, ("vit",)) | {
     "linear": ("resnet",),
-    "per_token": ("yolos", "mixer"),
+    "per_token": ("mixer",),
+    "linear on levels": (),  # Linear heads, and the pyramid, are seen above and below.
 }
 
 

@@ -25,7 +25,7 @@ def resumed(request, tmp_path_factory, digits_npz, drawing_reports):
 
     config = config_lib.load(
         f"{request.config.rootpath}/tests/tiny.py:{digits_npz}",
-        {"total": "6", "eval.every": "6", "mesh.data": "1", "mesh.tensor": "8"},
+        {"total": "6", "eval.every": "6"},
     )
     workdir = tmp_path_factory.mktemp("resumed")
     original, count = step_log.StepLog.step, []

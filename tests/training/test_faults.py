@@ -14,19 +14,24 @@ import pytest
 import warm
 
 TINY = Path(__file__).parents[1] / "tiny.py"
-STEPS = 40
+STEPS = 24
 
 
 def command(workdir, npz, *overrides):
     return [
-        "train", f"--config={TINY}:npz={npz},steps={STEPS}",
-        f"--workdir={workdir}", "--config.checkpoint.every=2", "--config.eval.every=10", *overrides,
+        "train", f"--config={TINY}:npz={npz},steps={STEPS},full=True",
+        f"--workdir={workdir}", "--config.checkpoint.every=2", "--config.eval.every=8", *overrides,
     ]  # fmt: skip
 
 
 # One device: the programs are smaller and a process reaches its first step sooner.
 def environment(**more):
-    return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[2]), **more}
+    return {
+        **os.environ,
+        "XLA_FLAGS": warm.XLA_FLAGS,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        **more,
+    }
 
 
 def run_to_end(workdir, npz, *overrides, **variables):

@@ -30,7 +30,7 @@ def test_evaluates_to_what_it_logged(workdir, tmp_path):
 
 
 def test_goes_on_training(workdir, capsys):
-    config = f"--config={Path(__file__).parents[1] / 'tiny.py'}:npz=digits.npz"
+    config = f"--config={Path(__file__).parents[1] / 'tiny.py'}:npz=digits.npz,full=True"
     assert main(["train", config, f"--workdir={workdir}", "--config.total=6"]) == 0
     assert "resuming after step 4" in capsys.readouterr().err
     assert [row["step"] for row in read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]

@@ -23,7 +23,7 @@ SWAPPED = ("b", "a", *NAMES[2:])
 
 
 def config_of(npz, **keys):
-    config = config_lib.load(f"{TINY}:{npz}", {"total": "2", "ema_decay": "0", "accum_steps": "1"})
+    config = config_lib.load(f"{TINY}:{npz}", {"total": "2", "ema_decay": "0"})
     config.unlock()
     for key, value in keys.items():
         config_lib.set_key(config, key.replace("__", "."), value)

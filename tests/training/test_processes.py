@@ -35,9 +35,9 @@ def start(workdir, npz, processes, *overrides, steps=STEPS, scheduler=False, std
     stderr: files, one a process; default: pipes.
     """
     command = [
-        "train", f"--workdir={workdir}", "--config.optim.schedule.name=constant", *overrides,
+        "train", f"--workdir={workdir}", "--config.accum_steps=2", *overrides,
     ]  # fmt: skip
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(TINY.parent.parent)}
+    environment = {**os.environ, "XLA_FLAGS": warm.XLA_FLAGS, "PYTHONPATH": str(TINY.parent.parent)}
     port = free_port()
     started = []
     for index in range(processes):
