@@ -57,7 +57,8 @@ def test_too_many_in_a_row_hold_everything_back():
 
 
 def test_a_run_skips_its_spikes_and_says_so(tiny_config, tmp_path):
-    config = tiny_config(spikes__factor=1.0005, spikes__window=3, spikes__max_skipped=20)
+    guard = {"factor": 1.0005, "window": 3, "max_skipped": 20}
+    config = tiny_config(full=True, **{f"spikes__{key}": x for key, x in guard.items()})
     train(config, str(tmp_path))
     rows = read_metrics(tmp_path)
     skipped = 0
