@@ -39,8 +39,9 @@ from sklearn.datasets import load_digits
 from vit_jax import config as config_lib
 from vit_jax.parallel import host_memory, sharding
 
-# For a process of one run these keep what is freed; the tests are many runs in one process.
-host_memory.keep_freed_memory = host_memory.fill_heap_gaps = lambda: None
+# These suit a process of one run. In one of many runs they keep what is freed from the next one,
+# and going through all of a worker's heap takes long.
+host_memory.keep_freed_memory = host_memory.tidy_heap = lambda: None
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -90,16 +91,6 @@ def drawing_reports():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "write_report", lambda workdir: None)
         yield drawing
-
-
-@pytest.fixture(scope="session", autouse=True)
-def untidy_heap():
-    """Leaves the heap as it is after an evaluation: going through all of a worker's takes long."""
-    from vit_jax.training import loop
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "tidy_heap", lambda: None)
-        yield
 
 
 @pytest.fixture(scope="session")
