@@ -31,6 +31,8 @@ take 8, 12 and 10 hours at 30 % of the chips' peak (by `plan`).
 `configs/deit3.csv` holds every setting against theirs. What differs, with the effect we expect:
 
 * Products are in bfloat16 instead of float16. None.
+* JPEG files are decoded by TensorFlow and resized pixels are truncated; theirs are decoded by
+  Pillow and rounded, half a level of 255 higher on average. None.
 * LAMB rescales the kernels of queries, keys and values one by one; theirs are one tensor with one
   ratio. The three start with the same deviation, so the ratios are about equal at first; later the
   values' kernel may move a little more or less than theirs. Small, of unknown sign.

@@ -52,6 +52,7 @@ def get_config(arg=None):
     config.model = {"name": arg.model, "pooling": "mean", "dtype": "bfloat16"}
     config.task = {"name": "detection"}
     config.init.checkpoint = arg.checkpoint
+    config.init.interpolation = "torch_bicubic"
     if arg.pyramid:
         config.task.pyramid = [2.0, 1.0, 0.5]
     else:
@@ -77,11 +78,12 @@ def get_config(arg=None):
         config.data.split, validation = "train", "validation"
     keep = "'image', 'boxes', 'box_label', 'box_crowd'"
     config.data.pp = (
-        f"joint_decode|joint_flip_lr|joint_scale(0.6, 1.5, shorter={arg.size})"
+        f"joint_decode|joint_flip_lr|joint_scale(0.6, 1.5, True, shorter={arg.size})"
         f"|joint_crop({arg.size}, min_visible=0.0)|keep({keep})"
     )
     config.data.eval_pp = (
-        f"joint_decode|joint_fit({arg.size})|keep({keep}, 'box_area', 'image_size', 'content')"
+        f"joint_decode|joint_fit({arg.size}, True)"
+        f"|keep({keep}, 'box_area', 'image_size', 'content')"
     )
     config.eval.sets = {"val": {"split": validation}}
     config.optim.lr = 2.5e-5 * (config.batch_size / 8) ** 0.5

@@ -17,8 +17,10 @@ Momentum SGD in batches of 512 at 384 px, cosine decay, gradients clipped at nor
 decay, a new head. The learning rate is the only setting that the paper chooses for each model and
 dataset, from 0.001, 0.003, 0.01 and 0.03 (ImageNet: 0.003, 0.01, 0.03, 0.06), on a part of the
 training split that `dev` holds out. The presets use the best rates that big_vision found for B/32.
-vision_transformer's own defaults are 0.03, and 0.01 for B/16 on CIFAR-10, so that its table below
-was not made with these presets:
+vision_transformer's own defaults are 0.03, and 0.01 for B/16 on CIFAR-10, so that the columns of
+CIFAR in its table below were not made with these presets. The presets of CIFAR and of ImageNet
+leave out 2 and 1 % of the training images, as its defaults do; the paper's final runs take all
+(`split=train`):
 
     for lr in 0.03 0.01 0.003 0.001; do
       python -m vit_jax train --workdir=runs/cifar10-$lr --config.optim.lr=$lr \\
@@ -45,8 +47,9 @@ same images as they did, write split=train[:90%].
 With `vtab`, `dataset` is a task of VTAB-1k (Zhai et al. 2019). It trains on 1,000 examples: 800 of
 the training part and 200 of the validation part of their task_adaptation. With `dev`, it trains on
 the 800 and tests on the 200. Every task has 2,500 steps at 0.01, as in the paper. Images are only
-resized, because flips and crops would change the labels of some tasks. Seven of the 19 tasks are
-missing, whose labels are computed: two each of clevr, dsprites and smallnorb, and kitti.
+resized, because flips and crops would change the labels of some tasks; the paper crops and mirrors
+the images of the other tasks, as BiT does, which may be worth a point on them. Seven of the 19
+tasks are missing, whose labels are computed: two each of clevr, dsprites and smallnorb, and kitti.
 
 If a single device cannot hold the batch, divide it: --config.accum_steps=8.
 """

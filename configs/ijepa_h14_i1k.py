@@ -13,9 +13,9 @@ have not run it.
 `configs/ijepa_h14_i1k.csv` holds every setting against theirs
 (configs/in1k_vith14_ep300.yaml). What differs, with the effect we expect:
 
-* Contexts are cut to 128 of 256 patches, so that their shape does not change from step to step, and
-  all contexts of the batch have one length. Theirs are as long as the shortest one of the 128
-  images of a GPU. Small.
+* Contexts are in buffers of 128 of 256 patches, so that their shape does not change from step to
+  step; longer ones are cut. As theirs, the contexts of 128 images have the length of the shortest
+  one, which is seldom above 100. None.
 * The patch embedding starts as PyTorch's convolutions do, theirs at a deviation of 0.02. None.
 """
 
@@ -52,6 +52,7 @@ def get_config(arg=None):
         "predictor_width": 384,
         "predictor_depth": 12,
         "context_patches": 128,
+        "mask_groups": 1 if arg.runlocal else 16,  # One for each of their GPUs.
         "momentum": [0.996, 1.0],
         # ImageNet's mean and deviation, as torchvision has them.
         "mean": (123.675, 116.28, 103.53),

@@ -28,6 +28,8 @@ expect:
 * Queries, keys and values start as three Xavier draws; theirs are one draw of the joined tensor,
   with a deviation smaller by a factor of 0.7. The class token starts at 0, theirs at a deviation of
   0.02; the patch embedding at a variance of 1 / inputs, theirs as a Xavier draw. Small.
+* JPEG files are decoded by TensorFlow and resized pixels are truncated; theirs are decoded by
+  Pillow and rounded. None.
 * Fine-tuning mixes the whole batch in 32 or 64 groups, one for each of their GPUs. None.
 """
 

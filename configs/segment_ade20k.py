@@ -7,8 +7,8 @@ Their score on ADE20K with ViT-B/16 of AugReg, fine-tuned to ImageNet-1k at 384 
 vit_base_patch16_384), at one scale, is 48.5 mIoU with the mask transformer, and 50.0 at several;
 with DeiT 47.1 with the linear head and 48.7 with the mask transformer (their README.md). This
 config has not been run. It fits a TPU v5e-8 (3.5 of 16 GiB a chip): 36 minutes at 30 % of its peak
-(by `plan`). Their mIoU is not fully comparable: they resize
-the shorter side of an image to the training size, apply adjacent sliding windows (on Cityscapes,
+(by `plan`). Their mIoU is not fully comparable: they resize the shorter side of an image to the
+training size (of Cityscapes to 1,024 pixels), apply adjacent sliding windows (on Cityscapes,
 windows that overlap by a third), and count pixels at the size of the file. Here images are fitted
 into a square of twice the training size (Cityscapes into 1024x2048), windows overlap by a third,
 and the pixels of that square are counted.
@@ -78,6 +78,7 @@ def get_config(arg=None):
     if not arg.whole:
         config.task.stride = size * 2 // 3
     config.init.checkpoint = arg.checkpoint
+    config.init.interpolation = "torch_bilinear"  # As their `resize_pos_embed`.
     if arg.folder:
         if "args" not in data:
             raise UserError(f"data={arg.data} comes from TFDS; leave folder= out")

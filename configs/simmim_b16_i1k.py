@@ -15,9 +15,10 @@ positions that all blocks shared; there is no recipe for that here.
 expect:
 
 * Products are in bfloat16; theirs are in float16 by automatic mixed precision. None.
-* Kernels start at a deviation of 0.02, theirs are cut off at that deviation; theirs also divides
-  those of the last layer of a branch by the root of twice the block's number, as BEiT does. The
-  mask token starts at 0, theirs as the kernels. Small.
+* Kernels of the blocks and the mask token start at a deviation of 0.02, theirs are cut off at that
+  deviation; theirs also divides those of the last layer of a branch by the root of twice the
+  block's number, as BEiT does. The patch embedding starts as PyTorch's convolutions do, theirs as
+  the kernels; the last layer the other way around. Small.
 """
 
 from vit_jax.config import default_config, parse_arg

@@ -24,7 +24,8 @@ S fits a TPU v5e-32 (9.4 of 16 GiB a chip), where its 800 epochs would take 4 ho
 chips' peak; B fits a v5e-64 (both by `plan`, without the moving average, which adds 0.1 GiB for S
 and 0.3 for B).
 
-Products in bfloat16, the residual stream in float32.
+Products are in bfloat16, the residual stream in float32. The training differs from theirs as
+`configs/deit3.py` tells of LAMB, mixing, the schedule, copies of images and decoding.
 """
 
 from vit_jax.config import default_config, parse_arg

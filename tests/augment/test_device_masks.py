@@ -54,6 +54,19 @@ def test_multi_block_masks_of_ijepa_are_rectangles_and_contexts_leave_targets_ou
             assert overlap or not np.intersect1d(seen, targets).size
 
 
+def test_contexts_of_a_group_have_the_length_of_its_shortest():
+    rule = MultiBlockRule(8, 8, min_keep=4)
+    size = device_masks.most_context_patches(rule)
+    lengths = {}
+    for groups in (1, 2, 6):
+        draw = jax.jit(lambda key, n=groups: device_masks.multi_block_masks(key, 6, rule, size, n))
+        context, _ = jax.device_get(draw(jax.random.key(1)))
+        lengths[groups] = context.counts[:, 0].sum(-1)
+    assert len(set(lengths[6])) > 1
+    np.testing.assert_array_equal(lengths[2], lengths[6].reshape(2, 3).min(1).repeat(3))
+    np.testing.assert_array_equal(lengths[1], lengths[6].min())
+
+
 def test_a_context_that_targets_cover_may_overlap_the_last_of_them():
     rule = MultiBlockRule(8, 8, target_scale=(0.5, 0.6), context_scale=(0.2, 0.3), min_keep=8)
     draw = jax.jit(lambda key: device_masks.multi_block_masks(key, 2, rule, 20))

@@ -82,7 +82,7 @@ TASK = (
     *("ibot_prototypes", "teacher", "dino_weight", "ibot_weight", "koleo_weight", "mask_share"),
     *("mask_block", "sinkhorn_iterations", "predictor_width", "predictor_depth", "num_targets"),
     *("predictor_heads", "predictor_mlp_dim", "num_contexts", "target_scale", "context_scale"),
-    *("target_aspect", "min_keep", "overlap", "context_patches"),
+    *("target_aspect", "min_keep", "overlap", "context_patches", "mask_groups"),
 )
 INGREDIENTS = re.compile(
     rf"total|batch_size|accum_steps|ema_decay|precision|data\.(split|pp|eval_pp|repeats)"

@@ -84,11 +84,12 @@ class Patches(NamedTuple):
 
 
 def multi_block_masks(
-    key: Array, batch: int, rule: MultiBlockRule, context_size: int
+    key: Array, batch: int, rule: MultiBlockRule, context_size: int, groups: int = 1
 ) -> tuple[Patches, Patches]:
     """Returns the contexts and the targets of I-JEPA; see `masks.MultiBlockRule`.
 
     context_size: the size of the buffer of a context's patches; longer contexts are cut.
+    groups: the number of equal parts of the batch, each of which has blocks of one length.
     """
     size_key, image_key = jax.random.split(key)
     sizes = jax.random.uniform(size_key, (2,))
@@ -105,7 +106,10 @@ def multi_block_masks(
         return draw(keys[rule.num_targets :], context, avoided), targets
 
     contexts, targets = jax.vmap(one)(jax.random.split(image_key, batch))
-    return _numbered(contexts, context_size), _numbered(targets, most_target_patches(rule))
+    return (
+        _numbered(contexts, context_size, groups),
+        _numbered(targets, most_target_patches(rule), groups),
+    )
 
 
 def most_target_patches(rule: MultiBlockRule) -> int:
@@ -148,12 +152,14 @@ def _block(key: Array, size: tuple[Array, Array], avoided: Array, rule: MultiBlo
     return jax.lax.while_loop(goes_on, try_block, (empty, 0))[0]
 
 
-def _numbered(blocks: Array, size: int) -> Patches:
-    """Returns the patches of blocks `[batch, n, rows, columns]`, cut to the shortest block."""
+def _numbered(blocks: Array, size: int, groups: int) -> Patches:
+    """Returns the patches of blocks `[batch, n, rows, columns]`, cut to their group's shortest."""
     flat = blocks.reshape(*blocks.shape[:2], -1)
-    shortest = flat.sum(-1).min()
+    shortest = flat.sum(-1).reshape(groups, -1).min(1)
+    shortest = jnp.repeat(shortest, len(blocks) // groups)[:, None, None]
     numbers = jnp.argsort(~flat, axis=-1, stable=True)[..., :size].astype(jnp.int32)
-    return Patches(numbers, jnp.broadcast_to(jnp.arange(size) < shortest, numbers.shape))
+    counts = jnp.arange(size)[None, None] < shortest
+    return Patches(numbers, jnp.broadcast_to(counts, numbers.shape))
 
 
 def _rectangle(grid: tuple[int, int], corner: tuple[Array, Array], size: tuple) -> Array:

@@ -44,6 +44,8 @@ class Task(MeanErrorTask):
         `augment.masks.MultiBlockRule`.
       context_patches: the most patches of a context that are encoded, which sets the cost of a
         step; longer contexts are cut. 0 is as many as a context may have.
+      mask_groups: the number of equal parts of a batch in which all contexts have the length of the
+        shortest one. Codebases that train on each device on its own have one for each device.
       momentum: of the teacher's average, from the first step to the end of the schedule.
       stretch: the momentum follows a run this many times as long.
       num_steps: the length of the run, which training fills in.
@@ -61,6 +63,7 @@ class Task(MeanErrorTask):
     min_keep: int = MultiBlockRule.min_keep
     overlap: bool = MultiBlockRule.overlap
     context_patches: int = 0
+    mask_groups: int = 1
     momentum: tuple[float, float] = (0.996, 1.0)
     stretch: float = 1.0
     num_steps: int = 0
@@ -107,7 +110,8 @@ class Task(MeanErrorTask):
         return dataclasses.replace(task, model=predictor)
 
     def _check_fields(self) -> None:
-        names = ("predictor_width", "predictor_depth", "num_targets", "num_contexts", "stretch")
+        names = ("predictor_width", "predictor_depth", "num_targets", "num_contexts", "stretch",
+                 "mask_groups")  # fmt: skip
         check_positive(**{name: getattr(self, name) for name in names})
         check_ranges(1.0, target_scale=self.target_scale, context_scale=self.context_scale)
         check_ranges(math.inf, target_aspect=self.target_aspect)
@@ -137,11 +141,18 @@ class Task(MeanErrorTask):
         """
         image_key, mask_key = jax.random.split(key)
         batch = super().augment({"image": batch["image"]}, image_key)
-        return {"image": batch["image"], **self._masks(mask_key, len(batch["image"]))}
+        return {
+            "image": batch["image"],
+            **self._masks(mask_key, len(batch["image"]), self.mask_groups),
+        }
 
-    def _masks(self, key: Array, batch: int) -> dict[str, Array]:
+    def _masks(self, key: Array, batch: int, groups: int = 1) -> dict[str, Array]:
         size = self.context_patches or device_masks.most_context_patches(self.rule)
-        context, targets = device_masks.multi_block_masks(key, batch, self.rule, size)
+        if batch % groups:
+            raise UserError(
+                f"config.task.mask_groups={groups} does not divide the batch of {batch}"
+            )
+        context, targets = device_masks.multi_block_masks(key, batch, self.rule, size, groups)
         return {
             "context": context.numbers,
             "context_counts": context.counts,

@@ -2,7 +2,8 @@
 
 Sizes are one integer for a square, or (height, width). Pixels keep their dtype: the results of
 float computations on uint8 images are clipped to 0..255 and truncated, as in the published
-pipelines. (Bicubic interpolation overshoots at edges.)
+pipelines of TensorFlow; those of PyTorch, by Pillow, round. (Bicubic interpolation overshoots at
+edges.)
 """
 
 import math

@@ -70,6 +70,7 @@ class PatchDecoder(Encoder):
         spec, scheme = self.block_spec(), SCHEMES[self.initialization]
         init: dict[str, Any] = {"dtype": spec.dtype, "kernel_init": scheme.kernel}
         x = Linear((self.width,), ("embed", None), **init, name="embed")(tokens)
+        x = x.astype(spec.residual_dtype)  # So that small mask tokens are added to positions.
         token_init = with_axes(nn.initializers.normal(0.02), (None, None, "embed"))
         mask_token = self.param("mask_token", token_init, (1, 1, self.width), jnp.float32)
         batch, count = restore.shape
