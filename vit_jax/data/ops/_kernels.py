@@ -285,7 +285,7 @@ def _sharpen(lines, stride, factor, out):
     below_1, below_2 = below[stride:], below[2 * stride :]
     for i in range(len(out)):
         total = above[i] * edge
-        total = _fused(above_1[i], edge, total)  # type: ignore[call-arg]  # Not `_typing`.
+        total = _fused(above_1[i], edge, total)
         total = _fused(above_2[i], edge, total)
         total = _fused(here[i], edge, total)
         total = _fused(here_1[i], centre, total)
