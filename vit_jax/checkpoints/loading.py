@@ -93,11 +93,15 @@ def fit(
     channels: int | None = None,
     **options: Any,
 ) -> tuple[Params, MergeReport]:
-    """Returns parameters of `model` from arrays that were read before; see `load`."""
+    """Returns parameters of `model` from arrays that were read before; see `load`.
+
+    The arrays are taken out of `weights`, so that memory holds them once.
+    """
     checked = Options(**options)
     weights = dataclasses.replace(weights, grid=checked.source_grid or weights.grid)
     target = Target.create(model, weights, image_size, channels)
     arrays, report = Merge(weights, target, checked, source).run()
+    weights.arrays.clear()
     return to_params(arrays, model, stacked=target.stacked), report
 
 

@@ -44,7 +44,7 @@ class Weights:
     text_fields: those of the text tower beside it; {} where there is none, or nothing is told.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Arrays
     format: str
     class_row: bool | None = None
     grid: tuple[int, int] | None = None
@@ -125,25 +125,40 @@ def _rename(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str | No
     return None
 
 
-def from_params(params: Params, model: nn.Module) -> dict[str, np.ndarray]:
-    """A model's parameters as `Weights.arrays`."""
+def from_params(params: Params, model: nn.Module) -> Arrays:
+    """Returns a model's parameters as `Weights.arrays`."""
     host = jax.tree.map(lambda x: np.asarray(x, np.float32), nn.meta.unbox(params))
     return canonical(host, model)
 
 
 def canonical(tree: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """A nested tree of arrays, flat, blocks numbered, the backbone below `backbone/`."""
+    """Returns a nested tree flat, with blocks numbered and the backbone below `backbone/`."""
     if not models.has_head(model):
         tree = {"backbone": tree}
     return flax.traverse_util.flatten_dict(models.unstack_blocks(tree), sep="/")
 
 
-def to_params(
-    arrays: Mapping[str, np.ndarray], model: nn.Module, *, stacked: Collection[str]
-) -> Params:
-    """The inverse of `from_params`; `stacked`: the towers that scan over their blocks."""
-    tree = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
-    tree |= {tower: models.stack_blocks(tree[tower]) for tower in stacked}
+def to_params(arrays: Arrays, model: nn.Module, *, stacked: Collection[str]) -> Params:
+    """Returns the tree of which `from_params` makes `arrays`.
+
+    The arrays are taken out of the dictionary, so that blocks and their stacks are not both held
+    in memory. stacked: the towers that scan over their blocks.
+    """
+    flat: Arrays = {}
+    stacks: dict[str, dict[int, str]] = {}
+    for name in list(arrays):
+        block = re.fullmatch(r"(.*/)blocks_(\d+)/(.*)", name)
+        if block and name.partition("/")[0] in stacked:
+            stacks.setdefault(f"{block[1]}blocks/{block[3]}", {})[int(block[2])] = name
+        else:
+            flat[name] = arrays.pop(name)
+    for path, names in stacks.items():
+        first = arrays[names[0]]
+        flat[path] = np.empty((len(names), *first.shape), first.dtype)
+        del first
+        for number in range(len(names)):
+            flat[path][number] = arrays.pop(names[number])
+    tree = flax.traverse_util.unflatten_dict(flat, sep="/")
     return tree if models.has_head(model) else tree["backbone"]
 
 
