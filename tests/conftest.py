@@ -34,6 +34,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from sklearn.datasets import load_digits
 
 from vit_jax import config as config_lib
@@ -45,6 +46,12 @@ host_memory.keep_freed_memory = host_memory.tidy_heap = lambda: None
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# How fast the machine is says nothing about the code.
+settings.register_profile(
+    "any machine", suppress_health_check=[HealthCheck.too_slow], deadline=None
+)
+settings.load_profile("any machine")
 
 TINY = Path(__file__).parent / "tiny.py"
 FIRST_BYTES = 1_000_000_000  # Of a worker that has imported everything.
