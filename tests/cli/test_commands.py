@@ -262,7 +262,7 @@ def test_mistakes_are_one_line(capsys, argv, message):
         ("optim.name=adamm", "adamm"),
         ("optim.schedule.name=cosin", "cosin"),
         ("data.source=tdfs", "tdfs"),
-        ("batch_size=20", "not divisible by 16"),
+        ("batch_size=20", "not divisible by 8"),
         ("mesh.tensor=3", "does not fit 8 devices"),
         ("model.patch_size=3", "config.model.patch_size=3 does not divide the image of 8×8"),
         ("optim.lr=fast", "config.optim.lr='fast': write a number"),
