@@ -12,6 +12,7 @@ from vit_jax.tracking.metrics import (
     BEFORE_DECLARATIONS,
     COUNT,
     LOSS,
+    PROBES,
     SCORE,
     as_json,
     best_metric,
@@ -141,7 +142,7 @@ def test_runs_from_before_declarations_have_those_of_their_time():
     assert meaning("eval/val/top5_accuracy", from_json(None)) == SCORE
 
 
-LATER = {"f1", "ece"}  # Metrics that no run without declarations has.
+LATER = {"f1", "ece", *PROBES}  # Metrics that no run without declarations has.
 
 
 @pytest.mark.parametrize("name", ["classification", "contrastive", "detection", "segmentation"])
