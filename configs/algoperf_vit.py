@@ -56,8 +56,7 @@ def get_config(arg=None):
         "name": "classification",
         "mixup": 0.2,
         "label_smoothing": 0.2,
-        "mean": (123.675, 116.28, 103.53),
-        "std": (58.395, 57.12, 57.375),
+        **imagenet.STATISTICS,
     }
     # Bicubic without antialiasing, as `tf.image.resize` does it by default.
     bounds = f"{size}, 8, ratio_max={4 / 3:.6f}, method='bicubic', sampler='flax'"

@@ -75,7 +75,6 @@ def get_config(arg=None):
         root=arg.data,
         others=arg.others,
         crop=f"decode_jpeg_and_inception_crop({size})|flip_lr",
-        augment="",
         eval_pp=f"decode|resize({size})",
     )
 

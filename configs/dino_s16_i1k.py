@@ -50,7 +50,6 @@ def get_config(arg=None):
         crop=crops.multi_crop(area=25, sides=sides, num_local=10)
         if base
         else crops.multi_crop(area=40, sides=sides),
-        augment="",
         eval_pp=crops.evaluation(sides[0]),
     )
     config.model = {
@@ -67,9 +66,7 @@ def get_config(arg=None):
         "name": "dino",
         "temperature": [0.04, 0.07],
         "temperature_warmup": f"{50 if base else 30} epochs",
-        # ImageNet's mean and deviation, as torchvision has them.
-        "mean": (123.675, 116.28, 103.53),
-        "std": (58.395, 57.12, 57.375),
+        **imagenet.STATISTICS,
     }
     config.optim.lr = (7.5e-4 if base else 5e-4) * config.batch_size / 256
     end = 2e-6 if base else 1e-6

@@ -50,7 +50,6 @@ def get_config(arg=None):
         root=arg.data,
         minival=False,
         crop=crops.multi_crop(area=32, sides=sides, blurs=(0.0, 0.9, 0.5), radius=4),
-        augment="",
         eval_pp=crops.evaluation(sides[0]),
     )
     config.model = {
@@ -70,9 +69,7 @@ def get_config(arg=None):
         "name": "dinov2",
         "teacher": "centering",
         "temperature_warmup": 30 * EPOCH,
-        # ImageNet's mean and deviation, as torchvision has them.
-        "mean": (123.675, 116.28, 103.53),
-        "std": (58.395, 57.12, 57.375),
+        **imagenet.STATISTICS,
     }
     config.optim.lr = 4e-3 * (config.batch_size / 1024) ** 0.5
     schedule = {"name": "dino", "warmup": 10 * EPOCH, "end": 1e-6 / config.optim.lr}

@@ -35,7 +35,6 @@ def get_config(arg=None):
         minival=False,
         # They mirror nothing and change no colors.
         crop=f"decode|{crops.random_crop(pixels, 30, 100, 'bilinear')}",
-        augment="",
         eval_pp=crops.evaluation(pixels),
     )
     config.model = {
@@ -54,9 +53,7 @@ def get_config(arg=None):
         "context_patches": 128,
         "mask_groups": 1 if arg.runlocal else 16,  # One for each of their GPUs.
         "momentum": [0.996, 1.0],
-        # ImageNet's mean and deviation, as torchvision has them.
-        "mean": (123.675, 116.28, 103.53),
-        "std": (58.395, 57.12, 57.375),
+        **imagenet.STATISTICS,
     }
     config.optim.lr = 1e-3
     config.optim.schedule.update(name="ijepa", warmup="40 epochs", first=0.2, end=1e-3)

@@ -35,7 +35,7 @@ expect:
 
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
-from vit_jax.recipes import deit3, imagenet
+from vit_jax.recipes import crops, deit3, imagenet
 
 # Fine-tuning: (epochs, learning rate for batches of 256, layer decay, drop path, number of GPUs).
 SIZES = {
@@ -62,9 +62,7 @@ def get_config(arg=None):
         _fine_tune(config, arg, pixels)
     else:
         _pretrain(config, arg, pixels)
-    # ImageNet's mean and deviation, as torchvision has them.
-    config.task.mean = (123.675, 116.28, 103.53)
-    config.task.std = (58.395, 57.12, 57.375)
+    config.task.update(imagenet.STATISTICS)
     if arg.runlocal:
         patch = 4 if arg.size != "h14" else 8
         imagenet.run_locally(config, width=24, depth=2, num_heads=2, mlp_dim=48, patch_size=patch)
@@ -82,9 +80,7 @@ def _pretrain(config, arg, pixels):
         root=arg.data,
         minival=False,
         crop=f"decode_jpeg_and_inception_crop({crop}, sampler='torchvision')|flip_lr",
-        augment="",
-        eval_pp=f"decode|resize_small({round(pixels * 8 / 7)}, 'bicubic', True)"
-        f"|central_crop({pixels})",
+        eval_pp=crops.evaluation(pixels),
     )
     config.task.mask_ratio = 0.75
     config.task.norm_pixels = True

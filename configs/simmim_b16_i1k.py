@@ -36,7 +36,6 @@ def get_config(arg=None):
         root=arg.data,
         minival=False,
         crop=f"decode|{crops.random_crop(pixels, 67, 100, 'bilinear')}|flip_lr",
-        augment="",
         eval_pp=crops.evaluation(pixels),
     )
     config.model = {
@@ -56,9 +55,7 @@ def get_config(arg=None):
         "name": "simmim",
         "cell": 32,
         "ratio": 0.6,
-        # ImageNet's mean and deviation, as torchvision has them.
-        "mean": (123.675, 116.28, 103.53),
-        "std": (58.395, 57.12, 57.375),
+        **imagenet.STATISTICS,
     }
     config.optim.lr = 1e-4 * config.batch_size / 512
     config.optim.schedule.update(

@@ -49,6 +49,6 @@ def random_crop(side: int, low: int, high: int, method: str = "bicubic") -> str:
     )
 
 
-def evaluation(side: int, method: str = "bicubic") -> str:
+def evaluation(side: int) -> str:
     """Returns the central crop of an image whose shorter side is 8/7 of it."""
-    return f"decode|resize_small({round(side * 8 / 7)}, '{method}', True)|central_crop({side})"
+    return f"decode|resize_small({round(side * 8 / 7)}, 'bicubic', True)|central_crop({side})"

@@ -33,9 +33,7 @@ def use_images(config: ConfigDict, *, size: int, root: str, others: str, fine_tu
         augment="|randaug_increasing(2, 9, 0.5)" if fine_tune else augment,
         eval_pp=f"decode|resize_small({size}, 'bicubic', True)|central_crop({size})",
     )
-    # ImageNet's mean and deviation, as torchvision has them.
-    config.task.mean = (123.675, 116.28, 103.53)
-    config.task.std = (58.395, 57.12, 57.375)
+    config.task.update(imagenet.STATISTICS)
 
 
 def train(config: ConfigDict, *, epochs: int, lr: float, gpus: int) -> None:

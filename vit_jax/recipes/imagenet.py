@@ -1,7 +1,7 @@
 """The common parts of all recipes on ImageNet.
 
     config = default_config()
-    imagenet.use(config, root=arg.data, size=224, augment="|flip_lr|randaug(2,10)")
+    imagenet.use(config, root=arg.data, **imagenet.big_vision_pp(224, randaug=(2, 10)))
 
 The data is TFDS's `imagenet2012` (`python -m vit_jax prepare imagenet2012`) or a folder of images
 (`ROOT/train/n01440764/*.JPEG` and `ROOT/val/...`). Both number the 1,000 classes in the order of
@@ -15,6 +15,9 @@ from ml_collections import ConfigDict
 from vit_jax.plugins import check_known
 
 NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES = 1_281_167, 50_000, 1000
+
+STATISTICS = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+"""Keys of `config.task`: ImageNet's mean and deviation as torchvision has them, for 0..255."""
 
 MINIVAL = "train[99%:]"
 """The images that big_vision's recipes exclude from training and use to choose settings."""
@@ -49,7 +52,7 @@ def use(
     *,
     root: str,
     crop: str,
-    augment: str,
+    augment: str = "",
     eval_pp: str,
     minival: bool = True,
     others: str = "",
