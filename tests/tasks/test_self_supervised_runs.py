@@ -122,9 +122,9 @@ def test_crops_and_schedules_that_cannot_be_are_refused(method):
     task = {"name": method, **METHODS[method]}
     with pytest.raises(UserError, match="does not divide the image of 5×5"):
         tasks.build(task, MODEL, info(local=5))
-    for fields in ({"momentum": [0.0, 1.0]}, {"temperature": [0.04, 0.0]}):
-        with pytest.raises(UserError, match="write a first momentum above 0"):
-            tasks.build({**task, **fields}, MODEL, info())
+    for field, pair in {"momentum": [0.0, 1.0], "temperature": [0.04, 0.0]}.items():
+        with pytest.raises(UserError, match=f"{field}=0.0: write a number above 0"):
+            tasks.build({**task, field: pair}, MODEL, info())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What DINO and DINOv2 share: crops of two kinds, a teacher that is an average, and evaluation.
+"""The base of DINO and DINOv2: crops of two kinds, a teacher that is an average, and evaluation.
 
 A student sees crops of an image; a teacher, its moving average, sees the two large ones whole. An
 example has `global` `[2, h, w, channels]` and `local` `[crops, h, w, channels]`; the preprocessing
@@ -27,6 +27,7 @@ from vit_jax.tasks._checks import (
     build_backbone,
     check_data,
     check_geometry,
+    check_positive,
     check_share,
     check_statistics,
 )
@@ -36,14 +37,17 @@ from vit_jax.types import Array, ArraySpec, Batch, DataInfo, HostBatch, Params
 
 VIEWS = ("global", "local")
 _QUIET_SHARE = 0.05
+"""The share of the run, at its start, in which no collapse is warned of."""
 _COLLAPSED = 0.01
-"""The KL divergence of a collapse, at most, as a share of the largest entropy."""
+"""The mutual information of a collapse, at most, as a share of the largest entropy."""
 
 
 class Encoded(NamedTuple):
-    """What the backbone makes of crops.
+    """The output of the backbone for crops.
 
-    pooled: `[batch, crops, width]`. tokens: `[batch, crops, patches, width]`.
+    Attributes:
+      pooled: the class tokens, float32 `[batch, crops, width]`.
+      tokens: the tokens of patches, `[batch, crops, patches, width]`.
     """
 
     pooled: Array
@@ -56,11 +60,11 @@ class SelfDistillationTask(BaseTask):
 
     Attributes:
       num_prototypes, head_depth, head_hidden, head_bottleneck: see `heads.prototypes`.
-      center_momentum: of the centers of the teacher's logits.
-      student_temperature: of the student's logits.
-      temperature: of the teacher's, at the start and after `temperature_warmup`, a duration.
-      momentum: of the teacher's average, at the first step and at the end of the run.
-      warmup_steps, num_steps: of the schedules, which training fills in.
+      center_momentum: the momentum of the centers of the teacher's logits.
+      student_temperature: the temperature of the student's logits.
+      temperature: that of the teacher's, at the start and after `temperature_warmup`, a duration.
+      momentum: that of the teacher's average, at the first step and at the end of the run.
+      warmup_steps, num_steps: the lengths of the schedules, which training fills in.
     """
 
     num_prototypes: int = 65536
@@ -124,16 +128,13 @@ class SelfDistillationTask(BaseTask):
 
     def check_fields(self) -> None:
         """Raises a `UserError` where a field has no such value."""
-        if not 0 < self.momentum[0] <= 1 or min(*self.temperature, self.student_temperature) <= 0:
-            raise UserError(
-                f"config.task.momentum={list(self.momentum)}, temperature={list(self.temperature)}"
-                f" and student_temperature={self.student_temperature}: write a first momentum above"
-                " 0, to 1, and temperatures above 0"
-            )
-
         check_share(center_momentum=self.center_momentum)
         for share in self.momentum:
             check_share(momentum=share)
+        # Schedules divide by the first momentum.
+        check_positive(momentum=self.momentum[0], student_temperature=self.student_temperature)
+        for value in self.temperature:
+            check_positive(temperature=value)
 
     @abc.abstractmethod
     def network(self) -> SelfDistillation:
@@ -190,10 +191,11 @@ class SelfDistillationTask(BaseTask):
     def step_metrics(self, task_state: Params, batch: Batch) -> dict[str, Array]:
         """Returns the entropy of the teacher's class probabilities: their own, and their mean's.
 
-        Their difference `teacher_kl` is the mean KL divergence of a crop's probabilities from the
-        mean of all crops. After a collapse all crops have the same, and it is 0: with one to a
-        single prototype both entropies are 0, with one to uniform outputs both are
-        log(prototypes). (The collapses of Caron et al. 2021, section 5.3.)
+        The difference is the `mutual_information` of crops and prototypes: the mean KL divergence
+        of a crop's probabilities from the mean over all crops. It is 0 after a collapse, in which
+        all crops have the same probabilities. After a collapse to a single prototype both entropies
+        are 0; after one to uniform outputs both are log(prototypes). Caron et al. 2021 (section
+        5.3) describe both kinds, by another measure, the KL divergence of teacher and student.
         """
         del task_state
         p = batch["class_targets"]
@@ -201,23 +203,23 @@ class SelfDistillationTask(BaseTask):
         return {
             "teacher_entropy": own,
             "prototype_entropy": together,
-            "teacher_kl": together - own,
+            "mutual_information": together - own,
         }
 
     def warnings(self, metrics: Mapping[str, float], step: int) -> list[str]:
-        """Returns which collapse the teacher is in, if it is in one after the first steps.
+        """Returns a line that names the collapse of the teacher, if there is one.
 
-        The first steps do not count because a new head says nearly the same of all images.
+        The first steps do not count because a new head has nearly the same output for all images.
         """
         uniform = math.log(self.num_prototypes)
-        collapsed = metrics["teacher_kl"] <= _COLLAPSED * uniform
+        collapsed = metrics["mutual_information"] <= _COLLAPSED * uniform
         if step < _QUIET_SHARE * self.num_steps or not collapsed:
             return []
         if metrics["teacher_entropy"] < uniform / 2:
             what = "the same few prototypes for every image"
         else:
             what = "all prototypes about equally for every image"
-        return [f"collapse: the teacher chooses {what} (train/teacher_kl is near 0)"]
+        return [f"collapse: the teacher chooses {what} (train/mutual_information is near 0)"]
 
     # The network.
 
@@ -238,7 +240,7 @@ class SelfDistillationTask(BaseTask):
         """Maps class tokens `[..., width]` to float32 logits `[..., prototypes]`."""
         return models.outputs_of(self.model, params, x, method="class_logits")
 
-    # In evaluation: are the features of different images different?
+    # Evaluation measures whether the features of different images differ.
 
     def inputs(self, batch: Batch | HostBatch) -> Array:
         """Returns the images of a batch, or the first global crop of each example."""

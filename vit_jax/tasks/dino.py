@@ -22,9 +22,9 @@ class Task(SelfDistillationTask):
     """The loss of DINO.
 
     Attributes (see `SelfDistillationTask` for others):
-      temperature: of the teacher's logits, in the first epoch and after `temperature_warmup`, a
-        duration. It changes between epochs.
-      epoch_steps: of the schedule of the temperature, which training fills in.
+      temperature: that of the teacher's logits, in the first epoch and after `temperature_warmup`,
+        a duration. It changes between epochs.
+      epoch_steps: the length of an epoch, which training fills in.
     """
 
     temperature: tuple[float, float] = (0.04, 0.04)

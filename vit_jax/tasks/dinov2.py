@@ -30,11 +30,11 @@ class Task(SelfDistillationTask):
     """The losses of DINOv2.
 
     Attributes (see `SelfDistillationTask` for others):
-      ibot_prototypes, ibot_hidden, ibot_bottleneck: of a head of their own for patches; 0
-        prototypes share the head of class tokens.
+      ibot_prototypes, ibot_hidden, ibot_bottleneck: the sizes of a head of their own for patches;
+        0 prototypes share the head of class tokens.
       teacher: what makes probabilities of the teacher's logits, "sinkhorn" or "centering".
       sinkhorn_iterations: 3 in the paper.
-      dino_weight, ibot_weight, koleo_weight: of the three losses.
+      dino_weight, ibot_weight, koleo_weight: the weights of the three losses.
       mask_share: the share of global crops that have a mask. mask_ratio: the range of their masked
         patches. mask_block: the most patches of one block, as a share of all.
     """
