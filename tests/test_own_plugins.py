@@ -183,7 +183,7 @@ def test_names_of_data_and_regexes_are_no_code(tmp_path, new_process):
     config = {
         "data": {"name": "mnist:three", "dir": "x:y", "split": "a:b"},
         "init": {"checkpoint": "runs:today/a"},
-        "eval": {"sets": {"val": {"name": "voc:four"}}},
+        "eval": {"sets": {"val": {"name": "voc:four"}}, "probes": {"split": "x:y", "dir": "a:b"}},
     }
     (tmp_path / "config.json").write_text(json.dumps({"version": 1, "config": config}))
     assert Workdir.existing(str(tmp_path)).read_config().data.name == "mnist:three"

@@ -123,6 +123,11 @@ def test_two_evaluations_never_share_a_name():
         validate(config)
 
 
+def test_code_in_place_of_a_section_is_not_trusted():
+    with pytest.raises(UserError, match="config.json names code .*: config.eval=os:system"):
+        config_lib.check_trust({"eval": "os:system"}, "config.json")
+
+
 def test_int_is_accepted_where_a_float_is_meant():
     config = default_config()
     config.optim.lr = 1

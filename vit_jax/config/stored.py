@@ -77,9 +77,10 @@ def _untrusted(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _key_of_entry(path: str) -> str:
     """Returns `data.pp` for `eval.sets.val.pp` and `eval.probes.pp`, else the path itself."""
-    names = path.split(".")
-    length = {"sets": 4, "probes": 3}.get(names[1]) if names[0] == "eval" else None
-    return f"data.{names[-1]}" if len(names) == length else path
+    match path.split("."):
+        case ["eval", "sets", _, key] | ["eval", "probes", key]:
+            return f"data.{key}"
+    return path
 
 
 def changes(old: Mapping, new: Mapping) -> dict[str, list[str]]:
