@@ -106,6 +106,7 @@ def test_the_bytes_of_clip_may_be_in_two_files(tmp_path):
             '{"model_cfg": {"text_cfg": {"tokenizer_kwargs": {"clean": "wash"}}}}',
             "{'clean': 'wash'} for texts is not read",
         ),
+        ("open_clip_config.json", '{"model_cfg": 3}', "open_clip_config.json is broken or cut sh"),
     ],
 )
 def test_a_folder_without_a_known_tokenizer_is_one_line(tmp_path, name, content, message):

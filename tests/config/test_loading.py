@@ -124,7 +124,7 @@ def test_two_evaluations_never_share_a_name():
 
 
 def test_code_in_place_of_a_section_is_not_trusted():
-    with pytest.raises(UserError, match="config.json names code .*: config.eval=os:system"):
+    with pytest.raises(UserError, match=r"config.json names code .*: config.eval=os:system"):
         config_lib.check_trust({"eval": "os:system"}, "config.json")
 
 

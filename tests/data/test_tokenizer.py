@@ -1,5 +1,7 @@
 """Texts to token numbers: every kind of vocabulary, cut and padded, and files that are none."""
 
+import json
+
 import numpy as np
 import pytest
 import sentencepiece
@@ -77,6 +79,15 @@ def test_a_tokenizer_json_keeps_its_rules(tmp_path):
     rules.save(str(tmp_path / "tokenizer.json"))
     rows = open_tokenizer(str(tmp_path / "tokenizer.json"), 5).encode(["a 3 b", "3 " * 9])
     np.testing.assert_array_equal(rows, [[2, 3, 0, 1, 1], [3] * 5])
+
+
+@pytest.mark.parametrize("told", [{}, {"pad_token": None}, {"pad_token": "not a token"}])
+def test_a_pad_token_that_no_file_tells_is_that_of_the_rules(tmp_path, told):
+    """Also where `None` is a word of the vocabulary, as it is of GPT-2's."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    rules = Tokenizer(models.WordLevel({"None": 0, "a": 1, "<pad>": 2}, unk_token="None"))
+    rules.save(str(tmp_path / "tokenizer.json"))
+    np.testing.assert_array_equal(open_tokenizer(str(tmp_path), 3).encode(["a"]), [[1, 2, 2]])
 
 
 @settings(max_examples=50, deadline=None)

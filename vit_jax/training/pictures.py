@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import jax
 from etils import epath
 
-from vit_jax import attention, report
+from vit_jax import report
 from vit_jax.parallel import sharding
 from vit_jax.report import Section, save_sections
 from vit_jax.report.sections import read_sections
@@ -43,6 +43,8 @@ def write_sections(
         with _surviving("the pictures of the task"):
             sections += task.sections(examples)
         with _surviving("the attention maps"):
+            from vit_jax import attention  # matplotlib, which training can do without
+
             few = {name: array[:NUM_ATTENTION_MAPS] for name, array in examples.items()}
             inputs, titles = jax.device_get(task.inputs(few)), task.summaries(few)
             sections += attention.sections(task.model, whole, inputs, few["image"], titles)
