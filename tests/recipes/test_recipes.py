@@ -287,7 +287,8 @@ SMALL = {"vit": 125_290, "bit": 121_130}
 
 def test_every_recipe_is_on_the_page_and_says_what_to_expect(root):
     page = (root / "docs/recipes.md").read_text()
-    for name in {recipe.partition(":")[0] for recipe in RECIPES}:
+    names = {recipe.partition(":")[0] for recipe in RECIPES}
+    for name in names | {path.stem for path in (root / "configs").glob("*_i1k.csv")}:
         assert f"`{name}.py" in page
         text = (root / f"configs/{name}.py").read_text().partition('"""\n\nfrom')[0]
         assert f"--config=configs/{name}.py" in text

@@ -1,7 +1,5 @@
 """Recipes that pre-train without labels: published sizes, and two steps when shrunk."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -82,12 +80,3 @@ def test_shrunk_it_takes_two_steps(recipe, root, tmp_path):
     config.log.pictures = False
     outcome = train(config, str(tmp_path))
     assert np.isfinite(list(outcome.results.values())).all()
-
-
-def test_every_recipe_says_what_to_expect(root):
-    page = (root / "docs/recipes.md").read_text()
-    for name in {recipe.partition(":")[0] for recipe in RECIPES}:
-        assert f"`{name}.py" in page
-        text = (root / f"configs/{name}.py").read_text().partition('"""\n\nfrom')[0]
-        assert f"--config=configs/{name}.py" in text
-        assert re.search(r"[Ww]e\s+have\s+not\s+run", text)
