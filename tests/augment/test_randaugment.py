@@ -68,7 +68,7 @@ def test_cutout_greys_a_square_that_may_reach_over_the_border():
 
 @pytest.mark.parametrize("magnitude", [10, 20, 26])
 def test_products_read_what_gathers_read(magnitude):
-    """What TPUs compute instead, at the angles of two and of three phases."""
+    """TPUs compute products instead of gathers; the angles have two, three and five phases."""
     matrices = strengths.matrices(magnitude / 10, IMAGES.shape[1:3], False)
     phases = _gathers.num_phases(matrices)
     assert phases == {10: 2, 20: 3, 26: 5}[magnitude]

@@ -1,4 +1,4 @@
-"""What each parameter is told apart by: decay, multipliers, schedules, layers, frozen or not."""
+"""Groups of parameters: decay, multipliers, schedules, layers, frozen or not."""
 
 import re
 

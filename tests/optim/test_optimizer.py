@@ -248,7 +248,7 @@ def test_state_survives_a_checkpoint(make, params, name):
 
 @pytest.mark.parametrize("name", RULES)
 def test_state_that_mirrors_parameters_ends_in_their_names(make, params, name):
-    """How shardings are found: a leaf of a parameter's shape lies under the parameter's path."""
+    """Shardings are found by this: a leaf of a parameter's shape lies under its path."""
     state = make(params, name=name).init(params)
     shapes = {path: leaf.shape for path, leaf in flat(params).items()}
     for path, leaf in flat(flax.serialization.to_state_dict(state)).items():

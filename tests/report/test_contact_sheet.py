@@ -68,7 +68,7 @@ def test_crops_are_drawn_side_by_side(tmp_path):
 
 @pytest.mark.parametrize("shape", [(2, 6, 8), (2, 6, 8, 1)])
 def test_a_class_for_each_pixel_is_drawn_and_no_caption(tmp_path, shape):
-    """What the segmentation task makes of a batch is its label map, as `label`."""
+    """The segmentation task passes its label map as `label`."""
     label = np.full(shape, 255, np.int32)
     label[0, :, :4] = 1
     image = np.zeros((2, 6, 8, 3), np.uint8)

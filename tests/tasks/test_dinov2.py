@@ -170,7 +170,7 @@ def test_sinkhorn_uses_all_prototypes_alike(case):
 
 
 def test_multipliers_of_layers_and_of_the_patch_embedding(case):
-    """Of the reference's multipliers, which the optimizer's table has from the config."""
+    """The optimizer's table has the reference's multipliers from the config."""
     table = optim.build(
         case.optimizer(), case.params("student_init"), duration=lambda d, *_: d, total_steps=6
     ).table

@@ -89,7 +89,7 @@ def test_a_task_has_the_augmentation_whose_fields_it_declares(regress):
 
 @dataclasses.dataclass(frozen=True)
 class Smallest(BaseTask):
-    """What a task must define, and nothing else."""
+    """A task that defines what it must, and nothing else."""
 
     headline = "mean"
 

@@ -311,7 +311,7 @@ def test_importing_the_report_loads_nothing_heavy():
 
 
 class TensorflowError(Exception):
-    """What etils raises of gs://..., where TensorFlow is imported: no OSError."""
+    """The error of etils for gs://..., where TensorFlow is imported: no OSError."""
 
 
 @pytest.fixture(params=["OSError", "TensorFlow's error"])

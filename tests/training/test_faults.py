@@ -142,7 +142,7 @@ def test_signals_save_say_so_and_exit_75(undisturbed, digits_npz, tmp_path, numb
 
 
 def has_its_handlers(process):
-    """Whether SIGTERM no longer ends the process, which takes Python a moment at its start."""
+    """Returns whether SIGTERM is caught, which takes Python a moment at its start."""
     caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
     return int(caught, 16) >> (signal.SIGTERM - 1) & 1
 

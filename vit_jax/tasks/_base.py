@@ -65,7 +65,7 @@ class BaseTask(abc.ABC):
     """Fields that `with_duration` sets, which are no keys of `config.task`."""
 
     needs_whole_batch: ClassVar[bool] = False
-    """Whether the loss compares examples with each other, so that micro-batches do not add up.
+    """True if the loss compares examples with each other, so that micro-batches do not add up.
 
     Such a task defines `loss_fn_of_parts` too.
     """

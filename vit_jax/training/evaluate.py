@@ -108,10 +108,10 @@ class Evaluator:
         """Returns the metrics of `config.eval.probes` on the splits with labels, or {}."""
         if self._known is None:
             return {}
-        known, results = self.features(self._known, params, should_stop), {}
+        known, results = self._features(self._known, params, should_stop), {}
         classes = self._known.source.num_classes or int(known.labels.max()) + 1
         for split in filter(_has_labels, self.splits):
-            features = self.features(split, params, should_stop)
+            features = self._features(split, params, should_stop)
             for metric, value in probes.measure(known, features, classes, self._probes).items():
                 results[f"{split.name}{suffix}/{metric}"] = value
         return results
@@ -120,15 +120,10 @@ class Evaluator:
         """Returns the source of each split by the name of the split."""
         return {split.name: split.source for split in self.splits}
 
-    def features(
-        self, split: Split, params: Params, should_stop: Callable[[], bool] = lambda: False
-    ) -> Labelled:
+    def _features(self, split: Split, params: Params, should_stop: Callable[[], bool]) -> Labelled:
         """Returns the vectors of the backbone for a split's images, and their labels.
 
         Every process gets all of them.
-
-        Args:
-          params: what `prepared` returns.
 
         Raises:
           Abandoned: `should_stop` returned True between two batches.

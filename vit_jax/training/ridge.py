@@ -16,7 +16,7 @@ SEEDS = (0, 1, 2)
 L2_REGS = (2.0**5, 2.0**10, 2.0**13)
 
 _BIAS = 100.0
-"""The constant feature; large, so that regularising its weight hardly binds the bias."""
+"""The constant feature; large, so that regularizing its weight hardly binds the bias."""
 _EPSILON = 1e-5
 
 # The number of examples processed at a time, so that ImageNet fits into memory.
