@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from vit_jax.checkpoints import files
+from vit_jax.checkpoints.input_spec import OPEN_CLIP
 from vit_jax.errors import UserError
 
 BYTES = "bytes"
@@ -148,11 +149,18 @@ def _read_rules(path: Path) -> Any:
         raise UserError(f"vocabulary {path} is no tokenizer.json: {error}") from error
 
 
-def _pad_of(rules: Any) -> int:
-    """Returns the number of the token that pads, where no other file tells it."""
-    known = (rules.token_to_id(name) for name in ("[PAD]", "<pad>", "<|endoftext|>"))
-    padding = rules.padding or {}
-    return padding.get("pad_id", next((number for number in known if number is not None), 0))
+def _pad_of(rules: Any, told: Any = None) -> int:
+    """Returns the number of the token that pads.
+
+    told: the token as another file has it, a text or a section with the text as its `content`.
+    """
+    name = told.get("content") if isinstance(told, Mapping) else told
+    numbers = [
+        rules.token_to_id(name) if isinstance(name, str) else None,
+        (rules.padding or {}).get("pad_id"),
+        *map(rules.token_to_id, ("[PAD]", "<pad>", "<|endoftext|>")),
+    ]
+    return next((number for number in numbers if number is not None), 0)
 
 
 def _of_rules(
@@ -194,7 +202,7 @@ def _beside_weights(folder: Path, length: int) -> Tokenizer:
     """Returns the tokenizer of a folder of transformers or open_clip.
 
     It is a `spiece.model` (SigLIP), a `tokenizer.json`, or the `vocab.json` and `merges.txt` of
-    CLIP. Texts are cleaned first as those that the model learned; see `_cleaning`.
+    CLIP. Texts are first cleaned like those that the model learned from; see `_cleaning`.
 
     Raises:
       UserError: there is no such file, or one that cannot be read.
@@ -207,9 +215,10 @@ def _beside_weights(folder: Path, length: int) -> Tokenizer:
     elif rules.is_file() or (folder / "merges.txt").is_file():
         read = _read_rules(rules) if rules.is_file() else _clip_rules(folder)
         pad = told.get("pad_token") or _json(folder / "special_tokens_map.json").get("pad_token")
-        pad = read.token_to_id(str(pad.get("content") if isinstance(pad, Mapping) else pad))
-        pad, in_front = _pad_of(read) if pad is None else pad, told.get("padding_side") == "left"
-        found = _of_rules(read, length, pad, read.get_vocab_size(), in_front=in_front)
+        in_front = told.get("padding_side") == "left"
+        found = _of_rules(
+            read, length, _pad_of(read, pad), read.get_vocab_size(), in_front=in_front
+        )
     else:
         raise UserError(
             f"{folder} has no tokenizer beside the weights; put its tokenizer.json there, or its"
@@ -269,22 +278,24 @@ _WORD_END = "</w>"
 def _cleaning(folder: Path, tokenizer_class: Any) -> Callable[[str], str]:
     """Returns the change of a text before it is tokenized.
 
-    SigLIP learned texts of lower case without punctuation, SigLIP 2 texts of lower case (Tschannen
-    et al. 2025, section 2.1), which Gemma's tokenizer does not see to. open_clip's config names the
-    change. All other tokenizers have it among their own rules.
+    SigLIP learned from texts in lower case without punctuation, and SigLIP 2 from texts in lower
+    case (Tschannen et al. 2025, section 2.1), but Gemma's tokenizer keeps capitals. open_clip's
+    config names the change. All other tokenizers have it among their own rules.
 
     Raises:
       UserError: open_clip's config names an unknown change.
     """
-    stored = _json(folder / "open_clip_config.json")
+    place = folder / OPEN_CLIP
+    stored = _json(place)
     if stored:
-        text = stored.get("model_cfg", {}).get("text_cfg", {})
-        told = text.get("tokenizer_kwargs") or {}
-        default = "whitespace" if text.get("hf_tokenizer_name") else "lower"
-        clean = _CLEANINGS.get(told.get("clean", default))
-        unknown = [key for key in told if key != "clean"]
+        with files.reading(place):
+            text = stored.get("model_cfg", {}).get("text_cfg", {})
+            told = text.get("tokenizer_kwargs") or {}
+            default = "whitespace" if text.get("hf_tokenizer_name") else "lower"
+            clean = _CLEANINGS.get(told.get("clean", default))
+            unknown = [key for key in told if key != "clean"]
         if unknown or clean is None:
-            raise UserError(f"{folder}/open_clip_config.json: {told!r} for texts is not read")
+            raise UserError(f"{place}: {told!r} for texts is not read")
         return clean
     if tokenizer_class == "SiglipTokenizer":
         return _without_punctuation
