@@ -301,8 +301,8 @@ def test_what_computes_the_same_is_no_difference(fields, told):
     model = variant(num_classes=None, **fields)
     images = np.zeros((1, 8, 8, 3), np.float32)
     arrays = from_params(random_params(model, images), model)
-    weights = Weights(arrays=dict(arrays), format="a file", fields=told)
+    weights = Weights(arrays=arrays, format="a file", fields=told)
     assert loading.fit(weights, model, "", image_size=8)[1].notes == ()
-    other = dataclasses.replace(weights, arrays=arrays, fields={**told, "norm_epsilon": 1e-5})
+    other = dataclasses.replace(weights, fields={**told, "norm_epsilon": 1e-5})
     (note,) = loading.fit(other, model, "", image_size=8)[1].notes
     assert note == "its own model has norm_epsilon=1e-05; yours has norm_epsilon=1e-06"

@@ -81,7 +81,9 @@ def load_with_report(
         tower = "both"
     weights = read_weights(path, format=format, tower=tower)
     source = os.fspath(path)
-    return fit(weights, model, source, image_size=image_size, channels=channels, **options)
+    return fit(
+        weights, model, source, image_size=image_size, channels=channels, take=True, **options
+    )
 
 
 def fit(
@@ -91,17 +93,20 @@ def fit(
     *,
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
+    take: bool = False,
     **options: Any,
 ) -> tuple[Params, MergeReport]:
     """Returns parameters of `model` from arrays that were read before; see `load`.
 
-    The arrays are taken out of `weights`, so that memory holds them once.
+    take: whether to empty `weights.arrays`, for a caller that needs them no more. Memory then holds
+      each array once, where blocks and their stacks would be held side by side.
     """
     checked = Options(**options)
     weights = dataclasses.replace(weights, grid=checked.source_grid or weights.grid)
     target = Target.create(model, weights, image_size, channels)
     arrays, report = Merge(weights, target, checked, source).run()
-    weights.arrays.clear()
+    if take:
+        weights.arrays.clear()
     return to_params(arrays, model, stacked=target.stacked), report
 
 

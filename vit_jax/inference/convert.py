@@ -46,7 +46,7 @@ def run(
     FORMATS.find(to, "--to")
     weights = loading.read_weights(src, format=source_format)
     module = _whole_model(src, weights, model, dict(fields or {}))
-    params, report = loading.fit(weights, module, src, image_size=image_size)
+    params, report = loading.fit(weights, module, src, image_size=image_size, take=True)
     if report.initialised:
         raise UserError(
             f"{src} is not of this model: {report.initialised[0]}; write the fields of the model it"
@@ -89,7 +89,7 @@ def open_model(
         module = _model(src, weights, model, fields)
     size = image_size or _trained_size(src, weights, module, model)
     channels = image_channels(weights.arrays)
-    params, report = loading.fit(weights, module, src, image_size=size)
+    params, report = loading.fit(weights, module, src, image_size=size, take=True)
     for note in report.notes:
         logger.warning("%s: %s", src, note)
     return module, params, (*size, channels)
