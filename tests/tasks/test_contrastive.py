@@ -254,6 +254,8 @@ def test_a_run_is_exported_with_both_towers(run, tmp_path):
 
 def test_a_task_with_adapters_keeps_them_when_it_answers():
     task = tasks.build({**FIELDS, "lora": {"rank": 2}}, TINY, info())
+    with pytest.raises(UserError, match="an empty text"):
+        task.with_texts(["a 3", ""])
     adapted = task.with_texts(["a 3", "a 7"])
     assert adapted.rank == 2
     assert adapted.classes == ("a 3", "a 7")
@@ -283,6 +285,7 @@ def test_class_names_are_averaged_over_prompts_and_pictures_have_captions(run):
         ({"vocab": "none.txt"}, "none.txt': no such file"),
         ({"vocab": "", "classes": ("3",)}, "set config.task.vocab too"),
         ({"prompts": ("a 3",)}, "'a 3' has no {}"),
+        ({"classes": ("a 3", "")}, "an empty text: write words in each --text, or in config.task"),
         ({"text": {"name": "vit_ti16"}}, "text.name='vit_ti16' reads no texts"),
         ({"text": {"widht": 8}}, "did you mean 'width'"),
         ({"dim": 9, "project_image": False}, "image tower's vectors have 8 numbers"),

@@ -157,6 +157,8 @@ class Task(BaseTask):
         unused = [prompt for prompt in self.prompts if "{}" not in prompt]
         if unused:
             raise UserError(f"config.task.prompts: {unused[0]!r} has no {{}} for the class's name")
+        if not all(self._texts()):
+            raise UserError("an empty text: write words in each --text, or in config.task.classes")
 
     def _text_tower(self) -> nn.Module:
         fields = {"name": "text", **self.text}
@@ -185,6 +187,11 @@ class Task(BaseTask):
     def _names(self) -> Sequence[str]:
         """Returns the class names for zero-shot classification; () without any."""
         return tuple(self.classes) or ((self.info.class_names or ()) if self.prompts else ())
+
+    def _texts(self) -> list[str]:
+        """Returns the sentences for all classes, those for one class after the other."""
+        prompts = self.prompts or ("{}",)
+        return [prompt.replace("{}", name) for name in self._names() for prompt in prompts]
 
     def with_texts(self, texts: Sequence[str]) -> "Task":
         """Returns this task with `texts` in the place of its classes.
@@ -237,18 +244,16 @@ class Task(BaseTask):
 
     def precompute(self, params: Params) -> Params:
         """Returns the vectors of the classes, `[classes, dim]`, if there are any."""
-        names = self._names()
-        if not names:
+        texts = self._texts()
+        if not texts:
             return {}
-        prompts = self.prompts or ("{}",)
-        texts = [prompt.replace("{}", name) for name in names for prompt in prompts]
         tokens = jnp.asarray(self._tokenizer().encode(texts))
 
         def embed(row: Array) -> Array:
             return models.outputs_of(self.model, params, tokens=row[None]).text[0]
 
         vectors = jax.lax.map(embed, tokens, batch_size=min(_TEXTS_AT_ONCE, len(texts)))
-        mean = vectors.reshape(len(names), len(prompts), -1).mean(1)
+        mean = vectors.reshape(len(self._names()), -1, vectors.shape[-1]).mean(1)
         return {CLASSES: mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)}
 
     def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
