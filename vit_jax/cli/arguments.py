@@ -216,14 +216,18 @@ def png_file(text: str) -> str:
 
 def positive(text: str) -> int:
     """Returns a whole number of at least 1."""
-    if not re.fullmatch(r"0*[1-9]\d{0,8}", text):
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is no number from 1 on, below 10^9")
-    return int(text)
+    return _whole(text, least=1)
 
 
 def count(text: str) -> int:
     """Returns a whole number of at least 0."""
-    return positive(text) if text.strip("0") else 0
+    return _whole(text, least=0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no number from {least} on, below 10^9")
+    return int(text)
 
 
 def image_size(text: str) -> tuple[int, int]:
