@@ -14,7 +14,7 @@ from PIL import Image
 
 from vit_jax import checkpoints, tasks
 from vit_jax.__main__ import main
-from vit_jax.checkpoints import loading
+from vit_jax.checkpoints import array_files, files, loading
 from vit_jax.checkpoints.fit.inference import infer_towers
 from vit_jax.config import load
 from vit_jax.data.tokenizer import open_tokenizer
@@ -170,6 +170,22 @@ def test_the_config_tells_what_the_text_tower_computes(tmp_path, case, written, 
 def test_a_text_tower_of_another_kind_is_one_line(tmp_path, case, written, message):
     with pytest.raises(UserError, match=message):
         loading.read_weights(changed(tmp_path, case, **written), tower="both")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("text_projection.weight", (1, 0, 16)),
+        ("text_model.embeddings.position_embedding.weight", (1, 0, 16)),
+        ("text_model.embeddings.token_embedding.weight", (2, 3, 4)),
+    ],
+)
+def test_a_text_tower_of_other_shapes_is_one_line(tmp_path, name, shape):
+    file = changed(tmp_path, "clip") / "model.safetensors"
+    arrays = array_files.read_arrays(file)
+    files.write_safetensors(file, {**arrays, name: np.ones(shape, np.float32)})
+    with pytest.raises(UserError, match="has them in other shapes"):
+        infer_towers(loading.read_weights(file.parent, tower="both"))
 
 
 def test_a_tower_is_loaded_alone_and_differences_are_told(tmp_path):

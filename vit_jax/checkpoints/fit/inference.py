@@ -79,9 +79,14 @@ def infer_towers(weights: Weights, name: str | None = None, **fields: Any) -> To
     prefix = "text/"
     text = {n.replace(prefix, "backbone/", 1): arrays[n] for n in arrays if n.startswith(prefix)}
     try:
-        words, block, length = text["backbone/token_embed"], _block(text), text[POSITIONS].shape[1]
-        sizes = {"vocab_size": words.shape[0], "width": words.shape[1], "depth": count_blocks(text)}
-    except (KeyError, IndexError) as error:
+        vocab_size, width = text["backbone/token_embed"].shape
+        _, length, _ = text[POSITIONS].shape
+        _, dim = arrays[TEXT_HEAD].shape
+        if not length or not dim:
+            raise ValueError(f"texts of {length} tokens as vectors of {dim} numbers")
+        sizes = {"vocab_size": vocab_size, "width": width, "depth": count_blocks(text)}
+        block = _block(text)
+    except (KeyError, IndexError, ValueError) as error:
         raise UserError(
             f"this {weights.format} lacks arrays or has them in other shapes ({error!r})"
         ) from error
@@ -90,7 +95,7 @@ def infer_towers(weights: Weights, name: str | None = None, **fields: Any) -> To
     return TowersConfig(
         model=infer_config(weights, name, **fields),
         text={"name": "text", **sizes, **block, **weights.text_fields},
-        dim=arrays[TEXT_HEAD].shape[1],
+        dim=dim,
         length=length,
         project_image="image_proj/kernel" in arrays,
         has_bias="bias" in arrays,
