@@ -7,8 +7,9 @@ import math
 import os
 import tarfile
 import threading
+import weakref
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,6 +143,7 @@ class _Shard:
 
     def __init__(self, path: str):
         self._file = os.open(regular(path), os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def read(self, offset: int, size: int) -> bytes:
         found = b""
@@ -150,10 +152,6 @@ class _Shard:
         ):
             found += more
         return found
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if hasattr(self, "_file"):
-            close(self._file)
 
 
 def _open(path: str, buffer: int = io.DEFAULT_BUFFER_SIZE) -> io.BufferedReader:
