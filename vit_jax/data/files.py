@@ -3,6 +3,7 @@
 Any mistake in a file raises a `UserError` with one line that names the file and the position in it.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -33,6 +34,11 @@ def shown(name: str | os.PathLike) -> str:
     if len(text) > _LONGEST_SHOWN:
         text = f"{text[: _LONGEST_SHOWN // 2]}…{text[-_LONGEST_SHOWN // 2 :]}"
     return text
+
+
+def path_hash(path: str) -> bytes:
+    """Returns a hash to sort paths by, so that files keep their order when others are added."""
+    return hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
 
 
 def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:

@@ -11,7 +11,6 @@ is large enough (`_splits.with_every_class`). `_splits` lists the other ways to 
 `train[fold 1 of 5]`.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.data import images
-from vit_jax.data.files import existing_folder, is_hidden, shown, visible
+from vit_jax.data.files import existing_folder, is_hidden, path_hash, shown, visible
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import select_with_every_class, split_name
 from vit_jax.errors import UserError
@@ -71,7 +70,7 @@ class Source:
         self._folder, self._exif = folder, exif
         here = _class_folders(folder, classes, splits)
         files = _image_files(folder, here)
-        files.sort(key=lambda file: hashlib.blake2b(os.fsencode(file[0]), digest_size=8).digest())
+        files.sort(key=lambda file: path_hash(file[0]))
         labels = np.array([label for _, label in files], np.int32)
         groups = _groups(group, [name for name, _ in files])
         order = select_with_every_class(split, labels, groups, split_seed)

@@ -5,13 +5,12 @@ It suits methods that need no labels, and folders whose subfolders are no classe
 file keeps its position relative to the others when files are added.
 """
 
-import hashlib
 import os
 
 import numpy as np
 
 from vit_jax.data import images
-from vit_jax.data.files import existing_folder, shown
+from vit_jax.data.files import existing_folder, path_hash, shown
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import select, split_name
 from vit_jax.errors import UserError
@@ -36,8 +35,7 @@ class Source:
             raise UserError(
                 f"image_files has no split {split!r}; write train, train[:90%] or train[90%:]"
             )
-        names = list(images.images_below(str(self._root)))
-        names.sort(key=lambda name: hashlib.blake2b(os.fsencode(name), digest_size=8).digest())
+        names = sorted(images.images_below(str(self._root)), key=path_hash)
         if not names:
             raise UserError(f"{shown(self._root)} has no images ({', '.join(images.SUFFIXES)})")
         order = select(split, np.zeros(len(names), np.int32))

@@ -10,7 +10,6 @@ describe other layouts, for example
                  listed="ImageSets/Segmentation/{split}.txt"
 """
 
-import hashlib
 import io
 import os
 import struct
@@ -91,7 +90,7 @@ class Source:
             names = _image_names(root / images / inner, image_end)
             names = [os.path.join(inner, one) for one in names]
         self._check_unique(names)
-        names.sort(key=lambda one: hashlib.blake2b(os.fsencode(one), digest_size=8).digest())
+        names.sort(key=files.path_hash)
         selected = split_range(split, len(names))
         self._names = names[selected.start : selected.stop]
         for number, image in enumerate(self._names):
