@@ -151,10 +151,9 @@ def _failed(error: Exception) -> int:
         print(f"error: {error}", file=sys.stderr)
         return _leave(error.exit_code)
     if errors.is_out_of_memory(error):
-        reason = str(error).strip().splitlines()[0][:200]
         print(
-            f"error: out of memory ({reason}): try more config.accum_steps, config.model.remat=full"
-            " or a smaller config.batch_size; `plan --fit` looks for what fits",
+            f"error: out of memory ({errors.first_line(error)}): try more config.accum_steps,"
+            " config.model.remat=full or a smaller config.batch_size; `plan --fit` looks for what fits",
             file=sys.stderr,
         )
         return _leave(errors.FAILURE)

@@ -62,12 +62,21 @@ def is_out_of_memory(error: Exception) -> bool:
 
     Object stores also report RESOURCE_EXHAUSTED, for rate limits, so the message must name memory.
     """
-    text = str(error).lower()
     if isinstance(error, MemoryError):
         return True
+    text = str(error).lower()
     return "out of memory" in text or ("resource_exhausted" in text and "allocat" in text)
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, without the pages that some libraries add.
+
+    It is the type of an error without a message, such as `MemoryError()`.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:_LINE_LENGTH]
+
+
+_LINE_LENGTH = 300
 _QUOTED_LENGTH = 200
 
 

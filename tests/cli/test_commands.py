@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.__main__ import main
+from vit_jax.cli import parser
 from vit_jax.errors import is_out_of_memory
 from vit_jax.training import initial_state
 
@@ -304,6 +306,12 @@ def test_out_of_memory_is_one_line(capsys, monkeypatch, digits_npz, tmp_path):
     assert main(argv) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "Out of memory allocating 4 bytes.): try more config.accum_steps" in line
+
+
+def test_a_host_out_of_memory_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(parser, "run", mock.Mock(side_effect=MemoryError))
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory (MemoryError): try more ")
 
 
 def test_an_object_store_that_is_asked_too_often_is_not_out_of_memory():

@@ -20,7 +20,7 @@ import safetensors.numpy
 from etils import epath
 
 from vit_jax import storage
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 MAX_JSON = 16 << 20
 """Bytes of the largest JSON file that is parsed, which may take 20 times as much memory."""
@@ -44,11 +44,6 @@ def reading(place: epath.PathLike) -> Iterator[None]:
         raise
     except Exception as error:  # Parsers of damaged bytes raise anything, MemoryError included.
         raise UserError(f"{place} is broken or cut short: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, without the pages that some libraries add."""
-    return (str(error).strip().splitlines() or [repr(error)])[0][:200]
 
 
 @contextlib.contextmanager

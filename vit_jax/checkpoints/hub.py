@@ -18,8 +18,7 @@ from pathlib import Path
 from etils import epath
 
 from vit_jax import models
-from vit_jax.checkpoints import files
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.models import timm_names
 from vit_jax.plugins import HUB_PREFIX
 
@@ -158,7 +157,7 @@ def _reason(library: types.ModuleType, error: Exception) -> str:
     for kinds, reason in reasons:
         if isinstance(error, kinds):
             return reason
-    return f"huggingface_hub says: {files.first_line(error)}"
+    return f"huggingface_hub says: {first_line(error)}"
 
 
 def upload(folder: Path, address: str, *, private: bool = False) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from vit_jax.checkpoints import files, hub
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
@@ -204,7 +204,7 @@ def _understood(
             raise ValueError(f"the interpolation {spec.interpolation!r}")
         return spec
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-        reason = files.first_line(error)
+        reason = first_line(error)
         raise UserError(f"{place} does not tell how to prepare images: {reason}") from error
 
 

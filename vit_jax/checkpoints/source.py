@@ -10,7 +10,7 @@ from etils import epath
 
 from vit_jax import storage
 from vit_jax.checkpoints import array_files, files, hub
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 CONFIG = "config.json"
 
@@ -96,7 +96,7 @@ def _folder(name: str) -> epath.Path | None:
         place = epath.Path(name).expanduser()
         exists, is_folder = place.exists(), place.is_dir()
     except Exception as error:  # Libraries of object stores have errors of their own.
-        raise UserError(f"cannot read {name}: {files.first_line(error)}") from error
+        raise UserError(f"cannot read {name}: {first_line(error)}") from error
     if not exists:
         raise UserError(f"there is no checkpoint {name}")
     if not is_folder:

@@ -29,7 +29,7 @@ from vit_jax.checkpoints import manifest
 from vit_jax.checkpoints.checksums import checksums
 from vit_jax.checkpoints.keep_best import KeepBest
 from vit_jax.checkpoints.manifest import DamagedError, Saved
-from vit_jax.errors import CannotSave, UserError, is_out_of_memory
+from vit_jax.errors import CannotSave, UserError, first_line, is_out_of_memory
 from vit_jax.parallel.processes import lost_process
 from vit_jax.types import Array
 
@@ -127,7 +127,7 @@ class Store:
                 return []
             names = [path.name for path in self.directory.iterdir()]
         except storage.errors() as error:
-            raise UserError(f"{self.directory} cannot be read: {_first_line(error)}") from error
+            raise UserError(f"{self.directory} cannot be read: {first_line(error)}") from error
         return sorted(int(name) for name in names if name.isdecimal())
 
     def newest(self) -> int:
@@ -247,14 +247,14 @@ class Store:
         self._manager, self._pending = None, False
         seconds = RETRY_SECONDS * 2 ** (self._failures - 1)
         self._retry_at = time.monotonic() + seconds
-        logger.warning("cannot save a checkpoint (%s); trying again", _first_line(error))
+        logger.warning("cannot save a checkpoint (%s); trying again", first_line(error))
         if pause:
             time.sleep(seconds)
 
     def _cannot_save(self, error: Exception) -> UserError:
         last = f"the last good one is step {self.steps()[-1]}" if self.steps() else "none is saved"
         return UserError(
-            f"cannot save a checkpoint in {self.directory}: {_first_line(error)}; {last}"
+            f"cannot save a checkpoint in {self.directory}: {first_line(error)}; {last}"
         )
 
     def close(self) -> None:
@@ -281,7 +281,7 @@ class Store:
             if error_type is None:
                 raise
             # The error that ended the run is the one to tell; this one is often its consequence.
-            logger.warning("%s", _first_line(error))
+            logger.warning("%s", first_line(error))
 
     def restore_newest(self, abstract: Any) -> Restored | None:
         """Restores the newest whole checkpoint; returns None if there is no checkpoint at all.
@@ -398,12 +398,7 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
 
 def _orbax_errors() -> tuple[type[Exception], ...]:
     """Returns the exceptions that Orbax raises if files cannot be written."""
-    return (*storage.errors(), ValueError)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    return storage.errors(ValueError)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -436,10 +431,10 @@ def _read(path: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dic
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(path / "state", args=args)
     except Exception as error:
-        if isinstance(error, MemoryError) or is_out_of_memory(error) or lost_process(error):
+        if is_out_of_memory(error) or lost_process(error):
             raise  # These say nothing about the files.
         # Broken files surface as any kind of error from the readers below.
-        raise DamagedError(f"{path}: {_first_line(error)}") from error
+        raise DamagedError(f"{path}: {first_line(error)}") from error
 
 
 def _verify(path: epath.Path, arrays: Mapping[str, Array], saved: Mapping[str, Saved]) -> None:

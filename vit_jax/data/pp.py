@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vit_jax.data.ops import Batched, MissingField, Op, find_op
-from vit_jax.errors import UserError, nearest, quoted
+from vit_jax.errors import UserError, first_line, nearest, quoted
 from vit_jax.plugins import check_known, fits
 
 Record = dict[str, Any]
@@ -160,7 +160,7 @@ def apply_step(step: Step, record: Record, seeds: typing.Iterator) -> Record:
             f" not have here; {nearest(str(field), record)}"
         ) from error
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"preprocessing op {step.text!r} does not fit: {reason}") from error
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_jax import version
+from vit_jax.errors import first_line
 from vit_jax.launch.health import MARK
 
 SIDE, CPU_SIDE = 4096, 128
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(chips=chips())
         tell(all_reduce=all_reduce())
     except Exception as error:  # Whatever a broken chip raises is for the table.
-        tell(error=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        tell(error=f"{type(error).__name__}: {first_line(error)}")
         return 1
     return 0
 

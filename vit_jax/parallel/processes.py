@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from vit_jax.errors import LostProcess, UserError
+from vit_jax.errors import LostProcess, UserError, first_line
 from vit_jax.parallel.host_memory import keep_freed_memory
 
 HEARTBEAT_SECONDS = 30
@@ -151,6 +151,6 @@ def lost_process(error: BaseException) -> str:
         text = str(link)
         from_jax = isinstance(link, jax.errors.JaxRuntimeError)
         if _LOST.search(text) or (from_jax and _LOST_FOR_JAX.search(text)):
-            return text.strip().splitlines()[0][:200]
+            return first_line(link)
         link = link.__cause__ or link.__context__
     return ""

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax import data, models
-from vit_jax.errors import UserError, is_out_of_memory
+from vit_jax.errors import UserError, first_line, is_out_of_memory
 from vit_jax.parallel import sharding
 from vit_jax.planning.hlo import Kernels, Program
 from vit_jax.planning.layout import Layout
@@ -273,7 +273,7 @@ def save_executable(compiled: Any, path: str) -> None:
     try:
         payload = pickle.dumps(serialize_executable.serialize(compiled))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"plan: --save={path}: JAX cannot save this program: {reason}") from error
     Path(path).write_bytes(payload)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, first_line, nearest
 from vit_jax.parallel import accelerators
 
 # Compiling needs neither a TPU nor its cloud, but libtpu searches for both by default.
@@ -118,8 +118,7 @@ def _tpu_devices(generation: str, shape: str, num_slices: int) -> Sequence[jax.D
             f"{generation}:{shape}", platform="tpu", num_slices=num_slices, **options
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"plan: --topology={generation}:{shape}: {reason}") from error
+        raise UserError(f"plan: --topology={generation}:{shape}: {first_line(error)}") from error
     return description.devices
 
 

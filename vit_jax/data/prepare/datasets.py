@@ -12,7 +12,7 @@ from vit_jax.data.host_tensorflow import tf  # Before TFDS, which must not find 
 from vit_jax.data.prepare import imagenet_tars, shards
 from vit_jax.data.prepare.shards import Tell
 from vit_jax.data.tfrecord import checked_records
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, first_line, nearest
 from vit_jax.plugins import names_in
 
 _INFO = "dataset_info.json"
@@ -44,8 +44,7 @@ def find_builder(name: str, data_dir: str = "", *, file_format: str | None = Non
         raise UserError(f"TFDS has no dataset {name!r}; {hint}") from error
     # An unreachable bucket raises a RuntimeError or one of TensorFlow's own errors.
     except (ValueError, AssertionError, RuntimeError, OSError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"TFDS cannot open the dataset {name!r}: {reason}") from error
+        raise UserError(f"TFDS cannot open the dataset {name!r}: {first_line(error)}") from error
 
 
 def is_prepared(builder: Any) -> bool:

@@ -13,7 +13,7 @@ from vit_jax.data import boxes, images
 from vit_jax.data.prepare import datasets
 from vit_jax.data.sources import Records
 from vit_jax.data.tfrecord import TfrecordReader
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError, first_line, nearest
 
 _KEPT_BYTES = 8 << 20
 """The size in bytes up to which a dataset is kept in memory, encoded, to save repeated reads."""
@@ -214,10 +214,10 @@ def _open_split(builder: Any, split: str, features: Iterable[str]) -> Any:
             f"python -m vit_jax prepare {builder.name} --data_dir=DIR"
         ) from error
     except (ValueError, KeyError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         suggestion = nearest(split.partition("[")[0], builder.info.splits)
         raise UserError(
-            f"dataset {builder.info.full_name!r} has no split {split!r}; {suggestion} ({reason})"
+            f"dataset {builder.info.full_name!r} has no split {split!r}; {suggestion}"
+            f" ({first_line(error)})"
         ) from error
 
 
