@@ -67,3 +67,10 @@ def test_equal_names_get_their_numbers():
     assert distinct(["cat", "dog", "a\nb", "cat", "a b"]) == (
         *("cat (0)", "dog", "a b (2)", "cat (3)", "a b (4)"),
     )
+
+
+@given(st.lists(st.sampled_from(["a", "a (0)", "a (1)", "a (1) (2)", "b"]), max_size=5))
+def test_no_two_names_are_equal_then(names):
+    found = distinct(names)
+    assert len(set(found)) == len(names)
+    assert all(line.startswith(name) for name, line in zip(names, found, strict=True))

@@ -33,13 +33,14 @@ def one_line(text: str, limit: int = 0) -> str:
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
     """Returns names on one line each; equal ones with their numbers, as in `cat (3)`.
 
-    Two metrics or columns of one name would be one.
+    Two metrics or columns of one name would be one. If a name looks like another one with its
+    number, all names get their numbers.
     """
     lines = [one_line(name) for name in names]
+    numbered = tuple(f"{line} ({number})" for number, line in enumerate(lines))
     often = Counter(lines)
-    return tuple(
-        f"{line} ({number})" if often[line] > 1 else line for number, line in enumerate(lines)
-    )
+    found = tuple(n if often[line] > 1 else line for n, line in zip(numbered, lines, strict=True))
+    return found if len(set(found)) == len(found) else numbered
 
 
 def _acts(char: str) -> bool:
