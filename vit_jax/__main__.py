@@ -153,7 +153,8 @@ def _failed(error: Exception) -> int:
     if errors.is_out_of_memory(error):
         print(
             f"error: out of memory ({errors.first_line(error)}): try more config.accum_steps,"
-            " config.model.remat=full or a smaller config.batch_size; `plan --fit` looks for what fits",
+            " config.model.remat=full or a smaller config.batch_size;"
+            " `plan --fit` looks for what fits",
             file=sys.stderr,
         )
         return _leave(errors.FAILURE)
