@@ -1,4 +1,4 @@
-"""How a rival talks to `vit_jax bench`: one JSON value for each line, in both directions.
+"""A rival and `vit_jax bench` exchange one JSON value for each line, in both directions.
 
 A rival is a script of this folder that runs in a process of its own, so that threads, memory and
 libraries stay apart. It answers first with the seconds that it took to get ready. Each request is a

@@ -53,7 +53,7 @@ class Source:
 
 
 def metrics(batch_size: int) -> dict[str, float]:
-    """What models with random parameters score: little, but every scene has a part in it."""
+    """Returns the scores of models with random parameters: low, but every scene counts in them."""
     found = {}
     for name in TASKS:
         config = default_config()

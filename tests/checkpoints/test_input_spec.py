@@ -1,4 +1,4 @@
-"""What the files beside a checkpoint tell of its images, of every codebase that tells."""
+"""The files beside a checkpoint tell how to prepare images, for every codebase that tells."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which parameters of a checkpoint of ours others should use."""
+"""Others get the published parameters of a checkpoint of ours."""
 
 import jax
 import jax.numpy as jnp

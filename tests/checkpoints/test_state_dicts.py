@@ -32,7 +32,7 @@ def logits_of(model, params, images):
 
 @pytest.mark.parametrize("case", TIMM)
 def test_timm_logits_and_names(case, tmp_path):
-    """What timm computed is computed here, and what is written back is what timm wrote."""
+    """Outputs equal those of timm, and the file that is written back equals that of timm."""
     model, io = load_case(case)
     path = INTEROP / f"{case}.safetensors"
     params, report = checkpoints.load_with_report(path, model)

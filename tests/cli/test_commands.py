@@ -1,4 +1,4 @@
-"""What a person types, and what comes back: output, files, exit codes, one-line errors."""
+"""Commands give the promised output, files, exit codes and one-line errors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is told of batches without data is what the pipeline makes of it."""
+"""Shapes of batches that are told without data are those of the pipeline."""
 
 import io
 

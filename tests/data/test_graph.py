@@ -210,7 +210,7 @@ def test_bad_images_are_replaced_in_place_purely(images, reference):
 
 
 def expected_labels(source, steps):
-    """What is in the place of bad images, worked out one image at a time."""
+    """Works out the examples that replace bad images, one image at a time."""
     from vit_jax.data.host_tensorflow import tf
 
     example, seed, count = preprocessing.build(PP), 3, len(source)

@@ -121,7 +121,7 @@ def test_images_without_orientation_pass_through_unchanged():
 
 
 def test_transparent_images_lie_on_white():
-    """Whatever color the transparent pixels have, in each of the ways to say so."""
+    """Transparent pixels are white for every color below, in each form of transparency."""
     color = Image.new("RGBA", (3, 2), (10, 60, 200, 0))
     color.putpixel((1, 1), (10, 60, 200, 128))
     color.putpixel((2, 1), (10, 60, 200, 255))

@@ -137,7 +137,7 @@ def test_on_the_device_the_operations_are_the_same(magnitude, corrected):
 
 @pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.soak)])
 def test_greys_are_tensorflows(step):
-    """Of a thirtieth of the colours, or of all; on the device, too."""
+    """Checks a thirtieth of the colors, or all of them, also on the device."""
     from vit_jax.data.host_tensorflow import tf
     from vit_jax.data.ops import _kernels
 

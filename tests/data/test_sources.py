@@ -22,7 +22,7 @@ def npz(tmp_path):
 
 
 class Mine:
-    """What a researcher might bring."""
+    """A source that a user might write."""
 
     num_classes = 2
     class_names = None

@@ -85,7 +85,7 @@ def test_sizes_that_are_none(capsys, photo, size):
 def test_what_the_optimizer_averages_is_what_others_get(
     tiny_config, left_by_a_run, tmp_path, alone
 ):
-    """Of a Schedule-Free run, `predict` and `convert` read x, not the y of training."""
+    """`predict` and `convert` read x of a Schedule-Free run, not the y of training."""
     config = tiny_config(ema_decay=0.0, optim__name="schedule_free_adamw")
     config.optim.freeze = ["head/bias"]
 

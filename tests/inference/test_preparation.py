@@ -24,7 +24,7 @@ SEED = np.array([3, 5], np.int32)
 
 
 def evaluated(config, params):
-    """What evaluation makes of the examples, by the name of the file; and the predictions."""
+    """Returns the images that evaluation prepares, by the name of the file, and the predictions."""
     run = Run.build(config)
     evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
     (split,) = evaluator.splits
@@ -75,7 +75,7 @@ def as_stored(path):
 
 
 def upright(pixels):
-    """What orientation 6 says: a quarter turn to the right."""
+    """Turns an image a quarter to the right, as orientation 6 asks."""
     return np.ascontiguousarray(np.rot90(pixels, -1))
 
 

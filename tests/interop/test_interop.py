@@ -1,4 +1,4 @@
-"""What is written for timm and transformers, loaded by timm and transformers themselves.
+"""Exports for timm and transformers are loaded by timm and transformers themselves.
 
 pip install -e '.[interop,test]'
 pytest -m interop tests/interop

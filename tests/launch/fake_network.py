@@ -15,7 +15,7 @@ PREFIX = "10.213.0"
 
 
 def is_possible():
-    """Whether this process may make namespaces."""
+    """Returns whether this process may make namespaces."""
     try:
         _ip("netns", "add", "vitjax-probe")
         _ip("netns", "del", "vitjax-probe")

@@ -206,7 +206,7 @@ AWKWARD = [
 
 
 def expanded(argument):
-    """What Kubernetes makes of an argument (its third_party/forked/golang/expansion)."""
+    """Expands an argument as Kubernetes does (its third_party/forked/golang/expansion)."""
     return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "", argument)
 
 

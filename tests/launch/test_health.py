@@ -17,7 +17,7 @@ VERSIONS = {"jax": "0.8.0", "libtpu": "0.0.30"}
 
 
 def host(name, **changes):
-    """What a host prints that is well, but for `changes`; None leaves a line out."""
+    """Returns the lines of a healthy host with `changes`; None leaves a line out."""
     found = {
         "versions": VERSIONS,
         "storage": {"write": 200.0, "read": 300.0},
@@ -139,7 +139,7 @@ def test_a_silent_host_is_named_before_anything_is_measured(check, capsys):
 
 
 def test_host_sh_measures_with_the_run_s_own_python(tmp_path):
-    """Whatever `measure` prints comes from the environment that `prepare` has made."""
+    """`measure` runs in the environment that `prepare` has made."""
     run = tmp_path / "vit_jax_runs/pod"
     (run / "code").mkdir(parents=True)
     (run / "venv/bin").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What `host.sh` does on a host: Python and packages, what would stop a run, start and stop."""
+"""`host.sh` installs packages, refuses what would stop a run, starts and stops."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the launcher does while it watches: a scripted cloud, no processes."""
+"""The launcher watches a scripted cloud, without processes."""
 
 import dataclasses
 import subprocess
@@ -22,7 +22,7 @@ GOING, DONE, NONE = "h0 running step 3", "h0 ended 0 done", "h0 none"
 
 
 def ran(*arguments):
-    """What `host.sh NAME arguments` prints of a run with these arguments."""
+    """Returns the output of `host.sh NAME arguments` of a run with these arguments."""
     script = 'source "$1"; on_one_line "${@:2}"'
     command = ["bash", "-c", script, "bash", str(hosts_launcher.HOST_SCRIPT), *arguments]
     return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
@@ -69,7 +69,7 @@ class Cloud(Shell):
         self.said.append(text)
 
     def done(self, *words):
-        """How many commands had all of these words."""
+        """Returns the number of commands that had all of these words."""
         return sum(all(word in command for word in words) for command in self.commands)
 
 

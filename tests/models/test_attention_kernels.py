@@ -16,7 +16,7 @@ from vit_jax.models.layers.attention import attend
 
 
 def loss_and_gradients(attention):
-    """Of blocks, many queries to many keys, and of a probe with one query."""
+    """Shapes of blocks, with many queries and keys, and of a probe with one query."""
     model = tiny(pooling="map", attention=attention)
     params = init(tiny(pooling="map"))
     return jax.jit(jax.value_and_grad(lambda p: jnp.sum(model.apply({"params": p}, IMAGES) ** 2)))(

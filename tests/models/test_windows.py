@@ -28,7 +28,7 @@ def grid(params, images=IMAGES, **fields):
 
 
 def weights(params, **fields):
-    """Of each block, `[heads, tokens, tokens]` for the first image; and the grid."""
+    """Returns the probabilities `[heads, tokens, tokens]` of each block, and the grid."""
     model = build(**fields)
     features, sown = jax.jit(lambda p, x: model.apply({"params": p}, x, mutable=["intermediates"]))(
         params, IMAGES

@@ -152,7 +152,7 @@ RECORDED = [((1, 16, 1), False), ((2, 4, 2), False), ((16, 1, 1), True), ((1, 25
 
 @pytest.mark.parametrize(("mesh", "zero1"), RECORDED)
 def test_tables_of_placements_are_as_recorded(mesh, zero1):
-    """Of parameters; with ZeRO-1 of what mirrors them. To record anew, delete the files."""
+    """Checks parameters, and moments with ZeRO-1. Deleting the files records them anew."""
     sizes = dict(zip(sharding.AXES, mesh, strict=True))
     abstract_mesh = AbstractMesh(mesh, sharding.AXES)
     text = ""

@@ -1,4 +1,4 @@
-"""What hosts must feed: cores, and reads from object stores."""
+"""`plan` tells the cores and the reads from object stores that feeding takes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What `plan` prints, writes and returns; the search for what fits."""
+"""`plan` prints, writes and returns what a run needs, and searches for what fits."""
 
 import dataclasses
 import json

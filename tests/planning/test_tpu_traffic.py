@@ -1,4 +1,4 @@
-"""What a step sends on TPUs is what theory says, by ahead-of-time compiles."""
+"""A step sends on TPUs what theory says, by ahead-of-time compiles."""
 
 import importlib.util
 

@@ -56,4 +56,4 @@ ODD_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=5,
 )
-"""Whatever a file of JSON may hold where something else is meant."""
+"""Values that a file of JSON may hold in the place of another type."""

@@ -78,14 +78,14 @@ class _Run:
         self.raw_batches = raw_batches
         self.in_flight: collections.deque[RawBatch] = collections.deque()
         self.error: Exception | None = None
-        """What ended the reading of records, to be raised after the batches before it."""
+        """The error that ended the reading of records, raised after the batches before it."""
         self.outputs: Iterator = iter(())
         self.next_row = 0
         """The number of the first row of the batch that comes next."""
         self.left: _Piece | None = None
-        """What the graph has finished of the batches after the last."""
+        """The rows that the graph has finished of the batches after the last."""
         self.is_full = False
-        """Whether the graph was ended because it held too many batches."""
+        """True if the graph was ended because it held too many batches."""
 
     def end(self) -> None:
         """Stops reading, and lets go of the graph, whose generator in turn holds this object.
