@@ -4,9 +4,11 @@
 that documents it, and of each the flags with the values that they take.
 """
 
+import itertools
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from vit_jax.parallel import accelerators
@@ -19,6 +21,7 @@ _VALUES = {
     "int": r"-?\d+",
     "bool": r"true|false",
     "duration": r"(\d+[dhms])+|\d+",
+    "pair": r"\w+=.+",
     "pairs": r"[\w.-]+=[^,]+(,[\w.-]+=[^,]+)*",
     "shape": _SHAPE,
     "workers": r"all|\d+(-\d+)?(,\d+(-\d+)?)*",
@@ -38,7 +41,9 @@ def check(words):
       Refused: the reference lacks the command, a flag or a value, or asks for another one.
     """
     program, *rest = words
-    commands = REFERENCE[program]
+    if program == "env":  # It sets variables for the command that follows.
+        program, *rest = itertools.dropwhile(lambda word: "=" in word, rest)
+    commands = REFERENCE["python" if program == sys.executable else program]
     names = [name for name in commands if rest[: len(name.split())] == name.split()]
     if not names:
         raise Refused(f"{program} has no command {' '.join(rest[:4])}")
@@ -47,6 +52,8 @@ def check(words):
     for word in rest[len(name.split()) :]:
         if not word.startswith("--"):
             positionals.append(word)
+            if known.get("passes on"):  # The rest is for the program that it starts.
+                break
             continue
         flag, equals, value = word[2:].partition("=")
         if flag not in known["flags"]:
@@ -112,6 +119,8 @@ printf '%s\\0' "${0##*/}" "$@" $'\\n' >&9
 exec 9>&-
 case "$*" in
   *list-instances*) printf '%s\\n' pod-zbcd pod-ybcd ;;
+  *worker-network-endpoints*) echo 10.0.0.2 ;;
+  "config get project") echo p ;;
   "apply "*) cat >"$RECORD.manifest" ;;
 esac
 """
@@ -122,6 +131,7 @@ def pasted(text, folder):
 
     All are held against the reference.
     """
+    text = text.replace(sys.executable, "python")
     for name in REFERENCE:
         (folder / name).write_text(RECORDER)
         (folder / name).chmod(0o755)

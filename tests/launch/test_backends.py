@@ -1,7 +1,6 @@
 """Compute Engine and GKE: the commands and manifests, held against the public references."""
 
 import dataclasses
-import json
 import re
 import shlex
 import subprocess
@@ -9,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 from cloud_reference import REFERENCE, Refused, check, pasted
-from manifest_schema import SCHEMAS, errors
+from manifest_schema import JOB_SET, KUBERNETES, errors
 
 from vit_jax.__main__ import main
 from vit_jax.launch import jobset
@@ -95,13 +94,20 @@ def test_several_slices_are_groups_that_are_told_of_each_other(dry):
     told = {re.search(r"MEGASCALE_SLICE_ID=(\d)", command)[1] for command in started}
     assert told == {"0", "1"}
     assert all("MEGASCALE_NUM_SLICES=2 bash host.sh pod start" not in one for one in started)
-    assert all(" MEGASCALE_PORT=8080 MEGASCALE_NUM_SLICES=2 " in one for one in started)
-    assert all("env MEGASCALE_COORDINATOR_ADDRESS=FIRST-HOST:8080" in one for one in started)
+    first = "env 'MEGASCALE_COORDINATOR_ADDRESS=10.0.0.2:8080' MEGASCALE_PORT=8080"
+    assert all(f"{first} MEGASCALE_NUM_SLICES=2 " in one for one in started)
+    assert len([line for line in lines if "worker-network-endpoints" in " ".join(line)]) == 2
 
 
 def test_every_action_of_compute_engine_can_be_pasted(dry):
     for action in ("train", "logs", "status", "stop", "delete", "check"):
-        assert dry(action, *CE, *(RUN if action == "train" else []))
+        lines = dry(action, *CE, *(RUN if action == "train" else []))
+        assert lines
+        if action in ("train", "check"):  # Nothing is copied that the commands have not made.
+            (archive,) = (line for line in lines if "vit_jax.launch.archive" in line)
+            copies = [line for line in lines if "scp" in line]
+            assert copies
+            assert all(archive[-1] in line for line in copies)
     deleted = dry("delete", *CE[:-1])
     assert [line[2] for line in deleted] == [
         "instance-groups", "instance-templates", "resource-policies"
@@ -136,7 +142,7 @@ def test_states_of_groups(listed, state):
 
 def test_gke_makes_a_node_pool_for_each_slice(dry):
     lines = dry("create", *GKE, "--slices=2", "--spot")
-    pools = [line for line in lines if "node-pools" in line]
+    pools = [line for line in lines if line[2:4] == ["node-pools", "create"]]
     assert [line[4] for line in pools] == ["pod-0", "pod-1"]
     assert {
         "--machine-type=ct6e-standard-4t", "--tpu-topology=4x4", "--num-nodes=4", "--spot",
@@ -145,9 +151,9 @@ def test_gke_makes_a_node_pool_for_each_slice(dry):
     assert lines[-1][1:4] == ["container", "clusters", "get-credentials"]
     lines = dry("create", *GKE[:-2], "--type=tpu7x-16")
     assert "workload-policy" in lines[0]
-    assert {"--placement-policy=pod", "--disk-type=hyperdisk-balanced"} < {*lines[1]}
-    lines = dry("create", *GKE, "--provisioning-model=flex-start")
-    assert {"--flex-start", "--num-nodes=0", "--max-nodes=4"} < {*lines[0]}
+    assert {"--placement-policy=pod", "--disk-type=hyperdisk-balanced"} < {*lines[2]}
+    lines = dry("create", *GKE, "--provisioning-model=flex-start", "--labels=team=a")
+    assert {"--flex-start", "--num-nodes=0", "--max-nodes=4", "--labels=team=a"} < {*lines[1]}
 
 
 def test_every_action_of_gke_can_be_pasted(dry, tmp_path):
@@ -155,9 +161,10 @@ def test_every_action_of_gke_can_be_pasted(dry, tmp_path):
         assert dry(action, *GKE[:4])
     assert dry("check", *GKE)
     lines = dry("train", *GKE, *RUN)
-    assert ["kubectl", "apply", "--filename=-"] in lines
+    assert lines[0] == ["gcloud", "config", "get", "project"]
+    assert ["kubectl", "apply", "--filename=-", "--context=gke_p_us-east5_c"] in lines
     applied = yaml.safe_load((tmp_path / "record.manifest").read_text())
-    assert list(errors(applied, "JobSet")) == []
+    assert list(errors(applied)) == []
 
 
 def rendered(capsys, *arguments):
@@ -167,7 +174,7 @@ def rendered(capsys, *arguments):
 
 def test_the_manifest_keeps_to_the_published_fields(capsys):
     for more in ([], ["--spot", "--slices=4", "--labels=team=a", "--namespace=n"]):
-        assert list(errors(rendered(capsys, *more, "--service-account=s"), "JobSet")) == []
+        assert list(errors(rendered(capsys, *more, "--service-account=s"))) == []
 
 
 def test_the_manifest_of_a_run(capsys):
@@ -191,7 +198,8 @@ def test_the_manifest_of_a_run(capsys):
 def test_only_errors_that_would_come_again_end_a_job_set(capsys):
     found = rendered(capsys)
     (rule,) = found["spec"]["failurePolicy"]["rules"]
-    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    reasons = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert rule == {"name": "final", **reasons}
     job = found["spec"]["replicatedJobs"][0]["template"]["spec"]
     disruption, codes = job["podFailurePolicy"]["rules"]
     assert disruption["action"] == "Count"  # Before the codes: an eviction may end with any.
@@ -261,6 +269,9 @@ def test_yaml_is_read_as_it_was_meant():
         (["create", "pod", *CE, "--autocheckpoint"], "--autocheckpoint is for Cloud TPU"),
         (["create", "pod", *CE, "--provisioning-model=flex-start"], "needs --max-run-duration"),
         (["create", "pod", *CE, "--data-disk=d"], "write source=DISK"),
+        (["create", "pod", *CE, "--queued"], "--queued is not for --backend=compute-engine"),
+        (["create", "pod", *GKE, "--data-disk=d"], "--data-disk is not for --backend=gke"),
+        (["create", "pod", *GKE, "--iap"], "--iap is not for --backend=gke"),
         (["create", "pod", *GKE[:2], *GKE[3:]], "--cluster is missing"),
         (["render", "pod", *GKE[:-1], *RUN], "--image is missing"),
         (["render", "pod", *GKE[:-2], "--image=i", "--type=v3-8", *RUN], "GKE has v4 and later"),
@@ -280,7 +291,8 @@ def test_mistakes_are_told_in_one_line(capsys, tmp_path, monkeypatch, arguments,
 
 def test_the_reference_names_the_page_of_every_command():
     pages = [entry["source"] for commands in REFERENCE.values() for entry in commands.values()]
-    assert all(page.startswith("https://") for page in [*pages, *SCHEMAS["sources"].values()])
+    pages += [JOB_SET["source"], KUBERNETES["source"], KUBERNETES["values"]["source"]]
+    assert all(page.startswith("https://") for page in pages)
 
 
 @pytest.mark.parametrize(
@@ -307,8 +319,18 @@ def test_what_the_reference_lacks_is_refused(line, message):
 def test_what_the_schemas_lack_is_refused(capsys):
     found = rendered(capsys)
     found["spec"]["replicas"] = 2
-    found["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"] = "4"
-    assert list(errors(json.loads(json.dumps(found)), "JobSet")) == [
-        "$.spec.replicatedJobs[0].template.spec.parallelism is no integer",
+    del found["spec"]["failurePolicy"]["rules"][0]["name"]
+    job = found["spec"]["replicatedJobs"][0]["template"]["spec"]
+    job["parallelism"] = "4"
+    job["podFailurePolicy"]["rules"][0]["action"] = "Fail"
+    job["template"]["spec"]["containers"][0]["resources"]["limits"]["google.com/tpu"] = [4]
+    where = "$.spec.replicatedJobs[0].template.spec"
+    assert set(errors(found)) == {
+        f"{where}.parallelism is no integer",
+        f"{where}.podFailurePolicy.rules[0].action='Fail' is none of"
+        " ['FailJob', 'FailIndex', 'Ignore', 'Count']",
+        f"{where}.template.spec.containers[0].resources.limits.google.com/tpu=[4] is of no kind"
+        " that it may have",
+        "$.spec.failurePolicy.rules[0].name is missing",
         "$.spec.replicas is unknown",
-    ]
+    }

@@ -9,13 +9,15 @@ from cloud_reference import check
 from manifest_schema import errors
 
 from vit_jax.errors import UserError
+from vit_jax.launch.backends import gke
 from vit_jax.launch.backends.gke import launcher
+from vit_jax.launch.health import MARK
 from vit_jax.launch.jobset import ARGUMENTS
 from vit_jax.launch.launcher import on_one_line
 from vit_jax.launch.shell import Failed, Shell
 from vit_jax.launch.slices import Slices
 
-SLICES = Slices("pod", "z", type="v6e-16", backend="gke", cluster="c", image="i")
+SLICES = Slices("pod", "z", type="v6e-16", backend="gke", cluster="c", image="i", project="p")
 RUN = ["--restarts=20", "--config=c.py", "--workdir=gs://b/r", "--config.x=a\nb"]
 
 
@@ -56,6 +58,12 @@ class Kubectl(Shell):
         self.said.append(text)
 
 
+def told(pod):
+    """What a pod with four well chips prints before the all-reduce."""
+    chips = [{"kind": "cpu", "tflops": 1.0, "right": True}] * 4
+    return MARK + json.dumps({"host": pod, "chips": chips})
+
+
 def train(kubectl, arguments=RUN):
     return launcher(SLICES, kubectl, 0).train(arguments, "gs://b/r", None)
 
@@ -64,7 +72,7 @@ def test_a_run_is_applied_followed_and_done():
     kubectl = Kubectl([None, "", "", "Completed"], restarts=2)
     assert train(kubectl) == 0
     (manifest,) = kubectl.applied
-    assert list(errors(manifest, "JobSet")) == []
+    assert list(errors(manifest)) == []
     assert "pod-slice-0-0: step 3" in kubectl.said
     assert "pod: started again 2 times" in kubectl.said
     assert "pod: done; it is there, and costs" in kubectl.said[-1]
@@ -112,7 +120,7 @@ def test_a_job_set_that_is_gone_is_told():
 
 
 def test_check_runs_as_a_job_set_of_its_own(capsys):
-    kubectl = Kubectl([None, "", "Completed"], line="no host told anything")
+    kubectl = Kubectl([None, None, "", "Completed"], line=told("pod-check-slice-0-0"))
     assert launcher(SLICES, kubectl, 0).check("gs://b/check") == 1
     (manifest,) = kubectl.applied
     assert manifest["metadata"]["name"] == "pod-check"
@@ -121,7 +129,30 @@ def test_check_runs_as_a_job_set_of_its_own(capsys):
     assert container["command"] == ["python", "-m", "vit_jax.launch.measure"]
     assert container["args"] == ["--workdir=gs://b/check"]
     assert kubectl.commands[-1] == ["delete", "jobset"]
-    assert "no host was measured" in capsys.readouterr().out
+    rows = {row.split()[0]: row for row in capsys.readouterr().out.splitlines() if row}
+    assert rows["pod-check-slice-0-0"].endswith("  the all-reduce did not end")
+    assert rows["pod-check-slice-0-3"].endswith("NO ANSWER")
+
+
+def test_a_pod_that_is_ill_does_not_end_the_others_of_a_check(capsys):
+    kubectl = Kubectl([None, None, "Completed"])
+    launcher(SLICES, kubectl, 0).check("")
+    (manifest,) = kubectl.applied
+    assert list(errors(manifest)) == []
+    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 0
+    (job,) = manifest["spec"]["replicatedJobs"]
+    assert job["template"]["spec"]["backoffLimitPerIndex"] == 0
+    assert not {"backoffLimit", "podFailurePolicy"} & {*job["template"]["spec"]}
+
+
+def test_a_check_waits_neither_for_a_run_nor_for_ever(capsys, monkeypatch):
+    with pytest.raises(UserError, match=r"a run is going on pod, .* tpu stop pod"):
+        launcher(SLICES, Kubectl([""]), 0).check("")
+    monkeypatch.setattr(gke, "CHECK_SECONDS", 0.0)
+    kubectl = Kubectl([None, None, ""])
+    assert launcher(SLICES, kubectl, 0).check("") == 1
+    assert kubectl.commands[-1] == ["delete", "jobset"]
+    assert capsys.readouterr().out.count("NO ANSWER") == 4
 
 
 class Missing(Shell):
@@ -158,6 +189,51 @@ def test_node_pools_that_are_gone_or_out_of_reach_do_not_keep_the_others(memory,
     assert len(shell.said) == bool(kubectl)
     with pytest.raises(UserError, match="PERMISSION_DENIED"):
         launcher(SLICES, Missing("PERMISSION_DENIED", ""), 0).delete()
+
+
+def test_a_node_pool_that_is_there_stays_and_one_without_capacity_is_requested_again(memory):
+    class Full(Kubectl):
+        """Pools of which pod-0 is there, and pod-1 fails at first for want of capacity."""
+
+        def __init__(self):
+            super().__init__([None])
+            self.status = {"pod-0": "RUNNING"}
+
+        def run(self, command, seconds=None, tolerate=()):
+            check(command)
+            action, pool = command[3:5]
+            self.commands.append(command[3:5])
+            if action == "delete":
+                del self.status[pool]
+            if action == "create":
+                failed = self.commands.count(["create", pool]) == 1
+                self.status[pool] = "ERROR" if failed else "RUNNING"
+                if failed:
+                    raise Failed("zone z does not have enough resources available")
+
+        def ask(self, command, pretend="", seconds=None, stdin=""):
+            check(command)
+            if command[4] not in self.status:
+                raise Failed("ResponseError: code=404, message=Not found")
+            return self.status[command[4]] + "\n"
+
+    shell = Full()
+    launcher(dataclasses.replace(SLICES, slices=2), shell, 0).create()
+    assert shell.commands[:-1] == [["create", "pod-1"], ["delete", "pod-1"], ["create", "pod-1"]]
+    assert "does not have enough resources available; trying again in 0 s" in shell.said[0]
+
+
+def test_the_project_of_gcloud_is_that_of_the_cluster(memory):
+    class Told(Kubectl):
+        def ask(self, command, pretend="", seconds=None, stdin=""):
+            if command == ["gcloud", "config", "get", "project"]:
+                return self.line
+            return super().ask(command, pretend, seconds, stdin)
+
+    slices = dataclasses.replace(SLICES, project="")
+    assert launcher(slices, Told([None], line="p\n"), 0)._pods()[-1] == "--context=gke_p_z_c"
+    with pytest.raises(UserError, match="gcloud has no project; add --project"):
+        launcher(slices, Told([None], line=""), 0)._pods()
 
 
 def test_a_missing_plugin_of_kubectl_is_no_missing_job_set():

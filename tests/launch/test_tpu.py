@@ -5,14 +5,15 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import cloud_reference
 import pytest
 
 from vit_jax.__main__ import main
+from vit_jax.launch.archive import pack
 from vit_jax.launch.fleet import SSH_FLAGS, ranges
-from vit_jax.launch.launcher import pack
 from vit_jax.version import commit_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -129,18 +130,21 @@ def test_more_than_a_hundred_hosts_are_reached_in_ranges(cloud, capsys):
 
 def test_hosts_behind_iap_are_reached_by_the_alpha_commands(cloud, capsys):
     commands = dry(capsys, *TRAIN, "--zone=z", "--iap")
+    commands = [words for words in commands if words[0] == "gcloud"]
     reached = [words for words in commands if {"ssh", "scp"} & {*words}]
     assert all(words[1] == "alpha" and "--tunnel-through-iap" in words for words in reached)
     assert all("alpha" not in words for words in commands if "describe" in words)
 
 
 def test_train_copies_the_code_checks_and_starts_every_host(cloud, capsys):
-    commands = dry(capsys, *TRAIN, "--zone=z", "--config.seed=3")
-    assert [command[4] for command in commands] == [
+    look, archive, *commands = dry(capsys, *TRAIN, "--zone=z", "--config.seed=3")
+    assert [command[4] for command in (look, *commands)] == [
         "describe", "scp", "ssh", "ssh", "ssh", "describe", "ssh",
     ]  # fmt: skip
+    assert archive[-3:-1] == ["-m", "vit_jax.launch.archive"]
+    assert archive[-1] in commands[0]
     assert all(set(SSH_FLAGS) < set(command) for command in commands if command[4] == "ssh")
-    copied = commands[1][5:8]
+    copied = commands[0][5:8]
     assert [Path(name).name for name in copied] == ["host.sh", "pod.tgz", "pod:"]
     on_hosts = [
         word.removeprefix("--command=bash host.sh pod ")
@@ -155,6 +159,24 @@ def test_train_copies_the_code_checks_and_starts_every_host(cloud, capsys):
     ]
     assert "bash host.sh pod state" in on_hosts[-1]
     assert all("--worker=all" in command for command in commands if command[4] == "ssh")
+
+
+def test_the_archive_is_packed_by_the_command_that_a_dry_run_prints(cloud, capsys, tmp_path):
+    archive = dry(capsys, *TRAIN, "--zone=z")[1]
+    small = tmp_path / "a checkout"
+    for name in ("__init__.py", "errors.py", "version.py", "launch/__init__.py"):
+        (small / "vit_jax" / name).parent.mkdir(parents=True, exist_ok=True)
+        (small / "vit_jax" / name).write_text((ROOT / "vit_jax" / name).read_text())
+    here = "vit_jax/launch/archive.py"
+    (small / here).write_text((ROOT / here).read_text())
+    tar = tmp_path / "new/pod.tgz"
+    words = [word.replace(str(ROOT), str(small)) for word in archive[:-1]]
+    done = subprocess.run([*words, tar], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"error: {small} is no git checkout; clone the repository" in done.stderr
+    subprocess.run(["git", "init", small], check=True, capture_output=True)
+    subprocess.run([*words, tar], check=True, cwd=tmp_path)
+    with tarfile.open(tar) as file:
+        assert {here, ".commit"} < set(file.getnames())
 
 
 def test_a_pinned_commit_is_cloned_by_the_hosts(cloud, capsys):
@@ -200,6 +222,9 @@ def test_what_was_created_is_known_by_its_name(cloud, capsys, monkeypatch):
         (["create", "pod", "--type=v5e-7", "--zone=z"], "--type='v5e-7' has no usual shape"),
         ([*CREATE, "--backend=clod-tpu"], "did you mean 'cloud_tpu'?"),
         ([*CREATE, "--provisioning-model=cheap"], "write one of standard, spot, flex-start"),
+        ([*CREATE, "--slices=0"], "--slices=0: write a number from 1 up"),
+        ([*CREATE, "--poll=nan"], "--poll=nan: write seconds from 0 up"),
+        ([*CREATE, "--cluster=c"], "--cluster is not for --backend=cloud-tpu"),
         ([*ONE_HOST, "--max-run-duration=7d"], "only for queued resources; add --queued"),
         ([*TRAIN[:2], "--zone=z", "--", "--labels=a=b"], "passes nothing on: --labels=a=b"),
         (["render", *TRAIN[1:], "--zone=z"], "has no manifest; write --backend=gke"),
@@ -243,8 +268,6 @@ def test_help_needs_no_installation(cloud):
 
 
 def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):
-    import tarfile
-
     def git(*arguments):
         subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
 

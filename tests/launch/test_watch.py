@@ -76,7 +76,6 @@ class Cloud(Shell):
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr(hosts_launcher, "pack", lambda folder, tar: None)
 
 
 def train(cloud, arguments=ARGUMENTS):

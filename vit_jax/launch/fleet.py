@@ -4,7 +4,6 @@ import abc
 import dataclasses
 from collections.abc import Sequence
 
-from vit_jax.errors import UserError
 from vit_jax.launch.shell import CONNECTIONS, Command, Each, Shell
 from vit_jax.launch.slices import Slices, State
 
@@ -14,8 +13,6 @@ SSH_FLAGS = (
     "--ssh-flag=-oServerAliveCountMax=3",
 )
 """gcloud sets none of these, so that a host that vanishes would hold a connection for ever."""
-
-_PROVISIONING = ("standard", "spot", "flex-start", "reservation-bound")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +38,7 @@ class Fleet(abc.ABC):
     slices: Slices
 
     def __post_init__(self) -> None:
-        model = self.slices.provisioning_model
-        if model not in ("", *_PROVISIONING):
-            raise UserError(
-                f"--provisioning-model={model}: write one of {', '.join(_PROVISIONING)}"
-            )
+        self.slices.refuse("image", "cluster", "location", "namespace")
 
     @abc.abstractmethod
     def create(self) -> list[Step]:
@@ -71,9 +64,9 @@ class Fleet(abc.ABC):
     def copy(self, number: int, files: Sequence[str]) -> list[Command | Each]:
         """Returns commands that copy local files to the home folders of a slice's hosts."""
 
-    def environment(self, shell: Shell, number: int) -> dict[str, str]:
-        """Returns the variables by which the processes of a slice find the other slices."""
-        return {}
+    def environments(self, shell: Shell) -> list[dict[str, str]]:
+        """Returns, for each slice, the variables by which its processes find the other slices."""
+        return [{} for _ in self.slices.nodes]
 
     def start_again(self) -> str:
         """Returns the command that starts slices which somebody has stopped; "" for none."""

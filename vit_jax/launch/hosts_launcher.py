@@ -6,6 +6,7 @@ The hosts run `host.sh`, which is copied to them with the code.
 import dataclasses
 import re
 import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,15 +14,16 @@ from pathlib import Path
 
 from vit_jax.errors import Interrupted, UserError, program
 from vit_jax.launch import slices as slices_lib
+from vit_jax.launch.archive import REPOSITORY
 from vit_jax.launch.fleet import Fleet, Step
 from vit_jax.launch.health import table
 from vit_jax.launch.launcher import (
+    LONGEST_PAUSE,
     MAX_UNREACHED,
-    REPOSITORY,
+    NO_CAPACITY,
     Launcher,
     Unusable,
     on_one_line,
-    pack,
 )
 from vit_jax.launch.shell import CREATE_SECONDS, HOST_SECONDS, Command, Each, Failed
 from vit_jax.launch.slices import ABSENT, COMING, LOST, READY, Slices, State
@@ -34,15 +36,6 @@ that calls them unhealthy, or a host that does not answer, while no host's run m
 
 ILL_SECONDS = 1800.0
 """Slices are created again for an illness only after as many polls as fit into this time."""
-
-LONGEST_PAUSE = 300.0
-"""The most seconds between two requests for slices that there is no capacity for."""
-
-_NO_CAPACITY = re.compile(
-    r"no more capacity|stockout|ZONE_RESOURCE_POOL_EXHAUSTED|does not have enough resources"
-    r"|currently unavailable in the .*zone",
-    re.IGNORECASE,
-)
 
 _PERMANENT = re.compile(
     r"PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|Required '.*' permission|Invalid value"
@@ -107,17 +100,7 @@ class HostsLauncher(Launcher):
             if known == self.slices and self._is_there(known):
                 self.look_until(lambda: 0 if self._is_ready() else None)
                 return
-        pause = self.poll
-        while True:
-            try:
-                self._take(self.fleet.create())
-                break
-            except UserError as error:
-                if not _NO_CAPACITY.search(str(error)):
-                    raise
-                self.shell.say(f"{error}; trying again in {pause:.0f} s")
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+        self.request(lambda: self._take(self.fleet.create()))
         self.look_until(lambda: 0 if self._is_ready() else None)
 
     def _is_there(self, known: slices_lib.Slices) -> bool:
@@ -222,7 +205,7 @@ class HostsLauncher(Launcher):
                     self._take(self.fleet.delete())
                     wanted = True
             except UserError as error:
-                failures = 0 if _NO_CAPACITY.search(str(error)) else failures + 1
+                failures = 0 if NO_CAPACITY.search(str(error)) else failures + 1
                 if failures > MAX_UNREACHED or _PERMANENT.search(str(error)):
                     raise Unusable(str(error)) from error
                 self.shell.say(f"{error}; trying again")
@@ -301,8 +284,7 @@ class HostsLauncher(Launcher):
         self._prepare(pin)
         self._on_hosts("check", *([workdir] if workdir.startswith("gs://") else []))
         commands: list[Command | Each] = []
-        for number in range(self.slices.slices):
-            found = self.fleet.environment(self.shell, number)
+        for number, found in enumerate(self.fleet.environments(self.shell)):
             variables = [f"{name}={value}" for name, value in found.items()]
             script = shlex.join(["env", *variables]) + " " if variables else ""
             commands += self.fleet.on_hosts(number, script + self._script("start", *arguments))
@@ -311,13 +293,14 @@ class HostsLauncher(Launcher):
 
     def _prepare(self, pin: tuple[str, str] | None = None) -> None:
         """Copies the code to all hosts, and installs it there."""
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix="vit_jax_") as folder:
             files = [str(HOST_SCRIPT)]
             if not pin:
-                tar = Path(folder) / f"{self.slices.name}.tgz"
-                files.append(str(tar))
-                if not self.shell.dry_run:
-                    pack(REPOSITORY, tar)
+                tar = str(Path(folder) / f"{self.slices.name}.tgz")
+                files.append(tar)
+                # What a dry run prints works in any folder and for any Python.
+                python = ["env", f"PYTHONPATH={REPOSITORY}", sys.executable]
+                self.shell.run([*python, "-m", "vit_jax.launch.archive", tar], CREATE_SECONDS)
             commands: list[Command | Each] = []
             for number in range(self.slices.slices):
                 commands += self.fleet.copy(number, files)

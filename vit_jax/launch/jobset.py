@@ -36,12 +36,15 @@ FINAL_CODES = (1, 2, 3)
 _RUN = ("python", "-m", "vit_jax", "train")
 
 
-def manifest(slices: Slices, arguments: Sequence[str], run: Sequence[str] = _RUN) -> dict[str, Any]:
+def manifest(
+    slices: Slices, arguments: Sequence[str], run: Sequence[str] = _RUN, *, once: bool = False
+) -> dict[str, Any]:
     """Returns the JobSet of a run.
 
     Args:
       arguments: the arguments of the command `train`; they reach it as they are, without a shell.
       run: the command before the arguments.
+      once: starts every pod once; one that fails does not end the others.
 
     Raises:
       UserError: the type is not one of GKE, or the image is missing.
@@ -68,21 +71,41 @@ def manifest(slices: Slices, arguments: Sequence[str], run: Sequence[str] = _RUN
         "metadata": metadata,
         "spec": {
             "failurePolicy": {
-                "maxRestarts": MAX_RESTARTS,
+                "maxRestarts": 0 if once else MAX_RESTARTS,
                 "rules": [
                     # A pod ended with a code of `FINAL_CODES`.
-                    {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+                    {
+                        "name": "final",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
                 ],
             },
             "replicatedJobs": [
-                {"name": JOB, "replicas": slices.slices, "template": _job(slices, arguments, run)}
+                {
+                    "name": JOB,
+                    "replicas": slices.slices,
+                    "template": {"spec": _job(slices, _pod(slices, arguments, run), once)},
+                }
             ],
         },
     }
 
 
-def _job(slices: Slices, arguments: Sequence[str], run: Sequence[str]) -> dict[str, Any]:
+def _job(slices: Slices, pod: Mapping[str, Any], once: bool) -> dict[str, Any]:
     hosts = slices.known_shape().hosts
+    return {
+        "completionMode": "Indexed",
+        "completions": hosts,
+        "parallelism": hosts,
+        # One lost pod ends the job: the others cannot go on without it.
+        **({"backoffLimitPerIndex": 0} if once else _ends_together()),
+        "template": {"spec": pod},
+    }
+
+
+def _ends_together() -> dict[str, Any]:
+    """Returns the fields of a job that ends with the first of its pods that fails."""
     rules = [
         # A pod of a node that is taken away, whatever code it ends with.
         {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -95,16 +118,7 @@ def _job(slices: Slices, arguments: Sequence[str], run: Sequence[str]) -> dict[s
             },
         },
     ]
-    return {
-        "spec": {
-            "backoffLimit": 0,  # One lost pod ends the job: the others cannot go on without it.
-            "completionMode": "Indexed",
-            "completions": hosts,
-            "parallelism": hosts,
-            "podFailurePolicy": {"rules": rules},
-            "template": {"spec": _pod(slices, arguments, run)},
-        }
-    }
+    return {"backoffLimit": 0, "podFailurePolicy": {"rules": rules}}
 
 
 def _pod(slices: Slices, arguments: Sequence[str], run: Sequence[str]) -> dict[str, Any]:

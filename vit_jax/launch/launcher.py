@@ -2,25 +2,29 @@
 
 import abc
 import dataclasses
-import io
-import subprocess
-import tarfile
+import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from vit_jax.errors import UserError, program
 from vit_jax.launch.shell import Shell
 from vit_jax.launch.slices import Slices
-from vit_jax.version import COMMIT_FILE, commit_of
-
-REPOSITORY = Path(__file__).parent.parent.parent
 
 RESTARTS = 20
 """The number of times in a row that a host restarts a run without the launcher."""
 
 MAX_UNREACHED = 20
 """The number of polls in a row that may fail before the launcher gives up; the run continues."""
+
+
+LONGEST_PAUSE = 300.0
+"""The most seconds between two requests for slices that there is no capacity for."""
+
+NO_CAPACITY = re.compile(
+    r"no more capacity|stockout|ZONE_RESOURCE_POOL_EXHAUSTED|does not have enough resources"
+    r"|currently unavailable in the .*zone",
+    re.IGNORECASE,
+)
 
 
 class Unusable(UserError):
@@ -83,6 +87,19 @@ class Launcher(abc.ABC):
             f"tpu render: --backend={self.slices.backend} has no manifest; write --backend=gke"
         )
 
+    def request(self, take: Callable[[], None]) -> None:
+        """Calls `take`, which requests capacity, again with longer pauses while there is none."""
+        pause = self.poll
+        while True:
+            try:
+                return take()
+            except UserError as error:
+                if not NO_CAPACITY.search(str(error)):
+                    raise
+                self.shell.say(f"{error}; trying again in {pause:.0f} s")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
     def look_until(self, look: Callable[[], int | None]) -> int:
         """Polls `look` until it has a result; it may fail while hosts are being taken away."""
         unreached = 0
@@ -118,25 +135,3 @@ def on_one_line(arguments: Sequence[str]) -> str:
     """Returns the arguments of a run on one line, in the form that `host.sh` stores."""
     line = " ".join(arguments).replace("\\", "\\\\")
     return line.replace("\n", "\\n").replace("\r", "\\r")
-
-
-def pack(folder: Path, tar: Path) -> None:
-    """Writes the files of a git checkout, with uncommitted changes and a note of the commit.
-
-    Files that git ignores are left out.
-
-    Raises:
-      UserError: the package was not installed from a checkout.
-    """
-    listing = ["git", "-C", str(folder), "ls-files", "-co", "--exclude-standard", "-z"]
-    done = subprocess.run(listing, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{folder} is no git checkout; clone the repository, and use its ./run.sh")
-    with tarfile.open(tar, "w:gz") as file:
-        for name in filter(None, done.stdout.split("\0")):
-            if (folder / name).exists():
-                file.add(folder / name, name)
-        told = (commit_of(folder) or "").encode()
-        note = tarfile.TarInfo(COMMIT_FILE)
-        note.size = len(told)
-        file.addfile(note, io.BytesIO(told))

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -51,12 +52,8 @@ class Each:
 
     def text(self) -> str:
         """Returns the loop of a shell that runs the commands at the same time."""
-        mark = "HOST-OF-THE-LIST"
-        words = [
-            '"$HOST"'.join(shlex.quote(part) if part else "" for part in word.split(mark))
-            for word in self.command(mark)
-        ]
-        return f"for HOST in $({shlex.join(self.listing)}); do {' '.join(words)} & done; wait"
+        command = as_text(self.command(_variable("HOST")))
+        return f"for HOST in $({as_text(self.listing)}); do {command} & done; wait"
 
 
 class Failed(UserError):
@@ -93,7 +90,7 @@ class Shell:
           tolerate: texts of errors that do not matter, such as that something exists already.
         """
         if self.dry_run:
-            print(shlex.join(command))
+            print(as_text(command))
             return
         code, _, errors = self._call(command, seconds, capture=False)
         if code and not any(text in errors for text in tolerate):
@@ -102,7 +99,7 @@ class Shell:
     def show(self, command: Command | Each) -> None:
         """Runs a command without a time limit, and shows its output as it comes."""
         if self.dry_run:
-            print(command.text() if isinstance(command, Each) else shlex.join(command))
+            print(as_text(command))
             return
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             list(pool.map(lambda one: self.run(one, None), self._listed([command])))
@@ -132,9 +129,20 @@ class Shell:
         """
         if self.dry_run:
             for command in commands:
-                print(command.text() if isinstance(command, Each) else shlex.join(command))
+                print(as_text(command))
             return pretend * len(commands)
         return self._gather(list(self._listed(commands)), seconds)
+
+    def ask_first(self, name: str, command: Command | Each) -> str:
+        """Returns the first line of the output of `command`; "" if it says nothing.
+
+        A dry run prints an assignment to the variable `name` of the shell, and returns a mark that
+        stands for this variable in further commands.
+        """
+        if self.dry_run:
+            print(f"{name}=$({{ {as_text(command)}; }} | head -n 1)")
+            return _variable(name)
+        return (self.ask_all([command]).strip().splitlines() or [""])[0]
 
     def _listed(self, commands: Sequence[Command | Each]) -> Iterator[Command]:
         for command in commands:
@@ -225,8 +233,27 @@ def _end(process: subprocess.Popen) -> None:
     process.kill()
 
 
+def _variable(name: str) -> str:
+    """Returns a mark for a variable of the shell, which no argument of a program can contain."""
+    return f"\0{name}\0"
+
+
+def as_text(command: Command | Each) -> str:
+    """Returns the line that runs a command where it is pasted into a shell."""
+    if isinstance(command, Each):
+        return command.text()
+    return " ".join(map(_as_word, command))
+
+
+def _as_word(word: str) -> str:
+    texts = re.split(r"\0(\w+)\0", word)
+    for number, text in enumerate(texts):
+        texts[number] = f'"${text}"' if number % 2 else text and shlex.quote(text)
+    return "".join(texts) or "''"
+
+
 def _with_text(command: Command, stdin: str) -> str:
-    text = shlex.join(command)
+    text = as_text(command)
     return f"{text} <<'END'\n{stdin.rstrip()}\nEND" if stdin else text
 
 

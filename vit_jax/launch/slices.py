@@ -11,6 +11,8 @@ from vit_jax.parallel import accelerators
 
 READY, COMING, LOST, ABSENT, STOPPED = "READY", "COMING", "LOST", "ABSENT", "STOPPED"
 
+_PROVISIONING = ("standard", "spot", "flex-start", "reservation-bound")
+
 
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -63,7 +65,7 @@ class Slices:
       flags: further flags for the command that creates the slices, as they are.
 
     Raises:
-      UserError: the name is not valid for Google Cloud.
+      UserError: the name is not valid for Google Cloud, or another value is out of range.
     """
 
     name: str
@@ -95,6 +97,13 @@ class Slices:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        model = self.provisioning_model
+        if model not in ("", *_PROVISIONING):
+            raise UserError(
+                f"--provisioning-model={model}: write one of {', '.join(_PROVISIONING)}"
+            )
+        if self.slices < 1:
+            raise UserError(f"--slices={self.slices}: write a number from 1 up")
         for field in ("data_disk", "flags"):  # JSON has no tuples.
             object.__setattr__(self, field, tuple(getattr(self, field)))
 
@@ -134,6 +143,13 @@ class Slices:
     def hosts(self) -> int:
         """Returns the number of hosts of one slice; 0 if it is not known."""
         return self.shape.hosts if self.shape else 0
+
+    def refuse(self, *fields: str) -> None:
+        """Raises a `UserError` if one of these fields, which the backend does not use, is set."""
+        for field in fields:
+            if getattr(self, field):
+                backend = self.backend.replace("_", "-")
+                raise UserError(f"--{field.replace('_', '-')} is not for --backend={backend}")
 
     @property
     def region(self) -> str:

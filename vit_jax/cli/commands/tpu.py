@@ -12,8 +12,9 @@ from typing import Any
 from vit_jax.cli.parser import Command
 from vit_jax.errors import UserError, program
 from vit_jax.launch import slices as slices_lib
+from vit_jax.launch.archive import REPOSITORY
 from vit_jax.launch.backends import BACKENDS, usual
-from vit_jax.launch.launcher import REPOSITORY, RESTARTS, Launcher
+from vit_jax.launch.launcher import RESTARTS, Launcher
 from vit_jax.launch.shell import Shell
 from vit_jax.launch.slices import Slices
 
@@ -170,6 +171,8 @@ def _run(arguments: argparse.Namespace) -> int | None:
         raise UserError(f"tpu {arguments.action} takes no --config.{key}")
     if arguments.passed and arguments.action != "create":
         raise UserError(f"tpu {arguments.action} passes nothing on: {arguments.passed[0]}")
+    if not arguments.poll >= 0:
+        raise UserError(f"--poll={arguments.poll}: write seconds from 0 up")
     slices = _slices(arguments)
     make = BACKENDS.find(slices.backend, "--backend")
     launcher: Launcher = make(slices, Shell(dry_run=arguments.dry_run), arguments.poll)
@@ -210,7 +213,7 @@ def _slices(arguments: argparse.Namespace) -> Slices:
         slices = Slices(**given)
         backend = given.get("backend") or usual(slices)
         # What waits in a queue is remembered, so that later commands ask the queue.
-        queued = backend == "cloud_tpu" and given.get("queued", slices.hosts > 1)
+        queued = given.get("queued", backend == "cloud_tpu" and slices.hosts > 1)
         return dataclasses.replace(slices, backend=backend, queued=queued)
     known = slices_lib.recall(name)
     if known is None:

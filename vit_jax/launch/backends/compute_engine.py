@@ -49,6 +49,7 @@ class ComputeEngine(Fleet):
     def __post_init__(self) -> None:
         super().__post_init__()
         slices = self.slices
+        slices.refuse("queued")
         if slices.autocheckpoint:
             raise UserError(
                 "--autocheckpoint is for Cloud TPU; hosts of Compute Engine get SIGTERM in any case"
@@ -198,25 +199,28 @@ class ComputeEngine(Fleet):
 
         return [Each(self._list(number, "value(name)"), scp)]
 
-    def environment(self, shell: Shell, number: int) -> dict[str, str]:
+    def environments(self, shell: Shell) -> list[dict[str, str]]:
         """Returns what JAX and libtpu look for when there are several slices.
 
         Cloud TPU puts these into the metadata of its nodes; JAX reads the environment first
         (jax/_src/clusters/cloud_tpu_cluster.py).
         """
         if self.slices.slices == 1:
-            return {}
+            return super().environments(shell)
         # The endpoints are in the order of the processes, of which the first coordinates.
         first = f"{_attribute('worker-network-endpoints')} | cut -d, -f1 | sed 's/.*://'; echo"
-        asked = shell.ask_all(self.on_hosts(0, first), pretend="FIRST-HOST\n").split()
-        if not asked:
+        host = shell.ask_first("FIRST_HOST", self._ssh(0, first))
+        if not host:
             raise UserError(f"no host of {self.slices.nodes[0]} tells the hosts of its slice")
-        return {
-            "MEGASCALE_COORDINATOR_ADDRESS": f"{asked[0]}:{MEGASCALE_PORT}",
-            "MEGASCALE_PORT": str(MEGASCALE_PORT),
-            "MEGASCALE_NUM_SLICES": str(self.slices.slices),
-            "MEGASCALE_SLICE_ID": str(number),
-        }
+        return [
+            {
+                "MEGASCALE_COORDINATOR_ADDRESS": f"{host}:{MEGASCALE_PORT}",
+                "MEGASCALE_PORT": str(MEGASCALE_PORT),
+                "MEGASCALE_NUM_SLICES": str(self.slices.slices),
+                "MEGASCALE_SLICE_ID": str(number),
+            }
+            for number in range(self.slices.slices)
+        ]
 
     def _way(self) -> list[str]:
         if self.slices.iap:

@@ -6,8 +6,10 @@ kubernetes.io/docs/reference/kubectl. The cluster needs the JobSet controller
 """
 
 import dataclasses
+import functools
 import json
 import re
+import time
 from collections.abc import Sequence
 
 from vit_jax.errors import UserError, program
@@ -23,13 +25,31 @@ from vit_jax.launch.slices import Slices
 _GCLOUD_GONE = ("code=404", "NOT_FOUND", "was not found")
 _KUBECTL_GONE = "(NotFound)"
 
+CHECK_SECONDS = 1800.0
+"""A check ends after this time even if some of its pods have not: their nodes may not come."""
+
 
 @dataclasses.dataclass
 class GkeLauncher(Launcher):
-    """Creates node pools, and applies the manifest of a run."""
+    """Creates node pools, and applies the manifest of a run.
+
+    Raises:
+      UserError: a flag is not for GKE, whose nodes have the network and the image of the cluster.
+    """
+
+    _project: str = dataclasses.field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self.slices.refuse(
+            "queued", "version", "internal_ip", "iap", "network", "subnetwork", "data_disk",
+            "autocheckpoint",
+        )  # fmt: skip
 
     def create(self) -> None:
-        """Creates a node pool for each slice, and lets kubectl know the cluster."""
+        """Creates a node pool for each slice, and lets kubectl know the cluster.
+
+        Pools that are there already, as after an interruption, stay.
+        """
         slices, shape = self.slices, self.slices.known_shape()
         if not slices.cluster:
             raise UserError("tpu create: --cluster is missing: the GKE cluster of the node pools")
@@ -40,7 +60,8 @@ class GkeLauncher(Launcher):
                     f"there is a {slices.name} of type {known.type} already; {program()} tpu delete"
                     " it, or choose another name"
                 )
-            slices_lib.remember(slices)
+            # Without its project a later command could mean another cluster.
+            slices_lib.remember(dataclasses.replace(slices, project=self._known_project()))
         if self._has_policy():
             policy = [
                 "compute", "resource-policies", "create", "workload-policy", slices.name,
@@ -49,10 +70,23 @@ class GkeLauncher(Launcher):
             ]  # fmt: skip
             self.shell.run(self._gcloud(*policy), CREATE_SECONDS, ("already exists",))
         for node in slices.nodes:
-            self.shell.run(self._pool("create", node, *self._flags()), CREATE_SECONDS)
+            self.request(functools.partial(self._make, node))
         self.shell.run(
             self._gcloud("container", "clusters", "get-credentials", slices.cluster, self._where())
         )
+
+    def _make(self, node: str) -> None:
+        """Creates a node pool unless it is there; deletes one that could not be created before."""
+        try:
+            status = self.shell.ask(self._pool("describe", node, "--format=value(status)")).strip()
+        except UserError as error:
+            if not any(text in str(error) for text in _GCLOUD_GONE):
+                raise
+            status = ""
+        if status == "ERROR":  # As after a request for which there was no capacity.
+            self.shell.run(self._pool("delete", node), CREATE_SECONDS, _GCLOUD_GONE)
+        if status in ("", "ERROR"):
+            self.shell.run(self._pool("create", node, *self._flags()), CREATE_SECONDS)
 
     def _has_policy(self) -> bool:
         """Returns whether the topology of a slice is a policy of its own."""
@@ -79,7 +113,7 @@ class GkeLauncher(Launcher):
             flags += ["--reservation-affinity=specific", f"--reservation={slices.reservation}"]
         if slices.max_run_duration:
             flags.append(f"--max-run-duration={slices.max_run_duration}")
-        flags += [f"--node-labels={slices.labels}"] if slices.labels else []
+        flags += [f"--labels={slices.labels}"] if slices.labels else []
         flags += [f"--tags={slices.tags}"] if slices.tags else []
         return [*flags, "--scopes=cloud-platform", *slices.flags]
 
@@ -220,21 +254,48 @@ class GkeLauncher(Launcher):
             slices_lib.forget(self.slices.name)
 
     def check(self, workdir: str) -> int:
-        """Runs the measurements as a JobSet of their own, and prints one table."""
+        """Runs the measurements as a JobSet of their own, and prints one table.
+
+        Raises:
+          UserError: a run is going on the nodes.
+        """
+        found = self._jobset()
+        if found and not _ended(found):
+            raise UserError(
+                f"a run is going on {self.slices.name}, whose nodes a check needs;"
+                f" {program()} tpu stop {self.slices.name} lets it save and end"
+            )
         name = f"{self.slices.name}-check"
         own = GkeLauncher(dataclasses.replace(self.slices, name=name), self.shell, self.poll)
         bucket = [f"--workdir={workdir}"] if workdir else []
         run = ("python", "-m", "vit_jax.launch.measure")
-        own._apply(jobset.manifest(own.slices, bucket, run), on_one_line(bucket))
-        if self.shell.dry_run:
-            own.shell.ask(own._logs_of_all())
+        own._apply(jobset.manifest(own.slices, bucket, run, once=True), on_one_line(bucket))
+        try:
+            told = own._measured()
+        finally:
             own.stop()
+        if self.shell.dry_run:
             return 0
-        own.look_until(lambda: 0 if _ended(own._jobset() or {}) else None)
-        text, code = table(own.shell.ask(own._logs_of_all()), [], set(), self.slices.shape)
-        own.stop()
+        hosts = self.slices.known_shape().hosts
+        pods = {
+            f"{name}-{jobset.JOB}-{number}-{host}"
+            for number in range(self.slices.slices)
+            for host in range(hosts)
+        }
+        text, code = table(told, [], pods, self.slices.shape)
         print(text)
         return code
+
+    def _measured(self) -> str:
+        """Returns the output of all pods once they have ended, or time is up."""
+        until = time.monotonic() + CHECK_SECONDS
+
+        def look() -> int | None:
+            is_over = self.shell.dry_run or _ended(self._jobset() or {})
+            return 0 if is_over or time.monotonic() > until else None
+
+        self.look_until(look)
+        return self.shell.ask(self._logs_of_all())
 
     def _logs_of_all(self) -> Command:
         selector = f"--selector=jobset.sigs.k8s.io/jobset-name={self.slices.name}"
@@ -243,10 +304,20 @@ class GkeLauncher(Launcher):
     def _kubectl(self, *arguments: str) -> Command:
         slices = self.slices
         flags = [f"--namespace={slices.namespace}"] if slices.namespace else []
-        if slices.project and slices.cluster:  # The name that `get-credentials` gives.
+        if slices.cluster:  # The name that `get-credentials` gives.
             place = slices.location or slices.zone
-            flags.append(f"--context=gke_{slices.project}_{place}_{slices.cluster}")
+            flags.append(f"--context=gke_{self._known_project()}_{place}_{slices.cluster}")
         return ["kubectl", *arguments, *flags]
+
+    def _known_project(self) -> str:
+        """Returns the project of the cluster: --project, or the one that gcloud uses."""
+        if not self._project:
+            self._project = self.slices.project or self.shell.ask_first(
+                "PROJECT", ["gcloud", "config", "get", "project"]
+            )
+        if not self._project:
+            raise UserError("gcloud has no project; add --project")
+        return self._project
 
     def _pool(self, action: str, node: str, *flags: str) -> Command:
         cluster = f"--cluster={self.slices.cluster}"
