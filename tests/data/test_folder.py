@@ -165,10 +165,10 @@ def test_empty_class_folder_is_named(flat):
 
 def test_file_that_is_no_image_is_named(flat):
     (flat / "dog" / "notes.txt").write_text("x")
-    (flat / "cat" / "a.HEIC").touch()
-    with pytest.raises(UserError, match=r"a\.HEIC has a format that is not read .*: convert it"):
+    (flat / "cat" / "a.PSD").touch()
+    with pytest.raises(UserError, match=r"a\.PSD has a format that is not read .*: convert it"):
         open_folder(flat)
-    (flat / "cat" / "a.HEIC").unlink()
+    (flat / "cat" / "a.PSD").unlink()
     with pytest.raises(UserError, match=r"notes\.txt is not an image file"):
         open_folder(flat)
 

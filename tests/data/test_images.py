@@ -54,8 +54,46 @@ def test_postscript_never_reaches_an_interpreter(monkeypatch):
     from PIL import EpsImagePlugin
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", None)
-    with pytest.raises(images.BadImage, match="not an image that is read"):
+    with pytest.raises(images.BadImage, match="PostScript, a format that is not read"):
         images.pixels(UNREADABLE["text.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"\xff\x0a\x7f\x21", "JPEG XL, a format that is not read"),
+        (b"8BPS\0\1", "Photoshop, a format that is not read"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF"),
+        (b"<html>", "not an image that is read"),
+    ],
+)
+def test_a_format_that_is_not_read_is_called_by_its_name(start, said):
+    with pytest.raises(images.BadImage, match=said):
+        images.pixels(start + bytes(100))
+
+
+def test_a_jpeg_of_twelve_bits_is_refused_by_name():
+    jpeg = bytearray(READABLE["grey.jpg"])
+    jpeg[jpeg.index(b"\xff\xc0") + 4] = 12
+    with pytest.raises(images.BadImage, match="JPEG with 12 bits a sample, a format that is not"):
+        images.for_decoding(bytes(jpeg))
+
+
+def test_images_that_are_passed_over_are_counted(tmp_path, caplog):
+    for name in ("a.jpg", "b.PSD", "c.jxl", "notes.txt"):
+        (tmp_path / name).touch()
+    assert list(images.images_below(tmp_path)) == ["a.jpg"]
+    assert "2 images have a format that is not read, such as b.PSD (convert it)" in caplog.text
+
+
+def test_heif_of_phones_is_read_where_the_plug_in_is():
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif")
+    pillow_heif.register_heif_opener()
+    picture = odd_images.photograph(64, 48)
+    data = odd_images.encoded(picture, "HEIF", quality=-1)
+    close(images.pixels(data), np.asarray(picture))
+    close(decoded(images.for_decoding(data)), np.asarray(picture))
+    assert images.header(data).size == (48, 64)
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):

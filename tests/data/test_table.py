@@ -113,6 +113,24 @@ def test_splits_by_file_and_by_column_have_the_classes_of_training(folder):
         open_table(split="val", **by_file)
 
 
+def test_a_training_split_is_read_once_for_all_splits(folder, monkeypatch):
+    header = ("path", "label")
+    write(folder, "train.csv", lines(header, ("a.png", "cat"), ("b.png", "dog")))
+    write(folder, "val.csv", lines(header, ("c.png", "dog")))
+    read, opened = [], _table_files.TextTable._open
+
+    def reading(path):
+        read.append(path)
+        return opened(path)
+
+    monkeypatch.setattr(_table_files.TextTable, "_open", staticmethod(reading))
+    name = folder / "{split}.csv"
+    assert open_table(name).class_names == open_table(name, "val").class_names == ("cat", "dog")
+    assert [os.path.basename(path) for path in read] == ["train.csv", "val.csv"]
+    write(folder, "train.csv", lines(header, ("a.png", "cat"), ("b.png", "dog"), ("c.png", "eel")))
+    assert open_table(name, "val").class_names == ("cat", "dog", "eel")
+
+
 def test_parts_and_folds_are_those_of_all_sources(folder):
     name = write(folder, "t.csv", lines(("path", "label", "who"), *((*r, r[0][0]) for r in ROWS)))
     assert numbers(open_table(name, "train[1:3]")) == [1, 2]
@@ -270,8 +288,9 @@ def test_tables_and_images_may_lie_on_an_object_store(folder):
 
 
 def test_photographs_are_turned_upright(folder):
-    (folder / "e.png").write_bytes(odd_images.turned(odd_images.photograph(), 8))
-    name = write(folder, "t.csv", lines(("path", "label"), ("e.png", "a"), ("e.png", "b")))
+    for one in ("e.png", "f.png"):
+        (folder / one).write_bytes(odd_images.turned(odd_images.photograph(), 8))
+    name = write(folder, "t.csv", lines(("path", "label"), ("e.png", "a"), ("f.png", "b")))
     for exif, shape in (("apply", (32, 48, 3)), ("ignore", (48, 32, 3))):
         assert element_spec(open_table(name, exif=exif), "decode")["image"].shape == shape
 
@@ -294,6 +313,7 @@ BAD = {
     "another kind": ("t.xlsx", "x", {}, r"ends in .csv, .tsv, .jsonl, .parquet"),
     "no Parquet": ("t.parquet", "PAR1 is this", {}, r"t.parquet: .*[Pp]arquet"),
     "numbers as images": ("t.parquet", {"image": [1], "label": [2]}, {}, "holds int64, which is"),
+    "two labels": ("t.csv", "path,label\na,b\na,c\n", {}, "line 3, .*: a has another .*line 2"),
     "no rows": ("t.csv", "path,label\n", {}, "has no examples"),
     "no lines": ("t.csv", "", {}, "has no columns"),
 }  # fmt: skip

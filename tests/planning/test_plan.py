@@ -13,7 +13,7 @@ import pytest
 from jax.experimental import serialize_executable
 
 from vit_jax import config as config_lib
-from vit_jax import models
+from vit_jax import data, models
 from vit_jax.__main__ import main
 from vit_jax.parallel import accelerators
 from vit_jax.planning import command, fit
@@ -273,3 +273,11 @@ def test_several_slices_need_data_to_span_them():
     devices = [SimpleNamespace(slice_index=i // 4) for i in range(8)]
     with pytest.raises(plan_lib.UserError, match="does not divide into 2 slices"):
         make_mesh({"data": 1, "fsdp": 8, "tensor": 1}, devices)
+
+
+def test_what_counts_classes_can_be_planned_without_the_data(digits_npz):
+    """The numbers of a class change no shape, and training will know them."""
+    config = config_lib.load(f"{TINY}:npz={digits_npz}")
+    config.task = {"name": "classification", "class_weights": "balanced"}
+    config.data.update(source="tfds", name="cifar10", pp="decode|resize(8)")
+    assert Run.build(config, source=data.expect(config.data)).task.info.class_counts is None

@@ -6,40 +6,57 @@ Both turn a photograph upright by its EXIF orientation, unless `exif` is "ignore
 
 JPEG and PNG, the formats of nearly all datasets, pass through unchanged; only their header is read.
 Other formats, and PNG files with an orientation or with transparency, which is shown over white,
-are decoded by Pillow and passed on as PNG. A JPEG
-with an orientation gets a mark near its beginning. The ops read from it how to turn the pixels that
-they decode, because turning a crop costs less than turning the image.
+are decoded by Pillow and passed on as PNG. A JPEG with an orientation gets a mark near its
+beginning. The ops read from it how to turn the pixels that they decode, because turning a crop
+costs less than turning the image. HEIF is always upright, because its orientation is no EXIF value.
 """
 
+import functools
+import importlib.util
 import io
-import itertools
+import logging
 import os
-import struct
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_jax.data import files
+from vit_jax.data.image_headers import (
+    JPEG,
+    JPEG_END,
+    ORIENTATION,
+    PNG,
+    UPRIGHT,
+    BadImage,
+    Header,
+    format_of,
+    is_transparent,
+    jpeg_header,
+    png_chunks,
+    png_header,
+)
 from vit_jax.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+logger = logging.getLogger(__name__)
+
+_HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+_READS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+
 SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm",
-    ".pgm",
+    ".pgm", *(_HEIF_SUFFIXES if _READS_HEIF else ()),
 )  # fmt: skip
 """The suffixes, in lower case, of the files that a folder of images may contain."""
 
 OTHER_SUFFIXES = (
-    ".heic", ".heif", ".jxl", ".jp2", ".svg", ".eps", ".pdf", ".psd", ".ico", ".tga", ".dng",
-    ".raw", ".cr2", ".cr3", ".nef", ".arw",
+    ".jxl", ".jp2", ".svg", ".eps", ".pdf", ".psd", ".ico", ".tga", ".dng", ".raw", ".cr2",
+    ".cr3", ".nef", ".arw", *(() if _READS_HEIF else _HEIF_SUFFIXES),
 )  # fmt: skip
 """The suffixes, in lower case, of images that are not read."""
-
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP", "TIFF", "AVIF", "PPM")
-"""The supported formats. The first bytes of a file determine its format, not its name."""
 
 EXIF_CHOICES = ("apply", "ignore")
 
@@ -64,16 +81,6 @@ an application segment (APP15), which decoders skip."""
 
 CUT_SHORT = 16
 
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_MAGIC = (
-    (_JPEG, "JPEG"), (_PNG, "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"), (b"BM", "BMP"),
-    (b"II*\x00", "TIFF"), (b"MM\x00*", "TIFF"), (b"II+\x00", "TIFF"), (b"MM\x00+", "TIFF"),
-)  # fmt: skip
-_JPEG_END = b"\xff\xd9"
-_ORIENTATION = 0x0112
-_UPRIGHT = 1
-_SIZED = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF markers: size follows.
-_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # Markers without a segment.
 # Other chunks of a PNG file (text, color profiles, times) do not affect its pixels.
 _KEPT_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _GREY_MODES = ("1", "L", "LA", "La")
@@ -84,54 +91,49 @@ _TURNS = {
 }  # fmt: skip
 
 
-class BadImage(OSError):
-    """An image cannot be used. The message gives the reason; the caller adds the file name."""
-
-
-class Header(NamedTuple):
-    """Information about an image from its file's header, read without decoding pixels.
-
-    size: (height, width) of the pixels as stored; None if the header is damaged.
-    orientation: the EXIF orientation, 1 to 8; 1 is upright.
-    """
-
-    format: str
-    size: tuple[int, int] | None
-    orientation: int = _UPRIGHT
-
-    @property
-    def upright_size(self) -> tuple[int, int] | None:
-        """Returns (height, width) of the upright image; None if the size is unknown."""
-        return self.size[::-1] if self.size and self.orientation > 4 else self.size
-
-
 def is_image_name(name: str) -> bool:
     """Returns whether a file is expected to be an image, judged by the suffix of its name."""
     return name.lower().endswith(SUFFIXES)
+
+
+def how_to_read(name: str) -> str:
+    """Returns what to do about an image whose suffix is one of `OTHER_SUFFIXES`."""
+    is_heif = name.lower().endswith(_HEIF_SUFFIXES)
+    return "pip install pillow-heif, or convert it" if is_heif else "convert it"
 
 
 def images_below(folder: str | os.PathLike[str]) -> Iterator[str]:
     """Yields the image files in a folder and below, as paths relative to it, sorted by folder.
 
     Hidden files and folders are skipped, and so are files whose name is not that of an image. Links
-    to folders are followed, except to a folder that contains the link.
+    to folders are followed, except to a folder that contains the link. A warning counts the images
+    of formats that are not read.
 
     Raises:
       UserError: a folder cannot be listed.
     """
-    yield from _images_below(os.fspath(folder), "", frozenset())
+    others: list[str] = []
+    yield from _images_below(os.fspath(folder), "", frozenset(), others)
+    if others:
+        logger.warning(
+            "%s: %d images have a format that is not read, such as %s (%s)",
+            files.shown(folder), len(others), files.shown(others[0]), how_to_read(others[0]),
+        )  # fmt: skip
 
 
-def _images_below(root: str, inner: str, above: frozenset[str]) -> Iterator[str]:
+def _images_below(root: str, inner: str, above: frozenset[str], others: list[str]) -> Iterator[str]:
+    """Yields the images of a folder; appends those of formats that are not read to `others`."""
     here = os.path.realpath(os.path.join(root, inner))
     if here in above:
         return
     for entry in files.visible(os.path.join(root, inner)):
         name = os.path.join(inner, entry.name)
         if entry.is_dir():
-            yield from _images_below(root, name, above | {here})
+            yield from _images_below(root, name, above | {here}, others)
         elif is_image_name(entry.name):
             yield name
+        elif entry.name.lower().endswith(OTHER_SUFFIXES):
+            others.append(name)
 
 
 def read(path: str | os.PathLike) -> bytes:
@@ -155,11 +157,11 @@ def header(data: bytes) -> Header:
     Raises:
       BadImage: the bytes are not an image of a supported format, or the image has too many pixels.
     """
-    found = _format(data)
+    found = format_of(data)
     if found == "JPEG":
-        head = _jpeg_header(data)
+        head = jpeg_header(data)
     elif found == "PNG":
-        head = _png_header(data)
+        head = png_header(data)
     else:
         with _open(data, found) as image:  # This does not decode pixels yet.
             head = Header(found, (image.height, image.width), _pillow_orientation(image))
@@ -182,10 +184,10 @@ def for_decoding(data: bytes, exif: str = "apply", listed_size: Sequence[int] = 
     head = header(data)
     turned = exif == "apply" and is_turned(head, listed_size)
     if head.format == "JPEG":
-        return _marked(data, head.orientation if turned else _UPRIGHT)
-    if head.format == "PNG" and not turned and not _is_transparent(data):
+        return _marked(data, head.orientation if turned else UPRIGHT)
+    if head.format == "PNG" and not turned and not is_transparent(data):
         return data
-    return _as_png(_decoded(data, head.format, head.orientation if turned else _UPRIGHT))
+    return _as_png(_decoded(data, head.format, head.orientation if turned else UPRIGHT))
 
 
 def with_end_checked(data: bytes) -> bytes:
@@ -193,18 +195,18 @@ def with_end_checked(data: bytes) -> bytes:
 
     Without the mark, a crop of the remaining rows would succeed, and a crop of missing rows fail.
     """
-    return _marked(data, _UPRIGHT) if data.startswith(_JPEG) else data
+    return _marked(data, UPRIGHT) if data.startswith(JPEG) else data
 
 
 def _marked(jpeg: bytes, orientation: int) -> bytes:
-    mark = orientation if jpeg.endswith(_JPEG_END) else orientation + CUT_SHORT
-    return jpeg if mark == _UPRIGHT else jpeg[:2] + MARK + bytes([mark]) + jpeg[2:]
+    mark = orientation if jpeg.endswith(JPEG_END) else orientation + CUT_SHORT
+    return jpeg if mark == UPRIGHT else jpeg[:2] + MARK + bytes([mark]) + jpeg[2:]
 
 
 def is_turned(head: Header, listed_size: Sequence[int] = (0, 0)) -> bool:
     """Returns whether `for_decoding` turns an image for annotations of `listed_size`."""
     listed = tuple(listed_size)
-    return head.orientation != _UPRIGHT and not (head.size == listed != head.upright_size)
+    return head.orientation != UPRIGHT and not (head.size == listed != head.upright_size)
 
 
 def pixels(data: bytes, channels: int = 3, exif: str = "apply") -> np.ndarray:
@@ -219,7 +221,7 @@ def pixels(data: bytes, channels: int = 3, exif: str = "apply") -> np.ndarray:
       BadImage: the image cannot be decoded.
     """
     head = header(data)
-    image = _decoded(data, head.format, head.orientation if exif == "apply" else _UPRIGHT)
+    image = _decoded(data, head.format, head.orientation if exif == "apply" else UPRIGHT)
     return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(
         image.height, image.width, channels
     )
@@ -255,87 +257,6 @@ def check_exif(exif: str) -> None:
         raise UserError(f"config.data.args.exif={exif!r}: write {' or '.join(EXIF_CHOICES)}")
 
 
-def _format(data: bytes) -> str:
-    """Returns which of `FORMATS` the first bytes identify. Raises `BadImage` if none does."""
-    for magic, name in _MAGIC:
-        if data.startswith(magic):
-            return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WebP"
-    if data[4:8] == b"ftyp" and (b"avif" in data[8:64] or b"avis" in data[8:64]):
-        return "AVIF"
-    if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
-        return "PPM"
-    raise BadImage(f"not an image that is read ({', '.join(FORMATS)})")
-
-
-def _jpeg_header(data: bytes) -> Header:
-    """Reads the segments of a JPEG up to the one with the size, which follows the EXIF segment."""
-    at, orientation, end = 2, _UPRIGHT, len(data) - 9
-    while at < end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker in _SIZED:
-            size = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8])
-            return Header("JPEG", size, orientation)
-        if marker == 0xFF:  # Any number of these bytes may precede a marker.
-            at += 1
-        elif marker in _ALONE:
-            at += 2
-        else:
-            if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-                orientation = _exif_orientation(data, at + 10)
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return Header("JPEG", None)
-
-
-def _png_header(data: bytes) -> Header:
-    if len(data) < 33:
-        return Header("PNG", None)
-    width, height = struct.unpack_from(">II", data, 16)
-    orientation = _UPRIGHT
-    for kind, begin, _ in _png_chunks(data):
-        if kind == b"eXIf":
-            orientation = _exif_orientation(data, begin)
-        if kind in (b"eXIf", b"IDAT"):
-            break
-    return Header("PNG", (height, width), orientation)
-
-
-def _is_transparent(png: bytes) -> bool:
-    """Returns whether a PNG file has an alpha channel, or transparent colors."""
-    kinds = itertools.takewhile(lambda kind: kind != b"IDAT", (x[0] for x in _png_chunks(png)))
-    return png[25:26] in (b"\4", b"\6") or b"tRNS" in kinds
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yields (kind, start of the content, end of the content) of each complete chunk."""
-    at = len(_PNG)
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 8 + length
-        if end + 4 > len(data):
-            return
-        yield kind, at + 8, end
-        at = end + 4
-
-
-def _exif_orientation(data: bytes, start: int) -> int:
-    """Returns the orientation in the EXIF block at `start`; 1 if there is none."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[start : start + 4])
-    if order is None:
-        return _UPRIGHT
-    try:
-        at = start + struct.unpack_from(f"{order}I", data, start + 4)[0]
-        (count,) = struct.unpack_from(f"{order}H", data, at)
-        for number in range(count):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", data, at + 2 + 12 * number)
-            if tag == _ORIENTATION:
-                return value if kind == 3 and 1 <= value <= 8 else _UPRIGHT
-    except struct.error:  # An offset points outside the file.
-        pass
-    return _UPRIGHT
-
-
 def _check_size(size: tuple[int, int] | None, data: bytes) -> None:
     if size is None:
         return
@@ -347,7 +268,7 @@ def _check_size(size: tuple[int, int] | None, data: bytes) -> None:
         )
     if 3 * count > _ALWAYS_UNFOLDED:
         # The color types 0 (gray) and 3 (palette) of PNG have one value per pixel.
-        unfolded = count if data.startswith(_PNG) and data[25] in (0, 3) else 3 * count
+        unfolded = count if data.startswith(PNG) and data[25] in (0, 3) else 3 * count
         if unfolded > max(_ALWAYS_UNFOLDED, _MAX_RATIO * len(data)):
             raise BadImage(
                 f"{len(data):,} bytes that stand for {_sides(size)} pixels: no picture is "
@@ -365,16 +286,28 @@ def _open(data: bytes, found: str) -> "Image.Image":
 
     if found == "PNG":
         data = _bare_png(data)
+    if found == "HEIF":
+        _register_heif()
     try:
         return Image.open(io.BytesIO(data), formats=(found.upper(),))
     except Exception as error:  # Parsers raise errors of any type for damaged bytes.
         raise BadImage(_reason(error, found)) from error
 
 
+@functools.cache
+def _register_heif() -> None:
+    """Has Pillow read HEIF. Raises `BadImage` where its plug-in is not installed."""
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise BadImage("HEIF, which is read after `pip install pillow-heif`") from error
+    pillow_heif.register_heif_opener()
+
+
 def _bare_png(data: bytes) -> bytes:
     """Returns a PNG file without the chunks that do not affect its pixels."""
-    kept = [data[b - 8 : e + 4] for kind, b, e in _png_chunks(data) if kind in _KEPT_CHUNKS]
-    return _PNG + b"".join(kept)
+    kept = [data[b - 8 : e + 4] for kind, b, e in png_chunks(data) if kind in _KEPT_CHUNKS]
+    return PNG + b"".join(kept)
 
 
 def _decoded(data: bytes, found: str, orientation: int) -> "Image.Image":
@@ -420,12 +353,12 @@ def _as_png(image: "Image.Image") -> bytes:
 def _pillow_orientation(image: "Image.Image") -> int:
     """Returns the orientation of an opened image; 1 for TIFF, which Pillow itself turns upright."""
     if image.format == "TIFF":
-        return _UPRIGHT
+        return UPRIGHT
     try:
-        found = image.getexif().get(_ORIENTATION, _UPRIGHT)
+        found = image.getexif().get(ORIENTATION, UPRIGHT)
     except Exception:  # Damaged EXIF data is ignored.
-        return _UPRIGHT
-    return found if found in _TURNS else _UPRIGHT
+        return UPRIGHT
+    return found if found in _TURNS else UPRIGHT
 
 
 def _reason(error: Exception, found: str) -> str:

@@ -74,7 +74,9 @@ class Run:
         else:
             given, spec = source, source.spec
         given = data.balanced(given, config.data.balance, config.seed)
-        info = DataInfo(spec, given.num_classes, given.class_names, data.class_counts(given))
+        # A source that stands for one that is not at hand trains nothing, so it need not count.
+        counts = None if isinstance(given, data.Expected) else data.class_counts(given)
+        info = DataInfo(spec, given.num_classes, given.class_names, counts)
         duration = durations(config, len(given))
         task = tasks.build(config.task, config.model, info).with_duration(duration)
         if config.accum_steps > 1:

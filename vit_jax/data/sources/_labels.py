@@ -41,10 +41,12 @@ class LabelCells:
     """The labels of some rows of a table, as texts.
 
     Args:
+      table, rows: the table, and the numbers of the rows.
       columns: the column of labels, or columns of 0 and 1, each for the class of its name.
       separator: what stands between several labels in one cell.
 
     Attributes:
+      table, columns, separator: the arguments.
       labels: the labels of each row.
       are_several: whether a row may have any number of labels; it has one otherwise.
 
@@ -53,7 +55,7 @@ class LabelCells:
     """
 
     def __init__(self, table: Table, columns: Sequence[str], separator: str, rows: np.ndarray):
-        self._table, self._rows, self._columns = table, rows, columns
+        self.table, self.columns, self.separator, self._rows = table, columns, separator, rows
         cells = [table.values(column) for column in columns]
         lists = any(isinstance(cells[0][row], list | tuple) for row in rows.tolist())
         self.are_several = len(columns) > 1 or bool(separator) or lists
@@ -106,24 +108,24 @@ class LabelCells:
         return f"{files.shown(label)!r} is no class of {of}; {nearest(label, known)}"
 
     def _where(self, place: int) -> str:
-        return self._table.where(int(self._rows[place]), self._columns[0])
+        return self.table.where(int(self._rows[place]), self.columns[0])
 
     def _of_columns(self, cells: Sequence[list], row: int) -> tuple[str, ...]:
         """Returns the names of the columns whose cell says yes."""
         found = []
-        for column, values in zip(self._columns, cells, strict=True):
+        for column, values in zip(self.columns, cells, strict=True):
             text = _text(values[row]).lower()
             if text in _YES:
                 found.append(column)
             elif text not in _NO:
-                where = self._table.where(row, column)
+                where = self.table.where(row, column)
                 raise UserError(f"{where}: {files.shown(text)!r} is neither 0 nor 1")
         return tuple(found)
 
     def _key(self, value: Any, row: int) -> str:
         text = _text(value)
         if not text:
-            raise UserError(f"{self._table.where(row, self._columns[0])}: has no label")
+            raise UserError(f"{self.table.where(row, self.columns[0])}: has no label")
         return text
 
 

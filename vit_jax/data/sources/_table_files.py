@@ -71,6 +71,14 @@ class Table(abc.ABC):
         """Returns the values of a loaded column, one for each row."""
         return self._values[column]
 
+    def image_names(self) -> list:
+        """Returns the files of images, one for each row; [] where the rows hold the images."""
+        return self._values.get(self._image, [])
+
+    def image_cell(self, row: int) -> str:
+        """Returns the position of the cell with a row's image, for a message."""
+        return self.where(row, self._image)
+
     def class_label_columns(self) -> list[str]:
         """Returns the column whose classes the file itself names, if there is only one."""
         return []

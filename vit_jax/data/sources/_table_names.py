@@ -41,7 +41,7 @@ def open_tables(name: str, part: str) -> Table:
     Raises:
       UserError: there is none, or one of another kind.
     """
-    paths, is_of_split = _find(name, part)
+    paths, is_of_split = find_files(name, part)
     suffixes = {os.path.splitext(path)[1].lower() for path in paths}
     if len(suffixes) != 1 or not suffixes <= set(_KINDS):
         raise UserError(
@@ -51,7 +51,7 @@ def open_tables(name: str, part: str) -> Table:
     return _KINDS[suffixes.pop()](paths, is_of_split=is_of_split)
 
 
-def _find(name: str, part: str) -> tuple[list[str], bool]:
+def find_files(name: str, part: str) -> tuple[list[str], bool]:
     """Returns the files of a split, and whether they hold that split alone."""
     if not is_remote(name):
         name = str(files.expand(name))

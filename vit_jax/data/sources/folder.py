@@ -221,8 +221,8 @@ def _image_files(folder: Path, classes: Iterable[tuple[str, int]]) -> list[tuple
                 known = ", ".join(images.SUFFIXES)
                 if entry.name.lower().endswith(images.OTHER_SUFFIXES):
                     raise UserError(
-                        f"{shown(entry.path)} has a format that is not read ({known} are): convert"
-                        " it"
+                        f"{shown(entry.path)} has a format that is not read ({known} are):"
+                        f" {images.how_to_read(entry.name)}"
                     )
                 raise UserError(f"{shown(entry.path)} is not an image file ({known}): move it away")
             files.append((f"{name}/{entry.name}", label))

@@ -19,6 +19,7 @@ labels), and `weight` (float32) if a column has it. Mistakes are named by file, 
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -95,11 +96,10 @@ class Source:
         of_file = table.class_names(columns[0]) if len(columns) == 1 else ()
         are_numbers = bool(of_file) and not given
         given = given or of_file or (tuple(columns) if len(columns) > 1 else ())
-        training = cells
+        training = _Classes(given, cells.are_several)
         if not given:
-            found = _training(name, table, columns, separator, split_column=split_column, part=part)
-            training = found or cells
-        self.class_names = given or sorted_names(training.labels)
+            training = _training_classes(name, part, cells, split_column)
+        self.class_names = training.names
         values = cells.numbers(
             self.class_names,
             are_several=cells.are_several or training.are_several,
@@ -113,11 +113,11 @@ class Source:
         self._folder, self._exif = _folder(images.replace("{split}", part), table), exif
         self.num_classes = len(self.class_names)
         self.blocks = _blocks(table, self._rows)
-        base = os.path.basename(os.path.normpath(name))
-        seed = f":seed{split_seed}" if split_seed else ""
-        ignored = ":exif-ignored" if exif == "ignore" else ""
-        self.fingerprint = f"table:{base}:{split}:{len(self._rows)}{seed}{ignored}"
+        self.fingerprint = f"table:{_base(name)}:{split}:{len(self._rows)}"
+        self.fingerprint += f":seed{split_seed}" if split_seed else ""
+        self.fingerprint += ":exif-ignored" if exif == "ignore" else ""
         table.check_images(self._rows, self._folder)
+        _refuse_contradictions(table, rows, values)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -139,6 +139,39 @@ class Source:
 
     def describe(self, index: int) -> str:
         return self._table.describe(int(self._rows[index]), self._folder)
+
+
+class _Classes(NamedTuple):
+    """The classes of a split, and whether an example may have any number of them."""
+
+    names: tuple[str, ...]
+    are_several: bool
+
+    @classmethod
+    def of(cls, cells: LabelCells) -> "_Classes":
+        return cls(sorted_names(cells.labels), cells.are_several)
+
+
+_read_before: dict[tuple, _Classes] = {}
+_MAX_READ_BEFORE = 16
+
+
+def _refuse_contradictions(table: Table, rows: np.ndarray, labels: np.ndarray) -> None:
+    """Raises a `UserError` for the first image file that two rows give different classes."""
+    names = table.image_names() if labels.ndim == 1 else []
+    first: dict[str, int] = {}
+    for place, row in enumerate(rows.tolist() if names else ()):
+        earlier = first.setdefault(names[row], place)
+        if labels[earlier] != labels[place]:
+            raise UserError(
+                f"{table.image_cell(row)}: {files.shown(names[row])} has another label in"
+                f" {table.image_cell(int(rows[earlier]))}; write one row for an image, with all its"
+                " labels in a cell (config.data.args.separator)"
+            )
+
+
+def _base(name: str) -> str:
+    return os.path.basename(os.path.normpath(name))
 
 
 def _folder(images: str, table: Table) -> str:
@@ -176,23 +209,42 @@ def _rows_of(table: Table, split_column: str, part: str, name: str) -> np.ndarra
     return rows
 
 
-def _training(
-    name: str, table: Table, columns: Sequence[str], separator: str, *, split_column: str, part: str
-) -> LabelCells | None:
-    """Returns the labels of the training split, if `part` is another and there is one."""
-    if "train" in _table_names.same_split(part):
-        return None
+def _training_classes(name: str, part: str, cells: LabelCells, split_column: str) -> _Classes:
+    """Returns the classes of the training split, or those of `cells` if there is none.
+
+    A training split in files of its own is read once for all splits, as long as it stays unchanged.
+    """
+    is_training = "train" in _table_names.same_split(part)
     try:  # Only finding the split may fail; what is wrong within it is told.
-        if split_column:
-            rows = _rows_of(table, split_column, "train", name)
-        else:
-            table = _table_names.open_tables(name, "train")
+        if split_column and not is_training:
+            rows = _rows_of(cells.table, split_column, "train", name)
+            return _Classes.of(LabelCells(cells.table, cells.columns, cells.separator, rows))
+        stamps = () if split_column else _stamps(_table_names.find_files(name, "train")[0])
     except UserError:
-        return None
-    if not split_column:
-        table.load("", columns)
+        return _Classes.of(cells)
+    key = (stamps, tuple(cells.columns), cells.separator)
+    found = _Classes.of(cells) if is_training else _read_before.get(key)
+    if not found:
+        table = _table_names.open_tables(name, "train")
+        table.load("", cells.columns)
         rows = np.arange(table.num_rows)
-    return LabelCells(table, columns, separator, rows)
+        found = _Classes.of(LabelCells(table, cells.columns, cells.separator, rows))
+    if stamps:
+        _read_before[key] = found
+        if len(_read_before) > _MAX_READ_BEFORE:
+            del _read_before[next(iter(_read_before))]
+    return found
+
+
+def _stamps(paths: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
+    """Returns what changes with the contents of local files; () if some are not local."""
+    if any(map(is_remote, paths)):
+        return ()
+    try:
+        states = [(path, os.stat(path)) for path in paths]
+    except OSError:
+        return ()
+    return tuple((path, state.st_mtime_ns, state.st_size) for path, state in states)
 
 
 def _blocks(table: Table, rows: np.ndarray) -> BlockShuffle | None:
