@@ -6,7 +6,7 @@ defaults of the config and the fields that the config tells. A new family is one
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,12 @@ def by_model_type(kind: Any) -> Family | None:
 def by_names(names: frozenset[str]) -> Family | None:
     """Returns the family that has arrays with these names; `vit`, the plainest, comes last."""
     return next((f for f in families().values() if f.marked(names)), None)
+
+
+def projections(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+    """Yields the names of the projections of an attention layer that have a letter each."""
+    for part in ("query", "key", "value"):
+        yield f"{theirs}/{part[0]}_proj", f"{ours}/{part}"
 
 
 MASK_TOKEN = {r".*embeddings\.mask_token": "of masked pre-training"}

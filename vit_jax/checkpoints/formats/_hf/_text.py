@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoints.formats._hf import Config, Family, State
+from vit_jax.checkpoints.formats._hf import Config, Family, State, projections
 from vit_jax.checkpoints.weights import Renames
 from vit_jax.errors import UserError
 
@@ -29,8 +29,7 @@ POSITION_IDS = {
 
 def block_pairs(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
     """Yields the names of a block of CLIP and SigLIP, in towers of images and of texts."""
-    for part in ("query", "key", "value"):
-        yield f"{theirs}/self_attn/{part[0]}_proj", f"{ours}/attn/{part}"
+    yield from projections(f"{theirs}/self_attn", f"{ours}/attn")
     yield f"{theirs}/self_attn/out_proj", f"{ours}/attn/out"
     for number in (1, 2):
         yield f"{theirs}/layer_norm{number}", f"{ours}/norm{number}"
@@ -98,14 +97,18 @@ def _at_the_last(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, A
     return {"pooling": "last", "causal": False}
 
 
+_SHARED: Mapping[str, Any] = {
+    "marks": r"",
+    "names": Renames(_pairs()),
+    "prefixes": ("text_model.text_model.", "text_model."),
+    "unused": POSITION_IDS,
+    "section": "text_config",
+}
+
 CLIP = Family(
     label="CLIP",
     model_types=("clip_text_model",),
-    marks=r"",
-    names=Renames(_pairs()),
-    prefixes=("text_model.text_model.", "text_model."),
-    unused=POSITION_IDS,
-    section="text_config",
+    **_SHARED,
     defaults={
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,
@@ -119,11 +122,7 @@ CLIP = Family(
 SIGLIP = Family(
     label="SigLIP",
     model_types=("siglip_text_model",),
-    marks=r"",
-    names=Renames(_pairs()),
-    prefixes=("text_model.text_model.", "text_model."),
-    unused=POSITION_IDS,
-    section="text_config",
+    **_SHARED,
     defaults={
         "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": 1e-6,

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax.checkpoints.formats._hf import Family, State, _text
+from vit_jax.checkpoints.formats._hf import Family, State, _text, projections
 from vit_jax.checkpoints.weights import Renames
 
 
 def _block_pairs() -> Iterator[tuple[str, str]]:
     block, ours = "encoder/layers/{i}", "backbone/blocks_{i}"
-    for part in ("query", "key", "value"):
-        yield f"{block}/attention/{part[0]}_proj", f"{ours}/attn/{part}"
+    yield from projections(f"{block}/attention", f"{ours}/attn")
     yield f"{block}/attention/out_proj", f"{ours}/attn/out"
     for number in (1, 2):
         yield f"{block}/rms_norm{number}", f"{ours}/norm{number}"
@@ -36,8 +35,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
     yield _text.VISUAL_PROJECTION, "head"
     pool = "backbone/map_head"
     yield "head/cls_token", f"{pool}/probe"
-    for part in ("query", "key", "value"):
-        yield f"head/{part[0]}_proj", f"{pool}/attn/{part}"
+    yield from projections("head", f"{pool}/attn")
     yield "head/output_proj", f"{pool}/attn/out"
 
 

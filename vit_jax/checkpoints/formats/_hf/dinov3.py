@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoints.formats._hf import MASK_TOKEN, Config, Family
+from vit_jax.checkpoints.formats._hf import MASK_TOKEN, Config, Family, projections
 from vit_jax.checkpoints.weights import Renames
 from vit_jax.models.layers.positions import ROPE_BASE
 
@@ -16,8 +16,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
     yield "embeddings/patch_embeddings", "backbone/patch_embed"
     ours = "backbone/blocks_{i}"
     for block in ("layer/{i}", "model/layer/{i}"):
-        for part in ("query", "key", "value"):
-            yield f"{block}/attention/{part[0]}_proj", f"{ours}/attn/{part}"
+        yield from projections(f"{block}/attention", f"{ours}/attn")
         yield f"{block}/attention/o_proj", f"{ours}/attn/out"
         for number in (1, 2):
             yield f"{block}/norm{number}", f"{ours}/norm{number}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax.checkpoints.formats._hf import MASK_TOKEN, Family, State
+from vit_jax.checkpoints.formats._hf import MASK_TOKEN, Family, State, projections
 from vit_jax.checkpoints.weights import Renames
 
 DISTILLATION, POSITIONS = "embeddings.distillation_token", "embeddings.position_embeddings"
@@ -35,8 +35,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
     block = "layers/{i}"
     yield f"{block}/layernorm_before", f"{ours}/norm1"
     yield f"{block}/layernorm_after", f"{ours}/norm2"
-    for part in ("query", "key", "value"):
-        yield f"{block}/attention/{part[0]}_proj", f"{ours}/attn/{part}"
+    yield from projections(f"{block}/attention", f"{ours}/attn")
     yield f"{block}/attention/o_proj", f"{ours}/attn/out"
     for number in (1, 2):
         yield f"{block}/mlp/fc{number}", f"{ours}/mlp/dense{number}"
