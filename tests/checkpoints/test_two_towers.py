@@ -206,7 +206,7 @@ def test_a_tower_is_loaded_alone_and_differences_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("owlvit", "has no text tower"),
+        ("vit", "has no text tower"),
         ("clip/model.safetensors", "does not tell the heads of its text tower; its config.json"),
     ],
 )

@@ -53,6 +53,11 @@ TEXT = {
 TOWERS = {"vision_config": SMALL, "text_config": TEXT | {"projection_size": 32}}
 CLIP_TEXT = TEXT | {"bos_token_id": 38, "eos_token_id": 39, "pad_token_id": 0}
 TINY_TEXT = TEXT | {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+OWL = {
+    "vision_config": TINY,
+    "text_config": TINY_TEXT | {"hidden_size": 6},
+    "projection_dim": 6,
+}
 NAFLEX = {k: v for k, v in SMALL.items() if k != "image_size"} | {"num_patches": 16}
 
 # The name of a case: its class, its config, and the config's arguments.
@@ -100,8 +105,13 @@ CASES = {
         "CLIPVisionConfig",
         SMALL | {"projection_dim": 24},
     ),
-    "owlvit": ("OwlViTForObjectDetection", "OwlViTConfig", TOWERS | {"projection_dim": 24}),
-    "owlv2": ("Owlv2ForObjectDetection", "Owlv2Config", TOWERS | {"projection_dim": 24}),
+    "owlvit": ("OwlViTForObjectDetection", "OwlViTConfig", OWL),
+    "owlv2": ("Owlv2ForObjectDetection", "Owlv2Config", OWL),
+    "yolos": (
+        "YolosForObjectDetection",
+        "YolosConfig",
+        TINY | LABELS | {"num_hidden_layers": 3, "image_size": [16, 24], "num_detection_tokens": 5},
+    ),
     "beit": ("BeitForImageClassification", "BeitConfig", BEIT),
     "data2vec": ("Data2VecVisionForImageClassification", "Data2VecVisionConfig", BEIT),
     "aimv2_lit": (
@@ -162,6 +172,8 @@ def output_of(model, x):
     if name.startswith("Owl"):
         part = getattr(model, name.partition("For")[0].lower())
         return part.vision_model(x).pooler_output
+    if name.startswith("Yolos"):
+        return model(x).logits
     model = model.vit if name == "ViTMAEForPreTraining" else model
     out = model(**inputs)
     found = [getattr(out, key, None) for key in ("logits", "image_embeds")]
@@ -284,6 +296,27 @@ def photo_of(model, pixels, arrays):
     return {"photo": out.numpy()}
 
 
+DETECTORS = ("yolos", "owlvit", "owlv2")
+
+
+def detections_of(name, model):
+    """Returns scores and boxes, of YOLOS also for images of the size that it was made for."""
+    if name == "yolos":
+        x = images()
+        wide = torch.cat([x, x[..., :8]], dim=-1)
+        found = {"": model(x), "wide_": model(wide)}
+        parts = {"scores": "logits", "boxes": "pred_boxes"}
+        return {f"{n}{k}": out[key].numpy() for n, out in found.items() for k, key in parts.items()}
+    texts = texts_of("clip", GOLDEN / name)
+    tokens = torch.tensor(texts["tokens"][:3])
+    # An image and its texts are given together.
+    out = [model(tokens, x[None], tokens > 0) for x in images()]
+    parts = {"scores": "logits", "boxes": "pred_boxes"}
+    parts |= {"objectness": "objectness_logits"} if name == "owlv2" else {}
+    joined = {ours: torch.cat([o[theirs] for o in out]).numpy() for ours, theirs in parts.items()}
+    return {**texts, **joined}
+
+
 def record(name):
     kind, config, arguments = CASES[name]
     model = draw(getattr(transformers, kind)(getattr(transformers, config)(**arguments)))
@@ -298,6 +331,8 @@ def record(name):
             inputs["attention_mask"] = torch.ones_like(tokens)
         out = model(input_ids=tokens, **inputs)
         arrays |= {"text": out.text_embeds.numpy(), "logits": out.logits_per_image.numpy()}
+    if name in DETECTORS:
+        arrays |= detections_of(name, model)
     if name in PROCESSORS:
         kind, arguments = PROCESSORS[name]
         processor = getattr(transformers, kind)(**arguments)

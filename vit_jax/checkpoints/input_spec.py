@@ -34,6 +34,9 @@ INDEPENDENT = "multi_label_classification"
 _SQUARE = ("vit", "deit", "beit", "dpt", "siglip")
 
 
+_READ_TEXTS = ("Model", "ForObjectDetection")
+"""Endings of the names of classes of transformers that read texts, if the config tells of them."""
+
 _LARGEST = 1e6
 """The largest mean or deviation of pixels; files of the hub have up to 255."""
 
@@ -175,13 +178,13 @@ def _section(stored: Any, *path: str) -> Mapping[str, Any]:
 
 
 def is_image_text_model(path: epath.PathLike) -> bool:
-    """Returns whether the files beside a checkpoint tell of two towers, without a classifier."""
+    """Returns whether the files beside a checkpoint tell of two towers, which read texts."""
     folder = folder_of(path)
     if folder is None or not (folder / _TIMM_OR_RUN).exists():
         return folder is not None and (folder / OPEN_CLIP).exists()
     stored = files.read_json(folder / _TIMM_OR_RUN)
     kinds = stored.get("architectures") or ()
-    return "text_config" in stored and any(str(kind).endswith("Model") for kind in kinds)
+    return "text_config" in stored and any(str(kind).endswith(_READ_TEXTS) for kind in kinds)
 
 
 def _understood(
@@ -247,6 +250,8 @@ def _resized(size: Any, is_square: bool) -> tuple[tuple[int, int] | None, bool]:
     if size is None:
         return None, not is_square
     if isinstance(size, Mapping):
+        if "longest_edge" in size:  # Of detectors: images keep their whole content and any aspect.
+            return None, False
         if "shortest_edge" in size:
             return _pair(size["shortest_edge"]), True
         return _pair((size["height"], size["width"])), False

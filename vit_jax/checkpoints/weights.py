@@ -18,6 +18,7 @@ Arrays = dict[str, np.ndarray]
 CLS = "backbone/cls"
 POSITIONS = "backbone/pos_embed"
 PATCHES = "backbone/patch_embed/kernel"
+DECODER = "decoder/"
 TOKEN_MIXING = "backbone/blocks_0/token_mixing/dense1/kernel"
 TEXT_HEAD = "text_proj/kernel"
 """An array that every model of two towers has, and no other model."""
@@ -42,6 +43,8 @@ class Weights:
       `surgery.resize_positions`. keeps_aspect: see there.
     fields: fields of the model that the file or its config tells, and arrays do not show.
     text_fields: those of the text tower beside it; {} where there is none, or nothing is told.
+    detector: those of `models.Detector`, where that is the model's head.
+    bias_interpolation: the resizing of tables of relative positions; see `surgery.resize_bias`.
     """
 
     arrays: Arrays
@@ -56,15 +59,19 @@ class Weights:
     keeps_aspect: bool = False
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    detector: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    bias_interpolation: str = "geometric"
 
 
 PARTS = {
     "backbone": ("image", "backbone"),
     "image_proj": ("image", "head"),
+    "decoder": ("image", "decoder"),
     "text": ("text", "backbone"),
     "text_proj": ("text", "head"),
 }
-"""For each part of `models.TwoTowers`: its tower, and its name in a model of that tower alone."""
+"""For each part of `models.TwoTowers` and `models.OpenVocabularyDetector`: its tower, and its name
+in a model of that tower alone."""
 
 
 def join_towers(image: Weights, text: Weights, between: Mapping[str, np.ndarray]) -> Weights:

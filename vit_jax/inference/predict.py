@@ -20,6 +20,7 @@ from vit_jax.checkpoints.input_spec import InputSpec
 from vit_jax.checkpoints.store import Store, flatten
 from vit_jax.data import files
 from vit_jax.data.placement import Placement
+from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
 from vit_jax.inference.preparation import (
@@ -32,7 +33,7 @@ from vit_jax.inference.preparation import (
 )
 from vit_jax.report import figures, inside
 from vit_jax.storage import write_atomically
-from vit_jax.tasks import BaseTask, classification, contrastive
+from vit_jax.tasks import BaseTask, classification, contrastive, detection
 from vit_jax.training.evaluate import step_of
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo, Params
@@ -195,8 +196,10 @@ class Predictor:
         if {len(spec.mean), len(spec.std)} - {1, shape[-1]}:
             raise UserError(f"{path} is a model of {shape[-1]} channels, but has {spec.describe()}")
         statistics: dict[str, Any] = {"crop_to_patches": True, "mean": spec.mean, "std": spec.std}
-        if texts:
-            task: BaseTask = _matching_task(path, module, shape, texts, **statistics)
+        if isinstance(module, models.Detector | models.OpenVocabularyDetector):
+            task: BaseTask = _detection_task(path, module, shape, labels, texts, **statistics)
+        elif texts:
+            task = _matching_task(path, module, shape, texts, **statistics)
         else:
             info = _info_of(path, shape, num_classes, labels)
             loss = "sigmoid" if input_spec.has_independent_classes(path) else "softmax"
@@ -342,10 +345,7 @@ def _matching_task(
     Raises:
       UserError: no folder is known in which the tokenizer of the texts may be.
     """
-    folder = input_spec.folder_of(path)
-    if folder is None:
-        raise UserError(f"{path} has no tokenizer beside it; download its folder")
-    vocab = os.fspath(folder)
+    vocab = _folder_of_tokenizer(path)
     arrays = {
         "image": ArraySpec(shape, np.dtype(np.uint8)),
         "tokens": ArraySpec((module.text_length,), np.dtype(np.int32), vocab),
@@ -353,6 +353,32 @@ def _matching_task(
     loss = "softmax" if module.bias_init is None else "sigmoid"
     fields = {"vocab": vocab, "dim": module.dim, "loss": loss, **statistics}
     return contrastive.Task(module, DataInfo(arrays, 0), **fields).with_texts(texts)
+
+
+def _detection_task(
+    path: str,
+    module: models.Detector | models.OpenVocabularyDetector,
+    shape: tuple[int, int, int],
+    labels: str | None,
+    texts: Sequence[str],
+    **statistics: Any,
+) -> BaseTask:
+    """Returns the task that tells where objects are: of the model's classes, or what texts name."""
+    if isinstance(module, models.OpenVocabularyDetector):
+        tokenizer = open_tokenizer(_folder_of_tokenizer(path), module.text_length)
+        numbers = tokenizer.encode(list(texts)).tolist()
+        module = module.clone(texts=tuple(map(tuple, numbers)))
+        info = DataInfo({"image": ArraySpec(shape, np.dtype(np.uint8))}, len(texts), tuple(texts))
+        return detection.Task(module, info, loss="focal", **statistics)
+    info = _info_of(path, shape, module.num_classes - 1, labels)  # The last is "no object".
+    return detection.Task(module, info, loss="softmax", **statistics)
+
+
+def _folder_of_tokenizer(path: str) -> str:
+    folder = input_spec.folder_of(path)
+    if folder is None:
+        raise UserError(f"{path} has no tokenizer beside it; download its folder")
+    return os.fspath(folder)
 
 
 def _as_evaluated(config: ConfigDict, shape: tuple[int, int, int]) -> AsEvaluated:

@@ -20,6 +20,7 @@ A new model is one new file here with a table `VARIANTS`.
 from vit_jax.models.cost import example_input, flops, param_count, product_flops
 from vit_jax.models.heads.classifier import Classifier
 from vit_jax.models.heads.dense import Detector, Segmenter
+from vit_jax.models.heads.open_vocabulary import OpenVocabularyDetector
 from vit_jax.models.heads.two_towers import TowerOutputs, TwoTowers
 from vit_jax.models.layers.basic import outputs_of, token_stride
 from vit_jax.models.layers.resize import resize_grid, resize_patch_kernel
@@ -47,6 +48,7 @@ from vit_jax.models.traits import (
 __all__ = [
     "Classifier",
     "Detector",
+    "OpenVocabularyDetector",
     "Segmenter",
     "TowerOutputs",
     "Traits",

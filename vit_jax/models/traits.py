@@ -54,6 +54,7 @@ VIT_NAMES: Mapping[str, str | Mapping[Any, str]] = {
     },
     "position_table": "learned positions beside rotary ones",
     "position_bias": {"none": ""},
+    "block_positions": "positions in every block",
     "rope_base": "a base of rotary positions",
     "rope_grid": "a reference grid of rotary positions",
     "rope_offset": "an offset of rotary positions",

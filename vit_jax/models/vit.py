@@ -7,9 +7,8 @@ P = rows * columns of the patch grid:
     patch_embed/bias             [width]
     pos_embed                    [1, P, width], or [1, 1 + P, width], the class token's row first
                                  (position="learned"; the row is there with class_token_position)
-    cls                          [1, 1, width]            (class token)
-    distill                      [1, 1, width]            (distill_token)
-    registers                    [1, num_registers, width]
+    cls                          [1, 1, width]
+    distill, registers           [1, 1, width], [1, num_registers, width]
     blocks/                      every leaf with a leading axis L; with scan=False blocks_0/,
                                  blocks_1/, ... without it (see stack_blocks, unstack_blocks)
       norm1/{scale,bias}         [width]                  (rmsnorm has no bias)
@@ -22,6 +21,7 @@ P = rows * columns of the patch grid:
       attn/difference/           see `layers.differential`
       attn/norm/{scale,bias}     [H, D]                   (attention_norm)
       attn/position_bias/        see `layers.position_bias`
+      positions                  [1, tokens, width]       (block_positions)
       scale1, scale2             [width]                  (layer_scale; scale1 alone if parallel,
                                  or without mlp_layer_scale)
       norm2/{scale,bias}         [width]                  (absent if parallel)
@@ -121,6 +121,7 @@ class VisionTransformer(Encoder):
       position_bias: a bias of the attention logits by the offset of two patches, "table" (BEiT) or
         "mlp" (Swin V2), in every block, or one for all blocks with "shared_table" or "shared_mlp";
         see `layers.position_bias`. position_bias_dim: the width of that MLP.
+      block_positions: every block adds learned positions of all tokens (Fang et al. 2021, YOLOS).
       distill_token: whether there is a second class token, whose head imitates a teacher (Touvron
         et al. 2021, DeiT, section 4). It has no row in the position table, because its own learned
         value can hold one.
@@ -157,6 +158,7 @@ class VisionTransformer(Encoder):
     position_resize_antialias: bool = False
     position_bias: str = "none"
     position_bias_dim: int = 128
+    block_positions: bool = False
     distill_token: bool = False
     num_registers: int = 0
     patch_drop: float = 0.0
@@ -183,8 +185,8 @@ class VisionTransformer(Encoder):
             raise UserError(
                 f"pooling={self.pooling!r} needs the class token; write pooling='mean' or 'map'"
             )
-        if self.pooling == "none" and self.patch_drop:
-            raise UserError("pooling='none' keeps the patch grid; write patch_drop=0")
+        if self.patch_drop and (self.pooling == "none" or self.block_positions):
+            raise UserError("pooling='none' and block_positions keep the grid; write patch_drop=0")
         if self.depth == 0 and self.position != "none":
             raise UserError("depth=0 leaves the encoder out; write position='none' too")
         if self.fc_norm and self.pooling == "none":
@@ -199,7 +201,8 @@ class VisionTransformer(Encoder):
     def block_spec(self, **fields: Any) -> BlockSpec:
         """Returns the spec of the encoder's blocks, with `fields` replaced. Raises `UserError`."""
         rope = {"rope": "fixed", "rope_dinov3": "fixed", "rope_mixed": "mixed"}
-        return super().block_spec(rope=rope.get(self.position), **fields)
+        own = {"rope": rope.get(self.position), "positions": self.block_positions}
+        return super().block_spec(**own, **fields)
 
     @nn.nowrap
     def map_spec(self) -> BlockSpec:
@@ -223,8 +226,8 @@ class VisionTransformer(Encoder):
             shared = named & {"query-key norm", "SwiGLU"}
             named |= {f"{name} in attention pooling" for name in shared}
         grid = pair(self.position_grid) if self.position_grid else None
-        row = self.class_token_position
-        return Traits("a ViT", frozenset(named), False, self.position, row, grid)
+        place = (self.position, self.class_token_position, grid)
+        return Traits("a ViT", frozenset(named), False, *place)
 
     @nn.compact
     def __call__(
@@ -253,11 +256,12 @@ class VisionTransformer(Encoder):
           too; `grid` and `stages` are there only when all patches were encoded.
 
         Raises:
-          UserError: `kept` is given to a model that attends within windows.
+          UserError: `kept` is given to a model that needs all patches.
         """
         kept, counts = kept if isinstance(kept, tuple) else (kept, None)
-        if kept is not None and (self.window or self.position_bias != "none"):
-            raise UserError("windows and position_bias need all patches; write window=0 and 'none'")
+        places = self.window or self.position_bias != "none" or self.block_positions
+        if kept is not None and places:
+            raise UserError("windows, position_bias and block_positions need all patches")
         maps = self._stem(images)
         patches = cut_patches(maps, pair(self.patch_size))
         batch, rows, columns, _ = patches.shape

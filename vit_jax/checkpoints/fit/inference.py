@@ -22,6 +22,7 @@ from vit_jax.checkpoints.weights import (
 from vit_jax.errors import UserError
 
 BLOCK = "backbone/blocks_0/"
+SCORES = "decoder/score/dense3/bias"
 BIT_ROOT = "backbone/root/conv/kernel"
 STEM_ROOT = "backbone/stem/root/conv/kernel"
 STEM_CONVOLUTION = r"backbone/stem/conv\d+/kernel"
@@ -29,7 +30,11 @@ STEM_CONVOLUTION = r"backbone/stem/conv\d+/kernel"
 
 def infer_model(weights: Weights, name: str | None = None, **fields: Any) -> nn.Module:
     """Builds the model that a checkpoint was trained as; see `infer_config`."""
-    return models.build(**infer_config(weights, name, **fields))
+    model = models.build(**infer_config(weights, name, **fields))
+    scores = weights.arrays.get(SCORES)
+    if not weights.detector or scores is None:
+        return model
+    return models.Detector(model, len(scores), **weights.detector)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,7 @@ class TowersConfig:
     model, text: the arguments of `models.build` for each tower.
     dim, length: the length of vectors, and the number of tokens of a text.
     project_image, has_bias: whether there is a projection of images, and a bias of the logits.
+    detects: whether a head detects what texts name. objectness: whether it knows objects as such.
     """
 
     model: Mapping[str, Any]
@@ -47,12 +53,20 @@ class TowersConfig:
     length: int
     project_image: bool
     has_bias: bool
+    detects: bool = False
+    objectness: bool = False
 
-    def build(self) -> models.TwoTowers:
+    def build(self) -> models.TwoTowers | models.OpenVocabularyDetector:
         """Returns the model, whose first bias of the logits is 0 if there is one."""
+        image, text = models.build(**self.model), models.build(**self.text)
+        if self.detects:
+            epsilon = self.model["norm_epsilon"]
+            return models.OpenVocabularyDetector(
+                image, text, self.dim, self.length, (), self.objectness, epsilon
+            )
         return models.TwoTowers(
-            models.build(**self.model),
-            models.build(**self.text),
+            image,
+            text,
             self.dim,
             self.length,
             project_image=self.project_image,
@@ -99,6 +113,8 @@ def infer_towers(weights: Weights, name: str | None = None, **fields: Any) -> To
         length=length,
         project_image="image_proj/kernel" in arrays,
         has_bias="bias" in arrays,
+        detects="decoder/embed/kernel" in arrays,
+        objectness="decoder/objectness/dense1/kernel" in arrays,
     )
 
 
@@ -193,6 +209,7 @@ def _vit(weights: Weights) -> dict[str, Any]:
     if bias and POSITIONS not in arrays:
         bias["position"] = "none"
     inferred |= bias
+    inferred["block_positions"] = f"{BLOCK}positions" in arrays
     if inferred["position"] == "rope_mixed":
         inferred["position_table"] = POSITIONS in arrays
     if "backbone/registers" in arrays:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ from vit_jax import models
 from vit_jax.checkpoints.fit import surgery
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.fit.target import Target, split_table
-from vit_jax.checkpoints.weights import CLS, PATCHES, POSITIONS, TEXT_HEAD, Weights
+from vit_jax.checkpoints.weights import CLS, DECODER, PATCHES, POSITIONS, TEXT_HEAD, Weights
 from vit_jax.errors import UserError, nearest
 
 HEADS = ("auto", "keep", "zero")
@@ -82,6 +82,8 @@ class Merge:
         self.check_width()
         self.fit_patches()
         self.fit_tokens()
+        self.fit_offsets()
+        self.fit_block_positions()
         self.fit_head()
         self.leave_other_tasks()
         self.apply_patterns()
@@ -274,6 +276,47 @@ class Merge:
         keeps_aspect = self.weights.keeps_aspect
         return surgery.resize_positions(patches, old, new, how, keeps_aspect=keeps_aspect)
 
+    def fit_offsets(self) -> None:
+        """Resizes tables of relative positions; see `surgery.resize_bias`."""
+        new, how = self.target.grid, self.weights.bias_interpolation
+        for name, old in self._of_other_grid("/position_bias/table", 0, lambda n: 2 * n - 1):
+            assert new is not None
+            self.arrays[name] = surgery.resize_bias(self.arrays[name], old, new, how)
+            self.resized[name] = f"{old[0]}x{old[1]} to {new[0]}x{new[1]}, {how}"
+
+    def fit_block_positions(self) -> None:
+        """Resizes positions that blocks add, of which the last rows are those of patches."""
+        new, how = self.target.grid, self.weights.interpolation
+        for name, old in self._of_other_grid("/positions", 1, lambda n: n):
+            assert new is not None
+            first, rest = np.split(self.arrays[name], [-old[0] * old[1]], axis=1)
+            table = surgery.resize_positions(rest, old, new, how)
+            self.arrays[name] = np.concatenate([first, table], axis=1)
+            self.resized[name] = f"{old[0]}x{old[1]} to {new[0]}x{new[1]}, {how}"
+
+    def _of_other_grid(
+        self, ending: str, axis: int, side: Callable[[int], int]
+    ) -> Iterator[tuple[str, surgery.Grid]]:
+        """Yields the tables with a name of this ending for another grid, and that grid.
+
+        side: the places along a side of n patches; axis: that of the places. A grid that the file
+        does not tell is a square, or that of the model where the number of places is the model's.
+        """
+        new = self.target.grid
+        if new is None:
+            return
+        for name in [n for n in self.target.shapes if n.endswith(ending) and n in self.arrays]:
+            count, wanted = (
+                shape[axis] if len(shape) > axis else 0
+                for shape in (self.arrays[name].shape, self.target.shapes[name])
+            )
+            extra = wanted - side(new[0]) * side(new[1])
+            edge = surgery.square_side(max(count - extra, 0)) or 0
+            square = next((n for n in range(1, edge + 1) if side(n) == edge), 0)
+            old = self.weights.grid or (new if count == wanted else (square, square))
+            if old != new and side(old[0]) * side(old[1]) + extra == count:
+                yield name, old
+
     def fit_head(self) -> None:
         """Keeps the classifier where it fits and is wanted; else starts it anew, at zero."""
         target = self.target.shapes
@@ -312,10 +355,11 @@ class Merge:
                 self.make(name, None, "not in the checkpoint")
 
     def leave_other_tasks(self) -> None:
-        """Drops decoders and text towers of our own checkpoints that this model does not have."""
-        kept = ("backbone/", "head")
-        for name in [*self.arrays] if self.weights.ours else ():
-            if name not in self.target.shapes and not name.startswith(kept):
+        """Drops decoders, and text towers of our own checkpoints, that this model does not have."""
+        kept = ("backbone/", "head") if self.weights.ours else ()
+        for name in [*self.arrays]:
+            of_other = not name.startswith(kept) if kept else name.startswith(DECODER)
+            if of_other and name not in self.target.shapes:
                 self.drop(name, "of another task")
 
     def _head_misfit(self) -> str:

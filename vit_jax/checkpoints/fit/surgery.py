@@ -107,6 +107,42 @@ def resize_positions(
     return table.reshape(1, new[0] * new[1], -1).astype(patches.dtype)
 
 
+def resize_bias(table: np.ndarray, old: Grid, new: Grid, interpolation: str) -> np.ndarray:
+    """Returns a table of biases by the offset of two patches, `[offsets, heads]`, for another grid.
+
+    What follows the offsets, three rows of a class token, stays.
+
+    interpolation: "torch_bilinear" as in `resize_positions`, which transformers does, or
+      "geometric", which timm does after BEiT's fine-tuning code: linear between the old offsets,
+      which are spread over the new range with steps that grow from the center by one factor.
+    """
+    count = (2 * old[0] - 1) * (2 * old[1] - 1)
+    sides = [(2 * n - 1, 2 * m - 1) for n, m in zip(old, new, strict=True)]
+    make = _geometric_matrix if interpolation == "geometric" else _bilinear_matrix
+    rows, columns = (make(*side) for side in sides)
+    square = table[:count].reshape(sides[0][0], sides[1][0], -1).astype(np.float64)
+    resized = np.einsum("ip,jq,pqh->ijh", rows, columns, square, optimize=True)
+    resized = resized.reshape(-1, table.shape[-1]).astype(table.dtype)
+    return np.concatenate([resized, table[count:]])
+
+
+def _bilinear_matrix(old: int, new: int) -> np.ndarray:
+    return _matrix(old, new, "torch_bilinear")
+
+
+def _geometric_matrix(old: int, new: int) -> np.ndarray:
+    """Returns linear interpolation weights `[new, old]` between places of a geometric series."""
+    half, reach, low, high = old // 2, new // 2, 1.01, 1.5
+    while high - low > 1e-6:
+        factor = (low + high) / 2
+        too_far = (1 - factor**half) / (1 - factor) > reach
+        low, high = (low, factor) if too_far else (factor, high)
+    steps = np.cumsum([1.0, *(factor**i for i in range(1, half))])[:half]
+    places = np.concatenate([-steps[::-1], [0.0], steps])
+    wanted = np.arange(new) - reach
+    return np.stack([np.interp(wanted, places, one) for one in np.eye(old)], axis=1)
+
+
 def _matrix(old: int, new: int, interpolation: str) -> np.ndarray:
     """Interpolation weights `[new, old]`."""
     if interpolation == "corners":

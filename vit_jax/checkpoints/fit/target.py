@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from vit_jax.errors import UserError
 from vit_jax.models import Traits
 
 DEFAULT_SIDE = 224
+
+_TABLES = re.compile(r"/position_bias/table$|/blocks_\d+/positions$")
+"""Names of tables of places besides the one of positions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +60,15 @@ class Target:
         shapes: Mapping[str, tuple[int, ...]]
         shapes = {name: x.shape for name, x in canonical(empty, model).items()}
         grid, table = traits.table_grid, weights.arrays.get(POSITIONS)
-        if POSITIONS not in shapes:
+        if POSITIONS not in shapes and not any(_TABLES.search(name) for name in shapes):
             grid = None
         elif grid is None and not traits.reads_text:
             grid = _grid(backbone, inputs)
-            if image_size is None and table is not None:
-                class_row = CLS in shapes and traits.class_token_position
-                shapes, grid = _keep_table(shapes, grid, weights, table, class_row), None
+            if image_size is None:
+                if table is not None and POSITIONS in shapes:
+                    class_row = CLS in shapes and traits.class_token_position
+                    shapes = _keep_table(shapes, grid, weights, table, class_row)
+                shapes, grid = _keep_other_tables(shapes, weights), None
         tree = abstract if models.has_head(model) else {"backbone": abstract}
         stacked = {path[0] for path in flax.traverse_util.flatten_dict(tree) if "blocks" in path}
         return cls(model, traits, inputs, shapes, grid, stacked)
@@ -159,6 +165,15 @@ def split_table(
         num_patches=num_patches,
         assumed=class_row and has_token,
     )
+
+
+def _keep_other_tables(
+    shapes: Mapping[str, tuple[int, ...]], weights: Weights
+) -> Mapping[str, tuple[int, ...]]:
+    """Returns `shapes` with as many other places as the checkpoint has."""
+    held = {name: x.shape for name, x in weights.arrays.items() if _TABLES.search(name)}
+    fits = {n: held[n] for n in held if n in shapes and held[n][1:][-1:] == shapes[n][1:][-1:]}
+    return {**shapes, **fits}
 
 
 def _keep_table(

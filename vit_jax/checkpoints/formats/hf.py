@@ -1,5 +1,7 @@
 """Hugging Face transformers: directories of the models in `_hf`, and state dicts of them."""
 
+import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,7 +20,7 @@ from vit_jax.checkpoints.formats._hf import (
     families,
 )
 from vit_jax.checkpoints.source import CONFIG, Source
-from vit_jax.checkpoints.weights import CLS, POSITIONS, Weights, join_towers
+from vit_jax.checkpoints.weights import CLS, DECODER, POSITIONS, Weights, join_towers
 from vit_jax.errors import UserError
 from vit_jax.plugins import check_known
 
@@ -83,16 +85,37 @@ def of_tower(
 
     tower: see `Source`. The image tower is also the answer where there is no other.
     """
+    state = {_without(family.outer, name): array for name, array in state.items()}
     texts = {name: array for name, array in state.items() if _text.is_of_text(name)}
+    both = tower == "both" and bool(texts)
+    unread = _named(state, family.by_texts)
+    if unread:
+        unread = [*_named(state, family.replaced), *(() if both else unread)]
+    ignored = tuple(f"{name}: of {OTHER_HEAD[both]}" for name in unread)
+    state = {name: array for name, array in state.items() if name not in unread}
     if tower == "image" or not texts or family.text is None:
-        return from_state(state, family, config, place)
+        image = from_state(state, family, config, place)
+        return dataclasses.replace(image, ignored=(*image.ignored, *ignored))
     text = from_state(texts, family.text, config, place)
     if tower == "text":
         return text
     between = _text.between(config or {}, state, family.text.defaults.get("max_logit_scale"))
     images = {name: x for name, x in state.items() if name not in {*texts, *_text.BETWEEN}}
     image = from_state(images, family, config, place)
+    image = dataclasses.replace(image, ignored=(*image.ignored, *ignored))
     return join_towers(image, text, between)
+
+
+OTHER_HEAD = {True: "matching whole images with texts", False: "detection"}
+"""The reason to leave out arrays of a detector, by whether both its towers are read."""
+
+
+def _named(state: Mapping[str, np.ndarray], pattern: str) -> list[str]:
+    return [name for name in state if pattern and re.fullmatch(pattern, name)]
+
+
+def _without(prefixes: Sequence[str], name: str) -> str:
+    return name.removeprefix(next((p for p in prefixes if name.startswith(p)), ""))
 
 
 def _weight_files(path: epath.Path) -> Sequence[str]:
@@ -140,7 +163,9 @@ def from_state(
         unknown=tuple(unknown),
         notes=notes,
         interpolation=family.interpolations.get(kind, family.interpolation),
+        bias_interpolation="torch_bilinear",
         fields=fields,
+        detector=family.detector if any(n.startswith(DECODER) for n in arrays) else {},
     )
 
 
@@ -154,8 +179,7 @@ def _of_family(
         if reason:
             ignored.append(f"{name}: {reason}")
         else:
-            prefix = next((p for p in family.prefixes if name.startswith(p)), "")
-            mine[name.removeprefix(prefix)] = array
+            mine[_without(family.prefixes, name)] = array
     return mine, tuple(ignored)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vit_jax.errors import UserError
 from vit_jax.models.heads.pyramid import Pyramid, check_scales, merge, spread
 from vit_jax.models.layers.basic import (
+    ACTIVATIONS,
     Linear,
     check_choice,
     check_rate,
@@ -222,6 +223,7 @@ class Detector(nn.Module):
       prior: probability that scores start with, through a sigmoid; 0 starts them at a bias of 0.
       pyramid, pyramid_width: scales and width of a `Pyramid`; "per_token" then makes a proposal of
         every place of every level, all by the same MLPs. () has the backbone's tokens alone.
+      activation: of the MLPs, as of an encoder's, or "relu" (YOLOS).
     """
 
     backbone: nn.Module
@@ -232,6 +234,7 @@ class Detector(nn.Module):
     prior: float = 0.01
     pyramid: Sequence[float] = ()
     pyramid_width: int = 256
+    activation: str = "gelu_tanh"
 
     def __post_init__(self) -> None:
         check_choice("config.task.head", self.head, DETECTION_HEADS)
@@ -257,6 +260,7 @@ class Detector(nn.Module):
             self.decoder_depth,
             self.prior,
             train,
+            self.activation,
             name="decoder",
         )
         levels = _levels_of(features, self.pyramid, self.pyramid_width)
@@ -272,6 +276,7 @@ class _DetectionDecoder(nn.Module):
     depth: int
     prior: float
     train: bool
+    activation: str
 
     @nn.compact
     def __call__(self, levels: Sequence[Array], registers: Array | None) -> tuple[Array, Array]:
@@ -282,9 +287,11 @@ class _DetectionDecoder(nn.Module):
             start = jnp.zeros((1, 1, 4))
             x = self._read_grid(x) if registers is None else registers.astype(jnp.float32)
         bias: Array | float = -jnp.log(1 / self.prior - 1) if self.prior else 0.0
-        scores = _Mlp((dim, dim, self.num_classes), last_bias=bias, name="score")(x)
-        offsets = _Mlp((dim, dim, 4), zero=True, name="box")(x)
-        return scores, _corners(jax.nn.sigmoid(offsets + start))
+        act = self.activation
+        sizes = (dim, dim, self.num_classes)
+        scores = BoxMlp(sizes, last_bias=bias, activation=act, name="score")(x)
+        offsets = BoxMlp((dim, dim, 4), zero=True, activation=act, name="box")(x)
+        return scores, corners(jax.nn.sigmoid(offsets + start))
 
     @nn.nowrap
     def _read_grid(self, tokens: Array) -> Array:
@@ -295,8 +302,8 @@ class _DetectionDecoder(nn.Module):
         return x[:, tokens.shape[1] :]
 
 
-class _Mlp(nn.Module):
-    """Dense layers with GELU between them.
+class BoxMlp(nn.Module):
+    """Dense layers with an activation between them.
 
     zero: start the last layer at zero, so that every proposal starts where it is placed.
     """
@@ -304,11 +311,13 @@ class _Mlp(nn.Module):
     sizes: Sequence[int]
     last_bias: Array | float = 0.0
     zero: bool = False
+    activation: str = "gelu_tanh"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, size in enumerate(self.sizes[:-1]):
-            x = nn.gelu(Linear((size,), ("embed", "mlp"), name=f"dense{i + 1}")(x))
+            x = Linear((size,), ("embed", "mlp"), name=f"dense{i + 1}")(x)
+            x = nn.relu(x) if self.activation == "relu" else ACTIVATIONS[self.activation](x)
         init = nn.initializers.zeros if self.zero else nn.initializers.xavier_uniform()
         last = Linear(
             (self.sizes[-1],),
@@ -359,7 +368,7 @@ def _place_logits(rows: int, columns: int) -> Array:
     return jnp.log(cells) - jnp.log1p(-cells)
 
 
-def _corners(boxes: Array) -> Array:
+def corners(boxes: Array) -> Array:
     """Maps (center y, center x, height, width) to (y0, x0, y1, x1)."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return jnp.concatenate([centre - half, centre + half], -1)

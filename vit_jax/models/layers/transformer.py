@@ -33,7 +33,7 @@ from vit_jax.models.layers.basic import (
     layer_scale,
     make_norm,
 )
-from vit_jax.models.layers.initialization import SCHEMES
+from vit_jax.models.layers.initialization import SCHEMES, with_axes
 from vit_jax.models.layers.position_bias import PositionBiasSpec
 from vit_jax.models.layers.windows import Windows
 from vit_jax.types import Array, Params
@@ -55,6 +55,7 @@ class BlockSpec:
     head_dim: the width of one head. attention: the implementation.
     dtype: the dtype of matrix products. residual_dtype: the dtype of the stream that blocks add to.
     rope: None, "fixed" (angles come with the call) or "mixed" (every layer learns its frequencies).
+    positions: whether every block adds learned positions to its input (Fang et al. 2021, YOLOS).
     """
 
     num_heads: int
@@ -80,6 +81,7 @@ class BlockSpec:
     rope: str | None = None
     rope_interleaved: bool = False
     position_bias: PositionBiasSpec | None = None
+    positions: bool = False
     drop_path_exact: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -198,6 +200,9 @@ class Block(nn.Module):
     ) -> tuple[Array, None]:
         """Maps x `[batch, tokens, embed]` to (x, None), the pair that `nn.scan` expects."""
         spec = self.spec
+        if spec.positions:
+            init = with_axes(nn.initializers.zeros, (None, "tokens", "embed"))
+            x = x + self.param("positions", init, (1, *x.shape[1:]), jnp.float32).astype(x.dtype)
         attention = spec.make_attention(train=self.train, name="attn", rope=spec.rope)
         mlp = spec.make_mlp(train=self.train, name="mlp")
         norm1 = spec.make_norm("norm1")

@@ -50,6 +50,10 @@ class Family:
         one of a `model_type` where it differs, by that name.
       gated: the activations that a gate may have in a config; the gate is SiLU.
       text: the family of the text towers beside these image towers, if there are any.
+      outer: prefixes of the names of both towers, of which the first that fits is removed.
+      detector: fields of `models.Detector` that arrays do not show, if that is the model's head.
+      by_texts: a regular expression of the names of a head that detects what texts name, which is
+        read together with both towers alone. replaced: of the names that it makes useless.
     """
 
     label: str = "Hugging Face transformers"
@@ -67,6 +71,10 @@ class Family:
     interpolations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gated: tuple[str, ...] = ("silu", "swish")
     text: "Family | None" = None
+    outer: tuple[str, ...] = ()
+    detector: Config = dataclasses.field(default_factory=dict)
+    by_texts: str = ""
+    replaced: str = ""
 
     def marked(self, names: frozenset[str]) -> bool:
         """Returns whether arrays with these names are of this family."""

@@ -18,7 +18,8 @@ def attention(block: str, ours: str) -> Iterator[tuple[str, str]]:
     yield f"{block}/attention/output/dense", f"{ours}/attn/out"
 
 
-def _pairs() -> Iterator[tuple[str, str]]:
+def pairs() -> Iterator[tuple[str, str]]:
+    """Yields the names of the arrays of these models."""
     embeddings = "embeddings"
     yield f"{embeddings}/cls_token", "backbone/cls"
     yield f"{embeddings}/position_embeddings", "backbone/pos_embed"
@@ -63,7 +64,7 @@ def prepare(state: State) -> State:
 FAMILY = Family(
     model_types=("vit", "deit", "vit_mae", "vit_msn", "ijepa"),
     marks=r"(^|\.)embeddings\.patch_embeddings\.projection\.weight$",
-    names=Renames(_pairs()),
+    names=Renames(pairs()),
     prefixes=("vit.", "deit.", "ijepa."),
     unused={**MASK_TOKEN, r"decoder\..*": "of masked pre-training"},
     defaults={
