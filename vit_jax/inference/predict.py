@@ -196,14 +196,7 @@ class Predictor:
         if {len(spec.mean), len(spec.std)} - {1, shape[-1]}:
             raise UserError(f"{path} is a model of {shape[-1]} channels, but has {spec.describe()}")
         statistics: dict[str, Any] = {"crop_to_patches": True, "mean": spec.mean, "std": spec.std}
-        if isinstance(module, models.Detector | models.OpenVocabularyDetector):
-            task: BaseTask = _detection_task(path, module, shape, labels, texts, **statistics)
-        elif texts:
-            task = _matching_task(path, module, shape, texts, **statistics)
-        else:
-            info = _info_of(path, shape, num_classes, labels)
-            loss = "sigmoid" if input_spec.has_independent_classes(path) else "softmax"
-            task = classification.Task(module, info, loss=loss, **statistics)
+        task = _task_of(path, module, shape, labels, texts, **statistics)
         return cls(task, params, task.info, preparation)
 
     def predict(self, pictures: Sequence[Picture]) -> dict[str, Any]:
@@ -321,6 +314,24 @@ class Predictor:
             raise UserError(f"a {name} does not cut images into patches; a ViT or a Mixer does")
         patch = (sides, sides) if isinstance(sides, int) else tuple(sides)
         _write_png(inside.image_in_patches(image, patch), out)
+
+
+def _task_of(
+    path: str,
+    module: Any,
+    shape: tuple[int, int, int],
+    labels: str | None,
+    texts: Sequence[str],
+    **statistics: Any,
+) -> BaseTask:
+    """Returns the task whose answers the head of a released model gives."""
+    if isinstance(module, models.Detector | models.OpenVocabularyDetector):
+        return _detection_task(path, module, shape, labels, texts, **statistics)
+    if texts:
+        return _matching_task(path, module, shape, texts, **statistics)
+    info = _info_of(path, shape, module.num_classes, labels)
+    loss = "sigmoid" if input_spec.has_independent_classes(path) else "softmax"
+    return classification.Task(module, info, loss=loss, **statistics)
 
 
 def _info_of(

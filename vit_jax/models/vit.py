@@ -81,6 +81,9 @@ from vit_jax.models.traits import VIT_NAMES, Traits, named_fields
 from vit_jax.models.vit_sizes import SIZES
 from vit_jax.types import Array, Features
 
+_FREE = (0, "none", False)
+"""Values of `window`, `position_bias` and `block_positions` that let any patches be left out."""
+
 POOLINGS = ("token", "mean", "token_mean", "map", "none")
 
 
@@ -259,8 +262,7 @@ class VisionTransformer(Encoder):
           UserError: `kept` is given to a model that needs all patches.
         """
         kept, counts = kept if isinstance(kept, tuple) else (kept, None)
-        places = self.window or self.position_bias != "none" or self.block_positions
-        if kept is not None and places:
+        if kept is not None and (self.window, self.position_bias, self.block_positions) != _FREE:
             raise UserError("windows, position_bias and block_positions need all patches")
         maps = self._stem(images)
         patches = cut_patches(maps, pair(self.patch_size))
@@ -441,10 +443,8 @@ class VisionTransformer(Encoder):
         return self.block_spec().make_norm("fc_norm")(pooled) if self.fc_norm else pooled
 
 
-PATCH_SIZES = (8, 14, 16, 28, 30, 32)
-
 VARIANTS: dict[str, Variant] = {
     f"vit_{name}{patch}": Variant(VisionTransformer, {**size, "patch_size": patch})
     for name, size in SIZES.items()
-    for patch in PATCH_SIZES
+    for patch in (8, 14, 16, 28, 30, 32)
 } | {"vit": Variant(VisionTransformer, {}, input_size=None)}
