@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import os
 import resource
@@ -56,6 +57,8 @@ settings.load_profile("any machine")
 TINY = Path(__file__).parent / "tiny.py"
 FIRST_BYTES = 1_000_000_000  # Of a worker that has imported everything.
 MORE_BYTES = 600_000_000  # More than after it last forgot its programs makes it forget again.
+PHASE_SECONDS = 300  # For the fixtures of a test, and as much for the test itself.
+SOAK_SECONDS = 3 * 3600
 
 # Imported modules never become garbage; looking through them takes a tenth of the time.
 gc.collect()
@@ -68,6 +71,30 @@ LONGEST = ("test_processes.py", "test_train.py", "test_faults.py", "test_tpu.py"
 def pytest_collection_modifyitems(items):
     """Files that take minutes come first, so that no worker begins one when the other is done."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Fails what hangs, with the stacks of all threads; `faulthandler_timeout` ends the rest."""
+    seconds = PHASE_SECONDS
+    if item.get_closest_marker("soak"):
+        seconds = SOAK_SECONDS
+        faulthandler.dump_traceback_later(seconds + 60, exit=True)
+
+    def fail(*_):
+        faulthandler.dump_traceback()
+        pytest.fail(f"it took more than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+pytest_runtest_setup = pytest_runtest_teardown = pytest_runtest_call
 
 
 @pytest.fixture(scope="session", autouse=True)

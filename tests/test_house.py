@@ -1,6 +1,7 @@
 """The package keeps to the layout of the design; `scripts/house.py` prints the same counts."""
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ def test_the_recorded_numbers_stay_small():
     files = (Path(__file__).parent / "golden").rglob("*")
     sizes = [p.stat().st_size for p in files if p.is_file() and p.parent.name != "__pycache__"]
     assert 0 < sum(sizes) < 12_000_000  # tests/golden/README.md says how to stay below.
+
+
+def test_a_test_that_hangs_fails(pytestconfig):
+    assert 0 < signal.alarm(300) <= 300  # The seconds that were left of the limit.
+    assert 300 < float(pytestconfig.getini("faulthandler_timeout")) <= 900
+    assert pytestconfig.getini("faulthandler_exit_on_timeout")
 
 
 @pytest.mark.usefixtures("one_device")
