@@ -1,4 +1,4 @@
-"""A fake `gcloud` on the PATH."""
+"""A fake `gcloud` and `kubectl` on the PATH."""
 
 import socket
 import sys
@@ -18,9 +18,12 @@ def cloud(tmp_path, monkeypatch):
     root = tmp_path / "cloud"
     tools = root / "tools"
     tools.mkdir(parents=True)
-    gcloud = tools / "gcloud"
-    gcloud.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {HERE / "fake_gcloud.py"} "$@"\n')
-    gcloud.chmod(0o755)
+    # Without what `apply` alone needs, Python's site packages, they start sooner.
+    for name in ("gcloud", "kubectl"):
+        run = f'exec {sys.executable} "$quick" -E {HERE}/fake_{name}.py "$@"'
+        script = f'#!/bin/sh\nquick=-S; [ "$1" != apply ] || quick=-q\n{run}\n'
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
     (root / "permissions.json").write_text(ALL_PERMISSIONS)
     monkeypatch.setenv("FAKE_GCLOUD", str(root))
     monkeypatch.setenv("FAKE_GCLOUD_PORT", str(free_port()))

@@ -32,7 +32,14 @@ PYTHON = """#!/bin/bash
 case "$1 $2" in
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip") echo "$@" >>"$HOME/pip.log" ;;
-  *) exec {python} "$@" ;;
+  *)
+    # As JAX counts the processes of several slices (jax/_src/clusters/cloud_tpu_cluster.py).
+    if [[ -n ${{MEGASCALE_NUM_SLICES:-}} ]]; then
+      export SLURM_STEP_NODELIST=${{MEGASCALE_COORDINATOR_ADDRESS%:*}}
+      export SLURM_PROCID=$((MEGASCALE_SLICE_ID * SLURM_NTASKS + SLURM_PROCID))
+      export SLURM_NTASKS=$((MEGASCALE_NUM_SLICES * SLURM_NTASKS))
+    fi
+    exec {python} "$@" ;;
 esac
 """
 CURL = """#!/bin/bash
@@ -59,22 +66,30 @@ def home(host):
     return ROOT / host
 
 
-def make_slice(name, first, everybody, hosts):
-    """One slice of which this is the `first` process of `everybody`."""
+def make_slice(first, everybody, hosts, machine=None):
+    """One slice of which this is the `first` process of `everybody`.
+
+    machine: the number of its first machine in the network, if that is another one.
+    """
+    machines = range(first if machine is None else machine, 1 << 30)
+    addresses = [fake_network.address(number) for number, _ in zip(machines, hosts, strict=False)]
+    if not fake_network.is_used():
+        addresses = ["127.0.0.1"] * len(hosts)
     for worker, host in enumerate(hosts):
-        make_host(host, worker, hosts)
+        make_host(host, worker, addresses)
         if fake_network.is_used():
-            fake_network.connect(host, first + worker)
+            fake_network.connect(host, machines[worker])
     states = os.environ.get("FAKE_GCLOUD_STATES", "READY").split(",")
     return {"states": states, "hosts": hosts, "first": first, "all": everybody}
 
 
-def make_host(host, worker, hosts):
+def make_host(host, worker, addresses):
     tools = home(host) / "bin"
     tools.mkdir(parents=True)
+    endpoints = ",".join(f"unknown:unknown:{address}" for address in addresses)
     scripts = {
         "python3": PYTHON.format(python=sys.executable),
-        "curl": CURL.format(root=ROOT, worker=worker, endpoints=",".join(hosts)),
+        "curl": CURL.format(root=ROOT, worker=worker, endpoints=endpoints),
         "hostname": f"#!/bin/sh\necho {host}\n",
     }
     for name, text in scripts.items():
@@ -90,7 +105,7 @@ def create_tpus(name, flags):
     found = nodes()
     for rank, node in enumerate(names):
         hosts = [f"{node}-w-{worker}" for worker in range(HOSTS)]
-        found[node] = make_slice(node, rank * HOSTS, count * HOSTS, hosts)
+        found[node] = make_slice(rank * HOSTS, count * HOSTS, hosts)
     save(found)
 
 
@@ -98,10 +113,11 @@ def create_group(name, flags):
     """A managed instance group; its hosts have names that do not tell their numbers."""
     found = nodes()
     count = int(flags["size"][0])
-    slices = int(os.environ.get("FAKE_GCLOUD_SLICES", "1"))
-    rank = int(name.rpartition("-")[2]) if slices > 1 else 0
+    number = name.rpartition("-")[2]
+    rank = int(number) if number.isdecimal() else 0
     hosts = [f"{name}-{'zyxwvuts'[worker]}bcd" for worker in range(count)]
-    found[name] = make_slice(name, rank * count, slices * count, hosts)
+    # Nothing but what the launcher says tells its hosts of the other slices.
+    found[name] = make_slice(0, count, hosts, rank * count)
     save(found)
 
 
@@ -243,6 +259,24 @@ def compute_engine(name, names, flags):
     return 0  # Templates and policies leave no trace here.
 
 
+def gke(name, names):
+    """Node pools; their nodes are made as pods come (`fake_kubectl.py`)."""
+    pools = ROOT / "pools"
+    pools.mkdir(exist_ok=True)
+    if name.endswith("node-pools create"):
+        (pools / names[0]).touch(exist_ok=False)
+    if name.endswith("node-pools describe"):
+        if not (pools / names[0]).exists():
+            print("ERROR: (gcloud) ResponseError: code=404, message=Not found", file=sys.stderr)
+            return 1
+        print("RUNNING")
+    if name.endswith("node-pools delete"):
+        (pools / names[0]).unlink()
+    if name == "config get":
+        print("p")
+    return 0
+
+
 def main():
     with (ROOT / "calls.log").open("a") as file:
         file.write(" ".join(sys.argv[1:]) + "\n")
@@ -254,6 +288,8 @@ def main():
     name = name.removeprefix("alpha ")
     if name.startswith("compute tpus "):
         return tpus(*name.split()[2:4], names, flags)
+    if name.startswith(("container ", "config ")):
+        return gke(name, names)
     return compute_engine(name, names, flags)
 
 

@@ -40,39 +40,52 @@ def address(number):
     return f"{PREFIX}.{number + 1}"
 
 
-def connect(host, number):
-    """Gives a host a namespace, or the one that it had, with a working link."""
-    inside = f"vitjax{number}"
-    if host not in _names():
-        _ip("netns", "add", host)
-        _ip("link", "add", inside, "type", "veth", "peer", "name", "eth0", "netns", host)
+def namespace(host):
+    return f"vitjax-{host}"
+
+
+def connect(host, number, machine=""):
+    """Gives a host a namespace, or the one that it had, with a working link.
+
+    machine: the name of the machine that commands on this host see; that of this one by default.
+    """
+    inside, name = f"vitjax{number}", namespace(host)
+    if name not in _names():
+        _ip("netns", "add", name)
+        _ip("link", "add", inside, "type", "veth", "peer", "name", "eth0", "netns", name)
         _ip("link", "set", inside, "master", BRIDGE)
         _ip("link", "set", inside, "up")
-        _ip("-n", host, "link", "set", "lo", "up")
-        _ip("-n", host, "addr", "add", f"{address(number)}/24", "dev", "eth0")
+        _ip("-n", name, "link", "set", "lo", "up")
+        _ip("-n", name, "addr", "add", f"{address(number)}/24", "dev", "eth0")
         # `ip netns exec` puts this in the place of /etc/hosts: Gloo announces the address that the
         # name of its machine stands for.
-        (HOSTS / host).mkdir(parents=True, exist_ok=True)
-        names = f"127.0.0.1 localhost\n{address(number)} {socket.gethostname()}\n"
-        (HOSTS / host / "hosts").write_text(names)
-    _ip("-n", host, "link", "set", "eth0", "up")
+        (HOSTS / name).mkdir(parents=True, exist_ok=True)
+        names = f"127.0.0.1 localhost\n{address(number)} {machine or socket.gethostname()}\n"
+        (HOSTS / name / "hosts").write_text(names)
+    _ip("-n", name, "link", "set", "eth0", "up")
 
 
 def cut(host):
     """Takes a host's cable out; its processes go on."""
-    _ip("-n", host, "link", "set", "eth0", "down")
+    _ip("-n", namespace(host), "link", "set", "eth0", "down")
 
 
 def is_cut(host):
-    return "state UP" not in _ip("-n", host, "link", "show", "eth0")
+    return "state UP" not in _ip("-n", namespace(host), "link", "show", "eth0")
 
 
-def inside(host):
-    """The words before a command that run it on a host."""
-    return ["ip", "netns", "exec", host]
+def inside(host, *, as_machine=False):
+    """The words before a command that run it on a host, and on a machine of the host's name."""
+    named = ["unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', host]
+    return ["ip", "netns", "exec", namespace(host), *(named if as_machine else [])]
 
 
 def remove():
+    # Of a namespace that is deleted the kernel takes links away only later.
+    for line in _ip("-o", "link", "show", "type", "veth").splitlines():
+        link = line.split(": ")[1].partition("@")[0]
+        if link.startswith("vitjax"):
+            _ip("link", "del", link)
     for host in _names():
         _ip("netns", "del", host)
         shutil.rmtree(HOSTS / host, ignore_errors=True)
@@ -80,7 +93,8 @@ def remove():
 
 
 def _names():
-    return [line.split()[0] for line in _ip("netns", "list").splitlines() if "-w-" in line]
+    names = [line.split()[0] for line in _ip("netns", "list").splitlines()]
+    return [name for name in names if name.startswith(namespace(""))]
 
 
 def _ip(*arguments):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +30,12 @@ FLAGS = {
     "compute_engine": ["--backend=compute-engine", "--type=v6e-16", "--zone=us-east5-a",
                        "--project=p", "--spot"],
 }  # fmt: skip
+TWO_SLICES = {  # Of two hosts each.
+    "compute_engine": ["--backend=compute-engine", "--type=v5p-16", "--zone=us-east5-a",
+                       "--project=p", "--spot", "--slices=2"],
+    "gke": ["--backend=gke", "--type=v5p-16", "--zone=us-east5-a", "--location=us-east5",
+            "--cluster=c", "--image=i", "--spot", "--slices=2"],
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -40,25 +47,45 @@ def config(digits_npz):
     ]
 
 
-def launch(run, config, *more):
-    command = [sys.executable, "-m", "vit_jax", "tpu", "train", "pod", f"--workdir={run}"]
-    return subprocess.Popen(
-        [*command, *config, "--poll=1", *more], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+class Launcher:
+    """`tpu train` in a process of its own, of which every line is kept, and the longest silence."""
+
+    def __init__(self, run, config):
+        command = [sys.executable, "-m", "vit_jax", "tpu", "train", "pod", f"--workdir={run}"]
+        self.process = subprocess.Popen(
+            [*command, *config, "--poll=4"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        self.lines, self.silence = [], 0.0
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        last = time.monotonic()
+        for line in self.process.stderr:
+            self.lines.append(line)
+            last, before = time.monotonic(), last
+            self.silence = max(self.silence, last - before)
+
+    def wait_for(self, is_true, seconds=400):
+        deadline = time.monotonic() + seconds
+        while not is_true():
+            assert self.process.poll() is None, self.lines
+            assert time.monotonic() < deadline, self.lines
+            time.sleep(0.02)
+
+    def finish(self, seconds=900):
+        """What it said until the run was done."""
+        self.process.wait(seconds)
+        self._reader.join()
+        assert self.process.returncode == 0, self.lines
+        assert self.silence < 60
+        assert "pod: done; it is there, and costs" in self.lines[-1]
+        return "".join(self.lines)
 
 
-def finish(launcher, seconds=600):
-    _, said = launcher.communicate(timeout=seconds)
-    assert launcher.returncode == 0, said
-    return said
-
-
-def wait_for_checkpoint(run, launcher):
-    deadline = time.monotonic() + 400
-    while not any(path.name in ("2", "3") for path in run.glob("checkpoints/*")):
-        assert launcher.poll() is None, launcher.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def has_saved(run, *steps):
+    """Whether a checkpoint of one of these steps is there, or just being written."""
+    return lambda: any(path.name.split(".")[0] in steps for path in run.glob("checkpoints/*"))
 
 
 def hosts(cloud):
@@ -66,13 +93,12 @@ def hosts(cloud):
     return [host for entry in found.values() for host in entry["hosts"]]
 
 
-def in_cloud(code):
-    here = Path(__file__).parent
-    subprocess.run([sys.executable, "-c", f"import fake_gcloud; {code}"], cwd=here, check=True)
-
-
 def preempt(host, state):
-    in_cloud(f"fake_gcloud.kill_host({host!r}); fake_gcloud.set_state({host!r}, {state!r})")
+    """Kills a host, and lets the cloud say so."""
+    code = f"fake_gcloud.kill_host({host!r}); fake_gcloud.set_state({host!r}, {state!r})"
+    here = Path(__file__).parent
+    code = f"import fake_gcloud; {code}"
+    subprocess.run([sys.executable, "-c", code], cwd=here, check=True)
 
 
 def assert_undisturbed(run, config, tmp_path):
@@ -97,13 +123,12 @@ def test_preempted_slices_are_made_again_and_the_run_ends_as_if_undisturbed(
 ):
     run = tmp_path / "run"
     assert main(["tpu", "create", "pod", *FLAGS[backend], "--poll=0"]) == 0
-    launcher = launch(run, config)
-    wait_for_checkpoint(run, launcher)
+    launcher = Launcher(run, config)
+    launcher.wait_for(has_saved(run, "2", "3"))
     lost = hosts(cloud)[2]
     preempt(lost, {"cloud_tpu": "PREEMPTED", "compute_engine": "TERMINATED"}[backend])
-    said = finish(launcher)
+    said = launcher.finish()
     assert "pod was preempted; creating it again" in said
-    assert "pod: done; it is there, and costs" in said.splitlines()[-1]
     assert (run / "DONE").exists()
     pip = (cloud / hosts(cloud)[3] / "pip.log").read_text()
     assert "/constraints.txt --editable" in pip
@@ -114,42 +139,74 @@ def test_preempted_slices_are_made_again_and_the_run_ends_as_if_undisturbed(
     assert_undisturbed(run, config, tmp_path)
 
 
-def test_check_measures_hosts_that_find_each_other(cloud, capsys, tmp_path):
-    assert main(["tpu", "create", "pod", *FLAGS["cloud_tpu"], "--poll=0"]) == 0
-    assert main(["tpu", "check", "pod", f"--workdir={tmp_path / 'bucket'}"]) == 1
-    table = capsys.readouterr().out.splitlines()
-    rows = [line for line in table if line.startswith("pod-w-")]
-    # Four hosts of one device each, where a v4-32 has four; everything else is well.
-    assert [row.split("  ")[-1].strip() for row in rows] == ["1 of 4 devices"] * 4
-    assert len(rows) == 4
-
-
-def test_a_host_that_is_cut_off_in_a_save_is_named_and_the_run_ends_as_if_undisturbed(
-    cloud, config, tmp_path, monkeypatch
-):
-    """A host whose network is gone neither answers nor fails; the launcher is never silent."""
+@pytest.fixture
+def network(monkeypatch):
+    """A network of hosts that can be cut off: neither do they answer then nor do they fail."""
     if not fake_network.is_possible():
         pytest.skip("network namespaces need root and iproute2")
     monkeypatch.setenv("FAKE_GCLOUD_NETWORK", "1")
-    in_cloud("fake_gcloud.fake_network.make()")
-    try:
-        run = tmp_path / "run"
-        assert main(["tpu", "create", "pod", *FLAGS["cloud_tpu"], "--poll=0"]) == 0
-        launcher = launch(run, config)
-        wait_for_checkpoint(run, launcher)
-        in_cloud("fake_gcloud.fake_network.cut('pod-w-2')")
-        lines, silences = [], []
-        while "does not answer" not in "".join(lines[-1:]):
-            started = time.monotonic()
-            lines.append(launcher.stderr.readline())
-            silences.append(time.monotonic() - started)
-            assert lines[-1], lines
-        assert max(silences) < 60
-        assert "pod-w-2 does not answer" in lines[-1]
-        preempt("pod-w-1", "PREEMPTED")
-        said = finish(launcher)
-        assert "pod was preempted; creating it again" in said
-        assert (run / "DONE").exists()
-        assert_undisturbed(run, config, tmp_path)
-    finally:
-        in_cloud("fake_gcloud.fake_network.remove()")
+    fake_network.make()
+    yield fake_network
+    fake_network.remove()
+
+
+def measured(capsys, tmp_path):
+    """The verdicts of `tpu check` on four hosts of one device each."""
+    main(["tpu", "check", "pod", f"--workdir={tmp_path / 'bucket'}", "--poll=2"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pod-")]
+    return [row.split("  ")[-1].strip() for row in rows]
+
+
+def test_check_measures_hosts_that_find_each_other(cloud, capsys, tmp_path):
+    assert main(["tpu", "create", "pod", *FLAGS["cloud_tpu"], "--poll=0"]) == 0
+    # A v4-32 has four on each host; everything else is well.
+    assert measured(capsys, tmp_path) == ["1 of 4 devices"] * 4
+
+
+def test_check_measures_the_pods_of_a_job_set(cloud, network, capsys, tmp_path):
+    assert main(["tpu", "create", "pod", *TWO_SLICES["gke"], "--poll=0"]) == 0
+    assert measured(capsys, tmp_path) == ["1 of 4 devices"] * 4
+    assert not list((cloud / "kubernetes").iterdir())
+
+
+@pytest.mark.parametrize("backend", ["cloud_tpu", "compute_engine"])
+def test_a_host_that_is_cut_off_in_a_save_is_named_and_the_run_ends_as_if_undisturbed(
+    cloud, network, backend, config, tmp_path
+):
+    """On Compute Engine the hosts of two slices find each other by what the launcher tells them."""
+    run = tmp_path / "run"
+    flags = TWO_SLICES.get(backend) or FLAGS[backend]
+    assert main(["tpu", "create", "pod", *flags, "--poll=0"]) == 0
+    launcher = Launcher(run, config)
+    launcher.wait_for(has_saved(run, "2", "3"))
+    _, second, third, _ = hosts(cloud)
+    network.cut(third)
+    launcher.wait_for(lambda: f"{third} does not answer" in launcher.lines[-1])
+    preempt(second, {"cloud_tpu": "PREEMPTED", "compute_engine": "TERMINATED"}[backend])
+    assert "pod was preempted; creating it again" in launcher.finish()
+    assert (run / "DONE").exists()
+    assert_undisturbed(run, config, tmp_path)
+
+
+def test_kubernetes_starts_a_run_again_that_ends_as_if_undisturbed(
+    cloud, network, config, tmp_path
+):
+    """The launcher follows; a pod is cut off in a save, and another one's node is taken away."""
+    run = tmp_path / "run"
+    assert main(["tpu", "create", "pod", *TWO_SLICES["gke"], "--poll=0"]) == 0
+    launcher = Launcher(run, config)
+    launcher.wait_for(has_saved(run, "2", "3"))
+    pods = cloud / "kubernetes/pod"
+    network.cut("pod-slice-1-0")
+    # Each pod starts its own run again, which waits for the lost one until its node is given up.
+    launcher.wait_for(lambda: "starting again" in (pods / "pod-slice-0-0.log").read_text())
+    (pods / "pod-slice-1-0.evicted").write_text("unreachable")
+    launcher.wait_for(lambda: "pod: started again 1 times\n" in launcher.lines)
+    launcher.wait_for(has_saved(run, "4", "5"))
+    (pods / "pod-slice-0-1.evicted").touch()
+    assert "pod: started again 2 times" in launcher.finish()
+    assert (run / "DONE").exists()
+    assert_undisturbed(run, config, tmp_path)
+    assert main(["tpu", "delete", "pod"]) == 0
+    assert not list((cloud / "kubernetes").iterdir())
+    assert not list((cloud / "pools").iterdir())

@@ -38,6 +38,7 @@ def test_schedulers_are_known_by_their_variables(environ, found):
     [
         ({}, "tpu"),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, ""),
+        ({"TPU_PROCESS_ADDRESSES": "local", "TPU_WORKER_HOSTNAMES": "localhost"}, ""),  # Kaggle.
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, "gke"),
         ({"TPU_PROCESS_ADDRESSES": "a:8471,b:8471"}, "gke"),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, "gke"),

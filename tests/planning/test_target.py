@@ -30,6 +30,7 @@ needs_libtpu = pytest.mark.skipif(
         ("tpu7x:4x4x4", ("tpu7x", "4x4x4")),
         ("tpu7x-128", ("tpu7x", "4x4x4")),  # TensorCores, two in a chip.
         ("tpu7x-8", ("tpu7x", "2x2x1")),
+        ("tpu7x-2", ("tpu7x", "1x1x1")),
     ],
 )
 def test_names_of_tpu_topologies(name, expected):
@@ -53,7 +54,7 @@ PUBLISHED = {  # The cores or chips that a type counts for each chip, then the s
     "v5litepod": (1, "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"),
     "v5p": (2, f"2x2x1 2x2x2 2x2x4 2x4x4 {CUBES}"),
     "v6e": (1, "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"),
-    "tpu7x": (2, f"2x2x1 2x2x2 2x2x4 2x4x4 {CUBES} 12x24x24 16x16x32 16x20x28 16x24x24"),
+    "tpu7x": (2, f"1x1x1 2x2x1 2x2x2 2x2x4 2x4x4 {CUBES} 12x24x24 16x16x32 16x20x28 16x24x24"),
 }
 """Sources: docs.cloud.google.com/tpu/docs/v2 to /v6e and /tpu7x; v5p and tpu7x: the tables of xpk
 (core/system_characteristics.py) and AXLearn (USER_FACING_NAME_TO_SYSTEM_CHARACTERISTICS)."""
@@ -81,6 +82,7 @@ def test_every_published_type_has_its_shape(name):
         ("v5p-12288", 1536, "ct5p-hightpu-4t"),
         ("v6e-1", 1, "ct6e-standard-1t"),
         ("v6e-256", 64, "ct6e-standard-4t"),
+        ("tpu7x-2", 1, "tpu7x-standard-1t"),
         ("tpu7x-8", 1, "tpu7x-standard-4t"),
         ("tpu7x-128", 16, "tpu7x-standard-4t"),
     ],
@@ -133,6 +135,15 @@ def test_tpu_topologies(name, slices, devices, num_chips):
     found = Target.find(name, slices)
     assert (len(found.devices), found.num_chips) == (devices, num_chips)
     assert len({getattr(d, "slice_index", None) for d in found.devices}) == slices
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "devices"), [("v5e-1", 1), ("v6e-1", 1), ("tpu7x-2", 2), ("v5e-8", 8), ("v4-8", 4)]
+)
+def test_a_slice_of_one_host_has_one(name, devices):
+    found = Target.find(name)
+    assert (len(found.devices), found.num_hosts) == (devices, 1)
 
 
 @needs_libtpu

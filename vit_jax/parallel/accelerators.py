@@ -242,10 +242,10 @@ _ROWS = (
     Chip(
         "tpu7x", r"TPU ?7x", 2, 2307e12, 192 * GIB, 7380e9, 1200e9, 100e9 / 8,
         Tpu(
-            _cubes(*range(1, 97), 108, 128, 140, 144), True, "tpu7x", "",
+            {1: "1x1x1", **_cubes(*range(1, 97), 108, 128, 140, 144)}, True, "tpu7x", "",
             _SHARDED_PARAMETERS | {"xla_tpu_scoped_vmem_limit_kib": 65536},
             spellings=("v7x", "7x"),
-            machines={4: "tpu7x-standard-4t"},
+            machines={n: f"tpu7x-standard-{n}t" for n in (1, 4)},
             node_label="tpu7x",
             image="ubuntu-accel-2404-amd64-tpu-tpu7x",
             disk="hyperdisk-balanced",

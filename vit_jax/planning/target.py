@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -112,7 +113,11 @@ def _tpu_devices(generation: str, shape: str, num_slices: int) -> Sequence[jax.D
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
-    options = accelerators.TPUS[generation].topology_options
+    options: dict[str, Any] = {**accelerators.TPUS[generation].topology_options}
+    if (
+        accelerators.Slice(generation, shape).hosts == 1
+    ):  # By default libtpu's hosts have 2x2 chips.
+        options["chips_per_host_bounds"] = tuple(int(side) for side in f"{shape}x1".split("x"))[:3]
     try:
         description = topologies.get_topology_desc(
             f"{generation}:{shape}", platform="tpu", num_slices=num_slices, **options
