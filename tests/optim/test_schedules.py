@@ -93,10 +93,10 @@ def test_result_is_a_float32_scalar():
         assert (value.dtype, value.shape) == (np.float32, ())
 
 
-def triangle(step, start, total, *, end=0.5):
-    """A schedule of someone else's."""
+def triangle(step, start, total, *, end=0.5, height=1.0):
+    """Falls from `height` along a line, as a schedule of someone else's."""
     del start
-    return 1.0 - (1.0 - end) * step / total
+    return height * (1.0 - (1.0 - end) * step / total)
 
 
 def test_schedule_named_by_its_import_path(monkeypatch):
@@ -106,7 +106,13 @@ def test_schedule_named_by_its_import_path(monkeypatch):
     module = types.ModuleType("their_package")
     module.triangle = triangle
     monkeypatch.setitem(sys.modules, "their_package", module)
-    assert float(make({"name": "their_package:triangle", "end": 0.2}, 10)(5)) == pytest.approx(0.6)
+    spec = {"name": "their_package:triangle", "end": 0.2}
+    assert float(make(spec, 10)(5)) == pytest.approx(0.6)
+    assert float(make({**spec, "args": {"height": 3.0}}, 10)(5)) == pytest.approx(1.8)
+    with pytest.raises(UserError, match=r"schedule\.args\.hight is no further key .*'height'"):
+        make({**spec, "args": {"hight": 3.0}}, 10)
+    with pytest.raises(UserError, match=r"schedule\.args\.end is no further key"):
+        make({**spec, "args": {"end": 3.0}}, 10)
 
 
 @pytest.mark.parametrize(

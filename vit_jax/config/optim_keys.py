@@ -35,6 +35,7 @@ SCHEDULE = {
     "factors": Key(
         [], WARNED, "For stair: the multiplier from each boundary on.", of=float, at_least=0
     ),
+    "args": open_section({}, WARNED, "Further arguments of a curve of your own."),
 }
 
 OPTIM = {

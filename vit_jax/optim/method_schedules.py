@@ -7,12 +7,19 @@ them. The result has the default float type, float64 where a caller enables it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 
+def has_warmup(curve: Callable) -> Callable:
+    """Marks a curve that rises by itself, so that `schedules.build` adds no warm-up."""
+    curve.__dict__["has_warmup"] = True
+    return curve
+
+
+@has_warmup
 def dino(
     step: jax.Array | int,
     start: int,
@@ -37,6 +44,7 @@ def dino(
     return jnp.where(at < zero_until, 0.0, value)
 
 
+@has_warmup
 def ijepa(
     step: jax.Array,
     start: int,
@@ -60,6 +68,7 @@ def ijepa(
     return jnp.where(step < start, ramp, value)
 
 
+@has_warmup
 def simmim(
     step: jax.Array, start: int, total: int, *, end: float = 0.0, first: float = 0.0
 ) -> jax.Array:
@@ -74,6 +83,7 @@ def simmim(
     return jnp.where(step < start, first + (1.0 - first) * step / max(start, 1), value)
 
 
+@has_warmup
 def simmim_stair(
     step: jax.Array,
     start: int,
@@ -92,11 +102,6 @@ def simmim_stair(
     stage = jnp.searchsorted(jnp.asarray(boundaries, step.dtype), step, side="right")
     value = jnp.asarray([1.0, *factors], step.dtype)[stage]
     return jnp.where(step < start, first + (1.0 - first) * step / max(start, 1), value)
-
-
-CURVES = {curve.__name__: curve for curve in (dino, ijepa, simmim, simmim_stair)}
-for _curve in CURVES.values():
-    _curve.__dict__["has_warmup"] = True
 
 
 def _cosine(progress: jax.Array, end: float) -> jax.Array:

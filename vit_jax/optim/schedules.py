@@ -10,13 +10,17 @@ of the Vision Transformer paper (Dosovitskiy et al., 2021, table 3: cosine for I
 the larger sets), and rsqrt with cool-down that of Zhai et al., 2022 ("Scaling Vision Transformers",
 section 3.5).
 
-A new curve is a function `curve(step, start, total, *, keys...)`, named in the config as
-`package.module:function`. The keys it takes are the keys the config may set for it. A curve whose
-attribute `has_warmup` is true rises by itself, as those of `method_schedules` do.
+A new curve is a function `curve(step, start, total, *, keys...)` in this file or in
+`method_schedules`, or elsewhere, named in the config as `package.module:function`. Its keys are set
+in the section `config.optim.schedule`, and those that this section does not have in
+`schedule.args`. A curve whose attribute `has_warmup` is true rises by itself, as those of
+`method_schedules` do.
 """
 
+import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -87,10 +91,18 @@ def stair(
     return jnp.asarray([1.0, *factors], jnp.result_type(float))[stage]
 
 
-_CURVES = {curve.__name__: curve for curve in (cosine, linear, polynomial, rsqrt, constant, stair)}
-_CURVES |= method_schedules.CURVES
+@functools.cache
+def _curves() -> dict[str, Callable]:
+    """Returns the public functions of a step in this module and in `method_schedules`, by name."""
+    return {
+        name: found
+        for module in (sys.modules[__name__], method_schedules)
+        for name, found in inspect.getmembers(module, inspect.isfunction)
+        if name[0] != "_" and next(iter(inspect.signature(found).parameters), "") == "step"
+    }
 
-SCHEDULES = Kind("schedule", accepts=takes("step", "start", "total"), others=lambda: _CURVES)
+
+SCHEDULES = Kind("schedule", accepts=takes("step", "start", "total"), others=_curves)
 """The finder of the curves that `config.optim.schedule.name` names."""
 
 
@@ -110,10 +122,13 @@ def build(
     """
     curve = SCHEDULES.find(spec["name"], f"{where}.name")
     own = _keywords(curve)
+    is_key = f"key of the {spec['name']} schedule"
     for key, value in spec.items():
         is_set = key not in _KEYS or value != _KEYS[key].default
-        if is_set and key not in {"name", "warmup", "cooldown"}:
-            check_known(key, own, f"{where}.{key}", f"key of the {spec['name']} schedule")
+        if is_set and key not in {"name", "warmup", "cooldown", "args"}:
+            check_known(key, own, f"{where}.{key}", is_key)
+    for key in spec["args"]:
+        check_known(key, own - _KEYS.keys(), f"{where}.args.{key}", f"further {is_key}")
     steps = {
         key: _in_steps(value, duration) if _is_duration(key) else value
         for key, value in spec.items()
@@ -125,7 +140,7 @@ def build(
                 f"{where}.{key}: {spec[key]!r} is {steps[key]} steps; write a duration from "
                 f"0 to the {total_steps} steps of this run"
             )
-    arguments = {key: steps[key] for key in own if key in steps}
+    arguments = {**{key: steps[key] for key in own if key in steps}, **spec["args"]}
 
     def schedule(step: Step) -> jax.Array:
         step = jnp.asarray(step, jnp.int32)
