@@ -3,8 +3,9 @@
     python scripts/timm_names.py            # needs the extra `interop`
 
 For every architecture of timm that is a Vision Transformer, a Mixer, a BiT or a hybrid, the table
-has the class, the arguments that its factory passes, and for each pretrained tag the image size and
-the number of classes. `vit_jax.models.timm_names` turns them into fields.
+has the class, the arguments that its factory passes, and for each pretrained tag the image size,
+the number of classes and the license that timm states. `vit_jax.models.timm_names` turns them into
+fields.
 """
 
 import functools
@@ -103,12 +104,16 @@ def architecture(name: str, module: str) -> dict[str, Any]:
     return {"class": cls.__name__, "args": args | args.pop("cfg", {})}
 
 
-def tags(names: list[str]) -> dict[str, list[int]]:
-    """Returns [image size, classes] of every pretrained tag of one architecture."""
+def tags(names: list[str]) -> dict[str, list[int | str]]:
+    """Returns [image size, classes, license] of every pretrained tag of one architecture."""
     found = {}
     for name in names:
         config = timm.get_pretrained_cfg(name)
-        found[name.partition(".")[2]] = [config.input_size[-1], config.num_classes]
+        found[name.partition(".")[2]] = [
+            config.input_size[-1],
+            config.num_classes,
+            config.license or "",
+        ]
     return found
 
 

@@ -150,6 +150,12 @@ def test_models_lists_parameters(capsys):
     assert "5,717,416" in capsys.readouterr().out
 
 
+def test_models_lists_published_weights_by_a_part_of_their_name(capsys):
+    assert main(["models", "--pretrained", "test_vit.*"]) == 0
+    _, row = capsys.readouterr().out.splitlines()
+    assert row.split() == ["371,240", "0.08", "160", "apache-2.0", "hf://timm/test_vit.r160_in1k"]
+
+
 def test_models_lists_released_checkpoints(capsys):
     assert main(["models", "--released"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -242,6 +248,8 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["features", "x.png"], "give --workdir or --checkpoint"),
         (["models", "vit_b17"], "vit_b17"),
         (["models", "--dataset=cifar10"], "--dataset needs --released"),
+        (["models", "--pretrained", "dino5"], "no published name contains 'dino5'"),
+        (["models", "--pretrained=dino*", "vit_s16"], "write the name as --pretrained=PATTERN"),
         (["models", "--released", "--dataset=cifar"], "no released checkpoint with dataset cifar"),
         (["models", "--released", "--top=-1"], "--top=-1"),
         (["models", "--released", "--index=/no/index.csv"], "/no/index.csv"),

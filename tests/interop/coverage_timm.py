@@ -78,7 +78,7 @@ def tiny(name, row):
     if kv:
         uneven = isinstance(kv, list) and len(set(kv)) > 1
         narrow["num_kv_heads"] = [4, 2] if uneven else 4
-    classes = 10 if any(number for _, number in row["tags"].values()) else 0
+    classes = 10 if any(number for _, number, _ in row["tags"].values()) else 0
     sized = {**narrow, "img_size": side}
     for extra in (sized, narrow, {"depth": 2, "img_size": side}, {"img_size": side}):
         try:

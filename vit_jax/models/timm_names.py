@@ -81,7 +81,7 @@ def find(name: str, args: Args | None = None) -> Origin | None:
     unread = sorted(k for k, v in given.items() if v is not None and k not in told.read | _IDLE)
     if unread:
         _refuse(f"{name}: ", f"{unread[0]}={given[unread[0]]!r:.100}")
-    size, classes = row["tags"][tag] if tag else (None, None)
+    size, classes, _ = row["tags"][tag] if tag else (None, None, "")
     return Origin(kind, fields, given, size, classes)
 
 

@@ -10,6 +10,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="Names of models (default: all models)."
     )
+    parser.add_argument(
+        "--pretrained",
+        nargs="?",
+        const="*",
+        metavar="PATTERN",
+        help="List the weights that others have published on the Hugging Face hub and whose names"
+        " contain the pattern, with image size, license and address.",
+    )
     released = parser.add_argument_group("released checkpoints (AugReg, Steiner et al. 2022)")
     released.add_argument(
         "--released",
@@ -56,6 +64,14 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError(f"models: --{next(iter(given))} needs --released")
     from vit_jax.models import listing
 
+    if arguments.pretrained:
+        if arguments.names:
+            raise UserError("models: write the name as --pretrained=PATTERN")
+        print(f"{'parameters':>15} {'GFLOPs':>10} {'input':>6}  {'license':24}  address")
+        for model in listing.pretrained(arguments.pretrained):
+            sizes = f"{model.params:>15,} {model.gflops:>10.2f} {model.input_size:>6}"
+            print(f"{sizes}  {model.license:24}  {model.origin}", flush=True)
+        return
     print(f"{'name':20} {'parameters':>15} {'GFLOPs':>10} {'input':>6}")
     for row in listing.rows(arguments.names or None):
         print(f"{row.name:20} {row.params:>15,} {row.gflops:>10.2f} {row.input_size:>6}")
@@ -68,6 +84,7 @@ COMMAND = Command(
     examples=(
         "models",
         "models vit_s16 bit_r50x1",
+        "models --pretrained 'dinov2*'",
         "models --released vit_b16",
     ),
 )
