@@ -164,14 +164,23 @@ def parse_json(path: str | os.PathLike, text: str, where: str = "") -> Any:
     """Parses a JSON text of the file `path`; `where` names the position, such as `: line 3`.
 
     Raises:
-      UserError: the text is not JSON.
+      UserError: the text is not JSON, or an object in it has a key twice, of which one is lost.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except ValueError as error:
-        raise UserError(f"{shown(path)}{where} is no JSON: {error}") from error
+        raise UserError(f"{shown(path)}{where} is no JSON: {reason(error)}") from error
     except RecursionError as error:
         raise UserError(f"{shown(path)}{where} is no JSON: brackets nested too deep") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {shown(twice)!r} twice")
+    return found
 
 
 def path_inside(folder: str | os.PathLike, name: str, where: str) -> str:

@@ -40,12 +40,12 @@ def by_name(
       UserError: `keep`, and a class has no row; or the rows of this task's head are unknown.
     """
     before, after = [*map(plain, names)], [*map(plain, class_names(task))]
-    new = [name for name in after if name not in before]
+    rows = rows_by_name(before, after)
+    new = [name for name, row in zip(after, rows, strict=True) if row is None]
     axes = _class_axes(task)
     if not axes or (new and keep):
         reason = f"no class {new[0]!r}" if new else "its classes in another order"
         raise UserError(f"the head cannot be kept: the checkpoint has {reason}; write head=zero")
-    rows = [before.index(name) if name in before else None for name in after]
     arrays, starts = map(flax.traverse_util.flatten_dict, (dict(loaded), dict(fresh)))
     for path, axis in axes.items():
         if path in arrays:
@@ -55,6 +55,17 @@ def by_name(
         line += f"; new: {', '.join(new[:_SHOWN])}{', ...' if len(new) > _SHOWN else ''}"
     report = dataclasses.replace(report, notes=(*report.notes, line))
     return flax.traverse_util.unflatten_dict(arrays), report
+
+
+def rows_by_name(before: Sequence[str], after: Sequence[str]) -> list[int | None]:
+    """Returns, for each name of `after`, its place in `before`; None if it has none.
+
+    The classes of one name, such as ImageNet's two cranes, keep their order.
+    """
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(before):
+        places.setdefault(name, []).append(place)
+    return [places[name].pop(0) if places.get(name) else None for name in after]
 
 
 def _arranged(

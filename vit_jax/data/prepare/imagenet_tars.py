@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.data.prepare import shards
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 NAME = "imagenet2012"
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
@@ -113,8 +113,10 @@ def read_index(split: str, archive: Path) -> Images:
                         for image in inner
                         if image.isfile()
                     ]
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{archive} is damaged or incomplete ({error}); fetch it again") from error
+    except Exception as error:  # `tarfile` raises errors of any type for damaged headers.
+        raise UserError(
+            f"{archive} is damaged or incomplete ({first_line(error)}); fetch it again"
+        ) from error
     if not rows:
         raise UserError(f"{archive} holds no images; fetch it again")
     size = archive.stat().st_size

@@ -71,7 +71,7 @@ def check_listed(path: Path, number: int, kind: str, found: Any, listed: Collect
     """Raises a `UserError` unless the image or category of an annotation is listed."""
     if found in listed:
         return
-    as_text = isinstance(found, str) and found.isdecimal() and int(found) in listed
+    as_text = isinstance(found, str) and found in {str(one) for one in listed}
     as_number = isinstance(found, int) and str(found) in listed
     hint = " (ids are written as numbers in one place, as texts in another)"
     raise UserError(

@@ -33,8 +33,14 @@ def sorted_names(labels: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """Returns the distinct labels of examples: numbers in their order, other texts sorted."""
     distinct = {one for labels_of_row in labels for one in labels_of_row}
     if all(one.isascii() and one.isdecimal() for one in distinct):
-        return tuple(sorted(distinct, key=lambda one: (int(one), one)))
+        return tuple(sorted(distinct, key=_by_number))
     return tuple(sorted(distinct))
+
+
+def _by_number(text: str) -> tuple[int, str, str]:
+    """Sorts decimal numbers of any length, which `int` would refuse beyond 4,300 digits."""
+    digits = text.lstrip("0")
+    return len(digits), digits, text
 
 
 class LabelCells:
@@ -124,8 +130,9 @@ class LabelCells:
 
     def _key(self, value: Any, row: int) -> str:
         text = _text(value)
-        if not text:
-            raise UserError(f"{self.table.where(row, self.columns[0])}: has no label")
+        if not text or "\n" in text or "\r" in text:
+            wrong = "a label of several lines; is a quote mark left open?" if text else "no label"
+            raise UserError(f"{self.table.where(row, self.columns[0])}: has {wrong}")
         return text
 
 

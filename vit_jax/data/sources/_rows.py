@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from vit_jax.data import files
 from vit_jax.data.images import is_image_name
 from vit_jax.errors import UserError
+from vit_jax.storage import is_remote
 
 _ADVICE = "write a cell with quote marks in quote marks, and each quote mark inside it twice"
 
@@ -45,22 +46,36 @@ def check_columns(
 
 
 def named_cells(
-    path: str | os.PathLike, columns: Sequence[str], rows: Cells, image_column: str
+    path: str | os.PathLike,
+    columns: Sequence[str],
+    rows: Cells,
+    wanted: Sequence[str],
+    folder: str | os.PathLike,
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields the position of each row, and its cells under the names of their columns.
 
+    Args:
+      wanted: the columns that are read, first that of the image.
+      folder: the folder that the files of images are relative to.
+
     Raises:
-      UserError: a row has too many cells, so that one would lose a part, or a cell contains the
-        next rows, because a quote mark is left open.
+      UserError: a row has too many cells, so that one would lose a part, or ends before a wanted
+        column, or a cell contains the next rows, because a quote mark is left open.
     """
-    at = columns.index(image_column)
+    at, least = columns.index(wanted[0]), 1 + max(map(columns.index, wanted))
     for number, cells in rows:
         if len(cells) > len(columns) and any(cell.strip() for cell in cells[len(columns) :]):
             raise UserError(
                 f"{files.shown(path)}: line {number} has {len(cells)} cells, line 1 has"
                 f" {len(columns)}: write a cell that has the separator in it in quote marks"
             )
-        if any(_is_row(line, at, len(columns)) for x in cells for line in files.lines(x)[1:]):
+        if len(cells) < least:
+            raise UserError(
+                f"{files.shown(path)}: line {number} has no {columns[least - 1]!r}, because it has"
+                f" {len(cells)} cells, and line 1 {len(columns)}: is it cut short?"
+            )
+        inner = [line.split(",") for cell in cells for line in files.lines(cell)[1:]]
+        if any(len(one) >= len(columns) and _is_image(one[at], folder) for one in inner):
             raise UserError(
                 f"{files.shown(path)}: a cell of line {number} has the next rows in it, because a"
                 f" quote mark is left open: {_ADVICE}"
@@ -68,10 +83,12 @@ def named_cells(
         yield f"line {number}", dict(zip(columns, cells, strict=False))
 
 
-def _is_row(line: str, at: int, num_columns: int) -> bool:
-    """Returns whether a line inside a cell looks like a row that names an image."""
-    cells = line.split(",")
-    return len(cells) >= num_columns and is_image_name(cells[at].strip(' "'))
+def _is_image(cell: str, folder: str | os.PathLike) -> bool:
+    """Returns whether a part of a cell names an image, by its suffix or because there is a file."""
+    name = cell.strip(' "')
+    return is_image_name(name) or (
+        bool(name) and not is_remote(folder) and os.path.isfile(os.path.join(folder, name))
+    )
 
 
 def _tab_rows(text: str) -> Cells:

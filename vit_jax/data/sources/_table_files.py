@@ -21,6 +21,9 @@ KEPT_BYTES = 1 << 30
 
 _KEPT_BLOCKS = 24
 _MAX_BLOCK_BYTES = 4 << 30
+# A few kilobytes of Parquet can stand for billions of equal rows. Rows that name images differ.
+_ALWAYS_ROWS = 1 << 20
+_MAX_ROWS_A_BYTE = 16
 
 
 class Table(abc.ABC):
@@ -33,6 +36,7 @@ class Table(abc.ABC):
       num_rows: the number of rows of all files together.
       image_bytes: the size in bytes of images that the files themselves hold.
       block_ends: the number of rows up to the end of each block that is read at once, int64.
+      image_folder: the folder that the files of images are relative to; by default `folder`.
     """
 
     columns: list[str]
@@ -42,6 +46,7 @@ class Table(abc.ABC):
 
     def __init__(self, paths: Sequence[str], *, is_of_split: bool):
         self.paths, self.is_of_split = paths, is_of_split
+        self.image_folder = self.folder
         self._values: dict[str, list] = {}
         self._image = ""
 
@@ -150,18 +155,19 @@ class TextTable(Table):
             for where, row in self._rows(path, *opened, wanted):
                 self._lines.append((number, where))
                 for column, cells in values.items():
-                    cells.append(row.get(column))
+                    if column not in row:
+                        raise UserError(f"{files.shown(path)}: {where} has no {column!r}")
+                    cells.append(row[column])
         self._values, self._opened = values, []
         self.num_rows = len(self._lines)
 
-    @staticmethod
     def _rows(
-        path: str, columns: Sequence[str], rows: Iterator, wanted: Sequence[str]
+        self, path: str, columns: Sequence[str], rows: Iterator, wanted: Sequence[str]
     ) -> Iterator[tuple[str, Mapping]]:
         if path.lower().endswith(".jsonl"):
             return rows
         _rows.check_columns(path, columns, wanted, "name each of them once")
-        return _rows.named_cells(path, columns, rows, wanted[0])
+        return _rows.named_cells(path, columns, rows, wanted, self.image_folder)
 
     def where(self, row: int, column: str) -> str:
         number, line = self._lines[row]
@@ -179,6 +185,7 @@ class ParquetTable(Table):
         self.columns = list(self._schema.names)
         self._ends = np.cumsum([one.num_rows for one in self._metadata], dtype=np.int64)
         self.num_rows = int(self._ends[-1])
+        _check_rows(paths, [one.num_rows for one in self._metadata])
         self._groups = [
             (number, group)
             for number, metadata in enumerate(self._metadata)
@@ -195,7 +202,7 @@ class ParquetTable(Table):
 
         with _naming(path):
             source = files.open_remote(path) if is_remote(path) else regular(path)
-            return parquet.ParquetFile(source, metadata=metadata)
+            return parquet.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
 
     def load(self, image: str, others: Sequence[str]) -> None:
         import pyarrow as pa
@@ -291,6 +298,18 @@ class ParquetTable(Table):
     def where(self, row: int, column: str) -> str:
         number, place = placed(self._ends, row)
         return f"{files.shown(self.paths[number])}: row {place}, column {column!r}"
+
+
+def _check_rows(paths: Sequence[str], counts: Sequence[int]) -> None:
+    """Raises a `UserError` for a file that is too small for the number of its rows."""
+    for path, count in zip(paths, counts, strict=True):
+        if count > _ALWAYS_ROWS and not is_remote(path):
+            size = os.path.getsize(path)
+            if count > _MAX_ROWS_A_BYTE * size:
+                raise UserError(
+                    f"{files.shown(path)}: {size:,} bytes that stand for {count:,} rows: no rows"
+                    " with an image each are compressed so well"
+                )
 
 
 def _checked_objects(path: str, text: str) -> Iterator[tuple[str, Mapping]]:

@@ -17,6 +17,7 @@ import numpy as np
 from vit_jax import storage
 from vit_jax.data import files, images
 from vit_jax.data.sources._table_files import Table, placed, regular
+from vit_jax.data.sources.npz import check_sizes
 from vit_jax.errors import UserError
 from vit_jax.storage import is_remote
 
@@ -87,7 +88,11 @@ class TarTable(Table):
             raise UserError(f"config.data.args.image={image!r}: images of tar files are 'image'")
         wanted = [column for column in others if column != "cls"]
         rows = [self._json(row) if wanted else {} for row in range(self.num_rows)]
-        self._values = {column: [row.get(column) for row in rows] for column in wanted}
+        for number, row in enumerate(rows):
+            lacking = [column for column in wanted if column not in row]
+            if lacking:
+                raise UserError(f"{self.where(number, lacking[0])}: is not in the sample's JSON")
+        self._values = {column: [row[column] for row in rows] for column in wanted}
         if "cls" in others:
             self._values["cls"] = [str(one) for index in self._indices for one in index.cls]
         self._indices = [index._replace(cls=(), json=()) for index in self._indices]
@@ -187,6 +192,7 @@ def _stored(path: str, stamp: np.ndarray) -> _Index | None:
     """Returns the index beside a tar file, if it is whole and of this very file."""
     try:
         data = files.read_bytes(path + _INDEX_SUFFIX, images.MAX_BYTES)
+        check_sizes(io.BytesIO(data), len(data))
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             if not np.array_equal(arrays["stamp"], stamp):
                 return None
@@ -199,8 +205,14 @@ def _stored(path: str, stamp: np.ndarray) -> _Index | None:
 
 
 def _built(path: str, file: io.BufferedReader) -> _Index:
-    """Reads the members of a tar file. Members of a sample follow each other."""
+    """Reads the members of a tar file. Members of a sample follow each other.
+
+    Raises:
+      OSError: the file is damaged, has no images, or has a member or a sample twice, of which one
+        would get the image or the label of the other.
+    """
     samples: list[dict[str, Any]] = []
+    seen: set[str] = set()
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
@@ -210,7 +222,14 @@ def _built(path: str, file: io.BufferedReader) -> _Index:
                     continue
                 key = os.path.join(folder, stem)
                 if not samples or samples[-1]["key"] != key:
+                    if key in seen:
+                        raise OSError(f"two samples are called {files.shown(key)!r}")
+                    seen.add(key)
                     samples.append({**_EMPTY, "key": key})
+                    members: set[str] = set()
+                if suffix in members:
+                    raise OSError(f"two members are called {files.shown(member.name)!r}")
+                members.add(suffix)
                 if suffix in ("cls", "json") and member.size <= _MAX_TEXT:
                     stored = tar.extractfile(member)
                     assert stored is not None
@@ -221,7 +240,9 @@ def _built(path: str, file: io.BufferedReader) -> _Index:
                     place = {"offset": member.offset_data, "size": member.size}
                     samples[-1] |= {**place, "dots": suffix.count(".")}
                 tar.members = []  # type: ignore[attr-defined]  # They would stay in memory.
-    except tarfile.TarError as error:
+    except OSError:
+        raise
+    except Exception as error:  # `tarfile` raises errors of any type for damaged headers.
         raise OSError(f"no tar file, or a damaged one ({files.reason(error)})") from error
     samples = [sample for sample in samples if sample["size"]]
     if not samples:

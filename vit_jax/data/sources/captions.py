@@ -12,7 +12,8 @@ caption). File names are relative to the folder of images.
 `_rows` says how cells with separators and quote marks are written.
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ class Source:
         self._folder = files.existing_folder(images.replace("{split}", part))
         self._exif = exif
         captions: dict[str, list[str]] = {}
-        for where, image, caption in _pairs(path):
+        for where, image, caption in _pairs(path, self._folder):
             relative = files.path_inside(self._folder, image, f"{files.shown(path)}: {where}")
             captions.setdefault(relative, []).append(caption)
         selected = split_range(split, len(captions))
@@ -87,13 +88,15 @@ class Source:
         return files.shown(self._folder / self._files[index])
 
 
-def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
+def _pairs(path: Path, folder: Path) -> Iterator[tuple[str, str, str]]:
     """Yields (position in the file, image, caption) for each line or annotation.
 
     Raises:
       UserError: the file cannot be read, or an entry lacks its image or caption.
     """
-    kinds = {".jsonl": _rows.json_lines, ".csv": _table, ".tsv": _table, ".json": _coco}
+    table = functools.partial(_table, folder)
+    kinds: dict[str, Callable[[Path, str], Iterator[tuple[str, dict]]]]
+    kinds = {".jsonl": _rows.json_lines, ".csv": table, ".tsv": table, ".json": _coco}
     reader = kinds.get(path.suffix.lower())
     if not reader:
         raise UserError(f"{files.shown(path)}: write a file that ends in {', '.join(kinds)}")
@@ -117,7 +120,7 @@ def _coco(path: Path, text: str) -> Iterator[tuple[str, dict]]:
         yield f"annotations[{number}]", {"image": name, "caption": entry["caption"]}
 
 
-def _table(path: Path, text: str) -> Iterator[tuple[str, dict]]:
+def _table(folder: Path, path: Path, text: str) -> Iterator[tuple[str, dict]]:
     columns, cells = _rows.columns_and_cells(path, text)
     _rows.check_columns(path, columns, _KEYS, "name image and caption")
-    yield from _rows.named_cells(path, columns, cells, "image")
+    yield from _rows.named_cells(path, columns, cells, _KEYS, folder)

@@ -24,6 +24,7 @@ from vit_jax.data import files
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._labels import read_names
 from vit_jax.data.sources._splits import select, split_name
+from vit_jax.data.sources.npz import ALWAYS_UNPACKED, MAX_RATIO
 from vit_jax.errors import UserError, nearest
 
 MAX_BYTES = 8 << 30
@@ -151,8 +152,9 @@ def _read(path: Path) -> np.ndarray:
             sizes = stream.read(4 * start[3])
             shape = struct.unpack(f">{start[3]}I", sizes)
             size = math.prod(shape)
-            if size > MAX_BYTES:
-                raise OSError(f"{size:,} values, more than the {MAX_BYTES:,} that are read")
+            most = max(ALWAYS_UNPACKED, MAX_RATIO * len(data)) if is_packed else MAX_BYTES
+            if size > min(most, MAX_BYTES):
+                raise OSError(f"{size:,} values, more than the {most:,} that are read")
             content = stream.read(size + 1)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(f"{files.shown(path)}: {files.reason(error)}") from error

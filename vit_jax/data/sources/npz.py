@@ -4,6 +4,7 @@ This is the smallest source. It does not use TensorFlow, and suits tests and dat
 memory. An optional string array `class_names` [num_classes] names the classes.
 """
 
+import io
 import math
 import zipfile
 import zlib
@@ -90,7 +91,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     if not zipfile.is_zipfile(path):  # NumPy would also load a single array (`.npy`).
         raise UserError(f"{path} is not a readable .npz file: cut short, or not from np.savez")
     try:
-        _check_sizes(path)
+        check_sizes(path, path.stat().st_size)
         with np.load(path, allow_pickle=False) as arrays:
             missing = {"image", "label"} - set(arrays)
             if missing:
@@ -119,10 +120,10 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     return images, labels, names
 
 
-def _check_sizes(path: Path) -> None:
+def check_sizes(file: Path | io.BytesIO, size: int) -> None:
     """Raises a `ValueError` for arrays that are far larger than the file, before they are made."""
-    most = max(ALWAYS_UNPACKED, MAX_RATIO * path.stat().st_size)
-    with zipfile.ZipFile(path) as archive:
+    most = max(ALWAYS_UNPACKED, MAX_RATIO * size)
+    with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if sum(member.file_size for member in members) > most:
             raise ValueError("no images are compressed so well")

@@ -29,6 +29,7 @@ from vit_jax.data.images import (
     read,
 )
 from vit_jax.data.sources import Records
+from vit_jax.data.sources._labels import read_names
 from vit_jax.data.sources._splits import parse_split, split_range
 from vit_jax.errors import UserError
 
@@ -97,14 +98,13 @@ class Source:
             if not self._mask_path(image).is_file():
                 mask = files.shown(self._mask_path(image))
                 raise UserError(f"{self.describe(number)} has no mask {mask}")
-        if isinstance(class_names, str):
-            class_names = files.lines(files.read_text(files.expand(class_names)))
+        class_names = read_names(class_names)
         if class_names and num_classes not in (0, len(class_names)):
             raise UserError(
                 f"config.data.args.class_names has {len(class_names)} names, and num_classes is"
                 f" {num_classes}; leave one out"
             )
-        self.class_names = tuple(class_names) or None
+        self.class_names = class_names or None
         self.num_classes = num_classes or len(class_names)
         self.fingerprint = f"segmentation_folder:{root.name}:{split}:{len(self._names)}"
         if exif == "ignore":

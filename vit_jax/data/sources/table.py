@@ -84,6 +84,7 @@ class Source:
         part = split_name(split) or "train"
         table = _table_names.open_tables(name, part)
         columns = _label_columns(table, label)
+        table.image_folder = self._folder = _folder(images.replace("{split}", part), table)
         table.load(
             table.choose(image, _IMAGE_COLUMNS, "image"),
             [*columns, *(one for one in (split_column, weight, group) if one)],
@@ -110,7 +111,7 @@ class Source:
         chosen = select(split, values, groups, split_seed)
         self._table, self._rows, self._labels = table, rows[chosen], values[chosen]
         self._weights = weights(table, weight, self._rows) if weight else None
-        self._folder, self._exif = _folder(images.replace("{split}", part), table), exif
+        self._exif = exif
         self.num_classes = len(self.class_names)
         self.blocks = _blocks(table, self._rows)
         self.fingerprint = f"table:{_base(name)}:{split}:{len(self._rows)}"
