@@ -31,6 +31,30 @@ def test_blocks_of_dinov2_mask_the_same_shares_as_on_the_host():
     assert counts[32:].mean() == pytest.approx(host.mean(), rel=0.05)
     assert (masks == np.asarray(draw(jax.random.key(1)))).all()
     assert (masks != np.asarray(draw(jax.random.key(2)))).any()
+    # The crops that are masked are any of them, and the blocks lie anywhere.
+    assert 8 <= masks[:32].any(1).sum() <= 24
+    many = np.concatenate([np.asarray(draw(jax.random.key(seed))) for seed in range(8)])
+    many = many[(many.sum(1) > 0) & (many.sum(1) < 60)].reshape(-1, 14, 14)
+    centers = np.transpose([np.argwhere(mask).mean(0) for mask in many])
+    assert abs(np.corrcoef(centers)[0, 1]) < 0.25
+
+
+def test_sizes_of_contexts_do_not_follow_those_of_targets():
+    any_size = {"target_scale": (0.1, 0.6), "target_aspect": (1.0, 1.0)}
+    rule = MultiBlockRule(
+        8, 8, **any_size, context_scale=(0.1, 0.6), num_targets=1, min_keep=0, overlap=True
+    )
+    size = device_masks.most_context_patches(rule)
+
+    def counts(key):
+        return [
+            blocks.counts.sum() for blocks in device_masks.multi_block_masks(key, 1, rule, size)
+        ]
+
+    context, target = jax.jit(jax.vmap(counts))(jax.random.split(jax.random.key(0), 40))
+    assert abs(np.corrcoef(context, target)[0, 1]) < 0.6
+    assert np.ptp(context) > 20
+    assert np.ptp(target) > 20
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -1,6 +1,7 @@
 """Damage to a checkpoint is noticed, named and passed over."""
 
 import functools
+import itertools
 import json
 import shutil
 import zlib
@@ -14,6 +15,7 @@ from etils.epath import gpath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from states import METADATA, abstract, data_files, mesh_of, tree
@@ -201,6 +203,24 @@ def test_two_damaged_are_passed_over_three_are_not(copy, three_steps):
     assert sorted(path.name for path in copy.iterdir()) == ["1", "2", "3", "4"]
 
 
+def test_only_the_first_process_sets_a_damaged_checkpoint_aside(copy, monkeypatch):
+    """The others wait for it, since a second one would find nothing to rename."""
+    waited = []
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "sync_global_devices", waited.append)
+    store = Store(copy)
+    assert store._set_aside({3: "its manifest is cut"}) == (
+        "its manifest is cut; renamed 3.damaged",
+    )
+    assert len(waited) == 1
+    assert store.steps() == [1, 2, 3]
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    store._set_aside({3: "its manifest is cut"})
+    assert len(waited) == 2
+    assert sorted(path.name for path in copy.iterdir()) == ["1", "2", "3.damaged"]
+
+
 def test_all_damaged_says_so_and_stops(copy):
     for step in (1, 2, 3):
         truncate(copy / str(step) / "manifest" / "metadata")
@@ -261,8 +281,22 @@ def test_checksum_notices_every_change_of_one_element(data):
     index = data.draw(st.integers(0, 14))
     changed = array.copy()
     raw = changed.view(np.uint8).reshape(15, -1)
-    raw[index, 0] ^= 1 if array.dtype == np.bool_ else 0x10
+    byte = data.draw(st.integers(0, raw.shape[1] - 1))
+    raw[index, byte] ^= 1 if array.dtype == np.bool_ else 1 << data.draw(st.integers(0, 7))
     assert int(checksum(jnp.asarray(array))) != int(checksum(jnp.asarray(changed)))
+
+
+def test_checksum_notices_every_sign_and_every_exchange():
+    """A sign is the highest bit, so that its weight must be odd at each place."""
+    x = np.arange(1.0, 17.0, dtype=np.float32).reshape(4, 4)
+    changed = [x * np.where(np.arange(16).reshape(4, 4) == place, -1, 1) for place in range(16)]
+    for one, other in itertools.combinations(range(16), 2):
+        order = np.arange(16)
+        order[[one, other]] = other, one
+        changed.append(x.ravel()[order].reshape(4, 4))
+    assert len(changed) == 16 + 120
+    sums = jax.jit(jax.vmap(checksum))(np.stack([x, *changed]).astype(np.float32))
+    assert not (np.asarray(sums[1:]) == np.asarray(sums[0])).any()
 
 
 def test_checksum_is_the_same_on_any_mesh_and_sees_order():

@@ -75,13 +75,16 @@ def test_a_failed_save_is_made_up_for_at_a_later_step(tmp_path, failing_renames)
 
 
 def test_storage_that_stays_broken_stops_with_the_last_good_step(tmp_path, failing_renames):
-    failing_renames(lambda number: number > 1)
+    """Two retries are three tries."""
+    tries = []
+    failing_renames(lambda number: tries.append(number) or number > 1)
     store = Store(tmp_path, retries=2)
     store.save(1, tree(1), {})
     store.wait()
     store.save(2, tree(2), {})
     with pytest.raises(UserError, match="Input/output error; the last good one is step 1"):
         store.wait()
+    assert tries == [1, 2, 3, 4]
 
 
 class Storage:

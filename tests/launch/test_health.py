@@ -68,6 +68,15 @@ def test_the_host_that_is_ill_is_named_with_its_illness(changes, verdict):
     assert rows["h0"].endswith("  ok")
 
 
+def test_generations_whose_chips_are_two_devices_each_are_counted_so():
+    eight = [{"kind": "TPU v3", "tflops": 50.0, "right": True}] * 8
+    told, shape = host("h0", chips=eight), accelerators.parse_slice("v3-32")
+    assert table(told, [], {"h0"}, shape)[1] == 0
+    text, code = table(host("h0", chips=eight[:4]), [], {"h0"}, shape)
+    assert code == 1
+    assert "4 of 8 devices" in text
+
+
 def test_a_host_measures_itself(capsys, monkeypatch, tmp_path):
     """On eight virtual devices of this machine."""
     monkeypatch.setattr(measure.chips, "__defaults__", (1,))

@@ -42,7 +42,7 @@ class Cloud(Shell):
 
     def _next(self, items):
         item = items.pop(0) if len(items) > 1 else items[0]
-        if isinstance(item, Exception):
+        if not isinstance(item, str):
             raise item
         return item
 
@@ -102,8 +102,10 @@ def test_another_run_that_is_going_is_left_alone():
 
 
 def test_preempted_slices_are_made_again():
+    """Their hosts may have other names than before."""
+    hosts = [NONE, GOING, "h7 running step 3", "h7 ended 0 done", AssertionError]
     cloud = Cloud(["READY", "READY", "PREEMPTED", "PREEMPTED", "ABSENT", "CREATING", "READY"],
-                  [NONE, GOING, GOING, DONE])  # fmt: skip
+                  hosts)  # fmt: skip
     assert train(cloud) == 0
     assert cloud.done("tpu-vm delete") == cloud.done("tpu-vm create") == 1
     assert cloud.done("host.sh pod start") == 2
@@ -195,11 +197,20 @@ def test_it_gives_up_where_nothing_can_be_reached():
     assert cloud.said.count("no route; looking again") == MAX_UNREACHED
 
 
-def test_a_failure_stops_the_other_hosts():
-    cloud = Cloud(["READY"], [NONE, "h0 ended 2 error: no such file\nh1 running step 3"])
+def test_looks_that_fail_now_and_then_do_not_add_up():
+    looks = [UserError("no route"), GOING] * (MAX_UNREACHED + 1)
+    assert train(Cloud(["READY"], [NONE, *looks, DONE])) == 0
+
+
+@pytest.mark.parametrize("other", ["running step 3", "ended 75 saved step 3", "ended 0 done"])
+def test_a_failure_stops_the_other_hosts(other):
+    """It is the result, whether others go on, were interrupted by it, or are done before it."""
+    before = f"h0 {other}\nh1 running step 3" if "done" in other else GOING
+    cloud = Cloud(["READY"], [NONE, before, f"h0 {other}\nh1 ended 2 error: no such file"])
     assert train(cloud) == 2
     assert cloud.done("host.sh pod stop") == 1
-    assert "h0 ended with 2: error: no such file" in cloud.said
+    told = [line for line in cloud.said if "ended with" in line]
+    assert told == ["h1 ended with 2: error: no such file"]
     assert "costs" in cloud.said[-1]
 
 

@@ -56,6 +56,20 @@ def test_loops_are_multiplied_out_by_bound_and_step():
     assert ring.total_sent == 256
 
 
+def test_a_loop_may_begin_after_zero():
+    (ring,) = Program(RING.replace("constant(0)", "constant(2)")).collectives()
+    assert ring.times == 3
+
+
+def test_a_collective_that_several_fusions_run_counts_as_often_as_the_rarest():
+    """All of them name its channel, and some are in the loops of others."""
+    loop, again = "  %loop = ", "  %again = (f32[4,4]{1,0}, f32[4,4]{1,0}) "
+    again += "collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}\n"
+    for text in (RING.replace(loop, again + loop), RING.replace("  ROOT %y", again + "  ROOT %y")):
+        (ring,) = Program(text).collectives()
+        assert ring.times == 1
+
+
 @pytest.mark.parametrize(
     ("groups", "size"),
     [

@@ -168,6 +168,39 @@ def test_time_and_chip_hours():
     assert (plan.least_seconds, plan.bound_by) == (1.0, "compute")
     assert plan.seconds_at(0.5) == 2.0
     assert plan.as_json()["at_mfu"]["50%"]["chip_hours"] == pytest.approx(2 * 1000 * 8 / 3600)
+    halves = made_up(num_chips=4)  # Of two devices each.
+    assert halves.as_json()["at_mfu"]["50%"]["chip_hours"] == pytest.approx(2 * 1000 * 4 / 3600)
+
+
+SENDS = """HloModule step, num_partitions=8
+
+ENTRY %main (x: f32[128]) -> f32[1024] {
+  %x = f32[128]{0} parameter(0)
+  %g = f32[1024]{0} all-gather(%x), channel_id=1, dimensions={0}
+  %s = (f32[128]{0:S(1)}, u32[]{:S(2)}, token[]) send(%x, %t), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %f = f32[1024]{0} fusion(%g), kind=kLoop, calls=%square
+}
+"""  # noqa: E501 (HLO is written in long lines)
+
+
+def test_the_least_times_of_a_step_by_hand():
+    """Of chips with two devices each, which share the chip's memory, links and network."""
+    chip = dataclasses.replace(
+        accelerators.CHIPS["v5e"], devices=2, flops=1000.0, hbm_bandwidth=4096.0,
+        link_bandwidth=3584.0, dcn_bandwidth=512.0,
+    )  # fmt: skip
+    target = Target("made:up", [None] * 8, 2, chip)
+    program = SimpleNamespace(as_text=lambda: SENDS)
+    found = plan_lib._with_traffic(made_up(flops=8 * 1500, num_slices=2), target, program)
+    # The gathered array and that of the fusion are written, and read.
+    assert found.hbm_traffic == 2 * (4096 + 4096)
+    assert (found.ici_bytes, found.dcn_bytes) == (4096 * 7 / 8, 2 * 512 / 2)
+    assert found.bounds == {
+        "compute": 1500 / 500,
+        "memory": 16384 / 2048,
+        "links": 3584 / (3584 / 4),
+        "network": 512 / 256,
+    }
 
 
 @pytest.fixture
@@ -203,6 +236,15 @@ def test_search_compiles_the_fastest_first_and_stops_at_what_fits(vit_config, mo
     changed = plan_lib.with_overrides(vit_config, found.overrides)
     again, _ = compile_instead(changed, None)
     assert again.used_bytes == found.plan.used_bytes
+
+
+def test_advice_by_hand(vit_config):
+    """Of 28 GiB 20 are activations, 2 parameters, and 6 what zero1 splits over 8 devices."""
+    assert fit.advice(vit_config, made_up()) == [
+        "--config.model.remat=dots_saveable (about 15.8 GiB)",  # 20 · 3.8 / 9.7 + 8
+        "--config.accum_steps=2 --config.mesh.zero1=True (about 12.8 GiB)",  # 20 / 2 + 2 + 6 / 8
+        "--config.model.remat=dots_with_no_batch_dims_saveable (about 13.4 GiB)",  # · 2.6 / 9.7
+    ]
 
 
 def test_nothing_fits(vit_config, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax import tasks
+from vit_jax.models.heads.two_towers import TowerOutputs
 from vit_jax.parallel import sharding
 from vit_jax.training import step
 from vit_jax.types import ArraySpec, DataInfo
@@ -165,3 +166,19 @@ def test_a_batch_without_any_label_has_a_finite_loss(case):
     found = [loss_and_grads(task, params, batch, accum_steps=n, devices=1) for n in (1, 4)]
     jax.tree.map(lambda *x: np.testing.assert_allclose(*x, rtol=1e-4, atol=1e-6), *found)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+def test_micro_batches_of_pairs_draw_their_own_dropout(monkeypatch):
+    task = make_task({"image": IMAGES, **texts()}, {"name": "contrastive", "text": TEXT, "dim": 2})
+    seen = []
+
+    def outputs(self, params, batch, key):
+        words = (jax.random.key_data(key) >> 8).astype(np.float32)[None]
+        return TowerOutputs(image=words, text=words, scale=words[0, 0], bias=words[0, 0])
+
+    monkeypatch.setattr(type(task), "_outputs", outputs)
+    monkeypatch.setattr(type(task), "_loss", lambda self, found: seen.append(found.text))
+    parts = {name: x[:2][:, None] for name, x in {"image": IMAGES, **texts()}.items()}
+    task.loss_fn_of_parts({}, parts, jax.random.key(0))
+    first, second = np.asarray(seen[0])
+    assert (first != second).any()

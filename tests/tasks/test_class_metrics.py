@@ -198,6 +198,15 @@ def test_images_with_several_labels_have_metrics_of_their_own():
     assert tasks.metric_info("multilabel")["ap/*"].higher_is_better
 
 
+def test_rows_that_only_fill_a_batch_of_several_labels_do_not_count():
+    labels = np.array([[1, 1, 0], [0, 0, 0], [0, 1, 0]], np.float32)
+    task = answering(build("multilabel", label=(3,)), LOGITS)
+    sums = jax.device_get(task.eval_sums({}, batch_of(labels) | {"mask": np.array([1.0, 0, 1])}))
+    losses = (np.log1p(np.exp(LOGITS)) - labels * LOGITS).sum(-1)
+    assert sums["examples"] == 2
+    assert sums["loss"] == pytest.approx(losses[0] + losses[2], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("fields", "label", "message"),
     [

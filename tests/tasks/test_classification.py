@@ -13,6 +13,7 @@ from scipy.ndimage import affine_transform
 from vit_jax import tasks
 from vit_jax.augment import images as _images
 from vit_jax.errors import UserError
+from vit_jax.report import figures
 from vit_jax.tasks.classification import LOSSES
 from vit_jax.types import ArraySpec, DataInfo
 
@@ -130,6 +131,24 @@ def test_cutmix_labels_follow_the_area(seed):
     np.testing.assert_allclose(soft.sum(-1), 1.0, atol=1e-6)
 
 
+def test_boxes_of_cutmix_have_the_drawn_area_and_lie_anywhere(monkeypatch):
+    """A quarter of the image where the border clips nothing; rows do not follow columns."""
+    monkeypatch.setattr(jax.random, "beta", lambda key, a, b, shape: jnp.full(shape, 0.75))
+    images = jnp.stack([jnp.zeros((16, 16, 1)), jnp.ones((16, 16, 1))])
+    cut = jax.jit(jax.vmap(lambda key: _images.cutmix(key, 1.0, images, jnp.eye(2))[0][0, ..., 0]))
+    pasted = np.asarray(cut(jax.random.split(jax.random.key(0), 300))) > 0
+    assert pasted.mean((1, 2)).max() == 0.25
+    assert abs(centers_correlation(pasted)) < 0.2
+    assert pasted.any((0, 2)).all()
+    assert pasted.any((0, 1)).all()
+
+
+def centers_correlation(masks):
+    """The correlation of the mean row and the mean column of masks."""
+    centers = [np.argwhere(mask).mean(0) for mask in masks]
+    return np.corrcoef(np.transpose(centers))[0, 1]
+
+
 def test_mixing_pairs_rows_of_the_whole_batch_on_any_mesh():
     """big_vision pairs within a device's shard, so one row a device is never mixed there."""
     from vit_jax.parallel import sharding
@@ -208,7 +227,9 @@ def test_rows_without_labels_count_for_the_loss_only():
     assert found["accuracy"] == 1 / 2
 
 
-def test_sections_and_captions():
+def test_sections_and_captions(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "confusion_matrix", lambda matrix, names: drawn.append(matrix))
     instance = task(info(3))
     probability = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7]], np.float32)
     examples = {
@@ -220,6 +241,7 @@ def test_sections_and_captions():
     titles = {section.title: section.text for section in instance.sections(examples)}
     assert titles["The hardest mistakes"].startswith("1 of 3 images are misclassified.")
     assert "Confusion matrix" in titles
+    np.testing.assert_array_equal(drawn, [[[1, 0, 0], [1, 0, 0], [0, 0, 1]]])  # Rows are the truth.
 
 
 def test_data_that_does_not_fit_is_shown_beside_what_is_wanted():
@@ -330,6 +352,9 @@ def test_erased_boxes_are_noise_of_the_papers_size():
     heights = changed.any(2).sum(1)[share > 0] / changed.any(1).sum(1)[share > 0]
     assert 0.2 < heights.min() < 0.6
     assert 1.6 < heights.max() < 4.2
+    for sides in (changed.any((0, 2)), changed.any((0, 1))):
+        assert sides.all()  # The first and the last ones too.
+    assert abs(centers_correlation(changed[share > 0])) < 0.2
     noise = erased[changed]
     np.testing.assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.02)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from vit_jax import tasks
+from vit_jax.augment.spec import Augmentation
 from vit_jax.errors import UserError
 from vit_jax.tasks import _matching
 
@@ -134,6 +135,52 @@ def test_a_displaced_box_costs_its_distance(build, scene_batch):
     giou = _matching.generalized_iou(scene_batch["boxes"][real] + 0.03, scene_batch["boxes"][real])
     expected = 5.0 * 2 * 0.03 * count + 2.0 * (1 - giou).sum()
     np.testing.assert_allclose(total, expected, rtol=1e-4)
+
+
+def test_of_two_boxes_that_are_equally_far_the_one_that_overlaps_is_matched(build):
+    """One is beside the object, the other one around it; both differ by 0.3 in total."""
+    beside, around = (0.7, 0.4, 0.9, 0.6), (0.325, 0.325, 0.675, 0.675)
+    boxes = np.array([[beside, around], [around, beside]], np.float32)
+    task = build(names=("image", "boxes", "box_label"), class_weight=0.0)
+    task = dataclasses.replace(task, model=Constant(np.zeros((2, 2, 10), np.float32), boxes))
+    truth = np.array([[[0.4, 0.4, 0.6, 0.6]]] * 2, np.float32)
+    batch = {"image": np.zeros((2, 8, 8, 3)), "boxes": truth, "box_label": np.array([[3]] * 2)}
+    total, count = jax.jit(task.loss_fn)({}, batch, jax.random.key(0))
+    assert count == 2
+    assert total / 2 == pytest.approx(5 * 0.3 + 2 * (1 - 0.04 / 0.1225), rel=1e-4)
+
+
+def test_crowds_and_areas_of_the_data_are_what_is_evaluated(build, scene_batch):
+    task = dataclasses.replace(build(), model=Constant(*perfect_answer(scene_batch, "focal")))
+    rng = np.random.default_rng(0)
+    shape = scene_batch["box_label"].shape
+    given = {
+        "box_crowd": rng.random(shape) < 0.5,
+        "box_area": rng.random(shape).astype(np.float32),
+        "image_size": rng.integers(100, 200, (8, 2)).astype(np.int32),
+    }
+    rows = jax.device_get(task.eval_rows({}, {**scene_batch, **given}))
+    for name, values in given.items():
+        np.testing.assert_array_equal(rows[name], values)
+
+
+def test_mosaics_and_erasing_draw_from_keys_of_their_own(build, scene_batch, monkeypatch):
+    task, drawn = build({"patch_size": 4}, mosaic=0.5), []
+    bernoulli, augment = jax.random.bernoulli, Augmentation.__call__
+
+    def coin(key, *args):
+        drawn.append(np.asarray(jax.random.key_data(key)))
+        return bernoulli(key, *args)
+
+    def rest(self, key, *args):
+        drawn.append(np.asarray(jax.random.key_data(key)))
+        return augment(self, key, *args)
+
+    monkeypatch.setattr(jax.random, "bernoulli", coin)
+    monkeypatch.setattr(Augmentation, "__call__", rest)
+    task.augment(scene_batch, jax.random.key(0))
+    assert len(drawn) == 2
+    assert (drawn[0] != drawn[1]).any()
 
 
 def test_crowds_are_not_learned_and_images_without_objects_have_no_terms(build, scene_batch):

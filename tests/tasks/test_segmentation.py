@@ -73,17 +73,21 @@ def test_metrics_are_those_of_a_plain_count(seed):
 
 
 def test_counts_beyond_32_bits_are_exact():
-    """Ten thousand batches of which each has 2^24 + 3 pixels in one cell."""
-    count, batches = 2**24 + 3, 10_000
-    low, high = np.zeros((2, 9), np.int32)
-    low[0], high[0] = (count & 0xFFFF) * batches, (count >> 16) * batches
-    low[1] = 7
-    sums = {"confusion_low": low, "confusion_high": high, "invalid": 0, "examples": 1}
-    found = build().metrics({key: np.asarray(x) for key, x in sums.items()})
-    total = count * batches
-    assert total > 2**32
-    assert found["pixel_accuracy"] == total / (total + 7)
-    assert found["iou/0"] == total / (total + 7)
+    """Of 90,000 pixels 80,000 are right: in one image, and in as many as their sums can count."""
+    labels = np.zeros((1, 300, 300, 1), np.uint8)
+    logits = np.zeros((1, 300, 300, 3), np.float32)
+    logits[..., 0] = 1
+    logits[:, :100, :100, 1] = 2
+    batch = {"image": labels, "segmentation": labels, "mask": np.ones(1)}
+    sums = jax.device_get(that_predicts(build(), logits).eval_sums({}, batch))
+    for batches in (1, 60_000):
+        many = {name: x * np.int32(batches) for name, x in sums.items()}
+        assert all(x.dtype == np.int32 for x in many.values())
+        found = build().metrics(many)
+        assert found["pixel_accuracy"] == found["iou/0"] == 80_000 / 90_000
+        assert found["miou"] == 80_000 / 90_000 / 2
+        assert found["num_examples"] == batches
+    assert 60_000 * 80_000 > 2**32
 
 
 def test_classes_of_one_name_have_metrics_of_their_own():
@@ -101,6 +105,17 @@ def test_classes_that_never_occur_do_not_count():
     found = build().metrics(jax.device_get(that_predicts(build(), logits).eval_sums({}, batch)))
     assert found["miou"] == 1.0
     assert "iou/1" not in found
+
+
+def test_a_class_that_is_only_predicted_counts_as_wrong():
+    labels = np.zeros((1, 8, 8, 1), np.uint8)
+    logits = np.zeros((1, 8, 8, 3), np.float32)
+    logits[:, :4, :, 1] = 1
+    batch = {"image": labels, "segmentation": labels, "mask": np.ones(1)}
+    found = build().metrics(jax.device_get(that_predicts(build(), logits).eval_sums({}, batch)))
+    assert found["miou"] == (0.5 + 0.0) / 2
+    assert (found["iou/0"], found["iou/1"]) == (0.5, 0.0)
+    assert "iou/2" not in found
 
 
 def test_labels_out_of_range_are_an_error():
@@ -203,6 +218,19 @@ def test_scales_and_mirrors_are_averaged_as_probabilities():
     found = over_scales(place, ramp, (1.0,), mirror=True)
     assert (np.diff(found[0, 0, :, 0]) > 0).all()
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
+
+
+def test_each_scale_is_predicted_at_its_own_size_with_its_mirror():
+    sizes = []
+
+    def predict(images):
+        sizes.append(images.shape[1:3])
+        return jnp.zeros((*images.shape[:3], 4)) + jnp.arange(4.0)[None, None, None]
+
+    found = over_scales(predict, jnp.zeros((1, 8, 12, 3)), (1.0, 0.5), mirror=True)
+    assert sizes == [(8, 12), (8, 12), (4, 6), (4, 6)]
+    expected = np.exp(np.arange(4)) / np.exp(np.arange(4)).sum()
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (1, 8, 12, 4)), rtol=1e-5)
 
 
 def test_evaluation_slides_over_larger_images():

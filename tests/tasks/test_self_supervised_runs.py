@@ -1,9 +1,12 @@
 """Self-supervised methods as a run has them: pipeline, step and evaluation; what they refuse."""
 
+import dataclasses
 import json
 import shutil
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -91,6 +94,70 @@ def test_the_result_for_an_image_does_not_depend_on_its_row(method):
     found = jax.jit(task.predict)(params, {"image": images})
     for errors in found.values():
         np.testing.assert_allclose(errors, errors[:1].repeat(3, axis=0), rtol=1e-5)
+
+
+class Fake:
+    """A network that answers with numbers by hand."""
+
+    def __init__(self, model, answer):
+        self.backbone, self.answer = model.backbone, answer
+
+    def apply(self, variables, images, *_, **__):
+        return self.answer(images)
+
+
+def build(method, **fields):
+    return tasks.build({"name": method, **METHODS[method], **fields}, model_of(method), info())
+
+
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+def test_rows_that_only_fill_a_batch_do_not_count(method):
+    task = build(method)
+    features = np.array([[2, 0], [0, 3], [5, 5], [0.6, 0.8]], np.float32)
+    fake = Fake(task.model, lambda images: types.SimpleNamespace(pooled=features))
+    task = dataclasses.replace(task, model=fake)
+    batch = {"image": np.zeros((4, 8, 8, 3), np.uint8), "mask": np.array([1.0, 1, 0, 1])}
+    sums = jax.device_get(task.eval_sums({}, batch))
+    assert sums["examples"] == 3
+    np.testing.assert_allclose(sums["feature"], [1.6, 1.8], rtol=1e-6)
+    # Cosines of the pairs: 0, 0.6 and 0.8.
+    assert task.metrics(sums)["feature_distance"] == pytest.approx(1 - 1.4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "error"), [("masked", {"norm_pixels": False}, 9.0), ("simmim", {}, 3.0)]
+)
+def test_the_error_is_the_mean_over_what_was_removed(method, fields, error):
+    """White images, 1 everywhere, of which -2 is said: not the mean over all pixels."""
+    task = build(method, **fields)
+
+    def answer(images):
+        if method == "simmim":
+            return jnp.full(images.shape, -2.0)
+        return types.SimpleNamespace(pixels=jnp.full((2, 16, 2 * 2 * 3), -2.0))
+
+    task = dataclasses.replace(task, model=Fake(task.model, answer))
+    found = task.predict({}, {"image": np.full((2, 8, 8, 3), 255, np.uint8)})
+    np.testing.assert_allclose(found["error"], [error, error], rtol=1e-6)
+    rebuilt = np.asarray(found["reconstructed" if method == "masked" else "rebuilt"])
+    assert set(np.unique(rebuilt)) == {0, 255}  # What is removed is as said, the rest as it was.
+
+
+@pytest.mark.parametrize("method", ["dino", "dinov2"])
+def test_large_and_small_crops_drop_by_keys_of_their_own(method, monkeypatch):
+    keys = []
+
+    def record(self, params, crops, masked=None, key=None):
+        keys.append(np.asarray(jax.random.key_data(key)))
+        if len(keys) == 2:
+            raise InterruptedError
+        return types.SimpleNamespace(pooled=None)
+
+    task = build(method)
+    monkeypatch.setattr(type(task), "encode", record)
+    with pytest.raises(InterruptedError):
+        task.loss_fn({}, dict.fromkeys(("global", "local", "masked")), jax.random.key(0))
+    assert (keys[0] != keys[1]).any()
 
 
 def test_koleo_refuses_micro_batches_when_the_run_is_built(method_config, one_device):

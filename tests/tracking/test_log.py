@@ -249,6 +249,19 @@ def test_step_is_no_name_of_a_metric(tmp_path):
     writer.close()
 
 
+def test_rows_are_durable_after_a_flush_and_at_the_end(tmp_path, monkeypatch):
+    log = jsonl.Writer(epath.Path(tmp_path), resume_step=0, config={})
+    synced = []
+    monkeypatch.setattr(jsonl.os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    log.write(1, {"train/loss": 2.0})
+    assert synced == []
+    log.flush()
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    assert synced == [size] != [0]
+    log.close()
+    assert synced == [size, size]
+
+
 def test_closing_twice_is_harmless(tmp_path):
     writer = MetricsLog(tmp_path, resume_step=0)
     writer.write(1, {"x": 1})

@@ -131,6 +131,11 @@ def test_the_host_that_holds_others_up_is_named():
     }
 
 
+def test_hosts_on_both_sides_of_a_full_hour_arrive_together():
+    hosts = np.array([[0, *utilization._split(at)] for at in (3599.9, 3600.1)], np.float32)
+    assert compare_hosts(hosts)["hosts/arrival_spread_seconds"] == pytest.approx(0.2, abs=1e-3)
+
+
 @pytest.mark.parametrize("text", ["5", "0:3", "4:3", "a:b", "1:2:3"])
 def test_steps_that_cannot_be_traced_are_told(text):
     with pytest.raises(UserError, match="write START:STOP"):

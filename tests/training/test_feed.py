@@ -2,10 +2,12 @@
 
 import dataclasses
 import threading
+import time
 
 import pytest
 
 from vit_jax.errors import UserError
+from vit_jax.training.feed import DeviceFeed
 from vit_jax.training.run import Run
 
 
@@ -36,6 +38,24 @@ def test_a_source_that_dies_stops_the_run_by_its_name(tiny_config, digits_npz):
         with pytest.raises(UserError, match=rf"{digits_npz.name}.* delivered nothing for \d+ s"):
             take(feed, 3)
         source.released.set()
+
+
+def test_the_time_of_waiting_for_a_batch_is_counted():
+    class Slow:
+        num_bad_images = 0
+
+        def __iter__(self):
+            time.sleep(0.2)
+            yield {"image": 1}
+
+        def close(self):
+            pass
+
+    started = time.monotonic()
+    with DeviceFeed(Slow(), lambda batch: batch, depth=1) as feed:
+        assert feed.waited == 0
+        assert feed.next_batch() == {"image": 1}
+        assert 0.1 < feed.waited < time.monotonic() - started
 
 
 def take(feed, number):

@@ -50,6 +50,12 @@ def test_non_finite_steps_are_another_matter():
     np.testing.assert_array_equal(history.mean, 1)
 
 
+def test_a_step_that_is_not_finite_ends_no_row_of_spikes():
+    _, history = judge(SpikeGuard(2.0, 1, max_skipped=9), [1, 5, math.nan, 5])
+    assert (int(history.in_a_row), int(history.total)) == (2, 2)
+    np.testing.assert_array_equal(history.mean, 1)
+
+
 def test_too_many_in_a_row_hold_everything_back():
     accepted, history = judge(SpikeGuard(2.0, 1, max_skipped=1), [1, 5, 5, 1, 1])
     assert accepted == [True, False, False, False, False]
