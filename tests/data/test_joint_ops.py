@@ -62,6 +62,12 @@ def test_cropping_and_flipping_keep_what_belongs_together(seed):
     assert (outputs["image"][:, 32:] == 128).all()
 
 
+def test_a_window_may_lie_at_either_end():
+    fields = {"image": tf.constant(np.arange(15, dtype=np.uint8).reshape(5, 3, 1))}
+    tops = {int(run("joint_crop((4, 3))", fields, seed)["image"][0, 0, 0]) for seed in range(20)}
+    assert tops == {0, 3}
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6))
 def test_scaling_keeps_what_belongs_together(seed):

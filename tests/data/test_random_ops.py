@@ -94,6 +94,25 @@ def test_random_draws_are_pinned():
     image = np.array([[[0], [1]]], np.uint8)
     flips = [int(x[0, 0, 0]) for x in draw("flip_lr", image, 16)]
     assert flips == [0, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1]
+    colors = np.array([[[250, 200, 10], [20, 40, 60]]], np.uint8)
+    jittered = [
+        x[0, 0].tolist() for x in draw("color_jitter(0.4, 0.4, 0.2, hue=0.1)", colors[:, :1], 3)
+    ]
+    assert jittered == [[242, 235, 32], [255, 154, 89], [212, 207, 26]]
+    solarized, gray = [5, 55, 10], [193] * 3
+    three = [x[0, 0].tolist() for x in draw("three_augment", colors, 6)]
+    assert three == [solarized, gray, gray, solarized, solarized, gray]
+    point = np.zeros((13, 13, 1), np.uint8)
+    point[6, 6] = 255
+    blurred = [int(x[6, 6, 0]) for x in draw("gaussian_blur(0.5, 0.5, 1.5)", point, 8)]
+    assert blurred == [255, 255, 22, 255, 140, 255, 23, 255]
+    places = np.stack(np.mgrid[:100, :120], -1).astype(np.uint8)
+    crops = draw("inception_crop(None, 8, ratio_max=1.333333, sampler='torchvision')", places, 3)
+    assert [[*x[0, 0].tolist(), *x.shape[:2]] for x in crops] == [
+        [41, 52, 59, 57],
+        [13, 43, 72, 72],
+        [8, 3, 92, 115],
+    ]
 
 
 def test_random_crop_pads_and_keeps_the_size():
@@ -313,6 +332,10 @@ def test_a_blur_has_a_deviation_within_its_range_and_ends_at_its_radius():
         assert not shares[abs(places) > 4].any()
     assert 0.4 < min(deviations) < 0.6
     assert 0.85 < max(deviations) < 1.05
+    # The coin of a blur does not choose among the deviations: these are 1.4 and 0.6 or so.
+    centers = [int(x[11, 11, 0]) for x in draw("gaussian_blur(0.5, 0.5, 1.5)", point, 60)]
+    assert min(centers) < 28
+    assert max(center for center in centers if center < 255) > 63
     for wrong in ("0.5, 1.0, 0.5", "0.5, 0.0, 1.0", "radius=0"):
         with pytest.raises(UserError, match="write a range above 0"):
             apply_to_image(f"gaussian_blur({wrong})", IMAGE)

@@ -166,6 +166,12 @@ def test_rare_classes_are_repeated_by_the_power_of_their_rarity(balance, seed):
     assert np.abs(np.bincount(LABELS, several) - expected).max() <= 1
 
 
+def test_which_examples_of_a_rare_class_are_repeated_is_drawn_by_the_seed():
+    first, second = (copies(LABELS, 0.5, seed) for seed in (0, 1))
+    assert (first != second).any()
+    np.testing.assert_array_equal(np.bincount(LABELS, first), np.bincount(LABELS, second))
+
+
 def test_a_balanced_source_holds_every_example(tmp_path):
     np.savez(tmp_path / "a.npz", image=np.zeros((101, 2, 2, 1), np.uint8), label=LABELS)
     source = open_source({"source": "npz", "name": str(tmp_path / "a.npz")})

@@ -130,18 +130,24 @@ def test_a_saved_model_answers_as_the_model(tmp_path):
     assert (tmp_path / "out/saved_model.pb").exists()
 
 
-def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(lambda value: 1.001 * value, r"1\.0e-03"), (lambda value: np.nan * value, "nan")],
+)
+def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(
+    tmp_path, monkeypatch, answer, said
+):
     def write(program, folder):
         (folder / "program").touch()
         written.append(program)
 
     def run(inputs):
-        return {name: 1.001 * value for name, value in written[0](inputs).items()}
+        return {name: answer(value) for name, value in written[0](inputs).items()}
 
     written = []
     wrong = Format("A format", write, lambda folder: run, "")
     monkeypatch.setattr(export_lib, "FORMATS", types.SimpleNamespace(find=lambda *_: wrong))
-    with pytest.raises(WrongExport, match=r"A format: output logits differs .* by 1\.0e-03"):
+    with pytest.raises(WrongExport, match=f"A format: output logits differs .* by {said}"):
         vit_jax.export(predictor_of("classification"), str(tmp_path / "out"))
     assert len(written) == 1
     assert list(tmp_path.iterdir()) == []

@@ -112,6 +112,18 @@ def test_a_sweep_finds_a_rate_that_learns():
     assert found[1] > 0.95 > found[0]
 
 
+def test_rates_are_those_of_a_batch_of_256(monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        linear_probe.Probes,
+        "fit",
+        lambda self, params, *_: rates.append(self.rates) or (params, None),
+    )
+    train = Labelled(np.zeros((64, 3), np.float32), np.zeros(64, int))
+    linear_probe.sweep(train, {}, 3, rates=[1.0, 0.5], batch_size=64)
+    assert rates == [(0.25, 0.125)]
+
+
 def test_probes_of_an_evaluation_are_the_measures_on_features():
     draw = np.random.default_rng(0)
     centers = draw.normal(size=(4, 12))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy_updates import flat, run
 
 from vit_jax.errors import UserError
 from vit_jax.optim import ema_update
@@ -29,6 +30,15 @@ def test_equal_parameters_stay_bit_for_bit():
 def test_average_keeps_its_own_dtype():
     ema = ema_update({"w": jnp.zeros(2)}, {"w": jnp.ones(2, jnp.bfloat16)}, 0, 0.9)
     assert ema["w"].dtype == jnp.float32
+
+
+def test_what_schedule_free_averages_leaves_frozen_parameters_alone(make, params):
+    optimizer = make(params, name="schedule_free_adamw", lr=0.1, freeze=["head/.*"])
+    params, state = run(optimizer, params)
+    averaged = flat(jax.jit(optimizer.evaluation_params)(params, state))
+    assert any(name.startswith("head/") for name in averaged)
+    for name, before in flat(params).items():
+        assert np.array_equal(averaged[name], before) == name.startswith("head/"), name
 
 
 def test_an_average_of_what_averages_itself_is_refused(tiny_config):

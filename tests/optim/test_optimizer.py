@@ -83,6 +83,15 @@ def test_clipping_leaves_small_gradients_alone(params):
     assert_trees_close(clip(zeros, 1.0), zeros, rtol=0)
 
 
+def test_tiny_gradients_are_clipped_as_large_ones(make, params):
+    """No epsilon is added to a norm, so that 1e-4 is clipped to 1e-5."""
+    optimizer = make(params, name="sgd", lr=1.0, clip_norm=1e-5)
+    grads = gradients(params)
+    small = jax.tree.map(lambda g: g * np.float32(1e-4 / norm(grads)), grads)
+    update = jax.jit(lambda grads: optimizer.update(grads, optimizer.init(params), params, 0)[0])
+    assert norm(update(small)) == pytest.approx(1e-5, rel=1e-5)
+
+
 def test_each_parameter_or_module_may_have_a_norm_of_its_own(make, params, unstack):
     """The layers of a stack are clipped one by one; queries, keys and values together."""
     grads = gradients(params)

@@ -125,6 +125,20 @@ def test_adversarial_inputs(fields):
     agree(case(1, **fields), fields.get("classes", 3))
 
 
+def test_a_detection_of_the_greatest_area_of_a_size_is_still_of_that_size():
+    """32 by 32 pixels, where nothing is: it counts against small and medium objects."""
+    found = case(0, images=1, classes=1, objects=2, detections=3, crowds=0)
+    found["box_label"][:], found["detected_label"][:] = 0, 0
+    found["box_area"][:] = 1000.0, 1100.0
+    found["image_size"][:] = 256, 128
+    found["boxes"][0] = [[0, 0, 0.125, 0.24], [0.5, 0.5, 0.625, 0.76]]
+    found["detected_boxes"][0] = [[0.75, 0, 0.875, 0.25], *found["boxes"][0]]
+    found["detected_score"][0] = 0.9, 0.8, 0.7
+    ours = curves(found, 1)
+    # Of the two detections that count the first one is wrong.
+    np.testing.assert_allclose(ours.precision[0, 0, 1:3], [0.5, 0.5])
+
+
 def test_few_detections_count_where_few_are_allowed():
     few = agree(case(2, objects=10, detections=40, classes=1), 1, max_detections=5)
     many = agree(case(2, objects=10, detections=40, classes=1), 1)

@@ -195,10 +195,13 @@ def test_a_terminal_without_unicode_gets_an_ascii_bar():
 def test_a_broken_stream_does_not_stop_the_run():
     class Broken(Terminal):
         def write(self, text):
+            tried.append(text)
             raise BrokenPipeError
 
+    tried = []
     progress = Progress(10, 0, Broken())
     progress.update(1, {})
+    assert len(tried) == 1
     progress.message("nobody hears")
     progress.close()
 

@@ -267,6 +267,7 @@ def test_closing_twice_is_harmless(tmp_path):
     writer.write(1, {"x": 1})
     writer.close()
     writer.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "x": 1}]
 
 
 def test_nothing_logged_reads_as_nothing(tmp_path):
