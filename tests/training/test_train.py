@@ -134,7 +134,8 @@ def test_fixed_keys_are_refused_and_warned_ones_told(tiny_config, tmp_path, caps
 
 
 def test_average_switched_on_later_starts_from_the_parameters(tiny_config, tmp_path):
-    config = tiny_config(model__depth=1, mesh__data=2, mesh__zero1=True)
+    small = {"model__depth": 0, "model__position": "none"}
+    config = tiny_config(mesh__data=2, mesh__zero1=True, **small)
     run = Run.build(config, jax.devices()[:2])
     fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract)
     fresh = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), fresh, run.abstract)
