@@ -220,11 +220,20 @@ def pixels(data: bytes, channels: int = 3, exif: str = "apply") -> np.ndarray:
     Raises:
       BadImage: the image cannot be decoded.
     """
-    head = header(data)
-    image = _decoded(data, head.format, head.orientation if exif == "apply" else UPRIGHT)
+    image = decoded(data, exif)
     return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(
         image.height, image.width, channels
     )
+
+
+def decoded(data: bytes, exif: str = "apply") -> "Image.Image":
+    """Decodes an encoded image with Pillow, as gray (`L`) or `RGB`.
+
+    Raises:
+      BadImage: the image cannot be decoded.
+    """
+    head = header(data)
+    return _decoded(data, head.format, head.orientation if exif == "apply" else UPRIGHT)
 
 
 def read_pixels(path: str | os.PathLike, channels: int = 3, exif: str = "apply") -> np.ndarray:

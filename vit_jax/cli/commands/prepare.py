@@ -34,6 +34,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         " preparing it from its sources.",
     )
     parser.add_argument(
+        "--store",
+        metavar="FORM",
+        help="Write a second version of the prepared dataset, whose images are encoded anew: q90 is"
+        " JPEG of quality 90, and q90,max_side=512 also reduces images to sides of at most 512"
+        " pixels. It is a dataset of its own, such as imagenet2012_q90_512, and decodes faster.",
+    )
+    parser.add_argument(
         "--copy_to",
         metavar="DIR",
         help="Copy the prepared dataset to this folder, such as gs://BUCKET/tfds.",
@@ -62,6 +69,13 @@ def _run(arguments: argparse.Namespace) -> None:
             raise UserError(f"prepare: --check --manual_dir goes with {imagenet_tars.NAME} alone")
         imagenet_tars.check_archives(Path(arguments.manual_dir).expanduser(), _tell)
         return
+    if arguments.store:
+        from vit_jax.data.prepare import store
+        from vit_jax.data.stored import Form
+
+        refuse(arguments, "tfrecord", "copy_to", "manual_dir", "check", beside="store")
+        print(store.store(name, data_dir, Form.parse(arguments.store), _tell))
+        return
     if arguments.tfrecord:
         folder = datasets.convert_tfrecord(name, arguments.tfrecord, data_dir, _tell)
     elif not (arguments.copy_to or arguments.check):
@@ -80,6 +94,7 @@ COMMAND = Command(
     examples=(
         "prepare digits",
         "prepare imagenet2012 --manual_dir=~/archives",
+        "prepare imagenet2012 --store=q90,max_side=512",
         "prepare cifar10 --copy_to=gs://BUCKET/tfds",
     ),
     notes="Records are written in a format with random access (ArrayRecord), which training\n"

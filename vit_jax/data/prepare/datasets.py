@@ -62,9 +62,9 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "", tell: Tell = pr
     """
     import tensorflow_datasets as tfds
 
-    _check_local(data_dir)
+    check_local(data_dir)
     builder = find_builder(name, data_dir)
-    _check_local(str(builder.data_path))  # TFDS's default may be a bucket, too.
+    check_local(str(builder.data_path))  # TFDS's default may be a bucket, too.
     default = Path(builder.data_path).parents[1] / "downloads" / "manual"
     archives = Path(manual_dir).expanduser() if manual_dir else default
     if is_prepared(builder):
@@ -101,7 +101,7 @@ def convert_tfrecord(name: str, source_dir: str, data_dir: str, tell: Tell = pri
     """
     if not data_dir:
         raise UserError("prepare: --tfrecord needs --data_dir=DIR, another folder to write to")
-    _check_local(data_dir)
+    check_local(data_dir)
     if Path(data_dir).expanduser().resolve() == Path(source_dir).expanduser().resolve():
         raise UserError("prepare: --data_dir must be another folder than that of --tfrecord")
     source = find_builder(name, source_dir)
@@ -143,7 +143,8 @@ def _target(source: Any, name: str, data_dir: str) -> Any:
     return target
 
 
-def _check_local(folder: str) -> None:
+def check_local(folder: str) -> None:
+    """Raises a `UserError` for a folder on an object store, to which datasets are only copied."""
     if "://" in folder:
         raise UserError(
             f"prepare: --data_dir={folder}: datasets are written to a local disk; prepare there,"
@@ -158,7 +159,7 @@ def copy(name: str, data_dir: str, destination: str, tell: Tell = print) -> str:
     a dataset, is copied last. Returns the folder.
     """
     builder = find_builder(name, data_dir)
-    _require_prepared(builder, name)
+    require_prepared(builder, name)
     source = epath.Path(builder.data_path)
     target = epath.Path(destination) / builder.info.full_name
     target.mkdir(parents=True, exist_ok=True)
@@ -182,7 +183,7 @@ def check(name: str, data_dir: str, tell: Tell = print) -> str:
         counts of ImageNet differ from the published counts.
     """
     builder = find_builder(name, data_dir)
-    _require_prepared(builder, name)
+    require_prepared(builder, name)
     sums = shards.read_checksums(builder.data_path)
     for split, info in builder.info.splits.items():
         for instruction in info.file_instructions:
@@ -228,6 +229,7 @@ def _is_tfrecord(builder: Any) -> bool:
     return builder.info.file_format is tfds.core.file_adapters.FileFormat.TFRECORD
 
 
-def _require_prepared(builder: Any, name: str) -> None:
+def require_prepared(builder: Any, name: str) -> None:
+    """Raises a `UserError` unless the dataset of a builder is there and complete."""
     if not is_prepared(builder):
         raise UserError(f"dataset {name!r} is not in {builder.data_path}; prepare it first")
