@@ -10,6 +10,7 @@ number is a mistake of the user's, to be shown as it is.
 import importlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +41,23 @@ def serve(
             answer(peak_bytes() if request == "peak\n" else seconds_for(int(request)))
     except UserMistake as mistake:
         answer(str(mistake))
+
+
+def crop_and_augment(pp: str, rival: str) -> tuple[int, str | None, str | None]:
+    """Returns (crop, layers, magnitude) of the preprocessing that big_vision's recipes have.
+
+    Raises:
+      UserMistake: it is another kind of preprocessing.
+    """
+    match = re.fullmatch(
+        r"decode_jpeg_and_inception_crop\((\d+)\)\|flip_lr(?:\|randaug\((\d+), *(\d+)\))?", pp
+    )
+    if not match:
+        raise UserMistake(
+            f"bench --against={rival} measures 'decode_jpeg_and_inception_crop(SIZE)|flip_lr' with"
+            f" or without '|randaug(LAYERS,MAGNITUDE)', not config.data.pp={pp!r}"
+        )
+    return int(match[1]), match[2], match[3]
 
 
 def peak_bytes() -> int | None:

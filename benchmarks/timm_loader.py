@@ -1,13 +1,12 @@
 """timm's loader on a folder of image files: `timm_loader.py FOLDER PP BATCH_SIZE`, by `serving`."""
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from serving import Timed, UserMistake, import_timm, main
+from serving import Timed, crop_and_augment, import_timm, main
 
 _WARM_UP = 3
 """Batches before the clock starts: they start workers and fill buffers."""
@@ -93,16 +92,8 @@ def transforms_of(pp: str) -> tuple[int, str | None]:
     Raises:
       UserMistake: it is another kind of preprocessing.
     """
-    match = re.fullmatch(
-        r"decode_jpeg_and_inception_crop\((\d+)\)\|flip_lr(?:\|randaug\((\d+), *(\d+)\))?", pp
-    )
-    if not match:
-        raise UserMistake(
-            "bench --against=timm measures 'decode_jpeg_and_inception_crop(SIZE)|flip_lr' with or"
-            f" without '|randaug(LAYERS,MAGNITUDE)', not config.data.pp={pp!r}"
-        )
-    size, layers, magnitude = match.groups()
-    return int(size), layers and f"rand-m{magnitude}-n{layers}"
+    size, layers, magnitude = crop_and_augment(pp, "timm")
+    return size, layers and f"rand-m{magnitude}-n{layers}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 from vit_jax.__main__ import main
 from vit_jax.bench import input as bench
 from vit_jax.config import load
+from vit_jax.data.stored import Form
 from vit_jax.errors import UserError
 
 
@@ -33,6 +34,42 @@ def test_it_takes_turns(request, monkeypatch):
     assert found["images_per_sec_per_core"] == 450
     assert found["timm_images_per_sec_per_core"] == 20
     assert found["timm_ratio"] == 11.25
+
+
+def test_original_and_stored_files_take_turns(request, monkeypatch):
+    asked = []
+
+    def ours(config, batches):
+        asked.append(config.data.args.get("stored", ""))
+        return {"images_per_sec": 800.0 if asked[-1] else 400.0}
+
+    monkeypatch.setattr(bench, "bench_input", ours)
+    monkeypatch.setattr(
+        bench.Rival,
+        "of_input",
+        lambda _, folder, *__: Other([0.4] if folder.endswith("stored") else [0.8]),
+    )
+    monkeypatch.setattr(bench.os, "sched_getaffinity", lambda _: {0, 1})
+    form = Form.parse("q90,max_side=512")
+    found = bench.bench_against(load_local(request), "timm", form, batches=10, rounds=1)
+    assert asked == ["", "q90,max_side=512"]
+    # Theirs: 80 images in 0.8 and 0.4 s.
+    ratios = {name: value for name, value in found.items() if "ratio" in name}
+    assert ratios == {"timm_ratio": 4, "timm_ratio_stored": 4, "timm_ratio_ours_stored": 8}
+    assert found["images_per_sec_per_core_stored"] == 400
+    assert found["stored_bytes_after"] < found["stored_bytes_before"] / 1.5
+    assert found["stored_psnr"] > 38
+
+
+def test_stored_versions_of_sources(request):
+    config, form = load_local(request), Form(90)
+    with pytest.raises(UserError, match=r"compare it on stored images, with\s+--stored"):
+        bench.bench_against(config, "ffcv")
+    config.data.update(source="tfds", name="imagenet2012:5.1.0")
+    assert bench.stored_config(config, form).data.name == "imagenet2012_q90:5.1.0"
+    config.data.source = "folder"
+    with pytest.raises(UserError, match="'folder' has no stored version"):
+        bench.stored_config(config, form)
 
 
 @pytest.mark.soak  # `tests/benchmarks` reads them without a process of their own.

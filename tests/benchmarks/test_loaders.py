@@ -1,7 +1,9 @@
 """Other loaders on a folder of images: what is compared, and the refusal of what cannot be."""
 
+import importlib
 import sys
 
+import numpy as np
 import pytest
 import timm_loader
 from PIL import Image
@@ -61,3 +63,25 @@ def test_timms_loader_itself(folder):
     pp = "decode_jpeg_and_inception_crop(32)|flip_lr"
     shapes = [tuple(images.shape) for images, _ in timm_loader.loader(folder, pp, 4, 2, 0)]
     assert shapes == [(4, 3, 32, 32)] * 2
+
+
+@pytest.mark.parametrize("rival", ["grain", "ffcv"])
+def test_loaders_without_randaugment_or_not_installed_say_so(rival, monkeypatch, folder):
+    module = importlib.import_module(f"{rival}_loader")
+    pp = "decode_jpeg_and_inception_crop(32)|flip_lr"
+    with pytest.raises(UserMistake, match="has no RandAugment"):
+        module.prepare(folder, f"{pp}|randaug(2,10)", "2")
+    monkeypatch.setitem(sys.modules, rival, None)
+    with pytest.raises(UserMistake, match=f"needs {rival.upper()[0]}.*pip install {rival}"):
+        module.prepare(folder, pp, "2")
+
+
+def test_grain_reads_images_that_pillow_crops(folder):
+    import grain_loader
+
+    data = grain_loader.Files(folder)[3]
+    crop = grain_loader.crop_and_flip(data, 32, np.random.default_rng(0))
+    assert crop.shape == (32, 32, 3)
+    assert abs(crop[..., 0].astype(int) - 3).max() <= 2
+    pytest.importorskip("grain", reason="needs grain")
+    assert next(iter(grain_loader.loader(folder, 32, 2, 0))).shape == (2, 32, 32, 3)

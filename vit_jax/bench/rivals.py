@@ -23,9 +23,17 @@ RIVALS: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
         "big_vision": ("flax_step.py", ()),
         "vision_transformer": ("flax_step.py", ()),
     },
-    "input": {"timm": ("timm_loader.py", ()), "tfrecord": ("tfrecord_loader.py", ())},
+    "input": {
+        "timm": ("timm_loader.py", ()),
+        "tfrecord": ("tfrecord_loader.py", ()),
+        "ffcv": ("ffcv_loader.py", ()),
+        "grain": ("grain_loader.py", ()),
+    },
 }
 """The rivals of `bench step --model` and `bench input`: name -> script and its last arguments."""
+
+STORED_ONLY = ("ffcv",)
+"""The rivals that read no image files, but a file of their own with images encoded anew."""
 
 
 def parse(text: str, what: str) -> list[str]:

@@ -5,6 +5,7 @@ the bytes of a file. FFCV's version of ImageNet (sides of at most 512 pixels, qu
 precedent (github.com/libffcv/ffcv-imagenet).
 """
 
+import dataclasses
 import io
 import re
 import time
@@ -63,17 +64,18 @@ class Form(NamedTuple):
         return data if is_upright_jpeg and not is_reduced and len(data) <= len(found) else found
 
 
-class Difference(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Difference:
     """A comparison of images with their stored form.
 
-    count: the number of images.
+    images: the number of images.
     bytes_before, bytes_after: the mean size of a file.
     decode_ms_before, decode_ms_after: the mean time of decoding a file with Pillow on one thread.
     mae: the mean absolute difference of random crops, in levels of 0 to 255.
     psnr: the peak signal-to-noise ratio of all crops together, in decibels.
     """
 
-    count: int
+    images: int
     bytes_before: float
     bytes_after: float
     decode_ms_before: float
@@ -83,7 +85,7 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"of {self.count} images: {self.bytes_before / 1000:.1f} kB before,"
+            f"of {self.images} images: {self.bytes_before / 1000:.1f} kB before,"
             f" {self.bytes_after / 1000:.1f} kB after; decoding {self.decode_ms_before:.2f} ms"
             f" before, {self.decode_ms_after:.2f} ms after; {_SIDE} px crops differ by"
             f" {self.mae:.2f} of 255 levels, PSNR {self.psnr:.1f} dB"

@@ -45,9 +45,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RIVALS",
         default="",
         help="Also measure other software, in turns with ours; separate several by commas. For"
-        " `bench input`: timm, tfrecord. For `bench step --model`: timm, timm-compile,"
+        " `bench input`: timm, tfrecord, grain, ffcv. For `bench step --model`: timm, timm-compile,"
         " big_vision:FOLDER, vision_transformer:FOLDER, where FOLDER is a checkout. timm needs"
         " the extra `bench`.",
+    )
+    parser.add_argument(
+        "--stored",
+        metavar="FORM",
+        default="",
+        help="For `bench input --against`: also measure both on images as `prepare --store=FORM`"
+        " stores them, such as q90,max_side=512.",
     )
     parser.add_argument(
         "--json", type=out_file, metavar="FILE", help="Also write the result to FILE."
@@ -98,12 +105,17 @@ def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.against and arguments.what != "input":
         raise UserError("bench: --against goes with `bench input`, or `bench step --model`")
     against = rivals.parse(arguments.against, "input")
+    if arguments.stored and not against:
+        raise UserError("bench: --stored goes with `bench input --against`")
     set_up(config, arguments)
     if against:
+        from vit_jax.data.stored import Form
+
+        form = Form.parse(arguments.stored) if arguments.stored else None
         return {
             name: value
             for rival in against
-            for name, value in feeding.bench_against(config, rival).items()
+            for name, value in feeding.bench_against(config, rival, form).items()
         }
     measures: Mapping[str, Callable[[ConfigDict], dict[str, Any]]] = {
         "step": loop.bench_step,
@@ -120,7 +132,7 @@ COMMAND = Command(
     run=_run,
     add_arguments=_add_arguments,
     examples=(
-        "bench input --config=configs/vit_s16_i1k.py --against=timm",
+        "bench input --config=configs/vit_s16_i1k.py --against=timm --stored=q90,max_side=512",
         "bench step --config=configs/digits.py --json=step.json",
         "bench step --model=vit_s16 --batch=8 --against=timm,timm-compile",
     ),

@@ -1,6 +1,7 @@
 """Writes a second version of a prepared dataset, whose images are encoded anew and smaller."""
 
 import collections
+import dataclasses
 import functools
 import json
 import os
@@ -71,7 +72,7 @@ def _write(source: Any, target: Path, keys: Sequence[str], form: Form, tell: sha
     first = next(iter(source.info.splits))
     difference = _difference(source, folder, dataset, first, keys[0])
     report = {"source": source.info.full_name, **form._asdict()}
-    report["difference"] = difference._asdict()
+    report["difference"] = dataclasses.asdict(difference)
     (folder / REPORT).write_text(json.dumps(report, indent=1))
     folder.rename(target)
 

@@ -15,6 +15,8 @@ from PIL import Image
 
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import parse_split, split_range
+from vit_jax.data.stored import Form
+from vit_jax.errors import UserError
 
 _POOL_IMAGES = 64
 # (width, height), distributed about as in ImageNet, where half of the photographs are 500x375.
@@ -28,7 +30,8 @@ class Source:
     """Generates `num_examples` images `[image_size, image_size, 3]`, with labels of all classes.
 
     With `encoded`, images are JPEG files with the sizes of ImageNet's files, in pixels and in
-    bytes, so that a benchmark includes the decoding; `image_size` is then ignored.
+    bytes, so that a benchmark includes the decoding; `image_size` is then ignored. With `stored`,
+    such as `q90,max_side=512`, they are in the form of `prepare --store`.
     """
 
     def __init__(
@@ -40,16 +43,20 @@ class Source:
         num_classes: int = 10,
         image_size: int = 224,
         encoded: bool = False,
+        stored: str = "",
     ):
+        form = Form.parse(stored) if stored else None
+        if form and not encoded:
+            raise UserError("config.data.args.stored: write encoded=true, too")
         selected = split_range(split, num_examples)
         seed = zlib.crc32(f"{name}/{parse_split(split)[0]}".encode())
         random = np.random.Generator(np.random.Philox(key=seed))
-        self._images = _JpegPool(random) if encoded else _PixelPool(random, image_size)
+        self._images = _JpegPool(random, form) if encoded else _PixelPool(random, image_size)
         self._labels = random.integers(0, num_classes, num_examples, dtype=np.int32)
         self._selected = selected
         self.num_classes = num_classes
         self.class_names = None
-        kind = "jpeg" if encoded else f"{image_size}px"
+        kind = f"jpeg{form.suffix if form else ''}" if encoded else f"{image_size}px"
         self.fingerprint = f"fake:{name}:{split}:{len(selected)}:{kind}"
 
     def __len__(self) -> int:
@@ -81,19 +88,22 @@ class _PixelPool:
 class _JpegPool:
     """A pool of encoded photographs. Records of other names and splits get other photographs."""
 
-    def __init__(self, random: np.random.Generator):
+    def __init__(self, random: np.random.Generator, form: Form | None):
         self._order = random.permutation(_POOL_IMAGES)
+        self._form = form
 
     def take(self, records: np.ndarray) -> np.ndarray:
-        return _encoded_photographs()[self._order[records % _POOL_IMAGES]]
+        return _encoded_photographs(self._form)[self._order[records % _POOL_IMAGES]]
 
 
 @functools.cache
-def _encoded_photographs() -> np.ndarray:
+def _encoded_photographs(form: Form | None = None) -> np.ndarray:
     """Returns windows, some mirrored, of the two photographs of scikit-learn: bytes `[n]`.
 
     The pixels are real because the time of decoding depends on how well an image compresses.
     """
+    if form:
+        return np.array([form.encode(data) for data in _encoded_photographs()], object)
     random = np.random.Generator(np.random.Philox(key=0))
     photographs = [Image.open(path).convert("RGB") for path in _photographs()]
     files = np.empty(_POOL_IMAGES, object)
