@@ -2,17 +2,19 @@
 
 import csv
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from vit_jax.__main__ import main
 from vit_jax.checkpoints import keep_best
 from vit_jax.config import default_config
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
-from vit_jax.inference.results import Results
+from vit_jax.inference.results import Results, identity_of
 from vit_jax.tasks import _classes
 from vit_jax.training import evaluate
 
@@ -27,16 +29,16 @@ def task(names=NAMES):
     return SimpleNamespace(info=SimpleNamespace(class_names=names))
 
 
-def batches(size=3):
-    """The answers in batches that are not of one size."""
-    for start in range(0, 4, size):
+def batches(first=0, size=3):
+    """The answers from an image on, in batches that are not of one size."""
+    for start in range(first, 4, size):
         part = slice(start, start + size)
         yield FILES[part], {"probability": PROBABILITY[part]}
 
 
 def test_csv_has_the_top_classes_and_nothing_that_a_spreadsheet_runs(tmp_path):
     path = tmp_path / "a.csv"
-    assert Results(task(), 2).write(str(path), batches()) == 4
+    assert Results(task(), 2).write(str(path), batches) == 4
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["file", "class_1", "probability_1", "class_2", "probability_2"]
@@ -49,22 +51,74 @@ def test_csv_has_the_top_classes_and_nothing_that_a_spreadsheet_runs(tmp_path):
 
 def test_json_lines_have_every_probability_on_request(tmp_path):
     path = tmp_path / "a.jsonl"
-    Results(task(), 1, everything=True).write(str(path), batches())
+    Results(task(), 1, everything=True).write(str(path), batches)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["file"] for row in rows] == FILES
     assert rows[2]["top"] == [{"class": "dog (3)", "probability": 0.4}]
     assert list(rows[0]["probabilities"].values()) == [0.5, 0.25, 0.125, 0.125]
     path = tmp_path / "all.csv"
-    Results(task(()), 9, everything=True).write(str(path), batches())
+    Results(task(()), 9, everything=True).write(str(path), batches)
     header, first = path.read_text().splitlines()[:2]
     assert header.split(",")[-5:] == ["probability_4", *(f"probability of {i}" for i in range(4))]
     assert first.split(",")[-4:] == ["0.5", "0.25", "0.125", "0.125"]
 
 
 def test_other_answers_are_refused_and_leave_no_file(tmp_path):
+    other = [(["x"], {"boxes": np.zeros((1, 4))})]
     with pytest.raises(UserError, match="--results is for tasks whose answers are probabilities"):
-        Results(task(), 1).write(str(tmp_path / "a.csv"), [(["x"], {"boxes": np.zeros((1, 4))})])
+        Results(task(), 1).write(str(tmp_path / "a.csv"), lambda _: other)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("cut", [0, 9])
+def test_an_interrupted_file_is_finished_by_the_next_call(tmp_path, suffix, cut):
+    whole, path = tmp_path / f"whole{suffix}", tmp_path / f"a{suffix}"
+    asked = []
+
+    def interrupted(start):
+        asked.append(start)
+        yield from batches(start, size=1 if start else 3)
+        if not start:
+            raise KeyboardInterrupt
+
+    def first_three(start):
+        for number, batch in enumerate(interrupted(start)):
+            if number:
+                raise KeyboardInterrupt
+            yield batch
+
+    def results(identity="this"):
+        return Results(task(), 2, everything=True, identity=identity)
+
+    results().write(str(whole), batches)
+    with pytest.raises(KeyboardInterrupt):
+        results().write(str(path), first_three)
+    partial = tmp_path / f"a{suffix}.partial"
+    assert not path.exists()
+    partial.write_bytes(partial.read_bytes()[: -cut or None])  # A line may be cut off.
+    assert results().write(str(path), interrupted) == 4
+    assert asked == [0, 2 if cut else 3]
+    assert path.read_bytes() == whole.read_bytes()
+    assert not partial.exists()
+    with pytest.raises(KeyboardInterrupt):
+        results().write(str(path), first_three)
+    results("another model").write(str(path), batches)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_parquet_has_the_columns_of_csv(tmp_path):
+    Results(task(), 1).write(str(tmp_path / "a.parquet"), batches)
+    rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert rows[0] == {"file": "@home.png", "class_1": "=1+1", "probability_1": 0.5}
+    assert rows[3]["file"] == r"\udcff.png"
+
+
+def test_the_identity_is_that_of_model_and_images():
+    params = {"a": np.arange(3.0), "b": np.float32(1)}
+    one = identity_of(params, "as it is", ["x.png", os.fsdecode(b"\xff")])
+    assert one == identity_of({**params}, "as it is", ["x.png", os.fsdecode(b"\xff")])
+    assert len({one, identity_of(params, "as it is", ["x.png"]), identity_of({}, "", [])}) == 3
 
 
 def test_names_of_classes_are_printed_on_one_line():
@@ -94,7 +148,7 @@ def test_the_command_writes_what_the_predictor_answers(
         "--step=7": "has no step 7; it has [1]",
         "--step=best": "this run kept no best checkpoint",
         "--step=last": "'last' is no step; write a number, or best",
-        f"--results={tmp_path}/out.txt": "written as .csv or .jsonl",
+        f"--results={tmp_path}/out.txt": "written as .csv, .jsonl or .parquet",
         "--probabilities": "needs --results=FILE",
     }.items():
         assert main([*predict, flag]) == 2

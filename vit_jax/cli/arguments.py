@@ -199,10 +199,10 @@ def out_file(text: str) -> str:
 
 
 def results_file(text: str) -> str:
-    """Returns the name of a CSV or JSON-lines file that can be written."""
+    """Returns the name of a CSV, JSON-lines or Parquet file that can be written."""
     out_file(text)
-    if not text.lower().endswith((".csv", ".jsonl")):
-        raise argparse.ArgumentTypeError(f"{text}: results are written as .csv or .jsonl")
+    if not text.lower().endswith((".csv", ".jsonl", ".parquet")):
+        raise argparse.ArgumentTypeError(f"{text}: results are written as .csv, .jsonl or .parquet")
     return text
 
 

@@ -1,6 +1,7 @@
 """`predict`: prints and draws what a trained model says about image files."""
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -53,8 +54,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--results",
         type=results_file,
         metavar="FILE",
-        help="Write the classes of each image to FILE, as .csv or .jsonl, in place of printing"
-        " them.",
+        help="Write the classes of each image to FILE, as .csv, .jsonl or .parquet, in place of"
+        " printing them. An interrupted call is resumed by the same call.",
     )
     answers.add_argument(
         "--probabilities",
@@ -81,7 +82,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.checkpoints import input_spec
-    from vit_jax.inference.preparation import find_images
+    from vit_jax.inference.preparation import BATCH_SIZE, find_images
 
     if arguments.probabilities and not arguments.results:
         raise UserError("predict: --probabilities needs --results=FILE")
@@ -93,18 +94,34 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     predictor = open_predictor(arguments)
     paths = find_images(arguments.images)
-    first: list = []
-    answers = _keeping_first(predictor.answers(paths), first)
     if arguments.results:
-        from vit_jax.inference.results import Results
+        _write(arguments, predictor, paths)
+        if arguments.out or arguments.attention or arguments.patches:
+            first = next(predictor.answers(paths[:BATCH_SIZE]))
+            _draw(arguments, predictor, first, len(paths))
+        return
+    first_ones: list = []
+    _print(predictor.task, _keeping_first(predictor.answers(paths), first_ones), arguments.top)
+    _draw(arguments, predictor, first_ones[0], len(paths))
 
-        results = Results(predictor.task, arguments.top, everything=arguments.probabilities)
-        outputs = _with_paths(answers, paths)
-        count = results.write(arguments.results, outputs)
-        print(f"results: {arguments.results} ({count} images)")
-    else:
-        _print(predictor.task, answers, arguments.top)
-    _draw(arguments, predictor, first[0], len(paths))
+
+def _write(arguments: argparse.Namespace, predictor: "Predictor", paths: list[str]) -> None:
+    from vit_jax.inference.results import Results, identity_of
+
+    results = Results(
+        predictor.task,
+        arguments.top,
+        everything=arguments.probabilities,
+        identity=identity_of(predictor.params, predictor.preparation.describe(), paths),
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+
+    def answers_from(start: int) -> Iterator[tuple[list[str], dict]]:
+        rest = paths[start:]
+        return _with_paths(predictor.answers(rest) if rest else (), rest)
+
+    count = results.write(arguments.results, answers_from, len(paths))
+    print(f"results: {arguments.results} ({count} images)")
 
 
 def _keeping_first(answers: Iterable, first: list) -> Iterator:
