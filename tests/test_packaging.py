@@ -64,7 +64,7 @@ def test_models_and_checkpoints_install_without_tensorflow(declared):
     for name in ("tensorflow", "numba", "scikit-learn", "tokenizers", "jinja2"):
         assert name not in base
         assert any(name in extras[extra] for extra in ("train", "text"))
-    assert "vit-jax[train,text,export,hub,docs]" in extras["test"]
+    assert "vit-jax[train,text,export,onnx,hub,docs]" in extras["test"]
 
 
 def test_a_source_distribution_holds_what_git_holds():

@@ -35,6 +35,9 @@ _ONE_LINE = (
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 _EXTRAS = {
+    "huggingface_hub": "hub",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
     "sentencepiece": "text",
     "tokenizers": "text",
     "wandb": "wandb",

@@ -48,8 +48,13 @@ SPECS = {
 @functools.cache
 def predictor_of(name):
     """An untrained predictor whose parameters are all random, so that its outputs differ."""
+    return predictor_for(MODEL, name)
+
+
+def predictor_for(model, name="classification"):
+    """The predictor of a task with a model of the given fields."""
     info = DataInfo(SPECS[name], 3, ("a", "b", "c"))
-    task = tasks.build(TASKS[name], MODEL, info)
+    task = tasks.build(TASKS[name], model, info)
     rng = np.random.default_rng(0)  # Nothing is compiled for these parameters.
     params = jax.tree.map(
         lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), tasks.abstract_params(task)
@@ -156,11 +161,7 @@ def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (
-            ("out", "onnx"),
-            {},
-            r"is no export format; write savedmodel or stablehlo; for ONNX, `conv",
-        ),
+        (("out", "tflite"), {}, r"is no export format; valid: onnx, savedmodel, stablehlo"),
         (("out", "savedmodl"), {}, r"--to='savedmodl' is no .*; did you mean 'savedmodel'"),
         (("out",), {"outputs": "feature"}, "did you mean 'features'"),
         (("out",), {"weights": "bf16"}, "did you mean 'bfloat16'"),

@@ -2,20 +2,21 @@
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import matplotlib
 import numpy as np
 
 from vit_jax import models
 from vit_jax.errors import UserError, WrongExport
 from vit_jax.inference import program as program_lib
+from vit_jax.inference.agreement import LEAST, Agreement, model_inputs, of_first_split
 from vit_jax.inference.exports import FORMATS, Format, Run
 from vit_jax.inference.predict import Predictor
 from vit_jax.inference.preparation import Picture
@@ -23,6 +24,7 @@ from vit_jax.inference.program import OUTPUTS, WEIGHTS, Program
 from vit_jax.plugins import check_known
 from vit_jax.tasks import BaseTask
 from vit_jax.tracking.plain_text import one_line
+from vit_jax.training.workdir import Workdir
 
 TOLERANCE = 1e-4
 """The largest difference of an output from the model's, over the largest value of the model's."""
@@ -41,6 +43,12 @@ class Exported:
       difference: the largest difference of an output of the files, run in their own runtime on real
         images, from the model's; a share of the output's largest value.
       seconds: the median time of one batch of `rows` rows on this machine.
+      rows: the number of rows of a batch that was timed.
+      model_size, model_seconds: the same of the model in JAX, with weights in float32.
+      rounding: the largest difference from the model with weights in float32, as a share; None if
+        the weights are in float32.
+      agreement: for rounded weights, how often the most likely class is the model's; None if that
+        was not measured.
     """
 
     path: str
@@ -49,13 +57,22 @@ class Exported:
     difference: float
     seconds: float
     rows: int
+    model_size: int
+    model_seconds: float
+    rounding: float | None = None
+    agreement: Agreement | None = None
 
     def __str__(self) -> str:
-        return (
-            f"wrote {self.path}: {self.label}, {self.size / 1e6:.1f} MB\n"
-            f"its outputs differ from the model's by at most {self.difference:.1e} of their scale\n"
-            f"{1e3 * self.seconds:.1f} ms for {self.rows} row(s) on this machine"
-        )
+        lines = [
+            f"wrote {self.path}: {self.label}, {self.size / 1e6:.1f} MB (the model's weights:"
+            f" {self.model_size / 1e6:.1f} MB)",
+            f"its outputs differ from the model's by at most {self.difference:.1e} of their scale",
+            f"{1e3 * self.seconds:.1f} ms for {self.rows} row(s) on this machine (the model in JAX:"
+            f" {1e3 * self.model_seconds:.1f} ms)",
+        ]
+        if self.rounding is not None:
+            lines.insert(2, f"rounding the weights changes outputs by at most {self.rounding:.1e}")
+        return "\n".join([*lines, *([str(self.agreement)] if self.agreement else [])])
 
 
 def export(
@@ -68,13 +85,14 @@ def export(
     batch: int | None = None,
     weights: str = "float32",
     images: Sequence[Picture] = (),
+    workdir: str = "",
 ) -> Exported:
     """Writes a trained model as a program for another runtime, runs it there, and compares.
 
     Args:
       model: a predictor, or the path of a workdir or of a checkpoint in any format.
       path: the folder to make. A README.md in it has the lines that load the program.
-      to: `stablehlo`, `savedmodel`, or `package.module:FORMAT` for a format of your own.
+      to: `stablehlo`, `savedmodel`, `onnx`, or `package.module:FORMAT` for a format of your own.
       outputs: "answers" are the task's (logits of classes or pixels, scores and boxes, vectors of
         images); "features" the embedding `[batch, dim]` before any head; "text" the vectors of
         texts, for a run that learned images with texts.
@@ -82,38 +100,92 @@ def export(
         size, and answers as `predict` does, for example with probabilities. Otherwise the input is
         float32 and normalized, as README.md states, and the outputs are those of the model.
       batch: the number of rows; None lets any number in.
-      weights: "float32", or "bfloat16" for half the size. The computation is in float32.
+      weights: "float32"; "bfloat16" for half the size; or "int8" for a quarter, with a scale for
+        each output of a kernel. The computation is in float32.
       images: the image files or pixels that the check runs on, of which it takes the first 64;
         without any, a photograph that ships with matplotlib.
+      workdir: the run of the model, on whose first evaluation split programs with rounded weights
+        are compared with it; not needed if `model` is its path.
 
     Raises:
       UserError: the model cannot be read or has no such outputs, or the folder cannot be made.
-      WrongExport: the outputs of the files are not those of the model; nothing is left behind.
+      WrongExport: the outputs of the files are not those of the model, or int8 weights change the
+        most likely class of more than 1 % of the split; nothing is left behind.
     """
     fmt: Format = FORMATS.find(to, "--to")
     check_known(outputs, OUTPUTS, f"--outputs={outputs}")
     check_known(weights, WEIGHTS, f"--weights={weights}")
     folder = _new_folder(path)
     headless = outputs == "features"
-    predictor = Predictor.open(model, headless=headless) if isinstance(model, str) else model
-    _check_pixels(predictor.task, include_preprocessing)
-    program = program_lib.build(
-        predictor,
+    if isinstance(model, str):
+        workdir = workdir or (model if Workdir.at(model) else "")
+        model = Predictor.open(model, headless=headless)
+    _check_pixels(model.task, include_preprocessing)
+    build = functools.partial(
+        program_lib.build,
+        model,
         outputs=outputs,
         include_preprocessing=include_preprocessing,
         batch=batch,
-        weights=weights,
     )
     with _made_whole(folder) as unfinished:
-        fmt.write(program, unfinished)
-        run = fmt.open(unfinished)
-        inputs = _inputs(predictor, program, images)
-        difference = _difference(program, run, inputs, fmt.label)
-        seconds, rows = _time(run, inputs[: program.batch or 1])
-        readme = _readme(predictor, program, fmt)
-        (unfinished / "README.md").write_text(readme, encoding="utf-8")
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Exported(path, fmt.label, size, difference, seconds, rows)
+        programs = build(weights=weights), build()
+        done = _write_and_check(model, fmt, programs, unfinished, images=images, workdir=workdir)
+    return dataclasses.replace(done, path=path)
+
+
+def _write_and_check(
+    model: Predictor,
+    fmt: Format,
+    programs: tuple[Program, Program],
+    folder: Path,
+    *,
+    images: Sequence[Picture],
+    workdir: str,
+) -> Exported:
+    """Writes a program and its README.md into a folder, runs it, and returns the account.
+
+    programs: the program, and the same with weights in float32.
+    """
+    program, exact = programs
+    fmt.write(program, folder)
+    run, inputs = fmt.open(folder), _inputs(model, program, images)
+    difference = _difference(program, run, inputs, fmt.label)
+    rounding, agreement = None, None
+    if program.weights_as != "float32":
+        rounding = _largest_difference(exact(inputs), run(inputs))
+        agreement = _agreement(workdir, model.task, run, programs)
+    seconds, model_seconds = _time(run, inputs), _time(exact, inputs)
+    (folder / "README.md").write_text(_readme(model, program, fmt), encoding="utf-8")
+    return Exported(
+        str(folder),
+        fmt.label,
+        sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        difference,
+        seconds,
+        len(inputs),
+        sum(array.nbytes for array in exact.weights.values()),
+        model_seconds,
+        rounding,
+        agreement,
+    )
+
+
+def _agreement(
+    workdir: str, task: BaseTask, run: Run, programs: tuple[Program, Program]
+) -> Agreement | None:
+    if not workdir:
+        return None
+    found = of_first_split(Workdir.existing(workdir).read_config(), task, run, *programs)
+    if found and programs[0].weights_as == "int8":
+        check_agreement(found)
+    return found
+
+
+def check_agreement(found: Agreement) -> None:
+    """Raises a `WrongExport` if int8 weights change the class of too many images."""
+    if found.share < LEAST:
+        raise WrongExport(f"{found}, less than {LEAST:.0%}; nothing was written")
 
 
 def _new_folder(path: str) -> Path:
@@ -160,9 +232,7 @@ def _inputs(predictor: Predictor, program: Program, images: Sequence[Picture]) -
         rows = np.concatenate([rows, rows[:, :, ::-1], rows[:, ::-1]])
     if program.batch is not None:
         rows = rows[np.arange(program.batch) % len(rows)]
-    if program.name == "tokens" or program.input.dtype == np.uint8:
-        return rows
-    return np.asarray(jax.device_get(predictor.task.inputs({"image": rows})), np.float32)
+    return rows if program.name == "tokens" else model_inputs(predictor.task, program, rows)
 
 
 def _difference(program: Program, run: Run, inputs: np.ndarray, label: str) -> float:
@@ -172,34 +242,40 @@ def _difference(program: Program, run: Run, inputs: np.ndarray, label: str) -> f
       WrongExport: it exceeds `TOLERANCE`, or more than that share of whole numbers differ.
     """
     wanted, found = program(inputs), run(inputs)
-    worst = 0.0
     for name, value in wanted.items():
         got = found.get(name)
         if got is None or got.shape != value.shape:
             raise WrongExport(f"{label}: output {name} is missing, or of another shape")
-        if np.issubdtype(value.dtype, np.floating):
-            scale = max(float(np.abs(value).max()), 1e-12)
-            off = float(np.abs(got.astype(np.float64) - value).max()) / scale
-        else:
-            off = float((got != value).mean())
-        worst = max(worst, off)
+        off = _largest_difference({name: value}, found)
         if not off <= TOLERANCE:
             raise WrongExport(
                 f"{label}: output {name} differs from the model's by {off:.1e} of its scale, more"
                 f" than {TOLERANCE}; nothing was written"
             )
-    return worst
+    return _largest_difference(wanted, found)
 
 
-def _time(run: Run, inputs: np.ndarray) -> tuple[float, int]:
-    """Returns (median seconds of one call, rows), after one call that is not counted."""
+def _largest_difference(wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    """Returns the largest difference over the largest value, or the share of other integers."""
+    differences = []
+    for name, value in wanted.items():
+        if np.issubdtype(value.dtype, np.floating):
+            scale = max(float(np.abs(value).max()), 1e-12)
+            differences.append(np.abs(found[name].astype(np.float64) - value).max() / scale)
+        else:
+            differences.append((found[name] != value).mean())
+    return float(np.max(differences))
+
+
+def _time(run: Run, inputs: np.ndarray) -> float:
+    """Returns the median seconds of one call, after one call that is not counted."""
     run(inputs)
     seconds = []
     for _ in range(_RUNS):
         started = time.perf_counter()
         run(inputs)
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds), len(inputs)
+    return statistics.median(seconds)
 
 
 def _readme(predictor: Predictor, program: Program, fmt: Format) -> str:

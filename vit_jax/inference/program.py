@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.export
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +26,13 @@ from vit_jax.types import Array, Features, Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 OUTPUTS = ("answers", "features", "text")
-WEIGHTS = ("float32", "bfloat16")
+WEIGHTS = ("float32", "bfloat16", "int8")
+
+_SCALE = "@scale"
+"""The end of the name of the factors that kernels in int8 are multiplied by."""
+
+_ROUNDED_TO_INT8 = ("kernel", "embedding")
+"""Parameters whose products take most of the weights. Biases, norms and tokens stay as they are."""
 
 Function = Callable[[Mapping[str, Array], Array], dict[str, Array]]
 
@@ -41,6 +48,7 @@ class Program:
       input: shape and dtype of the inputs. The first axis is a number, or a symbol if any number of
         rows is allowed.
       meaning: the input in words.
+      weights_as: how floats are stored, one of `WEIGHTS`.
     """
 
     function: Function
@@ -48,6 +56,7 @@ class Program:
     name: str
     input: jax.ShapeDtypeStruct
     meaning: str
+    weights_as: str = "float32"
 
     @property
     def batch(self) -> int | None:
@@ -76,6 +85,11 @@ class Program:
     @functools.cached_property
     def _jitted(self) -> Any:
         return jax.jit(self.function)
+
+    @functools.cached_property
+    def traced(self) -> jax.extend.core.ClosedJaxpr:
+        """The program as JAX traces it, a function of the weights by name and the inputs."""
+        return self._jitted.trace(self._shapes, self.input).jaxpr
 
     @functools.cached_property
     def exported(self) -> jax.export.Exported:
@@ -115,11 +129,10 @@ def build(
     if outputs == "features":
         params = {"backbone": params["backbone"]}
     flat = flax.traverse_util.flatten_dict(jax.device_get(nn.unbox(params)), sep="/")
-    stored = {name: _stored(x, weights) for name, x in flat.items()}
+    stored = {k: v for name, x in flat.items() for k, v in _stored(name, x, weights).items()}
     rows = batch or jax.export.symbolic_shape("batch")[0]
-    return Program(
-        _of_flat(function), stored, name, jax.ShapeDtypeStruct((rows, *shape), dtype), meaning
-    )
+    inputs = jax.ShapeDtypeStruct((rows, *shape), dtype)
+    return Program(_of_flat(function), stored, name, inputs, meaning, weights)
 
 
 def _without(params: Params, tower: str) -> Params:
@@ -130,18 +143,37 @@ def _without(params: Params, tower: str) -> Params:
 def _of_flat(function: Callable[[Params, Array], dict[str, Array]]) -> Function:
     def of_flat(weights: Mapping[str, Array], inputs: Array) -> dict[str, Array]:
         whole = {
-            name: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+            name: _unpacked(x, weights.get(name + _SCALE))
             for name, x in weights.items()
+            if not name.endswith(_SCALE)
         }
         return function(flax.traverse_util.unflatten_dict(whole, sep="/"), inputs)
 
     return of_flat
 
 
-def _stored(array: np.ndarray, weights: str) -> np.ndarray:
+def _unpacked(array: Array, scale: Array | None) -> Array:
+    if scale is not None:
+        return array.astype(jnp.float32) * scale
+    return array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array
+
+
+def _stored(name: str, array: np.ndarray, weights: str) -> dict[str, np.ndarray]:
+    """Returns a parameter by name as it is stored: as it is, halved, or in int8 with its scale.
+
+    A scale belongs to each index of the last axis, the outputs of a kernel, and, from three axes
+    on, of the first one, along which layers are stacked.
+    """
     array = np.asarray(array)
-    is_halved = weights == "bfloat16" and array.dtype == np.float32
-    return array.astype(jnp.bfloat16) if is_halved else array
+    if array.dtype != np.float32 or weights == "float32":
+        return {name: array}
+    if weights == "bfloat16":
+        return {name: array.astype(jnp.bfloat16)}
+    if name.rpartition("/")[2] not in _ROUNDED_TO_INT8 or array.ndim < 2:
+        return {name: array}
+    axes = tuple(range(min(1, array.ndim - 2), array.ndim - 1))
+    scale = np.maximum(np.abs(array).max(axis=axes, keepdims=True), 1e-30) / 127
+    return {name: np.round(array / scale).astype(np.int8), name + _SCALE: scale}
 
 
 def _of_pixels(function: Callable[[Params, Any], dict[str, Array]]) -> Any:

@@ -40,6 +40,5 @@ FORMATS = Kind(
     attribute="FORMAT",
     form="package.module:FORMAT",
     accepts=lambda found: isinstance(found, Format),
-    otherwise="write savedmodel or stablehlo; for ONNX, `convert --to=timm`, then timm's exporter",
 )
 """The finder of formats by the name in `--to`."""
