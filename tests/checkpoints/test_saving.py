@@ -239,6 +239,10 @@ def test_formats_list_traits_that_models_have():
     every = [build(name)[0] for name in MODELS] + [model for model, *_ in TOWERS.values()]
     rotary = {"position": "rope_dinov3", "rope_base": 50.0, "key_bias": False}
     every.append(models.build("vit_ti16", **rotary))
+    for kind in ("table", "shared_table"):
+        every.append(models.build("vit_ti16", position_bias=kind))
+    clip = {"pooling": "end", "causal": True, "end_token": 7}
+    every.append(towers(words=text().clone(**clip)))
     assert listed <= set().union(*(models.traits_of(model).all_named for model in every))
 
 

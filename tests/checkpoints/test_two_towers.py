@@ -80,6 +80,40 @@ def test_an_image_file_matches_texts_as_in_the_real_library(case, tmp_path):
     check(found, expected)
 
 
+def contents_of(place):
+    """Returns the config and the arrays of a folder."""
+    arrays = array_files.read_arrays(place / "model.safetensors")
+    return json.loads((place / "config.json").read_text()), arrays
+
+
+@pytest.mark.parametrize("case", ["clip", "siglip"])
+def test_an_export_of_both_towers_has_the_arrays_and_the_config_of_the_real_library(case, tmp_path):
+    model, params, (*size, _) = convert.open_model(str(GOLDEN / case), with_text=True)
+    checkpoints.save(params, model, tmp_path / "out", "hf", image_size=size)
+    (config, arrays), (told, expected) = map(contents_of, (tmp_path / "out", GOLDEN / case))
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        assert array.shape == expected[name].shape, name
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    for section in ("vision_config", "text_config"):
+        own, theirs = config.pop(section), told.pop(section)
+        for key in own.keys() & theirs.keys() - {"torch_dtype", "projection_dim"}:
+            assert own[key] == theirs[key], (section, key)
+    assert {key: told[key] for key in config.keys() - {"torch_dtype"}} == {
+        key: config[key] for key in config.keys() - {"torch_dtype"}
+    }
+
+
+def test_towers_that_no_class_computes_are_refused(tmp_path):
+    model, params, _ = convert.open_model(str(GOLDEN / "clip"), with_text=True)
+    changed = model.clone(text=model.text.clone(causal=False))
+    with pytest.raises(UserError, match="CLIPModel has another text tower"):
+        checkpoints.save(params, changed, tmp_path / "out", "hf", image_size=16)
+    params["image_proj"]["bias"] += 1
+    with pytest.raises(UserError, match="no place for a bias on CLIP's projection"):
+        checkpoints.save(params, model, tmp_path / "out", "hf", image_size=16)
+
+
 def test_the_bytes_of_clip_may_be_in_two_files(tmp_path):
     """In `vocab.json` and `merges.txt`, as CLIP was first published."""
     rules = json.loads((GOLDEN / "clip" / "tokenizer.json").read_text())["model"]

@@ -144,7 +144,7 @@ def write_safetensors(
 
 def safetensors_bytes(arrays: Mapping[str, np.ndarray], **metadata: str) -> bytes:
     """Returns the content of a `.safetensors` file with float32 arrays."""
-    contiguous = {name: np.ascontiguousarray(x, np.float32) for name, x in arrays.items()}
+    contiguous = {name: np.asarray(x, np.float32, order="C") for name, x in arrays.items()}
     # Readers of transformers insist on the metadata.
     return safetensors.numpy.save(contiguous, metadata={"format": "pt", **metadata})
 

@@ -22,7 +22,7 @@ from vit_jax.models.layers.encoder import Encoder
 from vit_jax.models.layers.initialization import with_axes
 from vit_jax.models.layers.transformer import run_blocks
 from vit_jax.models.registry import Variant
-from vit_jax.models.traits import Traits, named_fields
+from vit_jax.models.traits import VIT_NAMES, Traits, named_fields
 from vit_jax.models.vit import SIZES
 from vit_jax.types import Array, Features
 
@@ -32,6 +32,8 @@ _NAMES: Mapping[str, str | Mapping[Any, str]] = {
     "pooling": {pooling: f"{pooling} pooling of texts" for pooling in POOLINGS},
     "causal": "a causal mask",
     "end_token": "an end token of texts",
+    "norm_epsilon": "another norm epsilon",
+    "activation": VIT_NAMES["activation"],
 }
 
 

@@ -12,11 +12,23 @@ from etils import epath
 
 from vit_jax import models
 from vit_jax.checkpoints import files
+from vit_jax.checkpoints.fit.surgery import square_side
 from vit_jax.checkpoints.formats import ImageSize, _torch_layout
 from vit_jax.checkpoints.formats import _positions as positions
-from vit_jax.checkpoints.formats._hf import Family, State, dinov2, dinov3, siglip, vit
+from vit_jax.checkpoints.formats._hf import (
+    Family,
+    State,
+    aimv2,
+    beit,
+    clip,
+    dinov2,
+    dinov3,
+    siglip,
+    vit,
+)
+from vit_jax.checkpoints.formats._hf._text import VISUAL_PROJECTION
 from vit_jax.checkpoints.source import CONFIG
-from vit_jax.checkpoints.weights import Arrays, from_params
+from vit_jax.checkpoints.weights import POSITIONS, Arrays, from_params
 from vit_jax.errors import UserError
 from vit_jax.types import Params
 
@@ -31,6 +43,12 @@ ACTIVATIONS = {
 _COMMON = frozenset({"a ViT", "another norm epsilon", *("exact GELU", "quick GELU", "SiLU")})
 _TABLE = frozenset({"sin-cos positions", "no positions"})
 
+_OF_CLIP = frozenset({"a norm before the blocks", "no bias of patches"})
+_OF_BEIT = frozenset({"no bias of keys"})
+_OF_AIMV2 = frozenset(
+    {"a ViT", "RMSNorm", "SwiGLU", "a norm of patches", "mean pooling"}
+    | {"no biases of queries, keys and values", "no bias after attention", "no biases in the MLP"}
+)
 _OF_DINOV2 = frozenset({"class token", "pooling of class token and mean", "LayerScale"})
 
 Extra = Callable[[Any, Arrays], dict[str, Any]]
@@ -48,10 +66,12 @@ class Target:
     Attributes:
       family: the names of its arrays.
       model_type: the value in the config.
-      expresses: the traits that it has a place for.
+      expresses: the traits that it has a place for. requires: those that it has always.
       bare, headed: the names of the class without and with a classifier; "" where there is none.
       call: arguments of the class without a classifier, after the path.
       prefix: that of the encoder's names; with a classifier alone unless `always`.
+      class_row: whether positions have a row for a class token. table: whether there are positions
+        always, which are zeros for a model without them.
       config: returns further entries of the config.
       arrays: returns the arrays that the class has, from those of the model.
       state: returns the state dict that the class has, from one with the names of `family`.
@@ -60,12 +80,14 @@ class Target:
     family: Family
     model_type: str
     expresses: frozenset[str]
+    requires: frozenset[str] = frozenset()
     bare: str
     headed: str = ""
     call: str = ""
     prefix: str = ""
     always: bool = False
     class_row: bool = True
+    table: bool = True
     config: Extra = _nothing
     arrays: Callable[[Arrays], Arrays] = dict
     state: Callable[[State], State] = dict
@@ -120,14 +142,61 @@ def _with_scales(arrays: Arrays) -> Arrays:
     return {**scales, **arrays}
 
 
+def _of_beit(backbone: Any, arrays: Arrays) -> dict[str, Any]:
+    shared = backbone.position_bias == "shared_table"
+    return {
+        "intermediate_size": _mlp_dim(arrays),
+        "use_absolute_position_embeddings": POSITIONS in arrays,
+        "use_relative_position_bias": backbone.position_bias == "table",
+        "use_shared_relative_position_bias": shared,
+        "use_mean_pooling": backbone.pooling == "mean",
+        "layer_scale_init_value": backbone.layer_scale or 0.0,
+    }
+
+
+def _of_aimv2(backbone: Any, arrays: Arrays) -> dict[str, Any]:
+    found = {"rms_norm_eps": backbone.norm_epsilon, "intermediate_size": _mlp_dim(arrays)}
+    return found | {"use_head": False, "qkv_bias": False, "mlp_bias": False}
+
+
+def _of_clip(backbone: Any, arrays: Arrays) -> dict[str, Any]:
+    del backbone
+    kernel = arrays.get("head/kernel")
+    projected = {} if kernel is None else {"projection_dim": kernel.shape[1]}
+    return {"intermediate_size": _mlp_dim(arrays), **projected}
+
+
+def as_table(state: State) -> State:
+    """Makes positions a matrix, and a class token a vector."""
+    shapes = {"position_embedding.weight": (-1,), "class_embedding": ()}
+    for ending, shape in shapes.items():
+        for name in [n for n in state if n.endswith(ending)]:
+            state = {**state, name: state[name].reshape(*shape, state[name].shape[-1])}
+    return state
+
+
+def _without_bias(state: State) -> State:
+    """Leaves out the zeros of a projection that has no bias.
+
+    Raises:
+      UserError: they are no zeros.
+    """
+    name = f"{VISUAL_PROJECTION}.bias"
+    if np.any(state.get(name, 0)):
+        raise UserError(
+            "hf has no place for a bias on CLIP's projection; write --to=timm or orbax, or the"
+            " backbone alone"
+        )
+    return as_table({n: array for n, array in state.items() if n != name})
+
+
 def _joined(state: State) -> State:
     """Joins the projections of the attention pooling, and makes the positions a matrix."""
-    out = dict(state)
+    out = as_table(state)
     for leaf in ("weight", "bias"):
         names = [f"head.attention.{part}.{leaf}" for part in ("query", "key", "value")]
         out[f"head.attention.in_proj_{leaf}"] = np.concatenate([out.pop(name) for name in names])
-    table = "embeddings.position_embedding.weight"
-    return {**out, table: out[table][0]}
+    return out
 
 
 _DINOV2: dict[str, Any] = {
@@ -183,6 +252,54 @@ TARGETS = (
         config=_plain,
         state=_joined,
     ),
+    Target(
+        family=vit.FAMILY,
+        model_type="ijepa",
+        expresses=_COMMON | _TABLE | {"mean pooling"},
+        bare="IJepaModel",
+        headed="IJepaForImageClassification",
+        call=", add_pooling_layer=False",
+        prefix="ijepa.",
+        class_row=False,
+        config=_plain,
+    ),
+    Target(
+        family=clip.FAMILY,
+        model_type="clip_vision_model",
+        expresses=_COMMON | _TABLE | {"class token"} | _OF_CLIP,
+        requires=_OF_CLIP,
+        bare="CLIPVisionModel",
+        headed="CLIPVisionModelWithProjection",
+        prefix="vision_model.",
+        always=True,
+        config=_of_clip,
+        state=_without_bias,
+    ),
+    Target(
+        family=beit.FAMILY,
+        model_type="beit",
+        expresses=_COMMON
+        | _OF_BEIT
+        | {"class token", "mean pooling", "a norm after pooling", "no last norm"}
+        | {"an unread class token", "LayerScale", "no positions"}
+        | {"position_bias='table'", "position_bias='shared_table'"},
+        requires=_OF_BEIT,
+        bare="BeitModel",
+        headed="BeitForImageClassification",
+        prefix="beit.",
+        table=False,
+        config=_of_beit,
+    ),
+    Target(
+        family=aimv2.FAMILY,
+        model_type="aimv2_vision_model",
+        expresses=_OF_AIMV2 | {"another norm epsilon"},
+        requires=_OF_AIMV2,
+        bare="Aimv2VisionModel",
+        class_row=False,
+        config=_of_aimv2,
+        state=as_table,
+    ),
 )
 
 
@@ -190,10 +307,18 @@ def target_of(model: nn.Module) -> Target:
     """Returns the class that expresses a model, of which one has a place for all its traits.
 
     Raises:
-      UserError: the class has no classifier, and the model has one.
+      UserError: the class has something that the model has not, or has no classifier, and the model
+        has one.
     """
     traits = models.traits_of(model).all_named
-    found = next(target for target in TARGETS if traits <= target.expresses)
+    fitting = [target for target in TARGETS if traits <= target.expresses]
+    found = next((target for target in fitting if target.requires <= traits), None)
+    if found is None:
+        lacking = sorted(fitting[0].requires - traits)[0]
+        raise UserError(
+            f"hf has no place for this model but {fitting[0].bare}, which has {lacking}; write"
+            " --to=timm or orbax"
+        )
     if models.has_head(model) and not found.headed:
         raise UserError(
             f"hf has no place for a classifier on {found.bare}; write --to=timm or orbax, or the"
@@ -205,18 +330,8 @@ def target_of(model: nn.Module) -> Target:
 def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: ImageSize) -> str:
     """Writes a folder with `config.json` and `model.safetensors`; see `Format.write`."""
     target, backbone = target_of(model), models.backbone_of(model)
-    arrays = from_params(params, model)
-    if backbone.position == "rope_dinov3":
-        size = positions.check_size(arrays, image_size or 224, None)
-    else:
-        row = target.class_row
-        arrays, class_row = positions.stored(arrays, backbone, image_size, class_row=row)
-        size = positions.image_size_of(arrays, image_size, class_row)
-    contents = {
-        CONFIG: (json.dumps(_config(target, arrays, backbone, size), indent=2) + "\n").encode(),
-        "model.safetensors": files.safetensors_bytes(_state(target, arrays)),
-    }
-    files.write_directory(path, contents)
+    config, state, arrays = described(target, from_params(params, model), backbone, image_size)
+    write_folder(path, config, state)
     name, more = target.headed, ""
     if "head/kernel" not in arrays:
         name, more = target.bare, target.call
@@ -224,18 +339,48 @@ def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: Im
     return f"wrote {os.fspath(path)} for transformers\ntransformers: {call}"
 
 
+def described(
+    target: Target, arrays: Arrays, backbone: Any, image_size: ImageSize
+) -> tuple[dict[str, Any], State, Arrays]:
+    """Returns the config, the state dict, and the arrays with positions as the class has them."""
+    if backbone.position == "rope_dinov3":
+        size = positions.check_size(arrays, image_size or 224, None)
+    elif POSITIONS not in arrays and not target.table:
+        size = positions.check_size(arrays, image_size, _patches_of_offsets(arrays))
+    else:
+        row = target.class_row
+        arrays, class_row = positions.stored(arrays, backbone, image_size, class_row=row)
+        size = positions.image_size_of(arrays, image_size, class_row)
+    return _config(target, arrays, backbone, size), _state(target, arrays), arrays
+
+
+def _patches_of_offsets(arrays: Arrays) -> int | None:
+    """Returns the number of patches of a square image, of which a table has all offsets."""
+    table = next((x for n, x in arrays.items() if n.endswith("/position_bias/table")), None)
+    # Three more rows are a class token's; a side of n patches has 2 n - 1 offsets.
+    edge = None if table is None else square_side(max(len(table) - 3, 0))
+    return None if edge is None else ((edge + 1) // 2) ** 2
+
+
+def write_folder(path: epath.PathLike, config: Mapping[str, Any], state: State) -> None:
+    """Writes a folder of transformers, whole or not at all."""
+    contents = {
+        CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
+        "model.safetensors": files.safetensors_bytes(state),
+    }
+    files.write_directory(path, contents)
+
+
 def _state(target: Target, arrays: Arrays) -> State:
     state = target.state(_torch_layout.to_state(target.arrays(arrays), target.family.names))
     prefix = target.prefix if target.always or "head/kernel" in arrays else ""
+    heads = ("classifier.", f"{VISUAL_PROJECTION}.")
     return {
-        name if name.startswith("classifier.") else prefix + name: array
-        for name, array in state.items()
+        name if name.startswith(heads) else prefix + name: array for name, array in state.items()
     }
 
 
-def _config(
-    target: Target, arrays: Arrays, backbone: Any, size: Sequence[int]
-) -> Mapping[str, Any]:
+def _config(target: Target, arrays: Arrays, backbone: Any, size: Sequence[int]) -> dict[str, Any]:
     kernel, has_head = arrays["backbone/patch_embed/kernel"], "head/kernel" in arrays
     config = {
         "architectures": [target.headed if has_head else target.bare],
@@ -251,7 +396,7 @@ def _config(
         "torch_dtype": "float32",
         **target.config(backbone, arrays),
     }
-    if has_head:
+    if has_head and "projection_dim" not in config:
         labels = [f"LABEL_{i}" for i in range(len(arrays["head/bias"]))]
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}

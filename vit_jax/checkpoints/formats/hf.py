@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 from etils import epath
 
+from vit_jax import models
 from vit_jax.checkpoints import array_files, files
-from vit_jax.checkpoints.formats import Format, _hf_export, _torch_layout
+from vit_jax.checkpoints.formats import Format, ImageSize, _hf_export, _hf_towers, _torch_layout
 from vit_jax.checkpoints.formats._hf import (
     FAMILIES,
     Family,
@@ -23,6 +25,7 @@ from vit_jax.checkpoints.source import CONFIG, Source
 from vit_jax.checkpoints.weights import CLS, DECODER, POSITIONS, Weights, join_towers
 from vit_jax.errors import UserError
 from vit_jax.plugins import check_known
+from vit_jax.types import Params
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -266,11 +269,19 @@ def _assumed(family: Family, fields: Mapping[str, Any]) -> str:
     )
 
 
+def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: ImageSize) -> str:
+    """Writes a folder of one tower, or of both; see `Format.write`."""
+    target = _hf_export if models.text_tower_of(model) is None else _hf_towers
+    return target.write(path, params, model, image_size)
+
+
 FORMAT = Format(
     label="Hugging Face transformers",
     matches=matches,
     read=read,
-    write=_hf_export.write,
+    write=write,
     expresses=_hf_export.TARGETS[0].expresses,
-    alternatives=tuple(target.expresses for target in _hf_export.TARGETS[1:]),
+    alternatives=tuple(
+        target.expresses for target in (*_hf_export.TARGETS[1:], *_hf_towers.TWO_TARGETS)
+    ),
 )
