@@ -99,6 +99,12 @@ def test_several_slices_are_groups_that_are_told_of_each_other(dry):
     assert len([line for line in lines if "worker-network-endpoints" in " ".join(line)]) == 2
 
 
+def test_every_action_of_cloud_tpu_can_be_pasted(dry):
+    for more in (["--type=v4-8"], ["--type=v5e-256", "--slices=2", "--spot", "--iap"]):
+        for action in ("create", "train", "logs", "status", "stop", "delete", "check"):
+            assert dry(action, "--zone=z", *more, *(RUN if action == "train" else []))
+
+
 def test_every_action_of_compute_engine_can_be_pasted(dry):
     for action in ("train", "logs", "status", "stop", "delete", "check"):
         lines = dry(action, *CE, *(RUN if action == "train" else []))

@@ -18,7 +18,7 @@ import pytest
 from vit_jax.__main__ import main
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 6
+STEPS = 12
 
 pytestmark = [
     pytest.mark.soak,
@@ -73,10 +73,13 @@ class Launcher:
             assert time.monotonic() < deadline, self.lines
             time.sleep(0.02)
 
-    def finish(self, seconds=900):
-        """What it said until the run was done."""
+    def wait(self, seconds=900):
         self.process.wait(seconds)
         self._reader.join()
+
+    def finish(self):
+        """What it said until the run was done."""
+        self.wait()
         assert self.process.returncode == 0, self.lines
         assert self.silence < 60
         assert "pod: done; it is there, and costs" in self.lines[-1]
@@ -93,12 +96,19 @@ def hosts(cloud):
     return [host for entry in found.values() for host in entry["hosts"]]
 
 
+def in_cloud(code):
+    here = Path(__file__).parent
+    subprocess.run([sys.executable, "-c", f"import fake_gcloud; {code}"], cwd=here, check=True)
+
+
+def kill(host):
+    in_cloud(f"fake_gcloud.kill_host({host!r})")
+
+
 def preempt(host, state):
     """Kills a host, and lets the cloud say so."""
-    code = f"fake_gcloud.kill_host({host!r}); fake_gcloud.set_state({host!r}, {state!r})"
-    here = Path(__file__).parent
-    code = f"import fake_gcloud; {code}"
-    subprocess.run([sys.executable, "-c", code], cwd=here, check=True)
+    kill(host)
+    in_cloud(f"fake_gcloud.set_state({host!r}, {state!r})")
 
 
 def assert_undisturbed(run, config, tmp_path):
@@ -188,6 +198,45 @@ def test_a_host_that_is_cut_off_in_a_save_is_named_and_the_run_ends_as_if_undist
     assert_undisturbed(run, config, tmp_path)
 
 
+RUN_SH = """#!/bin/bash
+[[ $1 == install ]] || while :; do echo "step $((++n))"; sleep 1; done
+"""
+
+
+def break_host(network, host, way):
+    if way == "cut off":
+        return network.cut(host.name)
+    # Every command asks for the name of its host.
+    (host / "bin/hostname").write_text(f"#!/bin/sh\nsleep {way}\necho {host.name}\n")
+
+
+@pytest.mark.parametrize("way", ["cut off", "1000", "25"])  # Or that many seconds for an answer.
+def test_a_watcher_is_never_silent_for_a_minute_whatever_a_host_does(cloud, network, way, tmp_path):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / "run.sh").write_text(RUN_SH)
+    (repository / "run.sh").chmod(0o755)
+    git = ["git", "-C", repository, "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init"], ["add", "."], ["commit", "-m", "m"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    commit = subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    assert main(["tpu", "create", "pod", *FLAGS["cloud_tpu"], "--poll=0"]) == 0
+    pinned = ["--config=c.py", f"--commit={commit}", f"--repository={repository}"]
+    launcher = Launcher(tmp_path / "run", pinned)
+    launcher.wait_for(lambda: "pod-w-0: step" in "".join(launcher.lines))
+    break_host(network, cloud / "pod-w-2", way)
+    time.sleep(150)
+    assert launcher.process.poll() is None, launcher.lines
+    launcher.process.terminate()
+    launcher.wait()
+    for host in hosts(cloud):
+        kill(host)
+    assert launcher.silence < 60
+    assert ("pod-w-2 does not answer" in "".join(launcher.lines)) == (way != "25")
+
+
 def test_kubernetes_starts_a_run_again_that_ends_as_if_undisturbed(
     cloud, network, config, tmp_path
 ):
@@ -202,7 +251,7 @@ def test_kubernetes_starts_a_run_again_that_ends_as_if_undisturbed(
     launcher.wait_for(lambda: "starting again" in (pods / "pod-slice-0-0.log").read_text())
     (pods / "pod-slice-1-0.evicted").write_text("unreachable")
     launcher.wait_for(lambda: "pod: started again 1 times\n" in launcher.lines)
-    launcher.wait_for(has_saved(run, "4", "5"))
+    launcher.wait_for(has_saved(run, "6", "7"))
     (pods / "pod-slice-0-1.evicted").touch()
     assert "pod: started again 2 times" in launcher.finish()
     assert (run / "DONE").exists()

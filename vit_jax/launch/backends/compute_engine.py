@@ -78,7 +78,9 @@ class ComputeEngine(Fleet):
                 f"--accelerator-topology={shape.shape}", zone=False,
             )  # fmt: skip
             steps.insert(0, Step([*policy, f"--region={self.slices.region}"], _EXISTS))
-            # All hosts of a slice come together, and none is replaced alone: that would break it.
+            # All hosts of a slice come together, as soon as there is capacity for all, so that no
+            # resize request is needed (docs.cloud.google.com/compute/docs/instance-groups/
+            # about-bulk-mode). None is replaced alone: that would break the slice.
             group = [
                 f"--size={shape.hosts}",
                 "--target-size-policy-mode=bulk",
