@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 import fake_network  # noqa: E402
 from cloud_reference import Refused, check  # noqa: E402
+from manifest_schema import errors, expanded  # noqa: E402
 
 CLUSTER = Path(os.environ["FAKE_GCLOUD"]) / "kubernetes"
 SPOT_SECONDS = 15
@@ -57,7 +58,7 @@ class Pod:
         with (folder / f"{self.name}.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [*fake_network.inside(self.name, as_machine=True), *container["command"],
-                 *map(_expanded, container.get("args", []))],
+                 *map(expanded, container.get("args", []))],
                 cwd=HERE.parent.parent, env=self._variables(number, hosts, slices),
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
@@ -93,7 +94,7 @@ class Pod:
         }
 
     def look(self):
-        """The exit code, as a container's, of a process that has ended; else None."""
+        """Returns the exit code, as a container has it, of a process that has ended; else None."""
         evicted = self.folder / f"{self.name}.evicted"
         if evicted.exists() and not self.is_evicted:
             self.is_evicted = True
@@ -123,11 +124,6 @@ class Pod:
             pass
 
 
-def _expanded(argument):
-    """What Kubernetes makes of an argument (its third_party/forked/golang/expansion)."""
-    return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "", argument)
-
-
 def end_all(pods):
     for pod in pods:
         pod.signal(signal.SIGTERM)
@@ -136,7 +132,7 @@ def end_all(pods):
 
 
 def reason_of_failure(job, pods):
-    """Why a job has failed, in the words of its condition; "" while it has not."""
+    """Returns the reason of a failed job, in the words of its condition; "" for others."""
     ended = [(pod, code) for pod in pods if (code := pod.look()) is not None]
     failed = [(pod, code) for pod, code in ended if code]
     if "backoffLimitPerIndex" in job:
@@ -194,7 +190,6 @@ def not_found(name):
 
 def apply():
     import yaml
-    from manifest_schema import errors
 
     manifest = yaml.safe_load(sys.stdin.read())
     wrong = list(errors(manifest))

@@ -16,6 +16,11 @@ _NAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _LABEL = r"([A-Za-z0-9][-A-Za-z0-9_.]*)?"
 
 
+def expanded(argument):
+    """Returns what Kubernetes makes of an argument (third_party/forked/golang/expansion)."""
+    return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "", argument)
+
+
 def errors(manifest):
     """Yields what is wrong with a JobSet; names that the schema lacks are errors."""
     yield from _errors(manifest, JOB_SET["schema"], "$")

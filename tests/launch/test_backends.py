@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 from cloud_reference import REFERENCE, Refused, check, pasted
-from manifest_schema import JOB_SET, KUBERNETES, errors
+from manifest_schema import JOB_SET, KUBERNETES, errors, expanded
 
 from vit_jax.__main__ import main
 from vit_jax.launch import jobset
@@ -219,11 +219,6 @@ AWKWARD = [
 ]  # fmt: skip
 
 
-def expanded(argument):
-    """Expands an argument as Kubernetes does (its third_party/forked/golang/expansion)."""
-    return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "", argument)
-
-
 def test_awkward_overrides_reach_the_hosts_as_they_are(dry, tmp_path, capsys):
     overrides = [f"--config.task.x{n}={value}" for n, value in enumerate(AWKWARD)]
     wanted = [*RUN, *overrides]
@@ -278,6 +273,7 @@ def test_yaml_is_read_as_it_was_meant():
         (["create", "pod", *CE, "--queued"], "--queued is not for --backend=compute-engine"),
         (["create", "pod", *GKE, "--data-disk=d"], "--data-disk is not for --backend=gke"),
         (["create", "pod", *GKE, "--iap"], "--iap is not for --backend=gke"),
+        (["create", "pod", *GKE, "--provisioning-model=reservation-bound"], "needs --reservation"),
         (["create", "pod", *GKE[:2], *GKE[3:]], "--cluster is missing"),
         (["render", "pod", *GKE[:-1], *RUN], "--image is missing"),
         (["render", "pod", *GKE[:-2], "--image=i", "--type=v3-8", *RUN], "GKE has v4 and later"),

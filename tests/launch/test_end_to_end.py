@@ -78,7 +78,7 @@ class Launcher:
         self._reader.join()
 
     def finish(self):
-        """What it said until the run was done."""
+        """Returns what it said until the run was done."""
         self.wait()
         assert self.process.returncode == 0, self.lines
         assert self.silence < 60
@@ -87,7 +87,7 @@ class Launcher:
 
 
 def has_saved(run, *steps):
-    """Whether a checkpoint of one of these steps is there, or just being written."""
+    """Returns a question: is a checkpoint of one of these steps there, or being written?"""
     return lambda: any(path.name.split(".")[0] in steps for path in run.glob("checkpoints/*"))
 
 
@@ -161,7 +161,7 @@ def network(monkeypatch):
 
 
 def measured(capsys, tmp_path):
-    """The verdicts of `tpu check` on four hosts of one device each."""
+    """Returns the verdicts of `tpu check` on four hosts of one device each."""
     main(["tpu", "check", "pod", f"--workdir={tmp_path / 'bucket'}", "--poll=2"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pod-")]
     return [row.split("  ")[-1].strip() for row in rows]

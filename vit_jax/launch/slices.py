@@ -102,6 +102,8 @@ class Slices:
             raise UserError(
                 f"--provisioning-model={model}: write one of {', '.join(_PROVISIONING)}"
             )
+        if model == "reservation-bound" and not self.reservation:
+            raise UserError("--provisioning-model=reservation-bound needs --reservation=NAME")
         if self.slices < 1:
             raise UserError(f"--slices={self.slices}: write a number from 1 up")
         for field in ("data_disk", "flags"):  # JSON has no tuples.
