@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from vit_jax.__main__ import main
 from vit_jax.errors import UserError
 from vit_jax.launch.shell import Each, Failed, Shell
 
@@ -51,3 +52,12 @@ def test_a_launcher_that_waits_says_what_for(capsys):
     assert said[-1] == "pod: nothing new; waiting for the next look at its state"
     time.sleep(0.2)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("action", ["create", "check", "status", "stop", "delete"])
+def test_no_action_is_silent_for_long(action, cloud, capsys, monkeypatch):
+    """Also those that do not watch a run, such as a request that takes an hour."""
+    monkeypatch.setattr(Shell.never_silent.__wrapped__, "__defaults__", (0.1,))
+    monkeypatch.setattr(Shell, "_call", lambda self, *_, **__: time.sleep(0.4) or (0, "READY", ""))
+    main(["tpu", action, "pod", "--zone=z", "--type=v4-8", "--poll=0"])
+    assert "pod: nothing new; waiting for" in capsys.readouterr().err

@@ -103,22 +103,21 @@ class Launcher(abc.ABC):
     def look_until(self, look: Callable[[], int | None]) -> int:
         """Polls `look` until it has a result; it may fail while hosts are being taken away."""
         unreached = 0
-        with self.shell.never_silent(self.slices.name):
-            while True:
-                try:
-                    found = look()
-                    unreached = 0
-                except Unusable:
+        while True:
+            try:
+                found = look()
+                unreached = 0
+            except Unusable:
+                raise
+            except UserError as error:
+                unreached += 1
+                if unreached > MAX_UNREACHED:
                     raise
-                except UserError as error:
-                    unreached += 1
-                    if unreached > MAX_UNREACHED:
-                        raise
-                    self.shell.say(f"{error}; looking again")
-                    found = None
-                if found is not None:
-                    return found
-                time.sleep(self.poll)
+                self.shell.say(f"{error}; looking again")
+                found = None
+            if found is not None:
+                return found
+            time.sleep(self.poll)
 
     def tell(self, who: str, text: str) -> None:
         """Prints `text` about `who` if it differs from the last text about it."""

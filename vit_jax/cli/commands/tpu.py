@@ -175,7 +175,8 @@ def _run(arguments: argparse.Namespace) -> int | None:
         raise UserError(f"--poll={arguments.poll}: write seconds from 0 up")
     slices = _slices(arguments)
     make = BACKENDS.find(slices.backend, "--backend")
-    launcher: Launcher = make(slices, Shell(dry_run=arguments.dry_run), arguments.poll)
+    shell = Shell(dry_run=arguments.dry_run)
+    launcher: Launcher = make(slices, shell, arguments.poll)
     actions: dict[str, Callable[[], int | None]] = {
         "create": launcher.create,
         "train": lambda: _train(launcher, arguments),
@@ -186,7 +187,10 @@ def _run(arguments: argparse.Namespace) -> int | None:
         "stop": launcher.stop,
         "delete": launcher.delete,
     }
-    return actions[arguments.action]()
+    if arguments.action == "logs":  # Which may have nothing to say.
+        return actions["logs"]()
+    with shell.never_silent(slices.name):
+        return actions[arguments.action]()
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
