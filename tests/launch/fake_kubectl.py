@@ -66,8 +66,9 @@ class Pod:
     def _variables(self, number, hosts, slices):
         tools = self.folder / "bin"
         tools.mkdir(exist_ok=True)
-        (tools / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        (tools / "python").chmod(0o755)
+        if not (tools / "python").exists():  # Or pods that start would find half a script.
+            (tools / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+            (tools / "python").chmod(0o755)
         addresses = [fake_network.address(self.job * hosts + host) for host in range(hosts)]
         several = {
             "MEGASCALE_NUM_SLICES": str(slices),

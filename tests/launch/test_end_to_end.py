@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import fake_network
 import numpy as np
@@ -50,13 +51,16 @@ def config(digits_npz):
 class Launcher:
     """`tpu train` in a process of its own, of which every line is kept, and the longest silence."""
 
+    started: ClassVar = []
+
     def __init__(self, run, config):
         command = [sys.executable, "-m", "vit_jax", "tpu", "train", "pod", f"--workdir={run}"]
         self.process = subprocess.Popen(
             [*command, *config, "--poll=4"], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
+        self.started.append(self.process)
         self.lines, self.silence = [], 0.0
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self):
@@ -84,6 +88,13 @@ class Launcher:
         assert self.silence < 60
         assert "pod: done; it is there, and costs" in self.lines[-1]
         return "".join(self.lines)
+
+
+@pytest.fixture(autouse=True)
+def ends_launchers():
+    yield
+    while Launcher.started:
+        Launcher.started.pop().kill()
 
 
 def has_saved(run, *steps):
