@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from states import METADATA, abstract, data_files, mesh_of, tree
 
-from vit_jax.checkpoints import manifest
+from vit_jax.checkpoints import checksums, manifest
 from vit_jax.checkpoints.checksums import checksum
 from vit_jax.checkpoints.manifest import DamagedError
 from vit_jax.checkpoints.store import Store
@@ -283,7 +283,24 @@ def test_checksum_notices_every_change_of_one_element(data):
     raw = changed.view(np.uint8).reshape(15, -1)
     byte = data.draw(st.integers(0, raw.shape[1] - 1))
     raw[index, byte] ^= 1 if array.dtype == np.bool_ else 1 << data.draw(st.integers(0, 7))
-    assert int(checksum(jnp.asarray(array))) != int(checksum(jnp.asarray(changed)))
+    sums = [int(checksum(x)) for x in (array, jnp.asarray(array), changed, jnp.asarray(changed))]
+    assert sums[0] == sums[1] != sums[2] == sums[3]
+
+
+def test_the_host_sums_small_arrays_as_the_devices_sum_large_ones(monkeypatch):
+    draw = np.random.default_rng(0).normal
+    sharding = NamedSharding(mesh_of(2, 4), P("data"))
+    arrays = {
+        "cube": jax.device_put(draw(size=(4, 3, 5)).astype(np.float32), sharding),
+        "half": jnp.asarray(draw(size=(7, 2)), jnp.bfloat16),
+        "row": jnp.arange(9) > 4,
+        "count": jnp.int32(-3),
+        "empty": jnp.zeros((0, 3)),
+        "host": draw(size=(3, 2)).astype(np.float32),
+    }
+    on_host = checksums.checksums(arrays)
+    monkeypatch.setattr(checksums, "MOST_HOST_BYTES", 0)
+    assert checksums.checksums(arrays) == on_host
 
 
 def test_checksum_notices_every_sign_and_every_exchange():
