@@ -8,7 +8,6 @@ import numpy as np
 
 from vit_jax.types import Array
 
-
 MOST_HOST_BYTES = 4 << 20
 """NumPy sums this much in milliseconds; the program of the devices takes seconds to compile."""
 

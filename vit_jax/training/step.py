@@ -311,13 +311,14 @@ def make_eval_step(
       device, with the batch's `mask`.
     """
     everywhere = sharding.replicated(mesh)
+    eval_sums = jax.jit(task.eval_sums, inline=True)  # Who asks for its shapes traces it once.
 
     def eval_step(
         params: Params, batch: Batch, sums: Mapping[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         rows = task.eval_rows(params, batch)
         rows = {**rows, "mask": batch["mask"]} if rows else {}
-        return jax.tree.map(jnp.add, dict(sums), task.eval_sums(params, batch)), rows
+        return jax.tree.map(jnp.add, dict(sums), eval_sums(params, batch)), rows
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
     return jax.jit(
