@@ -1,13 +1,16 @@
 """Eight virtual CPU devices, exact float32 products, no network: set before JAX is imported."""
 
+import collections
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import gc
 import os
 import resource
 import signal
 import threading
+import zlib
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("VIT_JAX_TEST_PLATFORM", "cpu")
@@ -32,10 +35,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As in a job that a scri
 from collections.abc import Iterator
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from jax._src import compilation_cache as compilation_cache_lib
+from jax._src import compiler
 from sklearn.datasets import load_digits
 
 from vit_jax import config as config_lib
@@ -106,7 +112,70 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    if hasattr(compiler, "_cache_read") and hasattr(compiler, "_cache_write"):
+        keep_programs()
     return path
+
+
+KEPT_PROGRAMS = collections.OrderedDict()
+MOST_KEPT = 150  # Of a megabyte each.
+
+
+def keep_programs():
+    """Keeps compiled programs in memory by their keys in the cache, the small ones too.
+
+    Reading them from files is a sixth of what a second run of one config takes.
+    """
+    read, write = compiler._cache_read, compiler._cache_write
+
+    def read_kept(name, key, *args):
+        found = KEPT_PROGRAMS.get(key) or read(name, key, *args)
+        return keep(key, *found)
+
+    def write_kept(key, seconds, *args):
+        _name, _backend, program, host_callbacks = args
+        if not host_callbacks:
+            keep(key, program, int(seconds))
+        write(key, seconds, *args)
+
+    def keep(key, program, seconds):
+        if program is not None:
+            KEPT_PROGRAMS[key] = program, seconds
+            KEPT_PROGRAMS.move_to_end(key)
+            while len(KEPT_PROGRAMS) > MOST_KEPT:
+                KEPT_PROGRAMS.popitem(last=False)
+        return program, seconds
+
+    compiler._cache_read, compiler._cache_write = read_kept, write_kept
+    if not (compilation_cache_lib.zstandard or getattr(compilation_cache_lib, "zstd", None)):
+        compilation_cache_lib.compress_executable = lambda program: zlib.compress(program, 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shapes_of_models():
+    """Traces the initialization of a model once: a test asks for the shapes of one many times."""
+    eval_shape = jax.eval_shape
+
+    @functools.lru_cache(300)
+    def shapes(model, structure, kinds):
+        leaves = [jax.ShapeDtypeStruct(*kind) for kind in kinds]
+        return eval_shape(model.init, *jax.tree.unflatten(structure, leaves))
+
+    def remembered(function, *args, **kwargs):
+        model = getattr(function, "__self__", None)
+        if kwargs or not isinstance(model, nn.Module) or function.__name__ != "init":
+            return eval_shape(function, *args, **kwargs)
+        leaves, structure = jax.tree.flatten(args)
+        try:
+            kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+            found = shapes(model, structure, kinds)
+        except (AttributeError, TypeError):  # It has fields that have no hash.
+            return eval_shape(function, *args)
+        return jax.tree.map(lambda leaf: leaf, found)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "eval_shape", remembered)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -139,6 +208,7 @@ def bounded_memory(memory_after_forgetting):
     yield
     if held_bytes() > memory_after_forgetting[0] + MORE_BYTES:
         jax.clear_caches()
+        KEPT_PROGRAMS.clear()
         gc.collect()
         give_back_memory()
         memory_after_forgetting[0] = held_bytes()
@@ -181,13 +251,26 @@ def scenes_dir(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    """Runs on one of the devices: for tests of what a step computes."""
+@pytest.fixture(scope="session")
+def running_on_one_device():
+    """A context within which runs have one of the devices: for what the mesh does not change."""
     make_mesh = sharding.make_mesh
-    monkeypatch.setattr(
-        sharding, "make_mesh", lambda sizes, *_: make_mesh(sizes, devices=jax.devices()[:1])
-    )
+
+    @contextlib.contextmanager
+    def running():
+        with pytest.MonkeyPatch.context() as patch:
+            devices = jax.devices()[:1]
+            patch.setattr(sharding, "make_mesh", lambda sizes, *_: make_mesh(sizes, devices))
+            yield
+
+    return running
+
+
+@pytest.fixture
+def one_device(running_on_one_device):
+    """Runs on one of the devices: for tests of what a step computes."""
+    with running_on_one_device():
+        yield
 
 
 @pytest.fixture

@@ -287,7 +287,7 @@ def test_a_broken_file_is_named_or_left_out(workdir, name, content):
     assert "\n" not in str(raised.value)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["config", "headline", "metrics", "command", "commit", "packages", "x"]),

@@ -62,6 +62,7 @@ def test_what_stop_cannot_be():
     assert not early.is_over
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_resumed_run_ends_at_the_same_step(tiny_config, tmp_path, monkeypatch):
     """Nothing improves; evaluations are after steps 2, 4, 6, ..."""
 

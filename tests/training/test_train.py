@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -77,13 +78,20 @@ def test_logged_lr_is_the_one_applied(undisturbed):
     assert read_metrics(workdir)[0]["train/lr"] == 0.0  # The first update uses schedule(0).
 
 
-def test_two_halves_equal_the_whole_bit_for_bit(undisturbed, tiny_config, tmp_path):
-    config, workdir = undisturbed
-    first = tiny_config(full=True)
+@pytest.fixture(scope="module")
+def half(undisturbed, tmp_path_factory):
+    """The workdir of the same run, which died after step 6; it is to be copied."""
+    workdir = tmp_path_factory.mktemp("half")
     with pytest.raises(StopIteration):
-        stop_after(6, first, tmp_path)
-    train(first, str(tmp_path))
-    assert_same(final_state(config, workdir), final_state(first, tmp_path))
+        stop_after(6, undisturbed[0], workdir)
+    return workdir
+
+
+def test_two_halves_equal_the_whole_bit_for_bit(undisturbed, half, tmp_path):
+    config, workdir = undisturbed
+    shutil.copytree(half, tmp_path, dirs_exist_ok=True)
+    train(config, str(tmp_path))
+    assert_same(final_state(config, workdir), final_state(config, tmp_path))
     assert losses(tmp_path) == losses(workdir)
 
 
@@ -102,10 +110,9 @@ def stop_after(steps, config, workdir):
         train(config, str(workdir))
 
 
-def test_resume_on_another_mesh_gives_the_same_losses(undisturbed, tiny_config, tmp_path):
+def test_resume_on_another_mesh_gives_the_same_losses(undisturbed, half, tiny_config, tmp_path):
     config, workdir = undisturbed
-    with pytest.raises(StopIteration):
-        stop_after(6, tiny_config(full=True), tmp_path)
+    shutil.copytree(half, tmp_path, dirs_exist_ok=True)
     single = tiny_config(full=True, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, mesh__zero1=True)
     train(single, str(tmp_path))
     whole, pieces = losses(workdir), losses(tmp_path)
@@ -189,9 +196,9 @@ def nan_images(monkeypatch, steps):
 
 
 def test_non_finite_step_stops_the_run_with_the_last_good_state(tiny_config, tmp_path, monkeypatch):
-    nan_images(monkeypatch, {7})
-    config = tiny_config(log__every=5)
-    with pytest.raises(Diverged, match=r"at step 8 .*the last checkpoint is step 6") as error:
+    nan_images(monkeypatch, {6, 7, 8})
+    config = tiny_config(log__every=5, max_skipped_steps=2)  # The program of the next test.
+    with pytest.raises(Diverged, match=r"at step 7 .*the last checkpoint is step 6") as error:
         train(config, str(tmp_path))
     assert "max_skipped_steps" in str(error.value)
     assert not (tmp_path / "DONE").exists()
@@ -348,42 +355,63 @@ def test_finished_run_is_left_alone(undisturbed):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_micro_batches_draw_their_own_dropout(tiny_config):
+def mean_loss(task, mesh, accum_steps):
+    """A compiled `(params, batch, key) → (loss, gradients)`."""
+
+    def mean(params, batch, key):
+        return step._loss_and_grads(
+            task, lambda x: x, params, batch, key, accum_steps=accum_steps, mesh=mesh
+        )
+
+    return jax.jit(mean)
+
+
+def random_params(run):
+    draw = np.random.default_rng(1).normal
+    return jax.tree.map(lambda x: draw(0, 0.2, x.shape).astype(np.float32), run.abstract.params)
+
+
+def test_micro_batches_draw_their_own_dropout(tiny_config, one_device):
     """Two equal halves give different losses under dropout, and one loss without it."""
-    run = Run.build(tiny_config(model__dropout=0.5, model__head_zero_init=False))
+    run = Run.build(tiny_config(model__dropout=0.5))
     half = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)
     # Strided micro-batches: rows 0, 2, ... and 1, 3, ... are the same images.
     batch = {"image": np.repeat(half, 2, axis=0), "label": np.repeat(np.arange(8), 2)}
     key = step.random_key(jax.numpy.uint32(0), step.Purpose.DROPOUT)
     with sharding.activate(run.mesh):
-        params = run.make_state().params
+        params = random_params(run)
         soft = run.task.augment(batch, key)
         parts = [jax.tree.map(lambda x, i=i: x[i::2], soft) for i in range(2)]
         keys = [jax.random.fold_in(key, i) for i in range(2)]
-        separate = [run.task.loss_fn(params, p, k) for p, k in zip(parts, keys, strict=True)]
-        together, _ = step._loss_and_grads(
-            run.task, lambda x: x, params, soft, key, accum_steps=2, mesh=run.mesh
-        )
+        loss_fn = jax.jit(run.task.loss_fn)
+        separate = [loss_fn(params, p, k) for p, k in zip(parts, keys, strict=True)]
+        together, _ = mean_loss(run.task, run.mesh, 2)(params, soft, key)
     first, second = (float(total / count) for total, count in separate)
     assert abs(first - second) > 1e-3
     np.testing.assert_allclose(together, (first + second) / 2, rtol=1e-6)
 
 
-def test_neither_small_class_weights_nor_micro_batches_scale_the_loss(tiny_config):
-    losses = []
+def test_neither_small_class_weights_nor_micro_batches_scale_the_loss(tiny_config, one_device):
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
+    batch = {"image": images, "label": np.arange(16) % 10}
+    found = []
     for weight, accum_steps in ((1.0, 1), (0.01, 2)):
-        keys = {"accum_steps": accum_steps, "model__dropout": 0.0, "task__mixup": 0.0}
-        run = Run.build(tiny_config(task__class_weights=[weight] * 10, **keys))
-        with run.open_feed(0) as feed:
-            _, metrics = run.compile_step()(run.make_state(), feed.next_batch())
-        losses.append((float(metrics["loss"]), float(metrics["grad_norm"])))
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+        run = Run.build(tiny_config(task__class_weights=[weight] * 10))
+        key = jax.random.key(0)
+        with sharding.activate(run.mesh):
+            mean = mean_loss(run.task, run.mesh, accum_steps)
+            found.append(mean(random_params(run), run.task.augment(batch, key), key))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *found)
 
 
 def test_a_single_cpu_gets_the_program_that_is_fast_there(tiny_config):
+    images = jax.ShapeDtypeStruct((1, 8, 8, 1), np.uint8)
+
     def program(devices, **keys):
         run = Run.build(tiny_config(**keys), jax.devices()[:devices])
-        return run.trace_step().lower().as_text()
+        with sharding.activate(run.mesh):
+            lowered = jax.jit(run.task.predict).lower(run.abstract.params, {"image": images})
+        return lowered.as_text()
 
     fast = {"model__unroll": 0, "model__attention": "heads_first"}
     plain = {"model__unroll": 1, "model__attention": "xla"}
