@@ -47,6 +47,19 @@ def test_train_ends_with_accuracy_time_and_report(trained, digits_npz, capsys):
     assert lines[-3].startswith("val_ema/accuracy: ")
 
 
+def test_a_reader_that_has_left_ends_a_command_without_a_word(monkeypatch):
+    """Such as `head`, which closes the pipe; Python would else complain of it at its end."""
+
+    def leaves(argv):
+        raise BrokenPipeError
+
+    said = mock.Mock()
+    monkeypatch.setattr(parser, "run", leaves)
+    monkeypatch.setattr("sys.stderr", said)
+    assert main(["models"]) == 1
+    assert said.mock_calls == [mock.call.close()]
+
+
 def test_report_shows_pictures_and_needs_nothing_else(trained, capsys):
     before = (trained / "report.html").read_text()
     for title in ("Confusion matrix", "The hardest mistakes", "Where the model looks"):

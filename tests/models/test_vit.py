@@ -105,7 +105,7 @@ def test_half_precision_keeps_parameters_and_logits_in_float32():
     assert logits.dtype == jnp.float32
     expected = apply(tiny(pooling="map", position="rope_mixed", num_registers=1), params)
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(logits, expected, atol=0.05 * scale)
+    np.testing.assert_allclose(logits, expected, atol=0.02 * scale)
     assert not np.array_equal(logits, expected)
     wide = tiny(dtype="bfloat16", residual_dtype="float32", pooling="map", position="none")
     narrow = tiny(dtype="bfloat16", pooling="map", position="none")
