@@ -1,19 +1,25 @@
 """Input that contradicts itself or stands for more than its file can hold is refused."""
 
+import contextlib
 import gzip
 import io
+import json
 import struct
 import tarfile
+import types
+import zlib
 
 import numpy as np
+import odd_images
 import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from vit_jax.data import open_source
+from vit_jax.data import crc32c, images, open_source, tfrecord
+from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.prepare import imagenet_tars
-from vit_jax.data.sources import _coco_json, _labels, _tar_table
+from vit_jax.data.sources import _coco_json, _labels, _splits, _tar_table
 from vit_jax.errors import UserError
 
 
@@ -160,6 +166,14 @@ def test_rows_and_values_that_no_such_file_can_hold_are_refused(tmp_path):
     refuses("more than the 268,435,456 that are read", "idx", tmp_path)
 
 
+@pytest.mark.parametrize("split", ["train[:{}]", "train[{}%:]", "train[fold 1 of {}]"])
+def test_numbers_of_a_split_may_have_thousands_of_digits(split):
+    for digits in ("9" * 5000, "9" * 400, "9" * 9):
+        with contextlib.suppress(UserError):  # A part may end beyond the last example.
+            groups = np.arange(4) if "fold" in split else None
+            _splits.select(split.format(digits), np.arange(4), groups)
+
+
 def test_a_flipped_byte_in_a_page_of_parquet_is_found(tmp_path):
     path = tmp_path / "a.parquet"
     table = pa.table({"image": ["a.png"], "label": ["xaqz"]})
@@ -179,3 +193,64 @@ def test_rows_of_classes_of_one_name_stay_apart():
         1, 0, 2,
     ]  # fmt: skip
     assert class_rows.rows_by_name(["a", "b"], ["a", "a", "c"]) == [0, None, None]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_flipped_bit_in_a_record_is_found_when_it_is_first_read(tmp_path, remote):
+    path, contents = tmp_path / "x.tfrecord", [b"a" * 7, bytes(range(256)) * 3, b"", b"abc"]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for content in contents:
+            writer.write(content)
+    shard = types.SimpleNamespace(filename=str(path), skip=0, take=4, examples_in_shard=4)
+    whole = tfrecord.TfrecordReader([shard], lambda data: data, remote=remote)
+    assert whole.__getitems__([0, 1, 2, 3]) == contents
+    data = bytearray(path.read_bytes())
+    data[200] ^= 4
+    path.write_bytes(data)
+    damaged = tfrecord.TfrecordReader([shard], lambda data: data, remote=remote)
+    assert damaged.__getitems__([0, 2, 3]) == [contents[0], *contents[2:]]
+    with pytest.raises(OSError, match=r"record 1 of .*x\.tfrecord does not have its checksum"):
+        damaged.__getitems__([1])
+
+
+def test_crc32c_has_the_values_of_its_standard():
+    """RFC 3720, appendix B.4, and the check value of the catalogs."""
+    assert crc32c.crc32c(b"123456789") == 0xE3069283
+    assert crc32c.crc32c(bytes(32)) == 0x8A9136AA
+    assert crc32c.crc32c(b"\xff" * 32) == 0x62A8AB43
+    assert crc32c.crc32c(bytes(range(32))) == 0x46DD794E
+
+
+@pytest.mark.parametrize("chunk", [b"IDAT", b"PLTE"])
+def test_a_flipped_bit_in_a_png_is_found_by_both_readers(chunk):
+    picture = Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12)).convert("P")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    data = bytearray(buffer.getvalue())
+    data[data.index(chunk) + 8] ^= 1
+    with pytest.raises(OSError, match=rf"damaged PNG: .*{chunk.decode()}.* checksum"):
+        images.pixels(bytes(data))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf.io.decode_image(bytes(data))
+
+
+def test_exif_behind_the_pixels_of_a_png_turns_it():
+    exif = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    chunks = odd_images.png(3, 2, content=b"\0abc\0def")
+    body, end = chunks[:-12], chunks[-12:]
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif
+    data = body + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + end
+    assert images.header(data).upright_size == (3, 2)
+    assert images.pixels(data).shape == (3, 2, 3)
+
+
+def test_two_categories_of_one_name_are_warned_of(tmp_path, caplog):
+    (tmp_path / "a.png").write_bytes(png())
+    listed = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 4, "height": 4}],
+        "categories": [{"id": 0, "name": "face"}, {"id": 1, "name": "face"}],
+        "annotations": [],
+    }
+    path = write(tmp_path / "c.json", json.dumps(listed))
+    open_source({"source": "coco", "name": str(path), "images": str(tmp_path)})
+    assert "c.json: several categories are called 'face'" in caplog.text

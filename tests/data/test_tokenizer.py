@@ -125,3 +125,11 @@ def test_what_is_no_vocabulary_is_one_line(tmp_path, name, content, message):
 def test_a_text_needs_room():
     with pytest.raises(UserError, match="texts of 1 tokens"):
         open_tokenizer("bytes", 1)
+
+
+def test_a_piece_whose_number_no_table_has_is_refused(tmp_path):
+    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2**31}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match=r"'a</w>' has the number 2147483648"):
+        open_tokenizer(str(tmp_path), 8)

@@ -206,7 +206,7 @@ def _understood(
         if spec.interpolation not in INTERPOLATIONS:
             raise ValueError(f"the interpolation {spec.interpolation!r}")
         return spec
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         reason = first_line(error)
         raise UserError(f"{place} does not tell how to prepare images: {reason}") from error
 

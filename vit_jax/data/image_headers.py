@@ -97,7 +97,7 @@ def jpeg_header(data: bytes) -> Header:
 
 
 def png_header(data: bytes) -> Header:
-    """Reads the chunks of a PNG up to its pixels."""
+    """Reads the chunks of a PNG up to its EXIF data, which may stand behind the pixels."""
     if len(data) < 33:
         return Header("PNG", None)
     width, height = struct.unpack_from(">II", data, 16)
@@ -105,7 +105,8 @@ def png_header(data: bytes) -> Header:
     for kind, begin, _ in png_chunks(data):
         if kind == b"eXIf":
             orientation = _exif_orientation(data, begin)
-        if kind in (b"eXIf", b"IDAT"):
+        # The pixels' chunks may be many; only another chunk behind them is worth the walk.
+        if kind == b"eXIf" or (kind == b"IDAT" and data.find(b"eXIf", begin) < 0):
             break
     return Header("PNG", (height, width), orientation)
 

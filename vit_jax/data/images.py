@@ -16,6 +16,7 @@ import importlib.util
 import io
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -314,8 +315,17 @@ def _register_heif() -> None:
 
 
 def _bare_png(data: bytes) -> bytes:
-    """Returns a PNG file without the chunks that do not affect its pixels."""
-    kept = [data[b - 8 : e + 4] for kind, b, e in png_chunks(data) if kind in _KEPT_CHUNKS]
+    """Returns a PNG file without the chunks that do not affect its pixels.
+
+    Raises:
+      BadImage: a chunk does not have its checksum, which Pillow does not compare for pixels.
+    """
+    kept = []
+    for kind, begin, end in png_chunks(data):
+        if kind in _KEPT_CHUNKS:
+            if zlib.crc32(data[begin - 4 : end]) != int.from_bytes(data[end : end + 4]):
+                raise BadImage(f"damaged PNG: a chunk {kind.decode()} does not have its checksum")
+            kept.append(data[begin - 8 : end + 4])
     return PNG + b"".join(kept)
 
 

@@ -4,7 +4,8 @@ A TFRecord file is a sequence of (length, checksum, data, checksum), designed fo
 One pass over the lengths gives the position of every record. On a local disk, this pass happens
 when a file is first used. It reads one page per record, and the positions are kept in memory, eight
 bytes per example. From an object store, files are fetched whole and the last few are kept in
-memory; `blocks` then describes a suitable order of the records.
+memory; `blocks` then describes a suitable order of the records. The checksum of each record is
+compared when the record is first read.
 """
 
 import collections
@@ -18,6 +19,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vit_jax.data.crc32c import masked_crc32c
+from vit_jax.data.image_headers import BadImage
 from vit_jax.data.sampling import BlockShuffle
 from vit_jax.errors import UserError
 
@@ -74,6 +77,7 @@ class _LocalFiles:
     def __init__(self, shards: Sequence[Any]):
         self._shards = shards
         self._places: dict[int, np.ndarray] = {}
+        self._sound: dict[int, np.ndarray] = {}
 
     def open(self, numbers: Iterable[int]) -> dict[int, Callable[[int], bytes]]:
         """Returns, for each shard, a function from the number of a record in it to its bytes."""
@@ -90,11 +94,14 @@ class _LocalFiles:
             except OSError as error:
                 raise UserError(f"cannot read {path}: {error.strerror}") from error
 
+        sound = self._sound.setdefault(number, np.zeros(len(places), bool))
+
         def read(record: int) -> bytes:
             begin, end = places[record].tolist()
             with open(path, "rb") as file:
                 file.seek(begin)
-                return file.read(end - begin)
+                data = file.read(end - begin + _AFTER)
+            return _checked(data, path, record, sound)
 
         return read
 
@@ -146,7 +153,29 @@ class _RemoteFiles:
         except Exception as error:
             future.set_exception(error)
         else:
-            future.set_result(lambda record: data[slice(*places[record])])
+            sound = np.zeros(len(places), bool)
+
+            def read(record: int) -> bytes:
+                begin, end = places[record].tolist()
+                return _checked(data[begin : end + _AFTER], shard.filename, record, sound)
+
+            future.set_result(read)
+
+
+def _checked(data: bytes, path: str, record: int, sound: np.ndarray) -> bytes:
+    """Returns the content of a record, without the checksum that follows it.
+
+    sound: the records whose checksums agreed before, bool `[n]`, to which this one is added.
+
+    Raises:
+      BadImage: the checksum is that of another content.
+    """
+    content = data[:-_AFTER]
+    if not sound[record]:
+        if masked_crc32c(content) != int.from_bytes(data[-_AFTER:], "little"):
+            raise BadImage(f"record {record} of {path} does not have its checksum")
+        sound[record] = True
+    return content
 
 
 def record_places(data: bytes | mmap.mmap, shard: Any) -> np.ndarray:

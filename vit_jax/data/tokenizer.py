@@ -26,6 +26,7 @@ BYTES = "bytes"
 NO_TEXT = -1
 """The value of all tokens of an empty text: an image may have fewer texts than other images."""
 
+_MOST_PIECES = 1 << 24
 _BYTE_END, _FIRST_BYTE = 1, 3
 _SHOWN = (
     "bytes, or a file *.txt (WordPiece), *.model (SentencePiece) or *.json (tokenizer.json), or the"
@@ -137,6 +138,7 @@ def _word_piece(path: Path, length: int) -> Tokenizer:
 def _own_rules(path: Path, length: int) -> Tokenizer:
     """Returns a tokenizer with the rules of a `tokenizer.json`, except its length and padding."""
     rules = _read_rules(path)
+    _check_numbers(rules, path)
     return _of_rules(rules, length, _pad_of(rules), rules.get_vocab_size())
 
 
@@ -147,6 +149,15 @@ def _read_rules(path: Path) -> Any:
         return Rules.from_file(str(path))
     except Exception as error:  # The library raises no more specific type.
         raise UserError(f"vocabulary {path} is no tokenizer.json: {error}") from error
+
+
+def _check_numbers(rules: Any, place: Path) -> None:
+    """Raises a `UserError` for numbers of pieces that no table of vectors has."""
+    piece, number = max(rules.get_vocab().items(), key=lambda one: one[1], default=("", 0))
+    if number >= _MOST_PIECES:
+        raise UserError(
+            f"vocabulary {place}: {piece[:99]!r} has the number {number}; is it damaged?"
+        )
 
 
 def _pad_of(rules: Any, told: Any = None) -> int:
@@ -214,6 +225,7 @@ def _beside_weights(folder: Path, length: int) -> Tokenizer:
         found = _sentence_piece(pieces, length)
     elif rules.is_file() or (folder / "merges.txt").is_file():
         read = _read_rules(rules) if rules.is_file() else _clip_rules(folder)
+        _check_numbers(read, folder)
         pad = told.get("pad_token") or _json(folder / "special_tokens_map.json").get("pad_token")
         in_front = told.get("padding_side") == "left"
         found = _of_rules(

@@ -311,7 +311,7 @@ def parse_slice(text: str) -> Slice | None:
     Raises:
       UserError: the generation has no type with this number, or no slice has this shape.
     """
-    match = re.fullmatch(r"([a-z]*\d+[a-z]*)(?::(\d+(?:x\d+)*)|-(\d+))", text)
+    match = re.fullmatch(r"([a-z]*\d+[a-z]*)(?::(\d{1,9}(?:x\d{1,9})*)|-(\d{1,9}))", text)
     generation = tpu_generation(match[1]) if match else None
     if match is None or generation is None:
         return None

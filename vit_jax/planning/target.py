@@ -128,7 +128,7 @@ def _tpu_devices(generation: str, shape: str, num_slices: int) -> Sequence[jax.D
 
 
 def _virtual_cpus(topology: str) -> Sequence[jax.Device]:
-    match = re.fullmatch(r"cpu(?::([1-9]\d*))?", topology)
+    match = re.fullmatch(r"cpu(?::([1-9]\d{0,8}))?", topology)
     if not match:
         raise UserError(f"plan: --topology={topology!r} is not understood; write such as cpu:8")
     wanted = int(match[1] or 1)

@@ -20,9 +20,9 @@ import numpy as np
 from vit_jax.errors import UserError
 
 _SPLIT = re.compile(r"(?P<name>[\w.-]*)(?P<parts>(?:\[[^][]*\])*)")
-_RANGE = re.compile(r"(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?")
-_FOLD = re.compile(r"(?P<others>all but )?fold (?P<fold>\d+) of (?P<count>\d+)")
-_PER_CLASS = re.compile(r"(?P<amount>\d+(?:\.\d+)?)(?P<percent>%?) per class")
+_RANGE = re.compile(r"(?P<start>-?\d{1,18}%?)?:(?P<stop>-?\d{1,18}%?)?")
+_FOLD = re.compile(r"(?P<others>all but )?fold (?P<fold>\d{1,9}) of (?P<count>\d{1,9})")
+_PER_CLASS = re.compile(r"(?P<amount>\d{1,18}(?:\.\d{1,18})?)(?P<percent>%?) per class")
 _UINT64 = (1 << 64) - 1
 
 
@@ -131,6 +131,8 @@ def _part(
         fold, count = int(match["fold"]), int(match["count"])
         if not 1 <= fold <= count or count < 2:
             raise UserError(f"split {split!r}: there is no fold {fold} of {count}, from 1 of 2 on")
+        if count > len(classes):
+            raise UserError(f"split {split!r}: {len(classes)} examples are too few for its folds")
         is_in = folds(classes, count, groups, seed) == fold - 1
         return np.flatnonzero(~is_in if match["others"] else is_in)
     match = _PER_CLASS.fullmatch(part)

@@ -8,7 +8,6 @@ import os
 import tarfile
 import threading
 import weakref
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -199,9 +198,8 @@ def _stored(path: str, stamp: np.ndarray) -> _Index | None:
             texts = json.loads(arrays["texts"].tobytes())
             found = _Index(*(arrays[name] for name in _ARRAYS), *(texts[name] for name in _TEXTS))
         return found if len(set(map(len, found))) == 1 else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        pass
-    return None
+    except Exception:  # Whatever is wrong with it, an index can be made anew.
+        return None
 
 
 def _built(path: str, file: io.BufferedReader) -> _Index:

@@ -14,7 +14,7 @@ are relative to the folder of images.
 
 import functools
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,9 @@ def _check(stored: dict[str, list[dict]], path: Path, folder: Path) -> None:
         image["file_name"] = files.path_inside(folder, image["file_name"], where)
     for section, key in _UNIQUE:
         coco_json.check_unique(path, stored, section, key)
+    called = Counter(category["name"] for category in stored["categories"])
+    if twice := [name for name, count in called.items() if count > 1]:
+        logger.warning("%s: several categories are called %r", name, files.shown(twice[0]))
 
 
 def _objects(

@@ -7,14 +7,13 @@ memory. An optional string array `class_names` [num_classes] names the classes.
 import io
 import math
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import select, split_name
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 MAX_LABEL = 999_999
 """The largest label that is read. No data set has a million classes."""
@@ -100,8 +99,10 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
                 )
             images, labels = arrays["image"], arrays["label"]
             names = arrays.get("class_names")
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is not a readable .npz file: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # Parsers raise errors of any type for damaged bytes.
+        raise UserError(f"{path} is not a readable .npz file: {first_line(error)}") from error
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UserError(
             f"{path}: 'image' must be uint8 [n, h, w, c], not {images.dtype} {list(images.shape)}"
