@@ -1,6 +1,7 @@
 """Processes of one run that have read different things say so, each of them."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from vit_jax.data import open_source
 from vit_jax.errors import UserError
 from vit_jax.training import agreement
+from vit_jax.training.evaluate import Evaluator
 from vit_jax.training.run import Run
 
 
@@ -40,7 +42,8 @@ def together(monkeypatch):
 def made(tiny_config):
     def make(**keys):
         config = tiny_config(**keys)
-        source = open_source({"source": config.data.source, "name": config.data.name})
+        spec = {key: config.data[key] for key in ("source", "name", "split")}
+        source = open_source(spec)
         return Run(config, None, source, None, None, None, None, None, None)
 
     return make
@@ -48,12 +51,12 @@ def made(tiny_config):
 
 def test_processes_that_have_read_the_same_go_on(together, made):
     one, other = made(), made(data__threads=3)
-    together((one, {"val": one.source}, 4), (other, {"val": other.source}, 4))
+    together((one, {"eval.sets.val": one.source}, 4), (other, {"eval.sets.val": other.source}, 4))
 
 
 def test_what_differs_is_named(together, made):
     run = made()
-    splits = {"val": run.source}
+    splits = {"eval.sets.val": run.source}
     for other, message in (
         ((made(seed=3), splits, 4), r"config.seed is 0 in process 0 and 3 in process 1"),
         ((made(total=77), splits, 4), "config.total is"),
@@ -62,6 +65,15 @@ def test_what_differs_is_named(together, made):
     ):
         with pytest.raises(UserError, match=message):
             together((run, splits, 4), other)
+
+
+def test_images_that_probes_know_are_compared(together, made, tmp_path):
+    run = made()
+    few = made(data__split="train[:7]").source
+    known = types.SimpleNamespace(splits=[], _known=types.SimpleNamespace(source=few))
+    assert Evaluator.sources(known) == {"eval.probes": few}
+    with pytest.raises(UserError, match=r"examples of config.eval.probes is "):
+        together((run, {"eval.probes": run.source}, 4), (run, Evaluator.sources(known), 4))
 
 
 def test_other_files_with_the_same_number_of_examples_are_named(together, made, tmp_path):

@@ -25,22 +25,24 @@ _MOST_NAMED = 4096
 _MOST_SHOWN = 3
 
 
-def check(run: Run, splits: Mapping[str, data.Source], checkpoint: object) -> None:
+def check(run: Run, sources: Mapping[str, data.Source], checkpoint: object) -> None:
     """Raises a `UserError` in every process if one of them has something else than process 0.
 
     A single process returns at once.
 
     Args:
-      splits: the sources of evaluation that this process opened, by the names of their splits.
+      sources: the sources of evaluation that this process opened, by their sections of the config,
+        such as `eval.sets.val`.
       checkpoint: what it is about to read, such as the step of a checkpoint.
     """
     if jax.process_count() == 1:
         return
     assert not isinstance(run.source, data.Expected)
     facts = dict(_of_config(run.config)) | dict(_of_data(run.config.data.name, run.source, "data"))
-    for split, source in splits.items():
-        place = run.config.eval.sets[split].get("name", run.config.data.name)
-        facts |= dict(_of_data(place, source, f"eval.sets.{split}"))
+    for section, source in sources.items():
+        name, evaluation = section.removeprefix("eval.sets."), run.config.eval
+        told = evaluation.probes if section == "eval.probes" else evaluation.sets[name]
+        facts |= dict(_of_data(told.get("name", run.config.data.name), source, section))
     facts |= {
         "the checkpoint to start from": str(checkpoint),
         "the version of JAX": jax.__version__,
@@ -73,7 +75,8 @@ def differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _of_config(config: ConfigDict) -> Iterator[tuple[str, str]]:
     for path, value in config_lib.flatten(config.to_dict()):
-        is_place = path.startswith("eval.sets.") and path.endswith((".name", ".dir"))
+        of_evaluation = path.startswith(("eval.sets.", "eval.probes."))
+        is_place = of_evaluation and path.endswith((".name", ".dir"))
         if path not in (*_OWN, "compilation_cache") and not is_place:
             yield f"config.{path}", repr(value)
 

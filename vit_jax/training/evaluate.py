@@ -117,8 +117,9 @@ class Evaluator:
         return results
 
     def sources(self) -> dict[str, data.Source]:
-        """Returns the source of each split by the name of the split."""
-        return {split.name: split.source for split in self.splits}
+        """Returns the sources of the splits and of the probes by their sections of the config."""
+        found = {f"eval.sets.{split.name}": split.source for split in self.splits}
+        return found if self._known is None else found | {"eval.probes": self._known.source}
 
     def _features(self, split: Split, params: Params, should_stop: Callable[[], bool]) -> Labelled:
         """Returns the vectors of the backbone for a split's images, and their labels.
