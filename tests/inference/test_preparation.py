@@ -21,6 +21,7 @@ from vit_jax.training.run import Run
 from vit_jax.types import ArraySpec
 
 SEED = np.array([3, 5], np.int32)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def evaluated(config, params):
@@ -39,7 +40,10 @@ def evaluated(config, params):
     [
         pytest.param("decode|resize(8)", marks=pytest.mark.soak),
         "decode|resize_small(9, 'bicubic', True)|central_crop(8)",
-        "decode|resize((8, 8), antialias=True)|value_range(-1, 1)|keep('image', 'label')",
+        pytest.param(
+            "decode|resize((8, 8), antialias=True)|value_range(-1, 1)|keep('image', 'label')",
+            marks=pytest.mark.soak,
+        ),
         "decode|resize(8)|vgg_value_range|onehot(3, key='label')|keep('image', 'label')",
         "decode|central_crop|resize(8)|copy('label', 'labels')",
     ],
@@ -173,7 +177,9 @@ BOXES = {
         ("joint_decode|joint_resize(16)", lambda y, x: (y * 40 / 16, x * 80 / 16)),
         ("joint_decode|joint_fit(16)", lambda y, x: (y * 5, x * 5)),
         ("decode|resize_small(20)|central_crop(16)", lambda y, x: (2 * (y + 2), 2 * (x + 12))),
-        ("decode|central_crop(16)", lambda y, x: (y + 12, x + 32)),
+        pytest.param(
+            "decode|central_crop(16)", lambda y, x: (y + 12, x + 32), marks=pytest.mark.soak
+        ),
     ],
 )
 def test_boxes_are_those_of_the_file(tiny_config, left_by_a_run, tmp_path, pp, inverse):

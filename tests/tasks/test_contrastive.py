@@ -165,7 +165,7 @@ def test_released_towers_find_what_they_found_and_are_written_as_they_were(text,
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, running_on_one_device):
     """(workdir, outcome) of a run as LiT's: a frozen image tower from a file, a new text tower."""
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(__file__.rsplit("/", 1)[0])
@@ -188,7 +188,9 @@ def run(tmp_path_factory):
     config.log.tensorboard = config.log.pictures = False
     config.compilation_cache = ""
     workdir = str(folder / "workdir")
-    yield workdir, train(config_lib.validate(config), workdir)
+    with running_on_one_device():
+        outcome = train(config_lib.validate(config), workdir)
+    yield workdir, outcome
     patch.undo()
 
 

@@ -61,6 +61,7 @@ FAMILIES = dict.fromkeys(HEADS, ("vit",)) | {
     "linear": ("resnet",),
     "per_token": ("mixer",),
     "linear on levels": (),  # Linear heads, and the pyramid, are seen above and below.
+    "towers": (),  # The contrastive task has runs of its own.
 }
 
 

@@ -38,7 +38,7 @@ def regress(tiny_config, monkeypatch):
     return make
 
 
-def test_an_own_task_takes_the_whole_way(regress, tmp_path, drawing_reports):
+def test_an_own_task_takes_the_whole_way(regress, tmp_path, drawing_reports, one_device):
     with drawing_reports():
         outcome = train(regress("regression"), str(tmp_path))
     assert outcome.headline[0] == "val_ema/rank_correlation"

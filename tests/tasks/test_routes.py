@@ -24,6 +24,7 @@ def teacher_file(tmp_path_factory):
     return str(path)
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
     "kind",
     ["distilled", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("plain", "adapted"))],

@@ -17,6 +17,8 @@ from vit_jax.training.run import Run
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TINY = Path(__file__).parents[1] / "tiny.py"
 NAMES = tuple("abcdefghij")
 SWAPPED = ("b", "a", *NAMES[2:])
@@ -38,11 +40,12 @@ def write_data(path, digits_npz, names, num_examples=300):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, digits_npz):
+def trained(tmp_path_factory, digits_npz, running_on_one_device):
     """A folder with `data.npz` and the run that was trained on it."""
     folder = tmp_path_factory.mktemp("trained")
     npz = write_data(folder / "data.npz", digits_npz, NAMES)
-    train(config_of(npz), str(folder / "run"))
+    with running_on_one_device():
+        train(config_of(npz), str(folder / "run"))
     return folder
 
 
