@@ -131,8 +131,8 @@ OPTIM = {
         " match without a number means that the blocks are stacked along the first axis.",
     ),
     "stem": pattern(
-        r"(?:.*/)?(?:(?:patch_embed|stem|embed_norm)/.*|(?:token|segment|pos)_embed|cls|distill"
-        r"|registers)",
+        r"(?:.*/)?(?:(?:patch_embed|stem|(?:embed|pre)_norm|position_bias)/.*"
+        r"|(?:token|segment|pos)_embed|cls|distill|registers)",
         WARNED,
         "Regex of the parameters before the first block, the lowest layer of layer_decay.",
     ),
