@@ -313,6 +313,7 @@ def hub_server(monkeypatch, tmp_path):
         monkeypatch.setenv("HF_TOKEN", "hf_test")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         hub._fetched.cache_clear()
+        hub._fetched_dataset.cache_clear()
         yield server
         server.shutdown()
         thread.join()

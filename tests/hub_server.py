@@ -79,8 +79,11 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
     def answer(self, send):
         self.server.fetched.append(self.path)
-        found = re.match(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/?]+))?", self.path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path.partition("?")[0])
+        found = re.match(
+            r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/?]+))?", self.path
+        )
+        path = self.path.partition("?")[0]
+        file = re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         repo, revision = (found or file)[1], (found[3] if found else file[2]) or "main"
         commit = COMMITS.get(revision, revision if revision in COMMITS.values() else "")
         contents = self.server.repos.get(repo)

@@ -14,6 +14,7 @@ from pyarrow import parquet
 from vit_jax.data import element_spec, open_source, train_batches
 from vit_jax.data.sources import _table_files
 from vit_jax.errors import UserError
+from vit_jax.recipes import own_images
 
 NAMES = ("a b.png", "c,d.png", "é/山.png", "e.png", "f.png", "g.png")
 LABELS = ("dog", "cat", "dog", "emu", "cat", "dog")
@@ -285,6 +286,49 @@ def test_tables_and_images_may_lie_on_an_object_store(folder):
         open_table(f"file://{folder}/bad.csv")
     with pytest.raises(UserError, match=r"gone.csv: .*No such file"):
         open_table(f"file://{folder}/gone.csv")
+
+
+@pytest.fixture
+def on_hub(hub_server, folder):
+    """A dataset on a stand-in for the hub, in Parquet and as a table of files."""
+    hub(folder)
+    hub(folder, split="validation", images=4)
+    paths = sorted((folder / "data").glob("*.parquet"))
+    contents = {f"data/{path.name}": path.read_bytes() for path in paths}
+    contents |= {
+        "photos/val.csv": b"path,label\nx.png,7\n",
+        "photos/train.csv": b"path,label\nx.png,7\n",
+    }
+    hub_server.repos["me/pets"] = contents | {"photos/x.png": png(3), "README.md": b"pets"}
+    return hub_server
+
+
+def test_a_dataset_of_the_hub_is_read_by_its_name(on_hub):
+    source = open_table("hf://datasets/me/pets", "validation")
+    assert (len(source), source.class_names) == (4, ("zero", "one", "two"))
+    assert element_spec(open_table("hf://datasets/me/pets@main"), "decode")["image"].shape[2] == 3
+    assert len(open_table("hf://datasets/me/pets/data/{split}-*.parquet")) == 6
+    assert not any(
+        "README" in path or "photos" in path for path in on_hub.fetched if "/resolve/" in path
+    )
+    source = open_table("hf://datasets/me/pets/photos/{split}.csv", "val")
+    assert source.fetch(np.array([0]))["image"][0] == png(3)
+    assert own_images.data_of("hf://datasets/me/pets") == ("table", "train", "validation")
+    for name, said in {
+        "me/cats": "no such repository",
+        "me/pets/x/*.parquet": r"has no files x/\*.parquet",
+        "me": "write hf://datasets/USER/REPO",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            open_table(f"hf://datasets/{name}")
+
+
+def test_a_table_on_the_web_is_read_with_its_images(on_hub):
+    name = f"{on_hub.endpoint}/datasets/me/pets/resolve/main/photos/val.csv"
+    source = open_table(name)
+    assert source.fetch(np.array([0]))["image"][0] == png(3)
+    with pytest.raises(UserError, match=r"gone\.csv: "):
+        open_table(name.replace("val", "gone"))
 
 
 def test_photographs_are_turned_upright(folder):

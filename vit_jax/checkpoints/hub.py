@@ -1,4 +1,6 @@
-"""Checkpoints on the Hugging Face hub: `hf://USER/REPO[/FILE][@REVISION]` becomes a local path.
+"""The Hugging Face hub: `hf://USER/REPO[/FILE][@REVISION]` becomes the path of a checkpoint.
+
+Datasets have addresses of their own, `hf://datasets/USER/REPO`; see `dataset_path`.
 
 `huggingface_hub` fetches the files into its cache, once. It obeys its environment variables:
 HF_TOKEN for private and gated repositories, HF_HUB_OFFLINE=1 to use what was fetched before,
@@ -23,6 +25,8 @@ from vit_jax.models import timm_names
 from vit_jax.plugins import HUB_PREFIX
 
 PREFIX = "hf://"
+DATASETS = "hf://datasets/"
+"""The beginning of the address of a dataset."""
 
 DESCRIPTIONS = (
     "config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json",
@@ -100,17 +104,57 @@ def _fetched(address: str, weights: bool) -> str:
     raise UserError(f"{address} has no weights under their usual names ({names}); name its file")
 
 
+def dataset_path(address: str) -> str:
+    """Returns where the files of a dataset of the hub lie on this machine, which may fetch them.
+
+    Args:
+      address: `hf://datasets/USER/REPO[/PATH][@REVISION]`. Without a path, the Parquet files of the
+        repository are fetched; with the path of Parquet files, in which `*` and `{split}` may
+        stand, these alone; with that of another table the whole folder that holds it, because its
+        rows name images.
+
+    Raises:
+      UserError: the address is wrong, the repository is not there or holds no such files, or the
+        hub cannot be reached.
+    """
+    place, file = _fetched_dataset(address)
+    return os.path.join(place, file) if file else place
+
+
+@functools.cache
+def _fetched_dataset(address: str) -> tuple[str, str]:
+    found = _parts(PREFIX + address.removeprefix(DATASETS), DATASETS)
+    file = found["file"] or ""
+    wanted = ["*.parquet"]
+    if file:
+        wanted = [re.sub(r"\{split\}", "*", file)]
+        if not file.endswith(".parquet"):
+            wanted = [os.path.join(os.path.dirname(file), "*")]
+    library = _library(address)
+    with _explained(library, address):
+        place = library.snapshot_download(
+            found["repo"],
+            repo_type="dataset",
+            allow_patterns=["dataset_info*.json", *wanted],
+            revision=found["revision"],
+            endpoint=os.environ.get("HF_ENDPOINT"),
+        )
+    if not any(Path(place).glob(f"**/{wanted[0]}" if not file else wanted[0])):
+        raise UserError(f"{address}: the repository has no files {wanted[0]}")
+    return place, file
+
+
 def with_file(address: str, name: str) -> str:
     """Returns the address of a file of a repository, from that of the repository."""
     repository, at, revision = address.partition("@")
     return f"{repository}/{name}{at}{revision}"
 
 
-def _parts(address: str) -> re.Match[str]:
+def _parts(address: str, prefix: str = PREFIX) -> re.Match[str]:
     found = _NAME.fullmatch(address.removeprefix(PREFIX)) if address.startswith(PREFIX) else None
     if not found:
         raise UserError(
-            f"{address}: write {PREFIX}USER/REPO, {PREFIX}USER/REPO/FILE, or either with @REVISION"
+            f"{address}: write {prefix}USER/REPO, {prefix}USER/REPO/FILE, or either with @REVISION"
             " at its end"
         )
     return found

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
+
 from vit_jax.errors import UserError
 from vit_jax.storage import is_remote
 
 MAX_TEXT_BYTES = 4 << 30
 """The largest text file that is read, in bytes. The largest public annotations have about 1 GB."""
 
+_WEB = ("https://", "http://")
 _LINE_END = re.compile(r"\r\n?|\n")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _LONGEST_SHOWN = 300
@@ -112,9 +115,26 @@ class _Remote(io.RawIOBase):
             raise OSError(reason(error)) from error
 
 
-def open_remote(path: str | os.PathLike) -> io.RawIOBase:
-    """Opens an object such as `gs://bucket/photos.parquet` for reading at any place."""
-    return _Remote(os.fspath(path))
+def open_remote(path: str | os.PathLike) -> io.IOBase:
+    """Opens an object such as `gs://bucket/photos.parquet` for reading at any place.
+
+    Files behind `https://` are read by parts where their server sends parts, or else as a whole.
+
+    Raises:
+      OSError: a file behind `https://` is not there.
+    """
+    name = os.fspath(path)
+    if not name.startswith(_WEB):
+        return _Remote(name)
+    try:
+        system, inner = fsspec.core.url_to_fs(name)
+        if system.info(inner).get("partial"):
+            return system.open(inner, "rb")
+        return io.BytesIO(system.cat_file(inner))
+    except OSError:
+        raise
+    except Exception as error:  # Libraries of the web have errors of their own.
+        raise OSError(reason(error)) from error
 
 
 def read_text(path: str | os.PathLike) -> str:

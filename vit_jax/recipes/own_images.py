@@ -22,8 +22,10 @@ TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 def data_of(root: str) -> tuple[str, str, str]:
     """Returns the source, the split for training, and the split for evaluation."""
     path = Path(root).expanduser()
-    if "{split}" in root or "*" in root or path.suffix.lower() in TABLES or holds_parquet(path):
-        for split in ("validation", "test") if "{split}" in root or path.is_dir() else ():
+    is_on_hub, has_split = root.startswith(hub.DATASETS), "{split}" in root
+    is_pattern = has_split or "*" in root
+    if is_on_hub or is_pattern or path.suffix.lower() in TABLES or holds_parquet(path):
+        for split in ("validation", "test") if is_on_hub or has_split or path.is_dir() else ():
             with contextlib.suppress(UserError):
                 open_tables(root, split)
                 return "table", "train", split

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 
+from vit_jax.checkpoints import hub
 from vit_jax.data import files
 from vit_jax.data.sources._table_files import ParquetTable, Table, TextTable
 from vit_jax.data.sources._tar_table import TarTable
@@ -53,6 +54,8 @@ def open_tables(name: str, part: str) -> Table:
 
 def find_files(name: str, part: str) -> tuple[list[str], bool]:
     """Returns the files of a split, and whether they hold that split alone."""
+    if name.startswith(hub.DATASETS):
+        name = hub.dataset_path(name)
     if not is_remote(name):
         name = str(files.expand(name))
         if os.path.isdir(name):

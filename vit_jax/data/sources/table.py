@@ -5,7 +5,8 @@
 
 A row has the file of an image, or in Parquet its bytes, and its label. `name` is a file, a pattern
 such as `shards/*.parquet`, or the folder of a Hugging Face dataset in Parquet, whose features name
-the classes. `{split}` in it is replaced by the split. All may lie on an object store (`gs://`).
+the classes. `{split}` in it is replaced by the split. All may lie on an object store (`gs://`), on
+the web (`https://`) or on the Hugging Face hub (`hf://datasets/USER/REPO[/PATH]`).
 
     config.data.args = {"split_column": "fold"}             # one file with all splits
     config.data.args = {"separator": "|"}                   # several labels in a cell
