@@ -14,6 +14,7 @@ from vit_jax.data import pp as preprocessing
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.errors import UserError
 from vit_jax.inference import features
+from vit_jax.inference import program as program_lib
 from vit_jax.inference.predict import Predictor
 from vit_jax.parallel import sharding
 from vit_jax.training.evaluate import Evaluator
@@ -35,11 +36,14 @@ def evaluated(config, params):
     return names, examples
 
 
+EXPORTED = "decode|resize_small(9, 'bicubic', True)|central_crop(8)"
+
+
 @pytest.mark.parametrize(
     "pp",
     [
         pytest.param("decode|resize(8)", marks=pytest.mark.soak),
-        "decode|resize_small(9, 'bicubic', True)|central_crop(8)",
+        EXPORTED,
         pytest.param(
             "decode|resize((8, 8), antialias=True)|value_range(-1, 1)|keep('image', 'label')",
             marks=pytest.mark.soak,
@@ -48,7 +52,9 @@ def evaluated(config, params):
         "decode|central_crop|resize(8)|copy('label', 'labels')",
     ],
 )
-def test_predict_features_and_evaluate_agree(folder_config, left_by_a_run, tmp_path, pp):
+def test_predict_features_evaluate_and_the_exported_program_agree(
+    folder_config, left_by_a_run, tmp_path, pp
+):
     config = folder_config(pp)
     dtype = np.float32 if "range" in pp else np.uint8
     label = (
@@ -70,6 +76,10 @@ def test_predict_features_and_evaluate_agree(folder_config, left_by_a_run, tmp_p
     head = params["head"]
     by_features = jax.nn.softmax(pooled @ head["kernel"] + head["bias"])
     np.testing.assert_allclose(by_features, examples["probability"], atol=1e-5)
+    if pp == EXPORTED:
+        program = program_lib.build(predictor, include_preprocessing=True)
+        by_program = program(answers.prepared["image"])["probability"]
+        np.testing.assert_allclose(by_program, examples["probability"], atol=1e-5)
 
 
 def as_stored(path):
