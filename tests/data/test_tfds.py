@@ -8,7 +8,9 @@ import odd_images
 import pytest
 from sklearn.datasets import load_digits
 
-from vit_jax.data import element_spec, eval_batches, open_source, train_batches
+from vit_jax.data import class_counts, element_spec, eval_batches, open_source, train_batches
+from vit_jax.data.sources import tfds as tfds_source
+from vit_jax.data.sources._splits import select
 from vit_jax.errors import UserError
 
 NUM_TRAIN = 1437
@@ -58,6 +60,24 @@ def test_digits_are_those_of_scikit_learn_in_writer_order(data_dir, digits, spli
         np.concatenate([batch["label"] for batch in seen])[real], labels[rows.start : rows.stop]
     )
     assert seen[0].keys() == {"image", "label", "mask"}
+
+
+def test_folds_and_parts_of_classes_are_those_of_the_labels(data_dir, digits, monkeypatch):
+    labels = digits[1][:NUM_TRAIN]
+    for split in ("train[fold 2 of 5]", "train[all but fold 2 of 5][3 per class]"):
+        source, rows = open_digits(data_dir, split), select(split, labels)
+        assert len(source) == len(rows)
+        np.testing.assert_array_equal(source.labels, labels[rows])
+        assert class_counts(source) == tuple(np.bincount(labels[rows]))
+        np.testing.assert_array_equal(source.fetch(np.arange(5))["image"], digits[0][rows[:5]])
+        assert source.describe(3) == f"record {rows[3]} of TFDS digits/2.0.0 {split}"
+    # Labels are read once, and kept beside the dataset.
+    monkeypatch.setattr(tfds_source, "_chunks", None)
+    assert len(open_digits(data_dir, "train[1% per class]")) == 10
+    spec = {"source": "tfds", "name": "digits", "dir": data_dir, "split": "train[:100]"}
+    assert class_counts(open_source(spec)) == ()
+    monkeypatch.undo()
+    assert sum(class_counts(open_source(spec | {"count_labels": True}))) == 100
 
 
 def test_records_are_fetched_in_the_order_asked_for(data_dir):

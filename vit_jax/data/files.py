@@ -115,7 +115,7 @@ class _Remote(io.RawIOBase):
             raise OSError(reason(error)) from error
 
 
-def open_remote(path: str | os.PathLike) -> io.IOBase:
+def open_remote(path: str | os.PathLike) -> io.RawIOBase:
     """Opens an object such as `gs://bucket/photos.parquet` for reading at any place.
 
     Files behind `https://` are read by parts where their server sends parts, or else as a whole.
@@ -130,7 +130,8 @@ def open_remote(path: str | os.PathLike) -> io.IOBase:
         system, inner = fsspec.core.url_to_fs(name)
         if system.info(inner).get("partial"):
             return system.open(inner, "rb")
-        return io.BytesIO(system.cat_file(inner))
+        whole: Any = io.BytesIO(system.cat_file(inner))
+        return whole
     except OSError:
         raise
     except Exception as error:  # Libraries of the web have errors of their own.

@@ -155,7 +155,8 @@ class Task(BaseTask):
             if needs_counts and self.info.class_counts == ():
                 raise UserError(
                     f"config.task.{field}={getattr(self, field)!r}: this source does not count its"
-                    " classes; folder, table, webdataset, idx and npz do"
+                    " classes; folder, table, webdataset, idx and npz do, and tfds with"
+                    " config.data.args.count_labels=true"
                 )
 
     def init(self, key: Array) -> Params:

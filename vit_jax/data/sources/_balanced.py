@@ -28,7 +28,8 @@ def balanced(source: Given, balance: float, seed: int) -> Given | Source:
     if labels is None:
         raise UserError(
             f"config.data.balance={balance}: this source does not know its labels before it reads"
-            " images; folder, table, webdataset, idx and npz do"
+            " images; folder, table, webdataset, idx and npz do, and tfds with"
+            " config.data.args.count_labels=true"
         )
     return _Balanced(cast(Labeled, source), copies(labels, balance, seed), balance)
 

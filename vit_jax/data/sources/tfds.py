@@ -3,20 +3,35 @@
 Images stay encoded. The records have the order in which they were written.
 """
 
+import contextlib
 import functools
-from collections.abc import Iterable
+import io
+import logging
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
+from vit_jax import storage
 from vit_jax.data import boxes, images
 from vit_jax.data.prepare import datasets
+from vit_jax.data.sampling import BlockShuffle
 from vit_jax.data.sources import Records
+from vit_jax.data.sources._splits import select, split_name
 from vit_jax.data.tfrecord import TfrecordReader
 from vit_jax.errors import UserError, first_line, nearest
 
 _KEPT_BYTES = 8 << 20
 """The size in bytes up to which a dataset is kept in memory, encoded, to save repeated reads."""
+
+
+_DRAWN = re.compile(r"fold \d|per class")
+_MANY = 100_000
+_READ_AT_ONCE = 256
+
+logger = logging.getLogger(__name__)
 
 
 class _MultiHot(NamedTuple):
@@ -43,11 +58,15 @@ class Source:
     Args:
       name: the name of the dataset in TFDS, with `/config` and `:version` if needed.
       dir: the folder of prepared datasets; empty for the default of TFDS.
-      split: a split such as `train[:99%]`.
+      split: a split such as `train[:99%]`, or with the folds and parts of classes of `_splits`.
       classes_of: the feature whose classes are `num_classes`. "" selects `label`, or else the label
         of the objects, or else the first labeled image.
       max_objects, on_bad_box: see `boxes.pack` and `boxes.check`.
       max_texts: the number of texts that are kept of a list, from the first.
+      count_labels: reads the labels of all examples once, so that classes can be counted and
+        balanced; folds and parts of classes need it and turn it on. Labels are kept beside the
+        dataset, because they lie in the same records as the images.
+      split_seed: the seed of folds and of parts of classes.
     """
 
     def __init__(
@@ -60,6 +79,8 @@ class Source:
         max_objects: int = 100,
         on_bad_box: str = "fail",
         max_texts: int = 5,
+        count_labels: bool = False,
+        split_seed: int = 0,
     ):
         boxes.check_choice(on_bad_box)
         self._max_objects, self._on_bad_box = max_objects, on_bad_box
@@ -72,22 +93,34 @@ class Source:
             )
         self._name = f"{builder.info.full_name} {split}"
         self._features = _stackable(builder.info.features, max_texts)
-        self._reader = _open_split(builder, split, self._features)
+        is_drawn = bool(_DRAWN.search(split))
+        opened = split_name(split) if is_drawn else split
+        self._reader = _open_split(builder, opened, self._features)
         self.blocks = getattr(self._reader, "blocks", None)
         self._objects = _objects_feature(builder.info.features)
         label = _labels(builder.info.features, self._objects, classes_of, name)
         self.num_classes = getattr(label, "num_classes", 0) or 0
         names = getattr(label, "names", None)
         self.class_names = tuple(names) if names else None
-        self.fingerprint = f"tfds:{self._name}:{len(self._reader)}".replace(" ", ":")
+        self._numbers = np.arange(len(self._reader))
+        self.labels: np.ndarray | None = None
+        if is_drawn or count_labels:
+            self.labels = self._read_labels(builder, opened)
+        if self.labels is not None and is_drawn:
+            self._numbers = select(split, self.labels, seed=split_seed)
+            self.labels = self.labels[self._numbers]
+            self.blocks = self.blocks and _blocks_of(self.blocks, self._numbers)
+        seed = f":seed{split_seed}" if split_seed else ""
+        self.fingerprint = f"tfds:{self._name}:{len(self)}{seed}".replace(" ", ":")
         is_stream = isinstance(self._reader, TfrecordReader)
         is_small = not is_stream and builder.info.dataset_size <= _KEPT_BYTES
         self._kept = self._read(np.arange(len(self._reader))) if is_small else None
 
     def __len__(self) -> int:
-        return len(self._reader)
+        return len(self._numbers)
 
     def fetch(self, indices: np.ndarray) -> Records:
+        indices = self._numbers[indices]
         if self._kept is not None:
             return {key: x[indices] for key, x in self._kept.items()}
         return self._read(indices)
@@ -104,7 +137,7 @@ class Source:
 
     def _pack_objects(self, examples: list[dict], indices: np.ndarray) -> Records:
         def describe(row: int) -> str:
-            return self.describe(indices[row])
+            return self._describe(int(indices[row]))
 
         checked = [
             boxes.check(
@@ -117,7 +150,53 @@ class Source:
         return boxes.pack(checked, self._max_objects, describe)
 
     def describe(self, index: int) -> str:
-        return f"record {int(index)} of TFDS {self._name}"
+        return self._describe(int(self._numbers[index]))
+
+    def _describe(self, number: int) -> str:
+        return f"record {number} of TFDS {self._name}"
+
+    def _read_labels(self, builder: Any, split: str) -> np.ndarray:
+        """Returns the labels of all examples of a split, which it keeps beside the dataset.
+
+        Raises:
+          UserError: an example of this dataset has no single label.
+        """
+        if self._features.get("label") is not np.int32:
+            raise UserError(
+                f"dataset {builder.info.full_name!r} has no feature 'label' with one class, so its"
+                " examples cannot be drawn or counted by their classes"
+            )
+        path = epath.Path(builder.data_path) / f"labels-{re.sub(r'[^a-z0-9]+', '_', split)}.npy"
+        with contextlib.suppress(ValueError, EOFError, *storage.errors()):
+            stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+            if stored.dtype == np.int32 and stored.shape == (len(self._reader),):
+                return stored
+        if len(self._reader) > _MANY:
+            logger.warning("reading the labels of %s once, with its images", self._name)
+        parts = [
+            [one["label"] for one in self._reader.__getitems__(list(chunk))]
+            for chunk in _chunks(len(self._reader))
+        ]
+        labels = np.array([label for part in parts for label in part], np.int32)
+        buffer = io.BytesIO()
+        np.save(buffer, labels)
+        try:
+            storage.write_atomically(path, buffer.getvalue())
+        except storage.errors() as error:
+            logger.info("%s: labels are not kept: %s", path, error)
+        return labels
+
+
+def _chunks(count: int) -> Iterator[range]:
+    for start in range(0, count, _READ_AT_ONCE):
+        yield range(start, min(start + _READ_AT_ONCE, count))
+
+
+def _blocks_of(blocks: BlockShuffle, numbers: np.ndarray) -> BlockShuffle:
+    """Returns the blocks in which some records of a split are read."""
+    ends = np.cumsum(blocks.lengths)
+    lengths = np.bincount(np.searchsorted(ends, numbers, side="right"))
+    return blocks._replace(lengths=tuple(lengths[lengths > 0].tolist()))
 
 
 def _stackable(features: Any, max_texts: int) -> dict[str, type | _MultiHot | _Texts]:
