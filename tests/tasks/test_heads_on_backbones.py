@@ -59,8 +59,9 @@ DATA = {
 # The heads of each dense task meet every family together; what the others add is seen on one.
 FAMILIES = dict.fromkeys(HEADS, ("vit",)) | {
     "linear": ("resnet",),
-    "per_token": ("mixer",),
+    "per_token": (),  # These heads are seen below.
     "linear on levels": (),  # Linear heads, and the pyramid, are seen above and below.
+    "per_token on levels": ("mixer",),
     "towers": (),  # The contrastive task has runs of its own.
 }
 

@@ -9,7 +9,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import warm
 
@@ -104,10 +103,55 @@ def kill_at_random_moments(workdir, npz, kills, seed):
             break
 
 
-def test_killed_runs_finish_as_if_nothing_had_happened(undisturbed, digits_npz, tmp_path):
-    kill_at_random_moments(tmp_path, digits_npz, kills=1, seed=0)
+def wait_for_step(process, step):
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith(f"step {step}/"):
+            return
+    raise AssertionError(f"the run ended before step {step}: {''.join(said)}")
+
+
+def send_and_read_the_end(number, process, workdir):
+    """A signal ends the run with the code and the line for it."""
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 75, rest
+    last = rest.strip().splitlines()[-1]
+    assert f"{number.name}: saved step" in last
+    assert f"of {STEPS} in {workdir}" in last
+    assert "Traceback" not in rest
+
+
+def damage_the_newest(workdir):
+    """Changes one bit of the arrays; returns the checkpoint."""
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    newest = workdir / f"checkpoints/{max(steps)}"
+    largest = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    largest.write_bytes(content)
+    return newest
+
+
+def test_a_run_that_is_killed_stopped_and_damaged_ends_as_if_nothing_had_happened(
+    undisturbed, digits_npz, tmp_path
+):
+    process = start(tmp_path, digits_npz)
+    wait_for_step(process, 5)
+    time.sleep(random.uniform(0, 0.05))  # Anywhere inside a step or a save.
+    process.kill()
+    process.communicate()
+
+    process = start(tmp_path, digits_npz)
+    wait_for_step(process, 11)
+    send_and_read_the_end(signal.SIGTERM, process, tmp_path)
+
+    damaged = damage_the_newest(tmp_path)
     done = run_to_end(tmp_path, digits_npz)
     assert done.returncode == 0, done.stderr
+    assert f"renamed {damaged.name}.damaged" in done.stderr
+    assert damaged.with_name(f"{damaged.name}.damaged").is_dir()
     assert_same_run(tmp_path, undisturbed)
 
 
@@ -120,22 +164,11 @@ def test_twenty_kills(undisturbed, digits_npz, tmp_path, seed):
     assert_same_run(tmp_path, undisturbed)
 
 
-SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
-
-
-@pytest.mark.parametrize("number", SIGNALS)
-def test_signals_save_say_so_and_exit_75(undisturbed, digits_npz, tmp_path, number):
+@pytest.mark.soak
+def test_an_interrupt_saves_says_so_and_exits_75(undisturbed, digits_npz, tmp_path):
     process = start(tmp_path, digits_npz)
-    for line in process.stderr:
-        if line.startswith("step 7/"):
-            break
-    process.send_signal(number)
-    _, rest = process.communicate(timeout=120)
-    assert process.returncode == 75, rest
-    last = rest.strip().splitlines()[-1]
-    assert f"{number.name}: saved step" in last
-    assert f"of {STEPS} in {tmp_path}" in last
-    assert "Traceback" not in rest
+    wait_for_step(process, 7)
+    send_and_read_the_end(signal.SIGINT, process, tmp_path)
     done = run_to_end(tmp_path, digits_npz)
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path, undisturbed)
@@ -198,20 +231,13 @@ def test_full_disk_during_a_save_leaves_the_previous_checkpoint(digits_npz, tmp_
         assert path.read_bytes() == content
 
 
-def test_damaged_checkpoint_is_set_aside_and_its_steps_are_saved_again(
-    undisturbed, digits_npz, tmp_path
-):
+@pytest.mark.soak
+def test_steps_of_a_damaged_last_checkpoint_are_saved_again(undisturbed, digits_npz, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
     (workdir / "DONE").unlink()
-    newest = workdir / "checkpoints" / str(STEPS)
-    largest = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 0x10
-    largest.write_bytes(content)
+    damage_the_newest(workdir)
     done = run_to_end(workdir, digits_npz)
     assert done.returncode == 0, done.stderr
     assert f"renamed {STEPS}.damaged" in done.stderr
-    assert (workdir / f"checkpoints/{STEPS}.damaged").is_dir()
     assert_same_run(workdir, undisturbed)
-    np.testing.assert_equal(len(rows_of(workdir)) > 0, True)

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import warm
 
+from vit_jax import config as config_lib
+from vit_jax.training import loop
+
 TINY = Path(__file__).parents[1] / "tiny.py"
 STEPS = 8
 KILLS = 10
@@ -89,9 +92,14 @@ def rows(workdir, name):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, digits_npz):
+def alone(tmp_path_factory, digits_npz, running_on_one_device):
+    """The same run in this process, which has all imported, on one device."""
     workdir = tmp_path_factory.mktemp("alone")
-    train(workdir, digits_npz, 1)
+    config = config_lib.load(f"{TINY}:npz={digits_npz},steps={STEPS}")
+    config.unlock()
+    config.accum_steps = 2
+    with running_on_one_device():
+        loop.train(config_lib.validate(config), str(workdir))
     return workdir
 
 
