@@ -209,6 +209,14 @@ def test_bad_images_are_replaced_in_place_purely(images, reference):
     assert_same(take(train(broken(images), start_step=5, on_bad_image="skip"), 4), whole[5:])
 
 
+def is_whole(file):
+    try:
+        Image.open(io.BytesIO(file)).load()
+    except OSError:
+        return False
+    return True
+
+
 def expected_labels(source, steps):
     """Works out the examples that replace bad images, one image at a time."""
     from vit_jax.data.host_tensorflow import tf
@@ -216,6 +224,9 @@ def expected_labels(source, steps):
     example, seed, count = preprocessing.build(PP), 3, len(source)
 
     def is_bad(index, key):
+        file = source.fetch(np.array([index]))["image"][0]
+        if not file or is_whole(file):  # Clear without TensorFlow, which takes long for one image.
+            return not file
         record = {name: tf.constant(x[0]) for name, x in source.fetch(np.array([index])).items()}
         try:
             example(record, tf.constant(key))
