@@ -43,6 +43,13 @@ def test_the_arrays_of_a_split_are_read(tmp_path, pack):
     assert (len(test), test.num_classes, test.class_names) == (2, 4, tuple("abcd"))
 
 
+def test_plain_files_are_read_where_packed_ones_lie_beside_them(tmp_path):
+    write(tmp_path, images=IMAGES[::-1])
+    write(tmp_path, pack=bytes)
+    source = open_source({"source": "idx", "name": str(tmp_path)})
+    np.testing.assert_array_equal(source.fetch(np.arange(len(IMAGES)))["image"][..., 0], IMAGES)
+
+
 def test_one_of_several_datasets_is_named_after_the_folder(tmp_path):
     for number, prefix in enumerate(("emnist-letters-", "emnist-digits-")):
         write(tmp_path, labels=LABELS + np.uint8(number), prefix=prefix)
