@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     is_program = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     _silence_echoes()
     try:
         code = _exit_code_of(argv)
@@ -79,7 +81,7 @@ def _exit_code_of(argv: list[str]) -> int:
 
             return parser.run(argv) or 0
     except errors.Interrupted as notice:
-        print(notice, file=sys.stderr)
+        _tell(str(notice))
         return notice.exit_code
     except KeyboardInterrupt as interrupt:
         return _interrupted(interrupt)
@@ -151,18 +153,17 @@ def _failed(error: Exception) -> int:
     if _is_one_of_many() and (lost := _lost_process(error)):
         error = errors.LostProcess(lost)
     if isinstance(error, _ONE_LINE):
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return _leave(error.exit_code)
     if errors.is_out_of_memory(error):
-        print(
+        _tell(
             f"error: out of memory ({errors.first_line(error)}): try more config.accum_steps,"
             " config.model.remat=full or a smaller config.batch_size;"
-            " `plan --fit` looks for what fits",
-            file=sys.stderr,
+            " `plan --fit` looks for what fits"
         )
         return _leave(errors.FAILURE)
     if isinstance(error, OSError) and (line := _of_files(error)):
-        print(f"error: {line}", file=sys.stderr)
+        _tell(f"error: {line}")
         return _leave(UserError.exit_code)
     if isinstance(error, ModuleNotFoundError) and error.name and not _is_ours(error.name):
         print(f"error: {_missing(error.name)}", file=sys.stderr)
@@ -171,6 +172,22 @@ def _failed(error: Exception) -> int:
         raise error
     traceback.print_exc()
     return _leave(errors.FAILURE)
+
+
+def _tell(line: str) -> None:
+    """Prints a line to the standard error. Names from files cannot act on the terminal."""
+    from vit_jax.tracking.plain_text import show  # Not needed to start.
+
+    show(line, sys.stderr)
+
+
+class _Visible(logging.Formatter):
+    """Formats log records so that names from files cannot act on the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from vit_jax.tracking.plain_text import visible_lines
+
+        return visible_lines(super().format(record))
 
 
 def _of_files(error: OSError) -> str:

@@ -1,27 +1,37 @@
-"""Files that may lie on an object store: atomic writes, and retries of what storage refused.
+"""Files that may lie on an object store: safe reads, atomic writes, and retries; and JSON in them.
 
 A path with `://` in it, such as `gs://bucket/run`, is on an object store, where a file is written
 whole or not at all. Other paths are on a file system.
 """
 
 import contextlib
+import errno
 import glob
+import json
 import logging
+import math
 import os
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from etils import epath
 from etils.epath import gpath
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, quoted
 
 logger = logging.getLogger(__name__)
 
 UPLOAD_PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between the attempts to write an object; stores limit the rate of writes to one."""
+
+MAX_BYTES = 4 << 30
+"""Bytes of the largest file that `read_bytes` reads."""
+
+MAX_DIGITS = 300
+"""Digits of the longest number in JSON: longer ones are no floating-point numbers."""
 
 Result = TypeVar("Result")
 
@@ -78,6 +88,69 @@ def check_writable_name(path: epath.PathLike, where: str) -> None:
             f"{where}: checkpoints cannot be written below a folder whose name has a backslash or"
             " is not valid UTF-8; write another path"
         )
+
+
+def read_bytes(path: epath.PathLike, most: int = MAX_BYTES) -> bytes:
+    """Returns the content of a regular file, or of an object on an object store.
+
+    A pipe, or a link to a device, could go on for ever.
+
+    Raises:
+      One of `errors()`: the file cannot be read, is not regular, or has more than `most` bytes.
+    """
+    if not is_remote(path):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        if status.st_size > most:
+            reason = f"{status.st_size:,} bytes, more than the {most:,} that are read"
+            raise OSError(errno.EFBIG, reason, os.fspath(path))
+    return epath.Path(path).read_bytes()
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Returns the value of a JSON text.
+
+    Raises:
+      ValueError: it is no JSON, is nested too deep, has a number of more than `MAX_DIGITS` digits,
+        or an object has a key twice, of which one would be lost.
+    """
+    try:
+        return json.loads(content, object_pairs_hook=_object, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError("brackets nested too deep") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {quoted(twice)} twice")
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Returns a value as JSON that every reader takes.
+
+    JSON has no NaN or infinity, so these are the texts "NaN", "Infinity" and "-Infinity" (the JSON
+    mapping of protocol buffers, which Python's `float` also reads).
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [*map(_finite, value)] if isinstance(value, list | tuple) else value
 
 
 def write_atomically(path: epath.PathLike, data: bytes) -> None:

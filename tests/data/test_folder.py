@@ -252,7 +252,7 @@ def test_parts_share_nothing_and_the_first_has_every_class_if_there_is_room(labe
 
 def test_a_part_without_a_class_says_so(flat, caplog):
     open_folder(flat, "train[:1]")
-    assert "train[:1] has no image of 1 of 2 classes" in caplog.text
+    assert "train[:1]:1 has no example of 1 of 2 classes" in caplog.text
 
 
 def test_split_folders_may_be_capitalized(imagenet):

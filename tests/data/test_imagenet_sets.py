@@ -1,7 +1,6 @@
 """ImageNet as a folder, with all that is odd in the real one, and the further test sets' labels."""
 
 import io
-import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops.subsets import allowed_classes
 from vit_jax.errors import UserError
 from vit_jax.recipes import imagenet
-from vit_jax.training.evaluate import Evaluator, _check_meanings
+from vit_jax.training.evaluate import Evaluator
 from vit_jax.training.run import Run
 from vit_jax.types import ArraySpec, DataInfo
 
@@ -180,22 +179,6 @@ def test_a_set_with_other_classes_is_not_scored(digits_npz, tiny_config, tmp_pat
     run = Run.build(config)
     with pytest.raises(UserError, match=r"eval\.sets\.other has 4 classes, config\.data has 10"):
         Evaluator(config, run.task, run.abstract, run.mesh)
-
-
-def test_classes_of_other_names_are_told(caplog):
-    def check(names):
-        source = types.SimpleNamespace(num_classes=2, class_names=names)
-        split = types.SimpleNamespace(source=source, name="other", pp="decode")
-        info = DataInfo({}, 2, ("cat", "dog"))
-        _check_meanings(split, types.SimpleNamespace(info=info))
-
-    check(("cat", "dog"))
-    check(None)
-    assert not caplog.text
-    check(("bird", "cat"))
-    assert "config.eval.sets.other calls class 0 'bird', training 'cat'" in caplog.text
-    with pytest.raises(UserError, match="in another order: class 0 is 'dog', in training 'cat'"):
-        check(("dog", "cat"))
 
 
 @pytest.mark.parametrize("name", imagenet.OTHER_SETS)

@@ -372,3 +372,10 @@ def test_checksums_are_noted_for_every_file(prepared):
     (folder,) = (prepared / "imagenet2012").iterdir()
     noted = json.loads((folder / shards.CHECKSUMS).read_text())
     assert noted.keys() == {path.name for path in folder.glob("*.array_record-*")}
+
+
+def test_two_processes_do_not_prepare_into_one_folder(tmp_path):
+    taken = pytest.raises(UserError, match="another process prepares")
+    with shards._alone_in(tmp_path), taken:
+        shards.write([], tmp_path, print)
+    assert shards.write([], tmp_path, print) == {}

@@ -180,3 +180,14 @@ def test_split_ranges(split, expected):
 def test_split_errors(split):
     with pytest.raises(UserError, match="split"):
         split_range(split, 10)
+
+
+def test_a_part_without_a_class_says_so_whatever_the_source(npz, tmp_path, caplog):
+    assert len(open_source({"source": "npz", "name": str(npz), "split": "train[:50%]"})) == 5
+    assert not caplog.text
+    open_source({"source": "npz", "name": str(npz), "split": "train[:2]"})
+    assert "npz:train.npz:train[:2]:2 has no example of 1 of 3 classes (two)" in caplog.text
+    caplog.clear()
+    np.savez(tmp_path / "one.npz", image=np.zeros((2, 2, 2, 1), np.uint8), label=np.zeros(2, int))
+    open_source({"source": "npz", "name": str(tmp_path / "one.npz"), "split": "train"})
+    assert "has the class '0' alone" in caplog.text

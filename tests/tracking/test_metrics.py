@@ -47,6 +47,15 @@ def test_a_declaration_is_found_with_or_without_the_split(name, expected):
     assert declared(name, INFO) is INFO[expected]
 
 
+@pytest.mark.parametrize("split", ["iou", "ap", "APx"])
+def test_the_name_of_a_split_tells_nothing_of_a_metric(split):
+    info = {"iou/*": SCORE, "ap*": SCORE, "AP*": SCORE, "loss": LOSS, "num_examples": COUNT}
+    for name in (f"{split}/%s", f"eval/{split}/%s", f"{split}_ema/%s"):
+        assert declared(name % "loss", info) == LOSS
+        assert declared(name % "num_examples", info) == COUNT
+    assert declared(f"{split}/mae", info) is None
+
+
 def test_of_undeclared_names_only_loss_tells_a_direction():
     assert declared("val/mae", INFO) is None
     assert meaning("val/mae", INFO) == Metric()
@@ -151,7 +160,8 @@ def test_our_tasks_declare_their_headline(name):
     assert declared(tasks.TASKS.find(name, "config.task.name").headline, task) == SCORE
     assert declared("num_examples", task) == COUNT
     earlier = task.keys() - LATER
-    assert all(meaning(n.replace("*", "x"), BEFORE_DECLARATIONS) == task[n] for n in earlier)
+    names = {n: f"val/{n.replace('*', 'x')}" for n in earlier}
+    assert all(meaning(names[n], BEFORE_DECLARATIONS) == task[n] for n in earlier)
 
 
 @pytest.mark.parametrize(

@@ -44,18 +44,18 @@ def read(directory: epath.Path, step: int, place: jax.sharding.Sharding) -> Publ
 
     Raises:
       DamagedError: a file is missing, cut short or changed.
-      UserError: the checkpoint holds no parameters.
-      KeyError, TypeError: its description is broken.
+      UserError: the checkpoint holds no parameters, or its description is broken.
     """
     path = directory / str(step)
     manifest = files.read_json(path / MANIFEST)
     described = manifest.get("arrays")
     if not isinstance(described, dict):
         raise UserError(f"{path / MANIFEST} does not describe a checkpoint")
-    saved = {
-        name: jax.ShapeDtypeStruct(tuple(x["shape"]), np.dtype(x["dtype"]), sharding=place)
-        for name, x in described.items()
-    }
+    with files.reading(path / MANIFEST):
+        saved = {
+            name: jax.ShapeDtypeStruct(tuple(x["shape"]), np.dtype(x["dtype"]), sharding=place)
+            for name, x in described.items()
+        }
     ema, params = _below("ema", saved), _below("params", saved)
     teacher = _below(f"{_TASK_STATE}.{TEACHER}", saved)
     if not (ema or params):

@@ -6,7 +6,6 @@ for ever.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import stat
@@ -121,8 +120,8 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     """Returns the content of a JSON file. Raises a `UserError` unless it is a JSON object."""
     data = read_bytes(path, MAX_JSON)
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = storage.parse_json(data)
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")

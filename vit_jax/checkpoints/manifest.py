@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax import storage
+from vit_jax.checkpoints import files
 from vit_jax.checkpoints.checksums import checksums
 from vit_jax.errors import UserError
 from vit_jax.types import Array
@@ -86,9 +87,10 @@ def read(path: epath.Path) -> Manifest:
       UserError: the checkpoint was written by a newer version of this package.
     """
     file = path / FILE
+    _check_files(path)
     try:
-        content = file.read_bytes()
-        manifest = json.loads(content)
+        content = storage.read_bytes(file)
+        manifest = storage.parse_json(content)
         version, checksum = manifest["version"], manifest.pop("checksum", None)
         if checksum is None:
             _check_without_checksum(path, manifest, content)
@@ -107,6 +109,14 @@ def read(path: epath.Path) -> Manifest:
         raise DamagedError(f"{file}: {error!r}") from error
 
 
+def _check_files(path: epath.Path) -> None:
+    """Raises a `DamagedError` for pipes and devices, which could be read for ever."""
+    try:
+        files.check_tree(path)
+    except UserError as error:
+        raise DamagedError(str(error)) from error
+
+
 def _checksum(manifest: Mapping[str, Any]) -> int:
     """Returns the CRC-32 of a JSON object, whatever the order of its keys and its white space."""
     plain = json.loads(json.dumps(manifest))
@@ -122,6 +132,6 @@ def _check_without_checksum(path: epath.Path, manifest: Mapping[str, Any], conte
     if manifest.keys() != _KEYS or manifest["version"] != VERSION:
         raise DamagedError(f"{path / FILE} is not what was written: its keys or version changed")
     with contextlib.suppress(FileNotFoundError):
-        digests = json.loads((path / _DIGESTS).read_text())
+        digests = storage.parse_json(storage.read_bytes(path / _DIGESTS))
         if digests[FILE] != [len(content), zlib.crc32(content)]:
             raise DamagedError(f"{path / FILE} is not what was written, by {path / _DIGESTS}")

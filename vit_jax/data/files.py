@@ -5,7 +5,6 @@ Any mistake in a file raises a `UserError` with one line that names the file and
 
 import hashlib
 import io
-import json
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ from typing import Any
 
 import fsspec
 
+from vit_jax import storage
 from vit_jax.errors import UserError
 from vit_jax.storage import is_remote
 
@@ -188,20 +188,9 @@ def parse_json(path: str | os.PathLike, text: str, where: str = "") -> Any:
       UserError: the text is not JSON, or an object in it has a key twice, of which one is lost.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return storage.parse_json(text)
     except ValueError as error:
         raise UserError(f"{shown(path)}{where} is no JSON: {reason(error)}") from error
-    except RecursionError as error:
-        raise UserError(f"{shown(path)}{where} is no JSON: brackets nested too deep") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object has the key {shown(twice)!r} twice")
-    return found
 
 
 def path_inside(folder: str | os.PathLike, name: str, where: str) -> str:

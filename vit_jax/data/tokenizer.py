@@ -113,8 +113,8 @@ def _word_piece(path: Path, length: int) -> Tokenizer:
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = files.read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UserError(f"vocabulary {path}: {error}") from error
     # `splitlines` would be wrong: a piece may be a character that it splits at, such as U+0085.
     pieces = text.removesuffix("\n").split("\n")
@@ -146,7 +146,9 @@ def _read_rules(path: Path) -> Any:
     from tokenizers import Tokenizer as Rules
 
     try:
-        return Rules.from_file(str(path))
+        return Rules.from_buffer(files.read_bytes(path))
+    except UserError:
+        raise
     except Exception as error:  # The library raises no more specific type.
         raise UserError(f"vocabulary {path} is no tokenizer.json: {error}") from error
 
@@ -195,8 +197,9 @@ def _sentence_piece(path: Path, length: int) -> "_Tokenizer":
     """
     import sentencepiece
 
+    content = files.read_bytes(path)
     try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
     except (OSError, RuntimeError) as error:
         raise UserError(f"vocabulary {path} is no SentencePiece model: {error}") from error
     end = model.eos_id()
@@ -257,6 +260,8 @@ def _clip_rules(folder: Path) -> Any:
 
     start, end = "<|startoftext|>", "<|endoftext|>"
     names = [str(folder / name) for name in ("vocab.json", "merges.txt")]
+    for name in names:
+        files.check_regular(name)
     try:
         pairs = models.BPE.from_file(*names, unk_token=end, end_of_word_suffix=_WORD_END)
     except Exception as error:  # The library raises no more specific type.

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vit_jax import data, tasks
 from vit_jax.errors import UserError
 from vit_jax.inference.features import Embedder, backbone_params
+from vit_jax.training.class_names import check_labels
 from vit_jax.training.evaluate import open_split
 from vit_jax.training.neighbors import NEIGHBORS, Labelled, accuracy, neighbor_votes
 from vit_jax.training.ridge import (
@@ -58,12 +59,14 @@ def run(
       `SETNAME/knn`, that of 20.
 
     Raises:
-      UserError: there is no checkpoint, or images do not have exactly one label each.
+      UserError: there is no checkpoint, images do not have exactly one label each, or labels mean
+        other classes in the two sets.
     """
     if not config.init.checkpoint:
         raise UserError("config.init.checkpoint is empty; write whose features to measure")
     split = open_split(config, next(iter(config.eval.sets)))
     source = open_source(config.data)
+    check_labels(f"config.eval.sets.{split.name}", split.source, "config.data", source)
     info = DataInfo(
         data.element_spec(source, config.data.eval_pp), source.num_classes, source.class_names
     )

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.storage import writing_whole
+from vit_jax.storage import json_text, writing_whole
 from vit_jax.tasks import BaseTask
 from vit_jax.tracking.plain_text import distinct
 from vit_jax.training.class_names import class_names
@@ -177,7 +177,7 @@ def _write_csv(path: str, records: Iterator[Mapping[str, Any]]) -> None:
 
 def _write_jsonl(path: str, records: Iterator[Mapping[str, Any]]) -> None:
     with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+        file.writelines(json_text(record) + "\n" for record in records)
 
 
 def _write_parquet(path: str, records: Iterator[Mapping[str, Any]]) -> None:

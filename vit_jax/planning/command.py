@@ -1,7 +1,6 @@
 """The implementation of the command `plan`: its output and its errors."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from vit_jax.planning.feeding import Feeding, Rate
 from vit_jax.planning.plan import Plan, make_plan
 from vit_jax.planning.table import gib, table
 from vit_jax.planning.target import Target
+from vit_jax.storage import json_text
 
 
 def run(
@@ -62,7 +62,7 @@ def run(
         _print_advice(fitting.advice(config, plan))
     if json_file:
         told = {"overrides": dict(overrides), "feeding": feeding and dataclasses.asdict(feeding)}
-        text = json.dumps({**plan.as_json(), **told}, indent=2)
+        text = json_text({**plan.as_json(), **told}, indent=2)
         Path(json_file).write_text(text + "\n")
     if not plan.fits:
         raise DoesNotFit(_shortfall(plan))

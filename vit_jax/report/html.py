@@ -129,9 +129,9 @@ def _read_json(path: epath.Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        stored = json.loads(path.read_bytes())
-    except storage.errors(ValueError, RecursionError) as error:
-        reason = one_line(str(error))
+        stored = storage.parse_json(storage.read_bytes(path))
+    except storage.errors(ValueError) as error:
+        reason = one_line(getattr(error, "strerror", None) or str(error))
         raise UserError(f"{path}: not valid JSON ({reason}); restore it or remove it") from error
     if not isinstance(stored, Mapping):
         raise UserError(f"{path}: not the config of a run; restore it or remove it")

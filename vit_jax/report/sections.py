@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,10 +89,12 @@ def read_sections(workdir: epath.PathLike) -> list[StoredSection]:
     folder = epath.Path(workdir) / FOLDER
 
     def picture(entry: Mapping[str, Any], key: str) -> bytes | None:
-        # An index from another source may name any file, so only files of this folder are read.
+        # An index from another source may name any file, so only files of this folder are read. A
+        # link could lead to a file that its owner would not show.
         name = str(entry.get(key) or "")
         path = folder / name
-        return path.read_bytes() if name and "/" not in name and path.is_file() else None
+        is_own = name and "/" not in name and path.is_file() and not os.path.islink(path)
+        return storage.read_bytes(path) if is_own else None
 
     return [
         StoredSection(
@@ -113,9 +116,9 @@ def _read_index(folder: epath.Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        entries = json.loads(path.read_bytes())["sections"]
+        entries = storage.parse_json(storage.read_bytes(path))["sections"]
         return [entry for entry in entries if isinstance(entry["title"], str)]
-    except storage.errors(ValueError, KeyError, TypeError, RecursionError) as error:
+    except storage.errors(ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not an index of report sections; remove it") from error
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TextIO
 
-from vit_jax.tracking.plain_text import one_line, visible
+from vit_jax.tracking.plain_text import one_line, visible_lines
 
 _BAR_WIDTH_MAX = 28  # columns; wider bars are no more informative
 _BAR_WIDTH_MIN = 8
@@ -93,7 +93,7 @@ class Progress:
 
         Escape codes and other control characters are shown as text.
         """
-        text = "\n".join(map(visible, text.split("\n")))
+        text = visible_lines(text)
         if self._is_drawn:
             # A single write prevents the terminal from showing an intermediate state.
             self._write(f"\r{_CLEAR_TO_END}{text}\n{self._live_line()}")

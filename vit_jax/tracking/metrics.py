@@ -91,12 +91,19 @@ BEFORE_DECLARATIONS = {
 
 
 def declared(name: str, metric_info: Mapping[str, Metric]) -> Metric | None:
-    """Returns the declaration of the metric `name`, with or without its split, or None.
+    """Returns the declaration of a metric, or None.
 
     An exact name takes precedence over a pattern, and an earlier pattern over a later one.
+
+    Args:
+      name: `METRIC`, `SPLIT/METRIC` or `eval/SPLIT/METRIC`. The name of a split, which is a user's,
+        says nothing of the metric. A metric that has a `/` of its own, such as `iou/cat`, comes
+        with its split.
     """
-    parts = name.split("/")
-    for first in range(len(parts)):
+    if name in RUN_METRICS:
+        return metric_info.get(name)
+    parts = name.removeprefix("eval/").split("/")
+    for first in range(len(parts) > 1, len(parts)):
         metric = "/".join(parts[first:])
         if metric in metric_info:
             return metric_info[metric]

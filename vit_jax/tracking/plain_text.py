@@ -7,6 +7,7 @@ and unpaired surrogates from file names that are not valid UTF-8.
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from typing import TextIO
 
 _ELLIPSIS = "…"
 
@@ -18,6 +19,20 @@ def visible(text: str) -> str:
     of text, unpaired surrogates and code points that are not characters.
     """
     return "".join(char.encode("unicode_escape").decode() if _acts(char) else char for char in text)
+
+
+def visible_lines(text: str) -> str:
+    """Returns a text of several lines with all characters but its line breaks visible."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def show(text: object, file: TextIO | None = None) -> None:
+    """Prints a text, parts of which may come from files, so that it cannot act on the terminal.
+
+    Args:
+      file: the stream; None for the standard output.
+    """
+    print(visible_lines(str(text)), file=file)
 
 
 def one_line(text: str, limit: int = 0) -> str:

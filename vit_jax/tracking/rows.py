@@ -6,14 +6,12 @@
 A row belongs to the step that it names. Several lines may hold values of one step, and the first
 value of a (step, name) counts.
 
-JSON has no NaN or infinity, so these are the strings "NaN", "Infinity" and "-Infinity" (the JSON
-mapping of protocol buffers, which Python's `float` also reads).
+Values that are not finite are strings, see `storage.json_text`.
 
 On a file system the rows are in `metrics.jsonl`. On object stores, where files cannot be appended
 to, they are in `metrics/part-FIRST-LAST.jsonl`.
 """
 
-import json
 import logging
 import math
 import sys
@@ -64,21 +62,18 @@ def read_metrics(workdir: epath.PathLike) -> list[Row]:
 
 def read_rows(path: epath.Path) -> list[Row]:
     """Returns the rows of one file; none if there is no such file."""
-    return list(decode(path.read_bytes(), path)) if path.exists() else []
+    return list(decode(storage.read_bytes(path), path)) if path.exists() else []
 
 
 def parts(workdir: epath.Path) -> list[epath.Path]:
     """Returns the files that hold the log of a run on an object store."""
     folder = workdir / PARTS_NAME
-    return sorted(folder.glob("part-*.jsonl")) if folder.is_dir() else []
+    return sorted(storage.literal(folder).glob("part-*.jsonl")) if folder.is_dir() else []
 
 
 def encode(rows: Iterable[Row]) -> bytes:
     """Returns rows as lines of JSON."""
-    return b"".join(
-        json.dumps({name: _jsonable(value) for name, value in row.items()}).encode() + b"\n"
-        for row in rows
-    )
+    return b"".join(storage.json_text(row).encode() + b"\n" for row in rows)
 
 
 def decode(data: bytes, path: epath.Path) -> Iterator[Row]:
@@ -100,8 +95,8 @@ def decode(data: bytes, path: epath.Path) -> Iterator[Row]:
 
 def _decode_line(line: bytes) -> Row | None:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        found = storage.parse_json(line)
+    except ValueError:
         return None
     if not isinstance(found, dict):
         return None
@@ -120,11 +115,3 @@ def _is_scalar(value: Any) -> bool:
     if isinstance(value, int) and not isinstance(value, bool):
         return abs(value) <= sys.float_info.max
     return isinstance(value, float)
-
-
-def _jsonable(value: Scalar) -> Scalar | str:
-    if math.isfinite(value):
-        return value
-    if math.isnan(value):
-        return "NaN"
-    return "Infinity" if value > 0 else "-Infinity"

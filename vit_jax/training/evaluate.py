@@ -21,11 +21,12 @@ from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
 from vit_jax.tracking.metrics import best_metric
 from vit_jax.training import agreement, probes, step
-from vit_jax.training.class_names import class_names, plain
+from vit_jax.training.class_names import check_labels, class_names
+from vit_jax.training.learned import Learned
 from vit_jax.training.neighbors import Labelled
 from vit_jax.training.run import Run, open_source
 from vit_jax.training.workdir import Workdir
-from vit_jax.types import Array, Batch, Features, HostBatch, Params
+from vit_jax.types import Array, Batch, DataInfo, Features, HostBatch, Params
 
 CACHE_BYTES = 256 << 20
 """The most bytes of a decoded split that stay in host memory between evaluations."""
@@ -84,6 +85,9 @@ class Evaluator:
                 "config.eval.probes measures the backbone of a model on images with one label each;"
                 " the model has no such part, or the images no such labels"
             )
+        for split in filter(_has_labels, self.splits):
+            place = f"config.eval.sets.{split.name}"
+            check_labels(place, split.source, "config.eval.probes", known.source)
         return known
 
     def run(
@@ -301,9 +305,8 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
       UserError: the checkpoint does not fit the config's model, or has no head of its own.
     """
     run = Run.build(config)
-    trained = Workdir.containing(path)
-    if trained:
-        trained.check_classes(class_names(run.task))
+    if change := Learned.of(path).change(class_names(run.task)):
+        raise UserError(f"{path} was trained for other classes: {change}")
     height, width, channels = run.task.image_spec.shape
     params = checkpoints.load(
         path, run.task.model, image_size=(height, width), channels=channels, head="keep"
@@ -353,23 +356,6 @@ def _open(config: ConfigDict, name: str, entry: Mapping[str, Any]) -> Split:
     return Split(name, open_source(spec), entry.get("pp", config.data.eval_pp))
 
 
-def _check_names(split: Split, trained: Sequence[str]) -> None:
-    """Warns of a class with another name than in training. Raises for the same in another order."""
-    names, known = (list(map(plain, x)) for x in (split.source.class_names or (), trained))
-    pairs = enumerate(zip(names, known, strict=False))
-    differ = next(((number, *pair) for number, pair in pairs if len(set(pair)) > 1), None)
-    if differ and sorted(names) == sorted(known):
-        raise UserError(
-            f"config.eval.sets.{split.name} has the classes of training in another order: class"
-            f" {differ[0]} is {differ[1]!r}, in training {differ[2]!r}; write them in one order"
-        )
-    if differ:
-        logging.warning(
-            "config.eval.sets.%s calls class %d %r, training %r: is it the same?",
-            split.name, *differ,
-        )  # fmt: skip
-
-
 def _has_labels(split: Split) -> bool:
     """Returns whether each image of a split has one label."""
     label = data.element_spec(split.source, split.pp).get("label")
@@ -379,15 +365,15 @@ def _has_labels(split: Split) -> bool:
 def _check_meanings(split: Split, task: BaseTask) -> None:
     """Compares a split's classes and vocabularies with those of the training data.
 
-    With other classes a metric would still be computed, but would have no meaning.
+    Labels of images are numbers of `config.task.classes` where the task is given such words.
     """
-    found, trained = split.source.num_classes, task.info.num_classes
-    if found and trained and found != trained:
-        raise UserError(
-            f"config.eval.sets.{split.name} has {found} classes, config.data has {trained}; labels"
-            " must mean the same in both"
-        )
-    _check_names(split, task.info.class_names or ())
+    place, words = f"config.eval.sets.{split.name}", tuple(getattr(task, "classes", ()))
+    if words and _has_labels(split):
+        known = DataInfo({}, len(words), words)
+        check_labels(place, split.source, "config.task.classes", known)
+    else:
+        known = DataInfo({}, task.info.num_classes, class_names(task))
+        check_labels(place, split.source, "config.data", known)
     for name, vocab in data.vocabularies(split.pp).items():
         learned = task.info.spec[name].vocab if name in task.info.spec else ""
         if learned and vocab != learned:

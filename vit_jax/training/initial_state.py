@@ -11,10 +11,10 @@ from vit_jax.checkpoints import MergeReport
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
 from vit_jax.training import step
-from vit_jax.training.class_names import class_names, difference
+from vit_jax.training.class_names import class_names
 from vit_jax.training.class_rows import by_name
+from vit_jax.training.learned import Learned
 from vit_jax.training.run import Run
-from vit_jax.training.workdir import Workdir
 from vit_jax.types import Params
 
 
@@ -37,8 +37,7 @@ def first_state(run: Run) -> tuple[step.State, MergeReport | None]:
 def _check_teacher(run: Run) -> None:
     """Raises a `UserError` if the teacher of a distillation was trained for other classes."""
     distill = run.config.task.get("distill") or {}
-    before, after = _names_of_run(distill.get("checkpoint", "")), class_names(run.task)
-    if before and after and (change := difference(before, after)):
+    if change := Learned.of(distill.get("checkpoint", "")).change(class_names(run.task)):
         raise UserError(f"config.task.distill: the teacher was trained for other classes: {change}")
 
 
@@ -46,21 +45,16 @@ def _load(run: Run) -> tuple[Params, MergeReport]:
     """Loads `config.init.checkpoint` and gives each class the row of the head with its name."""
     init = run.config.init
     try:
-        names, after = _names_of_run(init.checkpoint), class_names(run.task)
         params, report = _load_with_head(run, init.head)
-        is_other = len(names) == len(after) and bool(difference(names, after))
-        if not is_other or init.head == "zero":
+        if init.head == "zero":
+            return params, report
+        learned, names = Learned.of(init.checkpoint), class_names(run.task)
+        if len(learned.names) != len(names) or not learned.change(names):
             return params, report
         fresh, _ = _load_with_head(run, "zero")
-        return by_name(run.task, names, params, fresh, report, keep=init.head == "keep")
+        return by_name(run.task, learned.names, params, fresh, report, keep=init.head == "keep")
     except UserError as error:
         raise UserError(f"config.init: {error}") from error
-
-
-def _names_of_run(checkpoint: str) -> tuple[str, ...]:
-    """Returns the class names of the run that a checkpoint lies in; empty if there are none."""
-    workdir = Workdir.containing(checkpoint) if checkpoint else None
-    return workdir.read_class_names() if workdir else ()
 
 
 def _load_with_head(run: Run, head: str) -> tuple[Params, MergeReport]:

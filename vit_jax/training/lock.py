@@ -61,10 +61,10 @@ class Holder:
         return cls(uuid.uuid4().hex, socket.gethostname(), pid, started, _scope(), _birth(pid))
 
     @classmethod
-    def parse(cls, content: str) -> "Holder":
+    def parse(cls, content: str | bytes) -> "Holder":
         """Returns the holder that a file names; fields that are missing or wrong are unknown."""
         try:
-            stored: dict[str, Any] = json.loads(content)
+            stored: dict[str, Any] = storage.parse_json(content)
             unknown = dataclasses.asdict(cls())
             return cls(**{name: type(value)(stored[name]) for name, value in unknown.items()})
         except (ValueError, KeyError, TypeError):
@@ -201,7 +201,7 @@ class WorkdirLock:
     def _read(self) -> Holder | None:
         """Returns who holds the lock, or None if nobody does."""
         try:
-            return Holder.parse(self._path.read_text())
+            return Holder.parse(storage.read_bytes(self._path))
         except storage.errors() as error:
             if isinstance(error, FileNotFoundError) or not self._path.exists():
                 return None

@@ -187,7 +187,7 @@ class Workdir:
         """Turns the exceptions of a broken `config.json` into a `UserError`."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{self._config_file} cannot be read: {error!r}") from error
 
     def write_config(
@@ -223,7 +223,7 @@ class Workdir:
             "commit": current_commit(),
             "packages": _package_versions(),
         }
-        text = json.dumps(record, indent=2, default=str) + "\n"
+        text = json.dumps(record, indent=2, default=str, allow_nan=False) + "\n"
         write_atomically(self._config_file, text.encode())
 
     def check_resume(self, config: ConfigDict) -> list[str]:

@@ -62,14 +62,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import json
     from pathlib import Path
 
     measure = _bench_of_model if arguments.model else _bench_of_config
     measured = measure(arguments)
     from vit_jax.bench.machine import describe_machine
+    from vit_jax.storage import json_text
 
-    result = json.dumps({**measured, "machine": describe_machine()}, indent=2)
+    result = json_text({**measured, "machine": describe_machine()}, indent=2)
     print(result)
     if arguments.json:
         Path(arguments.json).write_text(result + "\n")

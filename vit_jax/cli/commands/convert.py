@@ -43,8 +43,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax import config
     from vit_jax.inference import convert
+    from vit_jax.tracking.plain_text import show
 
-    print(
+    show(
         convert.run(
             arguments.src,
             arguments.dst,

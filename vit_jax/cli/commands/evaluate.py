@@ -37,11 +37,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import json
     from pathlib import Path
 
     check_one_of(arguments, "workdir", "checkpoint")
-    from vit_jax.tracking.plain_text import visible
+    from vit_jax.storage import json_text
+    from vit_jax.tracking.plain_text import show
     from vit_jax.training import evaluate
     from vit_jax.training.workdir import Workdir
 
@@ -58,9 +58,9 @@ def _run(arguments: argparse.Namespace) -> None:
         set_up(workdir.read_config(arguments.overrides), arguments)
         results = evaluate.evaluate_workdir(workdir, arguments.overrides, arguments.step)
     for name, value in results.items():
-        print(f"{visible(name):32} {value:.6g}")
+        show(f"{name:32} {value:.6g}")
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
+        Path(arguments.json).write_text(json_text(results, indent=2) + "\n")
 
 
 COMMAND = Command(

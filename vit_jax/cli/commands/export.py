@@ -56,13 +56,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.inference import export
     from vit_jax.inference.preparation import find_images
+    from vit_jax.tracking.plain_text import show
     from vit_jax.training.workdir import Workdir
 
     is_run = Workdir.at(arguments.src) is not None
     arguments.workdir = arguments.src if is_run else None
     arguments.checkpoint = None if is_run else arguments.src
     predictor = open_predictor(arguments, headless=arguments.outputs == "features")
-    print(
+    show(
         export.export(
             predictor,
             arguments.out,

@@ -26,9 +26,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.inference import features
+    from vit_jax.tracking.plain_text import show
 
     predictor = open_predictor(arguments, headless=True)
-    print(features.run(arguments.images, arguments.out, predictor))
+    show(features.run(arguments.images, arguments.out, predictor))
 
 
 COMMAND = Command(

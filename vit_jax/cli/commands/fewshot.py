@@ -22,6 +22,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     check_one_of(arguments, "workdir", "config")
     from vit_jax.inference import fewshot
+    from vit_jax.tracking.plain_text import show
     from vit_jax.training.workdir import Workdir
 
     if arguments.workdir:
@@ -31,7 +32,7 @@ def _run(arguments: argparse.Namespace) -> None:
         config = load_config(arguments)
     set_up(config, arguments)
     for name, value in fewshot.run(config).items():
-        print(f"{name:32} {value:.6g}")
+        show(f"{name:32} {value:.6g}")
 
 
 COMMAND = Command(

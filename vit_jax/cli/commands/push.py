@@ -15,8 +15,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.inference.push import push
+    from vit_jax.tracking.plain_text import show
 
-    print(push(arguments.workdir, arguments.address, private=arguments.private))
+    show(push(arguments.workdir, arguments.address, private=arguments.private))
 
 
 COMMAND = Command(

@@ -5,8 +5,11 @@ written under a temporary name and renamed when it is complete, and its checksum
 folder gets its final name last, so an incomplete folder is never mistaken for a dataset.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +18,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from vit_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
 _CHUNK = 16 << 20
@@ -41,8 +46,34 @@ def write(parts: Sequence[Part], folder: Path, tell: Tell) -> dict[str, dict[str
 
     Returns {file name: {"size", "sha256"}} of all parts. Calls `tell` with a line of progress every
     ten seconds.
+
+    Raises:
+      UserError: another process writes there, whose files would be mixed with these.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        return _write(parts, folder, tell)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes of this host from writing into a folder until the block ends."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process prepares {folder}; wait until it ends") from error
+        except OSError:
+            logger.info("%s is on a file system without locks", folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write(parts: Sequence[Part], folder: Path, tell: Tell) -> dict[str, dict[str, Any]]:
     sums = read_checksums(folder)
     todo = [part for part in parts if part.file_name not in sums]
     if len(todo) < len(parts):

@@ -6,13 +6,19 @@ or a class anywhere else that a config names as `package.module:ClassName`.
 """
 
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from vit_jax.data import files
 from vit_jax.errors import UserError
 from vit_jax.plugins import Kind, check_fields, check_known, is_foreign
+
+logger = logging.getLogger(__name__)
+
+_MAX_NAMED = 5
 
 Records = dict[str, np.ndarray]
 
@@ -133,4 +139,24 @@ def open_source(spec: Mapping[str, Any]) -> Source:
         raise UserError(f"source {source!r} lacks {', '.join(missing)}; see vit_jax.data.Source")
     if len(opened) == 0:
         raise UserError(f"{opened.fingerprint} has no examples")
+    _warn_of_classes(opened, str(spec.get("split") or ""))
     return opened
+
+
+def _warn_of_classes(source: Source, split: str) -> None:
+    """Warns of a single class, and of classes that a part of the data, `train[:90%]`, lacks."""
+    counts = np.array(class_counts(source))
+    names = [*map(files.shown, source.class_names or map(str, range(len(counts))))]
+    if len(counts) == 1 and np.ndim(getattr(source, "labels", 0)) == 1:
+        logger.warning(
+            "%s has the class %r alone: a classifier has nothing to tell apart",
+            source.fingerprint, names[0],
+        )  # fmt: skip
+    lacking = np.flatnonzero(counts == 0)
+    if len(lacking) and "[" in split:
+        named = ", ".join(names[label] for label in lacking[:_MAX_NAMED])
+        more = ", ..." if len(lacking) > _MAX_NAMED else ""
+        logger.warning(
+            "%s has no example of %d of %d classes (%s%s)",
+            source.fingerprint, len(lacking), len(counts), named, more,
+        )  # fmt: skip

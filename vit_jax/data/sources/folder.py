@@ -11,7 +11,6 @@ is large enough (`_splits.with_every_class`). `_splits` lists the other ways to 
 `train[fold 1 of 5]`.
 """
 
-import logging
 import os
 import re
 import unicodedata
@@ -31,9 +30,6 @@ _SPLIT_FOLDERS = {
     "validation": ("validation", "val", "valid"),
     "test": ("test", "testing"),
 }
-_MAX_NAMED = 5
-
-logger = logging.getLogger(__name__)
 
 
 class Source:
@@ -81,22 +77,6 @@ class Source:
             self.fingerprint += f":seed{split_seed}"
         if exif == "ignore":
             self.fingerprint += ":exif-ignored"
-        self._warn(shown(root), split, is_part=len(order) < len(files))
-
-    def _warn(self, root: str, split: str, is_part: bool) -> None:
-        if self.num_classes == 1:
-            logger.warning(
-                "%s has the class %r alone: a classifier has nothing to tell apart",
-                root, self.class_names[0],
-            )  # fmt: skip
-        lacking = np.setdiff1d(np.arange(self.num_classes), self._labels)
-        if is_part and len(lacking):
-            named = [self.class_names[label] for label in lacking[:_MAX_NAMED]]
-            more = ", ..." if len(lacking) > _MAX_NAMED else ""
-            logger.warning(
-                "%s: %s has no image of %d of %d classes (%s%s)",
-                root, split, len(lacking), self.num_classes, ", ".join(map(shown, named)), more,
-            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._names)

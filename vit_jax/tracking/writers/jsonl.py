@@ -51,7 +51,7 @@ class _File:
 
     def __init__(self, workdir: epath.Path, resume_step: int):
         path = workdir / LOG_NAME
-        before = path.read_bytes() if path.exists() else b""
+        before = storage.read_bytes(path) if path.exists() else b""
         after = encode(_until(rows_lib.decode(before, path), resume_step))
         if after != before:
             write_atomically(path, after)
