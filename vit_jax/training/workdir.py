@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import operator
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,7 +169,9 @@ class Workdir:
             spec = {
                 # Earlier versions did not record vocabularies.
                 name: ArraySpec(
-                    tuple(entry["shape"]), np.dtype(entry["dtype"]), entry.get("vocab", "")
+                    tuple(map(operator.index, entry["shape"])),
+                    np.dtype(entry["dtype"]),
+                    entry.get("vocab", ""),
                 )
                 for name, entry in stored["spec"].items()
             }
