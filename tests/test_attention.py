@@ -201,9 +201,12 @@ def test_overlays_of_any_picture_keep_its_size(picture):
     assert attention.overlay(picture, np.ones((4, 4))).size == (200, 300)
 
 
-def test_an_overlay_of_no_attention_is_the_picture_in_the_dark():
-    image = np.asarray(attention.overlay(np.full((4, 4), 255, np.uint8), np.zeros((2, 2))))
-    assert len(np.unique(image.reshape(-1, 3), axis=0)) == 1
+@pytest.mark.parametrize("heat", [np.zeros((2, 2)), np.full((2, 2), 0.3)])
+def test_attention_that_is_alike_everywhere_leaves_the_picture_bare(heat):
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    image = attention.overlay(picture, heat)
+    enlarged = Image.fromarray(picture).resize(image.size, Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(enlarged))
 
 
 @pytest.mark.parametrize("pooling", ["token", "map", "mean"])
@@ -214,7 +217,7 @@ def test_the_figure_and_the_panel_draw(pooling):
     names = [axes.get_title() for axes in figure.axes]
     assert names[:3] == ["image", "pooling" if pooling == "map" else "last layer", "rollout"]
     panel = attention.panel(list(images), maps, ["first", "second"])
-    assert len(panel.axes) == 6
+    assert len(panel.axes) == 6 + 1  # The scale of the colors.
     assert figures.png(figure)
     assert figures.png(panel)
 

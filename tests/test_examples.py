@@ -1,11 +1,15 @@
 """The example notebooks: valid, without outputs, and, by a soak test, executed."""
 
 import ast
+import inspect
 import json
+import operator
 import os
 from pathlib import Path
 
 import pytest
+
+import vit_jax
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 
@@ -14,9 +18,27 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 def test_a_notebook_is_stored_without_outputs(path):
     cells = json.loads(path.read_text())["cells"]
     for cell in (cell for cell in cells if cell["cell_type"] == "code"):
-        ast.parse("".join(cell["source"]))
+        check_calls(ast.parse("".join(cell["source"])))
         assert cell["outputs"] == []
         assert cell["execution_count"] is None
+
+
+def check_calls(code):
+    """Calls of the package name what is there, with arguments that it takes."""
+    for call in ast.walk(code):
+        name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+        if name.startswith("vit_jax."):
+            function = operator.attrgetter(name.removeprefix("vit_jax."))(vit_jax)
+            named = dict.fromkeys(one.arg for one in call.keywords if one.arg)
+            inspect.signature(function).bind_partial(*call.args, **named)
+
+
+def test_there_is_a_notebook_for_each_wish():
+    assert {path.stem for path in NOTEBOOKS} == {
+        "attention_and_features", "finetune_and_export", "own_photos", "start", "tpu"
+    }  # fmt: skip
+    readme = (NOTEBOOKS[0].parents[1] / "README.md").read_text()
+    assert [path.name for path in NOTEBOOKS if f"examples/{path.name}" not in readme] == []
 
 
 @pytest.mark.soak

@@ -25,7 +25,7 @@ from vit_jax.report import Section, figures, inside
 from vit_jax.types import Array, Images, Params
 
 _OVERLAY_SIDE = 224  # pixels; smaller pictures are enlarged to about this
-_HEAT = "inferno"
+MOST_TIMES = inside.MOST_TIMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,11 @@ def distances(maps: AttentionMaps) -> np.ndarray:
 
 
 def overlay(picture: np.ndarray | Image.Image, heat: np.ndarray) -> Image.Image:
-    """Returns `picture` in gray with `heat` drawn over it, smoothly resized to its size.
+    """Returns `picture` with `heat` drawn over it where it is above the mean, smoothly resized.
+
+    The color tells how many times the mean the heat is, on one scale for all pictures: 1 leaves the
+    picture as it is, and `MOST_TIMES` is the brightest. So a model that looks everywhere alike
+    leaves the picture bare.
 
     Args:
       picture: `[h, w, 3 or 1]`, uint8 or floats, or a PIL image. Small pictures are enlarged.
@@ -158,13 +162,14 @@ def overlay(picture: np.ndarray | Image.Image, heat: np.ndarray) -> Image.Image:
     image = Image.fromarray(figures.displayable(np.asarray(picture)))
     scale = max(1, round(_OVERLAY_SIDE / max(image.size)))
     size = (image.width * scale, image.height * scale)
-    grey = np.asarray(image.resize(size, Image.Resampling.NEAREST).convert("L"), np.float32) / 255
-    heat = np.asarray(heat, np.float32) / max(float(np.max(heat)), 1e-12)
-    smooth = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR))
-    smooth = smooth.clip(0, 1)
-    color = matplotlib.colormaps[_HEAT](smooth)[..., :3]
-    weight = 0.4 + 0.35 * smooth[..., None]
-    mixed = (1 - weight) * grey[..., None] + weight * color
+    pixels = np.asarray(image.resize(size, Image.Resampling.NEAREST), np.float32) / 255
+    heat = np.asarray(heat, np.float32)
+    times = heat / max(float(heat.mean()), 1e-12)
+    smooth = np.asarray(Image.fromarray(times).resize(size, Image.Resampling.BILINEAR))
+    strength = np.log(smooth.clip(1, MOST_TIMES)) / np.log(MOST_TIMES)
+    color = matplotlib.colormaps[inside.HEAT](strength)[..., :3]
+    weight = np.minimum(0.85, 2 * strength)[..., None]
+    mixed = (1 - weight) * pixels + weight * color
     return Image.fromarray(np.round(255 * mixed).astype(np.uint8))
 
 
@@ -221,17 +226,18 @@ def sections(
     if maps is not None:
         text = (
             "Above, the images; below, the attention that the output is made from, and attention"
-            " followed through all layers (rollout, Abnar and Zuidema 2020)."
+            " followed through all layers (rollout, Abnar and Zuidema 2020), colored where it is"
+            " above the mean."
         )
         found.append(Section("Where the model looks", text, panel(pictures, maps, titles)))
-        text = "The first of these images, and what every head of every layer attends to in it."
+        text = "The first of these images, and what each head of each layer attends to in it."
         found.append(Section("Attention of every head", text, figure(pictures[0], maps)))
         text = (
             "Mean distance, in patches, from a patch to those that a head attends to. A convolution"
             " of 3×3 patches reaches one patch further a layer; a head may look anywhere at once."
         )
         far = inside.attention_distances(distances(maps), maps.grid)
-        found.append(Section("How far every head looks", text, far))
+        found += [Section("How far every head looks", text, far)]
     _, tree = _backbone(model, params)
     tree = nn.meta.unbox(tree)
     if "patch_embed" in tree:
@@ -239,22 +245,21 @@ def sections(
             "Principal components of the filters that turn a patch into a token, the one that"
             " explains most first."
         )
-        kernel = jax.device_get(tree["patch_embed"]["kernel"])
-        found.append(Section("What a patch is made of", text, inside.patch_filters(kernel)))
+        filters = inside.patch_filters(jax.device_get(tree["patch_embed"]["kernel"]))
+        found.append(Section("What a patch is made of", text, filters))
     if "pos_embed" in tree and maps is not None:
         text = (
             "Cosine similarity of the learned position of each patch with those of all others."
             " With enough training neighbours become alike, and so do rows and columns."
         )
-        rows, columns = maps.grid
-        table = jax.device_get(tree["pos_embed"])[0]
+        (rows, columns), table = maps.grid, jax.device_get(tree["pos_embed"])[0]
         kept = models.traits_of(model).table_grid
         if kept:
             table = models.resize_grid(table.reshape(*kept, -1), (rows, columns))
         else:
             table = table[-rows * columns :].reshape(rows, columns, -1)
-        similarity = inside.position_similarity(np.asarray(table))
-        found.append(Section("What positions are like", text, similarity))
+        alike = inside.position_similarity(np.asarray(table))
+        found.append(Section("What positions are like", text, alike))
     return found
 
 

@@ -7,6 +7,7 @@ whole or not at all. Other paths are on a file system.
 import contextlib
 import errno
 import glob
+import inspect
 import json
 import logging
 import math
@@ -166,6 +167,30 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def create(path: epath.PathLike, data: bytes) -> bool | None:
+    """Creates a file on an object store by a conditional write, unless it is there.
+
+    Google Cloud Storage writes with `ifGenerationMatch=0`, S3 with `If-None-Match: *`, through
+    fsspec, whose mode "create" asks for that
+    (https://filesystem-spec.readthedocs.io/en/latest/api.html).
+
+    Returns whether this call created the file; None if the store, or what is installed of fsspec
+    for it, has no conditional write.
+    """
+    import fsspec
+
+    try:
+        system, place = fsspec.core.url_to_fs(os.fspath(path))
+        if "mode" not in inspect.signature(system.pipe_file).parameters:
+            return None
+        system.pipe_file(place, data, mode="create")
+    except FileExistsError:
+        return False
+    except (ImportError, NotImplementedError, TypeError, ValueError):
+        return None
+    return True
 
 
 @contextlib.contextmanager

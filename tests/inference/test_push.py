@@ -28,6 +28,21 @@ def test_a_pushed_run_answers_as_before(hub_server, tiny_config, left_by_a_run, 
     assert json.loads(repository["vit_jax_config.json"])["model"]["name"] == "vit"
 
 
+def test_a_step_of_a_run_is_pushed_with_its_own_metrics(
+    hub_server, tiny_config, left_by_a_run, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    left_by_a_run(tiny_config(), run)
+    rows = [{"step": step, "eval/val/accuracy": step / 4} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["push", str(run), "hf://me/digits", "--step=1"]) == 0
+    card = hub_server.repos["me/digits"]["README.md"].decode()
+    assert "Last evaluation until step 1" in card
+    assert "| val/accuracy | 0.25" in card
+    assert main(["push", str(run), "hf://me/digits", "--step=7"]) == 2
+    assert "has no step 7; it has [1]" in capsys.readouterr().err
+
+
 def test_independent_classes_come_back_as_such(hub_server, tiny_config, left_by_a_run, tmp_path):
     run = tmp_path / "run"
     left_by_a_run(tiny_config(task__loss="sigmoid", data__eval_pp="decode|resize(8)"), run)

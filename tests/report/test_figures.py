@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from drawn import ODD_NAMES, names, pictures, rendered, texts
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
 from vit_jax.report import curves, figures, inside
@@ -122,6 +123,18 @@ def test_charts_with_few_decades_have_a_logarithmic_scale_and_plain_labels():
     assert {"0.01", "0.1", "1", "10", "100"} <= set(labels)
 
 
+@settings(max_examples=50)
+@given(st.tuples(*[st.floats(0, 1)] * 3))
+def test_text_on_a_cell_of_any_color_has_the_contrast_of_wcag(color):
+    def luminance(color):
+        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    ink = figures.legible_ink(np.array(color))
+    both = sorted([luminance(color), luminance([int(ink[i : i + 2], 16) / 255 for i in (1, 3, 5)])])
+    assert (both[1] + 0.05) / (both[0] + 0.05) >= 4.5
+
+
 def test_a_noisy_training_loss_is_smoothed_over_its_raw_line(rng):
     values = 1 + rng.random(600)
     points = list(enumerate(values))
@@ -130,6 +143,8 @@ def test_a_noisy_training_loss_is_smoothed_over_its_raw_line(rng):
     np.testing.assert_array_equal(raw, values)
     assert smooth[100:500].std() < 0.3 * values.std()
     np.testing.assert_allclose(smooth[300], values[290:311].mean())
+    # The last point is a mean, too: it does not jump to the last raw value.
+    np.testing.assert_allclose(smooth[-1], values[-11:].mean())
 
 
 def test_long_logs_make_small_files(rng):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pages import Page
 from PIL import Image
 
+from vit_jax.__main__ import main
 from vit_jax.errors import UserError
 from vit_jax.report import Section, figures, save_sections, write_report
 from vit_jax.report.html import render
@@ -125,7 +126,7 @@ def test_the_report_is_self_contained(workdir):
     source = path.read_text()
     page = Page(source)
     assert page.addresses
-    assert all(address.startswith("data:") for address in page.addresses)
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
     for drawing in drawings_in(source):
         assert not re.search(r'(href|src)="(?!#|data:)|@import|url\((?!#)|<script', drawing)
     source = re.sub(r'"data:image/[a-z+]*;base64,[^"]*"', '""', source)
@@ -149,6 +150,58 @@ def test_charts_are_drawings_with_a_legend(workdir):
     assert "95.2 %" in page.texts[page.texts.index("Accuracy") :][:5]
 
 
+def test_headings_are_reached_by_links_and_charts_have_words_and_numbers(workdir):
+    source = write_report(workdir).read_text()
+    linked = set(re.findall(r'href="#([^"]+)"', source))
+    assert {"learning-curves", "final-metrics", "confusion-matrix", "time", "again"} <= linked
+    assert linked <= set(re.findall(r' id="([^"]+)"', source))
+    assert "The training loss is that of augmented images" in source
+    assert 'alt="Accuracy by step: test accuracy ends at 90.9 %; test accuracy, averaged' in source
+    assert source.count("<th ") == source.count("<th scope=")
+    page = Page(source)
+    numbers = page.texts[page.texts.index("Numbers") :]
+    assert numbers[1:4] == ["step", "train loss", "test loss"]
+    assert numbers[5:7] == ["10", "20"]
+    for broad in re.findall(r'<div class="(?:wide|picture)"[^>]*>', source):
+        assert "tabindex" in broad  # What scrolls is reached by the keyboard.
+
+
+def test_runs_are_compared_on_one_page(workdir, tmp_path, capsys):
+    other = shutil.copytree(workdir, tmp_path / "other" / workdir.name)
+    stored = json.loads((other / "config.json").read_text())
+    stored["config"]["seed"] = 7
+    (other / "config.json").write_text(json.dumps(stored))
+    log = (other / "metrics.jsonl").read_text().replace('"eval/test/accuracy":0.9', "")
+    lines = [json.loads(line) for line in log.splitlines() if line.endswith("}")]
+    lines.append({"step": 101, "eval/test/accuracy": 0.99})
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "both.html"
+    assert main(["report", str(workdir), f"--workdir={other}", f"--out={out}"]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    source = out.read_text()
+    page = Page(source)
+    names = [f"{tmp_path.name}/{workdir.name}", f"other/{workdir.name}"]
+    assert page.texts[page.texts.index("2 runs side by side") + 1 :][:2] == names
+    rows = page.texts[page.texts.index("test accuracy") :]
+    assert rows[1:3] == ["90.9 %", "99.0 %"]
+    assert "<b>99.0 %</b>" in source
+    keys = page.texts[page.texts.index("What differs in the configs") :]
+    assert keys[4:7] == ["seed", "0", "7"]
+    assert "model.patch_size" not in page.text
+    assert "Train loss" in page.texts
+    assert len(drawings_in(source)) >= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "name a run"), (["RUN", "--out=x.html"], "--out is for several runs")],
+)
+def test_what_report_cannot_do_is_one_line(workdir, arguments, message, capsys):
+    named = [str(workdir) if one == "RUN" else one for one in arguments]
+    assert main(["report", *named]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_classes_of_a_family_share_one_chart(tmp_path):
     writer = MetricsLog(tmp_path, resume_step=0)
     for step in (1, 2):
@@ -158,7 +211,8 @@ def test_the_classes_of_a_family_share_one_chart(tmp_path):
     assert len(drawings_in(source)) == 1
     page = Page(source)
     assert "Iou of each class" in page.texts
-    assert "val iou class 7" not in page.texts  # Forty lines of legend help nobody.
+    assert "<bdi>val iou class 7" not in source  # Forty lines of legend help nobody.
+    assert "Numbers" not in page.texts
 
 
 def test_pictures_lie_beside_the_report(workdir):
@@ -322,7 +376,9 @@ def test_a_chart_that_fails_costs_that_chart_alone(workdir, monkeypatch, caplog)
     draw = figures.learning_curve
     monkeypatch.setattr(figures, "learning_curves", lambda *_: 1 / 0)
     monkeypatch.setattr(
-        figures, "learning_curve", lambda chart: 1 / 0 if chart.title == "Loss" else draw(chart)
+        figures,
+        "learning_curve",
+        lambda chart, colors: 1 / 0 if chart.title == "Loss" else draw(chart, colors),
     )
     assert len(drawings_in(write_report(workdir).read_text())) == 4 + 1
     assert len(caplog.records) == 2

@@ -16,7 +16,7 @@ def test_attention_panel_has_a_row_for_each_kind(rng):
     images = list(rng.integers(0, 255, (3, 6, 9, 3), np.uint8))
     overlays = {"last layer": images, "rollout": images}
     figure = inside.attention_panel(images, overlays, ["a", "b", "c"])
-    assert len(figure.axes) == 9
+    assert len(figure.axes) == 9 + 1  # The scale of the colors.
     assert {"image", "last layer", "rollout", "a", "b", "c"} <= set(texts(figure))
     rendered(figure)
 
@@ -25,9 +25,9 @@ def test_attention_panel_of_many_images_has_several_lines(rng):
     images = list(rng.integers(0, 255, (11, 6, 9, 3), np.uint8))
     captions = [f"caption {number}" for number in range(11)]
     figure = inside.attention_panel(images, {"rollout": images}, captions)
-    assert len(figure.axes) == 22
+    assert len(figure.axes) == 22 + 1
     assert set(captions) <= set(texts(figure))
-    tops = {round(axes.get_position().y1, 3) for axes in figure.axes}
+    tops = {round(axes.get_position().y1, 3) for axes in figure.axes[:-1]}
     assert len(tops) == 4
     assert texts(figure).count("rollout") == 2
     rendered(figure)

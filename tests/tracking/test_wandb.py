@@ -68,6 +68,30 @@ def test_a_run_that_is_started_again_keeps_its_id(tmp_path, wandb):
     assert wandb.asked[1]["resume"] == "allow"
 
 
+@pytest.mark.soak
+def test_the_package_itself_takes_all_of_it_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="needs the extra `wandb`")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    png = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(png, "PNG")
+    ids = []
+    for resume_step in (0, 2):
+        told = []
+        config = {"seed": 1, "optim": {"lr": 0.1}}
+        options = {"resume_step": resume_step, "config": config, "warn": told.append}
+        log = MetricsLog(tmp_path, writers=["wandb"], **options)
+        run = log._writers["wandb"]._run
+        ids.append(run.id)
+        log.write(resume_step + 1, {"train/loss": 0.5})
+        log.image(resume_step + 1, "attention", png.getvalue())
+        assert run.config["optim"]["lr"] == 0.1
+        assert run.summary["train/loss"] == 0.5
+        log.close()
+        assert told == []
+    assert ids[0] == ids[1]
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
+
+
 def test_without_the_package_the_run_goes_on_with_a_warning(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     told = []

@@ -72,6 +72,21 @@ def test_tensorboard_holds_pictures(tmp_path):
     assert value.image.encoded_image_string == picture.getvalue()
 
 
+def test_tensorboard_holds_the_config_once_as_text_and_as_hyperparameters(tmp_path):
+    config = {"seed": 1, "optim": {"lr": 0.5, "b": [1, 2]}, "none": None}
+    for resume_step in (0, 5):
+        log = MetricsLog(tmp_path, resume_step=resume_step, writers=["tensorboard"], config=config)
+        log.write(resume_step + 1, {"x": 1})
+        log.close()
+    values = [v for event in events(tmp_path / "tensorboard") for v in event.summary.value]
+    (text,) = [v.tensor.string_val[0].decode() for v in values if v.tag.startswith("config")]
+    assert json.loads(text) == config
+    told = b"".join(v.metadata.plugin_data.content for v in values if "hparams" in v.tag)
+    for part in (b"seed", b"optim.lr", b"optim.b", b"[1, 2]"):
+        assert part in told
+    assert b"none" not in told
+
+
 def test_tensorboard_keeps_names_as_they_are(tmp_path):
     name = "eval/val/iou/pickup truck (α)"
     write_rows(tmp_path, [{"step": 1, name: 0.5}], writers=["tensorboard"])

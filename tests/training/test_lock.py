@@ -9,6 +9,7 @@ import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
 import pytest
 from etils import epath
 
@@ -170,6 +171,7 @@ def test_on_an_object_store_the_lock_is_kept_too(folder, monkeypatch):
 def test_on_an_object_store_the_last_of_two_writers_has_the_lock(folder, monkeypatch):
     """Both have seen no lock; the first finds the other's when it looks again."""
     monkeypatch.setattr(storage, "is_remote", lambda _: True)
+    monkeypatch.setattr(storage, "create", lambda *_: None)  # A store without conditional writes.
     write = storage.write_atomically
 
     def both(path, content):
@@ -196,3 +198,11 @@ def test_a_beat_during_the_import_of_tensorflow_knows_its_errors(monkeypatch):
     """The module is in `sys.modules` before it has its names."""
     monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
     assert storage.errors() == (OSError,)
+
+
+def test_an_object_store_creates_a_lock_by_a_conditional_write():
+    path = "memory://bucket/run/LOCK"
+    assert storage.create(path, b"first") is True
+    assert storage.create(path, b"second") is False
+    assert fsspec.filesystem("memory").cat("/bucket/run/LOCK") == b"first"
+    assert storage.create("nothing://bucket/LOCK", b"") is None

@@ -10,10 +10,12 @@ from typing import Any
 
 from vit_jax import tasks
 from vit_jax.checkpoints import files, hub, input_spec
+from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
 from vit_jax.tracking.metrics import from_json, meaning
 from vit_jax.tracking.plain_text import one_line
+from vit_jax.training.evaluate import step_of
 from vit_jax.training.restore import last_evaluation
 from vit_jax.training.workdir import Workdir
 
@@ -38,7 +40,7 @@ A model `{model}`, trained with vit_jax{commit}.
 
 {use}
 
-## Last evaluation of the run
+## Last evaluation until step {step}
 
 {metrics}
 
@@ -59,7 +61,7 @@ Packages: {packages}. The config is in `{config}`.
 """
 
 
-def push(path: str, address: str, *, private: bool = False) -> str:
+def push(path: str, address: str, *, private: bool = False, step: int | str | None = None) -> str:
     """Uploads a run's model and returns a line about it.
 
     The layout is that of transformers if it has a place for the model, else a file with timm's
@@ -69,19 +71,24 @@ def push(path: str, address: str, *, private: bool = False) -> str:
       path: the workdir.
       address: `hf://USER/REPO`, or `hf://USER/REPO@BRANCH`; what is not there is made.
       private: whether a new repository is private.
+      step: the step whose checkpoint is uploaded, or "best"; None is the newest.
 
     Raises:
       UserError: there is no run, no format has a place for its model, or the hub refuses.
     """
     workdir = Workdir.existing(path)
+    at = step_of(Store(workdir.checkpoints), workdir.read_config(), step)
+    source = str(workdir.checkpoints / str(at))
     with tempfile.TemporaryDirectory(prefix="vit_jax_") as scratch:
         folder = Path(scratch) / "repository"
         shape = _image_shape(workdir)
-        layout, name = _write_weights(path, folder, (shape[0], shape[1]))
+        layout, name = _write_weights(source, folder, (shape[0], shape[1]))
         loaded = hub.with_file(address, name) if name else address
         record = _without_paths(workdir.read_record())
         _describe(workdir, record, folder, layout, shape)
-        (folder / "README.md").write_text(_card(workdir, record, layout, loaded), encoding="utf-8")
+        (folder / "README.md").write_text(
+            _card(workdir, record, layout, loaded, at), encoding="utf-8"
+        )
         hub.upload(folder, address, private=private)
     return f"{path} is at {address}; read it back as {loaded}"
 
@@ -160,8 +167,8 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _card(workdir: Workdir, record: Mapping[str, Any], layout: str, loaded: str) -> str:
-    config, found = record["config"], last_evaluation(workdir)
+def _card(workdir: Workdir, record: Mapping[str, Any], layout: str, loaded: str, step: int) -> str:
+    config, found = record["config"], last_evaluation(workdir, step)
     data, told = config["data"], input_spec.read(str(workdir.path))
     assert told is not None
     examples, is_hf = record["data_info"].get("num_examples"), layout == "hf"
@@ -173,6 +180,7 @@ def _card(workdir: Workdir, record: Mapping[str, Any], layout: str, loaded: str)
         title=loaded.removeprefix(hub.PREFIX),
         model=_inline(config["model"]["name"]),
         commit=f" at commit {record['commit']}" if record["commit"] else "",
+        step=step,
         use=_fenced(use, "sh"),
         metrics=_table(found, record),
         examples=f"{examples:,} examples" if examples else "the examples",

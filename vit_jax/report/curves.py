@@ -13,6 +13,12 @@ Points = list[tuple[int, float]]
 _MAIN_TRAIN = ("train/loss", "train/lr", "train/images_per_sec")
 _RUN = ("train/", "device/", "hosts/")
 
+_TRAIN_LOSS_NOTE = (
+    "The training loss is that of augmented images, with mixed and smoothed labels and dropout if"
+    " the config asks for them; evaluation has none of these. So the first may lie far above the"
+    " second in a good run."
+)
+
 
 @dataclass(frozen=True)
 class Series:
@@ -42,6 +48,12 @@ class Chart:
     series: tuple[Series, ...]
     is_main: bool = True
     scale: str = "auto"
+
+    @property
+    def note(self) -> str:
+        """Returns a sentence for a reader who compares the lines; "" if there is none to say."""
+        labels = [series.label for series in self.series]
+        return _TRAIN_LOSS_NOTE if labels[0] == "train loss" and len(labels) > 1 else ""
 
     @property
     def is_fraction(self) -> bool:

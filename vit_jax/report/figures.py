@@ -119,15 +119,21 @@ def learning_curves(
     return figure
 
 
-def learning_curve(chart: curves.Chart) -> Figure:
-    """Returns one chart without title and legend, which the page provides."""
-    figure = new_figure(4.6, 2.5)
-    _draw_chart(figure.add_subplot(), chart)
+def learning_curve(chart: curves.Chart, colors: Sequence[int] = ()) -> Figure:
+    """Returns one chart without title and legend, which the page provides.
+
+    colors: a number of `SERIES` for each line; in their order by default.
+    """
+    figure = new_figure(4.0, 2.4)
+    axes = figure.add_subplot()
+    _draw_chart(axes, chart, colors)
+    axes.set_xlabel("step", color=MUTED, fontsize=8.5)
     return figure
 
 
-def _draw_chart(axes: Axes, chart: curves.Chart) -> None:
-    for number, series in enumerate(chart.series):
+def _draw_chart(axes: Axes, chart: curves.Chart, colors: Sequence[int] = ()) -> None:
+    numbers = colors or range(len(chart.series))
+    for number, series in zip(numbers, chart.series, strict=True):
         color = SERIES[number % len(SERIES)]
         steps, values = map(np.asarray, zip(*series.points, strict=True))
         if series.label == "train loss" and len(steps) > _NOISY_FROM:
@@ -154,10 +160,13 @@ def _draw_chart(axes: Axes, chart: curves.Chart) -> None:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Returns a centered moving mean over about 3 % of a line, which does not lag behind it."""
-    reach = max(2, len(values) // 60)
-    size = 2 * reach + 1
-    return np.convolve(np.pad(values, reach, mode="edge"), np.full(size, 1 / size), "valid")
+    """Returns a centered moving mean over about 3 % of a line, which does not lag behind it.
+
+    At the ends it is the mean of the half of the window that there is, so that the last value does
+    not bend the line.
+    """
+    window = np.ones(2 * max(2, len(values) // 60) + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = None) -> Figure:
@@ -187,9 +196,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = Non
     axes.imshow(colors, interpolation="nearest")
     if count <= _MAX_NUMBERED_CLASSES:
         for row, column in zip(*np.nonzero(matrix), strict=True):
-            luminance = colors[row, column, :3] @ (0.299, 0.587, 0.114)
-            # These are not the page's text colors, which change on a dark page; cells do not.
-            ink = "#fefefe" if luminance < 0.62 else "#1b1f25"
+            ink = legible_ink(colors[row, column, :3])
             text = f"{matrix[row, column]:g}"
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
         for row in np.flatnonzero(totals).tolist():
@@ -207,6 +214,21 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = Non
     axes.set_ylabel("true", color=INK)
     quiet_axes(axes)
     return figure
+
+
+def legible_ink(background: np.ndarray) -> str:
+    """Returns near-black or near-white, whichever has the higher contrast with a color.
+
+    The contrast is at least 4.5, as WCAG 2.2 asks of text (success criterion 1.4.3). These are not
+    the page's text colors, which change on a dark page; cells do not.
+
+    background: red, green and blue, 0..1.
+    """
+    linear = np.where(
+        background <= 0.04045, background / 12.92, ((background + 0.055) / 1.055) ** 2.4
+    )
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    return "#fefefe" if (luminance + 0.05) ** 2 < 1.05 * 0.05 else "#010101"
 
 
 def image_grid(

@@ -18,6 +18,7 @@ import base64
 import json
 import logging
 import math
+import re
 import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from vit_jax.tracking.metrics import from_json, meaning
 from vit_jax.tracking.plain_text import one_line
 
 if TYPE_CHECKING:
+    import jinja2
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ CURVES_NAME = "curves.png"
 Row = Mapping[str, int | float]
 
 _MAX_LEGEND = 12
+_MAX_ROWS = 12  # Of the table behind a chart.
 _NOT_FACTS = ("config", "version", "headline", "metrics")
 
 
@@ -62,7 +65,7 @@ def write_report(workdir: epath.PathLike, *, is_done: bool | None = None) -> epa
     workdir = epath.Path(workdir)
     if not workdir.is_dir():
         raise UserError(f"workdir {workdir}: no such directory; name one that a run has written to")
-    rows, stored = read_metrics(workdir), _read_json(workdir / "config.json")
+    rows, stored = read_metrics(workdir), read_config(workdir)
     path = workdir / REPORT_NAME
     try:
         page = render(
@@ -97,32 +100,47 @@ def render(
       sections: the saved sections, in order.
       is_done: whether the run reached its last step.
     """
-    import jinja2
-
     config, metric_info = _mapping(stored.get("config")), from_json(stored.get("metrics"))
     last = _last_values(rows)
-    environment = jinja2.Environment(
+    charts = [drawn(chart) for chart in curves.charts(rows, metric_info)]
+    return (
+        environment()
+        .get_template("template.html")
+        .render(
+            name=name,
+            title=_title(config) or name,
+            status=_status(rows, is_done),
+            tiles=_tiles(stored, rows, last, metric_info),
+            main_charts=[chart for chart in charts if chart["is_main"]],
+            more_charts=[chart for chart in charts if not chart["is_main"]],
+            scores=_scores(rows, metric_info),
+            sections=sections,
+            timing=_timing(last),
+            config=_config_groups(config),
+            facts=_facts(stored),
+        )
+    )
+
+
+def environment() -> "jinja2.Environment":
+    """Returns what renders the templates of this folder."""
+    import jinja2
+
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("vit_jax.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = _data_uri
-    charts = [_drawn(chart) for chart in curves.charts(rows, metric_info)]
-    return environment.get_template("template.html").render(
-        name=name,
-        title=_title(config) or name,
-        status=_status(rows, is_done),
-        tiles=_tiles(stored, rows, last, metric_info),
-        main_charts=[chart for chart in charts if chart["is_main"]],
-        more_charts=[chart for chart in charts if not chart["is_main"]],
-        scores=_scores(rows, metric_info),
-        sections=sections,
-        timing=_timing(last),
-        config=_config_groups(config),
-        facts=_facts(stored),
-    )
+    made.filters["data_uri"] = _data_uri
+    made.filters["anchor"] = _anchor
+    return made
+
+
+def read_config(workdir: epath.Path) -> Mapping[str, Any]:
+    """Returns the content of a run's `config.json`; {} if there is none."""
+    return _read_json(workdir / "config.json")
 
 
 def _read_json(path: epath.Path) -> Mapping[str, Any]:
@@ -252,12 +270,22 @@ def _out_of(score: str, last: Mapping[str, tuple[int, float]]) -> str:
     return f"{count[1]:,} examples"
 
 
-def _drawn(chart: curves.Chart) -> dict[str, Any]:
+def drawn(chart: curves.Chart, colors: Sequence[int] = ()) -> dict[str, Any]:
+    """Returns what the templates show of a chart.
+
+    colors: a number for each line, from those of the series; in their order by default.
+    """
     from vit_jax.report import figures
 
     return {
         "title": chart.title,
-        "drawing": _attempt(lambda: figures.learning_curve(chart), figures.svg, chart.title),
+        "id": _anchor(chart.title),
+        "note": chart.note,
+        "alt": _alt(chart),
+        "table": _points(chart),
+        "drawing": _attempt(
+            lambda: figures.learning_curve(chart, colors), figures.svg, chart.title
+        ),
         "is_main": chart.is_main,
         "legend": [
             {"label": series.label, "last": curves.format_value(series.last, series.is_fraction)}
@@ -266,6 +294,41 @@ def _drawn(chart: curves.Chart) -> dict[str, Any]:
         if chart.needs_legend and len(chart.series) <= _MAX_LEGEND
         else [],
     }
+
+
+def _anchor(title: str) -> str:
+    """Returns the name of a heading in the page's address."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+
+
+def _alt(chart: curves.Chart) -> str:
+    """Returns a chart in words: its lines, and the value that each of them ends with."""
+    ends = [
+        f"{one.label} ends at {curves.format_value(one.last, one.is_fraction)}"
+        for one in chart.series[:_MAX_LEGEND]
+    ]
+    return f"{chart.title} by step: {'; '.join(ends)}"
+
+
+def _points(chart: curves.Chart) -> list[list[str]]:
+    """Returns a table of a chart: a row for each of some steps, and a column for each line.
+
+    It is empty for a chart of many lines, whose last values are among the final metrics.
+    """
+    lines = chart.series
+    if len(lines) > _MAX_LEGEND:
+        return []
+    steps = sorted({step for one in lines for step, _ in one.points})
+    picked = {round(i * (len(steps) - 1) / (_MAX_ROWS - 1)) for i in range(_MAX_ROWS)}
+    values = [dict(one.points) for one in lines]
+    rows = [["step", *(one.label for one in lines)]]
+    for step in (steps[i] for i in sorted(picked)):
+        cells = [
+            curves.format_value(found[step], one.is_fraction) if step in found else ""
+            for one, found in zip(lines, values, strict=True)
+        ]
+        rows.append([f"{step:,}", *cells])
+    return rows
 
 
 def _scores(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[dict[str, str]]:
@@ -278,6 +341,7 @@ def _scores(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[dict
         is_fraction = info.unit == "fraction"
         score = {
             "name": one_line(name),
+            "words": curves.readable(name),
             "final": curves.format_value(points[-1][1], is_fraction),
             "best": "",
             "step": "",
@@ -325,7 +389,7 @@ def _config_groups(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str,
     groups = [("", plain)] if plain else []
     for key, value in config.items():
         if _is_section(value):
-            groups.append((key, list(_flat(value, key))))
+            groups.append((key, list(flat(value, key))))
     return groups
 
 
@@ -333,11 +397,12 @@ def _is_section(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value)
 
 
-def _flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+def flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """Yields the values of a config as text, by dotted key."""
     for key, value in section.items():
-        dotted = f"{prefix}.{key}"
+        dotted = f"{prefix}.{key}" if prefix else key
         if _is_section(value):
-            yield from _flat(value, dotted)
+            yield from flat(value, dotted)
         else:
             yield dotted, _shown(value)
 
@@ -355,7 +420,7 @@ def _facts(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
         if key == "command" and isinstance(value, list):
             facts.append((key, shlex.join(map(str, value))))
         elif isinstance(value, Mapping):
-            facts += [(name.rpartition(".")[2], text) for name, text in _flat(value, key)]
+            facts += [(name.rpartition(".")[2], text) for name, text in flat(value, key)]
         else:
             facts.append((key.replace("_", " "), _shown(value)))
     return facts

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.image import AxesImage
 
@@ -32,6 +34,10 @@ from vit_jax.types import Images
 
 MAX_COLUMNS = 8
 
+HEAT = "inferno"
+MOST_TIMES = 16
+"""The scale of attention that is drawn over pictures: from the mean to so many times the mean."""
+
 _MOSAIC_SIDE = 40  # pixels; smaller maps are enlarged to this size
 
 
@@ -51,9 +57,9 @@ def attention_panel(
     columns = min(len(images), MAX_COLUMNS)
     lines = math.ceil(len(images) / columns)
     aspect = images[0].shape[0] / images[0].shape[1]
-    width = (PAGE_WIDTH - 0.4) / max(columns, 5)
+    width = (PAGE_WIDTH - 1.0) / max(columns, 5)
     height = lines * (len(kinds) * width * aspect + 0.35)
-    figure = new_figure(columns * width + 0.4, height)
+    figure = new_figure(columns * width + 1.0, height)
     letters = int(width / LETTER_WIDTH)
     for row, (kind, pictures) in enumerate(kinds.items()):
         for index, picture in enumerate(pictures):
@@ -67,6 +73,7 @@ def attention_panel(
                 axes.set_title(
                     words(titles[index], letters), color=INK, fontsize=8.5, fontweight="bold"
                 )
+    _times_bar(figure, figure.axes)
     return figure
 
 
@@ -90,10 +97,10 @@ def attention_heads(
     mosaic_width, mosaic_height = count * cell, layers * cell * aspect
     side = 1.9
     figure = new_figure(
-        mosaic_width + side + 0.7,
+        mosaic_width + side + 1.9,
         max(mosaic_height + 0.5, (1 + len(summaries)) * (side * aspect + 0.25)),
     )
-    ratios = [side, mosaic_width + 0.7]
+    ratios = [side + 0.6, mosaic_width + 1.3]
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=ratios).flat
     for part in (left, right):
         part.set_facecolor(PAPER)
@@ -102,9 +109,15 @@ def attention_heads(
         axes = left.add_subplot(len(pictures), 1, index + 1)
         draw_image(axes, np.asarray(picture))
         axes.set_title(words(name), color=INK, fontsize=9, fontweight="bold")
+    if summaries:
+        _times_bar(left, left.axes[1:])
     axes = right.add_subplot()
     own_scale = heads / np.maximum(heads.max(axis=(2, 3), keepdims=True), 1e-12)
-    _mosaic(axes, own_scale, cmap="magma", vmin=0, vmax=1)
+    drawn = _mosaic(axes, own_scale, cmap="magma", vmin=0, vmax=1)
+    bar = right.colorbar(drawn, ax=axes, shrink=0.6, pad=0.02, aspect=30)
+    bar.set_label("share of the head's largest", color=MUTED, fontsize=8.5)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=MUTED, labelsize=8, length=0)
     axes.set_yticklabels(range(1, layers + 1))
     axes.set_xticklabels(range(1, count + 1))
     axes.set_ylabel("layer", color=MUTED, fontsize=9)
@@ -112,6 +125,18 @@ def attention_heads(
     axes.set_xlabel("head", color=MUTED, fontsize=9)
     quiet_axes(axes)
     return figure
+
+
+def _times_bar(figure: FigureBase, axes: Any) -> None:
+    """Draws the scale of the overlays beside axes."""
+    scale = ScalarMappable(LogNorm(1, MOST_TIMES), HEAT)
+    bar = figure.colorbar(scale, ax=axes, shrink=0.6, pad=0.02, aspect=30)
+    ticks = [2**power for power in range(int(math.log2(MOST_TIMES)) + 1)]
+    bar.set_ticks(ticks, labels=[f"{tick}×" for tick in ticks])
+    bar.minorticks_off()
+    bar.set_label("times uniform attention", color=MUTED, fontsize=8.5)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=MUTED, labelsize=8, length=0)
 
 
 def attention_distances(distances: np.ndarray, grid: tuple[int, int]) -> Figure:

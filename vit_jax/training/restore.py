@@ -1,5 +1,7 @@
 """The state that a run begins with, and the records of its earlier attempts in the log."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -93,10 +95,13 @@ def lost_seconds(workdir: Workdir, restored: Restored) -> float:
     return max(0.0, reached - total_seconds(restored.metadata["seconds"]))
 
 
-def last_evaluation(workdir: Workdir) -> dict[str, float]:
-    """Returns the metrics of the last evaluation in the run's log, `{"SPLIT/METRIC": value}`."""
+def last_evaluation(workdir: Workdir, until: float = math.inf) -> dict[str, float]:
+    """Returns the metrics of the last evaluation in the run's log, `{"SPLIT/METRIC": value}`.
+
+    until: the last step that counts.
+    """
     results: dict[str, float] = {}
-    for row in read_metrics(workdir.path):
+    for row in (row for row in read_metrics(workdir.path) if row["step"] <= until):
         found = {name[5:]: value for name, value in row.items() if name.startswith("eval/")}
         results = found or results
     return results

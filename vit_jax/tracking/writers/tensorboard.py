@@ -7,6 +7,7 @@ its `flush` does not wait for the thread.
 """
 
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -23,7 +24,10 @@ EVENTS_NAME = "tensorboard"
 
 
 class Writer:
-    """Writes scalars and images as TensorBoard events.
+    """Writes scalars, images and the config as TensorBoard events.
+
+    The config is a text, and its numbers, texts and switches are hyperparameters, so that runs can
+    be told apart.
 
     TensorBoard hides what an earlier attempt at the run logged past the step it resumes from.
 
@@ -32,7 +36,7 @@ class Writer:
     """
 
     def __init__(self, workdir: epath.Path, *, resume_step: int, config: Mapping[str, Any]):
-        del config
+        self._config = config
         self._directory = workdir / EVENTS_NAME
         self._resume_step = resume_step
         self._scratch: str | None = None
@@ -99,7 +103,33 @@ class Writer:
         suffix = f".from{self._resume_step}" + (f".{self._files}" if self._files else "")
         self._files += 1
         file = EventsWriter(os.path.join(local, "events"), suffix)
+        if self._config and not is_continued and self._files == 1:
+            self._describe(file)
         if is_continued and self._files == 1:
             start = SessionLog(status=SessionLog.START)
             file.write_event(Event(step=self._resume_step + 1, session_log=start))
         return file
+
+    def _describe(self, file: Any) -> None:
+        """Writes the config, which a continued run has written before."""
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        block = "\n".join("    " + line for line in json.dumps(self._config, indent=2).splitlines())
+        told = [summary.text("config", block)]
+        told += summary.hparams(hyperparameters(self._config), {})
+        for one in told:
+            file.write_event(Event(wall_time=time.time(), summary=one))
+
+
+def hyperparameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar | str]:
+    """Returns the numbers, texts and switches of a config by dotted key; lists become texts."""
+    found: dict[str, Scalar | str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= hyperparameters(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str):
+            found[prefix + key] = value
+        elif value is not None:
+            found[prefix + key] = json.dumps(value, default=str)
+    return found

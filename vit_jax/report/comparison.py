@@ -1,0 +1,115 @@
+"""Several runs side by side: one HTML file with their curves, metrics and differences in config."""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from vit_jax import storage
+from vit_jax.errors import UserError
+from vit_jax.report import curves, html
+from vit_jax.storage import write_atomically
+from vit_jax.tracking import Metric, read_metrics
+from vit_jax.tracking.metrics import from_json, meaning
+from vit_jax.tracking.plain_text import one_line
+
+Rows = Sequence[Mapping[str, int | float]]
+
+
+def write_comparison(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
+    """Writes a page that compares runs, and returns its path.
+
+    Args:
+      workdirs: at least two, in the order of the columns.
+      out: the file to write.
+
+    Raises:
+      UserError: a workdir or its log cannot be read, or the page cannot be written.
+    """
+    folders = [epath.Path(workdir) for workdir in workdirs]
+    logs = [read_metrics(folder) for folder in folders]
+    stored = [html.read_config(folder) for folder in folders]
+    metric_info = {
+        name: info for one in stored for name, info in from_json(one.get("metrics")).items()
+    }
+    page = (
+        html.environment()
+        .get_template("comparison.html")
+        .render(
+            names=names_of([os.fspath(folder) for folder in folders]),
+            paths=[one_line(os.fspath(folder)) for folder in folders],
+            metrics=_metrics(logs, metric_info),
+            differences=_differences([one.get("config") for one in stored]),
+            charts=_charts(names_of([os.fspath(folder) for folder in folders]), logs, metric_info),
+        )
+    )
+    path = epath.Path(out)
+    try:
+        write_atomically(path, page.encode("utf-8", "backslashreplace"))
+    except storage.errors() as error:
+        raise UserError(f"{path}: cannot write the comparison ({error})") from error
+    return path
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """Returns the shortest ends of paths, in whole folders, that tell them apart."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for count in itertools.count(1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len({*names}) == len({*paths}) or count >= max(map(len, parts)):
+            return [one_line(name) for name in names]
+    raise AssertionError("the paths have an end")
+
+
+def _metrics(logs: Sequence[Rows], info: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    """Returns the last value of each evaluated metric in each run; `best` are the best columns."""
+    last = [
+        {name: value for row in rows for name, value in row.items() if name.startswith("eval/")}
+        for rows in logs
+    ]
+    found = []
+    for name in sorted({name for one in last for name in one}):
+        told = meaning(name, info)
+        best: float | None = None
+        for value in (one[name] for one in last if name in one):
+            best = value if told.is_better(value, best) else best
+        cells = [
+            curves.format_value(one[name], told.unit == "fraction") if name in one else ""
+            for one in last
+        ]
+        columns = [i for i, one in enumerate(last) if best is not None and one.get(name) == best]
+        found.append({"name": curves.readable(name), "cells": cells, "best": columns})
+    return found
+
+
+def _differences(configs: Sequence[Any]) -> list[dict[str, Any]]:
+    """Returns the config keys whose values differ, with the value in each run."""
+    flat = [dict(html.flat(one, "")) if isinstance(one, Mapping) else {} for one in configs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    rows = [(key, [one.get(key, "") for one in flat]) for key in keys]
+    return [{"name": key, "cells": cells, "best": []} for key, cells in rows if len({*cells}) > 1]
+
+
+def _charts(
+    names: Sequence[str], logs: Sequence[Rows], info: Mapping[str, Metric]
+) -> list[dict[str, Any]]:
+    """Returns a chart for each main metric, with a line for each run."""
+    lines: dict[str, list[curves.Series]] = {}
+    scales: dict[str, str] = {}
+    for name, rows in zip(names, logs, strict=True):
+        for chart in curves.charts(rows, info):
+            for series in chart.series if chart.is_main else ():
+                scales[series.label] = chart.scale
+                lines.setdefault(series.label, []).append(
+                    curves.Series(name, series.points, series.is_fraction)
+                )
+    colors = {name: number for number, name in enumerate(names)}
+    return [
+        html.drawn(
+            curves.Chart(curves.sentence(title), tuple(series), scale=scales[title]),
+            colors=[colors[one.label] for one in series],
+        )
+        for title, series in lines.items()
+    ]
