@@ -255,3 +255,8 @@ def test_two_categories_of_one_name_are_warned_of(tmp_path, caplog):
     path = write(tmp_path / "c.json", json.dumps(listed))
     open_source({"source": "coco", "name": str(path), "images": str(tmp_path)})
     assert "c.json: several categories are called 'face'" in caplog.text
+
+
+def test_a_line_break_in_the_name_of_a_column_stays_in_its_line(tmp_path):
+    path = write(tmp_path / "t.csv", 'image,"la\nbel"\na.png,x\n')
+    refuses(r"has no column 'kind'; valid: image, la\\nbel", "table", path, label="kind")

@@ -111,7 +111,9 @@ class LabelCells:
     @staticmethod
     def _unknown(label: str, known: dict[str, int], are_given: bool) -> str:
         of = "config.data.args.class_names" if are_given else "the training split"
-        return f"{files.shown(label)!r} is no class of {of}; {nearest(label, known)}"
+        return (
+            f"{files.shown(label)!r} is no class of {of}; {nearest(label, map(files.shown, known))}"
+        )
 
     def _where(self, place: int) -> str:
         return self.table.where(int(self._rows[place]), self.columns[0])

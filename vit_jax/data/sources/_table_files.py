@@ -67,7 +67,8 @@ class Table(abc.ABC):
             return found[0]
         where = files.shown(self.paths[0])
         if given:
-            raise UserError(f"{where} has no column {given!r}; {nearest(given, self.columns)}")
+            advice = nearest(given, map(files.shown, self.columns))
+            raise UserError(f"{where} has no column {given!r}; {advice}")
         raise UserError(
             f"{where} has {known}; name the column of the {what} (config.data.args.{what})"
         )
