@@ -250,7 +250,8 @@ def _resized(size: Any, is_square: bool) -> tuple[tuple[int, int] | None, bool]:
     if size is None:
         return None, not is_square
     if isinstance(size, Mapping):
-        if "longest_edge" in size:  # Of detectors: images keep their whole content and any aspect.
+        # Detectors have both: images keep their whole content and any aspect.
+        if {"shortest_edge", "longest_edge"} <= size.keys():
             return None, False
         if "shortest_edge" in size:
             return _pair(size["shortest_edge"]), True
