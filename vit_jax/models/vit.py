@@ -263,7 +263,7 @@ class VisionTransformer(Encoder):
         """
         kept, counts = kept if isinstance(kept, tuple) else (kept, None)
         if kept is not None and (self.window, self.position_bias, self.block_positions) != _FREE:
-            raise UserError("windows, position_bias and block_positions need all patches")
+            raise UserError(f"kept patches need window, position_bias, block_positions = {_FREE}")
         maps = self._stem(images)
         patches = cut_patches(maps, pair(self.patch_size))
         batch, rows, columns, _ = patches.shape
