@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vit_jax.errors import Interrupted, UserError, program
+from vit_jax.errors import DoesNotFit, Interrupted, UserError, program
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.archive import REPOSITORY
 from vit_jax.launch.fleet import Fleet, Step
@@ -33,6 +33,9 @@ HOST_SCRIPT = Path(__file__).parent / "host.sh"
 MAX_ILL = 10
 """The number of polls in a row that find the same illness before slices are created again: a cloud
 that calls them unhealthy, or a host that does not answer, while no host's run makes progress."""
+
+MAX_FAILED = 3
+"""The number of times that a run may fail on unhealthy slices before these are created again."""
 
 ILL_SECONDS = 1800.0
 """Slices are created again for an illness only after as many polls as fit into this time."""
@@ -76,6 +79,7 @@ class HostsLauncher(Launcher):
     _unhealthy: str = dataclasses.field(default="", init=False)
     _illness: str = dataclasses.field(default="", init=False)
     _ill: int = dataclasses.field(default=0, init=False)
+    _failed: int = dataclasses.field(default=0, init=False)
 
     def create(self) -> None:
         """Requests the slices, again while there is no capacity, and waits until they are ready.
@@ -245,7 +249,20 @@ class HostsLauncher(Launcher):
             self.tell(states[0].host, states[0].last_line)
             if illness:
                 self._suffer(illness)
+        elif self._unhealthy and code not in (0, UserError.exit_code, DoesNotFit.exit_code):
+            self._fail_on_unhealthy()
+            return None
         return code
+
+    def _fail_on_unhealthy(self) -> None:
+        """Lets a run begin again once its slices are healthy; replaces those that fail it often."""
+        self._failed += 1
+        if self._failed < MAX_FAILED:
+            self._begun = False
+            self.shell.say(f"{self._unhealthy}; the run begins again once it is healthy")
+            return
+        self._failed = 0
+        self._replace(self._unhealthy, is_there=True)
 
     def _is_progress(self, states: Sequence[HostState]) -> bool:
         """Returns whether a host has written another line since the last poll."""
