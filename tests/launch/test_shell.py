@@ -7,7 +7,9 @@ import pytest
 
 from vit_jax.__main__ import main
 from vit_jax.errors import UserError
+from vit_jax.launch.backends import compute_engine
 from vit_jax.launch.shell import Each, Failed, Shell
+from vit_jax.launch.slices import Slices
 
 
 def test_a_limit_ends_a_command_with_all_that_it_has_started(tmp_path):
@@ -33,6 +35,18 @@ def test_a_command_for_each_host_of_a_list():
     assert Shell().ask_all([each]) == "a: it's\nb: it's\n"
     done = subprocess.run(["bash", "-c", each.text()], capture_output=True, text=True, check=True)
     assert sorted(done.stdout.splitlines()) == ["a: it's", "b: it's"]
+
+
+def test_a_list_without_hosts_has_nothing_to_run_and_no_state():
+    each = Each(["true"], lambda host: ["echo", host])
+    assert Shell().ask_all([each]) == ""
+    slices = Slices("pod", "z", type="v6e-8", backend="compute_engine", project="p")
+    shell = Shell()
+    shell._call = lambda *_, **__: (0, "", "")
+    group = compute_engine.launcher(slices, shell, 0)
+    group.stop()
+    with pytest.raises(UserError, match="no host of pod tells its state"):
+        group.states()
 
 
 def test_errors_that_do_not_matter_are_passed_over():

@@ -159,11 +159,12 @@ class Shell:
                 return getattr(error, "output", ""), error
 
         with ThreadPoolExecutor(max(1, min(len(commands), CONNECTIONS))) as pool:
-            outputs, errors = zip(*pool.map(outcome, commands), strict=True)
-        failed = next(filter(None, errors), None)
+            outcomes = list(pool.map(outcome, commands))
+        told = "".join(output for output, _ in outcomes)
+        failed = next((error for _, error in outcomes if error), None)
         if failed:
-            raise Failed(str(failed), "".join(outputs)) from failed
-        return "".join(outputs)
+            raise Failed(str(failed), told) from failed
+        return told
 
     def say(self, text: str) -> None:
         """Prints a line of text, except in a dry run, which prints only commands."""
