@@ -9,6 +9,7 @@ from cloud_reference import check
 from manifest_schema import errors
 
 from vit_jax.errors import UserError
+from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.backends import gke
 from vit_jax.launch.backends.gke import launcher
 from vit_jax.launch.health import MARK
@@ -253,3 +254,23 @@ def test_node_pools_of_another_type_keep_their_policy(memory):
     launcher(SLICES, shell, 0).create()
     with pytest.raises(UserError, match="there is a pod of type v6e-16 already"):
         launcher(dataclasses.replace(SLICES, type="v6e-32"), shell, 0).create()
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ({"backend": "cloud_tpu", "cluster": "", "project": ""}, "with --backend=cloud-tpu"),
+        ({"cluster": "d"}, "with --cluster=d"),
+        ({"location": "us-east5"}, "with --location=us-east5"),
+        ({"zone": "y"}, "with --zone=y"),
+        ({"project": "q"}, "with --project=q"),
+    ],
+)
+def test_slices_elsewhere_are_not_forgotten_for_node_pools(memory, known, told):
+    known = dataclasses.replace(SLICES, **known)
+    slices_lib.remember(known)
+    shell = Missing("", "")
+    with pytest.raises(UserError, match=f"there is a pod {told} already; .* tpu delete it"):
+        launcher(SLICES, shell, 0).create()
+    assert shell.deleted == []  # No command was given.
+    assert slices_lib.recall("pod") == known

@@ -12,8 +12,10 @@ import cloud_reference
 import pytest
 
 from vit_jax.__main__ import main
+from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.archive import pack
 from vit_jax.launch.fleet import SSH_FLAGS, ranges
+from vit_jax.launch.slices import Slices
 from vit_jax.version import commit_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -250,6 +252,16 @@ def test_mistakes_are_told_in_one_line(cloud, capsys, arguments, message):
     assert error.startswith("error: ")
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", ["--backend=gke", "--zone=other", "--project=q"])
+def test_delete_does_not_forget_slices_that_lie_elsewhere(cloud, capsys, flag):
+    slices_lib.remember(Slices("pod", "z", type="v4-8", project="p"))
+    assert main(["tpu", "delete", "pod", flag]) == 2
+    field = flag.partition("=")[0]
+    assert f"error: there is a pod with {field}=" in capsys.readouterr().err
+    assert slices_lib.recall("pod")
+    assert not (cloud / "calls.log").exists()
 
 
 def test_without_gcloud_it_says_where_to_get_it(capsys, monkeypatch, tmp_path):

@@ -94,10 +94,7 @@ class HostsLauncher(Launcher):
             known = slices_lib.recall(name)
             if known not in (None, self.slices):
                 if self._is_there(known):
-                    raise UserError(
-                        f"there is a {name} of type {known.type} already; {program()} tpu delete"
-                        " it, or choose another name"
-                    )
+                    raise slices_lib.taken(known, slices_lib.differing(known, self.slices) or "type")
                 # A request that failed may have left parts, such as a template, of its own kind.
                 self._take(dataclasses.replace(self.fleet, slices=known).delete())
             slices_lib.remember(self.slices)

@@ -6,10 +6,13 @@ import os
 import re
 from pathlib import Path
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, program
 from vit_jax.parallel import accelerators
 
 READY, COMING, LOST, ABSENT, STOPPED = "READY", "COMING", "LOST", "ABSENT", "STOPPED"
+
+_PLACE = ("backend", "cluster", "location", "zone", "project")
+"""The fields that tell where slices are: a command for one place does not find those of another."""
 
 _PROVISIONING = ("standard", "spot", "flex-start", "reservation-bound")
 
@@ -160,6 +163,23 @@ class Slices:
     @property
     def is_spot(self) -> bool:
         return self.spot or self.provisioning_model == "spot"
+
+
+def differing(known: Slices, wanted: Slices) -> str:
+    """Returns the first field by which slices lie elsewhere, or are of another type; "" for none."""
+    fields = (*_PLACE, "type")
+    return next((f for f in fields if getattr(known, f) != getattr(wanted, f)), "")
+
+
+def taken(known: Slices, field: str) -> UserError:
+    """Returns the error that other slices, which differ in this field, have the name already."""
+    value = getattr(known, field)
+    flag = f"--{field}={value.replace('_', '-') if field == 'backend' else value}"
+    what = f"of type {value}" if field == "type" else f"with {flag}" if value else f"without {flag}"
+    return UserError(
+        f"there is a {known.name} {what.removesuffix('=')} already; {program()} tpu delete it, or"
+        " choose another name"
+    )
 
 
 def remember(slices: Slices) -> None:

@@ -225,7 +225,11 @@ def _slices(arguments: argparse.Namespace) -> Slices:
             raise UserError(f"tpu {action}: {name} was not created from this machine; add --zone")
         slices = Slices(**given)
         return slices if "backend" in given else dataclasses.replace(slices, backend=usual(slices))
-    return dataclasses.replace(known, **given)
+    slices = dataclasses.replace(known, **given)
+    if action == "delete" and (field := slices_lib.differing(known, slices)):
+        # Or these would be forgotten, and go on to cost, for others that are not there.
+        raise slices_lib.taken(known, field)
+    return slices
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:

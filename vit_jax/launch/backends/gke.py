@@ -54,14 +54,13 @@ class GkeLauncher(Launcher):
         if not slices.cluster:
             raise UserError("tpu create: --cluster is missing: the GKE cluster of the node pools")
         if not self.shell.dry_run:
-            known = slices_lib.recall(slices.name)
-            if known and known.type != slices.type:
-                raise UserError(
-                    f"there is a {slices.name} of type {known.type} already; {program()} tpu delete"
-                    " it, or choose another name"
-                )
             # Without its project a later command could mean another cluster.
-            slices_lib.remember(dataclasses.replace(slices, project=self._known_project()))
+            wanted = dataclasses.replace(slices, project=self._known_project())
+            known = slices_lib.recall(slices.name)
+            field = slices_lib.differing(known, wanted) if known else ""
+            if known and field:
+                raise slices_lib.taken(known, field)
+            slices_lib.remember(wanted)
         if self._has_policy():
             policy = [
                 "compute", "resource-policies", "create", "workload-policy", slices.name,
