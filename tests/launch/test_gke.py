@@ -156,6 +156,25 @@ def test_a_check_waits_neither_for_a_run_nor_for_ever(capsys, monkeypatch):
     assert capsys.readouterr().out.count("NO ANSWER") == 4
 
 
+def test_a_pod_that_has_not_started_keeps_no_other_from_the_table_of_a_check(capsys, monkeypatch):
+    """kubectl prints the logs of those that have, and fails."""
+
+    class Pending(Kubectl):
+        def ask(self, command, pretend="", seconds=None, stdin=""):
+            if command[1] == "logs":
+                assert "--ignore-errors=true" in command
+                raise Failed("container is waiting to start", told("pod-check-slice-0-0") + "\n")
+            return super().ask(command, pretend, seconds, stdin)
+
+    monkeypatch.setattr(gke, "CHECK_SECONDS", 0.0)
+    kubectl = Pending([None, None, ""])
+    assert launcher(SLICES, kubectl, 0).check("") == 1
+    assert "container is waiting to start" in kubectl.said
+    printed = capsys.readouterr().out
+    assert "pod-check-slice-0-0" in printed
+    assert printed.count("NO ANSWER") == 3
+
+
 class Missing(Shell):
     """Commands fail with the errors of their program; what is tolerated does not."""
 

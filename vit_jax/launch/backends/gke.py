@@ -17,7 +17,7 @@ from vit_jax.launch import jobset
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.health import table
 from vit_jax.launch.launcher import Launcher, Unusable, on_one_line
-from vit_jax.launch.shell import CREATE_SECONDS, Command, Shell
+from vit_jax.launch.shell import CREATE_SECONDS, Command, Failed, Shell
 from vit_jax.launch.slices import Slices
 
 # gcloud tells of node pools "ResponseError: code=404, message=Not found: projects/...", and of
@@ -294,11 +294,16 @@ class GkeLauncher(Launcher):
             return 0 if is_over or time.monotonic() > until else None
 
         self.look_until(look)
-        return self.shell.ask(self._logs_of_all())
+        try:
+            return self.shell.ask(self._logs_of_all())
+        except Failed as error:  # A pod that has not started has no log; the others have.
+            self.shell.say(str(error))
+            return error.output
 
     def _logs_of_all(self) -> Command:
         selector = f"--selector=jobset.sigs.k8s.io/jobset-name={self.slices.name}"
-        return self._kubectl("logs", selector, "--tail=-1", "--max-log-requests=1000")
+        flags = ("--tail=-1", "--max-log-requests=1000", "--ignore-errors=true")
+        return self._kubectl("logs", selector, *flags)
 
     def _kubectl(self, *arguments: str) -> Command:
         slices = self.slices
