@@ -27,6 +27,7 @@ _KINDS = {
     STOPPED: ("STOPPED", "HIDDEN"),
     ABSENT: (ABSENT,),
 }  # fmt: skip
+_SEVERITY = (READY, COMING, ABSENT, STOPPED, LOST)
 _ILL = ("TIMEOUT", "UNHEALTHY_TENSORFLOW", "UNHEALTHY_MAINTENANCE", "DEPRECATED_UNHEALTHY")
 _GONE = ("NOT_FOUND", "was not found")
 _ALPHA = ("reservation", "provisioning_model", "max_run_duration", "autocheckpoint")
@@ -112,7 +113,9 @@ class CloudTpu(Fleet):
             return found
         # A queued resource has no health, and keeps its state while a node of it is repaired.
         nodes = [_state(shell, self._describe(node)) for node in slices.nodes]
-        worst = max(nodes, key=lambda node: (node.kind != READY, bool(node.illness)))
+        worst = max(nodes, key=lambda node: (_SEVERITY.index(node.kind), bool(node.illness)))
+        if worst.kind == ABSENT:  # The resource itself will say that it is SUSPENDED, or gone.
+            return State(COMING, f"{found.told} without a node")
         return found if worst.kind == READY and not worst.illness else worst
 
     def _describe(self, node: str) -> Command:
