@@ -11,8 +11,10 @@ from cloud_reference import REFERENCE, Refused, check, pasted
 from manifest_schema import JOB_SET, KUBERNETES, errors, expanded
 
 from vit_jax.__main__ import main
+from vit_jax.errors import UserError
 from vit_jax.launch import jobset
-from vit_jax.launch.backends.compute_engine import ComputeEngine
+from vit_jax.launch.backends.compute_engine import ComputeEngine, launcher
+from vit_jax.launch.launcher import MAX_UNREACHED
 from vit_jax.launch.shell import Shell
 from vit_jax.launch.slices import Slices
 
@@ -144,6 +146,51 @@ def test_states_of_groups(listed, state):
     if "DELETING" in listed:  # Or by the cloud, at the end of their time.
         ending = dataclasses.replace(slices, max_run_duration="7d")
         assert ComputeEngine(ending).look(Told()).kind == "LOST"
+
+
+class Failing(Shell):
+    """A group whose hosts cannot be created, for this reason."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.said, self.looks = error, [], 0
+
+    def run(self, command, seconds=None, tolerate=()):
+        check(command)
+
+    def ask(self, command, pretend="", seconds=None, stdin=""):
+        check(command)
+        self.looks += 1
+        running = "a\tNONE\tRUNNING\t\t\nb\tNONE\tRUNNING\t\t"
+        made = self.looks > 3 and "EXHAUSTED" in self.error
+        return running if made else f"a\tCREATING\t\t{self.error}\nb\tCREATING\t\t\t"
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "looks"),
+    [
+        ("QUOTA_EXCEEDED\tQuota 'TPUS' exceeded. Limit: 0.", MAX_UNREACHED + 1),
+        ("RESOURCE_NOT_FOUND\tThe resource 'projects/p/reservations/r' was not found", 1),
+        ("INVALID_USAGE\tInvalid value for the image", 1),
+    ],
+)
+def test_a_group_that_can_create_no_host_tells_why(tmp_path, monkeypatch, error, looks):
+    """The request for the group itself succeeds at once."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    slices = Slices(
+        "pod", "us-central1-c", type="tpu7x-16", project="p", backend="compute_engine"
+    )
+    shell = Failing(error)
+    why = f"the hosts of pod cannot be created: {error.replace(chr(9), ': ').rstrip('.')}; .* delete"
+    with pytest.raises(UserError, match=why):
+        launcher(slices, shell, 0).create()
+    assert shell.looks == looks
+    waiting = Failing("ZONE_RESOURCE_POOL_EXHAUSTED\tThe zone does not have enough resources")
+    launcher(dataclasses.replace(slices, name="other"), waiting, 0).create()
+    assert "PENDING (ZONE_RESOURCE_POOL_EXHAUSTED: The zone" in waiting.said[0]
 
 
 def test_gke_makes_a_node_pool_for_each_slice(dry):

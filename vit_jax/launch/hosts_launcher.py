@@ -207,7 +207,8 @@ class HostsLauncher(Launcher):
                     wanted = True
             except UserError as error:
                 failures = 0 if NO_CAPACITY.search(str(error)) else failures + 1
-                if failures > MAX_UNREACHED or _PERMANENT.search(str(error)):
+                permanent = isinstance(error, Unusable) or _PERMANENT.search(str(error))
+                if failures > MAX_UNREACHED or permanent:
                     raise Unusable(str(error)) from error
                 self.shell.say(f"{error}; trying again")
                 time.sleep(pause)

@@ -6,12 +6,14 @@ their flags those of docs.cloud.google.com/sdk/gcloud/reference/compute (`instan
 """
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Sequence
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, program
 from vit_jax.launch.fleet import SSH_FLAGS, Fleet, Step
 from vit_jax.launch.hosts_launcher import HostsLauncher
+from vit_jax.launch.launcher import NO_CAPACITY, Unusable
 from vit_jax.launch.shell import Command, Each, Shell
 from vit_jax.launch.slices import ABSENT, COMING, LOST, READY, STOPPED, Slices, State
 from vit_jax.parallel.accelerators import TPUS
@@ -30,6 +32,11 @@ _KINDS = {
     LOST: ("PENDING_STOP", "STOPPING", "STOPPED", "TERMINATED"),
     STOPPED: ("SUSPENDING", "SUSPENDED"),
 }
+
+# The first error of the last attempt to create a host, which the group makes after it was created:
+# docs.cloud.google.com/compute/docs/reference/rest/v1/instanceGroupManagers/listManagedInstances.
+_ERROR = "lastAttempt.errors.errors[0].code,lastAttempt.errors.errors[0].message"
+_NEVER = re.compile(r"not[ _]found|does not exist|invalid|permission|forbidden", re.IGNORECASE)
 
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes"
 
@@ -153,27 +160,31 @@ class ComputeEngine(Fleet):
 
     def _look_at(self, shell: Shell, number: int) -> State:
         try:
-            listing = self._list(number, "value(name,currentAction,instanceStatus)")
-            pretend = "host\tNONE\tRUNNING\n" * max(1, self.slices.hosts)
+            listing = self._list(number, f"value(name,currentAction,instanceStatus,{_ERROR})")
+            pretend = "host\tNONE\tRUNNING\t\t\n" * max(1, self.slices.hosts)
             told = shell.ask(listing, pretend).splitlines()
         except UserError as error:
             if any(text in str(error) for text in (*_GONE, "NOT_FOUND")):
                 return State(ABSENT, ABSENT)
             raise
-        hosts = [(line + "\t\t").split("\t")[1:3] for line in told if line.strip()]
+        # A line without a tab continues the message of an error.
+        hosts = [(line + 4 * "\t").split("\t")[1:5] for line in told if "\t" in line]
         # Somebody deletes the group, unless hosts end so: it was not preempted, and will be absent.
         ends = "--instance-termination-action=DELETE" in self._capacity()
-        if not ends and any(action == "DELETING" for action, _ in hosts):
+        if not ends and any(action == "DELETING" for action, *_ in hosts):
             return State(COMING, "DELETING")
         # A host that is being created, or deleted, has no status yet, or any more.
-        states = [state.strip() for _, state in hosts]
+        states = [state.strip() for _, state, *_ in hosts]
+        failed = [": ".join(filter(None, why)) for _, state, *why in hosts if not state and any(why)]
         for kind in (LOST, STOPPED, COMING):
             bad = [state for state in states if state in _KINDS[kind]]
-            if bad:
+            if bad and not (failed and kind == COMING):
                 return State(kind, bad[0])
         running = states.count("RUNNING")
         if running >= max(1, self.slices.hosts):
             return State(READY, "RUNNING")
+        if failed:
+            return State(COMING, _pending(self.slices.name, failed[0]))
         # Hosts come all together, so that some of them are a slice that has lost others.
         if running and len(states) < self.slices.hosts:
             return State(LOST, f"{running} of {self.slices.hosts} hosts RUNNING")
@@ -246,6 +257,24 @@ class ComputeEngine(Fleet):
         where = [f"--zone={self.slices.zone}"] if zone else []
         where += [f"--project={self.slices.project}"] if self.slices.project else []
         return ["gcloud", "compute", *arguments, *where, "--quiet"]
+
+
+def _pending(name: str, error: str) -> str:
+    """Returns the state of groups that have failed to create a host, and will try again.
+
+    Raises:
+      UserError: it would fail again. `Unusable`, if nothing but other flags helps.
+    """
+    told = (
+        f"the hosts of {name} cannot be created: {error.rstrip('.')}; {program()} tpu delete {name}"
+        " deletes its group"
+    )
+    if not NO_CAPACITY.search(error):
+        if _NEVER.search(error):
+            raise Unusable(told)
+        if "quota" in error.lower():
+            raise UserError(told)
+    return f"PENDING ({error})"
 
 
 def _disk(text: str) -> str:
