@@ -228,6 +228,11 @@ def test_what_was_created_is_known_by_its_name(cloud, capsys, monkeypatch):
         (["create", "pod", "--type=v5e-7", "--zone=z"], "--type='v5e-7' has no usual shape"),
         ([*CREATE, "--backend=clod-tpu"], "did you mean 'cloud_tpu'?"),
         ([*CREATE, "--provisioning-model=cheap"], "write one of standard, spot, flex-start"),
+        (
+            [*CREATE, "--spot", "--provisioning-model=reservation-bound", "--reservation=r"],
+            "--spot and --provisioning-model=reservation-bound exclude each other",
+        ),
+        ([*CREATE, "--spot", "--provisioning-model=flex-start"], "exclude each other"),
         ([*CREATE, "--slices=0"], "--slices=0: write a number from 1 up"),
         ([*CREATE, "--poll=nan"], "--poll=nan: write seconds from 0 up"),
         ([*CREATE, "--cluster=c"], "--cluster is not for --backend=cloud-tpu"),

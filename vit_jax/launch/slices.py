@@ -105,6 +105,8 @@ class Slices:
             raise UserError(
                 f"--provisioning-model={model}: write one of {', '.join(_PROVISIONING)}"
             )
+        if self.spot and model not in ("", "spot"):
+            raise UserError(f"--spot and --provisioning-model={model} exclude each other")
         if model == "reservation-bound" and not self.reservation:
             raise UserError("--provisioning-model=reservation-bound needs --reservation=NAME")
         if self.slices < 1:
