@@ -1,7 +1,7 @@
 """Runs on slices that the cloud calls unhealthy, or whose hosts do not answer: a scripted cloud."""
 
 import pytest
-from test_watch import ARGUMENTS, DONE, GOING, NONE, Cloud, train
+from test_watch import ARGUMENTS, DONE, GOING, NONE, Cloud, Partly, train
 
 from vit_jax.errors import UserError
 from vit_jax.launch.backends.cloud_tpu import launcher as cloud_tpu
@@ -76,3 +76,33 @@ def test_a_run_waits_for_a_queued_resource_whose_node_is_gone():
     assert cloud_tpu(slices, cloud, 0).train(ARGUMENTS, "/shared", None) == 0
     assert "pod: ACTIVE without a node" in cloud.said
     assert cloud.done("queued-resources delete") == cloud.done("queued-resources create") == 1
+
+
+HOSTS = Slices("pod", "z", type="v4-16")  # Of two hosts.
+
+
+def test_train_that_is_started_again_watches_a_run_of_which_a_host_is_cut_off():
+    both = "h0 running step 5\nh1 running step 5"
+    cloud = Partly(["READY"], ["h0 running step 3", "h0 running step 4", both,
+                               "h0 ended 0\nh1 ended 0"])  # fmt: skip
+    assert cloud_tpu(HOSTS, cloud, 0).train(ARGUMENTS, "/shared", None) == 0
+    assert cloud.said.count("hosts of pod: 1 of 2 hosts does not answer") == 1
+    assert not cloud.done("host.sh pod start")
+
+
+@pytest.mark.parametrize("looks", [3, MAX_ILL])
+def test_train_begins_no_run_where_a_silent_host_may_hide_one(looks):
+    """It waits, and at last replaces the slice."""
+    states = ["READY"] * looks + ["READY", "ABSENT"] * (looks == MAX_ILL) + ["READY"]
+    ready = "h0 none\nh1 none"
+    cloud = Partly(states, [*["h0 none"] * looks, ready, "h0 ended 0\nh1 ended 0"])
+    assert cloud_tpu(HOSTS, cloud, 0).train(ARGUMENTS, "/shared", None) == 0
+    assert cloud.done("tpu-vm create") == (looks == MAX_ILL)
+
+
+def test_train_that_is_started_again_keeps_an_unhealthy_slice_on_which_the_run_goes_on():
+    steps = [f"h0 running step {n}" for n in range(2 * MAX_ILL)]
+    cloud = Cloud(["READY\tTIMEOUT"], [*steps, DONE])
+    assert train(cloud) == 0
+    assert not cloud.done("tpu-vm delete")
+    assert not cloud.done("host.sh pod start")

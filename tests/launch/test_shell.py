@@ -46,7 +46,7 @@ def test_a_list_without_hosts_has_nothing_to_run_and_no_state():
     group = compute_engine.launcher(slices, shell, 0)
     group.stop()
     with pytest.raises(UserError, match="no host of pod tells its state"):
-        group.states()
+        group._answers()
 
 
 def test_errors_that_do_not_matter_are_passed_over():

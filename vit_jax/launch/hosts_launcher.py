@@ -94,7 +94,7 @@ class HostsLauncher(Launcher):
             known = slices_lib.recall(name)
             if known not in (None, self.slices):
                 if self._is_there(known):
-                    raise slices_lib.taken(known, slices_lib.differing(known, self.slices) or "type")
+                    raise slices_lib.taken(known, slices_lib.differing(known, self.slices))
                 # A request that failed may have left parts, such as a template, of its own kind.
                 self._take(dataclasses.replace(self.fleet, slices=known).delete())
             slices_lib.remember(self.slices)
@@ -122,9 +122,12 @@ class HostsLauncher(Launcher):
         """
         if not self.shell.dry_run:
             self._remembered = slices_lib.recall(self.slices.name)
-        self.look_until(lambda: 0 if self._is_ready(replace=True) else None)
-        self._begun = not self.shell.dry_run and self._is_going(arguments)
-        if not self._begun:
+        # A run may be in progress, which an unhealthy slice, or a silent host, does not end.
+        self._begun = not self.shell.dry_run
+        self.look_until(
+            lambda: 0 if self._is_ready(replace=True) and self._knows(arguments) else None
+        )
+        if not self._begun and not self._unhealthy:
             self._begin(arguments, workdir, pin)
 
         def look() -> int | None:
@@ -230,8 +233,7 @@ class HostsLauncher(Launcher):
             states, silent = [], ["every host"]
         illness = self._unhealthy
         if silent:
-            illness = f"{self.slices.name}: {', '.join(silent)} does not answer"
-            self.tell(f"hosts of {self.slices.name}", illness.partition(": ")[2])
+            illness = self._silence(silent)
         if self._is_progress(states) or not illness:
             self._illness = illness = ""
         if silent:
@@ -267,22 +269,37 @@ class HostsLauncher(Launcher):
         before, self._lines = self._lines, {state.host: state.last_line for state in states}
         return any(line != before.get(host) for host, line in self._lines.items())
 
-    def _is_going(self, arguments: Sequence[str]) -> bool:
-        """Returns whether this run is in progress already.
+    def _knows(self, arguments: Sequence[str]) -> bool:
+        """Returns False while hosts that do not answer hide whether this run is in progress.
 
         Raises:
-          UserError: another run is in progress.
+          Unusable: another run is in progress.
         """
-        if not any(state.kind == "running" for state in self.states()):
-            return False
-        told = self._everywhere(self._script_if_prepared("arguments"))
+        if not self._begun:
+            return True
+        states, silent = self._answers()
+        if not any(state.kind == "running" for state in states):
+            self._begun = bool(silent)
+            if silent:
+                self._suffer(self._silence(silent))
+            return not silent
+        try:
+            told = self._everywhere(self._script_if_prepared("arguments"))
+        except Failed as error:
+            told = error.output
         others = set(told.split("\n")) - {on_one_line(arguments), ""}
         if others:
-            raise UserError(
+            raise Unusable(
                 f"another run is going on {self.slices.name}: {others.pop()};"
                 f" {program()} tpu stop {self.slices.name} lets it save and end"
             )
         return True
+
+    def _silence(self, silent: Sequence[str]) -> str:
+        """Returns the illness that these hosts do not answer, and tells it."""
+        told, name = f"{', '.join(silent)} does not answer", self.slices.name
+        self.tell(f"hosts of {name}", told)
+        return f"{name}: {told}"
 
     def _everywhere(self, script: str, pretend: str = "", seconds: float = HOST_SECONDS) -> str:
         """Runs a shell script on all hosts of all slices at the same time; returns its output."""
@@ -348,19 +365,12 @@ class HostsLauncher(Launcher):
         self.shell.say(f"{self.slices.name}: ended{self.costs()}")
         return (own or failed)[0].code
 
-    def states(self) -> list[HostState]:
-        """Returns the state of the run on every host, in order of their names.
+    def _answers(self) -> tuple[list[HostState], list[str]]:
+        """Returns the states of the hosts that answer, and the names of those that do not.
 
         Raises:
-          UserError: no host answers, or one does not.
+          UserError: no host answers.
         """
-        states, silent = self._answers()
-        if silent:
-            raise UserError(f"{', '.join(silent)} of {self.slices.name} does not answer")
-        return states
-
-    def _answers(self) -> tuple[list[HostState], list[str]]:
-        """Returns the states of the hosts that answer, and the names of those that do not."""
         script = self._script_if_prepared("state", otherwise='echo "$(hostname) none"')
         failed = None
         try:

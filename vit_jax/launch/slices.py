@@ -168,13 +168,14 @@ class Slices:
 
 
 def differing(known: Slices, wanted: Slices) -> str:
-    """Returns the first field by which slices lie elsewhere, or are of another type; "" for none."""
+    """Returns the first field that says that slices lie elsewhere, or differ in type; else ""."""
     fields = (*_PLACE, "type")
     return next((f for f in fields if getattr(known, f) != getattr(wanted, f)), "")
 
 
 def taken(known: Slices, field: str) -> UserError:
-    """Returns the error that other slices, which differ in this field, have the name already."""
+    """Returns the error that other slices, which differ in this field if any, have the name."""
+    field = field or "type"
     value = getattr(known, field)
     flag = f"--{field}={value.replace('_', '-') if field == 'backend' else value}"
     what = f"of type {value}" if field == "type" else f"with {flag}" if value else f"without {flag}"
