@@ -129,7 +129,8 @@ def test_every_action_of_compute_engine_can_be_pasted(dry):
         ("a\tNONE\tRUNNING\nb\tCREATING\tSTAGING", "COMING"),
         ("", "COMING"),
         ("a\tCREATING\t\nb\tCREATING\t", "COMING"),
-        ("a\tNONE\tRUNNING\nb\tNONE\tTERMINATED", "LOST"),
+        ("a\tNONE\tRUNNING\nb\tNONE\tTERMINATED", "STOPPED"),  # By somebody.
+        ("a\tNONE\tRUNNING\nb\tNONE\tSTOPPING", "COMING"),
         ("a\tNONE\tRUNNING", "LOST"),  # The other has been deleted.
         ("a\tNONE\tSUSPENDED\nb\tNONE\tRUNNING", "STOPPED"),
         ("a\tDELETING\tSTOPPING\nb\tDELETING\tRUNNING", "COMING"),  # By `tpu delete`.
@@ -143,6 +144,9 @@ def test_states_of_groups(listed, state):
 
     slices = Slices("pod", "us-central1-c", type="tpu7x-16", project="p")
     assert ComputeEngine(slices).look(Told()).kind == state
+    if {"TERMINATED", "STOPPING"} & {*listed.split()} and "DELETING" not in listed:
+        spot = dataclasses.replace(slices, spot=True)  # Which the cloud takes away.
+        assert ComputeEngine(spot).look(Told()).kind == "LOST"
     if "DELETING" in listed:  # Or by the cloud, at the end of their time.
         ending = dataclasses.replace(slices, max_run_duration="7d")
         assert ComputeEngine(ending).look(Told()).kind == "LOST"
@@ -180,11 +184,10 @@ class Failing(Shell):
 def test_a_group_that_can_create_no_host_tells_why(tmp_path, monkeypatch, error, looks):
     """The request for the group itself succeeds at once."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    slices = Slices(
-        "pod", "us-central1-c", type="tpu7x-16", project="p", backend="compute_engine"
-    )
+    slices = Slices("pod", "us-central1-c", type="tpu7x-16", project="p", backend="compute_engine")
     shell = Failing(error)
-    why = f"the hosts of pod cannot be created: {error.replace(chr(9), ': ').rstrip('.')}; .* delete"
+    error = error.replace("\t", ": ").rstrip(".")
+    why = f"the hosts of pod cannot be created: {error}; .* tpu delete pod"
     with pytest.raises(UserError, match=why):
         launcher(slices, shell, 0).create()
     assert shell.looks == looks

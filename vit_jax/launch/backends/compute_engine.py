@@ -168,27 +168,47 @@ class ComputeEngine(Fleet):
                 return State(ABSENT, ABSENT)
             raise
         # A line without a tab continues the message of an error.
-        hosts = [(line + 4 * "\t").split("\t")[1:5] for line in told if "\t" in line]
+        return self._state([(line + 4 * "\t").split("\t")[1:5] for line in told if "\t" in line])
+
+    def _state(self, hosts: Sequence[Sequence[str]]) -> State:
+        """Returns the state of a group of hosts, each [action, status, error's code, message]."""
         # Somebody deletes the group, unless hosts end so: it was not preempted, and will be absent.
-        ends = "--instance-termination-action=DELETE" in self._capacity()
-        if not ends and any(action == "DELETING" for action, *_ in hosts):
+        if not self._ends() and any(action == "DELETING" for action, *_ in hosts):
             return State(COMING, "DELETING")
         # A host that is being created, or deleted, has no status yet, or any more.
         states = [state.strip() for _, state, *_ in hosts]
-        failed = [": ".join(filter(None, why)) for _, state, *why in hosts if not state and any(why)]
-        for kind in (LOST, STOPPED, COMING):
-            bad = [state for state in states if state in _KINDS[kind]]
-            if bad and not (failed and kind == COMING):
+        for kind in (LOST, STOPPED):
+            bad = [state for state in states if state in self._names(kind)]
+            if bad:
                 return State(kind, bad[0])
         running = states.count("RUNNING")
         if running >= max(1, self.slices.hosts):
             return State(READY, "RUNNING")
-        if failed:
-            return State(COMING, _pending(self.slices.name, failed[0]))
+        errors = [": ".join(filter(None, error)) for _, _, *error in hosts if any(error)]
+        if errors:
+            return State(COMING, _pending(self.slices.name, errors[0]))
+        coming = [state for state in states if state in self._names(COMING)]
         # Hosts come all together, so that some of them are a slice that has lost others.
-        if running and len(states) < self.slices.hosts:
+        if not coming and running and len(states) < self.slices.hosts:
             return State(LOST, f"{running} of {self.slices.hosts} hosts RUNNING")
-        return State(COMING, "PENDING")
+        return State(COMING, (coming or ["PENDING"])[0])
+
+    def _ends(self) -> bool:
+        """Returns whether the cloud deletes hosts when their time ends."""
+        return "--instance-termination-action=DELETE" in self._capacity()
+
+    def _names(self, kind: str) -> Sequence[str]:
+        """Returns the states of hosts that are of this kind.
+
+        Only Spot hosts, and those whose time ends, are stopped by the cloud; others by somebody.
+        """
+        if self.slices.is_spot or self._ends():
+            return _KINDS[kind]
+        return {
+            COMING: (*_KINDS[COMING], "PENDING_STOP", "STOPPING"),
+            LOST: (),
+            STOPPED: (*_KINDS[STOPPED], "STOPPED", "TERMINATED"),
+        }[kind]
 
     def on_hosts(self, number: int, script: str) -> list[Command | Each]:
         return [self._ssh(number, script)]
