@@ -293,3 +293,25 @@ def test_slices_elsewhere_are_not_forgotten_for_node_pools(memory, known, told):
         launcher(SLICES, shell, 0).create()
     assert shell.deleted == []  # No command was given.
     assert slices_lib.recall("pod") == known
+
+
+@pytest.mark.parametrize(
+    ("length", "changes", "told"),
+    [
+        (41, {}, "would be the name of a node pool; write at most 40 characters"),
+        (39, {"slices": 2}, "-1 would be the name of a node pool; write at most 38 characters"),
+        (40, {"type": "v5p-1024"}, "-0-127-XXXXX would be the name of a pod; write at most 39"),
+    ],
+)
+def test_a_name_that_is_too_long_for_gke_is_refused_before_anything_is_created(
+    memory, length, changes, told
+):
+    shell = Missing("", "")
+    slices = dataclasses.replace(SLICES, name="n" * length, **changes)
+    with pytest.raises(UserError, match=told):
+        launcher(slices, shell, 0).create()
+    assert shell.deleted == []
+    assert slices_lib.recall(slices.name) is None
+    shorter = dataclasses.replace(slices, name="n" * 34)
+    launcher(shorter, shell, 0).create()
+    assert slices_lib.recall(shorter.name)

@@ -25,6 +25,11 @@ from vit_jax.launch.slices import Slices
 _GCLOUD_GONE = ("code=404", "NOT_FOUND", "was not found")
 _KUBECTL_GONE = "(NotFound)"
 
+_LONGEST = {"node pool": 40, "pod": 63}
+"""The most characters of a name: of node pools, beyond which GKE refuses to create one, and of
+pods, to whose names JobSet adds five characters, and beyond which it refuses a manifest
+(kubernetes.io/docs/concepts/overview/working-with-objects/names, RFC 1123 label names)."""
+
 CHECK_SECONDS = 1800.0
 """A check ends after this time even if some of its pods have not: their nodes may not come."""
 
@@ -51,6 +56,7 @@ class GkeLauncher(Launcher):
         Pools that are there already, as after an interruption, stay.
         """
         slices, shape = self.slices, self.slices.known_shape()
+        self._check_names(shape.hosts)
         if not slices.cluster:
             raise UserError("tpu create: --cluster is missing: the GKE cluster of the node pools")
         if not self.shell.dry_run:
@@ -73,6 +79,21 @@ class GkeLauncher(Launcher):
         self.shell.run(
             self._gcloud("container", "clusters", "get-credentials", slices.cluster, self._where())
         )
+
+    def _check_names(self, hosts: int) -> None:
+        """Raises a `UserError` if the name makes one that GKE or Kubernetes would refuse."""
+        name = self.slices.name
+        names = {
+            "node pool": self.slices.nodes[-1],
+            "pod": f"{name}-check-{jobset.JOB}-{self.slices.slices - 1}-{hosts - 1}-XXXXX",
+        }
+        for what, found in names.items():
+            over = len(found) - _LONGEST[what]
+            if over > 0:
+                raise UserError(
+                    f"{name} is too long for GKE, where {found} would be the name of a {what};"
+                    f" write at most {len(name) - over} characters"
+                )
 
     def _make(self, node: str) -> None:
         """Creates a node pool unless it is there; deletes one that could not be created before."""
