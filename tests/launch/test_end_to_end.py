@@ -69,6 +69,7 @@ class Launcher:
             self.lines.append(line)
             last, before = time.monotonic(), last
             self.silence = max(self.silence, last - before)
+        self.silence = max(self.silence, time.monotonic() - last)  # After its last line, too.
 
     def wait_for(self, is_true, seconds=400):
         deadline = time.monotonic() + seconds
