@@ -87,7 +87,10 @@ class ComputeEngine(Fleet):
             steps.insert(0, Step([*policy, f"--region={self.slices.region}"], _EXISTS))
             # All hosts of a slice come together, as soon as there is capacity for all, so that no
             # resize request is needed (docs.cloud.google.com/compute/docs/instance-groups/
-            # about-bulk-mode). None is replaced alone: that would break the slice.
+            # about-bulk-mode). That page has named reservation-bound and flex-start as all that
+            # bulk mode takes; the quickstart for TPUs (docs.cloud.google.com/compute/docs/tpus/
+            # quickstart-create-tpu-multi-host-slice) takes it on demand. No host is replaced alone:
+            # that would break the slice.
             group = [
                 f"--size={shape.hosts}",
                 "--target-size-policy-mode=bulk",
