@@ -2,10 +2,11 @@
 
 It refuses what the public reference lacks (`cloud_reference.py`). What it keeps lies in the folder
 $FAKE_GCLOUD: `nodes.json` (name → states, hosts) and, for each host, its home folder. A slice that
-is new goes through the states of $FAKE_GCLOUD_STATES, one a look. A host has a `python3` that makes
-virtual environments without installing anything, a `hostname`, a `curl` that knows the metadata
-server and the bucket's permissions, and the variables by which the processes of one run find each
-other.
+is new goes through the states of $FAKE_GCLOUD_STATES, one a look; one that is deleted is DELETING
+for $FAKE_GCLOUD_DELETING looks, as others see it while gcloud waits for its end. A host has a
+`python3` that makes virtual environments without installing anything, a `hostname`, a `curl` that
+knows the metadata server and the bucket's permissions, and the variables by which the processes of
+one run find each other.
 """
 
 import json
@@ -26,6 +27,7 @@ from cloud_reference import Refused, check  # noqa: E402
 ROOT = Path(os.environ["FAKE_GCLOUD"])
 NODES = ROOT / "nodes.json"
 HOSTS = int(os.environ.get("FAKE_GCLOUD_HOSTS", "4"))
+DELETING_LOOKS = int(os.environ.get("FAKE_GCLOUD_DELETING", "0"))
 
 PYTHON = """#!/bin/bash
 # Makes environments of this one, and notes what would be installed.
@@ -66,30 +68,31 @@ def home(host):
     return ROOT / host
 
 
-def make_slice(first, everybody, hosts, machine=None):
+def make_slice(first, everybody, hosts, machine=None, endpoint="unknown:unknown:{}"):
     """One slice of which this is the `first` process of `everybody`.
 
     machine: the number of its first machine in the network, if that is another one.
+    endpoint: the form in which the metadata of a host tell the address of another.
     """
     machines = range(first if machine is None else machine, 1 << 30)
     addresses = [fake_network.address(number) for number, _ in zip(machines, hosts, strict=False)]
     if not fake_network.is_used():
         addresses = ["127.0.0.1"] * len(hosts)
     for worker, host in enumerate(hosts):
-        make_host(host, worker, addresses)
+        make_host(host, worker, [endpoint.format(address) for address in addresses])
         if fake_network.is_used():
             fake_network.connect(host, machines[worker])
     states = os.environ.get("FAKE_GCLOUD_STATES", "READY").split(",")
-    return {"states": states, "hosts": hosts, "first": first, "all": everybody}
+    entry = {"states": states, "health": "HEALTHY", "hosts": hosts}
+    return {**entry, "first": first, "all": everybody}
 
 
-def make_host(host, worker, addresses):
+def make_host(host, worker, endpoints):
     tools = home(host) / "bin"
     tools.mkdir(parents=True)
-    endpoints = ",".join(f"unknown:unknown:{address}" for address in addresses)
     scripts = {
         "python3": PYTHON.format(python=sys.executable),
-        "curl": CURL.format(root=ROOT, worker=worker, endpoints=endpoints),
+        "curl": CURL.format(root=ROOT, worker=worker, endpoints=",".join(endpoints)),
         "hostname": f"#!/bin/sh\necho {host}\n",
     }
     for name, text in scripts.items():
@@ -117,7 +120,7 @@ def create_group(name, flags):
     rank = int(number) if number.isdecimal() else 0
     hosts = [f"{name}-{'zyxwvuts'[worker]}bcd" for worker in range(count)]
     # Nothing but what the launcher says tells its hosts of the other slices.
-    found[name] = make_slice(0, count, hosts, rank * count)
+    found[name] = make_slice(0, count, hosts, rank * count, "{}")
     save(found)
 
 
@@ -130,7 +133,9 @@ def delete(name):
         for host in found[node]["hosts"]:
             kill_host(host)
             shutil.rmtree(home(host))
-        del found[node]
+        found[node] |= {"hosts": [], "states": ["DELETING"] * DELETING_LOOKS + [None]}
+        if not DELETING_LOOKS:
+            del found[node]
     save(found)
     return 0
 
@@ -146,12 +151,12 @@ def kill_host(host):
             continue
 
 
-def set_state(host, state):
+def set_state(host, state, health="HEALTHY"):
     """Lets the cloud say this of the slice that a host is of."""
     found = nodes()
     for entry in found.values():
         if host in entry["hosts"]:
-            entry["states"] = [state]
+            entry |= {"states": [state], "health": health}
     save(found)
 
 
@@ -163,6 +168,8 @@ def state_of(name):
     for node in mine:
         if len(found[node]["states"]) > 1:
             found[node]["states"].pop(0)
+        if found[node]["states"][0] is None:
+            del found[node]
     save(found)
     return states[0] if states else None
 
@@ -236,7 +243,8 @@ def tpus(kind, action, names, flags):
     if kind == "queued-resources":
         print({"READY": "ACTIVE"}.get(state, state))
     else:
-        print(f"{state}\tHEALTHY")
+        health = nodes().get(names[0], {}).get("health", "HEALTHY")
+        print(f"{state}\t{health}")
     return 0
 
 
@@ -253,7 +261,7 @@ def compute_engine(name, names, flags):
         state = state_of(names[0])
         if state is None:
             return not_found(names[0])
-        for host in nodes()[names[0]]["hosts"]:
+        for host in nodes().get(names[0], {}).get("hosts", []):
             status = f"\tNONE\t{'RUNNING' if state == 'READY' else state}"
             print(host + (status if "instanceStatus" in flags["format"][0] else ""))
     return 0  # Templates and policies leave no trace here.

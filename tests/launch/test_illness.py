@@ -106,3 +106,12 @@ def test_train_that_is_started_again_keeps_an_unhealthy_slice_on_which_the_run_g
     assert train(cloud) == 0
     assert not cloud.done("tpu-vm delete")
     assert not cloud.done("host.sh pod start")
+
+
+def test_a_slice_is_repaired_lost_deleted_and_made_again():
+    states = ["READY", "READY", "REPAIRING", "REPAIRING", "UNKNOWN", "UNKNOWN", "DELETING",
+              "DELETING", "ABSENT", "CREATING", "READY\tHEALTHY"]  # fmt: skip
+    cloud = Cloud(states, [NONE, GOING, NONE, DONE])
+    assert train(cloud) == 0
+    assert "pod: REPAIRING" in cloud.said
+    assert cloud.done("tpu-vm delete") == cloud.done("tpu-vm create") == 1

@@ -214,6 +214,20 @@ def test_what_was_created_is_known_by_its_name(cloud, capsys, monkeypatch):
     assert "add --zone" in capsys.readouterr().err
 
 
+def test_an_illness_and_a_deletion_are_told(cloud, capsys, monkeypatch):
+    monkeypatch.setenv("FAKE_GCLOUD_HOSTS", "1")
+    monkeypatch.setenv("FAKE_GCLOUD_DELETING", "2")
+    assert main(["tpu", *ONE_HOST, "--poll=0"]) == 0
+    code = "import fake_gcloud; fake_gcloud.set_state('pod-w-0', 'READY', 'TIMEOUT')"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
+    assert main(["tpu", "status", "pod"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["pod: READY, TIMEOUT", "pod-w-0: none"]
+    assert main(["tpu", "delete", "pod"]) == 0
+    for state in ("DELETING", "DELETING", "ABSENT"):
+        assert main(["tpu", "status", "pod", "--zone=us-west4-a"]) == 0
+        assert capsys.readouterr().out == f"pod: {state}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -256,13 +256,11 @@ class HostsLauncher(Launcher):
 
     def _fail_on_unhealthy(self) -> None:
         """Lets a run begin again once its slices are healthy; replaces those that fail it often."""
-        self._failed += 1
-        if self._failed < MAX_FAILED:
-            self._begun = False
+        self._failed, self._begun = (self._failed + 1) % MAX_FAILED, False
+        if self._failed:
             self.shell.say(f"{self._unhealthy}; the run begins again once it is healthy")
-            return
-        self._failed = 0
-        self._replace(self._unhealthy, is_there=True)
+        else:
+            self._replace(self._unhealthy, is_there=True)
 
     def _is_progress(self, states: Sequence[HostState]) -> bool:
         """Returns whether a host has written another line since the last poll."""

@@ -167,7 +167,7 @@ def _state(shell: Shell, command: Command) -> State:
         raise
     state, health = told[0], told[-1]
     kind = next((kind for kind, names in _KINDS.items() if state in names), COMING)
-    return State(kind, state, health if health in _ILL else "")
+    return State(kind, state, health if kind == READY and health in _ILL else "")
 
 
 def launcher(slices: Slices, shell: Shell, poll: float) -> HostsLauncher:
