@@ -234,7 +234,7 @@ def test_stop_lets_a_run_save_first(host):
     started_twice = host("bash host.sh pod start --config=c")
     assert (started_twice.returncode, started_twice.stderr) == (0, "")
     assert host("bash host.sh pod stop").returncode == 0
-    assert host("bash host.sh pod state").stdout == "pod-w-0 ended 75 saved\n"
+    assert host("bash host.sh pod state").stdout == "pod-w-0 ended 75 stopped: saved\n"
     assert host("bash host.sh pod stop").returncode == 0  # Nothing left to stop.
 
 

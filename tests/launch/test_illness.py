@@ -39,8 +39,9 @@ def test_a_slice_on_which_a_run_fails_whenever_it_is_unhealthy_is_made_again():
     assert cloud.done("tpu-vm create") == 1
 
 
-@pytest.mark.parametrize(("end", "code"), [("ended 2 error: no such file", 2), ("ended 3", 3)])
-def test_a_mistake_is_the_result_on_an_unhealthy_slice_as_well(end, code):
+@pytest.mark.parametrize(("end", "code"), [("ended 2 error: no such file", 2), ("ended 3", 3),
+                                         ("ended 75 stopped: saved step 3", 75)])  # fmt: skip
+def test_a_mistake_or_a_stop_is_the_result_on_an_unhealthy_slice_as_well(end, code):
     cloud = Cloud(["READY", "READY", "READY\tTIMEOUT"], [NONE, GOING, f"h0 {end}"])
     assert train(cloud) == code
     assert not cloud.done("tpu-vm create")

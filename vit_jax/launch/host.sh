@@ -167,7 +167,7 @@ start() {
   if is_running; then
     return
   fi
-  rm -f "$run/code_of_exit" "$run/pid"
+  rm -f "$run/code_of_exit" "$run/pid" "$run/stopped"
   cat /proc/sys/kernel/random/boot_id >"$run/boot_id"
   cd "$run/code"
   on_one_line "$@" >"$run/arguments"
@@ -184,11 +184,16 @@ last_line() {
   tail -n 1 "$run/log" 2>/dev/null | cut -c1-300
 }
 
+# The launcher tells a run that somebody stopped from one that has failed.
+stopped() {
+  [[ ! -f $run/stopped ]] || echo "stopped: "
+}
+
 state() {
   if is_running; then
     echo "$(hostname) running $(last_line)"
   elif is_of_this_boot && [[ -f $run/code_of_exit ]]; then
-    echo "$(hostname) ended $(<"$run/code_of_exit") $(last_line)"
+    echo "$(hostname) ended $(<"$run/code_of_exit") $(stopped)$(last_line)"
   else
     echo "$(hostname) none"
   fi
@@ -211,6 +216,7 @@ stop() {
   is_running || return 0
   local pid
   pid=$(<"$run/pid")
+  touch "$run/stopped"
   kill -TERM "$pid"
   # The session, because the supervisor starts the trainer in a process group of its own.
   timeout "${VIT_JAX_STOP_SECONDS:-600}" tail --pid="$pid" -f /dev/null ||

@@ -21,6 +21,7 @@ from vit_jax.launch.launcher import (
     LONGEST_PAUSE,
     MAX_UNREACHED,
     NO_CAPACITY,
+    PERMANENT,
     Launcher,
     Unusable,
     on_one_line,
@@ -39,13 +40,6 @@ MAX_FAILED = 3
 
 ILL_SECONDS = 1800.0
 """Slices are created again for an illness only after as many polls as fit into this time."""
-
-_PERMANENT = re.compile(
-    r"PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|Required '.*' permission|Invalid value"
-    r"|unrecognized arguments|is not installed",
-    re.IGNORECASE,
-)
-"""Errors that every further request would meet as well."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +204,7 @@ class HostsLauncher(Launcher):
                     wanted = True
             except UserError as error:
                 failures = 0 if NO_CAPACITY.search(str(error)) else failures + 1
-                permanent = isinstance(error, Unusable) or _PERMANENT.search(str(error))
+                permanent = isinstance(error, Unusable) or PERMANENT.search(str(error))
                 if failures > MAX_UNREACHED or permanent:
                     raise Unusable(str(error)) from error
                 self.shell.say(f"{error}; trying again")
@@ -249,7 +243,7 @@ class HostsLauncher(Launcher):
             self.tell(states[0].host, states[0].last_line)
             if illness:
                 self._suffer(illness)
-        elif self._unhealthy and code not in (0, UserError.exit_code, DoesNotFit.exit_code):
+        elif self._unhealthy and _may_be_its_fault(code, states):
             self._fail_on_unhealthy()
             return None
         return code
@@ -446,3 +440,9 @@ class HostsLauncher(Launcher):
             if known:
                 slices_lib.remember(known)
             raise
+
+
+def _may_be_its_fault(code: int, states: Sequence[HostState]) -> bool:
+    """Returns whether a slice may be why a run ended: no success, mistake, or `tpu stop`."""
+    stopped = all(state.last_line.startswith("stopped: ") for state in states)
+    return not stopped and code not in (0, UserError.exit_code, DoesNotFit.exit_code)

@@ -26,6 +26,13 @@ NO_CAPACITY = re.compile(
     re.IGNORECASE,
 )
 
+PERMANENT = re.compile(
+    r"PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|Required '.*' permission|Invalid value"
+    r"|unrecognized arguments|is not installed",
+    re.IGNORECASE,
+)
+"""Errors that every further request would meet as well."""
+
 
 class Unusable(UserError):
     """There are no slices, and none will be created, so another poll would not help."""
