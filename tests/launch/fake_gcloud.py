@@ -133,7 +133,8 @@ def delete(name):
         for host in found[node]["hosts"]:
             kill_host(host)
             shutil.rmtree(home(host))
-        found[node] |= {"hosts": [], "states": ["DELETING"] * DELETING_LOOKS + [None]}
+        found[node] |= {"hosts": [], "ending": found[node]["hosts"]}
+        found[node]["states"] = ["DELETING"] * DELETING_LOOKS + [None]
         if not DELETING_LOOKS:
             del found[node]
     save(found)
@@ -261,9 +262,11 @@ def compute_engine(name, names, flags):
         state = state_of(names[0])
         if state is None:
             return not_found(names[0])
-        for host in nodes().get(names[0], {}).get("hosts", []):
-            status = f"\tNONE\t{'RUNNING' if state == 'READY' else state}"
-            print(host + (status if "instanceStatus" in flags["format"][0] else ""))
+        entry = nodes().get(names[0], {})
+        status = {"READY": "\tNONE\tRUNNING", "DELETING": "\tDELETING\tSTOPPING"}
+        told = status.get(state, f"\tNONE\t{state}")
+        for host in entry.get("hosts") or entry.get("ending", []):
+            print(host + (told if "instanceStatus" in flags["format"][0] else ""))
     return 0  # Templates and policies leave no trace here.
 
 

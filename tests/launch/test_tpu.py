@@ -216,15 +216,25 @@ def test_what_was_created_is_known_by_its_name(cloud, capsys, monkeypatch):
 
 def test_an_illness_and_a_deletion_are_told(cloud, capsys, monkeypatch):
     monkeypatch.setenv("FAKE_GCLOUD_HOSTS", "1")
-    monkeypatch.setenv("FAKE_GCLOUD_DELETING", "2")
+    monkeypatch.setenv("FAKE_GCLOUD_DELETING", "1")
     assert main(["tpu", *ONE_HOST, "--poll=0"]) == 0
     code = "import fake_gcloud; fake_gcloud.set_state('pod-w-0', 'READY', 'TIMEOUT')"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
     assert main(["tpu", "status", "pod"]) == 0
     assert capsys.readouterr().out.splitlines() == ["pod: READY, TIMEOUT", "pod-w-0: none"]
     assert main(["tpu", "delete", "pod"]) == 0
-    for state in ("DELETING", "DELETING", "ABSENT"):
+    for state in ("DELETING", "ABSENT"):
         assert main(["tpu", "status", "pod", "--zone=us-west4-a"]) == 0
+        assert capsys.readouterr().out == f"pod: {state}\n"
+
+
+def test_a_group_is_being_deleted_and_then_absent(cloud, capsys, monkeypatch):
+    monkeypatch.setenv("FAKE_GCLOUD_DELETING", "2")
+    group = ["--zone=us-east5-a", "--project=p", "--backend=compute-engine", "--type=v6e-8"]
+    assert main(["tpu", "create", "pod", *group, "--poll=0"]) == 0
+    assert main(["tpu", "delete", "pod"]) == 0
+    for state in ("DELETING", "PENDING", "ABSENT"):  # Its hosts go first.
+        assert main(["tpu", "status", "pod", *group]) == 0
         assert capsys.readouterr().out == f"pod: {state}\n"
 
 
