@@ -79,6 +79,16 @@ def run(args, **kwargs):
     return subprocess.CompletedProcess(args, process.returncode, stdout, stderr)
 
 
+def wait_for_step(process, step):
+    """Reads what a run says until it has done a step."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith(f"step {step}/"):
+            return
+    raise AssertionError(f"the run ended before step {step}: {''.join(said)}")
+
+
 def serve(connection):
     """Forks a process for each request, until the tests have ended."""
     for name in PRELOADED:

@@ -103,15 +103,6 @@ def kill_at_random_moments(workdir, npz, kills, seed):
             break
 
 
-def wait_for_step(process, step):
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if line.startswith(f"step {step}/"):
-            return
-    raise AssertionError(f"the run ended before step {step}: {''.join(said)}")
-
-
 def send_and_read_the_end(number, process, workdir):
     """A signal ends the run with the code and the line for it."""
     process.send_signal(number)
@@ -138,13 +129,13 @@ def test_a_run_that_is_killed_stopped_and_damaged_ends_as_if_nothing_had_happene
     undisturbed, digits_npz, tmp_path
 ):
     process = start(tmp_path, digits_npz)
-    wait_for_step(process, 5)
+    warm.wait_for_step(process, 5)
     time.sleep(random.uniform(0, 0.05))  # Anywhere inside a step or a save.
     process.kill()
     process.communicate()
 
     process = start(tmp_path, digits_npz)
-    wait_for_step(process, 11)
+    warm.wait_for_step(process, 11)
     send_and_read_the_end(signal.SIGTERM, process, tmp_path)
 
     damaged = damage_the_newest(tmp_path)
@@ -167,7 +158,7 @@ def test_twenty_kills(undisturbed, digits_npz, tmp_path, seed):
 @pytest.mark.soak
 def test_an_interrupt_saves_says_so_and_exits_75(undisturbed, digits_npz, tmp_path):
     process = start(tmp_path, digits_npz)
-    wait_for_step(process, 7)
+    warm.wait_for_step(process, 7)
     send_and_read_the_end(signal.SIGINT, process, tmp_path)
     done = run_to_end(tmp_path, digits_npz)
     assert done.returncode == 0, done.stderr

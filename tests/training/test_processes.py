@@ -118,7 +118,7 @@ def test_two_processes_train_and_evaluate_as_one(alone, digits_npz, tmp_path):
 @pytest.mark.soak
 def test_what_two_processes_began_before_one_was_killed_one_ends(alone, digits_npz, tmp_path):
     both = start(tmp_path, digits_npz, 2, "--config.checkpoint.every=1")
-    wait_for_step(both[0], 5)
+    warm.wait_for_step(both[0], 5)
     both[1].kill()
     _, said = both[0].communicate(timeout=60)
     # 75 where Python learns of the loss first, SIGABRT where JAX does.
@@ -133,21 +133,12 @@ def test_what_two_processes_began_before_one_was_killed_one_ends(alone, digits_n
 @pytest.mark.parametrize(("told", "number"), [(1, signal.SIGTERM), (0, signal.SIGINT)])
 def test_a_signal_to_one_process_saves_the_same_step_in_both(told, number, digits_npz, tmp_path):
     both = start(tmp_path, digits_npz, 2, "--config.total=100000")
-    wait_for_step(both[0], 5)
+    warm.wait_for_step(both[0], 5)
     both[told].send_signal(number)
     said = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [75, 75], said
     last = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert f"saved step {last} of 100000" in said[0]
-
-
-def wait_for_step(process, step):
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if line.startswith(f"step {step}/"):
-            return
-    raise AssertionError(f"the run ended before step {step}: {''.join(said)}")
 
 
 def assert_same_losses(workdir, alone):
