@@ -92,10 +92,10 @@ class WorkdirLock:
     The lock is the file `LOCK`, created only if it is absent. It names its holder, who rewrites it
     every `BEAT_SECONDS`. A lock whose holder is gone is taken over: at once if that was a process
     of this host, and otherwise if the file does not change for `STALE_SECONDS`. No clocks of two
-    hosts are compared. Object stores
-    create it by a conditional write (see `storage.create`). Where a store has none, and on network
-    file systems while a lock is taken over, two processes may both create the file: the one whose
-    file was overwritten finds out when it looks again, here or in `check`.
+    hosts are compared. Object stores create the file by a conditional write (see `storage.create`).
+    Where a store has none, and on network file systems while a lock is taken over, two processes
+    may both create the file: the one whose file was overwritten finds out when it looks again, here
+    or in `check`.
 
     Args:
       is_holder: False in all processes of a run but the first, where nothing happens.
