@@ -318,3 +318,4 @@ def hub_server(monkeypatch, tmp_path):
         server.shutdown()
         thread.join()
     hub._fetched.cache_clear()
+    hub._fetched_dataset.cache_clear()

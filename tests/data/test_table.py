@@ -298,6 +298,8 @@ def on_hub(hub_server, folder):
     contents |= {
         "photos/val.csv": b"path,label\nx.png,7\n",
         "photos/train.csv": b"path,label\nx.png,7\n",
+        "halves/val/rows.csv": b"path,label\ny.png,7\n",
+        "halves/val/y.png": png(4),
     }
     hub_server.repos["me/pets"] = contents | {"photos/x.png": png(3), "README.md": b"pets"}
     return hub_server
@@ -313,6 +315,8 @@ def test_a_dataset_of_the_hub_is_read_by_its_name(on_hub):
     )
     source = open_table("hf://datasets/me/pets/photos/{split}.csv", "val")
     assert source.fetch(np.array([0]))["image"][0] == png(3)
+    source = open_table("hf://datasets/me/pets/halves/{split}/rows.csv", "val")
+    assert source.fetch(np.array([0]))["image"][0] == png(4)
     assert own_images.data_of("hf://datasets/me/pets") == ("table", "train", "validation")
     for name, said in {
         "me/cats": "no such repository",

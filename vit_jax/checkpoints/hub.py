@@ -125,22 +125,20 @@ def dataset_path(address: str) -> str:
 def _fetched_dataset(address: str) -> tuple[str, str]:
     found = _parts(PREFIX + address.removeprefix(DATASETS), DATASETS)
     file = found["file"] or ""
-    wanted = ["*.parquet"]
-    if file:
-        wanted = [re.sub(r"\{split\}", "*", file)]
-        if not file.endswith(".parquet"):
-            wanted = [os.path.join(os.path.dirname(file), "*")]
+    wanted = file.replace("{split}", "*") or "*.parquet"
+    if not wanted.endswith(".parquet"):
+        wanted = os.path.join(os.path.dirname(wanted), "*")
     library = _library(address)
     with _explained(library, address):
         place = library.snapshot_download(
             found["repo"],
             repo_type="dataset",
-            allow_patterns=["dataset_info*.json", *wanted],
+            allow_patterns=["dataset_info*.json", wanted],
             revision=found["revision"],
             endpoint=os.environ.get("HF_ENDPOINT"),
         )
-    if not any(Path(place).glob(f"**/{wanted[0]}" if not file else wanted[0])):
-        raise UserError(f"{address}: the repository has no files {wanted[0]}")
+    if not any(Path(place).glob(wanted if file else f"**/{wanted}")):
+        raise UserError(f"{address}: the repository has no files {wanted}")
     return place, file
 
 
