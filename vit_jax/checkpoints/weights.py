@@ -97,6 +97,20 @@ def join_towers(image: Weights, text: Weights, between: Mapping[str, np.ndarray]
     )
 
 
+def split_towers(arrays: Mapping[str, np.ndarray]) -> dict[str, Arrays]:
+    """Returns the arrays of the "image" and the "text" tower, the inverse of `join_towers`.
+
+    Their names are those of a model of that tower alone.
+    """
+    alone: dict[str, Arrays] = {"image": {}, "text": {}}
+    for name, array in arrays.items():
+        ours, _, rest = name.partition("/")
+        if ours in PARTS:
+            tower, part = PARTS[ours]
+            alone[tower][f"{part}/{rest}"] = array
+    return alone
+
+
 class Renames:
     """A table of names in two worlds, read in either direction; the first match wins.
 

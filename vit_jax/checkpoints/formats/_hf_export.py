@@ -95,18 +95,19 @@ class Target:
 
 def _plain(backbone: Any, arrays: Arrays) -> dict[str, Any]:
     del backbone
-    return {"intermediate_size": _mlp_dim(arrays), "qkv_bias": True}
+    return {"intermediate_size": mlp_dim(arrays), "qkv_bias": True}
 
 
-def _mlp_dim(arrays: Arrays) -> int:
+def mlp_dim(arrays: Arrays) -> int:
+    """Returns the width of the MLPs of an encoder."""
     return arrays["backbone/blocks_0/mlp/dense1/kernel"].shape[1]
 
 
 def _of_dinov2(backbone: Any, arrays: Arrays) -> dict[str, Any]:
-    ratio, rest = divmod(_mlp_dim(arrays), backbone.width)
+    ratio, rest = divmod(mlp_dim(arrays), backbone.width)
     if rest:
         raise UserError(
-            f"hf has no place for an MLP of width {_mlp_dim(arrays)}, which is no multiple of"
+            f"hf has no place for an MLP of width {mlp_dim(arrays)}, which is no multiple of"
             f" {backbone.width}, in a DINOv2; write --to=timm or orbax"
         )
     found = {"mlp_ratio": ratio, "qkv_bias": True, "use_swiglu_ffn": False}
@@ -116,7 +117,7 @@ def _of_dinov2(backbone: Any, arrays: Arrays) -> dict[str, Any]:
 
 def _of_dinov3(backbone: Any, arrays: Arrays) -> dict[str, Any]:
     return {
-        "intermediate_size": _mlp_dim(arrays),
+        "intermediate_size": mlp_dim(arrays),
         "num_register_tokens": backbone.num_registers,
         "use_gated_mlp": backbone.mlp == "swiglu",
         "rope_theta": backbone.rope_base or 100.0,
@@ -145,7 +146,7 @@ def _with_scales(arrays: Arrays) -> Arrays:
 def _of_beit(backbone: Any, arrays: Arrays) -> dict[str, Any]:
     shared = backbone.position_bias == "shared_table"
     return {
-        "intermediate_size": _mlp_dim(arrays),
+        "intermediate_size": mlp_dim(arrays),
         "use_absolute_position_embeddings": POSITIONS in arrays,
         "use_relative_position_bias": backbone.position_bias == "table",
         "use_shared_relative_position_bias": shared,
@@ -155,7 +156,7 @@ def _of_beit(backbone: Any, arrays: Arrays) -> dict[str, Any]:
 
 
 def _of_aimv2(backbone: Any, arrays: Arrays) -> dict[str, Any]:
-    found = {"rms_norm_eps": backbone.norm_epsilon, "intermediate_size": _mlp_dim(arrays)}
+    found = {"rms_norm_eps": backbone.norm_epsilon, "intermediate_size": mlp_dim(arrays)}
     return found | {"use_head": False, "qkv_bias": False, "mlp_bias": False}
 
 
@@ -163,7 +164,7 @@ def _of_clip(backbone: Any, arrays: Arrays) -> dict[str, Any]:
     del backbone
     kernel = arrays.get("head/kernel")
     projected = {} if kernel is None else {"projection_dim": kernel.shape[1]}
-    return {"intermediate_size": _mlp_dim(arrays), **projected}
+    return {"intermediate_size": mlp_dim(arrays), **projected}
 
 
 def as_table(state: State) -> State:

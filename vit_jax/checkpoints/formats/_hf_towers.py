@@ -12,7 +12,7 @@ from vit_jax import models
 from vit_jax.checkpoints.formats import ImageSize, _hf_export, _torch_layout
 from vit_jax.checkpoints.formats._hf import Family, State, _text
 from vit_jax.checkpoints.formats._hf_export import ACTIVATIONS, TARGETS, Target
-from vit_jax.checkpoints.weights import PARTS, Arrays, from_params
+from vit_jax.checkpoints.weights import Arrays, from_params, split_towers
 from vit_jax.errors import UserError
 from vit_jax.types import Params
 
@@ -97,7 +97,8 @@ def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: Im
         reasons = [f"{one.name} has {one.misfit(model)}" for one in fitting]
         raise UserError(f"hf has no class for these towers: {'; '.join(reasons)}; write --to=orbax")
     arrays = from_params(params, model)
-    image, texts = (_tower(arrays, tower) for tower in ("image", "text"))
+    towers = split_towers(arrays)
+    image, texts = towers["image"], towers["text"]
     config, state, _ = _hf_export.described(target.image, image, backbone, image_size)
     config["architectures"] = [target.image.bare]
     dim = arrays["text_proj/bias"].shape[0]
@@ -118,13 +119,6 @@ def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: Im
     return f"wrote {os.fspath(path)} for transformers\ntransformers: {call}"
 
 
-def _tower(arrays: Arrays, wanted: str) -> Arrays:
-    """Returns the arrays of one tower under the names of a model of that tower alone."""
-    parts = {ours: part for ours, (tower, part) in PARTS.items() if tower == wanted}
-    named = ((name, *name.partition("/")[::2]) for name in arrays)
-    return {f"{parts[part]}/{rest}": arrays[name] for name, part, rest in named if part in parts}
-
-
 def _text_config(target: TwoTarget, arrays: Arrays, text: Any, dim: int) -> dict[str, Any]:
     end = {} if target.has_bias else {"eos_token_id": text.end_token or _text.OLD_END}
     return {
@@ -132,7 +126,7 @@ def _text_config(target: TwoTarget, arrays: Arrays, text: Any, dim: int) -> dict
         "hidden_size": text.width,
         "num_hidden_layers": text.depth,
         "num_attention_heads": text.num_heads,
-        "intermediate_size": arrays["backbone/blocks_0/mlp/dense1/kernel"].shape[1],
+        "intermediate_size": _hf_export.mlp_dim(arrays),
         "vocab_size": text.vocab_size,
         "max_position_embeddings": arrays["backbone/pos_embed"].shape[1],
         "hidden_act": ACTIVATIONS[text.activation],

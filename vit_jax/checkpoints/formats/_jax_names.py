@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 
 from vit_jax.checkpoints.source import Source
-from vit_jax.checkpoints.weights import PARTS, Renames, Weights, join_towers, map_blocks
+from vit_jax.checkpoints.weights import Renames, Weights, join_towers, map_blocks, split_towers
 
 PREFIXES = ("opt/target/", "params/img/", "params/", "img/")
 TEXT_PREFIXES = ("params/txt/", "txt/")
@@ -127,7 +127,6 @@ def is_big_vision(names: Collection[str]) -> bool:
 
 # Their names, and those of this package, of the arrays outside both towers.
 _BETWEEN = {"t": "log_scale", "b": "bias"}
-_TOWERS = {"image": "img", "text": "txt"}
 
 
 def read(source: Source) -> Weights:
@@ -223,17 +222,14 @@ def write(
     """
     if not any(name.startswith("text/") for name in arrays):
         return _write_tower(arrays, naming, prefix)
-    alone: dict[str, dict[str, np.ndarray]] = {"img": {}, "txt": {}}
-    for ours, (tower, part) in PARTS.items():
-        mine = {name: x for name, x in arrays.items() if name.startswith(f"{ours}/")}
-        alone[_TOWERS[tower]] |= {part + name.removeprefix(ours): x for name, x in mine.items()}
+    alone = split_towers(arrays)
     text = TEXT
-    if "backbone/segment_embed" in alone["txt"]:
+    if "backbone/segment_embed" in alone["text"]:
         text = BERT
-        alone["txt"] = {name: _bert_shape(name, x) for name, x in alone["txt"].items()}
+        alone["text"] = {name: _bert_shape(name, x) for name, x in alone["text"].items()}
     return {
-        **_write_tower(alone["img"], naming, f"{prefix}img/"),
-        **_write_tower(alone["txt"], text, f"{prefix}txt/"),
+        **_write_tower(alone["image"], naming, f"{prefix}img/"),
+        **_write_tower(alone["text"], text, f"{prefix}txt/"),
         **{prefix + theirs: arrays[ours] for theirs, ours in _BETWEEN.items() if ours in arrays},
     }
 
