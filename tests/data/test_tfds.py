@@ -80,6 +80,15 @@ def test_folds_and_parts_of_classes_are_those_of_the_labels(data_dir, digits, mo
     assert sum(class_counts(open_source(spec | {"count_labels": True}))) == 100
 
 
+def test_labels_that_are_kept_of_one_part_of_a_split_are_not_those_of_another(data_dir, digits):
+    for split, rows in (("test[:50%]", slice(0, 180)), ("test[50%:]", slice(180, 360))):
+        source = open_source(
+            {"source": "tfds", "name": "digits", "dir": data_dir, "split": split,
+             "count_labels": True}
+        )  # fmt: skip
+        np.testing.assert_array_equal(source.labels, digits[1][NUM_TRAIN:][rows])
+
+
 def test_records_are_fetched_in_the_order_asked_for(data_dir):
     records = open_digits(data_dir).fetch(np.array([7, 3, 7]))
     assert records["id"].tolist() == [b"7", b"3", b"7"]

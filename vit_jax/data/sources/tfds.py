@@ -8,6 +8,7 @@ import functools
 import io
 import logging
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -166,18 +167,21 @@ class Source:
                 f"dataset {builder.info.full_name!r} has no feature 'label' with one class, so its"
                 " examples cannot be drawn or counted by their classes"
             )
-        path = epath.Path(builder.data_path) / f"labels-{re.sub(r'[^a-z0-9]+', '_', split)}.npy"
+        path = epath.Path(builder.data_path) / f"labels-{urllib.parse.quote(split, safe='')}.npy"
         with contextlib.suppress(ValueError, EOFError, *storage.errors()):
             stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
             if stored.dtype == np.int32 and stored.shape == (len(self._reader),):
                 return stored
         if len(self._reader) > _MANY:
             logger.warning("reading the labels of %s once, with its images", self._name)
-        parts = [
-            [one["label"] for one in self._reader.__getitems__(list(chunk))]
-            for chunk in _chunks(len(self._reader))
-        ]
-        labels = np.array([label for part in parts for label in part], np.int32)
+        labels = np.array(
+            [
+                one["label"]
+                for chunk in _chunks(len(self._reader))
+                for one in self._reader.__getitems__(list(chunk))
+            ],
+            np.int32,
+        )
         buffer = io.BytesIO()
         np.save(buffer, labels)
         try:
