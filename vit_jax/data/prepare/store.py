@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.host_tensorflow import tf
+from vit_jax.data.prefetch import default_threads
 from vit_jax.data.prepare import datasets, shards
 from vit_jax.data.stored import Difference, Form, compare
 from vit_jax.data.tfrecord import checked_records
@@ -134,9 +135,7 @@ def _encoded_anew(path: str, keys: Sequence[str], form: Form) -> Iterator[bytes]
 
 def _in_threads(function: Callable[[Any], bytes], values: Iterable) -> Iterator[bytes]:
     """Yields `function(value)` of all values in their order, computed by a thread for each core."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = default_threads()
     pending: collections.deque[Future] = collections.deque()
     with ThreadPoolExecutor(cores) as threads:
         for value in values:
