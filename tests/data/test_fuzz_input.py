@@ -32,7 +32,7 @@ def test_seeds_are_read(tmp_path, kind):
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", COUNTS)
 def test_much_damage_within_limits_of_memory_and_time(tmp_path, kind):
-    """In a process of its own, whose address space is limited once everything is imported."""
+    """Runs in a process of its own, with a limited address space once everything is imported."""
     setup = (
         f"import damaged_input; kind = damaged_input.kinds()[{kind!r}]\n"
         f"folder = Path({str(tmp_path)!r}); damaged_input.write_rest(folder)\n"

@@ -42,7 +42,7 @@ PROGRAMS = {
 
 
 def written(program, folder):
-    """What the runtime makes of a program."""
+    """Returns a function that runs a program in ONNX Runtime."""
     onnx_format.FORMAT.write(program, folder)
     return onnx_format.FORMAT.open(folder)
 

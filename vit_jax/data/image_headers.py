@@ -1,4 +1,4 @@
-"""What the first bytes of an image file tell: its format, its size, its orientation."""
+"""Reads the format, the size and the orientation of an image file without decoding its pixels."""
 
 import itertools
 import struct

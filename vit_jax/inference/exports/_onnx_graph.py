@@ -32,8 +32,8 @@ _IR_VERSION = 9
 _LINEAR = re.compile(r"((?P<times>\d+)\*)?batch(?P<plus> [+-] \d+)?")  # As JAX prints a symbol.
 _MOST_FOLDED = 1 << 16  # Numbers; a larger constant is computed when the graph is loaded.
 
-ELEMENTWISE = ("Cast", "Mul")
-"""What unpacks weights. Applied to the weights of all layers, it is applied to those of each."""
+_ELEMENTWISE = ("Cast", "Mul")
+"""Operators that unpack weights. On stacked weights, they are applied to each layer apart."""
 
 _INLINED = {
     "jit": "jaxpr",
@@ -163,7 +163,7 @@ class Graph:
             self.arrays[cut] = content[index] if content.ndim else content
             return cut
         node = self._made_by.get(name)
-        if node is not None and node.op_type in ELEMENTWISE and self._is_of_arrays(node):
+        if node is not None and node.op_type in _ELEMENTWISE and self._is_of_arrays(node):
             given = [self.row(one, index) for one in node.input]
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             return self.op(node.op_type, *given, **attributes)
@@ -173,7 +173,7 @@ class Graph:
         behind = [one for one in node.input if one not in self.arrays]
         nodes = [self._made_by.get(one) for one in behind]
         return all(
-            n is not None and n.op_type in ELEMENTWISE and self._is_of_arrays(n) for n in nodes
+            n is not None and n.op_type in _ELEMENTWISE and self._is_of_arrays(n) for n in nodes
         )
 
 

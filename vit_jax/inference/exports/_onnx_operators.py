@@ -58,10 +58,6 @@ def _not(graph: Graph, equation: Any, a: str) -> str:
     return graph.op("Not" if is_bool else "BitwiseNot", a)
 
 
-def _divided(graph: Graph, equation: Any, a: str, b: str) -> str:
-    return graph.op("Div", a, b)
-
-
 def _integer_power(graph: Graph, equation: Any, a: str) -> str:
     exponent = equation.params["y"]
     return (
