@@ -74,7 +74,7 @@ def named_cells(
                 f"{files.shown(path)}: line {number} has no {columns[least - 1]!r}, because it has"
                 f" {len(cells)} cells, and line 1 {len(columns)}: is it cut short?"
             )
-        inner = [line.split(",") for cell in cells for line in files.lines(cell)[1:]]
+        inner = (line.split(",") for cell in cells for line in files.lines(cell)[1:])
         if any(len(one) >= len(columns) and _is_image(one[at], folder) for one in inner):
             raise UserError(
                 f"{files.shown(path)}: a cell of line {number} has the next rows in it, because a"
