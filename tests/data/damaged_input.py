@@ -6,7 +6,6 @@ import io
 import json
 import os
 import struct
-import tarfile
 import tempfile
 import types
 import warnings
@@ -29,6 +28,7 @@ from mutations import (
 )
 from odd_images import encoded, photograph, turned
 from pyarrow import parquet
+from tar_files import tar_of
 
 from vit_jax import config as config_lib
 from vit_jax.data import images, open_source, pp, tfrecord
@@ -168,16 +168,6 @@ def text_reader(read):
 
 def png(value):
     return encoded(photograph(6, 4, seed=value), "PNG")
-
-
-def tar(members):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as file:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def idx(array):
@@ -330,7 +320,7 @@ def kinds():
             refused_pages,
             [in_pages],
         ),
-        "webdataset": Kind("x.tar", tar(SAMPLES), of("webdataset")),
+        "webdataset": Kind("x.tar", tar_of(SAMPLES), of("webdataset")),
         "tar_index": Kind(
             "whole.tar" + _tar_table._INDEX_SUFFIX,
             index_of("whole.tar"),
@@ -340,7 +330,7 @@ def kinds():
         ),
         "imagenet_tar": Kind(
             "x.tar",
-            tar([("n01.tar", tar([("a.JPEG", b"x" * 600)])), ("n02.tar", tar([]))]),
+            tar_of([("n01.tar", tar_of([("a.JPEG", b"x" * 600)])), ("n02.tar", tar_of([]))]),
             functools.partial(imagenet_tars.read_index, "train"),
         ),
         "tfrecord": Kind("x.tfrecord", records(), read_tfrecord, is_checked=True),
@@ -411,7 +401,7 @@ def write_rest(folder):
         Path(folder, f"{name}.png").write_bytes(png(number))
     labels = idx(np.array([0, 1], np.uint8))
     Path(folder, "train-labels-idx1-ubyte").write_bytes(labels)
-    Path(folder, "whole.tar").write_bytes(tar(SAMPLES))
+    Path(folder, "whole.tar").write_bytes(tar_of(SAMPLES))
     os.utime(Path(folder, "whole.tar"), (0, 0))  # The index is that of a file of this time.
     Path(folder, "merges.txt").write_text("#version: 0.2\na b</w>\n")
     if not Path(folder, "vocab.json").exists():

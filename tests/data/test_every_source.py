@@ -3,11 +3,9 @@
 import csv
 import functools
 import gzip
-import io
 import itertools
 import json
 import os
-import tarfile
 import warnings
 
 import numpy as np
@@ -18,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
+from tar_files import tar_of
 
 from vit_jax import data
 from vit_jax.data import graph, images
@@ -86,12 +85,12 @@ def captions(root):
 
 def webdataset(root):
     for shard in range(3):
-        with tarfile.open(root / f"train-{shard}.tar", "w") as tar:
-            for number in range(shard, COUNT, 3):
-                for end, content in (("png", picture(number)), ("cls", b"%d" % (number % 2))):
-                    info = tarfile.TarInfo(f"{number:03}.{end}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+        members = [
+            (f"{number:03}.{end}", content)
+            for number in range(shard, COUNT, 3)
+            for end, content in (("png", picture(number)), ("cls", b"%d" % (number % 2)))
+        ]
+        (root / f"train-{shard}.tar").write_bytes(tar_of(members))
     return {"name": str(root / "{split}-*.tar")}
 
 
@@ -267,12 +266,12 @@ def opened_with(root, kind, good, name, content):
             return data.open_source({"source": "table", "name": str(root / "t.parquet")})
         if not content:
             return None
-        with tarfile.open(root / "t.tar", "w") as tar:
-            for number, one in enumerate(stored):
-                for end, part in (("png", one), ("cls", b"1")):
-                    info = tarfile.TarInfo(f"{number}.{end}")
-                    info.size = len(part)
-                    tar.addfile(info, io.BytesIO(part))
+        members = [
+            (f"{number}.{end}", part)
+            for number, one in enumerate(stored)
+            for end, part in (("png", one), ("cls", b"1"))
+        ]
+        (root / "t.tar").write_bytes(tar_of(members))
         return data.open_source({"source": "webdataset", "name": str(root / "t.tar")})
     for other in ("x.png", "y.png"):
         (root / "a" / other).write_bytes(good)

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import tarfile
 import types
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
+from tar_files import tar_of
 
 from vit_jax.__main__ import main
 from vit_jax.data import eval_batches, open_source
@@ -29,16 +29,6 @@ def encoded(random, kind="JPEG", mode="RGB"):
     file = io.BytesIO()
     Image.fromarray(pixels, mode).save(file, kind)
     return file.getvalue()
-
-
-def tar_of(files):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,10 +51,10 @@ def manual_dir(tmp_path_factory):
         inner[synset] = {name: encoded(random) for name in names}
     inner[SYNSETS[2]][IN_CMYK] = encoded(random, mode="CMYK")
     inner[SYNSETS[3]][IN_PNG] = encoded(random, kind="PNG")
-    train = tar_of({f"{synset}.tar": tar_of(files) for synset, files in inner.items()})
+    train = tar_of([(f"{synset}.tar", tar_of(files.items())) for synset, files in inner.items()])
     (folder / imagenet_tars.ARCHIVES["train"]).write_bytes(train)
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in (3, 1, 5, 2, 4)]
-    validation = tar_of({name: encoded(random) for name in names})
+    validation = tar_of([(name, encoded(random)) for name in names])
     (folder / imagenet_tars.ARCHIVES["validation"]).write_bytes(validation)
     return folder
 
@@ -279,7 +269,7 @@ def test_another_archive_is_indexed_again_and_its_files_begin_anew(
     """As where an attempt of an earlier version had taken half an archive for a whole one."""
     archive = tmp_path / imagenet_tars.ARCHIVES["validation"]
     whole = (manual_dir / archive.name).read_bytes()
-    archive.write_bytes(tar_of({"ILSVRC2012_val_00000003.JPEG": b"an image"}))
+    archive.write_bytes(tar_of([("ILSVRC2012_val_00000003.JPEG", b"an image")]))
     write = shards.write
 
     def write_and_break_off(*arguments):

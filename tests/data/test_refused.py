@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from tar_files import tar_of
 
 from vit_jax.data import crc32c, images, open_source, tfrecord
 from vit_jax.data.host_tensorflow import tf
@@ -95,11 +96,7 @@ def test_ids_and_labels_may_have_thousands_of_digits(tmp_path):
 
 
 def tar(path, members):
-    with tarfile.open(path, "w") as file:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
+    path.write_bytes(tar_of(members))
     return path
 
 

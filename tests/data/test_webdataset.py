@@ -3,11 +3,11 @@
 import io
 import json
 import os
-import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from tar_files import tar_of
 
 from vit_jax.data import element_spec, open_source
 from vit_jax.data.sources import _tar_table
@@ -18,14 +18,6 @@ def png(value):
     buffer = io.BytesIO()
     Image.new("L", (3, 2), value).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def write(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 @pytest.fixture
@@ -39,7 +31,7 @@ def shards(tmp_path):
                 (f"x/{number:03}.json", label),
             ]
             members += [(f"x/{number:03}.png", png(10 * number)), (f"x/._{number}.png", b"x")]
-        write(tmp_path / f"train-{shard}.tar", members)
+        (tmp_path / f"train-{shard}.tar").write_bytes(tar_of(members))
     return str(tmp_path / "{split}-*.tar")
 
 
@@ -72,7 +64,7 @@ def test_the_index_is_built_once_and_again_when_a_shard_changes(shards, tmp_path
         assert numbers(open_shards(shards)) == [0, 1, 2, 3, 4, 5]
     (tmp_path / "train-0.tar.vit_jax_index.npz").write_bytes(b"damaged")
     assert numbers(open_shards(shards)) == [0, 1, 2, 3, 4, 5]
-    write(tmp_path / "train-0.tar", [("9.cls", b"1"), ("9.png", png(90))])
+    (tmp_path / "train-0.tar").write_bytes(tar_of([("9.cls", b"1"), ("9.png", png(90))]))
     assert numbers(open_shards(shards, label="cls")) == [9, 3, 4, 5]
 
 
@@ -100,7 +92,7 @@ def test_the_image_of_a_sample_has_the_shortest_ending(tmp_path):
         ("1.depth.png", png(20)),
         ("1.cls", b"0"),
     ]
-    write(tmp_path / "a.tar", [*members, ("2.crop.png", png(30)), ("2.cls", b"1")])
+    (tmp_path / "a.tar").write_bytes(tar_of([*members, ("2.crop.png", png(30)), ("2.cls", b"1")]))
     assert numbers(open_shards(str(tmp_path / "a.tar"), label="cls")) == [7, 3]
 
 
@@ -113,13 +105,13 @@ def test_what_is_wrong_is_named(shards, tmp_path):
         with pytest.raises(UserError, match=message) as raised:
             open_shards(shards, split="val")
         assert "val-0.tar" in str(raised.value)
-    write(tmp_path / "val-0.tar", [("1.cls", b"0")])
+    (tmp_path / "val-0.tar").write_bytes(tar_of([("1.cls", b"0")]))
     with pytest.raises(UserError, match="no samples with images"):
         open_shards(shards, split="val")
-    write(tmp_path / "val-0.tar", [("1.png", png(1)), ("1.cls", b"")])
+    (tmp_path / "val-0.tar").write_bytes(tar_of([("1.png", png(1)), ("1.cls", b"")]))
     with pytest.raises(UserError, match=r"val-0.tar: 1, column 'cls': has no label"):
         open_shards(shards, split="val", label="cls")
-    write(tmp_path / "val-0.tar", [("1.png", png(1)), ("1.cls", b"0")])
+    (tmp_path / "val-0.tar").write_bytes(tar_of([("1.png", png(1)), ("1.cls", b"0")]))
     source = open_shards(shards, split="val", label="cls")
     (tmp_path / "val-0.tar").write_bytes(b"")
     with pytest.raises(OSError, match="ends within the image"):
