@@ -10,7 +10,6 @@ from etils import epath
 from vit_jax import storage
 from vit_jax.errors import UserError
 from vit_jax.report import curves, html
-from vit_jax.storage import write_atomically
 from vit_jax.tracking import Metric, read_metrics
 from vit_jax.tracking.metrics import from_json, meaning
 from vit_jax.tracking.plain_text import one_line
@@ -34,20 +33,21 @@ def write_comparison(workdirs: Sequence[epath.PathLike], out: epath.PathLike) ->
     metric_info = {
         name: info for one in stored for name, info in from_json(one.get("metrics")).items()
     }
+    names = names_of([os.fspath(folder) for folder in folders])
     page = (
         html.environment()
         .get_template("comparison.html")
         .render(
-            names=names_of([os.fspath(folder) for folder in folders]),
+            names=names,
             paths=[one_line(os.fspath(folder)) for folder in folders],
             metrics=_metrics(logs, metric_info),
             differences=_differences([one.get("config") for one in stored]),
-            charts=_charts(names_of([os.fspath(folder) for folder in folders]), logs, metric_info),
+            charts=_charts(names, logs, metric_info),
         )
     )
     path = epath.Path(out)
     try:
-        write_atomically(path, page.encode("utf-8", "backslashreplace"))
+        storage.write_atomically(path, page.encode("utf-8", "backslashreplace"))
     except storage.errors() as error:
         raise UserError(f"{path}: cannot write the comparison ({error})") from error
     return path

@@ -140,10 +140,7 @@ def environment() -> "jinja2.Environment":
 
 def read_config(workdir: epath.Path) -> Mapping[str, Any]:
     """Returns the content of a run's `config.json`; {} if there is none."""
-    return _read_json(workdir / "config.json")
-
-
-def _read_json(path: epath.Path) -> Mapping[str, Any]:
+    path = workdir / "config.json"
     if not path.exists():
         return {}
     try:
@@ -279,7 +276,6 @@ def drawn(chart: curves.Chart, colors: Sequence[int] = ()) -> dict[str, Any]:
 
     return {
         "title": chart.title,
-        "id": _anchor(chart.title),
         "note": chart.note,
         "alt": _alt(chart),
         "table": _points(chart),
