@@ -237,7 +237,7 @@ def sections(
             " of 3×3 patches reaches one patch further a layer; a head may look anywhere at once."
         )
         far = inside.attention_distances(distances(maps), maps.grid)
-        found += [Section("How far every head looks", text, far)]
+        found.append(Section("How far every head looks", text, far))
     _, tree = _backbone(model, params)
     tree = nn.meta.unbox(tree)
     if "patch_embed" in tree:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.image import AxesImage
@@ -114,10 +115,7 @@ def attention_heads(
     axes = right.add_subplot()
     own_scale = heads / np.maximum(heads.max(axis=(2, 3), keepdims=True), 1e-12)
     drawn = _mosaic(axes, own_scale, cmap="magma", vmin=0, vmax=1)
-    bar = right.colorbar(drawn, ax=axes, shrink=0.6, pad=0.02, aspect=30)
-    bar.set_label("share of the head's largest", color=MUTED, fontsize=8.5)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=MUTED, labelsize=8, length=0)
+    _color_bar(right, drawn, axes, "share of the head's largest")
     axes.set_yticklabels(range(1, layers + 1))
     axes.set_xticklabels(range(1, count + 1))
     axes.set_ylabel("layer", color=MUTED, fontsize=9)
@@ -130,13 +128,19 @@ def attention_heads(
 def _times_bar(figure: FigureBase, axes: Any) -> None:
     """Draws the scale of the overlays beside axes."""
     scale = ScalarMappable(LogNorm(1, MOST_TIMES), HEAT)
-    bar = figure.colorbar(scale, ax=axes, shrink=0.6, pad=0.02, aspect=30)
+    bar = _color_bar(figure, scale, axes, "times uniform attention")
     ticks = [2**power for power in range(int(math.log2(MOST_TIMES)) + 1)]
     bar.set_ticks(ticks, labels=[f"{tick}×" for tick in ticks])
     bar.minorticks_off()
-    bar.set_label("times uniform attention", color=MUTED, fontsize=8.5)
+
+
+def _color_bar(figure: FigureBase, scale: ScalarMappable, axes: Any, label: str) -> Colorbar:
+    """Returns a quiet bar of the colors of `scale`, which takes its place from `axes`."""
+    bar = figure.colorbar(scale, ax=axes, shrink=0.6, pad=0.02, aspect=30)
+    bar.set_label(label, color=MUTED, fontsize=8.5)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=MUTED, labelsize=8, length=0)
+    return bar
 
 
 def attention_distances(distances: np.ndarray, grid: tuple[int, int]) -> Figure:
@@ -231,10 +235,7 @@ def position_similarity(pos_embed: np.ndarray, max_side: int = 8) -> Figure:
     axes.set_xlabel("patch column", color=MUTED, fontsize=9)
     axes.set_ylabel("patch row", color=MUTED, fontsize=9)
     quiet_axes(axes)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02)
-    bar.set_label("cosine similarity", color=MUTED, fontsize=9)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=MUTED, labelsize=8, length=0)
+    _color_bar(figure, drawn, axes, "cosine similarity")
     return figure
 
 
