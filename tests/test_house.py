@@ -4,6 +4,7 @@ import importlib.util
 import signal
 from pathlib import Path
 
+import mutations
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "house.py"
@@ -27,6 +28,9 @@ def test_a_test_that_hangs_fails(pytestconfig):
     assert 0 < signal.alarm(300) <= 300  # The seconds that were left of the limit.
     assert 300 < float(pytestconfig.getini("faulthandler_timeout")) <= 900
     assert pytestconfig.getini("faulthandler_exit_on_timeout")
+    with mutations.time_limit():
+        assert 0 < signal.alarm(10) <= mutations.SECONDS
+    assert mutations.SECONDS < signal.alarm(300) <= 300
 
 
 @pytest.mark.usefixtures("one_device")
