@@ -44,7 +44,9 @@ def test_there_is_a_notebook_for_each_wish():
 @pytest.mark.soak
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    why = "needs the extra `notebooks`"
+    nbformat = pytest.importorskip("nbformat", reason=why)
+    nbclient = pytest.importorskip("nbclient", reason=why)
     monkeypatch.setenv("VIT_JAX_EXAMPLE_DIR", os.fspath(tmp_path))
     monkeypatch.setenv("VIT_JAX_EXAMPLE_STEPS", "10")
     nbclient.NotebookClient(nbformat.read(path, 4), timeout=900, cwd=tmp_path).execute()
