@@ -60,7 +60,7 @@ class Kubectl(Shell):
 
 
 def told(pod):
-    """What a pod with four well chips prints before the all-reduce."""
+    """Returns what a pod with four well chips prints before the all-reduce."""
     chips = [{"kind": "cpu", "tflops": 1.0, "right": True}] * 4
     return MARK + json.dumps({"host": pod, "chips": chips})
 

@@ -184,7 +184,7 @@ ENTRY %main (x: f32[128]) -> f32[1024] {
 
 
 def test_the_least_times_of_a_step_by_hand():
-    """Of chips with two devices each, which share the chip's memory, links and network."""
+    """The two devices of each chip share its memory, links and network."""
     chip = dataclasses.replace(
         accelerators.CHIPS["v5e"], devices=2, flops=1000.0, hbm_bandwidth=4096.0,
         link_bandwidth=3584.0, dcn_bandwidth=512.0,
@@ -239,7 +239,7 @@ def test_search_compiles_the_fastest_first_and_stops_at_what_fits(vit_config, mo
 
 
 def test_advice_by_hand(vit_config):
-    """Of 28 GiB 20 are activations, 2 parameters, and 6 what zero1 splits over 8 devices."""
+    """The 28 GiB are 20 of activations, 2 of parameters, and 6 that zero1 splits over 8 devices."""
     assert fit.advice(vit_config, made_up()) == [
         "--config.model.remat=dots_saveable (about 15.8 GiB)",  # 20 · 3.8 / 9.7 + 8
         "--config.accum_steps=2 --config.mesh.zero1=True (about 12.8 GiB)",  # 20 / 2 + 2 + 6 / 8

@@ -114,9 +114,8 @@ def _tpu_devices(generation: str, shape: str, num_slices: int) -> Sequence[jax.D
     from jax.experimental import topologies
 
     options: dict[str, Any] = {**accelerators.TPUS[generation].topology_options}
-    if (
-        accelerators.Slice(generation, shape).hosts == 1
-    ):  # By default libtpu's hosts have 2x2 chips.
+    # By default libtpu's hosts have 2x2 chips.
+    if accelerators.Slice(generation, shape).hosts == 1:
         options["chips_per_host_bounds"] = tuple(int(side) for side in f"{shape}x1".split("x"))[:3]
     try:
         description = topologies.get_topology_desc(
