@@ -245,6 +245,7 @@ def test_bench_input_prints_json(digits_npz, capsys):
         (["evaluate", "--workdir=w", "--config=c.py"], "--config does not go with --workdir"),
         (["evaluate", "--workdir=w", "--json=/no/m.json"], "there is no folder /no"),
         (["evaluate", "--workdir=w", "--json=/"], "cannot write /: that is a folder"),
+        (["report", "a", "b", "--out=/"], "cannot write /: that is a folder"),
         (["predict", "x.png", "--workdir=w", "--labels=l"], "--labels does not go with --workdir"),
         (["predict", "x.png", "--workdir=w", "--model.depth=7"], "--model.FIELD does not go"),
         (["predict", "x.png", "--workdir=w", "--top=0"], "'0' is no number from 1 on"),

@@ -2,6 +2,7 @@
 
 import argparse
 
+from vit_jax.cli.arguments import out_file
 from vit_jax.cli.parser import Command
 from vit_jax.errors import UserError
 
@@ -15,6 +16,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
+        type=out_file,
         metavar="FILE.html",
         help="The file for the comparison of several runs (default: comparison.html).",
     )
