@@ -273,9 +273,7 @@ JSON = [flip, cut, changed_text, changed_json, changed_json, changed_json]
 LINES = [flip, cut, changed_text, changed_line, changed_line, changed_line]
 
 
-@functools.cache
-def kinds():
-    """Returns the kinds of input by their names."""
+def kinds_of_pictures():
     pictures = {
         "jpg": turned(PHOTO, 6), "gif": encoded(PHOTO, "GIF"), "bmp": encoded(PHOTO, "BMP"),
         "webp": encoded(PHOTO, "WEBP"), "tiff": encoded(PHOTO, "TIFF"),
@@ -286,9 +284,13 @@ def kinds():
     found["png"] = Kind("x.png", encoded(PHOTO, "PNG"), read_image, is_checked=True)
     clear = PHOTO.convert("RGBA")
     found["clear_png"] = Kind("x.png", encoded(clear, "PNG"), read_image, is_checked=True)
-    listed, captions = rows(",", ("image", "label"), *LABELS), beside("captions")
+    return found
+
+
+def kinds_of_annotations():
+    captions = beside("captions")
     pairs = (("image", "caption"), ("a.png", "a cat"), ("b.png", '"a dog, wet"'))
-    found |= {
+    return {
         "coco": Kind("x.json", json.dumps(COCO).encode(), beside("coco"), JSON),
         "captions_coco": Kind("x.json", json.dumps(CAPTIONS).encode(), captions, JSON),
         "captions_csv": Kind("x.csv", rows(",", *pairs), captions, TEXT),
@@ -299,6 +301,12 @@ def kinds():
             captions,
             LINES,
         ),
+    }
+
+
+def kinds_of_tables():
+    listed = rows(",", ("image", "label"), *LABELS)
+    return {
         "csv": Kind("x.csv", listed, of("table"), TEXT),
         "tsv": Kind("x.tsv", listed.replace(b",", b"\t"), of("table"), TEXT),
         "columns": Kind(
@@ -320,6 +328,11 @@ def kinds():
             refused_pages,
             [in_pages],
         ),
+    }
+
+
+def kinds_of_archives():
+    return {
         "webdataset": Kind("x.tar", tar_of(SAMPLES), of("webdataset")),
         "tar_index": Kind(
             "whole.tar" + _tar_table._INDEX_SUFFIX,
@@ -335,14 +348,25 @@ def kinds():
         ),
         "tfrecord": Kind("x.tfrecord", records(), read_tfrecord, is_checked=True),
         "tfrecord_check": Kind("x.tfrecord", records(), read_checked_tfrecord, is_checked=True),
+    }
+
+
+def kinds_of_arrays():
+    whole = idx(np.ones((2, 4, 4), np.uint8))
+    return {
         "npz": Kind("x.npz", npz(), of("npz"), [*BYTES, rewritten_member], is_checked=True),
-        "idx": Kind("train-images-idx3-ubyte", idx(np.ones((2, 4, 4), np.uint8)), of_folder("idx")),
+        "idx": Kind("train-images-idx3-ubyte", whole, of_folder("idx")),
         "idx_gz": Kind(
             "train-images-idx3-ubyte.gz",
-            gzip.compress(idx(np.ones((2, 4, 4), np.uint8))),
+            gzip.compress(whole),
             of_folder("idx"),
             is_checked=True,
         ),
+    }
+
+
+def kinds_of_vocabularies():
+    return {
         "class_names": Kind(
             "x.txt", b"cat\ndog\nemu\n", lambda x: _labels.read_names(str(x)), TEXT
         ),
@@ -356,13 +380,28 @@ def kinds():
             JSON,
         ),
         "tokenizer_config": Kind(
-            "tokenizer_config.json",
-            json.dumps(TOLD).encode(),
-            read_tokens,
-            JSON,
+            "tokenizer_config.json", json.dumps(TOLD).encode(), read_tokens, JSON
         ),
     }
-    return found | {name: Kind("x.txt", text.encode(), read, TEXT) for name, text, read in STRINGS}
+
+
+def kinds_of_strings():
+    return {name: Kind("x.txt", text.encode(), read, TEXT) for name, text, read in STRINGS}
+
+
+@functools.cache
+def kinds():
+    """Returns the kinds of input by their names."""
+    families = (
+        kinds_of_pictures,
+        kinds_of_annotations,
+        kinds_of_tables,
+        kinds_of_archives,
+        kinds_of_arrays,
+        kinds_of_vocabularies,
+        kinds_of_strings,
+    )
+    return {name: kind for family in families for name, kind in family().items()}
 
 
 STRINGS = (
