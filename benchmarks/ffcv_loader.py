@@ -6,14 +6,10 @@ compared on stored images alone. It needs OpenCV and libturbojpeg of the system 
 """
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
-from serving import Timed, UserMistake, crop_and_augment, main
-
-_WARM_UP = 3
-"""Batches before the clock starts: they compile the loader and fill buffers."""
+from serving import Timed, UserMistake, crop_alone, main, timing
 
 
 class Files:
@@ -37,23 +33,8 @@ def prepare(folder: str, pp: str, batch_size: str) -> Timed:
     Raises:
       UserMistake: FFCV is not installed, or the preprocessing is more than crop and flip.
     """
-    size, layers, _ = crop_and_augment(pp, "ffcv")
-    if layers:
-        raise UserMistake("bench --against=ffcv: FFCV has no RandAugment")
-    batches_of = loader(folder, size, int(batch_size), len(os.sched_getaffinity(0)))
-
-    def seconds_for(batches: int) -> float:
-        taken = 0
-        started = time.perf_counter()
-        while True:  # An epoch has as many batches as there are files for.
-            for _ in batches_of:
-                taken += 1
-                if taken == _WARM_UP:
-                    started = time.perf_counter()
-                if taken == _WARM_UP + batches:
-                    return time.perf_counter() - started
-
-    return seconds_for
+    size = crop_alone(pp, "ffcv", "FFCV")
+    return timing(loader(folder, size, int(batch_size), len(os.sched_getaffinity(0))))
 
 
 def loader(folder: str, size: int, batch_size: int, workers: int) -> Any:

@@ -5,15 +5,11 @@ each core.
 """
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from serving import Timed, UserMistake, crop_and_augment, main
-
-_WARM_UP = 3
-"""Batches before the clock starts: they start workers and fill buffers."""
+from serving import Timed, UserMistake, crop_alone, main, timing
 
 
 class Files:
@@ -35,21 +31,8 @@ def prepare(folder: str, pp: str, batch_size: str) -> Timed:
     Raises:
       UserMistake: Grain is not installed, or the preprocessing is more than crop and flip.
     """
-    size, layers, _ = crop_and_augment(pp, "grain")
-    if layers:
-        raise UserMistake("bench --against=grain: Grain has no RandAugment")
-    batches_of = loader(folder, size, int(batch_size), len(os.sched_getaffinity(0)))
-
-    def seconds_for(batches: int) -> float:
-        stream = iter(batches_of)
-        for _ in range(_WARM_UP):
-            next(stream)
-        started = time.perf_counter()
-        for _ in range(batches):
-            next(stream)
-        return time.perf_counter() - started
-
-    return seconds_for
+    size = crop_alone(pp, "grain", "Grain")
+    return timing(loader(folder, size, int(batch_size), len(os.sched_getaffinity(0))))
 
 
 def loader(folder: str, size: int, batch_size: int, workers: int) -> Any:

@@ -8,17 +8,21 @@ number is a mistake of the user's, to be shown as it is.
 """
 
 import importlib
+import itertools
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import TextIO
+from typing import Any, TextIO
 
 Timed = Callable[[int], float]
 """A function that runs so many steps or batches and returns the seconds that they took."""
+
+WARM_UP = 3
+"""Batches before the clock of a loader starts: they start workers, compile and fill buffers."""
 
 
 class UserMistake(Exception):
@@ -58,6 +62,33 @@ def crop_and_augment(pp: str, rival: str) -> tuple[int, str | None, str | None]:
             f" or without '|randaug(LAYERS,MAGNITUDE)', not config.data.pp={pp!r}"
         )
     return int(match[1]), match[2], match[3]
+
+
+def crop_alone(pp: str, rival: str, title: str) -> int:
+    """Returns the crop for a library, called `title`, that crops and flips, but augments no more.
+
+    Raises:
+      UserMistake: it is another kind of preprocessing, or one with RandAugment.
+    """
+    size, layers, _ = crop_and_augment(pp, rival)
+    if layers:
+        raise UserMistake(f"bench --against={rival}: {title} has no RandAugment")
+    return size
+
+
+def timing(loader: Iterable[Any]) -> Timed:
+    """Returns a function that times batches of a loader, which starts anew after each epoch."""
+
+    def seconds_for(batches: int) -> float:
+        stream = itertools.chain.from_iterable(itertools.repeat(loader))
+        for _ in range(WARM_UP):
+            next(stream)
+        started = time.perf_counter()
+        for _ in range(batches):
+            next(stream)
+        return time.perf_counter() - started
+
+    return seconds_for
 
 
 def peak_bytes() -> int | None:

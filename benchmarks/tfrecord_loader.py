@@ -9,12 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving import Timed, main
+from serving import WARM_UP, Timed, main
 
 from vit_jax.data import pp as preprocessing
-
-_WARM_UP = 3
-"""Batches before the clock starts: they fill buffers."""
 
 _UNDER_WAY = 4
 """Batches after the last that is timed: tf.data works ahead, to the end as from the start."""
@@ -34,7 +31,7 @@ def prepare(folder: str, pp: str, batch_size: str) -> Timed:
 
     def seconds_for(batches: int) -> float:
         stream = _dataset(path, pp, int(batch_size), batches).as_numpy_iterator()
-        for _ in range(_WARM_UP):
+        for _ in range(WARM_UP):
             next(stream)
         started = time.perf_counter()
         for _ in range(batches):
@@ -64,7 +61,7 @@ def _dataset(path: str, pp: str, batch_size: int, batches: int) -> Any:
     options = tf.data.Options()
     options.threading.private_threadpool_size = cores
     options.threading.max_intra_op_parallelism = 1
-    num_examples = (_WARM_UP + batches + _UNDER_WAY) * batch_size
+    num_examples = (WARM_UP + batches + _UNDER_WAY) * batch_size
     dataset = tf.data.TFRecordDataset(path).repeat().enumerate().take(num_examples)
     dataset = dataset.map(example, num_parallel_calls=cores)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from serving import Timed, crop_and_augment, import_timm, main
-
-_WARM_UP = 3
-"""Batches before the clock starts: they start workers and fill buffers."""
+from serving import WARM_UP, Timed, crop_and_augment, import_timm, main
 
 
 class Files:
@@ -47,13 +44,13 @@ def prepare(folder: str, pp: str, batch_size: str) -> Timed:
 
     def seconds_for(batches: int) -> float:
         # The loader works ahead, so as many batches must be under way at the end as at the start.
-        total = _WARM_UP + batches + 2 * cores
+        total = WARM_UP + batches + 2 * cores
         for number, (images, _) in enumerate(loader(folder, pp, size, total, cores), 1):
             if len(images) != size:
                 raise RuntimeError(f"timm gave {len(images)} images where {size} were asked for")
-            if number == _WARM_UP:
+            if number == WARM_UP:
                 started = time.perf_counter()
-            if number == _WARM_UP + batches:
+            if number == WARM_UP + batches:
                 break
         return time.perf_counter() - started
 

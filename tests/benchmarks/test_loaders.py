@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm_loader
 from PIL import Image
-from serving import UserMistake
+from serving import WARM_UP, UserMistake, timing
 
 
 @pytest.fixture
@@ -74,6 +74,18 @@ def test_loaders_without_randaugment_or_not_installed_say_so(rival, monkeypatch,
     monkeypatch.setitem(sys.modules, rival, None)
     with pytest.raises(UserMistake, match=f"needs {rival.upper()[0]}.*pip install {rival}"):
         module.prepare(folder, pp, "2")
+
+
+def test_a_loader_is_timed_over_as_many_epochs_as_it_takes():
+    begun = []
+
+    class Loader:
+        def __iter__(self):
+            begun.append(self)
+            return iter("ab")
+
+    assert timing(Loader())(2 * 3 - WARM_UP) >= 0
+    assert len(begun) == 3
 
 
 def test_grain_reads_images_that_pillow_crops(folder):
