@@ -33,7 +33,6 @@ INDEPENDENT = "multi_label_classification"
 # others it is the shorter side.
 _SQUARE = ("vit", "deit", "beit", "dpt", "siglip")
 
-
 _READ_TEXTS = ("Model", "ForObjectDetection")
 """Endings of the names of classes of transformers that read texts, if the config tells of them."""
 

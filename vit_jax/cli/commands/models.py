@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError(f"models: --{next(iter(given))} needs --released")
     from vit_jax.models import listing
 
-    if arguments.pretrained:
+    if arguments.pretrained is not None:
         if arguments.names:
             raise UserError("models: write the name as --pretrained=PATTERN")
         print(f"{'parameters':>15} {'GFLOPs':>10} {'input':>6}  {'license':24}  address")

@@ -115,7 +115,8 @@ class Writer:
         from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event
 
-        block = "\n".join("    " + line for line in json.dumps(self._config, indent=2).splitlines())
+        lines = json.dumps(self._config, indent=2, default=str).splitlines()
+        block = "\n".join("    " + line for line in lines)
         told = [summary.text("config", block)]
         told += summary.hparams(hyperparameters(self._config), {})
         for one in told:
