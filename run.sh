@@ -12,10 +12,16 @@
 # VIT_JAX_VENV the folder of the environment (.venv), VIT_JAX_EXTRAS what is installed besides (tpu,
 # cuda).
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(CDPATH="" cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
 export VIT_JAX_PROGRAM=./run.sh  # How messages call the program.
+if [[ $0 == */* ]]; then
+  VIT_JAX_PROGRAM=$0
+fi
 venv=${VIT_JAX_VENV:-$root/.venv}
+if [[ $venv != /* ]]; then
+  venv=$PWD/$venv
+fi
 extras=${VIT_JAX_EXTRAS:-}
 disk_mib=4000  # The environment takes 2.8 GB, and pip needs room to unpack.
 
@@ -55,7 +61,8 @@ make_environment() {
   local python free clear=()
   # Debian's Python makes no environments until python3-venv is installed.
   python=$(find_python ensurepip) || exit 2
-  mkdir -p "$venv"
+  mkdir -p "$venv" 2>/dev/null ||
+    fail "$venv: this folder cannot be made; name another with VIT_JAX_VENV"
   free=$(df -Pm "$venv" | awk 'NR == 2 { print $4 }')
   if [[ $free =~ ^[0-9]+$ && $free -lt $disk_mib ]]; then
     fail "$venv: $free MiB of disk are free, $disk_mib are needed; free some, or name another" \
@@ -68,12 +75,38 @@ make_environment() {
   "$python" -m venv ${clear[@]+"${clear[@]}"} "$venv"  # Empty lists are unset in bash 3.2.
 }
 
+unreachable='No matching distribution|ConnectionError|Timeout|Connection broken|IncompleteRead'
+shown='^(Collecting|Downloading|Using|Building|Preparing|Installing) '
+shown_outside_terminals='^(Downloading|Using) .*[0-9][0-9]\.[0-9] MB|^Installing '
+
+# Shows pip's output while it works: its steps on one line of a terminal, else the large downloads.
+show_progress() {
+  local line name
+  while IFS= read -r line; do
+    name=${line#"${line%%[! ]*}"}
+    if [[ -t 2 && $name =~ $shown ]]; then
+      printf '\r\033[K%.*s' "$((${COLUMNS:-80} - 1))" "$name" >&2
+    elif [[ ! -t 2 && $name =~ $shown_outside_terminals ]]; then
+      echo "  ${name:0:79}" >&2
+    fi
+  done
+  if [[ -t 2 ]]; then
+    printf '\r\033[K' >&2
+  fi
+}
+
 # Prints why pip failed, in one line where the reason is known.
 explain() {
   local log=$1
-  if grep -q 'No space left' "$log"; then
+  if grep -qE 'No space left|quota exceeded' "$log"; then
     fail "$venv: the disk is full; free some space, or name another folder with VIT_JAX_VENV"
-  elif grep -qE 'No matching distribution|ConnectionError|ProxyError|Timeout' "$log"; then
+  elif grep -qE 'ProxyError|Cannot connect to proxy' "$log"; then
+    fail "the proxy does not lead to the package index; correct HTTPS_PROXY, or unset it, and" \
+      "try again (pip's output: $log)"
+  elif grep -q 'CERTIFICATE_VERIFY_FAILED' "$log"; then
+    fail "the package index shows a certificate that is not trusted here; name the file of your" \
+      "proxy's certificates with PIP_CERT, and try again (pip's output: $log)"
+  elif grep -qE "$unreachable" "$log"; then
     fail "the package index cannot be reached, or lacks a package; name a mirror with" \
       "PIP_INDEX_URL or a proxy with HTTPS_PROXY, and try again (pip's output: $log)"
   fi
@@ -95,9 +128,11 @@ install() {
     make_environment
   fi
   echo "installing into $venv (once; some minutes on a first run)" >&2
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint "$root/constraints.txt" --editable "$root[$extras]" >"$log" 2>&1 ||
-    explain "$log"
+  trap 'echo "interrupted; the same command goes on" >&2; exit 130' INT
+  "$venv/bin/python" -m pip install --progress-bar off --disable-pip-version-check \
+    --constraint "$root/constraints.txt" --editable "$root[$extras]" 2>&1 |
+    tee "$log" | show_progress || explain "$log"
+  trap - INT
   echo "$wanted $(interpreter)" >"$stamp"
 }
 
@@ -130,7 +165,10 @@ case ${1:-} in
   '' | --config.*)
     install "$default_extras"
     "$venv/bin/python" -m vit_jax prepare digits
-    exec "$venv/bin/python" -m vit_jax train --config="$root/configs/digits.py" --workdir=runs/digits "$@"
+    if [[ " $*" != *" --workdir"* ]]; then
+      set -- --workdir=runs/digits "$@"
+    fi
+    exec "$venv/bin/python" -m vit_jax train --config="$root/configs/digits.py" "$@"
     ;;
   *)
     install "$default_extras"

@@ -43,12 +43,10 @@ def loader(folder: str, size: int, batch_size: int, workers: int) -> Any:
     """
     try:
         import grain.python as grain
-        from absl import flags
     except ImportError as error:
         raise UserMistake(
             f"bench --against=grain needs Grain ({error}); pip install grain"
         ) from error
-    flags.FLAGS.mark_as_parsed()  # Grain reads its flags, which this program does not parse.
 
     class CropAndFlip(grain.RandomMapTransform):
         def random_map(self, element: bytes, rng: np.random.Generator) -> np.ndarray:

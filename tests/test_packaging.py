@@ -1,10 +1,17 @@
 """The built package: its recipes, its dependencies, and what a source distribution holds."""
 
 import configparser
+import importlib.util
+import json
+import os
+import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from setuptools.command.egg_info import FileList
 
 from vit_jax import config as config_lib
 from vit_jax import version
@@ -67,13 +74,103 @@ def test_models_and_checkpoints_install_without_tensorflow(declared):
     assert "vit-jax[train,text,export,onnx,hub,docs]" in extras["test"]
 
 
-def test_a_source_distribution_holds_what_git_holds():
+def test_a_source_distribution_holds_what_git_holds(monkeypatch):
     if not (ROOT / ".git").exists():
         pytest.skip("this is no checkout, so that there is nothing to compare with")
-    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    tops = {name.split("/")[0] for name in done.stdout.splitlines()}
-    listed = set((ROOT / "MANIFEST.in").read_text().split())
-    assert tops - listed - {".github", ".gitignore", "MANIFEST.in"} == set()
+    monkeypatch.chdir(ROOT)
+    packed = FileList()
+    for line in Path("MANIFEST.in").read_text().splitlines():
+        if not line.startswith("#"):
+            packed.process_template_line(line)
+    done = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True)
+    left_out = {*done.stdout.splitlines()} - {*packed.files}
+    assert left_out == {".github/workflows/ci.yml", ".gitignore", "MANIFEST.in"}
+
+
+@pytest.fixture(scope="module")
+def build():
+    """The functions of setup.py."""
+    spec = importlib.util.spec_from_file_location("build", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/vit"])
+def test_the_readme_on_an_index_has_no_links_to_files_beside_it(address, build):
+    places = re.findall(r"\]\(([^)]+)\)", build.readme(address))
+    assert [place for place in places if not place.startswith(("#", "https://"))] == []
+    assert ("https://example.org/vit/raw/HEAD/docs/report.png" in places) == bool(address)
+    assert all(link.startswith(address) for link in build.urls(address).values())
+
+
+@pytest.mark.parametrize(
+    ("origin", "address"),
+    [
+        ("https://someone:secret@example.org/us/vit.git", "https://example.org/us/vit"),
+        ("ssh://git@example.org:22/us/vit.git", "https://example.org/us/vit"),
+        ("git@example.org:us/vit.git", "https://example.org/us/vit"),
+        ("/home/someone/vit", ""),
+        ("file:///home/someone/vit", ""),
+        ("host:vit", ""),
+    ],
+)
+def test_only_a_public_repository_is_named(origin, address, build):
+    assert build.web_address(origin) == address
+
+
+def dockerfile():
+    """Returns the instructions of the Dockerfile, as pairs of a keyword and what follows it."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("#"))
+    return [line.split(maxsplit=1) for line in text.replace("\\\n", " ").splitlines()]
+
+
+def test_the_dockerfile_names_what_is_there(declared):
+    named = dict(dockerfile())
+    pages = (ROOT / "Dockerfile").read_text() + (ROOT / "docs/launching.md").read_text()
+    built = {extra for one in re.findall(r"\btrain(?:,\w+)+", pages) for extra in one.split(",")}
+    assert {"tpu", "cuda"} <= built <= set(declared["options.extras_require"])
+    python = named["FROM"].removeprefix("python:").removesuffix("-slim")
+    assert f"Python :: {python}" in declared["metadata"]["classifiers"]
+    scripts = declared["options.entry_points"]["console_scripts"]
+    assert f"{json.loads(named['ENTRYPOINT'])[0]} = " in scripts
+    assert [
+        name for name in re.findall(r"\w+\.txt", named["RUN"]) if not (ROOT / name).exists()
+    ] == []
+    if hadolint := shutil.which("hadolint", path=os.path.dirname(sys.executable)):
+        subprocess.run([hadolint, ROOT / "Dockerfile"], check=True)
+
+
+@pytest.mark.soak
+def test_the_dockerfile_installs_from_the_source_distribution(tmp_path):
+    """Runs its commands in a clean environment, in the folder that the archive unpacks to."""
+    build = "from setuptools.build_meta import build_sdist; print(build_sdist({!r}))"
+    subprocess.run([sys.executable, "-c", build.format(str(tmp_path))], cwd=ROOT, check=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    (folder,) = tmp_path.glob("vit?jax-*/")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    environment = {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    environment |= {name: os.environ[name] for name in os.environ if name.startswith("PIP_")}
+    for keyword, value in dockerfile():
+        if keyword == "ARG":
+            name, _, default = value.partition("=")
+            environment[name] = default or "0123abc"
+        elif keyword == "RUN":
+            subprocess.run(["sh", "-c", value], cwd=folder, env=environment, check=True)
+    parts = dict(dockerfile())
+    command = [*json.loads(parts["ENTRYPOINT"]), *json.loads(parts["CMD"])]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert "train" in done.stdout
+    code = "import tensorflow; from vit_jax import version; print(version.current_commit())"
+    done = subprocess.run(
+        ["python", "-c", code], cwd=tmp_path, env=environment, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "0123abc"
 
 
 @pytest.mark.parametrize(

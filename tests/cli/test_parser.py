@@ -1,6 +1,7 @@
 """The command line before any work begins: commands, help, overrides, and mistakes in them."""
 
 import argparse
+import ast
 import re
 import shlex
 import subprocess
@@ -92,11 +93,35 @@ def test_the_program_is_called_as_the_user_called_it(capsys, monkeypatch):
     assert errors.program() == "./run.sh"
 
 
+def test_messages_call_the_program_as_the_user_did():
+    """Texts that are no docstrings hold no spelling of it, which may be wrong for this user."""
+    found = []
+    for path in (ROOT / "vit_jax").rglob("*.py"):
+        if "python -m vit_jax " in (code := path.read_text()):
+            nodes = list(ast.walk(ast.parse(code)))
+            docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+            texts = [n for n in nodes if isinstance(n, ast.Constant) and id(n) not in docs]
+            found += [(path.name, n.value) for n in texts if "python -m vit_jax " in str(n.value)]
+    assert found == []
+
+
 def test_without_a_command_all_are_listed(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
     for name in NAMES:
         assert f"\n    {name} " in printed
+
+
+@pytest.mark.parametrize("words", ["--workdir=a --workdir=b", "--step=1 --workdir a --step 2"])
+def test_a_flag_with_two_values_is_refused(words, capsys):
+    assert main(["evaluate", *words.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"argument --\w+: two values, '\w' and '\w'", line)
+
+
+def test_a_launcher_has_the_last_word_on_restarts():
+    words = ["--restarts=3", "--workdir=a", "--workdir=a", "--restarts=0"]
+    assert parser.parser_of("train").parse_args(words).restarts == 0
 
 
 def test_overrides_in_both_spellings():

@@ -41,7 +41,7 @@ def test_every_launch_prints_commands_that_can_be_pasted(tmp_path, capsys, monke
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     for line in LAUNCHES:
         words = shlex.split(line.partition(" > ")[0])[2:]
-        if not any(word.startswith("--backend=") for word in words):
+        if not any(word.startswith(("--backend=", "--zone=")) for word in words):
             words.append("--zone=us-west4-a")  # Which `create` would have remembered.
         assert main(["tpu", *words[:2], "--dry-run", *words[2:]]) == 0, line
         printed = capsys.readouterr().out

@@ -32,7 +32,7 @@ def checkout(tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
 
-    def run(*arguments, supported=True, name="3.12.1 /usr", pip="true", free_mib=9999):
+    def run(*arguments, supported=True, name="3.12.1 /usr", pip="true", free_mib=9999, venv=""):
         python = tmp_path / "python"
         filled = {"supported": 0 if supported else 1, "name": name, "pip": pip}
         python.write_text(PYTHON.format(calls=calls, **filled))
@@ -42,7 +42,12 @@ def checkout(tmp_path):
         calls.write_text("")
         return subprocess.run(
             [folder / "run.sh", *arguments],
-            env={**os.environ, "VIT_JAX_PYTHON": str(python), "PATH": f"{tools}:/usr/bin:/bin"},
+            env={
+                **os.environ,
+                "VIT_JAX_PYTHON": str(python),
+                "VIT_JAX_VENV": venv,
+                "PATH": f"{tools}:/usr/bin:/bin",
+            },
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -103,6 +108,15 @@ def test_an_environment_whose_python_is_gone_or_another_is_made_anew(checkout, f
             "the package index cannot be reached, or lacks a package; name a mirror with",
         ),
         ({"pip": "echo 'OSError: [Errno 28] No space left on device'; exit 1"}, "disk is full"),
+        (
+            {"pip": "echo \"by 'ProxyError('Cannot connect to proxy.'\"; exit 1"},
+            "the proxy does not lead to the package index; correct HTTPS_PROXY, or unset it",
+        ),
+        (
+            {"pip": "echo '[SSL: CERTIFICATE_VERIFY_FAILED] certificate'; exit 1"},
+            "name the file of your proxy's certificates with PIP_CERT",
+        ),
+        ({"venv": "/dev/null/x"}, "/dev/null/x: this folder cannot be made; name another"),
     ],
 )
 def test_what_a_machine_lacks_is_told_in_one_line(checkout, options, line):
@@ -111,6 +125,20 @@ def test_what_a_machine_lacks_is_told_in_one_line(checkout, options, line):
     told = [one for one in done.stderr.splitlines() if not one.startswith("installing")]
     assert len(told) == 1
     assert line in told[0]
+
+
+def test_the_larger_downloads_are_seen(checkout):
+    pip = "echo 'Collecting jax'; echo '  Downloading jaxlib-1.whl (83.9 MB)'; echo 'Requirement'"
+    assert checkout("install", pip=pip).stderr.splitlines() == [
+        f"installing into {checkout.venv} (once; some minutes on a first run)",
+        "  Downloading jaxlib-1.whl (83.9 MB)",
+    ]
+    assert "Requirement" in (checkout.venv / "install.log").read_text()
+
+
+def test_a_relative_environment_lies_where_the_user_stands(checkout, tmp_path):
+    assert checkout("test", venv="environments/a").returncode == 0
+    assert checkout.calls()[0] == f"-m venv {tmp_path}/environments/a"
 
 
 def test_a_python_that_makes_no_environments_is_not_taken(checkout):

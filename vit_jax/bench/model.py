@@ -62,7 +62,7 @@ class Case:
         if variant.input_size is None or variant.num_classes is None:
             raise UserError(
                 f"bench --model={self.model}: not a whole image model; "
-                "`python -m vit_jax models` lists them"
+                "the command `models` lists them"
             )
         return variant.input_size
 

@@ -61,12 +61,30 @@ class Command:
     passes_on: bool = False
 
 
+class _StoreOnce(argparse._StoreAction):
+    """Stores a flag's value, and refuses another one for it, where argparse takes the last."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        told = namespace.__dict__.setdefault("_told", {})
+        first = told.setdefault(self.dest, values)
+        if option_string and str(first) != str(values):
+            raise argparse.ArgumentError(self, f"two values, {first!r} and {values!r}")
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and whose help is whole sentences."""
 
     def __init__(self, **options: Any):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(add_help=False, **options)
+        self.register("action", None, _StoreOnce)
         self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
 
     def error(self, message: str) -> NoReturn:

@@ -51,7 +51,7 @@ MODELS = Kind(
     form="package.module:Class",
     accepts=lambda found: isinstance(found, type) and issubclass(found, nn.Module),
     others=variants,
-    otherwise="`python -m vit_jax models` lists the names",
+    otherwise="the command `models` lists the names",
 )
 """The finder of models by canonical name."""
 

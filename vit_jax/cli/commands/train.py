@@ -33,6 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--restarts",
+        action="store",  # Launchers add theirs to what the user wrote, and the last one counts.
         type=count,
         default=0,
         metavar="N",

@@ -89,7 +89,11 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "", tell: Tell = pr
         # TFDS raises this error if files must be downloaded manually; it names their folder.
         raise UserError(" ".join(str(error).split())) from error
     except (OSError, tfds.download.DownloadError) as error:
-        raise UserError(f"dataset {name!r} could not be prepared: {error}") from error
+        unwritable = isinstance(error, PermissionError) and not data_dir
+        hint = "; --data_dir=DIR names another folder, and config.data.dir reads it"
+        raise UserError(
+            f"dataset {name!r} could not be prepared: {error}{hint if unwritable else ''}"
+        ) from error
     return str(builder.data_path)
 
 

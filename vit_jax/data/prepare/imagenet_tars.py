@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.data.prepare import shards
-from vit_jax.errors import UserError, first_line
+from vit_jax.errors import UserError, first_line, program
 
 NAME = "imagenet2012"
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
@@ -53,7 +53,7 @@ def explain(manual_dir: Path) -> str:
         f"     {manual_dir}, or into DIR with --manual_dir=DIR, and run this again; or",
         "  2. if you have a TFDS build as TFRecord, convert it: --tfrecord=DIR; or",
         "  3. train on a folder as it is, ROOT/train/n01440764/*.JPEG and ROOT/val/...:",
-        "     python -m vit_jax train --config=configs/vit_s16_i1k.py:data=ROOT --workdir=...",
+        f"     {program()} train --config=configs/vit_s16_i1k.py:data=ROOT --workdir=...",
     ]
     return "\n".join(lines)
 

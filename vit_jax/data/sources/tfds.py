@@ -22,7 +22,7 @@ from vit_jax.data.sampling import BlockShuffle
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._splits import select, split_name
 from vit_jax.data.tfrecord import TfrecordReader
-from vit_jax.errors import UserError, first_line, nearest
+from vit_jax.errors import UserError, first_line, nearest, program
 
 _KEPT_BYTES = 8 << 20
 """The size in bytes up to which a dataset is kept in memory, encoded, to save repeated reads."""
@@ -90,7 +90,7 @@ class Source:
             where = f" --data_dir={dir}" if dir else ""
             raise UserError(
                 f"dataset {name!r} is not prepared in {builder.data_path}; "
-                f"run: python -m vit_jax prepare {name}{where}"
+                f"run: {program()} prepare {name}{where}"
             )
         self._name = f"{builder.info.full_name} {split}"
         self._features = _stackable(builder.info.features, max_texts)
@@ -294,7 +294,7 @@ def _open_split(builder: Any, split: str, features: Iterable[str]) -> Any:
         raise UserError(
             f"dataset {builder.info.full_name!r} is stored as {builder.info.file_format.value}, "
             "which cannot be read at random; prepare it in another folder: "
-            f"python -m vit_jax prepare {builder.name} --data_dir=DIR"
+            f"{program()} prepare {builder.name} --data_dir=DIR"
         ) from error
     except (ValueError, KeyError, AssertionError) as error:
         suggestion = nearest(split.partition("[")[0], builder.info.splits)
