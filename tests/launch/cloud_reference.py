@@ -14,6 +14,11 @@ from pathlib import Path
 from vit_jax.parallel import accelerators
 
 REFERENCE = json.loads((Path(__file__).parent / "reference/commands.json").read_text())
+for _commands in REFERENCE.values():
+    for _name, _entry in _commands.items():
+        if "extends" in _entry:  # It has all that this command has, and more flags.
+            _base = _commands[_entry["extends"]]
+            _commands[_name] = {**_base, **_entry, "flags": {**_base["flags"], **_entry["flags"]}}
 
 _SHAPE = r"\d+x\d+(x\d+)?"
 _VALUES = {
@@ -98,8 +103,13 @@ def _check_capacity(name, flags):
         raise Refused(f"{name}: {model} needs --instance-termination-action=DELETE")
     if model == "FLEX_START" and "max-run-duration" not in flags:
         raise Refused(f"{name}: FLEX_START needs --max-run-duration")
+    if model == "FLEX_START" and flags.get("reservation-affinity") != ["none"]:
+        raise Refused(f"{name}: FLEX_START needs --reservation-affinity=none")
     if "workload-policy" in flags and flags.get("target-size-policy-mode") != ["bulk"]:
         raise Refused(f"{name}: a TPU topology needs bulk mode")
+    is_bulk = flags.get("target-size-policy-mode") == ["bulk"]
+    if is_bulk and flags.get("default-action-on-vm-failure") != ["do-nothing"]:
+        raise Refused(f"{name}: bulk mode of flex-start hosts needs repairs turned off")
     if "flex-start" in flags and flags.get("num-nodes") != ["0"]:
         raise Refused(f"{name}: flex-start begins with 0 nodes")
     if "flex-start" in flags and "enable-autoscaling" not in flags:

@@ -14,6 +14,7 @@ from vit_jax.__main__ import main
 from vit_jax.errors import UserError
 from vit_jax.launch import jobset
 from vit_jax.launch.backends.compute_engine import ComputeEngine, launcher
+from vit_jax.launch.gcloud import PREVIEWS
 from vit_jax.launch.launcher import MAX_UNREACHED
 from vit_jax.launch.shell import Shell
 from vit_jax.launch.slices import Slices
@@ -67,7 +68,12 @@ def test_compute_engine_makes_a_policy_a_template_and_a_group_of_all_hosts(dry):
         (["--spot"], ["--provisioning-model=SPOT", "--instance-termination-action=STOP"]),
         (
             ["--provisioning-model=flex-start", "--max-run-duration=7d"],
-            ["--provisioning-model=FLEX_START", "--max-run-duration=7d"],
+            [
+                "--provisioning-model=FLEX_START",
+                "--max-run-duration=7d",
+                "--instance-termination-action=DELETE",
+                "--reservation-affinity=none",
+            ],
         ),
         (
             ["--reservation=r", "--provisioning-model=reservation-bound"],
@@ -87,6 +93,43 @@ def test_a_single_host_needs_no_policy(dry):
     lines = dry("create", *CE[:-1], "--type=v6e-8")
     assert [line[2] for line in lines] == ["instance-templates", *["instance-groups"] * 2]
     assert "--machine-type=ct6e-standard-8t" in lines[0]
+    assert "--target-size-policy-mode=bulk" not in lines[1]
+
+
+def test_a_single_host_that_starts_flexibly_is_waited_for_and_not_repaired(dry):
+    flex = ["--provisioning-model=flex-start", "--max-run-duration=7d"]
+    template, group, _ = dry("create", *CE[:-1], "--type=v6e-8", *flex)
+    assert "--provisioning-model=FLEX_START" in template
+    assert {
+        "--size=1", "--target-size-policy-mode=bulk", "--default-action-on-vm-failure=do-nothing"
+    } < {*group}  # fmt: skip
+    assert not any(word.startswith("--workload-policy") for word in group)
+
+
+VALUES = {"duration": "1h", "int": "1", "pairs": "a=b"}
+
+
+@pytest.mark.parametrize("command", [name for name in PREVIEWS if name.endswith(" create")])
+def test_flags_that_only_a_preview_has_make_a_command_of_the_preview(capsys, command):
+    """A flag after `--` changes the command to the release track whose reference has it."""
+    backend = {
+        "tpu-vm": ["--zone=z", "--type=v4-8"], "queued-resources": ["--zone=z", "--type=v4-16"],
+        "instance-templates": CE, "node-pools": GKE,
+    }[command.split()[-2]]  # fmt: skip
+    for track, flags in PREVIEWS[command].items():
+        known = REFERENCE["gcloud"][f"{track} {command}"]["flags"]
+        assert not {*flags} & {*REFERENCE["gcloud"][command]["flags"]}
+        for flag in flags:
+            kind = known[flag]
+            value = VALUES.get(kind, kind.removeprefix("choice:").split("|")[0])
+            word = f"--{flag}" if kind == "none" else f"--{flag}={value}"
+            if f"--{flag}" in ("--provisioning-model", "--reservation", "--max-run-duration"):
+                continue  # The launcher has these itself.
+            assert main(["tpu", "create", "pod", "--dry-run", *backend, "--", word]) == 0
+            lines = map(shlex.split, capsys.readouterr().out.splitlines())
+            (found,) = (words for words in lines if word in words)
+            assert found[1] == track
+            check(found)
 
 
 def test_several_slices_are_groups_that_are_told_of_each_other(dry):

@@ -155,7 +155,7 @@ def test_host_sh_measures_with_the_run_s_own_python(tmp_path):
     (run / "venv/bin").mkdir(parents=True)
     (run / "venv/bin/python").write_text('#!/bin/sh\necho "$PWD" "$@"\n')
     (run / "venv/bin/python").chmod(0o755)
-    from vit_jax.launch.hosts_launcher import HOST_SCRIPT
+    from vit_jax.launch.hosts import HOST_SCRIPT
 
     functions = "hostname() { echo h; }; check_tpu_is_free() { :; }"
     script = f'source "$1"; {functions}; run=$2; measure "gs://b/a b"'

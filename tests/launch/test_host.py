@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_jax.launch.hosts_launcher import HOST_SCRIPT
+from vit_jax.launch.hosts import HOST_SCRIPT
 
 
 @pytest.fixture
@@ -76,6 +77,17 @@ def test_a_copy_of_the_code_makes_way_for_a_commit(host, tmp_path):
     other = repository(tmp_path / "other", "echo two")
     assert host("bash host.sh pod prepare", str(tmp_path / "other"), other).returncode == 0
     assert "echo two" in (code / "run.sh").read_text()
+
+
+def test_two_calls_do_not_install_at_the_same_time(host, tmp_path):
+    """The first may be that of a launcher that was interrupted."""
+    script = '[[ ! -e $HOME/busy ]] && touch "$HOME/busy" && sleep 0.3 && rm "$HOME/busy"'
+    commit = repository(tmp_path / "repository", script)
+    prepare = shlex.join(
+        ["bash", "host.sh", "pod", "prepare", str(tmp_path / "repository"), commit]
+    )
+    both = host(f"{prepare} & first=$!; {prepare} && wait $first")
+    assert both.returncode == 0, both.stderr
 
 
 OLD_PYTHON = """#!/bin/bash

@@ -2,11 +2,13 @@
 
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from vit_jax.__main__ import main
 from vit_jax.errors import UserError
+from vit_jax.launch import shell as shell_lib
 from vit_jax.launch.backends import compute_engine
 from vit_jax.launch.shell import Each, Failed, Shell
 from vit_jax.launch.slices import Slices
@@ -46,7 +48,28 @@ def test_a_list_without_hosts_has_nothing_to_run_and_no_state():
     group = compute_engine.launcher(slices, shell, 0)
     group.stop()
     with pytest.raises(UserError, match="no host of pod tells its state"):
-        group._answers()
+        group.hosts.answers()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Failed("pod became PREEMPTED")])
+def test_an_interruption_or_a_look_ends_all_commands_at_once(tmp_path, monkeypatch, error):
+    """Without waiting for their time limits; commands that have not begun do not begin."""
+    script = f"echo begun; echo $$ >>{tmp_path}/pids; sleep 60 & wait"
+    commands = [["bash", "-c", script]] * 5
+
+    def look():
+        if (tmp_path / "pids").exists():
+            raise error
+
+    monkeypatch.setattr(shell_lib, "CONNECTIONS", 4)
+    started = time.monotonic()
+    with pytest.raises(type(error)) as caught:
+        Shell().ask_all(commands, seconds=3600, look=look, every=0.05)
+    assert time.monotonic() - started < 30
+    pids = (tmp_path / "pids").read_text().split()
+    assert 1 <= len(pids) <= 4
+    assert not any(Path("/proc", pid).exists() for pid in pids)
+    assert "begun" in getattr(caught.value, "output", "begun")
 
 
 def test_errors_that_do_not_matter_are_passed_over():

@@ -73,7 +73,7 @@ def test_several_slices_wait_in_a_queue(cloud, capsys):
 
 def test_capacity_labels_and_disks_have_flags_and_everything_else_is_handed_on(cloud, capsys):
     create, _ = dry(
-        capsys, *CREATE, "--reservation=r", "--provisioning-model=flex-start",
+        capsys, *CREATE, "--reservation=r", "--provisioning-model=reservation-bound",
         "--max-run-duration=7d", "--labels=team=a,run=b", "--tags=t", "--autocheckpoint",
         "--data-disk=source=d,mode=read-only", "--data-disk=source=e", "--",
         "--valid-until-duration=6h", "--description=a b $(c)",
@@ -81,7 +81,7 @@ def test_capacity_labels_and_disks_have_flags_and_everything_else_is_handed_on(c
     assert create[1:5] == ["alpha", "compute", "tpus", "queued-resources"]
     assert create[8:-3] == [
         "--accelerator-type=v5litepod-256", "--autocheckpoint-enabled", "--reservation=r",
-        "--provisioning-model=flex-start", "--max-run-duration=7d", "--labels=team=a,run=b",
+        "--provisioning-model=reservation-bound", "--max-run-duration=7d", "--labels=team=a,run=b",
         "--tags=t", "--data-disk=source=d,mode=read-only", "--data-disk=source=e",
         "--valid-until-duration=6h", "--description=a b $(c)",
     ]  # fmt: skip
@@ -257,6 +257,9 @@ def test_a_group_is_being_deleted_and_then_absent(cloud, capsys, monkeypatch):
             "--spot and --provisioning-model=reservation-bound exclude each other",
         ),
         ([*CREATE, "--spot", "--provisioning-model=flex-start"], "exclude each other"),
+        ([*CREATE, "--provisioning-model=flex-start", "--reservation=r"], "exclude each other"),
+        ([*CREATE, "--", "--project=q"], "-- --project=q: write --project before the --"),
+        ([*CREATE, "--", "--topology=4x4"], "write --type before the --"),
         ([*CREATE, "--slices=0"], "--slices=0: write a number from 1 up"),
         ([*CREATE, "--poll=nan"], "--poll=nan: write seconds from 0 up"),
         ([*CREATE, "--cluster=c"], "--cluster is not for --backend=cloud-tpu"),

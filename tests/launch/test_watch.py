@@ -11,7 +11,8 @@ from vit_jax.errors import UserError
 from vit_jax.launch import hosts_launcher
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.backends.cloud_tpu import launcher as cloud_tpu
-from vit_jax.launch.hosts_launcher import MAX_ILL, HostState
+from vit_jax.launch.hosts import HOST_SCRIPT, HostState
+from vit_jax.launch.hosts_launcher import MAX_ILL
 from vit_jax.launch.launcher import MAX_UNREACHED, on_one_line
 from vit_jax.launch.shell import Failed, Shell
 from vit_jax.launch.slices import Slices
@@ -24,7 +25,7 @@ GOING, DONE, NONE = "h0 running step 3", "h0 ended 0 done", "h0 none"
 def ran(*arguments):
     """Returns the output of `host.sh NAME arguments` of a run with these arguments."""
     script = 'source "$1"; on_one_line "${@:2}"'
-    command = ["bash", "-c", script, "bash", str(hosts_launcher.HOST_SCRIPT), *arguments]
+    command = ["bash", "-c", script, "bash", str(HOST_SCRIPT), *arguments]
     return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
 
 
@@ -297,8 +298,8 @@ def test_a_slice_that_somebody_has_stopped_is_told_how_to_start():
 class Partly(Cloud):
     """A cloud in which a host does not answer: gcloud is ended, and the other has been read."""
 
-    def ask_all(self, commands, pretend="", seconds=None):
-        told = super().ask_all(commands, pretend, seconds)
+    def ask_all(self, commands, pretend="", seconds=None, *look):
+        told = super().ask_all(commands, pretend, seconds, *look)
         if "h1" in told or " state;" not in " ".join(commands[0]):
             return told
         raise Failed("gcloud took longer than 90 s", told)

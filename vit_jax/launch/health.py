@@ -11,6 +11,9 @@ from vit_jax.parallel.accelerators import CHIPS, Slice, of_kind
 MARK = "CHECK "
 """The beginning of the lines that `vit_jax.launch.measure` prints for this table."""
 
+CHECK_SECONDS = 1800.0
+"""A check ends after this time even if some hosts have not: they may hang, or may not come."""
+
 SLOW = 0.8
 """A chip is slow below this share of the median of all chips."""
 

@@ -59,6 +59,9 @@ install_python() {
 prepare() {
   local code="$run/code" python
   mkdir -p "$run"
+  # A launcher that was interrupted leaves its call, which may be installing still.
+  exec 9>"$run/lock"
+  flock --wait 600 9 || fail "another call has been installing for more than ten minutes"
   if [[ $# -gt 0 ]]; then
     if [[ $(git -C "$code" remote get-url origin 2>/dev/null) != "$1" ]]; then
       rm -rf "$code" && git clone --quiet "$1" "$code"

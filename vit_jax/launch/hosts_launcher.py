@@ -1,22 +1,14 @@
-"""Starts runs on hosts that are reached by ssh, and restarts them until they are done.
-
-The hosts run `host.sh`, which is copied to them with the code.
-"""
+"""Starts runs on hosts that are reached by ssh, and restarts them until they are done."""
 
 import dataclasses
-import re
-import shlex
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from vit_jax.errors import DoesNotFit, Interrupted, UserError, program
 from vit_jax.launch import slices as slices_lib
-from vit_jax.launch.archive import REPOSITORY
 from vit_jax.launch.fleet import Fleet, Step
-from vit_jax.launch.health import table
+from vit_jax.launch.health import CHECK_SECONDS, table
+from vit_jax.launch.hosts import Gone, Hosts, HostState, does_not_answer
 from vit_jax.launch.launcher import (
     LONGEST_PAUSE,
     MAX_UNREACHED,
@@ -26,10 +18,8 @@ from vit_jax.launch.launcher import (
     Unusable,
     on_one_line,
 )
-from vit_jax.launch.shell import CREATE_SECONDS, HOST_SECONDS, Command, Each, Failed
+from vit_jax.launch.shell import CREATE_SECONDS, Failed
 from vit_jax.launch.slices import ABSENT, COMING, LOST, READY, Slices, State
-
-HOST_SCRIPT = Path(__file__).parent / "host.sh"
 
 MAX_ILL = 10
 """The number of polls in a row that find the same illness before slices are created again: a cloud
@@ -42,38 +32,23 @@ ILL_SECONDS = 1800.0
 """Slices are created again for an illness only after as many polls as fit into this time."""
 
 
-@dataclasses.dataclass(frozen=True)
-class HostState:
-    """The state of a run on one host: none, running, or ended with an exit code."""
-
-    host: str
-    kind: str
-    code: int | None
-    last_line: str
-
-    @classmethod
-    def parse(cls, line: str) -> "HostState | None":
-        """Parses a line of `host.sh NAME state`; returns None for other lines such as greetings."""
-        found = re.fullmatch(r"(\S+) (?:(none|running)|(ended) (\d+))(?: (.*))?", line)
-        if not found:
-            return None
-        host, going, ended, code, text = found.groups()
-        return cls(host, going or ended, int(code) if code else None, text or "")
-
-
 @dataclasses.dataclass
 class HostsLauncher(Launcher):
     """Creates slices of a fleet, and runs on their hosts."""
 
     fleet: Fleet
+    hosts: Hosts = dataclasses.field(init=False)
     _begun: bool = dataclasses.field(default=False, init=False)
-    _known: set[str] = dataclasses.field(default_factory=set, init=False)
+    _is_in_doubt: bool = dataclasses.field(default=False, init=False)
     _remembered: Slices | None = dataclasses.field(default=None, init=False)
     _lines: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
     _unhealthy: str = dataclasses.field(default="", init=False)
     _illness: str = dataclasses.field(default="", init=False)
     _ill: int = dataclasses.field(default=0, init=False)
     _failed: int = dataclasses.field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.hosts = Hosts(self.fleet, self.shell, self.poll)
 
     def create(self) -> None:
         """Requests the slices, again while there is no capacity, and waits until they are ready.
@@ -122,16 +97,48 @@ class HostsLauncher(Launcher):
             lambda: 0 if self._is_ready(replace=True) and self._knows(arguments) else None
         )
         if not self._begun and not self._unhealthy:
-            self._begin(arguments, workdir, pin)
+            self._begins(arguments, workdir, pin)
 
         def look() -> int | None:
             if not self._is_ready(replace=True):
                 return None
-            if not self._begun:
-                self._begin(arguments, workdir, pin)
+            if not self._begun and not self._begins(arguments, workdir, pin):
+                return None
             return self._look_at_hosts()
 
         return self.look_until(look)
+
+    def _begins(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> bool:
+        """Starts the run on all hosts; returns False if slices or hosts have gone away.
+
+        Raises:
+          Failed: a command failed although all hosts answer.
+        """
+        if self._is_in_doubt:  # Or a host that does not answer would hold every try.
+            _, silent = self.hosts.answers()
+            self._is_in_doubt = bool(silent)
+            if silent:
+                self._suffer(self._silence(silent))
+                return False
+        try:
+            self.hosts.prepare(pin)
+            bucket = [workdir] if workdir.startswith("gs://") else []
+            self.hosts.everywhere(self.hosts.script("check", *bucket))
+            self.hosts.start(arguments)
+        except Failed as error:
+            if not isinstance(error, Gone) and self._is_well():
+                raise
+            self._is_in_doubt = True
+            self.shell.say(f"{error}; looking again")
+            return False
+        self._begun = True
+        return True
+
+    def _is_well(self) -> bool:
+        try:
+            return self._state().kind == READY and not self.hosts.answers()[1]
+        except UserError:
+            return False
 
     def _state(self) -> State:
         return self.fleet.look(self.shell)
@@ -185,8 +192,8 @@ class HostsLauncher(Launcher):
         """
         self._check_not_deleted()
         self.shell.say(f"{reason}; creating it again")
-        self._begun = False
-        self._known.clear()
+        self._begun = self._is_in_doubt = False
+        self.hosts.known.clear()
         wanted, pause, failures = is_there, self.poll, 0
         while True:
             self._check_not_deleted()
@@ -220,7 +227,7 @@ class HostsLauncher(Launcher):
     def _look_at_hosts(self) -> int | None:
         """Returns the run's exit code once it has ended for good."""
         try:
-            states, silent = self._answers()
+            states, silent = self.hosts.answers()
         except UserError:
             if not self._unhealthy:
                 raise
@@ -269,14 +276,14 @@ class HostsLauncher(Launcher):
         """
         if not self._begun:
             return True
-        states, silent = self._answers()
+        states, silent = self.hosts.answers()
         if not any(state.kind == "running" for state in states):
             self._begun = bool(silent)
             if silent:
                 self._suffer(self._silence(silent))
             return not silent
         try:
-            told = self._everywhere(self._script_if_prepared("arguments"))
+            told = self.hosts.everywhere(self.hosts.if_prepared("arguments"))
         except Failed as error:
             told = error.output
         others = set(told.split("\n")) - {on_one_line(arguments), ""}
@@ -289,57 +296,13 @@ class HostsLauncher(Launcher):
 
     def _silence(self, silent: Sequence[str]) -> str:
         """Returns the illness that these hosts do not answer, and tells it."""
-        told, name = f"{', '.join(silent)} does not answer", self.slices.name
+        told, name = does_not_answer(silent), self.slices.name
         self.tell(f"hosts of {name}", told)
         return f"{name}: {told}"
 
-    def _everywhere(self, script: str, pretend: str = "", seconds: float = HOST_SECONDS) -> str:
-        """Runs a shell script on all hosts of all slices at the same time; returns its output."""
-        commands: list[Command | Each] = []
-        for number in range(self.slices.slices):
-            commands += self.fleet.on_hosts(number, script)
-        return self.shell.ask_all(commands, pretend, seconds)
-
     def stop(self) -> None:
         """Stops the run on all hosts, which saves its state first; the slices stay."""
-        self._everywhere(self._script_if_prepared("stop"), seconds=CREATE_SECONDS)
-
-    def _begin(self, arguments: Sequence[str], workdir: str, pin: tuple[str, str] | None) -> None:
-        self._prepare(pin)
-        self._on_hosts("check", *([workdir] if workdir.startswith("gs://") else []))
-        commands: list[Command | Each] = []
-        for number, found in enumerate(self.fleet.environments(self.shell)):
-            variables = [f"{name}={value}" for name, value in found.items()]
-            script = shlex.join(["env", *variables]) + " " if variables else ""
-            commands += self.fleet.on_hosts(number, script + self._script("start", *arguments))
-        self.shell.ask_all(commands, seconds=HOST_SECONDS)
-        self._begun = True
-
-    def _prepare(self, pin: tuple[str, str] | None = None) -> None:
-        """Copies the code to all hosts, and installs it there."""
-        with tempfile.TemporaryDirectory(prefix="vit_jax_") as folder:
-            files = [str(HOST_SCRIPT)]
-            if not pin:
-                tar = str(Path(folder) / f"{self.slices.name}.tgz")
-                files.append(tar)
-                # What a dry run prints works in any folder and for any Python.
-                python = ["env", f"PYTHONPATH={REPOSITORY}", sys.executable]
-                self.shell.run([*python, "-m", "vit_jax.launch.archive", tar], CREATE_SECONDS)
-            commands: list[Command | Each] = []
-            for number in range(self.slices.slices):
-                commands += self.fleet.copy(number, files)
-            self.shell.ask_all(commands, seconds=CREATE_SECONDS)
-        self._on_hosts("prepare", *(pin or ()), seconds=CREATE_SECONDS)
-
-    def _on_hosts(self, action: str, *arguments: str, seconds: float = HOST_SECONDS) -> None:
-        self._everywhere(self._script(action, *arguments), seconds=seconds)
-
-    def _script(self, action: str, *arguments: str) -> str:
-        return shlex.join(["bash", "host.sh", self.slices.name, action, *arguments])
-
-    def _script_if_prepared(self, action: str, otherwise: str = "true") -> str:
-        """Returns a script that also works on new hosts, which do not have `host.sh`."""
-        return f"if [ -f host.sh ]; then {self._script(action)}; else {otherwise}; fi"
+        self.hosts.stop()
 
     def _verdict(self, states: Sequence[HostState]) -> int | None:
         """Returns the run's exit code once there is one; stops hosts that wait for the others."""
@@ -357,39 +320,14 @@ class HostsLauncher(Launcher):
         self.shell.say(f"{self.slices.name}: ended{self.costs()}")
         return (own or failed)[0].code
 
-    def _answers(self) -> tuple[list[HostState], list[str]]:
-        """Returns the states of the hosts that answer, and the names of those that do not.
-
-        Raises:
-          UserError: no host answers.
-        """
-        script = self._script_if_prepared("state", otherwise='echo "$(hostname) none"')
-        failed = None
-        try:
-            told = self._everywhere(script, pretend=f"{self.slices.name} ended 0\n")
-        except Failed as error:
-            told, failed = error.output, error
-        states = [state for line in told.split("\n") if (state := HostState.parse(line))]
-        if failed and not states:
-            raise failed
-        if not states:
-            raise UserError(f"no host of {self.slices.name} tells its state")
-        answered = {state.host for state in states}
-        silent = sorted(self._known - answered)
-        missing = self.slices.hosts * self.slices.slices - len(answered)
-        if not silent and self.slices.hosts and missing > 0 and not self.shell.dry_run:
-            silent = [f"{missing} of {self.slices.hosts * self.slices.slices} hosts"]
-        self._known |= answered
-        return sorted(states, key=lambda state: state.host), silent
-
     def logs(self, number: int, worker: str) -> None:
         """Shows the log of one host until its run ends."""
-        self.shell.show(self.fleet.on_host(number, worker, self._script("logs")))
+        self.shell.show(self.fleet.on_host(number, worker, self.hosts.script("logs")))
 
     def status(self) -> None:
         """Prints the state of the slices and of every host."""
         state = self._state()
-        states, silent = self._answers() if state.kind == READY else ([], [])
+        states, silent = self.hosts.answers() if state.kind == READY else ([], [])
         if self.shell.dry_run:
             return
         illness = f", {state.illness}" if state.illness else ""
@@ -404,7 +342,7 @@ class HostsLauncher(Launcher):
         """Measures all hosts and chips, and prints one table."""
         if not self._is_ready():
             raise UserError(f"{self.slices.name} is not ready yet; try again later")
-        states, silent = self._answers()
+        states, silent = self.hosts.answers()
         if any(state.kind == "running" for state in states):
             name = self.slices.name
             raise UserError(
@@ -413,16 +351,16 @@ class HostsLauncher(Launcher):
             )
         told = ""
         if not silent:
-            self._prepare()
-            measure = self._script("measure", *([workdir] if workdir else []))
+            self.hosts.prepare()
+            measure = self.hosts.script("measure", *([workdir] if workdir else []))
             try:
-                told = self._everywhere(measure, seconds=CREATE_SECONDS)
+                told = self.hosts.everywhere(measure, CHECK_SECONDS)
             except Failed as error:
                 told = error.output
                 self.shell.say(str(error))
         if self.shell.dry_run:
             return 0
-        text, code = table(told, silent, self._known, self.slices.shape)
+        text, code = table(told, silent, self.hosts.known, self.slices.shape)
         print(text)
         return code
 

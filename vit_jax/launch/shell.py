@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import shlex
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from vit_jax.errors import UserError
 
@@ -78,7 +79,7 @@ class Shell:
     def __init__(self, *, dry_run: bool = False):
         self.dry_run = dry_run
         self._said = time.monotonic()
-        self._waits_for = ""
+        self._running: dict[subprocess.Popen, str] = {}
 
     def run(
         self, command: Command, seconds: float | None = CALL_SECONDS, tolerate: Sequence[str] = ()
@@ -101,8 +102,8 @@ class Shell:
         if self.dry_run:
             print(as_text(command))
             return
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            list(pool.map(lambda one: self.run(one, None), self._listed([command])))
+        shown = (functools.partial(self.run, one, None) for one in self._listed([command]))
+        self._together(list(shown))
 
     def ask(
         self, command: Command, pretend: str = "", seconds: float = CALL_SECONDS, stdin: str = ""
@@ -120,18 +121,28 @@ class Shell:
         return output
 
     def ask_all(
-        self, commands: Sequence[Command | Each], pretend: str = "", seconds: float = CALL_SECONDS
+        self,
+        commands: Sequence[Command | Each],
+        pretend: str = "",
+        seconds: float = CALL_SECONDS,
+        look: Callable[[], None] = lambda: None,
+        every: float | None = None,
     ) -> str:
         """Runs commands at the same time; returns the outputs one after the other.
 
+        Args:
+          look: is called every `every` seconds meanwhile, and may raise `Failed`, which ends the
+            commands.
+
         Raises:
-          Failed: a command failed, or took too long; its `output` is that of all commands.
+          Failed: a command failed, or took too long, or `look` has raised it; its `output` is that
+            of all commands.
         """
         if self.dry_run:
             for command in commands:
                 print(as_text(command))
             return pretend * len(commands)
-        return self._gather(list(self._listed(commands)), seconds)
+        return self._gather(list(self._listed(commands)), seconds, look, every)
 
     def ask_first(self, name: str, command: Command | Each) -> str:
         """Returns the first line of the output of `command`; "" if it says nothing.
@@ -151,20 +162,62 @@ class Shell:
             else:
                 yield command
 
-    def _gather(self, commands: Sequence[Command], seconds: float) -> str:
-        def outcome(command: Command) -> tuple[str, UserError | None]:
-            try:
-                return self.ask(command, seconds=seconds), None
-            except UserError as error:
-                return getattr(error, "output", ""), error
+    def _gather(
+        self,
+        commands: Sequence[Command],
+        seconds: float,
+        look: Callable[[], None],
+        every: float | None,
+    ) -> str:
+        outputs, errors = [""] * len(commands), []
 
-        with ThreadPoolExecutor(max(1, min(len(commands), CONNECTIONS))) as pool:
-            outcomes = list(pool.map(outcome, commands))
-        told = "".join(output for output, _ in outcomes)
-        failed = next((error for _, error in outcomes if error), None)
-        if failed:
-            raise Failed(str(failed), told) from failed
-        return told
+        def ask(number: int) -> None:
+            try:
+                outputs[number] = self.ask(commands[number], seconds=seconds)
+            except UserError as error:
+                outputs[number] = getattr(error, "output", "")
+                errors.append(error)
+
+        tasks = [functools.partial(ask, number) for number in range(len(commands))]
+        try:
+            self._together(tasks, look, every)
+        except Failed as error:
+            error.output = "".join(outputs)
+            raise
+        if errors:
+            raise Failed(str(errors[0]), "".join(outputs)) from errors[0]
+        return "".join(outputs)
+
+    def _together(
+        self,
+        tasks: Sequence[Callable[[], None]],
+        look: Callable[[], None] = lambda: None,
+        every: float | None = None,
+    ) -> None:
+        """Runs tasks at the same time, and calls `look` every `every` seconds until they are done.
+
+        An exception of `look`, and an interruption, ends all commands that are running.
+        """
+        with ThreadPoolExecutor(max(1, min(len(tasks), CONNECTIONS))) as pool:
+            running = [pool.submit(task) for task in tasks]
+            try:
+                while wait(running, every).not_done:
+                    look()
+            except BaseException:
+                self._end_all(running)
+                raise
+            for one in running:
+                one.result()
+
+    def _end_all(self, tasks: Sequence[Future[None]]) -> None:
+        """Ends the commands of tasks, and those that the tasks would still have begun."""
+        for task in tasks:
+            task.cancel()
+        while True:
+            for process in list(self._running):
+                _end(process)
+            if not wait(tasks, 0.1).not_done:
+                return
 
     def say(self, text: str) -> None:
         """Prints a line of text, except in a dry run, which prints only commands."""
@@ -180,7 +233,8 @@ class Shell:
         def watch() -> None:
             while not ended.wait(min(1.0, seconds / 5)):
                 if time.monotonic() - self._said > seconds:
-                    waits_for = self._waits_for or "the next look at its state"
+                    oldest = next(iter(list(self._running.values())), "")
+                    waits_for = oldest or "the next look at its state"
                     self.say(f"{name}: nothing new; waiting for {waits_for}")
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -200,7 +254,6 @@ class Shell:
         processes that it has started, such as ssh.
         """
         words = shlex.join(command[:5])
-        self._waits_for = words
         try:
             process = subprocess.Popen(
                 command,
@@ -214,6 +267,7 @@ class Shell:
         except FileNotFoundError:
             name = command[0]
             raise UserError(f"{name} is not installed; see {_INSTALL[name]}") from None
+        self._running[process] = words
         try:
             output, errors = process.communicate(stdin or None, timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -224,7 +278,7 @@ class Shell:
             _end(process)
             raise
         finally:
-            self._waits_for = ""
+            del self._running[process]
         return process.returncode, output or "", errors
 
 

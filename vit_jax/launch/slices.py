@@ -109,6 +109,8 @@ class Slices:
             raise UserError(f"--spot and --provisioning-model={model} exclude each other")
         if model == "reservation-bound" and not self.reservation:
             raise UserError("--provisioning-model=reservation-bound needs --reservation=NAME")
+        if model == "flex-start" and self.reservation:
+            raise UserError("--provisioning-model=flex-start and --reservation exclude each other")
         if self.slices < 1:
             raise UserError(f"--slices={self.slices}: write a number from 1 up")
         for field in ("data_disk", "flags"):  # JSON has no tuples.

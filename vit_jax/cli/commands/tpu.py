@@ -14,6 +14,7 @@ from vit_jax.errors import UserError, program
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.archive import REPOSITORY
 from vit_jax.launch.backends import BACKENDS, usual
+from vit_jax.launch.gcloud import check_passed
 from vit_jax.launch.launcher import RESTARTS, Launcher
 from vit_jax.launch.shell import Shell
 from vit_jax.launch.slices import Slices
@@ -214,6 +215,7 @@ def _slices(arguments: argparse.Namespace) -> Slices:
                 raise UserError(
                     f"tpu create: --{flag} is missing (see {program()} tpu create --help)"
                 )
+        check_passed(arguments.passed)
         slices = Slices(**given)
         backend = given.get("backend") or usual(slices)
         # What waits in a queue is remembered, so that later commands ask the queue.

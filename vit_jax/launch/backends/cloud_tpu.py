@@ -1,8 +1,8 @@
 """The Cloud TPU API (`gcloud compute tpus`), which serves v2 to v6e.
 
 Flags are those of the public reference: docs.cloud.google.com/sdk/gcloud/reference/compute/tpus,
-below it `tpu-vm` and `queued-resources`; those marked with `_ALPHA` are of the same pages under
-gcloud/reference/alpha.
+below it `tpu-vm` and `queued-resources`, and the same pages under gcloud/reference/alpha
+(`vit_jax.launch.gcloud`).
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from vit_jax.errors import UserError
 from vit_jax.launch.fleet import SSH_FLAGS, Fleet, Step, ranges
+from vit_jax.launch.gcloud import gcloud
 from vit_jax.launch.hosts_launcher import HostsLauncher
 from vit_jax.launch.shell import Command, Each, Shell
 from vit_jax.launch.slices import ABSENT, COMING, LOST, READY, STOPPED, Slices, State
@@ -30,7 +31,6 @@ _KINDS = {
 _SEVERITY = (READY, COMING, ABSENT, STOPPED, LOST)
 _ILL = ("TIMEOUT", "UNHEALTHY_TENSORFLOW", "UNHEALTHY_MAINTENANCE", "DEPRECATED_UNHEALTHY")
 _GONE = ("NOT_FOUND", "was not found")
-_ALPHA = ("reservation", "provisioning_model", "max_run_duration", "autocheckpoint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ class CloudTpu(Fleet):
     def on_host(self, number: int, worker: str, script: str) -> Command:
         node = self.slices.nodes[number]
         words = ("ssh", node, *self._way(), *SSH_FLAGS, f"--worker={worker}", f"--command={script}")
-        return self._tpus("tpu-vm", *words, alpha=self.slices.iap)
+        return self._tpus("tpu-vm", *words)
 
     def copy(self, number: int, files: Sequence[str]) -> list[Command | Each]:
         node = self.slices.nodes[number]
@@ -138,7 +138,7 @@ class CloudTpu(Fleet):
             self._tpus(
                 "tpu-vm", "scp", *files, f"{node}:", *self._way(),
                 *(flag.replace("--ssh-flag", "--scp-flag") for flag in SSH_FLAGS),
-                f"--worker={worker}", alpha=self.slices.iap,
+                f"--worker={worker}",
             )
             for worker in ranges(self.slices.hosts)
         ]  # fmt: skip
@@ -149,13 +149,11 @@ class CloudTpu(Fleet):
             return ["--tunnel-through-iap"]
         return ["--internal-ip"] if self.slices.internal_ip else []
 
-    def _tpus(self, kind: str, action: str, *arguments: str, alpha: bool = False) -> Command:
-        alpha = alpha or (action == "create" and any(getattr(self.slices, f) for f in _ALPHA))
+    def _tpus(self, kind: str, action: str, *arguments: str) -> Command:
         # Questions would not be visible, because the output is captured for error messages.
         where = [f"--zone={self.slices.zone}", "--quiet"]
         where += [f"--project={self.slices.project}"] if self.slices.project else []
-        track = ["alpha"] if alpha else []
-        return ["gcloud", *track, "compute", "tpus", kind, action, *arguments, *where]
+        return gcloud("compute", "tpus", kind, action, *arguments, *where)
 
 
 def _state(shell: Shell, command: Command) -> State:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from vit_jax.errors import UserError, program
 from vit_jax.launch.fleet import SSH_FLAGS, Fleet, Step
+from vit_jax.launch.gcloud import gcloud
 from vit_jax.launch.hosts_launcher import HostsLauncher
 from vit_jax.launch.launcher import NO_CAPACITY, Unusable
 from vit_jax.launch.shell import Command, Each, Shell
@@ -78,25 +79,22 @@ class ComputeEngine(Fleet):
     def create(self) -> list[Step]:
         shape, name = self.slices.known_shape(), self.slices.name
         steps = [Step(self._template(), _EXISTS)]
-        group = ["--size=1"]
+        group = [f"--size={shape.hosts}"]
+        if shape.hosts > 1 or self._model() == "flex-start":
+            # All hosts of a slice come together, as soon as there is capacity for all, so that no
+            # resize request is needed (docs.cloud.google.com/compute/docs/instance-groups/
+            # about-bulk-mode). That page has named reservation-bound and flex-start as all that
+            # bulk mode takes; the quickstart for TPUs (docs.cloud.google.com/compute/docs/tpus/
+            # quickstart-create-tpu-multi-host-slice) takes it on demand. No host is replaced alone:
+            # that would break the slice, and flex-start allows no repairs (about-bulk-mode).
+            group += ["--target-size-policy-mode=bulk", "--default-action-on-vm-failure=do-nothing"]
         if shape.hosts > 1:
             policy = self._compute(
                 "resource-policies", "create", "workload-policy", name, "--type=HIGH_THROUGHPUT",
                 f"--accelerator-topology={shape.shape}", zone=False,
             )  # fmt: skip
             steps.insert(0, Step([*policy, f"--region={self.slices.region}"], _EXISTS))
-            # All hosts of a slice come together, as soon as there is capacity for all, so that no
-            # resize request is needed (docs.cloud.google.com/compute/docs/instance-groups/
-            # about-bulk-mode). That page has named reservation-bound and flex-start as all that
-            # bulk mode takes; the quickstart for TPUs (docs.cloud.google.com/compute/docs/tpus/
-            # quickstart-create-tpu-multi-host-slice) takes it on demand. No host is replaced alone:
-            # that would break the slice.
-            group = [
-                f"--size={shape.hosts}",
-                "--target-size-policy-mode=bulk",
-                "--default-action-on-vm-failure=do-nothing",
-                f"--workload-policy={self._path('resourcePolicies')}",
-            ]
+            group.append(f"--workload-policy={self._path('resourcePolicies')}")
         for node in self.slices.nodes:
             words = ("create", node, f"--template={self._path('instanceTemplates')}", *group)
             steps.append(Step(self._groups(*words), _EXISTS))
@@ -143,6 +141,8 @@ class ComputeEngine(Fleet):
             flags.append("--instance-termination-action=STOP")
         if slices.reservation:
             flags += ["--reservation-affinity=specific", f"--reservation={slices.reservation}"]
+        elif model == "flex-start":  # Else the hosts would take a reservation that fits.
+            flags.append("--reservation-affinity=none")
         return flags
 
     def delete(self) -> list[Step]:
@@ -279,7 +279,7 @@ class ComputeEngine(Fleet):
     def _compute(self, *arguments: str, zone: bool = True) -> Command:
         where = [f"--zone={self.slices.zone}"] if zone else []
         where += [f"--project={self.slices.project}"] if self.slices.project else []
-        return ["gcloud", "compute", *arguments, *where, "--quiet"]
+        return gcloud("compute", *arguments, *where, "--quiet")
 
 
 def _pending(name: str, error: str) -> str:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from vit_jax.errors import UserError, program
 from vit_jax.launch import jobset
 from vit_jax.launch import slices as slices_lib
-from vit_jax.launch.health import table
+from vit_jax.launch.gcloud import gcloud
+from vit_jax.launch.health import CHECK_SECONDS, table
 from vit_jax.launch.launcher import Launcher, Unusable, on_one_line
 from vit_jax.launch.shell import CREATE_SECONDS, Command, Failed, Shell
 from vit_jax.launch.slices import Slices
@@ -29,9 +30,6 @@ _LONGEST = {"node pool": 40, "pod": 63}
 """The most characters of a name: of node pools, beyond which GKE refuses to create one, and of
 pods, to whose names JobSet adds five characters, and beyond which it refuses a manifest
 (kubernetes.io/docs/concepts/overview/working-with-objects/names, RFC 1123 label names)."""
-
-CHECK_SECONDS = 1800.0
-"""A check ends after this time even if some of its pods have not: their nodes may not come."""
 
 
 @dataclasses.dataclass
@@ -354,7 +352,7 @@ class GkeLauncher(Launcher):
     def _gcloud(self, *arguments: str) -> Command:
         project = self.slices.project
         where = [f"--project={project}"] if project else []
-        return ["gcloud", *arguments, *where, "--quiet"]
+        return gcloud(*arguments, *where, "--quiet")
 
 
 def _ended(found: dict) -> str:
