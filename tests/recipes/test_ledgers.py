@@ -139,7 +139,7 @@ def test_the_page_has_the_tables_of_the_ledgers():
 def test_every_published_recipe_has_a_ledger():
     assert {name for name, _ in CASES} == {
         "algoperf_vit", "augreg", "bit_r50_i1k", "deit3", "detect_coco", "dino_s16_i1k",
-        "dinov2_l14_i1k", "finetune", "ijepa_h14_i1k", "lit_coco", "mae_b16_i1k", "mixer_b16_i1k",
-        "r26_s32", "segment_ade20k", "simmim_b16_i1k", "strong_i1k", "vit_i1k", "vit_i21k",
-        "vit_s16_i1k",
+        "dinov2_l14_i1k", "dinov3_l16_i1k", "finetune", "ijepa_h14_i1k", "lit_coco", "mae_b16_i1k",
+        "mixer_b16_i1k", "r26_s32", "segment_ade20k", "simmim_b16_i1k", "strong_i1k", "vit_i1k",
+        "vit_i21k", "vit_s16_i1k",
     }  # fmt: skip

@@ -25,6 +25,8 @@ RECIPES = {
     "dinov2_l14_i1k:size=l16": L + 48 * 1024 + 1024 + head(1024),
     # 60 more patches have positions, of 180 pixels less.
     "dinov2_l14_i1k": L + 48 * 1024 + 1024 + head(1024) + (60 - 180) * 1024,
+    # Rotary positions have no parameters; patches have a head of their own.
+    "dinov3_l16_i1k": L - 197 * 1024 + 48 * 1024 + 1024 + 2 * head(1024),
     "ijepa_h14_i1k": 652_713_984,  # A backbone of 631 million, and a predictor of 22.
     # No positions but one table, no bias of keys; LayerScale, the mask token, the linear layer.
     "simmim_b16_i1k": B - 197 * 768 - 12 * 768 + 732 * 12 + 24 * 768 + 768 + 769 * 768,
@@ -58,11 +60,23 @@ def test_a_recipe_has_the_published_size_and_its_schedules_fit_the_run(recipe, r
         assert run.task.info.spec["local"].shape == (crops, side, side, 3)
 
 
+def test_anchored_crops_are_twice_as_large_as_the_student_sees_them(root):
+    config = loaded(root, "dinov3_l16_i1k", "gram", "checkpoint=runs/dinov3")
+    config.init.checkpoint = ""
+    run = Run.build(config, source=data.expect(config.data.to_dict()))
+    assert run.task.info.spec["global"].shape == (2, 448, 448, 3)
+    assert run.task.image_spec.shape == (224, 224, 3)
+    assert run.task.gram_period == 10_000
+    with pytest.raises(UserError, match="gram and checkpoint go together"):
+        loaded(root, "dinov3_l16_i1k", "gram")
+
+
 def test_learning_rates_are_those_of_the_published_batches(root):
     rates = {
         "dino_s16_i1k": 5e-4 * 1024 / 256,
         "dino_s16_i1k:b16": 7.5e-4 * 1024 / 256,
         "dinov2_l14_i1k": 4e-3 * 2**0.5,
+        "dinov3_l16_i1k": 1e-3 * 4 * 2**0.5,
         "ijepa_h14_i1k": 1e-3,
         "simmim_b16_i1k": 4e-4,
     }

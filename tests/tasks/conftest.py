@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from self_supervised_tiny import CROPS, METHODS, model_of
 
+from vit_jax import config as config_lib
 from vit_jax.data.builders import _scenes as scenes
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.types import ArraySpec, DataInfo
@@ -43,3 +45,20 @@ def scene_info(scene_batch):
         return DataInfo(spec, num_classes, class_names)
 
     return info
+
+
+@pytest.fixture
+def method_config(tiny_config):
+    """`method_config(name, key=value, ...)`: a run of a method on digits, uint8 of 8×8."""
+
+    def make(method, **keys):
+        config = tiny_config(total=4, ema_decay=0.0, accum_steps=1)
+        config.unlock()
+        config.model = model_of(method)
+        config.task = {"name": method, **METHODS[method]}
+        config.data.pp = CROPS if method.startswith("dino") else ""
+        for key, value in keys.items():
+            config_lib.set_key(config, key.replace("__", "."), value)
+        return config_lib.validate(config)
+
+    return make

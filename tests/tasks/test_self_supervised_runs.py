@@ -9,46 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from self_supervised_tiny import METHODS, MODEL, info, model_of
 
-from vit_jax import config as config_lib
 from vit_jax import tasks
 from vit_jax.errors import UserError
 from vit_jax.training.loop import train
 from vit_jax.training.run import Run
 from vit_jax.types import ArraySpec, DataInfo
-
-CROPS = "views('global', 2, 'flip_lr')|views('local', 2, 'central_crop(4)')|keep('global', 'local')"
-HEAD = {"num_prototypes": 8, "head_hidden": 8, "head_bottleneck": 4}
-METHODS = {
-    "masked": {"decoder": {"width": 16, "depth": 1, "num_heads": 2}},
-    "simmim": {"cell": 4},
-    "ijepa": {"predictor_width": 16, "predictor_depth": 1, "min_keep": 0},
-    "dino": HEAD,
-    "dinov2": {**HEAD, "koleo_weight": 0.0},
-}
-MODEL = {"name": "vit", "patch_size": 2, "width": 16, "depth": 1, "num_heads": 2}
-PATCHES_ALONE = {"pooling": "mean", "position": "sincos2d_mae"}
-
-
-def model_of(method):
-    return {**MODEL, **(PATCHES_ALONE if method == "ijepa" else {})}
-
-
-@pytest.fixture
-def method_config(tiny_config):
-    """`method_config(name, key=value, ...)`: a run of a method on digits, uint8 of 8×8."""
-
-    def make(method, **keys):
-        config = tiny_config(total=4, ema_decay=0.0, accum_steps=1)
-        config.unlock()
-        config.model = model_of(method)
-        config.task = {"name": method, **METHODS[method]}
-        config.data.pp = CROPS if method.startswith("dino") else ""
-        for key, value in keys.items():
-            config_lib.set_key(config, key.replace("__", "."), value)
-        return config_lib.validate(config)
-
-    return make
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -163,17 +130,6 @@ def test_large_and_small_crops_drop_by_keys_of_their_own(method, monkeypatch):
 def test_koleo_refuses_micro_batches_when_the_run_is_built(method_config, one_device):
     with pytest.raises(UserError, match="KoLeo compares all examples"):
         Run.build(method_config("dinov2", task__koleo_weight=0.1, accum_steps=2))
-
-
-def info(local=4):
-    sides = {"image": (8,), "global": (2, 8), "local": (2, local)}
-    return DataInfo(
-        {
-            name: ArraySpec((*shape, shape[-1], 3), np.dtype(np.uint8))
-            for name, shape in sides.items()
-        },
-        0,
-    )
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -179,6 +179,16 @@ class BaseTask(abc.ABC):
         del task_state, step
         return batch
 
+    def add_targets_from(
+        self, params: Params, task_state: Params, batch: Batch, step: Array
+    ) -> Batch:
+        """Does as `add_targets`, which this calls, for a step that starts from `params`.
+
+        A task overrides this if its teacher is among the parameters, frozen.
+        """
+        del params
+        return self.add_targets(task_state, batch, step)
+
     def next_state(self, task_state: Params, params: Params, batch: Batch, step: Array) -> Params:
         """Returns the state after a step, of the same structure, shapes and dtypes.
 

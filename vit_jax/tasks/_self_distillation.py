@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,7 +21,6 @@ from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
 from vit_jax.models.heads.prototypes import PrototypeHead, unit
 from vit_jax.models.heads.self_distillation import SelfDistillation
-from vit_jax.models.layers.basic import pair
 from vit_jax.optim import method_schedules
 from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import (
@@ -31,6 +31,7 @@ from vit_jax.tasks._checks import (
     check_share,
     check_statistics,
 )
+from vit_jax.tasks._students import with_position_grid
 from vit_jax.tasks._teacher import averaged
 from vit_jax.tracking.metrics import COUNT, Metric
 from vit_jax.types import Array, ArraySpec, Batch, DataInfo, HostBatch, Params
@@ -98,31 +99,32 @@ class SelfDistillationTask(BaseTask):
         fits = len(views) == len(wanted) and all(len(view.shape) == 4 for view in views)
         name = cls.__module__.rpartition(".")[2]
         check_data(name, wanted, info, fits and views[0].shape[0] == 2)
-        size = views[0].shape[1:]
         backbone = build_backbone(name, model)
-        patch = pair(backbone.patch_size)
-        if backbone.position == "learned" and not backbone.position_grid:
-            grid = (size[0] // patch[0], size[1] // patch[1])
-            backbone = backbone.clone(position_grid=grid)
         if backbone.pooling != "token":
             raise UserError(
                 f"task {name} compares class tokens; write config.model.pooling='token'"
             )
         task = cls(backbone, info, **fields)
-        task.check_images()
+        backbone = with_position_grid(backbone, task.image_spec.shape)
+        task = dataclasses.replace(task, model=backbone)
         task.check_fields()
+        task.check_images()
         return dataclasses.replace(task, model=task.network())
 
     @property
     def image_spec(self) -> ArraySpec:
         """Returns the shape and the dtype of a global crop, as which images are evaluated."""
         crops = self.info.spec["global"]
-        return crops._replace(shape=crops.shape[1:])
+        return crops._replace(shape=self.crop_shape("global"))
+
+    def crop_shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape `(height, width, channels)` of a crop as the student sees it."""
+        return self.info.spec[name].shape[1:]
 
     def check_images(self) -> None:
         """Raises a `UserError` where crops do not fit the model or the fields."""
         for name in VIEWS:
-            shape = self.info.spec[name].shape[1:]
+            shape = self.crop_shape(name)
             check_geometry(self.model, shape, self.crop_to_patches)
             check_statistics(self.mean, self.std, shape[-1])
 
@@ -272,12 +274,16 @@ class SelfDistillationTask(BaseTask):
 
     def train_flops(self) -> int:
         """Returns the operations of the backbones for one example; heads are not counted."""
-        total = 0
-        for name, factor in zip(VIEWS, (4, 3), strict=True):  # The teacher has no backward pass.
-            crops, height, width, channels = self.info.spec[name].shape
-            whole = models.flops(self.model.backbone, (height, width), channels)
-            total += factor * crops * whole
-        return total
+        # The teacher has no backward pass.
+        return self.crop_flops(self.model.backbone, "global", 4) + self.crop_flops(
+            self.model.backbone, "local", 3
+        )
+
+    def crop_flops(self, backbone: nn.Module, name: str, passes: int) -> int:
+        """Returns the operations of `passes` forward passes of one kind of an example's crops."""
+        height, width, channels = self.crop_shape(name)
+        crops = self.info.spec[name].shape[0]
+        return passes * crops * models.flops(backbone, (height, width), channels)
 
 
 def _entropy(p: Array) -> Array:

@@ -175,7 +175,7 @@ def make_train_step(
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         task_state = state.task_state or {}
         batch = task.augment(batch, random_key(state.seed, Purpose.AUGMENT, state.step))
-        batch = task.add_targets(task_state, batch, state.step)
+        batch = task.add_targets_from(state.params, task_state, batch, state.step)
         key = random_key(state.seed, Purpose.DROPOUT, state.step)
 
         def loss_and_grads(params: Params) -> tuple[Array, Params]:

@@ -1,0 +1,111 @@
+"""A frozen teacher, and several students that learn from it in one step.
+
+(Siméoni et al. 2025, DINOv3, section 5.2.) The outputs of the teacher are computed once for all
+students, which is most of the work where the teacher is large.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from vit_jax import checkpoints
+from vit_jax.errors import UserError
+from vit_jax.models.layers.basic import pair
+from vit_jax.models.published import TEACHER
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.plugins import check_fields, check_known
+from vit_jax.tasks._checks import build_backbone
+from vit_jax.types import Params
+
+STUDENTS = "students"
+"""The prefix of the names of further students' parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenTeacher:
+    """The teacher that `config.task.distill` describes: a trained network with its heads.
+
+    Attributes:
+      model: the name and the fields of its backbone.
+      checkpoint: its parameters, those of the heads included, such as a workdir of the same task.
+      head_depth, head_hidden, head_bottleneck, ibot_hidden, ibot_bottleneck: the sizes of its
+        heads; 0 for those of the students.
+    """
+
+    model: Mapping[str, Any]
+    checkpoint: str
+    head_depth: int = 0
+    head_hidden: int = 0
+    head_bottleneck: int = 0
+    ibot_hidden: int = 0
+    ibot_bottleneck: int = 0
+
+    @classmethod
+    def create(cls, keys: Mapping[str, Any]) -> "FrozenTeacher":
+        """Returns the teacher of `config.task.distill`. Raises `UserError` for unknown keys."""
+        for key in keys:
+            known = {field.name for field in dataclasses.fields(cls)}
+            check_known(key, known, f"config.task.distill.{key}")
+        for key in ("model", "checkpoint"):
+            if not keys.get(key):
+                raise UserError(
+                    f"config.task.distill.{key} is missing; write model={{'name': ...}} and"
+                    " checkpoint=PATH"
+                )
+        check_fields(cls, keys, "config.task.distill.")
+        return cls(**keys)
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of heads that are not those of the students."""
+        names = (field.name for field in dataclasses.fields(self))
+        given = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in given.items() if isinstance(value, int) and value}
+
+    def load(self, network: nn.Module, image_shape: tuple[int, ...]) -> Params:
+        """Returns the parameters of the checkpoint, for images `(height, width, channels)`.
+
+        Raises:
+          UserError: the checkpoint cannot be read, or belongs to another network.
+        """
+        size, channels = image_shape[:2], image_shape[2]
+        try:
+            return checkpoints.load(
+                self.checkpoint, network, image_size=size, channels=channels, head="keep"
+            )
+        except UserError as error:
+            raise UserError(f"config.task.distill: {error}") from error
+
+
+def backbone_like(
+    where: str, model: Mapping[str, Any], like: Any, size: tuple[int, ...]
+) -> VisionTransformer:
+    """Returns another backbone for the crops and the masks of `like`.
+
+    Raises:
+      UserError: the model is no such ViT, or has patches of another size.
+    """
+    if isinstance(model, str) or "name" not in model:
+        raise UserError(f"config.task.{where}: write {{'name': NAME, field: value, ...}}")
+    backbone = with_position_grid(build_backbone("dinov2", model), size)
+    if pair(backbone.patch_size) != pair(like.patch_size) or backbone.pooling != "token":
+        raise UserError(
+            f"config.task.{where}: teacher and students share crops and masks; write patch_size="
+            f"{like.patch_size} and pooling='token'"
+        )
+    return backbone
+
+
+def with_position_grid(backbone: VisionTransformer, size: tuple[int, ...]) -> VisionTransformer:
+    """Returns a backbone whose learned positions are kept for crops `(height, width, ...)`."""
+    if backbone.position != "learned" or backbone.position_grid:
+        return backbone
+    patch = pair(backbone.patch_size)
+    return backbone.clone(position_grid=(size[0] // patch[0], size[1] // patch[1]))
+
+
+def own_params(params: Params) -> Params:
+    """Returns the parameters without those of a frozen teacher and of further students."""
+    others = (TEACHER, STUDENTS)
+    return {name: tree for name, tree in params.items() if name not in others}
