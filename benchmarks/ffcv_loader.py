@@ -41,8 +41,14 @@ def loader(folder: str, size: int, batch_size: int, workers: int) -> Any:
     """Returns FFCV's loader of the files of a folder.
 
     Raises:
-      UserMistake: FFCV is not installed.
+      UserMistake: FFCV is not installed, or its epochs would have no batch.
     """
+    files = Files(folder)
+    if batch_size > len(files):
+        raise UserMistake(
+            f"bench --against=ffcv reads {len(files)} images; write config.batch_size={len(files)}"
+            " or less"
+        )
     try:
         from ffcv.fields import IntField, RGBImageField
         from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
@@ -57,7 +63,7 @@ def loader(folder: str, size: int, batch_size: int, workers: int) -> Any:
     path = f"{folder.rstrip('/')}.beton"
     field = RGBImageField(write_mode="jpg", max_resolution=512, jpeg_quality=90)
     writer = DatasetWriter(path, {"image": field, "label": IntField()}, num_workers=1)
-    writer.from_indexed_dataset(Files(folder))
+    writer.from_indexed_dataset(files)
     crop = RandomResizedCropRGBImageDecoder((size, size), scale=(0.05, 1.0), ratio=(0.75, 1.33))
     return Loader(
         path,

@@ -48,6 +48,10 @@ def loader(folder: str, size: int, batch_size: int, workers: int) -> Any:
             f"bench --against=grain needs Grain ({error}); pip install grain"
         ) from error
 
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes read flags of their own.
+
     class CropAndFlip(grain.RandomMapTransform):
         def random_map(self, element: bytes, rng: np.random.Generator) -> np.ndarray:
             return crop_and_flip(element, size, rng)

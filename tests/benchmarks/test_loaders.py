@@ -76,6 +76,13 @@ def test_loaders_without_randaugment_or_not_installed_say_so(rival, monkeypatch,
         module.prepare(folder, pp, "2")
 
 
+def test_batches_of_more_images_than_an_epoch_has_are_refused(folder):
+    """The loader leaves out what is left of an epoch, and would never give a batch."""
+    module = importlib.import_module("ffcv_loader")
+    with pytest.raises(UserMistake, match=r"reads 4 images; write config\.batch_size=4 or less"):
+        module.loader(folder, 32, 5, 1)
+
+
 def test_a_loader_is_timed_over_as_many_epochs_as_it_takes():
     begun = []
 

@@ -1,5 +1,17 @@
 import pathlib
 import sys
 
+import pytest
+
 # Several tests of this folder share odd files.
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cached_indices(tmp_path_factory):
+    """Indices of tar files are kept below the tests' own folder."""
+    from vit_jax.data.sources import _tar_index
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_tar_index, "CACHE", str(tmp_path_factory.mktemp("indices")))
+        yield

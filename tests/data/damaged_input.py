@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -28,14 +29,14 @@ from mutations import (
 )
 from odd_images import encoded, photograph, turned
 from pyarrow import parquet
-from tar_files import tar_of
+from tar_files import idx_of, tar_of
 
 from vit_jax import config as config_lib
 from vit_jax.data import images, open_source, pp, tfrecord
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.ops.decode import decode
 from vit_jax.data.prepare import imagenet_tars
-from vit_jax.data.sources import _labels, _splits, _tar_table
+from vit_jax.data.sources import _labels, _splits, _tar_index
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.errors import UserError
 from vit_jax.launch.slices import check_name
@@ -102,9 +103,9 @@ def read_image(path):
 
 def read_source(source, path, name=None, **args):
     """Returns all records of a source, and the names of its classes."""
-    for index in path.parent.glob("*.vit_jax_index.npz"):
-        index.unlink()
-    opened = open_source({"source": source, "name": name or str(path), **args})
+    # Damage may keep the size and the time of a tar file, and so its index.
+    with mock.patch.object(_tar_index, "CACHE", os.devnull):
+        opened = open_source({"source": source, "name": name or str(path), **args})
     rows = np.arange(len(opened))
     with images.naming(path):
         records = opened.fetch(rows)
@@ -113,16 +114,16 @@ def read_source(source, path, name=None, **args):
 
 
 def read_index(path):
-    name = str(path).removesuffix(_tar_table._INDEX_SUFFIX)
-    found = _tar_table._index_of(name)._asdict()
+    with mock.patch.object(_tar_index, "CACHE", os.devnull):
+        found = _tar_index.of(str(path).removesuffix(_tar_index.SUFFIX))._asdict()
     return {key: np.asarray(value) for key, value in found.items()}
 
 
 def index_of(name):
     with tempfile.TemporaryDirectory() as folder:
         write_rest(folder)
-        _tar_table._index_of(f"{folder}/{name}")
-        return Path(folder, name + _tar_table._INDEX_SUFFIX).read_bytes()
+        _tar_index.prepare([f"{folder}/{name}"], lambda _: None)
+        return Path(folder, name + _tar_index.SUFFIX).read_bytes()
 
 
 def of(source, **args):
@@ -335,10 +336,17 @@ def kinds_of_archives():
     return {
         "webdataset": Kind("x.tar", tar_of(SAMPLES), of("webdataset")),
         "tar_index": Kind(
-            "whole.tar" + _tar_table._INDEX_SUFFIX,
+            "whole.tar" + _tar_index.SUFFIX,
             index_of("whole.tar"),
             read_index,
             [*BYTES, rewritten_member],
+            is_checked=True,
+        ),
+        "dali_index": Kind(
+            "whole.idx",
+            idx_of(tar_of(SAMPLES)).encode(),
+            lambda path: read_index(path.with_name("whole.tar")),
+            TEXT,
             is_checked=True,
         ),
         "imagenet_tar": Kind(

@@ -58,6 +58,11 @@ def grey_rows(width, height, value=7):
     return (b"\0" + bytes([value]) * width) * height
 
 
+def large_png(side=10_000):
+    """A white image of 100 megapixels, of one bit each."""
+    return png(side, side, content=(b"\0" + b"\xff" * (side // 8)) * side, bits=1)
+
+
 def readable():
     """name → bytes of images that are odd but right."""
     picture = photograph()

@@ -40,6 +40,13 @@ def picture(number):
     return odd_images.encoded(odd_images.photograph(8, 6, number), "PNG")
 
 
+@functools.cache
+def odd_pictures():
+    """Pictures, among them one of a single pixel and one of 100 megapixels."""
+    one_pixel = odd_images.png(1, 1, content=b"\0\7")
+    return [one_pixel, odd_images.large_png(), *map(picture, range(2, COUNT))]
+
+
 def in_folder(root, folder="", names=None):
     """Writes the images, and returns their names below `root`."""
     found = []
@@ -51,10 +58,10 @@ def in_folder(root, folder="", names=None):
     return found
 
 
-def csv_of(root, header, rows):
-    with open(root / "t.csv", "w", newline="", encoding="utf-8") as file:
+def csv_of(root, header, rows, name="t.csv"):
+    with open(root / name, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
-    return {"name": str(root / "t.csv")}
+    return {"name": str(root / name)}
 
 
 def npz(root):
@@ -104,23 +111,30 @@ def idx(root):
 
 
 def coco(root):
-    rows = [
-        {"id": i, "file_name": name, "width": 8, "height": 6}
-        for i, name in enumerate(in_folder(root))
+    return coco_of(root, in_folder(root))
+
+
+def coco_of(root, names):
+    rows = [{"id": i, "file_name": name, "width": 8, "height": 6} for i, name in enumerate(names)]
+    boxes = [
+        {"image_id": i, "category_id": 1, "bbox": [1, 1, 2 + i % 3, 3]} for i in range(len(names))
     ]
-    boxes = [{"image_id": i, "category_id": 1, "bbox": [1, 1, 2 + i % 3, 3]} for i in range(COUNT)]
     stored = {"images": rows, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]}
     (root / "train.json").write_text(json.dumps(stored))
     return {"name": str(root / "train.json"), "images": str(root)}
 
 
 def segmentation_folder(root):
-    in_folder(root, "images/train")
-    for number in range(COUNT):
-        path = root / "masks" / "train" / f"{number:02}.png"
+    return masks_of(root, "images", in_folder(root, "images"))
+
+
+def masks_of(root, images, names):
+    """Writes a mask for each image in the folder `images`."""
+    for number, name in enumerate(names):
+        path = root / "masks" / f"{os.path.splitext(os.path.relpath(name, images))[0]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((6, 8), number % 3, np.uint8)).save(path)
-    return {"name": str(root)}
+        path.write_bytes(odd_images.encoded(Image.new("L", (8, 6), number % 3), "PNG"))
+    return {"name": str(root), "images": images}
 
 
 def tfds(root):
@@ -206,21 +220,36 @@ def test_a_record_is_the_same_in_any_company(source):
 @settings(max_examples=5, deadline=None)
 @given(st.lists(NAMES, min_size=COUNT, max_size=COUNT, unique_by=str.casefold))
 def test_files_may_have_any_names(tmp_path_factory, names):
-    """Every file is read once, by each source that reads files, whatever its name."""
+    """Every file is read once, by each source that reads files, whatever its name.
+
+    Hidden files are passed over, and links are followed.
+    """
     root = tmp_path_factory.mktemp("names")
-    names = in_folder(root, "photos", [f"{name}.png" for name in names])
+    photos = os.path.join("all", "photos")
+    names = [os.path.join(photos, f"{name}.png") for name in names]
+    (root / photos).mkdir(parents=True)
+    for name, content in zip(names, odd_pictures(), strict=True):
+        (root / name).write_bytes(content)
+    (root / names[-1]).rename(root / ".elsewhere.png")
+    (root / names[-1]).symlink_to(root / ".elsewhere.png")
+    (root / photos / "._hidden.png").write_bytes(b"")
     rows = [(name, "x" if i else "y") for i, name in enumerate(names)]
+    lines = csv_of(root, ("image", "caption"), rows, "captions.csv")
     specs = [
-        {"source": "folder", "name": str(root)},
-        {"source": "image_files", "name": str(root)},
+        {"source": "folder", "name": str(root / "all")},
+        {"source": "image_files", "name": str(root / "all")},
         {"source": "table", **csv_of(root, ("path", "label"), rows)},
+        {"source": "captions", **lines, "images": str(root)},
+        {"source": "coco", **coco_of(root, names)},
+        {"source": "segmentation_folder", **masks_of(root, photos, names)},
     ]
-    expected = sorted(map(picture, range(COUNT)))
+    expected = sorted(map(hash, odd_pictures()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for spec in specs:
             opened = data.open_source(spec)
-            assert sorted(opened.fetch(np.arange(len(opened)))["image"]) == expected, spec
+            found = opened.fetch(np.arange(len(opened)))["image"]
+            assert sorted(map(hash, found)) == expected, spec["source"]
             assert all(opened.describe(i).isprintable() for i in range(COUNT))
 
 
@@ -231,7 +260,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", ["folder", "image_files", "table", "parquet", "webdataset"])
+FILES = ["folder", "image_files", "table", "captions", "coco", "segmentation_folder"]
+
+
+@pytest.mark.parametrize("kind", [*FILES, "parquet", "webdataset"])
 def test_a_bad_image_is_named_in_one_line_and_the_others_are_read(tmp_path, kind):
     """Evaluation and training say which one it is; with `skip`, training goes on without it."""
     good = picture(0)
@@ -240,7 +272,8 @@ def test_a_bad_image_is_named_in_one_line_and_the_others_are_read(tmp_path, kind
         (root / "a").mkdir(parents=True)
         if not isinstance(content, bytes) and kind in ("parquet", "webdataset"):
             continue
-        if content is ... and kind == "image_files":  # It looks into folders of any name.
+        # They look into folders of any name.
+        if content is ... and kind in ("image_files", "segmentation_folder"):
             continue
         opened = opened_with(root, kind, good, name, content)
         if opened is None:  # A folder refuses what is no file before anything is read.
@@ -282,9 +315,18 @@ def opened_with(root, kind, good, name, content):
         path.mkdir()
     else:
         path.write_bytes(content)
-    if kind == "table":
-        rows = [(f"a/{one}", 1) for one in ("x.png", name, "y.png")]
-        return data.open_source({"source": "table", **csv_of(root, ("path", "label"), rows)})
+    names = [f"a/{one}" for one in ("x.png", name, "y.png")]
+    of_names = {
+        "table": lambda: csv_of(root, ("path", "label"), [(one, 1) for one in names]),
+        "captions": lambda: {
+            **csv_of(root, ("image", "caption"), [(one, "text") for one in names]),
+            "images": str(root),
+        },
+        "coco": lambda: coco_of(root, names),
+        "segmentation_folder": lambda: masks_of(root, "a", names),
+    }
+    if kind in of_names:
+        return data.open_source({"source": kind, **of_names[kind]()})
     spec = {"source": kind, "name": str(root)}
     if kind == "folder" and content is ...:
         with pytest.raises(UserError, match=r"folder\.png is not an image file"):

@@ -50,6 +50,13 @@ def test_what_cannot_be_read_is_said_in_one_line(name, tmp_path):
         decoded(images.for_decoding(images.read(path)))
 
 
+def test_an_image_of_100_megapixels_is_decoded():
+    data = images.for_decoding(odd_images.large_png())
+    found = decoded(data, "decode|resize_small(4)")
+    assert found.shape == (4, 4, 3)
+    assert (found >= 254).all()  # The means of millions of pixels are truncated.
+
+
 def test_postscript_never_reaches_an_interpreter(monkeypatch):
     from PIL import EpsImagePlugin
 

@@ -1,6 +1,7 @@
 """Preprocessing ops against outputs recorded from big_vision and vision_transformer."""
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -10,6 +11,8 @@ from op_runs import ARRAYS, GOLDEN, apply, apply_to_image
 from PIL import Image
 
 from vit_jax.data import pp
+from vit_jax.data.host_tensorflow import tf
+from vit_jax.data.ops import geometry
 from vit_jax.errors import UserError
 
 CASES = json.loads((GOLDEN / "big_vision/pp.json").read_text())["cases"]
@@ -104,6 +107,18 @@ def test_overshoots_of_bicubic_interpolation_are_clipped():
         for row in (wide, small):
             assert (np.diff(row.astype(int)) >= 0).all(), row
             assert (row[0], row[-1]) == (0, 255)
+
+
+@pytest.mark.parametrize("method", geometry.MEANS)
+def test_means_of_pixels_need_no_clipping(method):
+    random = np.random.default_rng(0)
+    for sides, antialias in itertools.product([(1, 1), (7, 90), (61, 33)], (False, True)):
+        extremes = 255 * random.integers(0, 2, (*sides, 3), np.uint8)
+        for size in (1, 13, 64):
+            floats = tf.image.resize(extremes, (size, size), method=method, antialias=antialias)
+            clipped = np.clip(floats, 0, 255).astype(np.uint8)
+            found = geometry.resize(tf.constant(extremes), size, method, antialias)
+            np.testing.assert_array_equal(found, clipped)
 
 
 def test_a_central_square_may_be_a_share_of_the_shorter_side():

@@ -20,7 +20,7 @@ from tar_files import tar_of
 from vit_jax.data import crc32c, images, open_source, tfrecord
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.data.prepare import imagenet_tars
-from vit_jax.data.sources import _coco_json, _labels, _splits, _tar_table, npz
+from vit_jax.data.sources import _coco_json, _labels, _splits, _tar_index, npz
 from vit_jax.errors import UserError
 
 
@@ -144,11 +144,11 @@ def test_damaged_headers_of_tars_are_named(tmp_path, damage):
 
 def test_an_index_far_larger_than_its_file_is_made_anew(tmp_path, monkeypatch):
     path = tar(tmp_path / "a.tar", [("k.png", png()), ("k.cls", b"1")])
-    index = f"{path}{_tar_table._INDEX_SUFFIX}"
+    index = f"{path}{_tar_index.SUFFIX}"
     monkeypatch.setattr(npz, "ALWAYS_UNPACKED", 1000)
     np.savez_compressed(index, stamp=np.zeros(1 << 20, np.int8))
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("the index was unpacked"))
-    assert len(_tar_table._index_of(str(path)).key) == 1
+    assert len(_tar_index.of(str(path)).key) == 1
 
 
 def test_rows_and_values_that_no_such_file_can_hold_are_refused(tmp_path):

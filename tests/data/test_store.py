@@ -88,6 +88,13 @@ def test_the_second_version_is_a_dataset_with_smaller_images(data_dir, capsys):
     check = ["prepare", "photographs_q90_160", f"--data_dir={data_dir}", "--check"]
     assert main(check) == 0
     assert "checksums agree" in capsys.readouterr().err
+    report = Path(data_dir, "photographs_q90_160/1.0.0/stored.json")
+    before = json.loads(report.read_text())["difference"]
+    for damage in (report.unlink, lambda: report.write_text("{}")):
+        damage()
+        assert main(argv) == 0
+        assert "of 4 images: " in capsys.readouterr().err
+        assert json.loads(report.read_text())["difference"]["psnr"] == before["psnr"]
 
 
 def test_an_interrupted_call_is_resumed(data_dir, monkeypatch):

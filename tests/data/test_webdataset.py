@@ -1,16 +1,19 @@
-"""Tar shards of WebDataset: samples, labels, and the index beside each shard."""
+"""Tar shards of WebDataset: samples, labels, and the index of each shard."""
 
 import io
 import json
 import os
+import re
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
-from tar_files import tar_of
+from tar_files import idx_of, tar_of
 
+from vit_jax.__main__ import main
 from vit_jax.data import element_spec, open_source
-from vit_jax.data.sources import _tar_table
+from vit_jax.data.sources import _tar_index, _tar_table
 from vit_jax.errors import UserError
 
 
@@ -57,15 +60,82 @@ def test_samples_of_all_shards_are_at_hand(shards):
     assert len(open_shards(shards, split="train[fold 1 of 3]", group="who")) == 2
 
 
-def test_the_index_is_built_once_and_again_when_a_shard_changes(shards, tmp_path, monkeypatch):
+def test_an_index_is_kept_in_a_cache_and_made_anew_when_a_shard_changes(
+    shards, tmp_path, monkeypatch
+):
+    before = sorted(os.listdir(tmp_path))
     open_shards(shards)
+    assert sorted(os.listdir(tmp_path)) == before
     with monkeypatch.context() as patch:
-        patch.setattr(_tar_table.tarfile, "open", None)
+        patch.setattr(_tar_index.tarfile, "open", None)
         assert numbers(open_shards(shards)) == [0, 1, 2, 3, 4, 5]
-    (tmp_path / "train-0.tar.vit_jax_index.npz").write_bytes(b"damaged")
+    for kept in os.scandir(_tar_index.CACHE):
+        with open(kept, "wb") as file:
+            file.write(b"damaged")
     assert numbers(open_shards(shards)) == [0, 1, 2, 3, 4, 5]
     (tmp_path / "train-0.tar").write_bytes(tar_of([("9.cls", b"1"), ("9.png", png(90))]))
     assert numbers(open_shards(shards, label="cls")) == [9, 3, 4, 5]
+
+
+def test_a_shard_is_read_where_its_index_cannot_be_kept(shards, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(_tar_index, "CACHE", str(tmp_path / "file"))
+    assert numbers(open_shards(shards)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_prepare_writes_the_index_of_every_shard_beside_it(shards, tmp_path, monkeypatch, capsys):
+    (tmp_path / "val-0.tar").write_bytes((tmp_path / "train-0.tar").read_bytes())
+    for _ in range(2):
+        assert main(["prepare", shards]) == 0
+        out, err = capsys.readouterr()
+        assert out.strip() == str(tmp_path)
+        assert "train-1.tar (2 of 3): 3 samples" in err
+        monkeypatch.setattr(_tar_index.tarfile, "open", None)
+    monkeypatch.setattr(_tar_index, "CACHE", "/dev/null")
+    assert numbers(open_shards(shards)) == [0, 1, 2, 3, 4, 5]
+    assert main(["prepare", shards, "--check"]) == 2
+    assert main(["prepare", str(tmp_path / "other-*.tar")]) == 2
+    assert "no such file" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(_tar_index, "SUFFIX", "/no/folder")
+    assert main(["prepare", shards]) == 2
+    assert "/no/folder: Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_the_index_of_dali_gives_that_of_the_headers(tmp_path, monkeypatch, kind):
+    path, index = tmp_path / "a.tar", tmp_path / "a.idx"
+    long = "" if kind == tarfile.USTAR_FORMAT else "x" * 120
+    members = [
+        (f"x y/{number}{long}.{end}", content)
+        for number in range(3)
+        for end, content in (("png", png(10 * number)), ("cls", b"%d" % number))
+    ]
+    members += [("x y/._9.png", b"?"), ("x y/7.png", png(70)), ("x y/7.cls", b"7")]
+    path.write_bytes(tar_of(members, kind, mtime=0.5))
+    expected = _tar_index.of(str(path))
+    right = idx_of(path.read_bytes())
+    monkeypatch.setattr(_tar_index, "CACHE", "/dev/null")
+    lines = right.splitlines(keepends=True)
+    wrong = {
+        "another version": right.replace("v1.2", "v1.1"),
+        "half": right[: len(right) // 2],
+        "one sample less": f"v1.2 3\n{''.join([*lines[1:2], *lines[3:]])}",
+        "the last sample less": f"v1.2 3\n{''.join(lines[1:-1])}",
+        "in another order": idx_of(path.read_bytes(), lambda members: members[::-1]),
+        "other places": re.sub(r"png (\d+)", lambda x: f"png {int(x[1]) + 512}", right, count=1),
+        "beyond the file": right.replace(" 1 x y/7.cls", " 99999 x y/7.cls"),
+        "other names": right.replace("x y/7", "x y/8"),
+        "no text": "\udcff",
+    }
+    for text in (*wrong.values(), right):
+        index.write_bytes(text.encode("utf-8", "surrogateescape"))
+        with monkeypatch.context() as patch:
+            if text == right:
+                patch.setattr(_tar_index.tarfile, "open", None)
+            found = _tar_index.of(str(path))
+        for column, value in expected._asdict().items():
+            np.testing.assert_array_equal(found._asdict()[column], value)
 
 
 def test_shards_are_opened_once_and_only_some_stay_open(shards, monkeypatch):

@@ -37,6 +37,18 @@ def test_confusion_matrix_of_many_classes_writes_no_numbers(rng):
     rendered(figure)
 
 
+def test_reliability_diagram_has_a_bar_for_each_bin_with_images():
+    count, accuracy = np.array([0, 3.0, 0, 7]), np.array([np.nan, 0.25, np.nan, 0.75])
+    figure = figures.reliability_diagram(count, accuracy)
+    bars = [
+        [(bar.get_center()[0], bar.get_height()) for bar in axes.patches] for axes in figure.axes
+    ]
+    expected = [[(0.375, 0.25), (0.875, 0.75)], [(0.375, 3), (0.875, 7)]]
+    np.testing.assert_allclose(bars, expected)
+    assert {"confidence", "accuracy", "images"} <= set(texts(figure))
+    rendered(figure)
+
+
 def test_image_grid_places_every_image_and_caption(rng):
     images = rng.integers(0, 255, (11, 8, 8, 3), np.uint8)
     captions = [f"image {i}" for i in range(11)]

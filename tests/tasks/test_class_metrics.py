@@ -14,7 +14,13 @@ from sklearn import metrics as sklearn
 
 from vit_jax import tasks
 from vit_jax.errors import UserError
-from vit_jax.tasks._class_metrics import average_precision, class_metrics, class_sums, f1_scores
+from vit_jax.tasks._class_metrics import (
+    Reliability,
+    average_precision,
+    class_metrics,
+    class_sums,
+    f1_scores,
+)
 from vit_jax.types import ArraySpec, DataInfo
 
 MODEL = {"name": "vit", "patch_size": 4, "width": 8, "depth": 1, "num_heads": 2}
@@ -72,6 +78,9 @@ def check(found, labels, predicted, confidence):
         here = (confidence > low) & (confidence <= high)
         error += abs((labels == predicted)[here].sum() - confidence[here].sum())
     assert found["ece"] == pytest.approx(error / len(labels), abs=1e-5)
+    drawn = Reliability.of(labels == predicted, confidence)
+    assert drawn.rows.sum() == len(labels)
+    assert drawn.error == pytest.approx(found["ece"], abs=1e-6)
 
 
 @settings(max_examples=30, deadline=None)

@@ -241,6 +241,8 @@ def test_sections_and_captions(monkeypatch):
     titles = {section.title: section.text for section in instance.sections(examples)}
     assert titles["The hardest mistakes"].startswith("1 of 3 images are misclassified.")
     assert "Confusion matrix" in titles
+    # Confidences of 0.8, 0.6 (wrong) and 0.7, in a bin each.
+    assert f"is {(0.2 + 0.6 + 0.3) / 3:.1%} for these 3 images" in titles["Reliability diagram"]
     np.testing.assert_array_equal(drawn, [[[1, 0, 0], [1, 0, 0], [0, 0, 1]]])  # Rows are the truth.
 
 

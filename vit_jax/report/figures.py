@@ -216,6 +216,36 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str] | None = Non
     return figure
 
 
+def reliability_diagram(count: np.ndarray, accuracy: np.ndarray) -> Figure:
+    """Returns the accuracy by confidence (Guo et al. 2017, figure 1), above the number of images.
+
+    Args:
+      count: the number of images in each of the bins, which divide 0..1 evenly, `[bins]`.
+      accuracy: the share of them that is classified correctly, `[bins]`; NaN in empty bins.
+    """
+    bins, there = len(count), count > 0
+    middles = ((np.arange(bins) + 0.5) / bins)[there]
+    style = {"width": 0.9 / bins, "zorder": 2}
+    figure = new_figure(5.2, 5.2)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.bar(middles, accuracy[there], color=SERIES[0], **style)
+    upper.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--", zorder=3)
+    upper.set_ylim(0, 1)
+    upper.set_ylabel("accuracy", color=INK)
+    upper.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    lower.bar(middles, count[there], color=SERIES[5], **style)
+    lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    lower.yaxis.set_major_formatter(lambda value, _: curves.compact(value))
+    lower.set_ylabel("images", color=INK)
+    lower.set_xlim(0, 1)
+    lower.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    lower.set_xlabel("confidence", color=INK)
+    for axes in (upper, lower):
+        axes.grid(color=GRID, lw=0.8, zorder=0)
+        quiet_axes(axes)
+    return figure
+
+
 def legible_ink(background: np.ndarray) -> str:
     """Returns near-black or near-white, whichever has the higher contrast with a color.
 

@@ -1,6 +1,7 @@
 """Metrics that count every class alike, and the calibration of probabilities."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def class_sums(
       classes: the number of classes.
     """
     right = scored & (labels == predicted)
-    bins = jnp.clip(jnp.ceil(confidence * BINS - _EDGE).astype(jnp.int32) - 1, 0, BINS - 1)
+    bins = _bins(confidence)
 
     def count(numbers: Array, rows: Array, size: int) -> Array:
         return (jax.nn.one_hot(numbers, size, dtype=jnp.int32) * rows[:, None]).sum(0)
@@ -41,6 +42,38 @@ def class_sums(
         "bin_hits": count(bins, right, BINS),
         "bin_confidence": (in_bin * confidence[:, None]).sum(0),
     }
+
+
+def _bins(confidence: Array) -> Array:
+    """Returns the number of the bin of each confidence, int32 `[b]`."""
+    return jnp.clip(jnp.ceil(confidence * BINS - _EDGE).astype(jnp.int32) - 1, 0, BINS - 1)
+
+
+class Reliability(NamedTuple):
+    """The confidence and the accuracy of the examples in each bin, each float64 `[BINS]`.
+
+    rows: the number of examples. confidence, accuracy: their means, NaN in an empty bin.
+    """
+
+    rows: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @classmethod
+    def of(cls, is_right: np.ndarray, confidence: np.ndarray) -> "Reliability":
+        """Returns what the bins of the metric `ece` hold, for examples `[n]`."""
+        bins = np.asarray(_bins(jnp.asarray(confidence)))
+        rows, sums, hits = (
+            np.bincount(bins, values, BINS) for values in (None, confidence, is_right)
+        )
+        with np.errstate(invalid="ignore"):
+            return cls(rows.astype(np.float64), sums / rows, hits / rows)
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error, as `class_metrics` computes it."""
+        gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
+        return float((self.rows * gaps).sum() / max(1, self.rows.sum()))
 
 
 def class_metrics(found: Mapping[str, np.ndarray]) -> dict[str, float]:

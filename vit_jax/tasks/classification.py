@@ -20,7 +20,7 @@ from vit_jax.report import Section
 from vit_jax.tasks import _classes
 from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import check_data, check_not_negative, check_share
-from vit_jax.tasks._class_metrics import class_metrics, class_sums
+from vit_jax.tasks._class_metrics import Reliability, class_metrics, class_sums
 from vit_jax.tasks._distill import Teacher
 from vit_jax.tracking.metrics import COUNT, LOSS, SCORE, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
@@ -341,9 +341,10 @@ class Task(BaseTask):
         return {"probability": squash(logits)}
 
     def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
-        """Returns sections with the confusion matrix (up to 100 classes) and the worst mistakes.
+        """Returns sections with the confusion matrix, the reliability diagram, and worst mistakes.
 
-        Images without one of the classes as their label are left out.
+        There is no matrix of more than 100 classes. Images without one of the classes as their
+        label are left out.
         """
         from vit_jax.report import figures  # matplotlib, which training can do without
 
@@ -366,6 +367,8 @@ class Task(BaseTask):
                     figures.confusion_matrix(matrix, names),
                 )
             )
+        if len(labels):
+            sections.append(_reliability(predicted == labels, probability.max(-1)))
         wrong = int((predicted != labels).sum())
         text = f"{wrong} of {len(labels)} images are misclassified."
         if wrong:
@@ -375,3 +378,19 @@ class Task(BaseTask):
 
     def _names(self) -> tuple[str, ...]:
         return self.info.class_names or tuple(map(str, range(self.info.num_classes)))
+
+
+def _reliability(is_right: np.ndarray, confidence: np.ndarray) -> Section:
+    """Returns the section with the reliability diagram of images `[n]`."""
+    from vit_jax.report import figures
+
+    found = Reliability.of(is_right, confidence)
+    text = (
+        "The confidence is the probability of the predicted class. The bars tell which part of the"
+        " images of about one confidence is classified correctly: those of a well calibrated model"
+        " end at the dashed line, and those of an overconfident one below it. The calibration error"
+        f" (ECE), which is the mean distance from the line, is {found.error:.1%} for these"
+        f" {len(confidence):,} images."
+    )
+    figure = figures.reliability_diagram(found.rows, found.accuracy)
+    return Section("Reliability diagram", text, figure)

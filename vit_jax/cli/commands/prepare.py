@@ -13,7 +13,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         help="The name of a dataset: digits, digit_scenes/32px, or any name of TensorFlow"
-        " Datasets, such as cifar10.",
+        " Datasets, such as cifar10. For tar files of WebDataset, such as 'shards/{split}-*.tar',"
+        " an index is written beside each of them.",
     )
     parser.add_argument(
         "--data_dir",
@@ -63,6 +64,13 @@ def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.data.prepare import datasets, imagenet_tars
 
     name, data_dir = arguments.name, arguments.data_dir
+    if name.lower().endswith(".tar"):
+        from vit_jax.data.sources import webdataset
+
+        others = ("data_dir", "manual_dir", "tfrecord", "store", "copy_to", "check")
+        refuse(arguments, *others, beside="tar files")
+        print(webdataset.prepare(name, _tell))
+        return
     if arguments.check and arguments.manual_dir:
         refuse(arguments, "tfrecord", "copy_to", "data_dir", beside="check --manual_dir")
         if name != imagenet_tars.NAME:
@@ -95,6 +103,7 @@ COMMAND = Command(
         "prepare digits",
         "prepare imagenet2012 --manual_dir=~/archives",
         "prepare imagenet2012 --store=q90,max_side=512",
+        "prepare 'shards/train-*.tar'",
         "prepare cifar10 --copy_to=gs://BUCKET/tfds",
     ),
     notes="Records are written in a format with random access (ArrayRecord), which training\n"

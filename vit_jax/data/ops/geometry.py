@@ -17,6 +17,9 @@ Size = int | tuple[int, int]
 
 SAMPLERS = ("tensorflow", "torchvision", "flax")
 
+MEANS = ("nearest", "bilinear", "area")
+"""The methods of `resize` whose results lie between pixels of the image."""
+
 MAX_SIDE = 65_535.0
 """The longest side, in pixels, that keeping an aspect ratio may give."""
 
@@ -30,8 +33,7 @@ def resize(
     Without `antialias`, bilinear and bicubic interpolation read only the nearest source pixels, so
     a strong reduction aliases. Published big_vision models were trained and evaluated this way.
     """
-    resized = tf.image.resize(image, _pair(size), method=method, antialias=antialias)
-    return tf.saturate_cast(resized, image.dtype)
+    return _resized(image, _pair(size), method, antialias)
 
 
 @image_op
@@ -241,8 +243,15 @@ def _scaled(
     """Resizes so that `side` (`tf.minimum` or `tf.maximum`) of the two sides becomes `size`."""
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     new_size = scaled_size(tf.stack([height, width]), size / side(height, width))
-    resized = tf.image.resize(image, new_size, method=method, antialias=antialias)
-    return tf.saturate_cast(resized, image.dtype)
+    return _resized(image, new_size, method, antialias)
+
+
+def _resized(image: tf.Tensor, size: Size | tf.Tensor, method: str, antialias: bool) -> tf.Tensor:
+    """Returns an image of another size and the same dtype; what overshoots is clipped."""
+    resized = tf.image.resize(image, size, method=method, antialias=antialias)
+    # Clipping takes a fifth of the time of `resize`, and changes no mean.
+    cast = tf.cast if method in MEANS else tf.saturate_cast
+    return cast(resized, image.dtype)
 
 
 def scaled_size(sides: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:

@@ -48,9 +48,16 @@ def store(name: str, data_dir: str, form: Form, tell: shards.Tell = print) -> st
     target = root.joinpath(f"{parts[0]}{form.suffix}", *parts[1:])
     if not (target / _INFO).exists():
         _write(source, target, keys, form, tell)
-    report = json.loads((target / REPORT).read_text())
-    tell(str(Difference(**report["difference"])))
+    tell(str(_reported(target) or _report(source, target, keys, form)))
     return str(target)
+
+
+def _reported(target: Path) -> Difference | None:
+    """Returns how a stored dataset differs from its source; None if that cannot be read."""
+    try:
+        return Difference(**json.loads((target / REPORT).read_text())["difference"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write(source: Any, target: Path, keys: Sequence[str], form: Form, tell: shards.Tell) -> None:
@@ -70,12 +77,19 @@ def _write(source: Any, target: Path, keys: Sequence[str], form: Form, tell: sha
         shards.write(todo, folder, shards.telling_of(split, tell))
         lengths[split] = counts
     _describe(source, folder, dataset, lengths, form)
+    _report(source, folder, keys, form)
+    folder.rename(target)
+
+
+def _report(source: Any, folder: Path, keys: Sequence[str], form: Form) -> Difference:
+    """Compares the stored images with their originals, and writes the result to the folder."""
+    dataset = json.loads((folder / _INFO).read_text())["name"]
     first = next(iter(source.info.splits))
     difference = _difference(source, folder, dataset, first, keys[0])
     report = {"source": source.info.full_name, **form._asdict()}
     report["difference"] = dataclasses.asdict(difference)
     (folder / REPORT).write_text(json.dumps(report, indent=1))
-    folder.rename(target)
+    return difference
 
 
 def _image_keys(features: Any, form: Form) -> list[str]:

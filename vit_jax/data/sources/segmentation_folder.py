@@ -75,12 +75,12 @@ class Source:
         root = files.expand(name)
         for folder in (root, root / images, root / masks):
             if not folder.is_dir():
-                raise UserError(f"no such folder: {folder}")
+                raise UserError(f"no such folder: {files.shown(folder)}")
         part = parse_split(split)[0]
         inner = part if (root / images / part).is_dir() else ""
         if not inner and not listed and part != "train":
             raise UserError(
-                f"{root / images} has no folder {part!r}: without split folders, write"
+                f"{files.shown(root / images)} has no folder {part!r}: without split folders, write"
                 " 'train[:90%]' and 'train[90%:]'"
             )
         self._images, self._masks = root / images, root / masks
@@ -177,14 +177,17 @@ def _grey_png(path: Path) -> bytes:
     """
     data = files.read_bytes(path, MAX_BYTES)
     if data[: len(_PNG)] != _PNG or len(data) <= _COLOUR_TYPE:
-        raise UserError(f"{path} is no PNG file; masks are PNG, because JPEG changes the labels")
+        raise UserError(
+            f"{files.shown(path)} is no PNG file; masks are PNG, because JPEG changes the labels"
+        )
     try:
         header(data)  # Of more pixels than are read, none is decoded.
     except OSError as error:
-        raise OSError(f"{path}: {error}") from error
+        raise OSError(f"{files.shown(path)}: {error}") from error
     if data[_BIT_DEPTH] == 16 or data[_COLOUR_TYPE] not in (_GREY, _PALETTE):
         raise UserError(
-            f"{path} is a PNG of colours or 16 bits; a mask has one byte a pixel, the class"
+            f"{files.shown(path)} is a PNG of colours or 16 bits; a mask has one byte a pixel, the"
+            " class"
         )
     if data[_COLOUR_TYPE] == _GREY and data[_BIT_DEPTH] == 8:
         return data
@@ -196,7 +199,9 @@ def _grey_png(path: Path) -> bytes:
             labels = np.asarray(file).astype(np.uint8)
     except Exception as error:  # Parsers raise errors of any type for damaged bytes.
         # This is not a `UserError`, so that a truncated mask is skipped like a truncated image.
-        raise OSError(f"{path}: not a readable PNG file ({error})") from error
+        raise OSError(
+            f"{files.shown(path)}: not a readable PNG file ({files.reason(error)})"
+        ) from error
     if data[_COLOUR_TYPE] == _GREY and data[_BIT_DEPTH] in (2, 4):
         labels //= 255 // (2 ** data[_BIT_DEPTH] - 1)  # Pillow scales the largest label to 255.
     Image.fromarray(labels).save(buffer, "PNG")
