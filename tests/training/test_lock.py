@@ -1,6 +1,7 @@
 """One training in a workdir at a time; a lock that was left behind stops nobody."""
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -107,6 +108,17 @@ def test_a_beating_lock_of_another_host_is_not_taken(folder):
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_holder_on_a_full_disk_keeps_its_lock(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with WorkdirLock(folder):
+        monkeypatch.setattr(storage, "write_atomically", full)
+        monkeypatch.setattr(Holder, "is_gone", lambda _: None)  # As another host sees it.
+        with pytest.raises(UserError, match="in use by"):
+            WorkdirLock(folder).__enter__()
 
 
 def test_the_holder_rewrites_its_lock(folder):

@@ -30,6 +30,22 @@ def test_a_disk_without_room_is_named_before_anything_is_built(tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
+def test_a_run_without_its_config_continues_and_says_so(tmp_path):
+    workdir = Workdir.open(str(tmp_path))
+    assert workdir.check_resume(default_config()) == [
+        "config.json is gone, so that other differences are not known"
+    ]
+    workdir.check_classes(["crane"])
+    assert workdir.changed_examples(3) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": {"a": 1}, "version": 99}'])
+def test_a_damaged_config_of_a_run_leads_to_what_helps(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="To continue with .* delete .*config.json"):
+        Workdir.open(str(tmp_path)).check_resume(default_config())
+
+
 def test_what_the_data_told_is_told_without_them(tmp_path):
     spec = {
         "image": ArraySpec((8, 8, 3), np.dtype(np.uint8)),

@@ -185,10 +185,11 @@ class WorkdirLock:
             "%s names %s: waiting %g s to see whether it is still training",
             self._path, found, STALE_SECONDS,
         )  # fmt: skip
+        written = self._written()
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(min(_WATCH_SECONDS, STALE_SECONDS / 4))
-            if self._read() != found:
+            if self._read() != found or self._written() != written:
                 return False
         return True
 
@@ -200,7 +201,21 @@ class WorkdirLock:
                     return
                 beat = self._holder.beat + 1
                 self._holder = dataclasses.replace(self._holder, beat=beat)
-                storage.write_atomically(self._path, self._content(self._holder))
+                self._rewrite()
+
+    def _rewrite(self) -> None:
+        try:
+            storage.write_atomically(self._path, self._content(self._holder))
+        except storage.errors():
+            if storage.is_remote(self._path):
+                raise
+            os.utime(self._path)  # A full disk has no room for a file, but for a new time.
+
+    def _written(self) -> float:
+        """Returns when a file system last wrote the lock, by its own clock; 0 on other storage."""
+        with contextlib.suppress(OSError):
+            return os.stat(self._path).st_mtime
+        return 0.0
 
     def _read(self) -> Holder | None:
         """Returns who holds the lock, or None if nobody does."""

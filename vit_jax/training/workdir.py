@@ -236,8 +236,15 @@ class Workdir:
           UserError: a key differs that must not change while a run has checkpoints.
         """
         if not self._config_file.exists():
-            return []
-        found = config_lib.changes(self._stored_config({}).to_dict(), config.to_dict())
+            return ["config.json is gone, so that other differences are not known"]
+        try:
+            before = self._stored_config({})
+        except UserError as error:
+            raise UserError(
+                f"{error}. To continue with the config given now instead, delete"
+                f" {self._config_file}"
+            ) from error
+        found = config_lib.changes(before.to_dict(), config.to_dict())
         if found[schema.FIXED]:
             raise UserError(
                 f"{self.path} has checkpoints of another run; these keys cannot change on resume:"
@@ -248,8 +255,11 @@ class Workdir:
     def check_classes(self, names: Sequence[str]) -> None:
         """Raises a `UserError` if the classes have other names, or another order, than in the run.
 
-        Labels are numbers: a renamed folder of images would turn one class into another.
+        Labels are numbers: a renamed folder of images would turn one class into another. Without
+        the run's config there is nothing to compare with.
         """
+        if not self._config_file.exists():
+            return
         before = self.read_class_names()
         if before and names and (change := difference(before, names)):
             raise UserError(
@@ -259,6 +269,8 @@ class Workdir:
 
     def changed_examples(self, num_examples: int) -> list[str]:
         """Returns a warning if the run was started with another number of training examples."""
+        if not self._config_file.exists():
+            return []
         with self._explained():
             before = files.read_json(self._config_file)["data_info"].get("num_examples")
         if before in (None, num_examples):
