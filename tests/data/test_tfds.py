@@ -297,6 +297,26 @@ def test_preparing_where_a_tfrecord_build_is_says_that_it_can_be_read(tfrecord_d
     assert shown.out.startswith(tfrecord_dir)
 
 
+def test_code_that_a_dataset_names_does_not_run(data_dir, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from vit_jax.data.prepare import find_builder
+
+    (source,) = Path(data_dir).glob("digits/*")
+    copy = tmp_path / "theirs" / source.name
+    copy.mkdir(parents=True)
+    info = (source / "dataset_info.json").read_text().replace('"name": "digits"', '"name": "theirs"')
+    (copy / "dataset_info.json").write_text(info)
+    features = (source / "features.json").read_text()
+    ours = "tensorflow_datasets.core.features.text_feature.Text"
+    assert ours in features
+    (copy / "features.json").write_text(features.replace(ours, "their_features.Text"))
+    (tmp_path / "their_features.py").write_text("raise SystemExit('it runs')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"'their_features.Text', which is code from outside TFDS"):
+        find_builder("theirs", str(tmp_path))
+
+
 def test_tfrecord_known_only_from_its_files_is_converted(tfrecord_dir, data_dir, tmp_path):
     from pathlib import Path
 

@@ -12,7 +12,7 @@ from vit_jax.data.host_tensorflow import tf  # Before TFDS, which must not find 
 from vit_jax.data.prepare import imagenet_tars, shards
 from vit_jax.data.prepare.shards import Tell
 from vit_jax.data.tfrecord import checked_records
-from vit_jax.errors import UserError, first_line, nearest
+from vit_jax.errors import UserError, first_line, nearest, quoted
 from vit_jax.plugins import names_in
 
 _INFO = "dataset_info.json"
@@ -32,6 +32,7 @@ def find_builder(name: str, data_dir: str = "", *, file_format: str | None = Non
     """
     import tensorflow_datasets as tfds
 
+    _import_no_features()
     short = name.partition(":")[0].partition("/")[0]
     if short in names_in(_BUILDERS):
         importlib.import_module(f"{_BUILDERS}.{short}")  # Registers it with TFDS.
@@ -45,6 +46,29 @@ def find_builder(name: str, data_dir: str = "", *, file_format: str | None = Non
     # An unreachable bucket raises a RuntimeError or one of TensorFlow's own errors.
     except (ValueError, AssertionError, RuntimeError, OSError, tf.errors.OpError) as error:
         raise UserError(f"TFDS cannot open the dataset {name!r}: {first_line(error)}") from error
+
+
+@functools.cache
+def _import_no_features() -> None:
+    """Keeps TFDS from importing the modules that `features.json` names: they may be anybody's.
+
+    Features of TFDS are read as before, and so are those whose module the user has imported.
+    """
+    import tensorflow_datasets as tfds
+
+    connector = tfds.features.FeatureConnector
+    by_name = connector.cls_from_name
+
+    def checked(name: str) -> type:
+        if name not in connector._registered_features and not name.startswith(f"{tfds.__name__}."):
+            module = name.rpartition(".")[0]
+            raise ValueError(
+                f"its features.json names {quoted(name)}, which is code from outside TFDS"
+                f" and would run; if you trust it, import {module} in a plug-in that you name"
+            )
+        return by_name(name)
+
+    connector.cls_from_name = staticmethod(checked)
 
 
 def is_prepared(builder: Any) -> bool:
