@@ -305,7 +305,9 @@ def test_code_that_a_dataset_names_does_not_run(data_dir, tmp_path, monkeypatch)
     (source,) = Path(data_dir).glob("digits/*")
     copy = tmp_path / "theirs" / source.name
     copy.mkdir(parents=True)
-    info = (source / "dataset_info.json").read_text().replace('"name": "digits"', '"name": "theirs"')
+    info = (
+        (source / "dataset_info.json").read_text().replace('"name": "digits"', '"name": "theirs"')
+    )
     (copy / "dataset_info.json").write_text(info)
     features = (source / "features.json").read_text()
     ours = "tensorflow_datasets.core.features.text_feature.Text"
