@@ -12,10 +12,12 @@ from PIL import Image
 from vit_jax.__main__ import main
 from vit_jax.checkpoints.input_spec import InputSpec
 from vit_jax.errors import UserError
-from vit_jax.inference import predict
+from vit_jax.inference import fewshot, predict
 from vit_jax.inference.predict import Predictor
 from vit_jax.inference.preparation import Pictures, find_images, fit, fit_placement
 from vit_jax.training.evaluate import evaluate_checkpoint
+from vit_jax.training.initial_state import first_state
+from vit_jax.training.run import Run
 
 
 def test_a_workdir_given_as_a_checkpoint_is_prepared_for_as_the_run_is(
@@ -222,3 +224,18 @@ def test_evaluation_warns_of_other_statistics(folder_config, left_by_a_run, tmp_
     caplog.clear()
     evaluate_checkpoint(folder_config("decode|resize(8)", task__mean=(100.0,)), str(tmp_path))
     assert "not what" not in caplog.text
+
+
+@pytest.mark.parametrize("use", [lambda config: first_state(Run.build(config)), fewshot.run])
+def test_starts_teachers_and_features_of_other_statistics_are_warned_of(
+    use, folder_config, left_by_a_run, tmp_path, caplog
+):
+    left_by_a_run(folder_config("decode|resize(8)", task__mean=(100.0,)), tmp_path, classes=CLASSES)
+    config = folder_config("decode|resize(8)", init__checkpoint=str(tmp_path))
+    if use is not fewshot.run:
+        config.task = {
+            **config.task.to_dict(),
+            "distill": {"checkpoint": str(tmp_path), "model": config.model.to_dict()},
+        }
+    use(config)
+    assert caplog.text.count("not what") == (1 if use is fewshot.run else 2)

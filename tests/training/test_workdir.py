@@ -42,7 +42,7 @@ def test_a_run_without_its_config_continues_and_says_so(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": {"a": 1}, "version": 99}'])
 def test_a_damaged_config_of_a_run_leads_to_what_helps(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="To continue with .* delete .*config.json"):
+    with pytest.raises(UserError, match=r"To continue with .* delete .*config\.json"):
         Workdir.open(str(tmp_path)).check_resume(default_config())
 
 

@@ -16,6 +16,7 @@ from vit_jax.errors import UserError
 from vit_jax.inference.features import Embedder, backbone_params
 from vit_jax.training.class_names import check_labels
 from vit_jax.training.evaluate import open_split
+from vit_jax.training.learned import warn_of_other_statistics
 from vit_jax.training.neighbors import NEIGHBORS, Labelled, accuracy, neighbor_votes
 from vit_jax.training.ridge import (
     L2_REGS,
@@ -71,6 +72,7 @@ def run(
         data.element_spec(source, config.data.eval_pp), source.num_classes, source.class_names
     )
     task = tasks.build(config.task, config.model, info)
+    warn_of_other_statistics(task, config.init.checkpoint)
     params = backbone_params(task, config.init.checkpoint, config.init.interpolation)
     embed = Embedder(task, params)
     train = _features(embed, source, config.data.eval_pp, config)

@@ -1,7 +1,6 @@
 """Exact metrics over whole splits, equal for any batch size, mesh and number of processes."""
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import checkpoints, data, tasks
-from vit_jax.checkpoints import input_spec
 from vit_jax.checkpoints.keep_best import KeepBest
 from vit_jax.checkpoints.store import Store
 from vit_jax.config.validation import complete_probes
@@ -22,7 +20,7 @@ from vit_jax.tasks import BaseTask
 from vit_jax.tracking.metrics import best_metric
 from vit_jax.training import agreement, probes, step
 from vit_jax.training.class_names import check_labels, class_names
-from vit_jax.training.learned import Learned
+from vit_jax.training.learned import Learned, warn_of_other_statistics
 from vit_jax.training.neighbors import Labelled
 from vit_jax.training.run import Run, open_source
 from vit_jax.training.workdir import Workdir
@@ -311,22 +309,10 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
     params = checkpoints.load(
         path, run.task.model, image_size=(height, width), channels=channels, head="keep"
     )
-    _warn_of_other_statistics(run.task, path)
+    warn_of_other_statistics(run.task, path)
     evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
     agreement.check(run, evaluator.sources(), path)
     return evaluator.run(jax.tree.map(sharding.place_whole, params, evaluator.abstract))
-
-
-def _warn_of_other_statistics(task: BaseTask, path: str) -> None:
-    """Warns if the config normalizes images in another way than the checkpoint specifies."""
-    told, mean = input_spec.read(path), getattr(task, "mean", None)
-    if told is None or mean is None or task.image_spec.dtype != np.uint8:
-        return
-    if not told.has_statistics(mean, task.std):
-        logging.warning(
-            "config.task.mean=%s and std=%s are not what %s was trained with: mean %s, std %s",
-            list(mean), list(task.std), path, list(told.mean), list(told.std),
-        )  # fmt: skip
 
 
 def _inference_params(task: BaseTask, params: Params, mesh: Mesh) -> Params:

@@ -13,7 +13,7 @@ from vit_jax.parallel import sharding
 from vit_jax.training import step
 from vit_jax.training.class_names import class_names
 from vit_jax.training.class_rows import by_name
-from vit_jax.training.learned import Learned
+from vit_jax.training.learned import Learned, warn_of_other_statistics
 from vit_jax.training.run import Run
 from vit_jax.types import Params
 
@@ -35,10 +35,16 @@ def first_state(run: Run) -> tuple[step.State, MergeReport | None]:
 
 
 def _check_teacher(run: Run) -> None:
-    """Raises a `UserError` if the teacher of a distillation was trained for other classes."""
-    distill = run.config.task.get("distill") or {}
-    if change := Learned.of(distill.get("checkpoint", "")).change(class_names(run.task)):
+    """Raises a `UserError` if the teacher of a distillation was trained for other classes.
+
+    Other statistics than the task's are warned of.
+    """
+    teacher = (run.config.task.get("distill") or {}).get("checkpoint", "")
+    if not teacher:
+        return
+    if change := Learned.of(teacher).change(class_names(run.task)):
         raise UserError(f"config.task.distill: the teacher was trained for other classes: {change}")
+    warn_of_other_statistics(run.task, teacher)
 
 
 def _load(run: Run) -> tuple[Params, MergeReport]:
@@ -46,6 +52,7 @@ def _load(run: Run) -> tuple[Params, MergeReport]:
     init = run.config.init
     try:
         params, report = _load_with_head(run, init.head)
+        warn_of_other_statistics(run.task, init.checkpoint)
         if init.head == "zero":
             return params, report
         learned, names = Learned.of(init.checkpoint), class_names(run.task)

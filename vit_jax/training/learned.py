@@ -1,9 +1,13 @@
-"""The classes that a checkpoint was trained for, compared with those of a task."""
+"""The classes and the statistics that a checkpoint was trained for, compared with a task's."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from vit_jax.checkpoints import input_spec
+from vit_jax.tasks import BaseTask
 from vit_jax.training.class_names import difference, moved, warn_of_other_names
 from vit_jax.training.workdir import Workdir
 
@@ -49,3 +53,19 @@ class Learned:
             return f"class {pair[0]} was {pair[1]!r} and is now {pair[2]!r}"
         warn_of_other_names(self.place, self.names, "config.data", names)
         return ""
+
+
+def warn_of_other_statistics(task: BaseTask, checkpoint: str) -> None:
+    """Warns if a task normalizes images in another way than the checkpoint specifies.
+
+    Raises:
+      UserError: a file that lies beside the checkpoint is broken.
+    """
+    told, mean = input_spec.read(checkpoint), getattr(task, "mean", None)
+    if told is None or mean is None or task.image_spec.dtype != np.uint8:
+        return
+    if not told.has_statistics(mean, task.std):
+        logging.warning(
+            "config.task.mean=%s and std=%s are not what %s was trained with: mean %s, std %s",
+            list(mean), list(task.std), checkpoint, list(told.mean), list(told.std),
+        )  # fmt: skip
