@@ -12,6 +12,7 @@ from vit_jax.checkpoints import FORMATS, files, loading
 from vit_jax.checkpoints.fit.inference import infer_model
 from vit_jax.checkpoints.formats.timm import _ratio
 from vit_jax.errors import UserError
+from vit_jax.inference.convert import open_model
 from vit_jax.models import traits
 from vit_jax.models.vit import VisionTransformer
 
@@ -171,6 +172,22 @@ def test_the_call_says_what_timm_would_get_wrong(tmp_path):
         assert argument in text
     model, params, _ = build("representation")
     assert "pre_logits" in checkpoints.save(params, model, tmp_path / "c.npz", "npz")
+
+
+def test_a_representation_layer_without_a_head_is_spoken_of(tmp_path, caplog):
+    model, params, images = build("representation")
+    path = tmp_path / "c.npz"
+    checkpoints.save(params, model, path, "npz")
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file if not name.startswith("head/")}
+    np.savez(path, **arrays)
+    open_model(str(path), fields={"num_heads": 2})
+    assert "write --model.representation_size=12 for those behind it" in caplog.text
+    caplog.clear()
+    hidden, found, _ = open_model(str(path), fields={"num_heads": 2, "representation_size": 12})
+    expected = model.clone(num_classes=0).apply({"params": params}, images)
+    np.testing.assert_allclose(hidden.apply({"params": found}, images).pooled, expected.pooled)
+    assert not caplog.text
 
 
 def test_ratio_gives_the_mlp_dim_back():

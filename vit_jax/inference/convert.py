@@ -89,9 +89,15 @@ def open_model(
         module = _model(src, weights, model, fields)
     size = image_size or _trained_size(src, weights, module, model)
     channels = image_channels(weights.arrays)
+    hidden = weights.arrays.get("head/pre_logits/bias")
     params, report = loading.fit(weights, module, src, image_size=size, take=True)
     for note in report.notes:
         logger.warning("%s: %s", src, note)
+    if hidden is not None and "pre_logits" not in params.get("head", {}):
+        logger.warning(
+            "%s: features are those before its representation layer; write"
+            " --model.representation_size=%d for those behind it", src, hidden.size,
+        )  # fmt: skip
     return module, params, (*size, channels)
 
 
