@@ -10,11 +10,10 @@ import pytest
 from vit_jax import __main__, storage
 from vit_jax.checkpoints import evaluation_params, files, manifest
 from vit_jax.data import tokenizer
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, show
 from vit_jax.report import sections
 from vit_jax.report.html import write_report
 from vit_jax.tracking import read_metrics
-from vit_jax.tracking.plain_text import show
 from vit_jax.training.lock import Holder
 from vit_jax.training.workdir import Workdir
 

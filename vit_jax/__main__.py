@@ -176,18 +176,14 @@ def _failed(error: Exception) -> int:
 
 def _tell(line: str) -> None:
     """Prints a line to the standard error. Names from files cannot act on the terminal."""
-    from vit_jax.tracking.plain_text import show  # Not needed to start.
-
-    show(line, sys.stderr)
+    errors.show(line, sys.stderr)
 
 
 class _Visible(logging.Formatter):
     """Formats log records so that names from files cannot act on the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from vit_jax.tracking.plain_text import visible_lines
-
-        return visible_lines(super().format(record))
+        return errors.visible_lines(super().format(record))
 
 
 def _of_files(error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""The errors that end a command, and their exit codes.
+"""The errors that end a command, their exit codes, and how texts are shown.
 
 Exit codes: 0 success; 1 an unexpected error; 2 the user's input was wrong (`UserError`); 3 the plan
 does not fit into memory; 75 the run was interrupted, and the same command resumes it from its last
@@ -9,8 +9,9 @@ schedulers restart a job.
 import difflib
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 FAILURE = 1
 
@@ -115,3 +116,44 @@ def program() -> str:
     return os.environ.get("VIT_JAX_PROGRAM") or (
         called if called == "vit-jax" else "python -m vit_jax"
     )
+
+
+def visible(text: str) -> str:
+    r"""Returns `text` with characters that are not visible as escapes such as `\x1b`.
+
+    These are control characters (including line breaks and tabs), marks that override the direction
+    of text, unpaired surrogates and code points that are not characters.
+    """
+    return "".join(char.encode("unicode_escape").decode() if _acts(char) else char for char in text)
+
+
+def visible_lines(text: str) -> str:
+    """Returns a text of several lines with all characters but its line breaks visible."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def show(text: object, file: TextIO | None = None) -> None:
+    """Prints a text, parts of which may come from files, so that it cannot act on the terminal.
+
+    A name may contain line breaks, escape codes of terminals, marks that reverse the direction of
+    text, and unpaired surrogates from file names that are not valid UTF-8.
+
+    Args:
+      file: the stream; None for the standard output.
+    """
+    print(visible_lines(str(text)), file=file)
+
+
+def _acts(char: str) -> bool:
+    if char.isascii():
+        return not char.isprintable()
+    code = ord(char)
+    return (
+        unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+        or unicodedata.bidirectional(char) in _OVERRIDES
+        or code & 0xFFFE == 0xFFFE
+        or 0xFDD0 <= code <= 0xFDEF
+    )
+
+
+_OVERRIDES = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")

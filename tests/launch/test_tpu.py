@@ -259,6 +259,8 @@ def test_a_group_is_being_deleted_and_then_absent(cloud, capsys, monkeypatch):
         ([*CREATE, "--spot", "--provisioning-model=flex-start"], "exclude each other"),
         ([*CREATE, "--provisioning-model=flex-start", "--reservation=r"], "exclude each other"),
         ([*CREATE, "--", "--project=q"], "-- --project=q: write --project before the --"),
+        ([*CREATE, "--poll=inf"], "--poll=inf: write seconds from 0 up"),
+        ([*CREATE, "--", "pod2"], "-- pod2: only flags are handed on"),
         ([*CREATE, "--", "--topology=4x4"], "write --type before the --"),
         ([*CREATE, "--slices=0"], "--slices=0: write a number from 1 up"),
         ([*CREATE, "--poll=nan"], "--poll=nan: write seconds from 0 up"),
@@ -272,6 +274,8 @@ def test_a_group_is_being_deleted_and_then_absent(cloud, capsys, monkeypatch):
         (["train", "pod", "--zone=z"], "--config is missing"),
         (["train", "pod", "--zone=z", "--config=configs/digits.py"], "--workdir is missing"),
         ([*TRAIN[:3], "--workdir=runs/here", "--zone=z"], "gs://BUCKET"),
+        ([*TRAIN[:3], "--workdir=gs://", "--zone=z"], "--workdir=gs://: write gs://BUCKET"),
+        (["check", "pod", "--zone=z", "--workdir=here"], "--workdir=here: write gs://BUCKET"),
         (["train", "pod", "--config=nope.py", TRAIN[3], "--zone=z"], "no such file"),
         ([*TRAIN, "--zone=z", "--commit=abc"], "go together"),
         ([*TRAIN, "--zone=z"], "python -m vit_jax tpu create it first"),
@@ -301,6 +305,34 @@ def test_without_gcloud_it_says_where_to_get_it(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert main(["tpu", *CREATE]) == 2
     assert "gcloud is not installed" in capsys.readouterr().err
+
+
+BARE = """
+import sys
+from vit_jax.__main__ import main
+dry = ["--zone=z", "--type=v4-8", "--dry-run"]
+run = ["--config=configs/digits.py", "--workdir=gs://b/r"]
+for action in ("create", "check", "logs", "status", "stop", "delete"):
+    assert main(["tpu", action, "pod", *dry]) == 0
+gke = ["--backend=gke", "--type=v6e-8", "--image=i"]
+assert main(["tpu", "train", "pod", *dry, *run]) == main(["tpu", "render", "pod", *gke, *run]) == 0
+for words in (["create"], ["create", "pod"], ["tran", "pod"], ["create", "pod", "--slices=x"],
+              ["create", "pod", "--backend=x", *dry], ["create", "pod", "--type=v5e-7", "--zone=z"],
+              ["train", "pod", "--zone=z"], ["status", "pod"]):
+    assert main(["tpu", *words]) == 2
+assert not {"jax", "numpy", "etils", "absl"} & {*sys.modules}
+"""
+
+
+def test_the_launcher_needs_nothing_but_python(cloud):
+    """Neither to launch nor to tell of a mistake: a laptop may have no package installed."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", BARE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 8
+    assert all(line.startswith("error: ") for line in lines)
 
 
 def test_help_needs_no_installation(cloud):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from vit_jax.errors import visible
 from vit_jax.tracking.console import Progress
-from vit_jax.tracking.plain_text import distinct, one_line, visible
+from vit_jax.tracking.plain_text import distinct, one_line
 
 
 @pytest.mark.parametrize(

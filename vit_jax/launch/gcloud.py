@@ -51,6 +51,7 @@ _OWN = {
         "zone", "project", "spot", "provisioning-model", "reservation", "max-run-duration",
     )},
     **dict.fromkeys(("--region", "--node-locations"), "--zone"),
+    **{f"--{flag}": f"--{flag}" for flag in ("location", "cluster")},
     "--preemptible": "--spot",
     **dict.fromkeys(("--accelerator-type", "--topology", "--machine-type", "--tpu-topology",
                      "--num-nodes"), "--type"),
@@ -79,6 +80,8 @@ def check_passed(flags: Sequence[str]) -> None:
 
     It would look for them in another place, or take them for slices of another kind.
     """
+    if flags and not flags[0].startswith("-"):
+        raise UserError(f"-- {flags[0]}: only flags are handed on, such as -- --metadata=KEY=VALUE")
     for flag in flags:
         own = _OWN.get(flag.partition("=")[0])
         if own:

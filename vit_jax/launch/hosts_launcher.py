@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from vit_jax.errors import DoesNotFit, Interrupted, UserError, program
+from vit_jax.errors import DoesNotFit, Interrupted, UserError, program, show
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.fleet import Fleet, Step
 from vit_jax.launch.health import CHECK_SECONDS, table
@@ -334,7 +334,7 @@ class HostsLauncher(Launcher):
         print(f"{self.slices.name}: {state.told}{illness}")
         for host in states:
             code = "" if host.code is None else f" with {host.code}"
-            print(f"{host.host}: {host.kind}{code}  {host.last_line}".rstrip())
+            show(f"{host.host}: {host.kind}{code}  {host.last_line}".rstrip())
         for name in silent:
             print(f"{name}: no answer")
 
@@ -361,7 +361,7 @@ class HostsLauncher(Launcher):
         if self.shell.dry_run:
             return 0
         text, code = table(told, silent, self.hosts.known, self.slices.shape)
-        print(text)
+        show(text)
         return code
 
     def delete(self) -> None:

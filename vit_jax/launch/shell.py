@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, show
 
 Command = list[str]
 
@@ -223,7 +223,7 @@ class Shell:
         """Prints a line of text, except in a dry run, which prints only commands."""
         self._said = time.monotonic()
         if not self.dry_run:
-            print(text, file=sys.stderr, flush=True)
+            show(text, sys.stderr)
 
     @contextlib.contextmanager
     def never_silent(self, name: str, seconds: float = SILENCE_SECONDS) -> Iterator[None]:

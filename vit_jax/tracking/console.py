@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TextIO
 
-from vit_jax.tracking.plain_text import one_line, visible_lines
+from vit_jax.errors import visible_lines
+from vit_jax.tracking.plain_text import one_line
 
 _BAR_WIDTH_MAX = 28  # columns; wider bars are no more informative
 _BAR_WIDTH_MIN = 8

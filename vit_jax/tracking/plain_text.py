@@ -1,38 +1,11 @@
-"""Makes texts of users (names of classes and files, captions) safe to show.
+"""Makes texts of users (names of classes and files, captions) fit one line that is safe to show."""
 
-A name may contain line breaks, escape codes of terminals, marks that reverse the direction of text,
-and unpaired surrogates from file names that are not valid UTF-8.
-"""
-
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from typing import TextIO
+
+from vit_jax.errors import visible
 
 _ELLIPSIS = "…"
-
-
-def visible(text: str) -> str:
-    r"""Returns `text` with characters that are not visible as escapes such as `\x1b`.
-
-    These are control characters (including line breaks and tabs), marks that override the direction
-    of text, unpaired surrogates and code points that are not characters.
-    """
-    return "".join(char.encode("unicode_escape").decode() if _acts(char) else char for char in text)
-
-
-def visible_lines(text: str) -> str:
-    """Returns a text of several lines with all characters but its line breaks visible."""
-    return "\n".join(map(visible, text.split("\n")))
-
-
-def show(text: object, file: TextIO | None = None) -> None:
-    """Prints a text, parts of which may come from files, so that it cannot act on the terminal.
-
-    Args:
-      file: the stream; None for the standard output.
-    """
-    print(visible_lines(str(text)), file=file)
 
 
 def one_line(text: str, limit: int = 0) -> str:
@@ -56,18 +29,3 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
     often = Counter(lines)
     found = tuple(n if often[line] > 1 else line for n, line in zip(numbered, lines, strict=True))
     return found if len(set(found)) == len(found) else numbered
-
-
-def _acts(char: str) -> bool:
-    if char.isascii():
-        return not char.isprintable()
-    code = ord(char)
-    return (
-        unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
-        or unicodedata.bidirectional(char) in _OVERRIDES
-        or code & 0xFFFE == 0xFFFE
-        or 0xFDD0 <= code <= 0xFDEF
-    )
-
-
-_OVERRIDES = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")

@@ -4,6 +4,7 @@ import argparse
 
 from vit_jax.cli.arguments import add_trust, image_size
 from vit_jax.cli.parser import Command
+from vit_jax.errors import show
 from vit_jax.plugins import names_in
 
 
@@ -43,7 +44,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax import config
     from vit_jax.inference import convert
-    from vit_jax.tracking.plain_text import show
 
     show(
         convert.run(

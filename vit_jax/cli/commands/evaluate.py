@@ -14,7 +14,7 @@ from vit_jax.cli.arguments import (
     set_up,
 )
 from vit_jax.cli.parser import Command
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, show
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,6 @@ def _run(arguments: argparse.Namespace) -> None:
 
     check_one_of(arguments, "workdir", "checkpoint")
     from vit_jax.storage import json_text
-    from vit_jax.tracking.plain_text import show
     from vit_jax.training import evaluate
     from vit_jax.training.workdir import Workdir
 

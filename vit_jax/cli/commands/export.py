@@ -4,6 +4,7 @@ import argparse
 
 from vit_jax.cli.arguments import add_model_details, open_predictor, positive
 from vit_jax.cli.parser import Command
+from vit_jax.errors import show
 from vit_jax.plugins import names_in
 
 
@@ -56,7 +57,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.inference import export
     from vit_jax.inference.preparation import find_images
-    from vit_jax.tracking.plain_text import show
     from vit_jax.training.workdir import Workdir
 
     is_run = Workdir.at(arguments.src) is not None

@@ -4,6 +4,7 @@ import argparse
 
 from vit_jax.cli.arguments import add_model_source, open_predictor, out_file
 from vit_jax.cli.parser import Command
+from vit_jax.errors import show
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.inference import features
-    from vit_jax.tracking.plain_text import show
 
     predictor = open_predictor(arguments, headless=True)
     show(features.run(arguments.images, arguments.out, predictor))

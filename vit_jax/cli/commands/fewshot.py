@@ -4,6 +4,7 @@ import argparse
 
 from vit_jax.cli.arguments import add_config, add_trust, check_one_of, load_config, set_up
 from vit_jax.cli.parser import Command
+from vit_jax.errors import show
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     check_one_of(arguments, "workdir", "config")
     from vit_jax.inference import fewshot
-    from vit_jax.tracking.plain_text import show
     from vit_jax.training.workdir import Workdir
 
     if arguments.workdir:

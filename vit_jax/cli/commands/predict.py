@@ -13,7 +13,7 @@ from vit_jax.cli.arguments import (
     results_file,
 )
 from vit_jax.cli.parser import Command
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, visible
 
 if TYPE_CHECKING:
     from vit_jax.inference.predict import Answers, Predictor
@@ -140,7 +140,6 @@ def _with_paths(answers: Iterable, paths: list[str]) -> Iterator[tuple[list[str]
 
 
 def _print(task: "BaseTask", answers: Iterable, top: int) -> None:
-    from vit_jax.tracking.plain_text import visible
 
     for batch in answers:
         for number, said in enumerate(task.result_lines(batch.outputs, top)):

@@ -4,6 +4,7 @@ import argparse
 
 from vit_jax.cli.arguments import add_step
 from vit_jax.cli.parser import Command
+from vit_jax.errors import show
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +18,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.inference.push import push
-    from vit_jax.tracking.plain_text import show
 
     show(push(arguments.workdir, arguments.address, private=arguments.private, step=arguments.step))
 

@@ -62,7 +62,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     logs = _action(actions, "logs", "Show the log of one host until its run ends.")
     logs.add_argument(
         "--worker",
-        default="0",
+        type=int,
+        default=0,
         metavar="N",
         help="Number of the host in its slice (default: %(default)s).",
     )
@@ -172,7 +173,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
         raise UserError(f"tpu {arguments.action} takes no --config.{key}")
     if arguments.passed and arguments.action != "create":
         raise UserError(f"tpu {arguments.action} passes nothing on: {arguments.passed[0]}")
-    if not arguments.poll >= 0:
+    if not 0 <= arguments.poll < float("inf"):
         raise UserError(f"--poll={arguments.poll}: write seconds from 0 up")
     slices = _slices(arguments)
     make = BACKENDS.find(slices.backend, "--backend")
@@ -182,7 +183,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
         "create": launcher.create,
         "train": lambda: _train(launcher, arguments),
         "render": lambda: print(launcher.render(_words(arguments)), end=""),
-        "check": lambda: launcher.check(arguments.workdir),
+        "check": lambda: _check(launcher, arguments.workdir),
         "logs": lambda: _logs(launcher, arguments),
         "status": launcher.status,
         "stop": launcher.stop,
@@ -242,12 +243,7 @@ def _words(arguments: argparse.Namespace) -> list[str]:
             raise UserError(
                 f"tpu {action}: --{flag} is missing (see {program()} tpu {action} --help)"
             )
-    workdir, config = arguments.workdir, arguments.config
-    if "://" not in workdir and not workdir.startswith("/"):
-        raise UserError(
-            f"--workdir={workdir}: write gs://BUCKET/..., or the absolute path of a disk that all"
-            " hosts share"
-        )
+    workdir, config = _reached_by_all(arguments.workdir), arguments.config
     if bool(arguments.commit) != bool(arguments.repository):
         raise UserError(f"tpu {action}: --commit and --repository go together")
     path = config.partition(":")[0]
@@ -261,6 +257,21 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
+def _reached_by_all(workdir: str) -> str:
+    """Returns a folder that all hosts can reach. Raises a `UserError` for others."""
+    scheme, mark, rest = workdir.partition("://")
+    if not (scheme and rest.strip("/") if mark else workdir.startswith("/")):
+        raise UserError(
+            f"--workdir={workdir}: write gs://BUCKET/..., or the absolute path of a disk that all"
+            " hosts share"
+        )
+    return workdir
+
+
+def _check(launcher: Launcher, workdir: str) -> int:
+    return launcher.check(_reached_by_all(workdir) if workdir else "")
+
+
 def _train(launcher: Launcher, arguments: argparse.Namespace) -> int:
     pin = (arguments.repository, arguments.commit) if arguments.commit else None
     return launcher.train(_words(arguments), arguments.workdir, pin)
@@ -270,7 +281,10 @@ def _logs(launcher: Launcher, arguments: argparse.Namespace) -> None:
     slices = launcher.slices
     if not 0 <= arguments.slice < slices.slices:
         raise UserError(f"--slice={arguments.slice}: there are {slices.slices}, from 0")
-    launcher.logs(arguments.slice, arguments.worker)
+    hosts = slices.hosts or arguments.worker + 1  # The number of some is not known.
+    if not 0 <= arguments.worker < hosts:
+        raise UserError(f"--worker={arguments.worker}: a slice has {hosts} hosts, from 0")
+    launcher.logs(arguments.slice, str(arguments.worker))
 
 
 COMMAND = Command(

@@ -8,11 +8,10 @@ kubernetes.io/docs/reference/kubectl. The cluster needs the JobSet controller
 import dataclasses
 import functools
 import json
-import re
 import time
 from collections.abc import Sequence
 
-from vit_jax.errors import UserError, program
+from vit_jax.errors import UserError, program, show
 from vit_jax.launch import jobset
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.gcloud import gcloud
@@ -232,8 +231,6 @@ class GkeLauncher(Launcher):
         self.shell.show(self._logs("--follow", "--tail=200", number=number, worker=worker))
 
     def _logs(self, *flags: str, number: int = 0, worker: str = "0") -> Command:
-        if not re.fullmatch(r"\d+", worker):
-            raise UserError(f"--worker={worker}: write the number of one host")
         labels = [
             f"jobset.sigs.k8s.io/jobset-name={self.slices.name}",
             f"jobset.sigs.k8s.io/job-index={number}",
@@ -301,7 +298,7 @@ class GkeLauncher(Launcher):
             for host in range(hosts)
         }
         text, code = table(told, [], pods, self.slices.shape)
-        print(text)
+        show(text)
         return code
 
     def _measured(self) -> str:
