@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import odd_images
@@ -150,6 +151,25 @@ def test_hidden_files_are_passed_over(flat):
     (flat / "cat" / "Thumbs.db").write_text("x")
     (flat / ".cache").mkdir()
     assert len(open_folder(flat)) == 40
+
+
+@pytest.mark.soak
+def test_a_hundred_thousand_files_open_in_two_seconds(tmp_path):
+    """The names are links to one file for each class, since file systems limit links to a file.
+
+    The time is that of this process, so that others on the machine do not count.
+    """
+    for label in range(100):
+        first = tmp_path / "train" / f"{label:03}" / "0.jpg"
+        write(first)
+        for number in range(1, 1000):
+            os.link(first, first.with_name(f"{number}.jpg"))
+    seconds = []
+    for _ in range(3):
+        started = time.process_time()
+        assert len(open_folder(tmp_path)) == 100_000
+        seconds.append(time.process_time() - started)
+    assert min(seconds[1:]) < 2
 
 
 def test_missing_root(tmp_path):

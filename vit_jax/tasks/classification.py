@@ -386,10 +386,10 @@ def _reliability(is_right: np.ndarray, confidence: np.ndarray) -> Section:
 
     found = Reliability.of(is_right, confidence)
     text = (
-        "The confidence is the probability of the predicted class. The bars tell which part of the"
-        " images of about one confidence is classified correctly: those of a well calibrated model"
-        " end at the dashed line, and those of an overconfident one below it. The calibration error"
-        f" (ECE), which is the mean distance from the line, is {found.error:.1%} for these"
+        "The confidence is the probability of the predicted class. A bar is the accuracy of the"
+        " images of about the same confidence. The bars of a well-calibrated model end at the"
+        " dashed line, and those of an overconfident model end below it. The mean distance from the"
+        f" line, which is the calibration error (ECE), is {found.error:.1%} for these"
         f" {len(confidence):,} images."
     )
     figure = figures.reliability_diagram(found.rows, found.accuracy)
