@@ -253,6 +253,19 @@ def test_files_may_have_any_names(tmp_path_factory, names):
             assert all(opened.describe(i).isprintable() for i in range(COUNT))
 
 
+@pytest.mark.parametrize("kind", ["captions", "coco", "image_files", "segmentation_folder"])
+def test_sources_without_classes_have_folds(tmp_path, kind):
+    spec = {"source": kind, **MAKERS[kind](tmp_path)}
+    parts = [
+        data.open_source({**spec, "split": f"train[{which}fold 2 of 4]"})
+        for which in ("", "all but ")
+    ]
+    inside, outside = ({one.describe(i) for i in range(len(one))} for one in parts)
+    assert (len(inside), len(outside), len(inside | outside)) == (6, COUNT - 6, COUNT)
+    with pytest.raises(UserError, match="no classes to take a part of"):
+        data.open_source({**spec, "split": "train[1% per class]"})
+
+
 BAD = {
     **odd_images.unreadable(),
     "link to nothing.png": None,

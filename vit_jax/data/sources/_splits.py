@@ -84,6 +84,22 @@ def select(
     return chosen
 
 
+def select_unlabeled(split: str, num_examples: int, seed: int = 0) -> np.ndarray:
+    """Returns `select` for examples without classes: folds are drawn from all of them alike.
+
+    Raises:
+      UserError: the string is not understood, selects nothing, or has parts of classes.
+    """
+    if any(_PER_CLASS.fullmatch(part) for part in _parsed(split)[1]):
+        raise UserError(
+            f"split {split!r}: this source has no classes to take a part of; write a part such as"
+            " 'train[:1%]', or a fold"
+        )
+    if not num_examples:
+        raise UserError(f"split {split!r} selects none of 0 examples")
+    return select(split, np.zeros(num_examples, np.int64), seed=seed)
+
+
 def select_with_every_class(
     split: str, labels: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
 ) -> np.ndarray:

@@ -22,7 +22,7 @@ from vit_jax.data import files
 from vit_jax.data.images import check_exif, for_decoding, read
 from vit_jax.data.sources import Records, _rows
 from vit_jax.data.sources import _coco_json as coco_json
-from vit_jax.data.sources._splits import parse_split, split_range
+from vit_jax.data.sources._splits import select_unlabeled, split_name
 from vit_jax.errors import UserError
 
 _KEYS = ("image", "caption")
@@ -37,10 +37,11 @@ class Source:
 
     Args:
       name: the file of captions; `{split}` in it, and in `images`, is replaced by the split.
-      split: the split, with `[a:b]` for a part of its images.
+      split: the split, with a range or a fold of its images in brackets.
       images: the folder of the image files.
       max_texts: the maximum number of captions of an image; only its first captions are kept.
       exif: "apply" turns photographs upright by their EXIF orientation; "ignore" does not.
+      split_seed: the seed of folds.
     """
 
     num_classes = 0
@@ -54,9 +55,10 @@ class Source:
         images: str,
         max_texts: int = 5,
         exif: str = "apply",
+        split_seed: int = 0,
     ):
         check_exif(exif)
-        part = parse_split(split)[0]
+        part = split_name(split)
         path = files.expand(name.replace("{split}", part))
         self._folder = files.existing_folder(images.replace("{split}", part))
         self._exif = exif
@@ -64,13 +66,16 @@ class Source:
         for where, image, caption in _pairs(path, self._folder):
             relative = files.path_inside(self._folder, image, f"{files.shown(path)}: {where}")
             captions.setdefault(relative, []).append(caption)
-        selected = split_range(split, len(captions))
-        self._files = list(captions)[selected.start : selected.stop]
+        selected = select_unlabeled(split, len(captions), split_seed)
+        named = list(captions)
+        self._files = [named[place] for place in selected]
         self._captions = np.full((len(self._files), max_texts), b"", object)
         for row, image in enumerate(self._files):
             texts = [text.encode(errors="replace") for text in captions[image][:max_texts]]
             self._captions[row, : len(texts)] = texts
         self.fingerprint = f"captions:{path.name}:{split}:{len(self._files)}"
+        if split_seed:
+            self.fingerprint += f":seed{split_seed}"
         if exif == "ignore":
             self.fingerprint += ":exif-ignored"
 

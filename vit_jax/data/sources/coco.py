@@ -25,7 +25,7 @@ from vit_jax.data import boxes, files
 from vit_jax.data.images import check_exif, for_decoding, read
 from vit_jax.data.sources import Records
 from vit_jax.data.sources import _coco_json as coco_json
-from vit_jax.data.sources._splits import parse_split, split_range
+from vit_jax.data.sources._splits import select_unlabeled, split_name
 from vit_jax.errors import UserError
 
 _SECTIONS: Mapping[str, coco_json.Kinds] = {
@@ -53,7 +53,7 @@ class Source:
 
     Args:
       name: the JSON file; `{split}` in it, and in `images`, is replaced by the split.
-      split: the split, with `[a:b]` for a part of its images, in the order of the file.
+      split: the split, with a range or a fold of its images in brackets, in the order of the file.
       images: the folder of the image files.
       max_objects: see `boxes.pack`.
       on_bad_box: see `boxes.check`. A box that extends up to one pixel outside the image is always
@@ -62,6 +62,7 @@ class Source:
       exif: "apply" turns photographs upright by their EXIF orientation, unless the width and height
         in the JSON are those of the image as stored. "ignore" never turns them, for boxes that were
         drawn on images as stored.
+      split_seed: the seed of folds.
     """
 
     def __init__(
@@ -73,10 +74,11 @@ class Source:
         max_objects: int = 100,
         on_bad_box: str = "fail",
         exif: str = "apply",
+        split_seed: int = 0,
     ):
         boxes.check_choice(on_bad_box)
         check_exif(exif)
-        part = parse_split(split)[0]
+        part = split_name(split)
         path = files.expand(name.replace("{split}", part))
         self._folder = files.existing_folder(images.replace("{split}", part))
         self._exif = exif
@@ -86,8 +88,8 @@ class Source:
         self.class_names = tuple(str(category["name"]) for category in categories)
         self.num_classes = len(categories)
         labels = {category["id"]: i for i, category in enumerate(categories)}
-        selected = split_range(split, len(stored["images"]))
-        self._images = stored["images"][selected.start : selected.stop]
+        selected = select_unlabeled(split, len(stored["images"]), split_seed)
+        self._images = [stored["images"][place] for place in selected]
         self._objects = _objects(stored, labels, path, on_bad_box)
         self._max_objects = max_objects
         self._empty = _as_objects([], [], [], [])
@@ -96,6 +98,8 @@ class Source:
             name = files.shown(largest["file_name"])
             boxes.pack([self._of(largest)], max_objects, lambda _: name)
         self.fingerprint = f"coco:{path.name}:{split}:{len(self._images)}"
+        if split_seed:
+            self.fingerprint += f":seed{split_seed}"
         if exif == "ignore":
             self.fingerprint += ":exif-ignored"
 

@@ -12,7 +12,7 @@ import numpy as np
 from vit_jax.data import images
 from vit_jax.data.files import existing_folder, path_hash, shown
 from vit_jax.data.sources import Records
-from vit_jax.data.sources._splits import select, split_name
+from vit_jax.data.sources._splits import select_unlabeled, split_name
 from vit_jax.errors import UserError
 
 
@@ -38,7 +38,7 @@ class Source:
         names = sorted(images.images_below(str(self._root)), key=path_hash)
         if not names:
             raise UserError(f"{shown(self._root)} has no images ({', '.join(images.SUFFIXES)})")
-        order = select(split, np.zeros(len(names), np.int32))
+        order = select_unlabeled(split, len(names))
         self._names = [names[number] for number in order]
         self.fingerprint = f"image_files:{self._root.name}:{split}:{len(order)}"
         if exif == "ignore":

@@ -30,7 +30,7 @@ from vit_jax.data.images import (
 )
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._labels import read_names
-from vit_jax.data.sources._splits import parse_split, split_range
+from vit_jax.data.sources._splits import select_unlabeled, split_name
 from vit_jax.errors import UserError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -43,7 +43,7 @@ class Source:
 
     Args:
       name: ROOT.
-      split: the split, with `[a:b]` for a part of its images.
+      split: the split, with a range or a fold of its images in brackets.
       images, masks: folders below ROOT.
       image_end, mask_end: the name of a mask is that of its image with `mask_end` in place of
         `image_end`; an empty `image_end` means the suffix.
@@ -54,6 +54,7 @@ class Source:
       num_classes: their number. If neither is given, `config.task` must give it.
       exif: "apply" turns photographs upright by their EXIF orientation, unless the mask has the
         size of the image as stored; "ignore" never turns them.
+      split_seed: the seed of folds.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Source:
         class_names: str | Sequence[str] = (),
         num_classes: int = 0,
         exif: str = "apply",
+        split_seed: int = 0,
     ):
         check_exif(exif)
         self._exif = exif
@@ -76,7 +78,7 @@ class Source:
         for folder in (root, root / images, root / masks):
             if not folder.is_dir():
                 raise UserError(f"no such folder: {files.shown(folder)}")
-        part = parse_split(split)[0]
+        part = split_name(split)
         inner = part if (root / images / part).is_dir() else ""
         if not inner and not listed and part != "train":
             raise UserError(
@@ -92,8 +94,8 @@ class Source:
             names = [os.path.join(inner, one) for one in names]
         self._check_unique(names)
         names.sort(key=files.path_hash)
-        selected = split_range(split, len(names))
-        self._names = names[selected.start : selected.stop]
+        selected = select_unlabeled(split, len(names), split_seed)
+        self._names = [names[place] for place in selected]
         for number, image in enumerate(self._names):
             if not self._mask_path(image).is_file():
                 mask = files.shown(self._mask_path(image))
@@ -107,6 +109,8 @@ class Source:
         self.class_names = class_names or None
         self.num_classes = num_classes or len(class_names)
         self.fingerprint = f"segmentation_folder:{root.name}:{split}:{len(self._names)}"
+        if split_seed:
+            self.fingerprint += f":seed{split_seed}"
         if exif == "ignore":
             self.fingerprint += ":exif-ignored"
 
