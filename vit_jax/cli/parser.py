@@ -186,6 +186,8 @@ def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
 def split_overrides(argv: Sequence[str], prefix: str) -> tuple[list[str], dict[str, str]]:
     """Separates `--config.KEY=VALUE` (or `--config.KEY VALUE`) from the other arguments.
 
+    Of two values of one key the last counts, so that a script can append what its user gives it.
+
     prefix: such as `--config.`.
 
     Raises:

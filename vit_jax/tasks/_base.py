@@ -64,6 +64,9 @@ class BaseTask(abc.ABC):
     filled_in: ClassVar[tuple[str, ...]] = ()
     """Fields that `with_duration` sets, which are no keys of `config.task`."""
 
+    learns_classes: ClassVar[bool] = True
+    """False if training uses no labels: a checkpoint may then be of other classes than the data."""
+
     needs_whole_batch: ClassVar[bool] = False
     """True if the loss compares examples with each other, so that micro-batches do not add up.
 

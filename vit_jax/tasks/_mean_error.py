@@ -1,6 +1,7 @@
 """Evaluation by the mean over examples of an error that a task predicts with its other answers."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,8 @@ from vit_jax.types import Array, Batch, Params
 
 class MeanErrorTask(BaseTask):
     """A task whose `predict` answers `error`, float32 `[batch]`, and whose headline is its mean."""
+
+    learns_classes: ClassVar[bool] = False
 
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Returns the sum of the examples' errors, and their number."""

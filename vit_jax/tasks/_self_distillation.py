@@ -80,6 +80,8 @@ class SelfDistillationTask(BaseTask):
     warmup_steps: int = 0
     num_steps: int = 0
 
+    learns_classes: ClassVar[bool] = False
+
     filled_in: ClassVar[tuple[str, ...]] = ("warmup_steps", "num_steps")
     headline = "feature_distance"
     metric_info: ClassVar[Mapping[str, Metric]] = {

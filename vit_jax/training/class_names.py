@@ -24,6 +24,8 @@ class Labels(Protocol):
 
 def class_names(task: Any) -> tuple[str, ...]:
     """Returns the names of a task's classes: its own, or else those of the data; may be empty."""
+    if not getattr(task, "learns_classes", True):
+        return ()
     return tuple(getattr(task, "class_names", ()) or task.info.class_names or ())
 
 

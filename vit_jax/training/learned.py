@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.checkpoints import input_spec
+from vit_jax.errors import UserError
 from vit_jax.tasks import BaseTask
 from vit_jax.training.class_names import difference, moved, warn_of_other_names
 from vit_jax.training.workdir import Workdir
@@ -56,12 +57,13 @@ class Learned:
 
 
 def warn_of_other_statistics(task: BaseTask, checkpoint: str) -> None:
-    """Warns if a task normalizes images in another way than the checkpoint specifies.
-
-    Raises:
-      UserError: a file that lies beside the checkpoint is broken.
-    """
-    told, mean = input_spec.read(checkpoint), getattr(task, "mean", None)
+    """Warns if a task normalizes images in another way than the checkpoint specifies."""
+    mean = getattr(task, "mean", None)
+    try:
+        told = input_spec.read(checkpoint)
+    except UserError as error:  # Preprocessing that only its own library has hinders no training.
+        logging.warning("config.task.mean and std cannot be compared: %s", error)
+        return
     if told is None or mean is None or task.image_spec.dtype != np.uint8:
         return
     if not told.has_statistics(mean, task.std):

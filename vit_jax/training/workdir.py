@@ -143,10 +143,15 @@ class Workdir:
     def _stored_config(self, overrides: Mapping[str, str]) -> ConfigDict:
         """Returns the config of the run for comparisons, whose named code need not be trusted."""
         with self._explained():
-            stored = files.read_json(self._config_file)
-            config = config_lib.migrate(dict(stored["config"]), int(stored["version"]))
+            config = config_lib.migrate(*self._read_stored())
         config_lib.apply_overrides(config, overrides)
         return config_lib.validate(config)
+
+    def _read_stored(self) -> tuple[dict[str, Any], int]:
+        """Returns the config of the run as it was written, and the version of its schema."""
+        with self._explained():
+            stored = files.read_json(self._config_file)
+            return dict(stored["config"]), int(stored["version"])
 
     def read_record(self) -> dict[str, Any]:
         """Returns what `write_config` recorded, in the version in which it was written.
@@ -236,14 +241,15 @@ class Workdir:
           UserError: a key differs that must not change while a run has checkpoints.
         """
         if not self._config_file.exists():
-            return ["config.json is gone, so that other differences are not known"]
+            return ["config.json is gone, so that neither keys nor classes are compared with it"]
         try:
-            before = self._stored_config({})
+            self._read_stored()
         except UserError as error:
             raise UserError(
-                f"{error}. To continue with the config given now instead, delete"
-                f" {self._config_file}"
+                f"{error}. Restore the file. If you delete it, training continues, but neither keys"
+                " nor classes are compared with those of the run"
             ) from error
+        before = self._stored_config({})
         found = config_lib.changes(before.to_dict(), config.to_dict())
         if found[schema.FIXED]:
             raise UserError(
