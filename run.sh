@@ -58,7 +58,7 @@ interpreter() {
 }
 
 make_environment() {
-  local python free clear=()
+  local python free link clear=()
   # Debian's Python makes no environments until python3-venv is installed.
   python=$(find_python ensurepip) || exit 2
   mkdir -p "$venv" 2>/dev/null ||
@@ -72,12 +72,20 @@ make_environment() {
   if [[ -f $venv/pyvenv.cfg ]]; then
     clear=(--clear)
   fi
-  "$python" -m venv ${clear[@]+"${clear[@]}"} "$venv"  # Empty lists are unset in bash 3.2.
+  # Python leaves links to an interpreter that is gone as they are.
+  for link in "$venv"/bin/python*; do
+    if [[ -L $link && ! -e $link ]]; then
+      rm "$link"
+    fi
+  done
+  # Empty lists are unset in bash 3.2.
+  "$python" -m venv ${clear[@]+"${clear[@]}"} "$venv" ||
+    fail "$venv: $python could not make an environment there; name another folder with VIT_JAX_VENV"
 }
 
 unreachable='No matching distribution|ConnectionError|Timeout|Connection broken|IncompleteRead'
 shown='^(Collecting|Downloading|Using|Building|Preparing|Installing) '
-shown_outside_terminals='^(Downloading|Using) .*[0-9][0-9]\.[0-9] MB|^Installing '
+shown_outside_terminals='^(Downloading|Using) .*[0-9][0-9]\.[0-9] MB|^Installing collected'
 
 # Shows pip's output while it works: its steps on one line of a terminal, else the large downloads.
 show_progress() {

@@ -49,4 +49,5 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason=why)
     monkeypatch.setenv("VIT_JAX_EXAMPLE_DIR", os.fspath(tmp_path))
     monkeypatch.setenv("VIT_JAX_EXAMPLE_STEPS", "10")
-    nbclient.NotebookClient(nbformat.read(path, 4), timeout=900, cwd=tmp_path).execute()
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(nbformat.read(path, 4), timeout=900, resources=place).execute()

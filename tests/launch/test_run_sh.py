@@ -13,7 +13,10 @@ ROOT = Path(__file__).parent.parent.parent
 PYTHON = """#!/bin/bash
 echo "$@" >>{calls}
 case "$*" in
-  "-m venv "*) mkdir -p "${{@: -1}}/bin" && cp --remove-destination "$0" "${{@: -1}}/bin/python" ;;
+  "-m venv "*)
+    mkdir -p "${{@: -1}}/bin"
+    [[ $* != *--clear* ]] || rm -f "${{@: -1}}"/bin/*
+    [[ -L ${{@: -1}}/bin/python ]] || cp --remove-destination "$0" "${{@: -1}}/bin/python" ;;
   "-m pip install"*) {pip} ;;
   "-c import sys; print"*) echo "{name}" ;;
   "-c import"*) exit {supported} ;;
@@ -79,6 +82,13 @@ def test_an_environment_that_was_cut_short_is_made_again(checkout):
     assert checkout("install").returncode == 0
     assert checkout.calls()[0] == f"-m venv {checkout.venv}"
     assert (checkout.venv / "kept").exists()
+
+
+def test_a_link_to_a_python_that_is_gone_does_not_stay(checkout):
+    (checkout.venv / "bin").mkdir(parents=True)
+    (checkout.venv / "bin/python").symlink_to("/nowhere/python3")
+    assert checkout("models").returncode == 0
+    assert checkout.calls()[-1] == "-m vit_jax models"
 
 
 @pytest.mark.parametrize("fault", ["gone", "replaced"])
