@@ -1,15 +1,29 @@
 """The package as a library: what `import vit_jax` offers."""
 
+import functools
 import logging
+import re
+import sys
+from pathlib import Path
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
 import vit_jax
 from vit_jax.errors import UserError
+from vit_jax.parallel import sharding
 from vit_jax.training.outcome import Outcome
-from vit_jax.types import Features
+from vit_jax.types import ArraySpec, DataInfo, Features
+
+RGB = DataInfo(
+    {
+        "image": ArraySpec((8, 8, 3), np.dtype("uint8")),
+        "label": ArraySpec((), np.dtype("int32")),
+    },
+    num_classes=2,
+)
 
 
 class Plain(nn.Module):
@@ -70,6 +84,56 @@ def test_a_plain_module_trains_with_one_line_of_warning(trained):
     assert "\n" not in line
 
 
+@pytest.fixture
+def my_models(tmp_path, monkeypatch):
+    """The module of the example of NNX in the docs, and a module with a batch norm."""
+    text = (Path(__file__).parents[1] / "docs/extending.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_models\.py.*?)```", text, re.DOTALL)
+    batch_norm = (
+        "class Normed(nn.Module):\n"
+        "    @nn.compact\n"
+        "    def __call__(self, images, *, train=False):\n"
+        "        grid = nn.BatchNorm(use_running_average=not train)(images)\n"
+        "        return Features(grid=grid, pooled=grid.mean((1, 2)))\n"
+    )
+    (tmp_path / "my_models.py").write_text(code + batch_norm)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("my_models", None)
+
+
+def test_an_nnx_module_is_used_through_the_bridge(my_models):
+    config = {"name": "my_models:Net", "width": 4}
+    task = vit_jax.tasks.build({"name": "classification"}, config, RGB)
+    boxed = task.init(jax.random.key(0))
+    assert sharding.unnamed({"backbone": boxed["backbone"]}) == [
+        "backbone/inner/embed/bias",
+        "backbone/inner/embed/kernel",
+    ]
+    params, images = nn.unbox(boxed)["backbone"], np.ones((2, 8, 8, 3), np.float32)
+
+    def pooled(params, **options):
+        return task.model.backbone.apply({"params": params}, images, **options).pooled
+
+    found = pooled(params)
+    keys = [{"dropout": jax.random.key(number)} for number in range(2)]
+    first, second = (pooled(params, train=True, rngs=rngs) for rngs in keys)
+    assert (first != second).any()
+    assert (pooled(jax.tree.map(lambda x: 2 * x, params)) != found).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_models:Patches", r"is no model; a Flax NNX module needs a Linen module .*to_linen"),
+        ("my_models:Normed", r"besides its parameters \(batch_stats\), which no run keeps"),
+    ],
+)
+def test_a_module_that_cannot_be_trained_is_refused_in_one_line(my_models, name, message):
+    with pytest.raises(UserError, match=message):
+        vit_jax.tasks.build({"name": "classification"}, {"name": name}, RGB).init(jax.random.key(0))
+
+
 def test_callbacks_are_told_of_steps_evaluations_saves_and_the_end(trained):
     notes, outcome, *_ = trained
     assert [entry[1] for entry in notes.told if entry[0] == "step"] == [1, 2, 3, 4]
@@ -110,6 +174,31 @@ def test_models_are_listed_by_pattern():
     assert vit_jax.list_models("vit_s1?") == ["vit_s14", "vit_s16"]
     assert vit_jax.list_models("no such") == []
     assert set(vit_jax.list_models()) == set(vit_jax.models.names())
+    assert vit_jax.list_models("test_vit.r*", pretrained=True) == ["timm/test_vit.r160_in1k"]
+    assert "facebook/dinov2-small" in vit_jax.list_models("dinov2", pretrained=True)
+
+
+def test_a_model_is_built_with_its_published_weights(hub_server):
+    folder = Path(__file__).parent / "golden/hf_tiny/dinov2"
+    contents = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    hub_server.repos["facebook/dinov2-base"] = contents
+    fields = {k: v for k, v in vit_jax.checkpoints.model_config(folder).items() if k != "name"}
+    build = functools.partial(vit_jax.build, "facebook/dinov2-base", **fields)
+    model, params = build(pretrained=True)
+    assert model == build()
+    expected = vit_jax.checkpoints.load(folder, model)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    classifier, params = build(pretrained=str(folder), num_classes=3, image_size=28)
+    assert params["head"]["kernel"].shape[1] == 3
+    images = np.zeros((1, 28, 28, 3), np.float32)
+    assert not classifier.apply({"params": params}, images).any()
+
+
+def test_weights_that_nobody_published_are_refused():
+    with pytest.raises(UserError, match="no published weights are known for 'vit_g14'"):
+        vit_jax.build("vit_g14", pretrained=True)
+    with pytest.raises(UserError, match="so it needs pretrained"):
+        vit_jax.build("vit_b16", image_size=384)
 
 
 def test_every_public_name_is_there_and_documented():

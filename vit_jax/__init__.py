@@ -12,7 +12,8 @@
     vectors = vit_jax.features("runs/digits", ["photo.jpg"])  # float32 [1, dim]
     vit_jax.export("runs/digits", "served", "stablehlo")
 
-    vit_jax.list_models("vit_s*")
+    vit_jax.list_models("vit_s*")  # list_models("dinov2", pretrained=True): weights on the hub
+    backbone, weights = vit_jax.build("facebook/dinov2-base", pretrained=True)
     model = vit_jax.build("vit_b16", num_classes=1000)
     params = vit_jax.checkpoints.load("checkpoint.npz", model)
     logits = model.apply({"params": params}, images)  # images: [n, 224, 224, 3] in [-1, 1]
@@ -28,10 +29,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_jax import attention, checkpoints, config, data, models, optim, report, tasks
     from vit_jax.attention import attention_maps
+    from vit_jax.checkpoints.pretrained import build
     from vit_jax.inference.export import export
     from vit_jax.inference.features import features
     from vit_jax.inference.predict import Predictor
-    from vit_jax.models import build, list_models
+    from vit_jax.models import list_models
     from vit_jax.training.from_python import evaluate, train
     from vit_jax.version import __version__
 
@@ -40,7 +42,7 @@ _HOMES = {
     "__version__": "version",
     "Predictor": "inference.predict",
     "attention_maps": "attention",
-    "build": "models",
+    "build": "checkpoints.pretrained",
     "evaluate": "training.from_python",
     "export": "inference.export",
     "features": "inference.features",

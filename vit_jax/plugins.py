@@ -116,6 +116,7 @@ class Kind:
       requires: the attributes that an imported object must have.
       others: further names, of ours or of a library, and the plug-in of each.
       otherwise: advice for a name that is near none of ours; "" for a list of ours.
+      advice: what to do about an imported object that is no plug-in; "" to write `form`.
     """
 
     what: str
@@ -126,6 +127,7 @@ class Kind:
     requires: tuple[str, ...] = ()
     others: Callable[[], Mapping[str, Any]] = dict
     otherwise: str = ""
+    advice: Callable[[Any], str] = lambda found: ""
 
     def names(self) -> list[str]:
         """Returns every name that `find` takes, but those of other packages."""
@@ -163,7 +165,8 @@ class Kind:
         missing = [name for name in self.requires if not hasattr(found, name)]
         if not self.accepts(found) or missing:
             lacks = f" (it lacks {', '.join(missing)})" if missing else ""
-            raise UserError(f"{written} is no {self.what}{lacks}; write {self.form}")
+            advice = self.advice(found) or f"write {self.form}"
+            raise UserError(f"{written} is no {self.what}{lacks}; {advice}")
         return found
 
 

@@ -167,6 +167,10 @@ def test_models_lists_published_weights_by_a_part_of_their_name(capsys):
     assert main(["models", "--pretrained", "test_vit.*"]) == 0
     _, row = capsys.readouterr().out.splitlines()
     assert row.split() == ["371,240", "0.08", "160", "apache-2.0", "hf://timm/test_vit.r160_in1k"]
+    assert main(["models", "--pretrained", "g?mlp_s*"]) == 2
+    assert main(["models", "--pretrained", "g*m*_24*"]) == 0
+    told = capsys.readouterr()
+    assert "1 more name cannot be built: 1 × this package has no MixerBlock" in told.err
 
 
 def test_models_lists_released_checkpoints(capsys):

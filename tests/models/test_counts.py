@@ -10,7 +10,7 @@ import pytest
 from golden_trees import GOLDEN
 
 from vit_jax import models
-from vit_jax.models.listing import rows
+from vit_jax.models import listing
 
 # 1000 classes, as google-research/vision_transformer publishes them.
 PUBLISHED = {
@@ -152,6 +152,7 @@ def test_parameter_count(name):
     variant = models.variants()[name]
     model = models.build(name, num_classes=variant.num_classes)
     assert models.param_count(model, variant.input_size) == expected_count(name)
+    assert listing.stored_counts()[name][0] == expected_count(name)
 
 
 def test_arithmetic_meets_the_published_mixers():
@@ -194,11 +195,40 @@ def test_flops_of_a_convolution():
 
 
 def test_listing_has_the_counts_and_costs():
-    (row,) = rows(["vit_b16"])
-    assert row[:2] == ("vit_b16", PUBLISHED_VIT["vit_b16"])
+    (row,) = listing.rows(["ViT-B/16"])
+    assert row[:2] == ("ViT-B/16", PUBLISHED_VIT["vit_b16"])
     np.testing.assert_allclose(row.gflops, 35.1, atol=0.1)
     assert row.input_size == 224
-    assert list(rows(["vit"])) == []
+    assert list(listing.rows(["vit"])) == []
+    names = ["test_vit", "timm/test_vit.r160_in1k", "hf-hub:facebook/dinov2-small"]
+    assert [row.input_size for row in listing.rows(names)] == [160, 160, 518]
+
+
+def test_listing_everything_traces_nothing(monkeypatch):
+    """Tracing every model takes minutes."""
+    monkeypatch.setattr(listing, "build", lambda *_, **__: pytest.fail("a model was built"))
+    assert {row.name for row in listing.rows()} == set(NAMED)
+    monkeypatch.undo()
+    found, left_out = listing.published()
+    assert len(left_out) == 15  # As docs/coverage.md says.
+    assert {model.name for model in found} <= listing.stored_counts().keys()
+    assert listing.stored_counts().keys() | left_out == listing.sizes().keys()
+
+
+TRACED = ("text_ti", "timm/test_vit.r160_in1k")  # Others are traced by tests above.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in TRACED else pytest.mark.soak)
+        for name in listing.stored_counts()
+    ],
+)
+def test_stored_counts_are_those_of_the_models(name):
+    """`scripts/model_counts.py` writes them anew."""
+    expected = listing.traced_counts(name, listing.sizes()[name])
+    assert tuple(listing.stored_counts()[name]) == expected
 
 
 def test_a_new_model_is_one_new_file(tmp_path, monkeypatch):

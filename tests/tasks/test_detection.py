@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from vit_jax import tasks
+from vit_jax import models, tasks
 from vit_jax.augment.spec import Augmentation
 from vit_jax.errors import UserError
 from vit_jax.tasks import _matching
@@ -280,3 +280,9 @@ def test_what_is_said_and_drawn(build, scene_batch):
 def test_what_does_not_fit_is_one_clear_line(build, fields, message):
     with pytest.raises(UserError, match=message):
         build(**fields)
+
+
+def test_an_unknown_activation_of_the_head_is_named_when_the_model_is_built():
+    backbone = models.build("vit_ti16")
+    with pytest.raises(UserError, match="activation='rellu' is not known; did you mean 'relu'"):
+        models.Detector(backbone, 3, activation="rellu")

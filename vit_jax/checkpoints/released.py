@@ -72,6 +72,9 @@ CHOSEN = (
     _chosen("r_ti16", "R_Ti_16", "none-wd_0.03-do_0.0-sd_0.0", "0.03", 75.40),
 )
 
+PRETRAINED = {one.model: f"{AUGREG_HTTPS}/{one.file.partition('--')[0]}.npz" for one in CHOSEN}
+"""The addresses of the files that those of `CHOSEN` were fine-tuned from, by model."""
+
 
 def read_index(path: epath.PathLike) -> list[Mapping[str, str]]:
     """Returns the rows of an `index.csv`. Raises `UserError` if the file is not such an index."""

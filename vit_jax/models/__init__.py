@@ -22,16 +22,16 @@ from vit_jax.models.heads.classifier import Classifier
 from vit_jax.models.heads.dense import Detector, Segmenter
 from vit_jax.models.heads.open_vocabulary import OpenVocabularyDetector
 from vit_jax.models.heads.two_towers import TowerOutputs, TwoTowers
-from vit_jax.models.layers.basic import outputs_of, token_stride
+from vit_jax.models.layers.basic import init_keys, outputs_of, token_stride
 from vit_jax.models.layers.resize import resize_grid, resize_patch_kernel
 from vit_jax.models.layers.transformer import stack_blocks, unstack_blocks
+from vit_jax.models.listing import list_models
 from vit_jax.models.registry import (
     Variant,
     build,
     field_names,
     find,
     find_variant,
-    list_models,
     names,
     variants,
 )
@@ -64,6 +64,7 @@ __all__ = [
     "find_variant",
     "flops",
     "has_head",
+    "init_keys",
     "list_models",
     "names",
     "outputs_of",

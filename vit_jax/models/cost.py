@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
-from vit_jax.models.layers.basic import pair
+from vit_jax.models.layers.basic import init_keys, pair
 from vit_jax.models.traits import backbone_of, text_tower_of
 
 
@@ -51,7 +51,7 @@ def example_input(model: nn.Module, image_size: int | Sequence[int], channels: i
 
 def _abstract_params(model: nn.Module, inputs: Any) -> Any:
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    variables = jax.eval_shape(model.init, key, inputs)
+    variables = jax.eval_shape(model.init, init_keys(key), inputs)
 
     def is_box(x: Any) -> bool:
         return isinstance(x, nn.LogicallyPartitioned)

@@ -5,7 +5,6 @@ another list, so a new model needs only one new file.
 """
 
 import dataclasses
-import fnmatch
 import functools
 import importlib
 import re
@@ -46,12 +45,24 @@ def variants() -> Mapping[str, Variant]:
     return found
 
 
+def _nnx_advice(found: Any) -> str:
+    """Returns what to do about a module of Flax NNX; "" for anything else."""
+    is_nnx = any(base.__module__.startswith("flax.nnx") for base in getattr(found, "__mro__", ()))
+    return (
+        "a Flax NNX module needs a Linen module around it that calls it by"
+        " `nnx.bridge.to_linen(...)` (docs/extending.md shows one)"
+        if is_nnx
+        else ""
+    )
+
+
 MODELS = Kind(
     "model",
     form="package.module:Class",
     accepts=lambda found: isinstance(found, type) and issubclass(found, nn.Module),
     others=variants,
     otherwise="the command `models` lists the names",
+    advice=_nnx_advice,
 )
 """The finder of models by canonical name."""
 
@@ -62,14 +73,6 @@ def names() -> list[str]:
     Case matters only for `vit_g14` (giant) and `vit_G14` (gigantic).
     """
     return sorted(variants())
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Returns the sorted names of the models that match a pattern, such as `vit_s*`.
-
-    `*` stands for any text and `?` for one character. The list is empty if no name matches.
-    """
-    return [name for name in names() if fnmatch.fnmatchcase(name, pattern)]
 
 
 def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.Module:

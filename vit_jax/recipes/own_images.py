@@ -10,7 +10,7 @@ from typing import Any
 
 from vit_jax import checkpoints, models
 from vit_jax.checkpoints import hub
-from vit_jax.checkpoints.released import AUGREG_HTTPS, CHOSEN
+from vit_jax.checkpoints.released import PRETRAINED
 from vit_jax.data import open_source
 from vit_jax.data.sources._table_names import open_tables
 from vit_jax.data.sources.folder import split_folders
@@ -68,9 +68,8 @@ def batch_size(count: int) -> int:
 
 def model_of(checkpoint: str, model: str = "") -> tuple[dict[str, Any], str]:
     """Returns `config.model` for a checkpoint, and where the checkpoint is."""
-    released = {one.model: one.file.partition("--")[0] for one in CHOSEN}
-    if checkpoint in released:
-        return {"name": checkpoint}, f"{AUGREG_HTTPS}/{released[checkpoint]}.npz"
+    if checkpoint in PRETRAINED:
+        return {"name": checkpoint}, PRETRAINED[checkpoint]
     if model:
         models.find(model)
         return {"name": model}, checkpoint
@@ -79,7 +78,7 @@ def model_of(checkpoint: str, model: str = "") -> tuple[dict[str, Any], str]:
     if "://" not in checkpoint and not Path(checkpoint).expanduser().exists():
         raise UserError(
             f"checkpoint={checkpoint}: there is no such file or folder, and no released model;"
-            f" {nearest(checkpoint, released)}"
+            f" {nearest(checkpoint, PRETRAINED)}"
         )
     try:
         return checkpoints.model_config(checkpoint), checkpoint

@@ -21,7 +21,7 @@ from vit_jax.augment.images import denormalize, normalize
 from vit_jax.augment.spec import Augmentation
 from vit_jax.config.durations import Duration
 from vit_jax.errors import UserError
-from vit_jax.tasks._checks import check_geometry, check_statistics
+from vit_jax.tasks._checks import check_geometry, check_statistics, only_params
 from vit_jax.tracking.metrics import Metric
 from vit_jax.types import Array, ArraySpec, Batch, DataInfo, HostBatch, Params
 
@@ -109,9 +109,13 @@ class BaseTask(abc.ABC):
     # Training.
 
     def init(self, key: Array) -> Params:
-        """Returns fresh parameters, boxed with their logical axis names."""
+        """Returns fresh parameters, boxed with their logical axis names.
+
+        Raises:
+          UserError: the model has other variables, such as the running statistics of a batch norm.
+        """
         images = jnp.zeros((1, *self.image_spec.shape), jnp.float32)
-        return self.model.init(key, images)["params"]
+        return only_params(self.model.init(models.init_keys(key), images))
 
     def loaded_params(self) -> Params:
         """Returns parameters that replace those of `init` of the same name, such as a teacher's.

@@ -9,7 +9,7 @@ import flax.linen as nn
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.types import DataInfo
+from vit_jax.types import DataInfo, Params
 
 
 def check_data(task: str, wanted: Mapping[str, str], info: DataInfo, fits: bool) -> None:
@@ -35,6 +35,17 @@ def build_backbone(task: str, model: Mapping[str, Any]) -> VisionTransformer:
             " num_classes and no patch_drop"
         )
     return backbone
+
+
+def only_params(variables: Mapping[str, Any]) -> Params:
+    """Returns the parameters of a model that has no other variables. Raises `UserError`."""
+    others = ", ".join(sorted(variables.keys() - {"params"}))
+    if others:
+        raise UserError(
+            f"config.model: the model has variables besides its parameters ({others}), which no run"
+            " keeps; a norm without running statistics, such as LayerNorm or GroupNorm, has none"
+        )
+    return variables["params"]
 
 
 def check_share(**values: float) -> None:

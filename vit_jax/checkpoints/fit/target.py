@@ -54,7 +54,9 @@ class Target:
         backbone, traits = models.backbone_of(model), models.traits_of(model)
         inputs = _inputs(backbone, traits, weights, image_size, channels)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        abstract = nn.meta.unbox(jax.eval_shape(model.init, key, inputs)["params"])
+        abstract = nn.meta.unbox(
+            jax.eval_shape(model.init, models.init_keys(key), inputs)["params"]
+        )
         # Zero strides: shapes that can be indexed and cost nothing.
         empty = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract)
         shapes: Mapping[str, tuple[int, ...]]
@@ -91,7 +93,7 @@ class Target:
         @jax.jit
         def some(key: jax.Array) -> dict[str, jax.Array]:
             inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.inputs)
-            params = nn.meta.unbox(self.model.init(key, inputs)["params"])
+            params = nn.meta.unbox(self.model.init(models.init_keys(key), inputs)["params"])
             # XLA does not compute what is not returned.
             return {n: x for n, x in canonical(params, self.model).items() if n in wanted}
 

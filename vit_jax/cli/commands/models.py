@@ -1,6 +1,8 @@
 """`models`: lists the models that have names, or released checkpoints of them."""
 
 import argparse
+import collections
+import sys
 
 from vit_jax.cli.parser import Command
 from vit_jax.errors import UserError
@@ -67,14 +69,28 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.pretrained is not None:
         if arguments.names:
             raise UserError("models: write the name as --pretrained=PATTERN")
-        print(f"{'parameters':>15} {'GFLOPs':>10} {'input':>6}  {'license':24}  address")
-        for model in listing.pretrained(arguments.pretrained):
-            sizes = f"{model.params:>15,} {model.gflops:>10.2f} {model.input_size:>6}"
-            print(f"{sizes}  {model.license:24}  {model.origin}", flush=True)
+        _print_published(arguments.pretrained)
         return
     print(f"{'name':20} {'parameters':>15} {'GFLOPs':>10} {'input':>6}")
     for row in listing.rows(arguments.names or None):
         print(f"{row.name:20} {row.params:>15,} {row.gflops:>10.2f} {row.input_size:>6}")
+
+
+def _print_published(pattern: str) -> None:
+    from vit_jax.models import listing
+
+    found, left_out = listing.published(pattern)
+    if not found and not left_out:
+        raise UserError(f"no published name contains {pattern!r}; `models --pretrained` lists all")
+    print(f"{'parameters':>15} {'GFLOPs':>10} {'input':>6}  {'license':24}  address")
+    for model in found:
+        sizes = f"{model.params:>15,} {model.gflops:>10.2f} {model.input_size:>6}"
+        print(f"{sizes}  {model.license:24}  {model.origin}")
+    if left_out:
+        reasons = collections.Counter(reason.partition(": ")[2] for reason in left_out.values())
+        listed = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
+        names = "name" if len(left_out) == 1 else "names"
+        print(f"{len(left_out)} more {names} cannot be built: {listed}", file=sys.stderr)
 
 
 COMMAND = Command(

@@ -29,6 +29,8 @@ from vit_jax.types import Array, Features
 
 SEGMENTATION_HEADS = ("linear", "mask", "pixels")
 DETECTION_HEADS = ("per_token", "tokens")
+_ACTIVATIONS = {**ACTIVATIONS, "relu": nn.relu}
+"""Those of encoders, and that of the MLPs of DETR and YOLOS."""
 
 _HEAD_DIM = 64
 _EPSILON = 1e-6
@@ -238,6 +240,7 @@ class Detector(nn.Module):
 
     def __post_init__(self) -> None:
         check_choice("config.task.head", self.head, DETECTION_HEADS)
+        check_choice("activation", self.activation, _ACTIVATIONS)
         check_scales(self.pyramid)
         if self.pyramid and self.head == "tokens":
             raise UserError(
@@ -317,7 +320,7 @@ class BoxMlp(nn.Module):
     def __call__(self, x: Array) -> Array:
         for i, size in enumerate(self.sizes[:-1]):
             x = Linear((size,), ("embed", "mlp"), name=f"dense{i + 1}")(x)
-            x = nn.relu(x) if self.activation == "relu" else ACTIVATIONS[self.activation](x)
+            x = _ACTIVATIONS[self.activation](x)
         init = nn.initializers.zeros if self.zero else nn.initializers.xavier_uniform()
         last = Linear(
             (self.sizes[-1],),

@@ -228,6 +228,15 @@ def layer_scale(module: nn.Module, name: str, x: Array, init: float) -> Array:
     return x * lift(scale.astype(x.dtype), x.ndim)
 
 
+def init_keys(key: Any) -> dict[str, Any]:
+    """Returns the random keys for `init` of any module, from a key or its shape.
+
+    A module of Flax NNX makes the stream of its dropout when it is made. Linen modules draw their
+    parameters from the first key alone.
+    """
+    return {"params": key, "dropout": key}
+
+
 def outputs_of(model: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
     """Returns the outputs of a model with these parameters; see `flax.linen.Module.apply`."""
     return model.apply({"params": params}, *inputs, **options)
