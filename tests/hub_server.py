@@ -16,13 +16,16 @@ class Hub(http.server.ThreadingHTTPServer):
       gated: repositories that ask for consent.
       cut: a file whose connection ends in its middle, once.
       private: repositories that were made private.
+      large: the ends of the names of files that are uploaded by LFS, before the commit.
+      uploaded: the contents of these files by their SHA-256.
+      refuses: "lfs" or "commit": what is answered with 403.
       fetched: the paths that were asked for.
     """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
         self.repos, self.gated, self.cut, self.fetched = {}, set(), "", []
-        self.private = set()
+        self.private, self.large, self.uploaded, self.refuses = set(), (), {}, ""
 
     @property
     def endpoint(self):
@@ -43,39 +46,66 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(send=True)
 
+    def do_PUT(self):
+        """Takes the content of a large file, whose name is its SHA-256."""
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.refuses == "lfs":
+            return self.begin(403, {"Content-Length": "0"})
+        self.server.uploaded[hashlib.sha256(data).hexdigest()] = data
+        return self.send_json({})
+
     def do_POST(self):
-        """Makes repositories and takes commits of small files."""
+        """Makes repositories and takes commits."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.fetched.append(self.path)
         if self.path == "/api/validate-yaml":
             return self.send_json({})
         if self.path == "/api/repos/create":
-            told = json.loads(body)
-            repo = f"{told.get('organization') or 'me'}/{told['name']}"
-            if repo not in self.server.repos and "private" in (
-                told.get("private") and "private",
-                told.get("visibility"),
-            ):
-                self.server.private.add(repo)
-            self.server.repos.setdefault(repo, {})
-            return self.send_json({"url": f"{self.server.endpoint}/{repo}"})
+            return self.send_json({"url": f"{self.server.endpoint}/{self.made(json.loads(body))}"})
+        if self.path.endswith(".git/info/lfs/objects/batch"):
+            return self.send_json({"objects": [*map(self.place_of, json.loads(body)["objects"])]})
         repo = re.match(r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/", self.path)
-        if repo[2] == "branch":
-            return self.send_json({})
+        if repo[2] == self.server.refuses:
+            return self.begin(403, {"Content-Length": "0"})
+        answer = {}
         if repo[2] == "preupload":
-            rows = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for file in json.loads(body)["files"]
-            ]
-            return self.send_json({"files": rows})
-        for line in map(json.loads, body.decode().splitlines()):
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            rows = [{"path": path, "uploadMode": self.mode(path)} for path in paths]
+            answer = {"files": [{**row, "shouldIgnore": False} for row in rows]}
+        elif repo[2] == "commit":
+            self.commit(self.server.repos[repo[1]], map(json.loads, body.decode().splitlines()))
+            url = f"{self.server.endpoint}/{repo[1]}/commit/{COMMITS['main']}"
+            answer = {"success": True, "commitOid": COMMITS["main"], "commitUrl": url}
+        return self.send_json(answer)
+
+    def made(self, told):
+        """Returns the repository that is asked for, which is made if there is none."""
+        repo = f"{told.get('organization') or 'me'}/{told['name']}"
+        is_private = "private" in (told.get("private") and "private", told.get("visibility"))
+        if repo not in self.server.repos and is_private:
+            self.server.private.add(repo)
+        self.server.repos.setdefault(repo, {})
+        return repo
+
+    def mode(self, name):
+        return "lfs" if name.endswith(tuple(self.server.large)) else "regular"
+
+    def place_of(self, file):
+        """Returns where the content of a large file goes; none if it is there already."""
+        if file["oid"] in self.server.uploaded:
+            return file
+        place = {"href": f"{self.server.endpoint}/lfs/{file['oid']}"}
+        return {**file, "actions": {"upload": place}}
+
+    def commit(self, contents, lines):
+        for line in lines:
+            value = line["value"]
             if line["key"] == "file":
-                data = base64.b64decode(line["value"]["content"])
-                self.server.repos[repo[1]][line["value"]["path"]] = data
+                contents[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                contents[value["path"]] = self.server.uploaded[value["oid"]]
             elif line["key"] == "deletedFile":
-                del self.server.repos[repo[1]][line["value"]["path"]]
-        url = f"{self.server.endpoint}/{repo[1]}/commit/{COMMITS['main']}"
-        return self.send_json({"success": True, "commitOid": COMMITS["main"], "commitUrl": url})
+                del contents[value["path"]]
 
     def answer(self, send):
         self.server.fetched.append(self.path)

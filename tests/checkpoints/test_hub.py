@@ -47,6 +47,15 @@ def test_a_file_and_a_revision_can_be_named(hub_server, dinov2):
     assert "b" * 40 in str(found)
 
 
+def test_the_commit_of_what_a_config_names_is_known(dinov2):
+    hub.local_path("hf://facebook/dinov2-base")
+    hub.local_path("hf://facebook/dinov2-base@old", weights=False)
+    config = {"init": {"checkpoint": "facebook/dinov2-base"}, "data": ["hf://datasets/a/b", 1]}
+    assert hub.commits_in(config) == {"hf://facebook/dinov2-base": "a" * 40}
+    old = "hf://facebook/dinov2-base@old"
+    assert hub.commits_in(f"decode|tokenize('{old}')") == {old: "b" * 40}
+
+
 def test_names_of_models_are_addresses_unless_they_are_folders(tmp_path, monkeypatch):
     assert hub.address_of("facebook/dinov2-base") == "hf://facebook/dinov2-base"
     timm = "timm/vit_base_patch16_224.augreg_in21k"

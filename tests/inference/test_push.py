@@ -4,9 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from vit_jax.__main__ import main
+from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
+from vit_jax.inference.push import push
 
 IMAGES = [np.random.default_rng(n).integers(0, 256, (8, 8, 3), np.uint8) for n in range(3)]
 
@@ -101,6 +104,36 @@ def test_a_public_repository_does_not_become_private(run_to_push, hub_server, ca
     assert hub_server.repos["me/digits"] == {}
     assert main(["push", str(run_to_push), "hf://me/hidden", "--private"]) == 0
     assert "me/hidden" in hub_server.private
+
+
+def test_large_files_go_before_the_commit_that_names_them(run_to_push, hub_server, monkeypatch):
+    """The protocol of Git LFS; that of Xet needs a server of its own."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    hub_server.large = (".safetensors", ".npz")
+    hub_server.refuses = "lfs"
+    with pytest.raises(UserError, match=r"hf://me/digits: huggingface_hub says: .*403"):
+        push(str(run_to_push), "hf://me/digits")
+    assert hub_server.repos["me/digits"] == {}  # There is no model without its weights.
+    hub_server.refuses = "commit"
+    with pytest.raises(UserError, match=r"hf://me/digits: huggingface_hub says: .*403"):
+        push(str(run_to_push), "hf://me/digits")
+    assert hub_server.repos["me/digits"] == {}
+    assert len(hub_server.uploaded) == 1
+    hub_server.refuses = ""
+    assert f"commit {'a' * 10};" in push(str(run_to_push), "hf://me/digits")
+    (weights,) = hub_server.uploaded.values()
+    assert hub_server.repos["me/digits"]["model.safetensors"] == weights
+
+
+def test_a_card_names_the_checkpoint_that_training_started_from(run_to_push, hub_server):
+    record = json.loads((run_to_push / "config.json").read_text())
+    record["config"]["init"]["checkpoint"] = "hf://facebook/dinov2-small"
+    record["hub_commits"] = {"hf://facebook/dinov2-small": "b" * 40}
+    (run_to_push / "config.json").write_text(json.dumps(record))
+    push(str(run_to_push), "hf://me/digits")
+    card = hub_server.repos["me/digits"]["README.md"].decode()
+    assert "base_model: facebook/dinov2-small\n---\n" in card
+    assert f"It started from `facebook/dinov2-small` at commit {'b' * 40}." in card
 
 
 @pytest.fixture

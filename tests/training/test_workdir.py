@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from vit_jax.checkpoints import hub
 from vit_jax.config import default_config
 from vit_jax.errors import UserError
 from vit_jax.training.workdir import Workdir
@@ -57,3 +58,15 @@ def test_what_the_data_told_is_told_without_them(tmp_path):
         workdir = Workdir.open(str(tmp_path / f"run{info.num_classes}"))
         workdir.write_config(default_config(), info, "accuracy", {})
         assert workdir.read_info() == info
+
+
+def test_the_commits_that_a_run_started_from_stay_known(tmp_path, monkeypatch):
+    config, info = default_config(), DataInfo({}, 0)
+    config.init.checkpoint = address = "hf://facebook/dinov2-small"
+    workdir = Workdir.open(str(tmp_path))
+    for commit in ("a" * 40, "b" * 40):
+        monkeypatch.setattr(hub, "_commits", {address: commit, "hf://not/named": commit})
+        changed = workdir.changed_commits(config)
+        workdir.write_config(config, info, "accuracy", {})
+        assert workdir.read_record()["hub_commits"] == {address: "a" * 40}
+    assert changed == [f"{address}: commit {'a' * 40} → {'b' * 40}"]

@@ -14,8 +14,9 @@ import glob
 import os
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -79,6 +80,34 @@ def local_path(path: epath.PathLike, *, weights: bool = True) -> epath.PathLike:
     return _fetched(address, weights) if address else path
 
 
+_commits: dict[str, str] = {}
+"""The commit that each address stood for when this process fetched from it."""
+
+
+def commits_in(config: Any) -> dict[str, str]:
+    """Returns the commits of the addresses that a config names and this process has fetched from.
+
+    config: a text, such as an address or a name that `address_of` knows, or mappings and lists.
+    """
+    if isinstance(config, Mapping):
+        config = list(config.values())
+    if isinstance(config, list | tuple):
+        return {k: v for entry in config for k, v in commits_in(entry).items()}
+    if not isinstance(config, str) or not _commits:
+        return {}
+    named = address_of(config)
+    return {
+        address: commit
+        for address, commit in _commits.items()
+        if address == named or re.search(re.escape(address) + r"(?![\w@/.-])", config)
+    }
+
+
+def _noted(address: str, place: str) -> None:
+    """Notes the commit of an address, which is the name of its folder in the library's cache."""
+    _commits[address] = Path(place).name
+
+
 @functools.cache
 def _fetched(address: str, weights: bool) -> str:
     found = _parts(address)
@@ -96,6 +125,7 @@ def _fetched(address: str, weights: bool) -> str:
                 revision=found["revision"],
                 endpoint=os.environ.get("HF_ENDPOINT"),
             )
+        _noted(address, place)
         if not patterns or any(any(Path(place).glob(pattern)) for pattern in patterns):
             return os.path.join(place, file) if file else place
     if file:
@@ -137,6 +167,7 @@ def _fetched_dataset(address: str) -> tuple[str, str]:
             revision=found["revision"],
             endpoint=os.environ.get("HF_ENDPOINT"),
         )
+    _noted(address, place)
     if not any(Path(place).glob(wanted if file else f"**/{wanted}")):
         raise UserError(f"{address}: the repository has no files {wanted}")
     return place, file
@@ -199,13 +230,15 @@ def _reason(library: types.ModuleType, error: Exception) -> str:
     for kinds, reason in reasons:
         if isinstance(error, kinds):
             return reason
-    return f"huggingface_hub says: {first_line(error)}"
+    cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
+    return f"huggingface_hub says: {first_line(error)}{cause}"
 
 
-def upload(folder: Path, address: str, *, private: bool = False) -> None:
-    """Uploads the files of a folder to a repository, which is made if there is none.
+def upload(folder: Path, address: str, *, private: bool = False) -> str:
+    """Uploads the files of a folder to a repository, and returns the commit.
 
-    Files of an earlier upload that describe or hold another model are deleted in the same commit.
+    The repository is made if there is none. All files appear in one commit, or none of them; files
+    of an earlier upload that describe or hold another model are deleted in the same commit.
 
     Args:
       address: `hf://USER/REPO`, or `hf://USER/REPO@BRANCH`; the branch is made, too.
@@ -213,7 +246,7 @@ def upload(folder: Path, address: str, *, private: bool = False) -> None:
 
     Raises:
       UserError: the address is wrong, the hub cannot be reached or refuses, or the repository is
-        there already and public though it is to be private.
+        there already and public though it is to be private. No commit was made then.
     """
     found = _parts(address)
     if found["file"]:
@@ -228,10 +261,11 @@ def upload(folder: Path, address: str, *, private: bool = False) -> None:
     with _explained(library, address):
         if branch:
             api.create_branch(repo, branch=branch, exist_ok=True)
-        api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
             revision=branch,
             commit_message="Upload a model of vit_jax",
             delete_patterns=[*DESCRIPTIONS[:4], *(name for names in WEIGHTS for name in names)],
         )
+    return str(commit.oid)

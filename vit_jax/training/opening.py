@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoints import MergeReport
+from vit_jax.checkpoints import MergeReport, hub
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.tracking.log import writer_names
 from vit_jax.tracking.step_log import StepLog, Stopwatch
@@ -72,6 +72,8 @@ def opening_lines(
     )
     if merged:
         yield from str(merged).splitlines()
+        for address, commit in hub.commits_in(run.config.init.checkpoint).items():
+            yield f"{address}: commit {commit}"
     if restored:
         yield from (f"warning: damaged checkpoint: {line}" for line in restored.damaged)
         yield from (f"warning: changed since the checkpoint: {line}" for line in changed)

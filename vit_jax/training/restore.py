@@ -70,7 +70,7 @@ def check_data(run: Run, workdir: Workdir) -> list[str]:
       UserError: the classes have other names, or another order.
     """
     workdir.check_classes(class_names(run.task))
-    return workdir.changed_examples(len(run.source))
+    return workdir.changed_commits(run.config) + workdir.changed_examples(len(run.source))
 
 
 def check_start(workdir: Workdir, restored: Restored | None, total: int) -> int:

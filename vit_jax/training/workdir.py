@@ -1,6 +1,7 @@
 """The files of a run besides checkpoints and metrics, and the rules for resuming it.
 
-config.json   the resolved config, the command, versions of packages and of this code
+config.json   the resolved config, the command, versions of packages and of this code, and the
+              commits of what was read from the Hugging Face hub
 DONE          exists once the last step is finished
 """
 
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax import plugins, storage
-from vit_jax.checkpoints import files
+from vit_jax.checkpoints import files, hub
 from vit_jax.config import schema
 from vit_jax.errors import UserError
 from vit_jax.storage import write_atomically
@@ -33,6 +34,15 @@ _PROBE_BYTES = 1 << 16
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu",
             "tensorflow", "tensorflow-datasets")  # fmt: skip
+
+_UNRECORDED: Mapping[str, Any] = {
+    "commit": None,
+    "command": (),
+    "packages": {},
+    "metrics": {},
+    "hub_commits": {},
+}
+"""What earlier versions did not record of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +171,7 @@ class Workdir:
         """
         with self._explained():
             stored = files.read_json(self._config_file)
-            return {"commit": None, "command": (), "packages": {}, "metrics": {}, **stored}
+            return {**_UNRECORDED, **stored}
 
     def read_info(self) -> DataInfo:
         """Returns the description of the run's data that its task needs, without the data.
@@ -230,6 +240,7 @@ class Workdir:
             "command": ["python", "-m", "vit_jax", *sys.argv[1:]],
             "commit": current_commit(),
             "packages": _package_versions(),
+            "hub_commits": {**hub.commits_in(config.to_dict()), **self._hub_commits()},
         }
         text = json.dumps(record, indent=2, default=str, allow_nan=False) + "\n"
         write_atomically(self._config_file, text.encode())
@@ -272,6 +283,21 @@ class Workdir:
                 f"{self.path} was trained for other classes: {change}. Restore the names, or use"
                 " another --workdir"
             )
+
+    def _hub_commits(self) -> dict[str, str]:
+        """Returns the commits of the addresses of the hub that the run started from."""
+        with self._explained():
+            is_new = not self._config_file.exists()
+            return {} if is_new else dict(files.read_json(self._config_file).get("hub_commits", {}))
+
+    def changed_commits(self, config: ConfigDict) -> list[str]:
+        """Returns a line about each address of the hub that no longer stands for its commit."""
+        before, now = self._hub_commits(), hub.commits_in(config.to_dict())
+        return [
+            f"{address}: commit {before[address]} → {commit}"
+            for address, commit in now.items()
+            if before.get(address, commit) != commit
+        ]
 
     def changed_examples(self, num_examples: int) -> list[str]:
         """Returns a warning if the run was started with another number of training examples."""
