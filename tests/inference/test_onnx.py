@@ -105,6 +105,7 @@ def test_an_operation_that_onnx_lacks_is_named(tmp_path):
         lambda x: jax.lax.scan(lambda c, r: (c + r, c * r), x[:, 0], jnp.ones((3, 1, 5)))[1],
         lambda x: jnp.broadcast_to(jnp.ones((1, 1, 5)), x.shape).sum(1),
         lambda x: ((x > 0) & ~(x > 1)).any(1).astype(jnp.float32),
+        lambda x: 1e7 * jnp.log1p(jnp.stack([1e-7 * x.clip(-1, 1), 1e-3 * jnp.exp(x)])),
     ],
 )  # fmt: skip
 def test_operations_answer_as_in_jax(function, tmp_path):

@@ -27,6 +27,18 @@ def test_tiny_images_are_magnified_without_blur(tmp_path):
         assert colours(sheet.crop((8, 64, 120, 120))) == {(0, 0, 0)}
 
 
+def test_a_title_and_the_originals_are_drawn_when_they_are_given(tmp_path):
+    batch = {"image": np.full((2, 112, 112, 3), 9, np.uint8)}
+    originals = [{"image": np.full((2, 56, 84, 3), 77, np.uint8)}]  # Half as high.
+    path = tmp_path / "sheet.png"
+    contact_sheet([batch], None, path, title="c.py · from step 3", originals=originals)
+    with Image.open(path) as sheet:
+        assert sheet.size == (2 * (168 + 112 + 8) + 8, (112 + 13 + 16) + 8 + 13 + 16)
+        assert len(colours(sheet.crop((0, 0, 500, 30)))) > 1
+        assert colours(sheet.crop((8, 37, 8 + 168, 37 + 112))) == {(77, 77, 77)}
+        assert colours(sheet.crop((8 + 168, 37, 8 + 280, 37 + 112))) == {(9, 9, 9)}
+
+
 def test_texts_are_the_captions_of_images_that_have_them(tmp_path):
     tokenizer = open_tokenizer(BYTES, 8)
     batch = {"image": np.zeros((2, 8, 8, 3), np.uint8), "tokens": tokenizer.encode(["a 3", ""])}

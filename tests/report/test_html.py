@@ -18,7 +18,7 @@ from PIL import Image
 from vit_jax.__main__ import main
 from vit_jax.errors import UserError
 from vit_jax.report import Section, figures, save_sections, write_report
-from vit_jax.report.html import render
+from vit_jax.report.html import anchors, render
 from vit_jax.tracking import Metric, MetricsLog
 from vit_jax.tracking.metrics import as_json
 
@@ -148,6 +148,13 @@ def test_charts_are_drawings_with_a_legend(workdir):
     first = page.texts.index("Loss") + 1
     assert page.texts[first : first + 6 : 2] == legend
     assert "95.2 %" in page.texts[page.texts.index("Accuracy") :][:5]
+
+
+def test_headings_of_all_alphabets_have_names_that_differ():
+    titles = ["Confusion matrix", "Wo 模型 looks", "模型", "!", "?", "Time", "Matrix!", "matrix"]
+    found = anchors(titles)
+    assert found[:3] == ["confusion-matrix", "wo-模型-looks", "模型"]
+    assert found[3:] == ["section", "section-2", "time-2", "matrix", "matrix-2"]
 
 
 def test_headings_are_reached_by_links_and_charts_have_words_and_numbers(workdir):

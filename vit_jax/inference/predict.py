@@ -23,6 +23,7 @@ from vit_jax.data.placement import Placement
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
+from vit_jax.inference.answers import Answers
 from vit_jax.inference.preparation import (
     BATCH_SIZE,
     AsEvaluated,
@@ -39,36 +40,6 @@ from vit_jax.training.workdir import Workdir
 from vit_jax.types import ArraySpec, DataInfo, Params
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Answers:
-    """The answers for a batch of images.
-
-    Attributes:
-      pictures: the images as they were given.
-      prepared: the images as the model was given them, `image` `[n, height, width, channels]`,
-        with the other arrays that preprocessing made.
-      outputs: the task's answers, one entry for each image. Boxes and masks are those of the
-        upright image in the file, whatever preprocessing made of it.
-      placements: where each prepared image lies in its file. None, if the task's answers have
-        places and preprocessing cannot be undone: the answers are those of the prepared image.
-    """
-
-    pictures: Pictures
-    prepared: Mapping[str, np.ndarray]
-    outputs: Mapping[str, Any]
-    placements: Sequence[Placement | None]
-
-    def images(self) -> list[np.ndarray]:
-        """Returns the pictures that the outputs are about, uint8 or float `[h, w, channels]`."""
-        channels = self.prepared["image"].shape[-1]
-        return [
-            image if place is None else self.pictures.pixels(number, channels)
-            for number, (image, place) in enumerate(
-                zip(self.prepared["image"], self.placements, strict=True)
-            )
-        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,17 +244,20 @@ class Predictor:
         return Answers(pictures, prepared, outputs, placements)
 
     def draw(self, answers: Answers, out: str) -> None:
-        """Writes a PNG with the images and, on them, the answers.
+        """Writes a PNG with the images, the answers on them or below them, and their names.
 
         Raises:
           UserError: the file cannot be written.
         """
-        examples = {**answers.outputs, "image": answers.images()}
+        draws_on_them = type(self.task).pictures is not BaseTask.pictures
+        images = answers.images() if draws_on_them else answers.photographs()
+        examples = {**answers.outputs, "image": images}
         captions = self.task.summaries(examples)
-        _write_png(figures.image_grid(self.task.pictures(examples), captions), out)
+        grid = figures.image_grid(self.task.pictures(examples), captions, answers.names())
+        _write_png(grid, out)
 
     def draw_attention(self, answers: Answers, out: str) -> None:
-        """Writes a PNG of where the model looked in the prepared images.
+        """Writes a PNG of where the model looked in the images, of which it may see a part.
 
         For a single image it shows every head of every layer, the last layer's map and the rollout;
         for several images the last two of each.
@@ -294,11 +268,12 @@ class Predictor:
         images = answers.prepared["image"]
         inputs = jax.device_get(self.task.inputs({"image": images}))
         maps = attention.attention_maps(self.task.model, self.params, inputs)
+        pictures = answers.views(self.preparation)
         if len(images) == 1:
-            _write_png(attention.figure(images[0], maps), out)
+            _write_png(attention.figure(pictures[0], maps), out)
         else:
             captions = self.task.summaries(answers.outputs)
-            _write_png(attention.panel(images, maps, captions), out)
+            _write_png(attention.panel(pictures, maps, captions), out)
 
     def draw_patches(self, image: np.ndarray, out: str) -> None:
         """Writes a PNG of a prepared image, cut into the patches that the model reads.

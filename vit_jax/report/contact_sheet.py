@@ -29,6 +29,8 @@ def contact_sheet(
     num_images: int = 64,
     columns: int = 8,
     tokenizer: Tokenizer | None = None,
+    title: str = "",
+    originals: Iterable[dict[str, np.ndarray]] | None = None,
 ) -> int:
     """Draws the first images of `batches` and writes them as PNG.
 
@@ -43,6 +45,8 @@ def contact_sheet(
         num_images: the number of images drawn; fewer if the batches end before.
         columns: the number of images in a row.
         tokenizer: decodes `tokens` `[b, length]`, whose texts are then the captions.
+        title: a line above the images, which the size of the images is added to; "" for none.
+        originals: batches of the same examples, whose `image` is drawn to the left of each image.
 
     Returns:
         The number of images drawn.
@@ -51,8 +55,25 @@ def contact_sheet(
         UserError: the file cannot be written.
     """
     images, captions = _collect(batches, class_names, num_images, tokenizer)
+    size = f"{images[0].shape[0]}×{images[0].shape[1]} pixels" if images else ""
+    if originals is not None:
+        before, _ = _collect(originals, None, num_images, None)
+        images = [_beside(*pair) for pair in zip(before, images, strict=True)]
+        size += ", each to the right of what it was made from"
     if not images:
         raise ValueError("no images to draw")
+    sheet = _drawn(images, captions, columns, f"{title} · {size}" if title else "")
+    try:
+        sheet.save(path, "PNG")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    return len(images)
+
+
+def _drawn(
+    images: Sequence[np.ndarray], captions: Sequence[str], columns: int, title: str
+) -> Image.Image:
+    """Returns images uint8 `[h, w, 3]` in a grid, each above its caption, below a title."""
     font = drawing.font(13)
     height, width = images[0].shape[:2]
     # Whole multiples keep the pixels of tiny images square and sharp.
@@ -61,19 +82,17 @@ def contact_sheet(
     step_x, step_y = tile_width + _GAP, tile_height + font.size + 2 * _GAP
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * step_x + _GAP, rows * step_y + _GAP), _BACKGROUND)
+    top = _GAP + (font.size + 2 * _GAP if title else 0)
+    sheet = Image.new("RGB", (columns * step_x + _GAP, rows * step_y + top), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, _GAP), drawing.fitted(title, font, sheet.width - 2 * _GAP), _INK, font)
     for number, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
         x = _GAP + number % columns * step_x
-        y = _GAP + number // columns * step_y
+        y = top + number // columns * step_y
         tile = Image.fromarray(pixels).resize((tile_width, tile_height), Image.Resampling.NEAREST)
         sheet.paste(tile, (x, y))
         draw.text((x, y + tile_height + 3), drawing.fitted(caption, font, tile_width), _INK, font)
-    try:
-        sheet.save(path, "PNG")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    return len(images)
+    return sheet
 
 
 def _collect(
@@ -100,6 +119,15 @@ def _collect(
         if len(images) == num_images:
             break
     return images, captions
+
+
+def _beside(original: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Returns two images in one, uint8 `[h, widths, 3]`; the first gets the other's height."""
+    height = image.shape[0]
+    if original.shape[0] != height:
+        width = max(1, round(original.shape[1] * height / original.shape[0]))
+        original = np.asarray(Image.fromarray(original).resize((width, height)))
+    return np.concatenate([original, image], axis=1)
 
 
 def _picture(

@@ -15,6 +15,7 @@ shows these metrics in special places:
 """
 
 import base64
+import itertools
 import json
 import logging
 import math
@@ -46,6 +47,9 @@ REPORT_NAME = "report.html"
 CURVES_NAME = "curves.png"
 
 Row = Mapping[str, int | float]
+
+_ANCHORS = ("learning-curves", "final-metrics", "time", "again")
+"""The headings that the page always has."""
 
 _MAX_LEGEND = 12
 _MAX_ROWS = 12  # Of the table behind a chart.
@@ -114,7 +118,7 @@ def render(
             main_charts=[chart for chart in charts if chart["is_main"]],
             more_charts=[chart for chart in charts if not chart["is_main"]],
             scores=_scores(rows, metric_info),
-            sections=sections,
+            sections=list(zip(sections, anchors([one.title for one in sections]), strict=True)),
             timing=_timing(last),
             config=_config_groups(config),
             facts=_facts(stored),
@@ -134,7 +138,6 @@ def environment() -> "jinja2.Environment":
         lstrip_blocks=True,
     )
     made.filters["data_uri"] = _data_uri
-    made.filters["anchor"] = _anchor
     return made
 
 
@@ -292,9 +295,17 @@ def drawn(chart: curves.Chart, colors: Sequence[int] = ()) -> dict[str, Any]:
     }
 
 
-def _anchor(title: str) -> str:
-    """Returns the name of a heading in the page's address."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+def anchors(titles: Sequence[str]) -> list[str]:
+    """Returns names of headings in the page's address, in the letters of any alphabet; all differ.
+
+    A link from outside stays valid as long as no section of an equal name is put before.
+    """
+    found: list[str] = []
+    for title in titles:
+        base = re.sub(r"\W+", "-", title.lower()).strip("-_") or "section"
+        names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+        found.append(next(name for name in names if name not in (*_ANCHORS, *found)))
+    return found
 
 
 def _alt(chart: curves.Chart) -> str:
@@ -416,7 +427,7 @@ def _facts(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
         if key == "command" and isinstance(value, list):
             facts.append((key, shlex.join(map(str, value))))
         elif isinstance(value, Mapping):
-            facts += [(name.rpartition(".")[2], text) for name, text in flat(value, key)]
+            facts += [(name.removeprefix(f"{key}."), text) for name, text in flat(value, key)]
         else:
             facts.append((key.replace("_", " "), _shown(value)))
     return facts

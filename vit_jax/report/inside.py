@@ -71,9 +71,9 @@ def attention_panel(
             if column == 0:
                 axes.set_ylabel(words(kind), color=MUTED, fontsize=9)
             if row == 0 and titles:
-                axes.set_title(
-                    words(titles[index], letters), color=INK, fontsize=8.5, fontweight="bold"
-                )
+                # An empty line keeps a title apart from the pictures of the images above it.
+                title = "\n" * (line > 0) + words(titles[index], letters)
+                axes.set_title(title, color=INK, fontsize=8.5, fontweight="bold")
     _times_bar(figure, figure.axes)
     return figure
 

@@ -179,6 +179,13 @@ class Run:
 
         return DeviceFeed(batches, place, config.data.prefetch)
 
+    def originals(self, start_step: int) -> data.Batches:
+        """Returns the batches after `start_step` with the preprocessing of evaluation."""
+        config = ConfigDict(self.config.to_dict())
+        config.data.pp = config.data.eval_pp or config.data.pp
+        assert not isinstance(self.source, data.Expected)
+        return host_batches(config, self.source, start_step=start_step)
+
     def batches_seen(self, start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
         """Yields the training batches after `start_step` as the model sees them, in host memory.
 

@@ -36,6 +36,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Training step whose batch comes first (default: %(default)s).",
     )
 
+    parser.add_argument(
+        "--originals",
+        action="store_true",
+        help="Draw to the left of each image the one that it was made from, prepared as in"
+        " evaluation.",
+    )
+
 
 def _run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
@@ -44,13 +51,19 @@ def _run(arguments: argparse.Namespace) -> None:
 
     set_up(config, arguments)
     run = Run.build(config)
-    with contextlib.closing(run.batches_seen(arguments.step)) as batches:
+    with contextlib.ExitStack() as stack:
+        batches = stack.enter_context(contextlib.closing(run.batches_seen(arguments.step)))
+        originals = None
+        if arguments.originals:
+            originals = stack.enter_context(run.originals(arguments.step))
         contact_sheet(
             batches,
             run.source.class_names,
             arguments.out,
             num_images=arguments.images,
             tokenizer=_tokenizer(run.task.info.spec.get("tokens")),
+            title=f"{arguments.config} · from step {arguments.step}",
+            originals=originals,
         )
     print(arguments.out)
 
@@ -68,7 +81,7 @@ COMMAND = Command(
     summary="Draw the training images as the model sees them, with their labels.",
     run=_run,
     add_arguments=_add_arguments,
-    examples=("data --config=configs/folder.py:photos --out=sheet.png --images=32",),
+    examples=("data --config=configs/folder.py:photos --out=sheet.png --images=32 --originals",),
     notes="Cropping, augmentation and mixing of images are applied as in training.",
     overrides=("config",),
 )

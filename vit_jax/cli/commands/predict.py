@@ -16,7 +16,8 @@ from vit_jax.cli.parser import Command
 from vit_jax.errors import UserError, visible
 
 if TYPE_CHECKING:
-    from vit_jax.inference.predict import Answers, Predictor
+    from vit_jax.inference.answers import Answers
+    from vit_jax.inference.predict import Predictor
     from vit_jax.tasks import BaseTask
 
 

@@ -67,6 +67,18 @@ def _integer_power(graph: Graph, equation: Any, a: str) -> str:
     )
 
 
+def _log1p(graph: Graph, equation: Any, a: str) -> str:
+    """log(1 + a), which loses no digits of a small `a`: the rounding of 1 + a cancels.
+
+    log(u) a / (u - 1) for u = 1 + a (Goldberg 1991, "What every computer scientist should know
+    about floating-point arithmetic", theorem 4).
+    """
+    one = _scalar(graph, equation, 1)
+    u = graph.op("Add", a, one)
+    scaled = graph.op("Mul", graph.op("Log", u), graph.op("Div", a, graph.op("Sub", u, one)))
+    return graph.op("Where", graph.op("Equal", u, one), a, scaled)
+
+
 def _cast(graph: Graph, equation: Any, a: str) -> str:
     return graph.op("Cast", a, to=dtype_number(equation.params["new_dtype"]))
 
@@ -346,9 +358,7 @@ OPERATORS: dict[str, Operator] = {
         lambda graph, equation, a: graph.op("Sub", _scalar(graph, equation, 1), graph.op("Erf", a))
     ),
     "integer_pow": _elementwise(_integer_power),
-    "log1p": _elementwise(
-        lambda graph, equation, a: graph.op("Log", graph.op("Add", a, _scalar(graph, equation, 1)))
-    ),
+    "log1p": _elementwise(_log1p),
     "ne": _elementwise(lambda graph, _, a, b: graph.op("Not", graph.op("Equal", a, b))),
     "rem": _elementwise(lambda graph, _, a, b: graph.op("Mod", a, b, fmod=1)),
     "round": _direct("Round"),
