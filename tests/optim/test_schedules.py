@@ -123,6 +123,10 @@ def test_schedule_named_by_its_import_path(monkeypatch):
         ({"name": "cosine", "warmup": 61}, "schedule.warmup: 61 is 61 steps"),
         ({"name": "stair"}, "as many factors as boundaries"),
         ({"name": "stair", "boundaries": [9, 3], "factors": [1, 2]}, "must ascend"),
+        ({"name": "simmim_stair", "boundaries": [9, 3], "factors": [1, 2]}, "must ascend"),
+        ({"name": "rsqrt", "timescale": 0}, "timescale=0"),
+        ({"name": "polynomial", "power": -1.0}, "power=-1"),
+        ({"name": "ijepa", "stretch": 0.5}, "stretch=0.5: write 1 or more"),
         ({"name": "no.such:thing"}, "package.module:function"),
     ],
 )

@@ -80,7 +80,7 @@ def test_counts_beyond_32_bits_are_exact():
     logits[:, :100, :100, 1] = 2
     batch = {"image": labels, "segmentation": labels, "mask": np.ones(1)}
     sums = jax.device_get(that_predicts(build(), logits).eval_sums({}, batch))
-    for batches in (1, 60_000):
+    for batches in (1, 60_000, 400_000):
         many = {name: x * np.int32(batches) for name, x in sums.items()}
         assert all(x.dtype == np.int32 for x in many.values())
         found = build().metrics(many)
@@ -122,7 +122,7 @@ def test_labels_out_of_range_are_an_error():
     logits, batch = random_case(0)
     batch["segmentation"][0, 0, 0] = 7
     sums = jax.device_get(that_predicts(build(), logits).eval_sums({}, batch))
-    with pytest.raises(UserError, match=r"1 pixels have labels.*check_segmentation\(3\)"):
+    with pytest.raises(UserError, match=r"1 images have labels.*check_segmentation\(3\)"):
         build().metrics(sums)
 
 

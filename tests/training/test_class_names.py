@@ -48,9 +48,11 @@ def test_words_of_zero_shot_classification_are_numbered_as_the_labels(monkeypatc
     def check(words, names, has_labels=True):
         monkeypatch.setattr(evaluate, "_has_labels", lambda split: has_labels)
         split = evaluate.Split("val", labels(*names), "")
-        task = types.SimpleNamespace(info=DataInfo({}, 0), classes=words)
+        task = types.SimpleNamespace(info=DataInfo({}, 0), classes=words, learns_classes=True)
         evaluate._check_meanings(split, task)
 
+    unlabeled = types.SimpleNamespace(info=labels("a", "b"), learns_classes=False)
+    evaluate._check_meanings(evaluate.Split("val", labels("x", "y", "z"), ""), unlabeled)
     check(("cat", "dog"), ("cat", "dog"))
     check(("dog", "cat"), ("cat", "dog"), has_labels=False)  # Nothing reads the labels.
     assert not caplog.text

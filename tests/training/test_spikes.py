@@ -39,6 +39,10 @@ def test_a_loss_far_above_the_recent_average_is_skipped():
     np.testing.assert_allclose(history.mean, 2.5)
 
 
+def test_negative_losses_have_a_limit_as_far_above_their_average():
+    assert judge(SpikeGuard(2.0, 1, 3), [-1, -1, -0.1, 0.1])[0] == [True, True, True, False]
+
+
 def test_nothing_is_skipped_before_the_average_means_something():
     assert judge(SpikeGuard(1.5, window=4, max_skipped=1), [1, 100, 1, 100])[0] == [True] * 4
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from vit_jax.errors import UserError
+
 
 def has_warmup(curve: Callable) -> Callable:
     """Marks a curve that rises by itself, so that `schedules.build` adds no warm-up."""
@@ -59,8 +61,10 @@ def ijepa(
     The published code advances its schedules before each step, so that step s has the value of
     s + 1. Beyond `total` the cosine turns back, as there; `end` may be larger than 1.
 
-    stretch: the curve is that of a run this many times as long; 1.25 in the paper.
+    stretch: the curve is that of a run this many times as long, at least 1; 1.25 in the paper.
     """
+    if stretch < 1.0:
+        raise UserError(f"config.optim.schedule: ijepa's stretch={stretch:g}: write 1 or more")
     step, total = _float(step) + 1.0, int(stretch * total)
     ramp = first + (1.0 - first) * step / max(start, 1)
     value = _cosine((step - start) / max(total - start, 1), end)
@@ -99,9 +103,25 @@ def simmim_stair(
     """
     del total
     step = jnp.maximum(_float(step) - 1.0, 0.0)
-    stage = jnp.searchsorted(jnp.asarray(boundaries, step.dtype), step, side="right")
-    value = jnp.asarray([1.0, *factors], step.dtype)[stage]
+    value = stage(step, boundaries, factors)
     return jnp.where(step < start, first + (1.0 - first) * step / max(start, 1), value)
+
+
+def stage(at: jax.Array, boundaries: Sequence[int], factors: Sequence[float]) -> jax.Array:
+    """Returns 1, or `factors[i]` where `at` is a step from `boundaries[i]` on.
+
+    Raises:
+      UserError: the boundaries do not ascend, or there are not as many factors.
+    """
+    if not boundaries or len(boundaries) != len(factors):
+        raise UserError(
+            f"config.optim.schedule: stairs need as many factors as boundaries, at least one; got "
+            f"{len(factors)} factors for {len(boundaries)} boundaries"
+        )
+    if list(boundaries) != sorted(boundaries):
+        raise UserError(f"config.optim.schedule.boundaries must ascend, got {list(boundaries)}")
+    number = jnp.searchsorted(jnp.asarray(boundaries, at.dtype), at, side="right")
+    return jnp.asarray([1.0, *factors], jnp.result_type(float))[number]
 
 
 def _cosine(progress: jax.Array, end: float) -> jax.Array:

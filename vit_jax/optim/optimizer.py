@@ -6,8 +6,9 @@ The order of one update, for every rule:
 
 with lr·schedule(step), decay·decay_schedule(step), the multipliers and the decay of each
 parameter's group. Frozen parameters are taken out before the first stage, so they have neither
-state nor a part in the norm. Parameters that are frozen for a time are left alone until then: the
-rule counts their own updates.
+state nor a part in the norm. Parameters that are frozen for a time are left alone until then, and
+the rule counts their own updates; their gradients are a part of the norm from the first step on, as
+in the code of DINO and DINOv2.
 
 The state is `{name of the rule: its state}`: clipping, decay, schedules and multipliers keep none,
 so they can be changed between two halves of a run and the checkpoint still restores by name.

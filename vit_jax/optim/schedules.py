@@ -52,7 +52,12 @@ def linear(step: jax.Array, start: int, total: int, *, end: float = 0.0) -> jax.
 def polynomial(
     step: jax.Array, start: int, total: int, *, end: float = 0.0, power: float = 1.0
 ) -> jax.Array:
-    """Decays from 1 to `end` by a power of the remaining share (Chen et al., 2017, "DeepLab")."""
+    """Decays from 1 to `end` by a power of the remaining share (Chen et al., 2017, "DeepLab").
+
+    power: above 0.
+    """
+    if power <= 0:
+        raise UserError(f"config.optim.schedule: polynomial's power={power:g}: write more than 0")
     return end + (1.0 - end) * (1.0 - _progress(step, start, total)) ** power
 
 
@@ -64,6 +69,11 @@ def rsqrt(
     The curve does not reach 0, so combine it with a cool-down. `shift` starts further along the
     curve, where a run continues another one; the warm-up then ends at the value that fits.
     """
+    if timescale <= 0 or shift < 0:
+        raise UserError(
+            f"config.optim.schedule: rsqrt's timescale={timescale} and shift={shift}: write more"
+            " than 0, and 0 or more"
+        )
     del total
     passed = _float(jnp.maximum(step - start, 0)) + float(shift)
     return jax.lax.rsqrt(1.0 + passed / timescale)
@@ -80,15 +90,7 @@ def stair(
 ) -> jax.Array:
     """Steps from 1 to `factors[i]` at step `boundaries[i]` (an absolute step), for each i."""
     del start, total
-    if not boundaries or len(boundaries) != len(factors):
-        raise UserError(
-            f"config.optim.schedule: stair needs as many factors as boundaries, at least one; got "
-            f"{len(factors)} factors for {len(boundaries)} boundaries"
-        )
-    if list(boundaries) != sorted(boundaries):
-        raise UserError(f"config.optim.schedule.boundaries must ascend, got {list(boundaries)}")
-    stage = jnp.searchsorted(jnp.asarray(boundaries, jnp.int32), step, side="right")
-    return jnp.asarray([1.0, *factors], jnp.result_type(float))[stage]
+    return method_schedules.stage(step, boundaries, factors)
 
 
 @functools.cache

@@ -110,13 +110,15 @@ class Task(MeanErrorTask):
         return dataclasses.replace(task, model=predictor)
 
     def _check_fields(self) -> None:
-        names = ("predictor_width", "predictor_depth", "num_targets", "num_contexts", "stretch",
+        names = ("predictor_width", "predictor_depth", "num_targets", "num_contexts",
                  "mask_groups")  # fmt: skip
         check_positive(**{name: getattr(self, name) for name in names})
         check_ranges(1.0, target_scale=self.target_scale, context_scale=self.context_scale)
         check_ranges(math.inf, target_aspect=self.target_aspect)
         for share in self.momentum:
             check_share(momentum=share)
+        if self.stretch < 1:
+            raise UserError(f"config.task.stretch={self.stretch:g}: write 1 or more")
 
     @property
     def rule(self) -> MultiBlockRule:

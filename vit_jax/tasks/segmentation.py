@@ -25,8 +25,11 @@ from vit_jax.tracking.metrics import COUNT, SCORE, Metric
 from vit_jax.tracking.plain_text import distinct
 from vit_jax.types import Array, Batch, DataInfo, Params
 
-_LIMB = 16
-"""A count is kept as two int32 numbers, the low one of this many bits: exact for 2^47 pixels."""
+_LIMB = 12
+"""A count of a batch is kept as two int32 numbers, the low one of this many bits.
+
+Their sums are exact for 2^19 batches and 2^43 pixels, such as 28 million images of 640×480.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +193,8 @@ class Task(BaseTask):
     def eval_sums(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Returns the confusion matrix of the labeled pixels of real rows, its rows the truth.
 
-        Each count is split into two numbers; see `_LIMB`. `invalid` counts the pixels whose label
-        is neither a class nor 255.
+        Each count is split into two numbers; see `_LIMB`. `invalid` counts the images with a label
+        that is neither a class nor 255.
         """
         labels, real = _labels(batch), batch["mask"] > 0
         predicted = self._probability(params, batch).argmax(-1)
@@ -206,7 +209,7 @@ class Task(BaseTask):
             "examples": real.sum(dtype=jnp.int32),
             "confusion_low": counts & ((1 << _LIMB) - 1),
             "confusion_high": counts >> _LIMB,
-            "invalid": (~valid & real[:, None, None]).sum(dtype=jnp.int32),
+            "invalid": (~valid & real[:, None, None]).any((1, 2)).sum(dtype=jnp.int32),
         }
 
     def metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -220,7 +223,7 @@ class Task(BaseTask):
         """
         if found["invalid"]:
             raise UserError(
-                f"{int(found['invalid'])} pixels have labels that are neither one of"
+                f"{int(found['invalid'])} images have labels that are neither one of"
                 f" {self.num_classes} classes nor {NO_LABEL}; put check_segmentation"
                 f"({self.num_classes}) into config.data.pp and eval_pp to learn in which record"
             )

@@ -357,7 +357,7 @@ def _check_meanings(split: Split, task: BaseTask) -> None:
     if words and _has_labels(split):
         known = DataInfo({}, len(words), words)
         check_labels(place, split.source, "config.task.classes", known)
-    else:
+    elif task.learns_classes:
         known = DataInfo({}, task.info.num_classes, class_names(task))
         check_labels(place, split.source, "config.data", known)
     for name, vocab in data.vocabularies(split.pp).items():

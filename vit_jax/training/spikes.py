@@ -35,6 +35,9 @@ class LossHistory:
 class SpikeGuard:
     """Skips steps whose loss exceeds `factor` times its recent average over `window` steps.
 
+    Above a negative average, such as that of a log-likelihood, the limit lies as far as above a
+    positive one: the average plus `factor - 1` times its absolute value.
+
     Chowdhery et al. (2022, PaLM, section 5.1) met such spikes in large runs and skipped the batches
     around them by hand. No step is skipped before `window` steps have been accepted. After more
     than `max_skipped` spikes in a row every later step is skipped too, until the loop ends the run:
@@ -53,7 +56,9 @@ class SpikeGuard:
 
     def accepts(self, history: LossHistory, loss: Array) -> Array:
         """Returns a boolean: whether a step with this loss may change the state."""
-        spiked = (history.accepted >= self.window) & (loss > self.factor * history.mean)
+        mean = history.mean
+        limit = jnp.where(mean >= 0, self.factor * mean, mean - (self.factor - 1) * mean)
+        spiked = (history.accepted >= self.window) & (loss > limit)
         return ~spiked & (history.in_a_row <= self.max_skipped)
 
     def after(self, history: LossHistory, loss: Array, fine: Array, used: Array) -> LossHistory:
