@@ -75,6 +75,8 @@ def get_config(arg=None):
     is_folder = "/" in arg.data
     config.data.source = "folder" if is_folder else "tfds" if arg.data else "fake"
     config.data.name = arg.data or "imagenet21k"
+    if is_folder:
+        config.data.args = dict(imagenet.AS_STORED)
     if not arg.data:
         config.data.args = {"num_examples": NUM_EXAMPLES, "num_classes": 21_843, "encoded": True}
     config.data.split = "train[51200:]"

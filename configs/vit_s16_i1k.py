@@ -57,6 +57,8 @@ def get_config(arg=None):
 
     config.data.source = "folder" if arg.data else "tfds"
     config.data.name = arg.data or "imagenet2012"
+    if arg.data:
+        config.data.args = dict(imagenet.AS_STORED)
     config.data.split = "train[:99%]"
     config.data.pp = f"decode_jpeg_and_inception_crop({size})|flip_lr|randaug(2,10)"
     config.data.eval_pp = f"decode|resize_small({round(size * 8 / 7)})|central_crop({size})"

@@ -190,6 +190,10 @@ def test_data_of_the_recipes(root):
     folder = load(path(root, "deit3", "data=/somewhere/imagenet"))
     assert (folder.data.source, folder.data.split) == ("folder", "train")
     assert folder.data.repeats == 3
+    flagship = load(path(root, "vit_s16_i1k", "data=/somewhere/imagenet", "others=a"))
+    for one in (folder, flagship, load(path(root, "vit_i21k", "data=/somewhere/imagenet21k"))):
+        assert one.data.args.to_dict() == {"exif": "ignore"}
+    assert flagship.eval.sets.a.args.to_dict() == {}  # They are those of TFDS.
 
 
 @pytest.mark.parametrize("folder", ["val", "valid", "validation"])

@@ -203,6 +203,10 @@ def test_images_with_several_labels_have_metrics_of_their_own():
     assert found["f1_micro"] == pytest.approx(sklearn.f1_score(labels.ravel(), yes.ravel()))
     loss = np.log1p(np.exp(LOGITS)) - labels * LOGITS
     assert found["loss"] == pytest.approx(loss.sum() / 3, rel=1e-5)
+    sums = {"labels": labels, "score": np.full((3, 3), 0.6), "examples": 3, "loss": 0.0}
+    each = build("multilabel", label=(3,), threshold=(0.5, 0.7, 0.7)).metrics(sums)
+    answers = np.tile([1, 0, 0], 3)
+    assert each["f1_micro"] == pytest.approx(sklearn.f1_score(labels.ravel(), answers))
     assert task.headline == "mean_ap"
     assert tasks.metric_info("multilabel")["ap/*"].higher_is_better
 
@@ -222,6 +226,8 @@ def test_rows_that_only_fill_a_batch_of_several_labels_do_not_count():
         ({}, (), "the data has one label an image; write config.task.name='classification'"),
         ({"loss": "softmax"}, (3,), "loss='softmax': task multilabel has sigmoid"),
         ({"threshold": 2.0}, (3,), "threshold=2.0"),
+        ({"threshold": (0.5, 2.0, 0.5)}, (3,), "threshold=2.0"),
+        ({"threshold": (0.5, 0.5)}, (3,), "threshold has 2 numbers; write one, or one for each"),
     ],
 )
 def test_what_several_labels_cannot_be(fields, label, message):

@@ -9,6 +9,7 @@ the sorted synsets.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -47,6 +48,10 @@ OTHER_SETS = {
 }
 
 
+AS_STORED = {"exif": "ignore"}
+"""`config.data.args` of folders, for published scores are those of images that are not turned."""
+
+
 def use(
     config: ConfigDict,
     *,
@@ -67,6 +72,8 @@ def use(
     """
     config.data.source = "folder" if root else "tfds"
     config.data.name = root or "imagenet2012"
+    if root:
+        config.data.args = dict(AS_STORED)
     config.data.split = "train[:99%]" if minival else "train"
     config.data.pp = crop + augment
     config.data.eval_pp = eval_pp
@@ -77,7 +84,7 @@ def use(
     config.eval.sets = {**sets, **other_sets(others, eval_pp)}
 
 
-def other_sets(others: str, eval_pp: str) -> dict[str, dict[str, str]]:
+def other_sets(others: str, eval_pp: str) -> dict[str, dict[str, Any]]:
     """Returns entries of `config.eval.sets` for further test sets.
 
     others: names from `OTHER_SETS`, joined by "+".
@@ -90,7 +97,8 @@ def other_sets(others: str, eval_pp: str) -> dict[str, dict[str, str]]:
     for name in filter(None, others.split("+")):
         check_known(name, OTHER_SETS, f"config argument others={others!r}", "list of test sets")
         dataset, split, labels = OTHER_SETS[name]
-        sets[name] = {"source": "tfds", "name": dataset, "split": split, "pp": eval_pp + labels}
+        found = {"source": "tfds", "name": dataset, "split": split, "args": {}}
+        sets[name] = {**found, "pp": eval_pp + labels}
     return sets
 
 

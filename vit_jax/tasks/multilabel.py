@@ -33,11 +33,12 @@ class Task(classification.Task):
     The fields are those of `classification`, except that the loss is the binary cross-entropy.
 
     Attributes:
-      threshold: the probability from which an answer is a yes, for the F1 scores.
+      threshold: the probability from which an answer is a yes, for the F1 scores; or one for each
+        class.
     """
 
     loss: str = "sigmoid"
-    threshold: float = 0.5
+    threshold: float | tuple[float, ...] = 0.5
 
     headline = "mean_ap"
     metric_info: ClassVar[Mapping[str, Metric]] = {
@@ -52,7 +53,14 @@ class Task(classification.Task):
     def _check_fields(self) -> None:
         if self.loss != "sigmoid":
             raise UserError(f"config.task.loss={self.loss!r}: task multilabel has sigmoid")
-        check_share(threshold=self.threshold)
+        thresholds = np.atleast_1d(self.threshold).tolist()
+        for one in thresholds:
+            check_share(threshold=one)
+        if len(thresholds) not in (1, self.info.num_classes):
+            raise UserError(
+                f"config.task.threshold has {len(thresholds)} numbers; write one, or one for each"
+                f" of the {self.info.num_classes} classes"
+            )
         super()._check_fields()
 
     def _check_data(self) -> None:
@@ -86,7 +94,9 @@ class Task(classification.Task):
         examples = int(found["examples"])
         precision = average_precision(found["labels"], found["score"])
         there = np.flatnonzero(~np.isnan(precision))
-        micro, macro = f1_scores(found["labels"], found["score"] >= self.threshold)
+        micro, macro = f1_scores(
+            found["labels"], found["score"] >= np.asarray(self.threshold, np.float32)
+        )
         by_class = {}
         if len(precision) <= MOST_CLASSES:
             names = distinct(self._names())
