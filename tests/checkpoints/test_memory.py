@@ -37,7 +37,7 @@ def test_the_peak_is_little_more_than_the_file(tmp_path, large, to):
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        # A stack of blocks is allocated beside them; the largest is a third of the file.
-        assert size <= peak < (1.4 if model is scanned else 1.1) * size
+        # The memory of stacks is not NumPy's, and is not seen here; benchmarks/loading.py has all.
+        assert peak < 1.1 * size
         if model is scanned:
             jax.tree.map(np.testing.assert_array_equal, loaded, params)

@@ -102,10 +102,12 @@ NAMED = {
     "dinov3": "facebook/dinov3-vitb16-pretrain-lvd1689m",
     "dinov3_gated": "facebook/dinov3-vith16plus-pretrain-lvd1689m",
     "open_clip": "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    "open_clip_coca": "laion/CoCa-ViT-B-32-laion2B-s13B-b90k",
     "siglip": "google/siglip2-base-patch16-224",
     "vit": "google/vit-base-patch16-224",
 }
 SIZES = {"width", "depth", "num_heads", "mlp_dim", "patch_size", "layer_scale"}
+SIZES |= {"map_dim", "map_heads"}
 
 
 def fields_of(model):
@@ -191,7 +193,8 @@ def test_a_gate_is_silu_or_refused(tmp_path):
     ("keys", "words"),
     [
         ({"scale_heads": True}, "scale_heads=True is not read"),
-        ({"attentional_pool": True}, "attentional_pool=True is not read"),
+        ({"attentional_pool": "parallel"}, "attentional_pool='parallel' is read as True"),
+        ({"attentional_pool": True, "pool_type": "avg"}, "with pool_type='tok'"),
         ({"pool_type": "last"}, "pool_type='last' is no pooling"),
     ],
 )
@@ -233,3 +236,33 @@ def test_a_tower_of_timm_without_a_place_is_refused(siglip_of_open_clip):
     file.write_text(json.dumps(config))
     with pytest.raises(UserError, match="timm_model_name='convnext_base' is no model"):
         loading.read_weights(folder)
+
+
+@pytest.mark.parametrize("case", ["beit", "clip", "dinov3_gated", "open_clip", "open_clip_coca"])
+def test_a_file_beside_its_config_is_read_with_it(case, tmp_path):
+    (file,) = (GOLDEN / case).glob("*.safetensors")
+    folder, alone = loading.read_weights(GOLDEN / case), loading.read_weights(file)
+    assert (alone.fields, alone.notes, alone.grid) == (folder.fields, (), folder.grid)
+    assert {n: x.shape for n, x in alone.arrays.items()} == {
+        name: array.shape for name, array in folder.arrays.items()
+    }
+    # One of another model is not believed.
+    shutil.copytree(GOLDEN / case, tmp_path / "of_other")
+    path = tmp_path / "of_other" / min((GOLDEN / case).glob("*config.json")).name
+    other = {
+        "config.json": GOLDEN / "aimv2_head",
+        "open_clip_config.json": GOLDEN / "open_clip_clipa",
+    }
+    shutil.copy(other[path.name] / path.name, path)
+    assert "without its config.json" in loading.read_weights(path.parent / file.name).notes[0]
+
+
+def test_a_part_of_a_checkpoint_leads_to_its_folder(tmp_path):
+    folder = shutil.copytree(GOLDEN / "vit", tmp_path / "vit")
+    part = folder / "model-00001-of-00002.safetensors"
+    (folder / "model.safetensors").rename(part)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": part.name}}))
+    assert loading.read_weights(index).fields == loading.read_weights(GOLDEN / "vit").fields
+    with pytest.raises(UserError, match="one of several files of a checkpoint; give their folder"):
+        loading.read_weights(part)

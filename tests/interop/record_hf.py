@@ -343,6 +343,7 @@ def record(name):
     np.savez_compressed(GOLDEN / name / "io.npz", **arrays)
 
 
+COCA_TEXT = {"context_length": 7, "vocab_size": 40, "width": 8, "heads": 2, "layers": 1}
 VISION = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 4, "image_size": SIDE}
 OPEN_CLIP = {
     "open_clip": {"vision_cfg": VISION | {"mlp_ratio": 1.5}},
@@ -361,6 +362,15 @@ OPEN_CLIP = {
         | {"pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d"}
         | {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}},
     },
+    "open_clip_coca": {
+        "embed_dim": 12,
+        "vision_cfg": VISION
+        | {"layers": 1, "width": 16, "head_width": 8, "mlp_ratio": 1.0}
+        | {"attentional_pool": True, "attn_pooler_heads": 3, "attn_pooler_queries": 2}
+        | {"output_tokens": True},
+        "text_cfg": COCA_TEXT | {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": COCA_TEXT,
+    },
 }
 
 
@@ -369,11 +379,12 @@ def record_open_clip(name):
     text = {"context_length": 8, "vocab_size": 40, "width": 16, "heads": 2, "layers": 2}
     config = {"embed_dim": 24, "text_cfg": text} | OPEN_CLIP[name]
     kind = "CustomTextCLIP" if config.get("custom_text") else "CLIP"
+    kind = "CoCa" if "multimodal_cfg" in config else kind
     arguments = {key: value for key, value in config.items() if key != "custom_text"}
-    model = draw(getattr(open_clip.model, kind)(**arguments))
+    model = draw(getattr(open_clip, kind)(**arguments))
     folder = GOLDEN / name
     folder.mkdir()
-    arrays = {"output": model.encode_image(images()).numpy()}
+    arrays = {"output": model.encode_image(images(), normalize=False).numpy()}
     stored = {"model_cfg": config, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(stored, indent=2))
     if name in TOKENIZERS:
@@ -382,7 +393,7 @@ def record_open_clip(name):
         arrays["text"] = model.encode_text(tokens, normalize=True).numpy()
         arrays["logits"] = model.get_logits(images(), tokens)[0].numpy()
     state = {name: x.half().contiguous() for name, x in model.state_dict().items()}
-    if folder.name not in TOKENIZERS:
+    if folder.name not in (*TOKENIZERS, "open_clip_coca"):
         state = {name: x for name, x in state.items() if name.startswith("visual.")}
     save_file(state, folder / "open_clip_model.safetensors")
     np.savez_compressed(folder / "io.npz", **arrays)

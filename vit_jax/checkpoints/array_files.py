@@ -5,6 +5,7 @@ Nothing of a file is run, and nothing is allocated before the file has been chec
 
 import contextlib
 import functools
+import json
 import math
 import os
 import re
@@ -13,14 +14,15 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import ml_dtypes
 import numpy as np
 import safetensors
 from etils import epath
 
-from vit_jax.checkpoints import files, torch_file
+from vit_jax.checkpoints import file_array, files, torch_file
+from vit_jax.checkpoints.file_array import FileArray, OpenFile
 from vit_jax.errors import UserError
 
 MAX_EXPANSION = 10
@@ -33,6 +35,14 @@ MAX_HEADER = 16 << 20
 """Bytes of the largest header of a `.safetensors` file and directory of a zip file."""
 
 MAX_NPY_HEADER = 10_000
+
+_LAZY = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""The types of numbers in `.safetensors` files of which parts are read."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -49,7 +59,8 @@ class Readers(dict[str, Callable[[], np.ndarray]]):
 def read_arrays(path: epath.PathLike) -> Arrays:
     """Returns all arrays of an `.npz`, `.safetensors`, `.bin` or `.pth` file.
 
-    The kind of file is recognized by its content. Floating-point arrays come as float32.
+    The kind of file is recognized by its content. Floating-point arrays come as float32; large ones
+    of a `.safetensors` file are views of the file, see `FileArray`.
 
     Raises:
       UserError: the file is none of these, is broken, fails a checksum, holds pickled objects or
@@ -181,7 +192,25 @@ def _open_safetensors(
         _check_shape(tuple(file.get_slice(key).get_shape()), size, f"{path}: {key}")
     readers = Readers((key, functools.partial(file.get_tensor, key)) for key in file.keys())  # noqa: SIM118
     readers.metadata = file.metadata() or {}
+    readers.update(_large(name, length, path))
     return readers
+
+
+def _large(
+    name: str, length: int, path: epath.PathLike
+) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Yields functions that return views of the large arrays of a file, whose header is valid."""
+    file, data = OpenFile(name), np.empty(length, np.uint8)
+    file.read_into(data, 8)
+    header = json.loads(data.tobytes())
+    header.pop("__metadata__", None)
+    for key, entry in header.items():
+        begin, end = entry["data_offsets"]
+        if entry["dtype"] in _LAZY and end - begin >= file_array.LEAST:
+            stored, start = _LAZY[entry["dtype"]], 8 + length + begin
+            view = FileArray(file, f"{path}: {key}", stored, start, entry["shape"])
+            # It does all that formats do with arrays.
+            yield key, functools.partial(cast, np.ndarray, view)
 
 
 def _checked(tensors: torch_file.Tensors, size: int, path: epath.PathLike) -> Readers:
@@ -194,6 +223,8 @@ def _checked(tensors: torch_file.Tensors, size: int, path: epath.PathLike) -> Re
 
 
 def _as_float32(array: np.ndarray, where: str) -> np.ndarray:
+    if isinstance(array, FileArray):
+        return array
     if array.dtype == np.dtype("V2"):
         # bfloat16, whose name .npy cannot write.
         array = array.view(ml_dtypes.bfloat16)
@@ -204,7 +235,5 @@ def _as_float32(array: np.ndarray, where: str) -> np.ndarray:
             array = array.astype(np.float32, copy=False)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where} has dtype {array.dtype}, not numbers") from error
-    # The least and the largest show a NaN or an infinity without an array of answers.
-    if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
-        raise UserError(f"{where} holds values that are not finite (NaN or infinity)")
+    file_array.check_finite(array, where)
     return array

@@ -73,17 +73,21 @@ def load_with_report(
     format: str = "",
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
+    lazy: bool = False,
     **options: Any,
 ) -> tuple[Params, MergeReport]:
-    """Does as `load`, and reports what was loaded, resized, initialized and ignored."""
+    """Does as `load`, and reports what was loaded, resized, initialized and ignored.
+
+    lazy: whether large arrays of `.safetensors` files may stay there until they are sliced or given
+      to NumPy, so that each device reads its part; see `vit_jax.parallel.sharding.place_whole`.
+    """
     tower = "text" if models.traits_of(model).reads_text else "image"
     if models.text_tower_of(model) is not None:
         tower = "both"
     weights = read_weights(path, format=format, tower=tower)
     source = os.fspath(path)
-    return fit(
-        weights, model, source, image_size=image_size, channels=channels, take=True, **options
-    )
+    sizes: dict[str, Any] = {"image_size": image_size, "channels": channels}
+    return fit(weights, model, source, take=True, lazy=lazy, **sizes, **options)
 
 
 def fit(
@@ -94,9 +98,10 @@ def fit(
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
     take: bool = False,
+    lazy: bool = False,
     **options: Any,
 ) -> tuple[Params, MergeReport]:
-    """Returns parameters of `model` from arrays that were read before; see `load`.
+    """Returns parameters of `model` from arrays that were read before; see `load_with_report`.
 
     take: whether to empty `weights.arrays`, for a caller that needs them no more. Memory then holds
       each array once, where blocks and their stacks would be held side by side.
@@ -107,7 +112,7 @@ def fit(
     arrays, report = Merge(weights, target, checked, source).run()
     if take:
         weights.arrays.clear()
-    return to_params(arrays, model, stacked=target.stacked), report
+    return to_params(arrays, model, stacked=target.stacked, lazy=lazy), report
 
 
 def read_weights(path: epath.PathLike, *, format: str = "", tower: str = "image") -> Weights:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,11 @@ from vit_jax.checkpoints import array_files, files, hub
 from vit_jax.errors import UserError, first_line
 
 CONFIG = "config.json"
+
+_INDEX = ".index.json"
+"""The ending of the file that lists the parts of a checkpoint, which stands for its folder."""
+
+_PART = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.(safetensors|bin)$")
 
 
 class Source:
@@ -50,9 +56,13 @@ class Source:
         """
         place = os.fspath(hub.local_path(path))
         folder = _folder(place)
+        if folder is None and place.endswith(_INDEX):
+            folder = _folder(os.path.dirname(place) or os.curdir)
         if folder is not None:
             yield cls(path, place=place, folder=folder, tower=tower)
             return
+        if _PART.search(place):
+            raise UserError(f"{path} is one of several files of a checkpoint; give their folder")
         if not storage.is_remote(place):
             place = os.path.expanduser(place)
         with array_files.open_arrays(place) as readers:
@@ -76,16 +86,22 @@ class Source:
         """Returns whether this is a folder with one of these files in it."""
         return self.folder is not None and any((self.folder / name).exists() for name in names)
 
+    @property
+    def beside(self) -> epath.Path | None:
+        """The folder whose files may describe the checkpoint; None for a file at an address."""
+        if self.folder is not None or storage.is_remote(self.place):
+            return self.folder
+        return epath.Path(self.place).parent
+
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
-        """The content of a folder's `config.json`, {} if there is none."""
+        """The content of a `config.json` in the folder or beside the file, {} if there is none."""
         return self.json(CONFIG)
 
     def json(self, name: str) -> Mapping[str, Any]:
-        """Returns the content of a JSON file in a folder, {} if there is none."""
-        if self.folder is None or not self.has(name):
-            return {}
-        return files.read_json(self.folder / name)
+        """Returns the content of a JSON file there, {} if there is none."""
+        place = self.beside
+        return {} if place is None or not (place / name).exists() else files.read_json(place / name)
 
 
 def _folder(name: str) -> epath.Path | None:

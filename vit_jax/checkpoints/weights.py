@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from vit_jax import models
+from vit_jax.checkpoints.file_array import Stack, stack
 from vit_jax.types import Params
 
 Arrays = dict[str, np.ndarray]
@@ -159,26 +160,29 @@ def canonical(tree: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     return flax.traverse_util.flatten_dict(models.unstack_blocks(tree), sep="/")
 
 
-def to_params(arrays: Arrays, model: nn.Module, *, stacked: Collection[str]) -> Params:
+def to_params(
+    arrays: Arrays, model: nn.Module, *, stacked: Collection[str], lazy: bool = False
+) -> Params:
     """Returns the tree of which `from_params` makes `arrays`.
 
     The arrays are taken out of the dictionary, so that blocks and their stacks are not both held
-    in memory. stacked: the towers that scan over their blocks.
+    in memory. stacked: the towers that scan over their blocks. lazy: whether large arrays may stay
+    in their file; see `FileArray` and `Stack`.
     """
-    flat: Arrays = {}
-    stacks: dict[str, dict[int, str]] = {}
+    flat: dict[str, Any] = {}
+    stacks: dict[str, dict[int, Any]] = {}
     for name in list(arrays):
         block = re.fullmatch(r"(.*/)blocks_(\d+)/(.*)", name)
         if block and name.partition("/")[0] in stacked:
-            stacks.setdefault(f"{block[1]}blocks/{block[3]}", {})[int(block[2])] = name
+            path = f"{block[1]}blocks/{block[3]}"
+            stacks.setdefault(path, {})[int(block[2])] = arrays.pop(name)
         else:
-            flat[name] = arrays.pop(name)
-    for path, names in stacks.items():
-        first = arrays[names[0]]
-        flat[path] = np.empty((len(names), *first.shape), first.dtype)
-        del first
-        for number in range(len(names)):
-            flat[path][number] = arrays.pop(names[number])
+            array = arrays.pop(name)
+            flat[name] = array if lazy else np.asarray(array)
+    for path in list(stacks):
+        blocks = stacks.pop(path)
+        parts = [blocks.pop(number) for number in range(len(blocks))]
+        flat[path] = Stack(parts) if lazy else stack(parts)
     tree = flax.traverse_util.unflatten_dict(flat, sep="/")
     return tree if models.has_head(model) else tree["backbone"]
 

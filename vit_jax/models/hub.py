@@ -18,6 +18,8 @@ _SIZES: Mapping[str, Fields] = {
     "s_plus": {**SIZES["s"], "mlp": "swiglu"},
     "h_plus": {**SIZES["h"], "num_heads": 20, "mlp_dim": 5120, "mlp": "swiglu"},
     "7b": {"width": 4096, "depth": 40, "num_heads": 32, "mlp_dim": 8192, "mlp": "swiglu"},
+    "coca_b": {**SIZES["b"], "map_dim": 512},
+    "coca_l": {**SIZES["l"], "map_dim": 768},
     "aim_l": {"width": 1024, "depth": 24, "num_heads": 8, "mlp_dim": 2816},
     "aim_h": {"width": 1536, "depth": 24, "num_heads": 12, "mlp_dim": 4096},
     "aim_1b": {"width": 2048, "depth": 24, "num_heads": 16, "mlp_dim": 5632},
@@ -156,6 +158,22 @@ _TABLES: tuple[tuple[Fields, str], ...] = (
         laion/CLIP-ViT-H-14-laion2B-s32B-b79K      h 14
         laion/CLIP-ViT-g-14-laion2B-s12B-b42K      g 14
         laion/CLIP-ViT-bigG-14-laion2B-39B-b160k   G 14
+        """,
+    ),
+    (
+        {
+            **_CLIP,
+            "activation": "gelu",
+            "pooling": "map",
+            "pool_prefix": True,
+            "class_token": True,
+            "map_mlp": False,
+            "map_heads": 8,
+            "fc_norm": True,
+        },
+        """
+        laion/CoCa-ViT-B-32-laion2B-s13B-b90k      coca_b 32
+        laion/CoCa-ViT-L-14-laion2B-s13B-b90k      coca_l 14
         """,
     ),
     (

@@ -43,6 +43,7 @@ VIT_NAMES: Mapping[str, str | Mapping[Any, str]] = {
         "none": "no pooling",
     },
     "pool_prefix": "pooling of all tokens",
+    "map_dim": "attention pooling of another size",
     "map_heads": "attention pooling of another size",
     "map_mlp_dim": "attention pooling of another size",
     "map_mlp": "attention pooling without an MLP",
@@ -145,6 +146,7 @@ def effective_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {
         "num_kv_heads": found["num_heads"],
         "mlp_dim": 4 * found["width"],
+        "map_dim": found["width"],
         "map_heads": found["num_heads"],
         "map_mlp_dim": found["mlp_dim"] or 4 * found["width"],
         "rope_base": ROPE_BASE,
@@ -157,7 +159,7 @@ def effective_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     if not (found["class_token"] and (position == "learned" or found["position_table"])):
         idle.append("class_token_position")
     if pooling != "map":
-        idle += ["map_heads", "map_mlp_dim", "map_mlp"]
+        idle += ["map_dim", "map_heads", "map_mlp_dim", "map_mlp"]
     has_prefix = found["class_token"] or found["distill_token"] or found["num_registers"]
     if pooling in ("token", "none") or not has_prefix:
         idle.append("pool_prefix")

@@ -104,8 +104,8 @@ class VisionTransformer(Encoder):
         two (Oquab et al. 2023, DINOv2), "map" attends to the patches with a learned probe, "none"
         pools nothing. pool_prefix: "mean" and "map" read the tokens before the patches, too (Bolya
         et al. 2025, Perception Encoder).
-      map_heads, map_mlp_dim: sizes of the attention pooling; None is as in the blocks. map_mlp:
-        whether it has an MLP; AIMv2's has none.
+      map_dim, map_heads, map_mlp_dim: sizes of the attention pooling, of its vector first; None is
+        as in the blocks. map_mlp: whether it has an MLP; those of AIMv2 and CoCa have none.
       class_token: whether there is one; None adds it where pooling needs it.
       class_token_position: the learned table has a row for the class token, as in the ViT paper;
         False is the convention of big_vision, DeiT III and timm's `no_embed_class`.
@@ -145,6 +145,7 @@ class VisionTransformer(Encoder):
     fc_norm: bool = False
     pooling: str = "token"
     pool_prefix: bool = False
+    map_dim: int | None = None
     map_heads: int | None = None
     map_mlp_dim: int | None = None
     map_mlp: bool = True
@@ -210,8 +211,9 @@ class VisionTransformer(Encoder):
     @nn.nowrap
     def map_spec(self) -> BlockSpec:
         """Returns the spec of the attention pooling."""
-        heads, mlp_dim = self.map_heads or self.num_heads, self.map_mlp_dim or self.mlp_dim
-        return self.block_spec(num_heads=heads, mlp_dim=mlp_dim)
+        own = {"width": "map_dim", "num_heads": "map_heads", "mlp_dim": "map_mlp_dim"}
+        sizes = {name: getattr(self, mine) or getattr(self, name) for name, mine in own.items()}
+        return self.block_spec(**sizes)
 
     @nn.nowrap
     def traits(self) -> Traits:
@@ -312,9 +314,8 @@ class VisionTransformer(Encoder):
     def _project(self, patches: Array, channels: int) -> Array:
         """Embeds flattened patches `[batch, n, ph * pw * channels]` as `[batch, n, width]`."""
         spec, patch = self.block_spec(), pair(self.patch_size)
-        fields = (self._kept_patch(), self.initialization, self.patch_bias)
-        embed = PatchEmbed(patch, channels, self.width, spec.dtype, *fields, name="patch_embed")
-        x = embed(patches)
+        fields = (spec.dtype, self._kept_patch(), self.initialization, self.patch_bias)
+        x = PatchEmbed(patch, channels, self.width, *fields, name="patch_embed")(patches)
         if self.embed_norm:
             x = spec.make_norm("embed_norm")(x)
         return x.astype(spec.residual_dtype)
@@ -369,8 +370,7 @@ class VisionTransformer(Encoder):
             parts.append(self._token("distill", init, 1))
         if self.num_registers:
             parts.append(self._token("registers", init, self.num_registers))
-        batch = x.shape[0]
-        parts = [jnp.broadcast_to(p.astype(x.dtype), (batch, *p.shape[1:])) for p in parts]
+        parts = [jnp.broadcast_to(p.astype(x.dtype), (len(x), *p.shape[1:])) for p in parts]
         return jnp.concatenate([*parts, x], axis=1)
 
     @nn.nowrap

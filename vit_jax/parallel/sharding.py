@@ -313,10 +313,22 @@ def place(batch: HostBatch, rows: np.ndarray, mesh: Mesh, batch_size: int) -> di
     return {name: put(array) for name, array in batch.items()}
 
 
-def place_whole(array: np.ndarray, like: jax.ShapeDtypeStruct) -> Array:
-    """Shards an array that every process holds whole; each device gets its part."""
-    array = np.asarray(array, like.dtype)
-    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+def place_whole(array: Any, like: jax.ShapeDtypeStruct) -> Array:
+    """Shards an array that every process can read whole; each device gets its part.
+
+    array: one of NumPy, or one that stays in a file until it is sliced. Parts are taken out of it
+      one after another, and on a host with several devices none but the last is held.
+    """
+    shape, places = tuple(array.shape), like.sharding
+    devices: dict[str, list[jax.Device]] = {}
+    parts = places.addressable_devices_indices_map(shape)
+    for device, index in parts.items():
+        devices.setdefault(str(index), []).append(device)
+    placed = []
+    for same in devices.values():
+        part = np.asarray(array[parts[same[0]]], like.dtype)
+        placed += [jax.device_put(part, device) for device in same]
+    return jax.make_array_from_single_device_arrays(shape, places, placed)
 
 
 class Placement(NamedTuple):

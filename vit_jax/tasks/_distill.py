@@ -83,13 +83,15 @@ class Teacher:
         """
         height, width, channels = image_shape
         try:
-            return checkpoints.load(
+            params, _ = checkpoints.load_with_report(
                 self.checkpoint,
                 self.network,
                 image_size=(height, width),
                 channels=channels,
                 head="keep",
+                lazy=True,
             )
+            return params
         except UserError as error:
             raise UserError(f"config.task.distill: {error}") from error
 

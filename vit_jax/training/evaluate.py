@@ -306,9 +306,8 @@ def evaluate_checkpoint(config: ConfigDict, path: str) -> dict[str, float]:
     if change := Learned.of(path).change(class_names(run.task)):
         raise UserError(f"{path} was trained for other classes: {change}")
     height, width, channels = run.task.image_spec.shape
-    params = checkpoints.load(
-        path, run.task.model, image_size=(height, width), channels=channels, head="keep"
-    )
+    sizes: Any = {"image_size": (height, width), "channels": channels}
+    params, _ = checkpoints.load_with_report(path, run.task.model, head="keep", lazy=True, **sizes)
     warn_of_other_statistics(run.task, path)
     evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
     agreement.check(run, evaluator.sources(), path)

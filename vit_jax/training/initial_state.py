@@ -78,6 +78,7 @@ def _load_with_head(run: Run, head: str) -> tuple[Params, MergeReport]:
         initialise=tuple(init.initialize),
         ignore=tuple(init.ignore),
         seed=run.config.seed,
+        lazy=True,
     )
 
 

@@ -235,12 +235,14 @@ def _outside_blocks(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if token == "token" and kernel is not None and kernel.shape[:1] == (2 * width,):
         inferred["pooling"] = "token_mean"
     if inferred["pooling"] == "map":
+        dim = arrays["backbone/map_head/probe"].shape[-1]
+        inferred["map_dim"] = None if dim == width else dim
         inferred["map_mlp"] = "backbone/map_head/mlp/dense1/kernel" in arrays
-    if inferred.get("map_mlp"):
-        width = arrays["backbone/map_head/mlp/dense1/kernel"].shape[1]
-        if has_blocks:
-            own = arrays[f"{BLOCK}mlp/dense1/kernel"].shape[1]
-            inferred["map_mlp_dim"] = None if width == own else width
+    if inferred.get("map_mlp") and has_blocks:
+        hidden, own = (
+            arrays[f"{place}mlp/dense1/kernel"].shape[1] for place in ("backbone/map_head/", BLOCK)
+        )
+        inferred["map_mlp_dim"] = None if hidden == own else hidden
     if CLS in arrays and not inferred["pooling"].startswith("token"):
         inferred["class_token"] = True
     return inferred

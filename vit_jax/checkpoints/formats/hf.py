@@ -58,23 +58,39 @@ def matches(source: Source) -> bool:
 def read(source: Source) -> Weights:
     """Returns the weights of a file, or of a folder, in one file or several, with its config.
 
-    Without a config the family follows from the names, and the number of heads is the model's. Of
-    an image-text model these are the weights of the wanted tower, or of both.
+    The config of a file lies beside it. Without one the family follows from the names, and the
+    number of heads is the model's. Of an image-text model these are the weights of the wanted
+    tower, or of both.
 
     Raises:
       UserError: another architecture, a broken file, or shards outside the folder.
     """
     if source.folder is None:
-        return of_tower(source.tower, source.arrays(), by_names(source.names) or VIT)
+        family, state = by_names(source.names) or VIT, source.arrays()
+        described = _describes(source.config, family, state)
+        place = (source.beside or epath.Path()) / CONFIG
+        return of_tower(source.tower, state, family, source.config if described else None, place)
     place, kind = source.folder / CONFIG, source.config.get("model_type")
     known = [name for family in families().values() for name in family.model_types]
     check_known(kind, known, f"{place}: model_type={str(kind)!r:.100}", "model that is read")
-    state: dict[str, np.ndarray] = {}
+    state = {}
     for name in _weight_files(source.folder):
         state |= array_files.read_arrays(source.folder / name)
-    family = by_model_type(kind)
-    assert family is not None
-    return of_tower(source.tower, state, family, source.config, place)
+    found = by_model_type(kind)
+    assert found is not None
+    return of_tower(source.tower, state, found, source.config, place)
+
+
+def _describes(config: Mapping[str, Any], family: Family, state: Mapping[str, np.ndarray]) -> bool:
+    """Returns whether a config beside a file is that of its model: of its family and its width."""
+    if by_model_type(config.get("model_type")) is not family:
+        return False
+    width = family.settings(config).get("hidden_size")
+    for name, array in state.items():
+        inner = _without(family.prefixes, _without(family.outer, name)).replace(".", "/")
+        if family.names.to_ours(inner) == "backbone/patch_embed/weight":
+            return width in (None, array.shape[0])
+    return True
 
 
 def of_tower(
@@ -155,7 +171,9 @@ def from_state(
     if config is None:
         notes = (_assumed(family, fields),)
     else:
-        arrays = _split_heads(arrays, _number(settings, "num_attention_heads", place), place)
+        for key, part in (("num_attention_heads", "blocks_"), ("attn_pooler_heads", "map_head")):
+            heads = _number(settings, key if key in settings else "num_attention_heads", place)
+            arrays |= _split_heads({n: arrays[n] for n in arrays if part in n}, heads, place)
         grid = _grid(settings, place)
     return Weights(
         arrays=arrays,

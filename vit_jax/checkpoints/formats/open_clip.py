@@ -37,11 +37,15 @@ PROJECTED = "projection"
 LN_POOLED = "ln_pooled"
 """A name of this module for open_clip's `ln_post` where that norm comes after the pooling."""
 
+POOLER = "visual.attn_pool."
+"""The beginning of the names of CoCa's attention pooling."""
+
 POOLINGS = {"tok": "token", "avg": "mean"}
 TEXT_POOLINGS = {"argmax": "end", "eos": "end", "last": "last", "first": "first"}
 
 OF_TEXT = (
-    r"(transformer|text|token_embedding|ln_final)\..*|positional_embedding|text_projection"
+    r"(transformer|text|text_decoder|token_embedding|ln_final)\..*|positional_embedding"
+    r"|text_projection"
     r"|attn_mask|logit_(scale|bias)"
 )
 OWN_NUMBERS = {
@@ -52,10 +56,10 @@ OWN_NUMBERS = {
 KNOWN = frozenset(
     (
         *("width", "head_width", "image_size", "patch_size", "pool_type", "final_ln_after_pool"),
-        *("act_kwargs", "norm_kwargs"),
+        *("act_kwargs", "norm_kwargs", "attentional_pool", "attn_pooler_heads"),
         # The arrays show these, or they change training alone.
         *("layers", "mlp_ratio", "ls_init_value", "no_ln_pre", "pos_embed_type"),
-        *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
+        *("patch_dropout", "output_tokens", "attn_pooler_queries"),
     )
 )
 """Keys of the image tower's config that are read, or may be passed over."""
@@ -94,6 +98,12 @@ def _pairs() -> Iterator[tuple[str, str]]:
     yield "ln_post", "backbone/norm"
     yield LN_POOLED, "backbone/fc_norm"
     yield PROJECTED, "head"
+    pool, ours = "attn_pool", "backbone/map_head"
+    yield f"{pool}/ln_k", "backbone/norm"
+    yield f"{pool}/probe", f"{ours}/probe"
+    yield f"{pool}/attn/out_proj", f"{ours}/attn/out"
+    for part in ("query", "key", "value"):
+        yield f"{pool}/attn/{part}", f"{ours}/attn/{part}"
 
 
 def _text_pairs() -> Iterator[tuple[str, str]]:
@@ -119,8 +129,10 @@ def prepare(state: State) -> State:
 
 
 def fields(config: Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the fields of the pooling, which CLIPA has changed (Li et al. 2023)."""
-    del state
+    """Returns the fields of the pooling, which CLIPA (Li et al. 2023) and CoCa have changed."""
+    if "attn_pool.probe" in state:
+        pooler = {"pooling": "map", "pool_prefix": True, "map_heads": config["attn_pooler_heads"]}
+        return {**pooler, "class_token": True}
     found: dict[str, Any] = {"pooling": POOLINGS[config["pool_type"]], "class_token": True}
     return found | ({"last_norm": False, "fc_norm": True} if config["final_ln_after_pool"] else {})
 
@@ -140,6 +152,7 @@ FAMILY = Family(
         "patch_size": 16,
         "pool_type": "tok",
         "final_ln_after_pool": False,
+        "attn_pooler_heads": 8,
     },
     prepare=prepare,
     fields=fields,
@@ -176,7 +189,8 @@ TEXT = Family(
 
 def matches(source: Source) -> bool:
     """Returns whether a file has open_clip's names, or a folder open_clip's config."""
-    return CONV in source.names or (source.has(OPEN_CLIP) and source.has(*WEIGHTS))
+    in_file = any(name.startswith((CONV, TRUNK)) for name in source.names)
+    return in_file or (source.has(OPEN_CLIP) and source.has(*WEIGHTS))
 
 
 def read(source: Source) -> Weights:
@@ -186,12 +200,13 @@ def read(source: Source) -> Weights:
       UserError: the image tower is a ResNet, or a model of timm that is none of this package, or
         the text tower is no transformer of open_clip's own.
     """
+    config = source.json(OPEN_CLIP) or None
     if source.folder is None:
-        state, config = source.arrays(), None
+        state = source.arrays()
+        config = config if _describes(config, state) else None
     else:
         name = next(name for name in WEIGHTS if source.has(name))
         state = array_files.read_arrays(source.folder / name)
-        config = source.json(OPEN_CLIP)
     texts = {n: x for n, x in state.items() if re.fullmatch(OF_TEXT, n) and n not in BETWEEN}
     if source.tower == "image" or not texts:
         return _image_tower(source, state, config)
@@ -203,23 +218,61 @@ def read(source: Source) -> Weights:
     return join_towers(_image_tower(source, images, config), text, between({}, state, limit=None))
 
 
+def _describes(config: Mapping[str, Any] | None, state: Mapping[str, np.ndarray]) -> bool:
+    """Returns whether a config beside a file has the width of its image tower."""
+    kernel = state.get(CONV)
+    if config is None or kernel is None:
+        return config is not None
+    return _part(_part(config, "model_cfg"), "vision_cfg").get("width", 768) == kernel.shape[0]
+
+
 def _image_tower(
     source: Source, state: Mapping[str, np.ndarray], config: Mapping[str, Any] | None
 ) -> Weights:
+    of_timm = any(name.startswith(TRUNK) for name in state)
+    if not of_timm and (CONV not in state or "visual.layer1.0.conv1.weight" in state):
+        raise UserError(f"{source.path}: its image tower is no ViT of open_clip's own")
+    if config is None and of_timm:
+        raise UserError(f"{source.path}: its image tower is of timm; put {OPEN_CLIP} beside it")
     if config is None:
-        return hf.from_state(state, FAMILY)
-    assert source.folder is not None
-    place = source.folder / OPEN_CLIP
-    if any(name.startswith(TRUNK) for name in state):
+        return hf.from_state(_with_probe(state, FAMILY.defaults), FAMILY)
+    if of_timm:
         return _of_timm(state, _part(_part(config, "model_cfg"), "vision_cfg"))
-    if CONV not in state or "visual.layer1.0.conv1.weight" in state:
-        raise UserError(f"{source.folder}: its image tower is no ViT of open_clip's own")
+    assert source.beside is not None
+    place = source.beside / OPEN_CLIP
     settings = _settings(config)
+    state = _with_probe(state, settings)
     if settings["final_ln_after_pool"]:
-        state = {
-            name.replace("visual.ln_post.", f"visual.{LN_POOLED}."): state[name] for name in state
-        }
+        state = _norm_after_pooling(state)
     return hf.from_state(state, FAMILY, settings, place)
+
+
+def _norm_after_pooling(state: Mapping[str, np.ndarray]) -> State:
+    return {name.replace("visual.ln_post.", f"visual.{LN_POOLED}."): state[name] for name in state}
+
+
+def _with_probe(state: Mapping[str, np.ndarray], settings: Config) -> Mapping[str, np.ndarray]:
+    """Returns a state dict in which CoCa's pooling is that of this package (Yu et al. 2022).
+
+    The image's vector is that of the first query, after a norm that sees nothing else; the others
+    are for the text decoder. Both norms of the pooling are after the blocks, and after it.
+    """
+    queries = state.get(f"{POOLER}query")
+    if queries is None or not len(queries):
+        return state
+    query = queries[0].astype(np.float64)
+    centered = query - query.mean()
+    normed = centered / np.sqrt(np.mean(centered**2) + settings["layer_norm_eps"])
+    probe = normed * state[f"{POOLER}ln_q.weight"] + state[f"{POOLER}ln_q.bias"]
+    left_out = (f"{POOLER}query", f"{POOLER}ln_q.weight", f"{POOLER}ln_q.bias")
+    found = {name: x for name, x in state.items() if name not in left_out}
+    for part in ("query", "key", "value"):
+        # PyTorch keeps them apart where keys are of another width.
+        apart = f"{POOLER}attn.{part[0]}_proj_weight"
+        if apart in found:
+            found[f"{POOLER}attn.{part}.weight"] = found.pop(apart)
+    found[f"{POOLER}probe"] = probe.astype(np.float32).reshape(1, 1, -1)
+    return _norm_after_pooling(found)
 
 
 def _of_timm(state: Mapping[str, np.ndarray], tower: Mapping[str, Any]) -> Weights:
@@ -263,6 +316,11 @@ def _settings(stored: Mapping[str, Any]) -> Config:
     whole = _part(stored, "model_cfg")
     tower = _part(whole, "vision_cfg")
     _check_keys(tower, KNOWN)
+    pooler = tower.get("attentional_pool", False)
+    if pooler not in (True, False) or (pooler and tower.get("pool_type", "tok") != "tok"):
+        raise UserError(
+            f"{OPEN_CLIP}: attentional_pool={pooler!r:.100} is read as True with pool_type='tok'"
+        )
     width, head_width = tower.get("width", 768), tower.get("head_width", 64)
     if type(width) is not int or type(head_width) is not int or not 0 < head_width <= width:
         raise UserError(f"{OPEN_CLIP}: width={width!r:.100} and head_width={head_width!r:.100}")
@@ -271,7 +329,9 @@ def _settings(stored: Mapping[str, Any]) -> Config:
         **_computation(whole, tower),
         "num_attention_heads": width // head_width,
         "pool_type": _pooling(tower, "tok", POOLINGS),
-        "final_ln_after_pool": bool(tower.get("final_ln_after_pool")),
+        # With attention pooling open_clip passes it over.
+        "final_ln_after_pool": bool(tower.get("final_ln_after_pool")) and not pooler,
+        "attn_pooler_heads": tower.get("attn_pooler_heads", 8),
     }
 
 

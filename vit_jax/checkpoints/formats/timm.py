@@ -16,7 +16,7 @@ import flax.linen as nn
 import numpy as np
 from etils import epath
 
-from vit_jax import models, storage
+from vit_jax import models
 from vit_jax.checkpoints import array_files, files
 from vit_jax.checkpoints.formats import Format, ImageSize, _torch_layout
 from vit_jax.checkpoints.formats import _positions as positions
@@ -29,7 +29,7 @@ from vit_jax.checkpoints.formats._timm import (
     prepare,
     table_of,
 )
-from vit_jax.checkpoints.source import CONFIG, Source
+from vit_jax.checkpoints.source import Source
 from vit_jax.checkpoints.weights import (
     CLS,
     POSITIONS,
@@ -129,9 +129,6 @@ def _idle(name: str, array: np.ndarray) -> bool:
 def _origin(source: Source) -> timm_names.Origin | None:
     """Returns the model that timm's config names: that of the folder, or beside the file."""
     config = source.config
-    if source.folder is None and not storage.is_remote(source.place):
-        beside = epath.Path(source.place).parent / CONFIG
-        config = files.read_json(beside) if beside.exists() else {}
     name = config.get("architecture")
     if not isinstance(name, str):
         return None

@@ -17,7 +17,8 @@ class MapHead(nn.Module):
 
     A learned probe attends to all tokens; an MLP with a residual follows unless `mlp` is False
     (Fini et al. 2024, AIMv2). There is no residual around the attention. Parameters: probe
-    `[1, 1, width]`, attn, norm, mlp.
+    `[1, 1, dim]`, attn, norm, mlp, where `dim` is the width of the spec's heads together, which
+    need not be that of the tokens (Yu et al. 2022, CoCa).
 
     Its layers are those of the encoder, but always with biases and without norms inside.
     """
@@ -28,8 +29,8 @@ class MapHead(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
-        """Pools tokens `[batch, n, width]` into `[batch, 1, width]`."""
-        batch, _, width = tokens.shape
+        """Pools tokens `[batch, n, width]` into `[batch, 1, dim]`."""
+        batch, width = tokens.shape[0], self.spec.num_heads * self.spec.head_dim
         init = with_axes(nn.initializers.xavier_uniform(), (None, None, "embed"))
         probe = self.param("probe", init, (1, 1, width), jnp.float32)
         probe = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, 1, width))

@@ -100,7 +100,7 @@ class Encoder(nn.Module, kw_only=True):
         given["dtype"] = float_dtype("dtype", self.dtype)
         residual = self.residual_dtype or self.dtype
         given["residual_dtype"] = float_dtype("residual_dtype", residual)
-        return BlockSpec.create(width=self.width, **given | fields)
+        return BlockSpec.create(**{"width": self.width} | given | fields)
 
     @nn.nowrap
     def stack_spec(self) -> StackSpec:
