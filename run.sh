@@ -136,7 +136,7 @@ install() {
     make_environment
   fi
   echo "installing into $venv (once; some minutes on a first run)" >&2
-  trap 'echo "interrupted; the same command goes on" >&2; exit 130' INT
+  trap 'echo "interrupted; the same command continues the installation" >&2; exit 130' INT
   "$venv/bin/python" -m pip install --progress-bar off --disable-pip-version-check \
     --constraint "$root/constraints.txt" --editable "$root[$extras]" 2>&1 |
     tee "$log" | show_progress || explain "$log"
