@@ -103,9 +103,18 @@ def test_features_of_a_checkpoint_on_the_data_of_a_config(checkpoint, tiny_confi
     assert list(found) == [f"val/{name}" for name in names]
     assert found["val/linear/l2_1024"] > 0.3  # Even random features tell digits apart.
     assert found["val/knn"] > 0.3
-    assert list(fewshot.run(config, shots=[5, 1000], seeds=[0], l2_regs=[32.0])) == [
-        "val/fewshot_5/l2_32", "val/linear/l2_32", *(f"val/{name}" for name in voted)
+    probes = {"split": "train", "rates": [1e-6, 3.0], "blocks": [2], "batch_norm": True}
+    config.eval.probes = probes
+    found = fewshot.run(config, shots=[5, 1000], seeds=[0], l2_regs=[32.0])
+    assert list(found) == [
+        "val/fewshot_5/l2_32", "val/linear/l2_32", *(f"val/{name}" for name in voted), "val/sgd_2"
     ]  # fmt: skip
+    assert found["val/sgd_2"] > 0.3
+    config.eval.probes = {**probes, "blocks": [3]}
+    with pytest.raises(
+        UserError, match=r"eval.probes.blocks=\[3\]: write one number or more, 1 to 2"
+    ):
+        fewshot.run(config)
     assert "the smallest class has " in caplog.text
     with pytest.raises(UserError, match=r"config\.init\.checkpoint is empty"):
         fewshot.run(tiny_config())

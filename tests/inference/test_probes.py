@@ -1,15 +1,21 @@
 """Neighbors and linear classifiers on frozen features equal the protocols of DINO and DINOv2."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import self_supervised_golden as golden
 
+from vit_jax import tasks
+from vit_jax.config import default_config
 from vit_jax.inference import linear_probe
 from vit_jax.models.intermediate import LastLayers
-from vit_jax.training import probes
+from vit_jax.optim import schedules
+from vit_jax.parallel import sharding
+from vit_jax.training import probes, sgd_probes
 from vit_jax.training.neighbors import Labelled, accuracy, neighbor_votes
 from vit_jax.training.ridge import least_squares
+from vit_jax.types import ArraySpec, DataInfo
 
 
 def splits(found):
@@ -101,6 +107,61 @@ def test_all_linear_classifiers_of_dinov2_at_once():
         golden.assert_near(losses, found["losses"][:, own])
         for part, value in final.items():
             golden.assert_near(params[part], value, golden.TRAINED)
+
+
+def test_the_linear_classifier_of_mae():
+    """BatchNorm without scale, and LARS, through the real schedule of the learning rate."""
+    found, about = golden.arrays("mae_linear_probe"), golden.settings("mae_linear_probe")
+    total, warmup = about["steps"], about["warmup_epochs"] * about["iters_per_epoch"]
+    spec = {**default_config().optim.to_dict()["schedule"], "warmup": warmup}
+    factor = schedules.build(spec, total_steps=total, duration=int)
+    probes = linear_probe.Probes(
+        (about["lars_lr"],), batch_norm=True, trust=about["trust_coefficient"]
+    )
+    params = {
+        "kernel": found["init/head.weight"].T[None],
+        "bias": found["init/head.bias"][None],
+        "mean": np.zeros(32, np.float32),
+        "variance": np.ones(32, np.float32),
+    }
+    velocity = {name: np.zeros_like(params[name]) for name in ("kernel", "bias")}
+    for i in range(total):
+        features, labels = found["features"][i % 2], found["labels"][i % 2]
+        params, velocity, loss = probes.step(params, velocity, features, labels, factor(i))
+        golden.assert_near(loss[0], found["losses"][i])
+        if i % 2 == 1:
+            names = {"kernel": "head_weight", "bias": "head_bias"}
+            for ours, theirs in names.items():
+                wanted = found[f"{theirs}_per_epoch"][i // 2].T
+                golden.assert_near(params[ours][0], wanted, golden.TRAINED)
+            for ours, theirs in {"mean": "mean", "variance": "var"}.items():
+                golden.assert_near(params[ours], found[f"bn_running_{theirs}_per_epoch"][i // 2])
+    logits = probes.logits(params, found["features"][0])[0]
+    golden.assert_near(logits, found["eval_logits"], golden.TRAINED)
+
+
+def test_patches_are_classified_from_frozen_tokens():
+    """Patches are bright or dark, and a part of an image is not labeled."""
+    draw = np.random.default_rng(0)
+    marks = draw.integers(0, 2, (24, 4, 4), np.int32).repeat(2, 1).repeat(2, 2)[..., None]
+    images = (60 + 120 * marks + draw.integers(0, 40, marks.shape)).astype(np.uint8)
+    marks[:, :2, :2] = 255
+    batch = {"image": images, "segmentation": marks, "mask": np.ones(24, np.float32)}
+    spec = {"image": ArraySpec((8, 8, 1), np.dtype(np.uint8))}
+    model = {"name": "vit", "patch_size": 2, "width": 8, "depth": 1, "num_heads": 1}
+    task = tasks.build({"name": "simmim", "cell": 4}, model, DataInfo(spec, 0))
+    params = jax.jit(lambda: nn.unbox(task.init(jax.random.key(0))))()["backbone"]
+    settings = {"rates": [1e-6, 3.0], "blocks": [1], "epochs": 15, "batch_norm": True}
+    probes = sgd_probes.PatchProbes(task, sharding.data_mesh(jax.devices()[:1]), settings, 2)
+    shares = np.asarray(jax.jit(probes.rows, static_argnums=0)(1, params, batch)["shares"])
+    assert shares.shape == (24, 16, 2)
+    np.testing.assert_array_equal(shares[:, 0], 0)  # Not labeled.
+    np.testing.assert_array_equal(shares[:, 1:].sum(-1), 1)
+    found = probes.measure(params, lambda: [batch], {"val": lambda: [batch]})
+    assert found["val"]["sgd_miou_1"] > 0.7
+    perfect, none = np.diag([3, 5]), np.array([[0, 3], [5, 0]])
+    assert sgd_probes.mean_iou([none, perfect]) == 1
+    assert sgd_probes.mean_iou([none]) == 0
 
 
 def test_a_sweep_finds_a_rate_that_learns():

@@ -296,6 +296,24 @@ PROBES = {
     "shots": Key([], FREE, "Numbers of examples per class of few-shot probes.", of=int, at_least=1),
     "linear": Key(True, FREE, "Least squares on all examples."),
     "l2": Key(1024.0, FREE, "Strength of the regularization of least squares.", above=0),
+    "rates": Key(
+        [],
+        FREE,
+        "Learning rates, for a batch of 256, of linear classifiers that SGD trains all at once; the"
+        " best one counts. Empty trains none.",
+        of=float,
+        above=0,
+    ),
+    "epochs": Key(10, FREE, "Passes of SGD over the known images.", at_least=1),
+    "blocks": Key(
+        [1],
+        FREE,
+        "Numbers of last blocks whose tokens are joined, one set of classifiers for each.",
+        of=int,
+        at_least=1,
+    ),
+    "average": Key(False, FREE, "SGD's features have the mean patch of the last block, too."),
+    "batch_norm": Key(False, FREE, "SGD's features are normalized by the batch, as MAE does it."),
 }
 """The keys of `eval.probes` besides those of a set."""
 

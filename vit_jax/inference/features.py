@@ -1,8 +1,9 @@
 """Computes embeddings of images: the pooled output of a backbone, before any head."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,28 +19,39 @@ from vit_jax.tasks import BaseTask
 from vit_jax.types import Array, Features, Params
 
 
+def _output(backbone: Any, params: Params, images: Array) -> Array:
+    found: Features = backbone.apply({"params": params}, images)
+    return found.vector()
+
+
 class Embedder:
     """Computes embeddings with the backbone of a task's model, on all devices of this process.
 
     Args:
       params: the parameters of the model, with or without its head, as
         `BaseTask.inference_params` returns them.
+      compute: other features than the output before the head: from the backbone, its parameters and
+        images as the model takes them, to arrays by name.
     """
 
-    def __init__(self, task: BaseTask, params: Params):
+    def __init__(
+        self,
+        task: BaseTask,
+        params: Params,
+        compute: Callable[[Any, Params, Array], Any] = _output,
+    ):
         backbone = task.model.backbone
         devices = jax.local_devices()
         self._mesh = sharding.data_mesh(devices)
         everywhere = sharding.replicated(self._mesh)
         self._params = jax.device_put(params["backbone"], everywhere)
 
-        def embed(params: Params, images: Array) -> Array:
-            found: Features = backbone.apply({"params": params}, task.inputs({"image": images}))
-            return found.vector()
+        def embed(params: Params, images: Array) -> Any:
+            return compute(backbone, params, task.inputs({"image": images}))
 
         self._embed = jax.jit(embed, out_shardings=everywhere)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> Any:
         """Returns the features of images, float32 `[n, dim]`, which are the input of the head.
 
         For a backbone without pooling these are the mean of its grid.
@@ -51,7 +63,8 @@ class Embedder:
         padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
         placed = jax.device_put(padded, sharding.batch_sharding(self._mesh))
         with sharding.activate(self._mesh):
-            return jax.device_get(self._embed(self._params, placed))[: len(images)]
+            found = jax.device_get(self._embed(self._params, placed))
+        return jax.tree.map(lambda rows: rows[: len(images)], found)
 
 
 def backbone_params(task: BaseTask, checkpoint: str, interpolation: str = "auto") -> Params:

@@ -1,19 +1,27 @@
-"""Evaluates frozen features by few-shot and linear least squares and by nearest neighbors.
+"""Evaluates frozen features by linear classifiers and by nearest neighbors.
 
-Nothing is trained. The module computes a model's features of a training and a test split;
-`ridge` and `neighbors` of `vit_jax.training` have the measures, which `config.eval.probes` gives
-during training.
+The module computes a model's features of a training and a test split; `ridge`, `neighbors` and
+`sgd_probes` of `vit_jax.training` have the measures, which `config.eval.probes` gives during
+training. Nothing is trained by gradients unless `config.eval.probes.rates` has learning rates.
 """
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax import data, tasks
+from vit_jax.config.schema import PROBES
+from vit_jax.config.validation import complete_probes
 from vit_jax.errors import UserError
 from vit_jax.inference.features import Embedder, backbone_params
+from vit_jax.parallel import sharding
+from vit_jax.tasks import BaseTask
+from vit_jax.training import sgd_probes
 from vit_jax.training.class_names import check_labels
 from vit_jax.training.evaluate import open_split
 from vit_jax.training.learned import warn_of_other_statistics
@@ -57,7 +65,9 @@ def run(
       `SETNAME/fewshot_N/l2_R` for each number of examples per class that all classes have, averaged
       over the seeds;
       `SETNAME/linear/l2_R` for all examples; `SETNAME/knn_K` for K nearest neighbors, and
-      `SETNAME/knn`, that of 20.
+      `SETNAME/knn`, that of 20; with `config.eval.probes.rates`, `SETNAME/sgd_N` for classifiers
+      that SGD trained on tokens of the last N blocks. Of data with segmentations there is only
+      `SETNAME/sgd_miou_N`.
 
     Raises:
       UserError: there is no checkpoint, images do not have exactly one label each, or labels mean
@@ -74,9 +84,13 @@ def run(
     task = tasks.build(config.task, config.model, info)
     warn_of_other_statistics(task, config.init.checkpoint)
     params = backbone_params(task, config.init.checkpoint, config.init.interpolation)
+    settings = _settings(config, task)
+    places = {"train": (source, config.data.eval_pp), "test": (split.source, split.pp)}
+    if settings and "segmentation" in info.spec:
+        found = _segmented(task, params, places, config, settings)
+        return {f"{split.name}/{name}": value for name, value in found.items()}
     embed = Embedder(task, params)
-    train = _features(embed, source, config.data.eval_pp, config)
-    test = _features(embed, split.source, split.pp, config)
+    train, test = (_features(embed, *place, config) for place in places.values())
     classes = source.num_classes
     least = int(np.bincount(train.labels, minlength=classes).min())
     if max(shots) > least:
@@ -90,20 +104,74 @@ def run(
     for count, votes in neighbor_votes(train, test.features, classes, counts=NEIGHBORS).items():
         found[f"knn_{count}"] = accuracy(votes, test.labels)
     found["knn"] = found["knn_20"]
+    if settings:
+        compute = functools.partial(sgd_probes.class_rows, settings=settings)
+        rows = {
+            name: _rows(Embedder(task, params, compute), *place, config)
+            for name, place in places.items()
+        }
+        known = rows.pop("train")
+        found |= sgd_probes.accuracies(known, rows, classes, settings)["test"]
     return {f"{split.name}/{name}": value for name, value in found.items()}
 
 
-def _features(embed: Embedder, source: data.Source, pp: str, config: ConfigDict) -> Labelled:
-    size = config.eval.batch_size or config.batch_size
-    features, labels = [], []
+def _settings(config: ConfigDict, task: BaseTask) -> Mapping[str, Any]:
+    """Returns `config.eval.probes` complete if it has learning rates, else {}."""
+    given = config.eval.probes.to_dict()
+    if not given.get("rates"):
+        return {}
+    own = {key: value for key, value in given.items() if key in PROBES}
+    settings = complete_probes({**own, "split": config.data.split})
+    sgd_probes.check(task.model.backbone, settings)
+    return settings
+
+
+def _batches(
+    source: data.Source, pp: str, config: ConfigDict, size: int
+) -> Iterator[dict[str, np.ndarray]]:
     with data.eval_batches(
         source, batch_size=size, rows=np.arange(size), pp=pp, num_threads=config.data.threads
     ) as batches:
-        for batch in batches:
-            real = batch["mask"] > 0
-            features.append(embed(batch["image"])[real])
-            labels.append(batch["label"][real])
-    found = Labelled(np.concatenate(features), np.concatenate(labels))
+        yield from batches
+
+
+def _rows(
+    embed: Embedder, source: data.Source, pp: str, config: ConfigDict
+) -> dict[str, np.ndarray]:
+    """Returns what `embed` computes of all images, arrays by name, and `label`."""
+    parts = []
+    for batch in _batches(source, pp, config, config.eval.batch_size or config.batch_size):
+        real, found = batch["mask"] > 0, embed(batch["image"])
+        found = found if isinstance(found, dict) else {"feature": found}
+        parts.append({name: x[real] for name, x in {**found, "label": batch["label"]}.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _features(embed: Embedder, source: data.Source, pp: str, config: ConfigDict) -> Labelled:
+    rows = _rows(embed, source, pp, config)
+    found = Labelled(rows["feature"], rows["label"])
     if found.labels.ndim != 1:
         raise UserError(f"{source.fingerprint}: few-shot learning wants one label an image")
     return found
+
+
+def _segmented(
+    task: BaseTask,
+    params: Any,
+    places: Mapping[str, tuple[data.Source, str]],
+    config: ConfigDict,
+    settings: Mapping[str, Any],
+) -> dict[str, float]:
+    """Returns the metrics of linear classifiers of patches on the test set."""
+    mesh = sharding.data_mesh(jax.local_devices())
+    size = -(-(config.eval.batch_size or config.batch_size) // mesh.size) * mesh.size
+    placed = sharding.batch_sharding(mesh)
+
+    def opened(name: str) -> Iterator[Any]:
+        return (jax.device_put(one, placed) for one in _batches(*places[name], config, size))
+
+    classes = places["train"][0].num_classes or task.info.num_classes
+    probes = sgd_probes.PatchProbes(task, mesh, settings, classes)
+    own = jax.device_put(params["backbone"], sharding.replicated(mesh))
+    tests = {"test": functools.partial(opened, "test")}
+    return probes.measure(own, functools.partial(opened, "train"), tests)["test"]

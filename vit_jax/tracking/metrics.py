@@ -63,7 +63,7 @@ SCORE = Metric(higher_is_better=True, unit="fraction")
 LOSS = Metric(higher_is_better=False)
 COUNT = Metric(unit="count")
 
-PROBES = {"knn_*": SCORE, "fewshot_*": SCORE, "linear": SCORE}
+PROBES = {"knn_*": SCORE, "fewshot_*": SCORE, "linear": SCORE, "sgd_*": SCORE}
 """The metrics of `config.eval.probes`, for any task."""
 
 RUN_METRICS = {

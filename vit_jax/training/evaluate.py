@@ -18,7 +18,7 @@ from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
 from vit_jax.tracking.metrics import best_metric
-from vit_jax.training import agreement, probes, step
+from vit_jax.training import agreement, probes, sgd_probes, step
 from vit_jax.training.class_names import check_labels, class_names
 from vit_jax.training.learned import Learned, warn_of_other_statistics
 from vit_jax.training.neighbors import Labelled
@@ -78,11 +78,15 @@ class Evaluator:
     def _open_probes(self, config: ConfigDict) -> Split:
         """Opens the images that probes know. Raises `UserError` if probes cannot measure them."""
         known = _open(config, "probes", self._probes)
-        if "backbone" not in self.abstract or not _has_labels(known):
+        is_fit = _has_labels(known) or (_has_marks(known) and self._probes.get("rates"))
+        if "backbone" not in self.abstract or not is_fit:
             raise UserError(
-                "config.eval.probes measures the backbone of a model on images with one label each;"
-                " the model has no such part, or the images no such labels"
+                "config.eval.probes measures the backbone of a model on images with one label each,"
+                " or with `rates` on segmentations; the model has no such part, or the images no"
+                " such labels"
             )
+        if self._probes.get("rates"):
+            sgd_probes.check(self._task.model.backbone, self._probes)
         for split in filter(_has_labels, self.splits):
             place = f"config.eval.sets.{split.name}"
             check_labels(place, split.source, "config.eval.probes", known.source)
@@ -110,40 +114,84 @@ class Evaluator:
         """Returns the metrics of `config.eval.probes` on the splits with labels, or {}."""
         if self._known is None:
             return {}
+        if not _has_labels(self._known):
+            return self._segmented(params, suffix, should_stop)
         known, results = self._features(self._known, params, should_stop), {}
-        classes = self._known.source.num_classes or int(known.labels.max()) + 1
-        for split in filter(_has_labels, self.splits):
-            features = self._features(split, params, should_stop)
-            for metric, value in probes.measure(known, features, classes, self._probes).items():
-                results[f"{split.name}{suffix}/{metric}"] = value
+        labels = known["label"]
+        classes = self._known.source.num_classes or int(labels.max()) + 1
+        found = {
+            split.name: self._features(split, params, should_stop)
+            for split in filter(_has_labels, self.splits)
+        }
+        measured = {
+            name: probes.measure(
+                Labelled(known["feature"], labels),
+                Labelled(rows["feature"], rows["label"]),
+                classes,
+                self._probes,
+            )
+            for name, rows in found.items()
+        }
+        if self._probes.get("rates"):
+            trained = sgd_probes.accuracies(known, found, classes, self._probes)
+            measured = {name: measured[name] | trained[name] for name in measured}
+        for name, values in measured.items():
+            results |= {f"{name}{suffix}/{metric}": value for metric, value in values.items()}
         return results
+
+    def _segmented(
+        self, params: Params, suffix: str, should_stop: Callable[[], bool]
+    ) -> dict[str, float]:
+        """Returns the metrics of linear classifiers of patches, on splits with segmentations."""
+        assert self._known is not None
+        classes = self._known.source.num_classes or self._task.info.num_classes
+        patches = sgd_probes.PatchProbes(self._task, self._mesh, self._probes, classes)
+
+        def opened(split: Split) -> Callable[[], Iterator[dict[str, Array]]]:
+            return lambda: self._placed(split, should_stop)
+
+        splits = {split.name: opened(split) for split in filter(_has_marks, self.splits)}
+        found = patches.measure(params["backbone"], opened(self._known), splits)
+        return {
+            f"{name}{suffix}/{metric}": value
+            for name, values in found.items()
+            for metric, value in values.items()
+        }
 
     def sources(self) -> dict[str, data.Source]:
         """Returns the sources of the splits and of the probes by their sections of the config."""
         found = {f"eval.sets.{split.name}": split.source for split in self.splits}
         return found if self._known is None else found | {"eval.probes": self._known.source}
 
-    def _features(self, split: Split, params: Params, should_stop: Callable[[], bool]) -> Labelled:
+    def _features(
+        self, split: Split, params: Params, should_stop: Callable[[], bool]
+    ) -> dict[str, np.ndarray]:
         """Returns the vectors of the backbone for a split's images, and their labels.
 
-        Every process gets all of them.
+        Every process gets all of them: `feature`, `label`, and what the classifiers of SGD read.
 
         Raises:
           Abandoned: `should_stop` returned True between two batches.
         """
-        parts = []
         with sharding.activate(self._mesh):
-            for batch in self.batches(split):
-                if should_stop():
-                    raise Abandoned
-                parts.append(jax.device_get(self._embed(params["backbone"], self.place(batch))))
-        rows = join_rows(parts)
-        return Labelled(rows["feature"], rows["label"])
+            placed = self._placed(split, should_stop)
+            parts = [jax.device_get(self._embed(params["backbone"], one)) for one in placed]
+        return join_rows(parts)
+
+    def _placed(self, split: Split, should_stop: Callable[[], bool]) -> Iterator[dict[str, Array]]:
+        """Yields a split's batches on the devices. Raises `Abandoned`."""
+        for batch in self.batches(split):
+            if should_stop():
+                raise Abandoned
+            yield self.place(batch)
 
     def _vectors(self, params: Params, batch: Batch) -> dict[str, Array]:
-        backbone = self._task.model.backbone
-        found: Features = backbone.apply({"params": params}, self._task.inputs(batch))
-        return {"feature": found.vector(), "label": batch["label"], "mask": batch["mask"]}
+        backbone, images = self._task.model.backbone, self._task.inputs(batch)
+        found: Features = backbone.apply({"params": params}, images)
+        rows = {"feature": found.vector(), "label": batch["label"], "mask": batch["mask"]}
+        if not self._probes.get("rates"):
+            return rows
+        return rows | sgd_probes.class_rows(backbone, params, images, self._probes)
 
     def prepared(self, params: Params) -> Params:
         """Returns the parameters that the evaluation reads, with those that it computes once.
@@ -161,10 +209,7 @@ class Evaluator:
     ) -> Mapping[str, np.ndarray]:
         sums, parts = None, []
         with sharding.activate(self._mesh):
-            for batch in self.batches(split):
-                if should_stop():
-                    raise Abandoned
-                placed = self.place(batch)
+            for placed in self._placed(split, should_stop):
                 if sums is None:
                     sums = self.zeros(params, placed)
                 sums, rows = self.step(params, placed, sums)
@@ -345,6 +390,11 @@ def _has_labels(split: Split) -> bool:
     """Returns whether each image of a split has one label."""
     label = data.element_spec(split.source, split.pp).get("label")
     return label is not None and label.shape == ()
+
+
+def _has_marks(split: Split) -> bool:
+    """Returns whether each pixel of a split has a class."""
+    return "segmentation" in data.element_spec(split.source, split.pp)
 
 
 def _check_meanings(split: Split, task: BaseTask) -> None:
