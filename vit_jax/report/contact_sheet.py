@@ -3,7 +3,7 @@
 Boxes and segmentations are drawn on the images they belong to.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 
 import numpy as np
@@ -93,6 +93,26 @@ def _drawn(
         sheet.paste(tile, (x, y))
         draw.text((x, y + tile_height + 3), drawing.fitted(caption, font, tile_width), _INK, font)
     return sheet
+
+
+def dimmed(
+    batch: Mapping[str, np.ndarray], hidden: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the batch with hidden patches of its images darker, to a fifth of their contrast.
+
+    hidden: bool `[b, rows, columns]` or `[b, crops, rows, columns]` by the name of the images.
+    """
+    drawn = dict(batch)
+    for name, patches in hidden.items():
+        images = np.asarray(batch[name])
+        rows, columns = (
+            np.arange(new) * old // new
+            for new, old in zip(images.shape[-3:-1], patches.shape[-2:], strict=True)
+        )
+        covered = patches[..., rows, :][..., columns][..., None]
+        dark = (images.min() + 0.2 * (images - images.min())).astype(images.dtype)
+        drawn[name] = np.where(covered, dark, images)
+    return drawn
 
 
 def _collect(

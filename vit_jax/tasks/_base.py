@@ -153,6 +153,20 @@ class BaseTask(abc.ABC):
         )
         return {"image": images, **targets}
 
+    def hidden(self, batch: HostBatch) -> dict[str, np.ndarray]:
+        """Returns which patches the model does not see, by the name of the images.
+
+        The `data` command draws them dark. The default returns {}.
+
+        Args:
+          batch: the result of `augment`.
+
+        Returns:
+          bool `[batch, rows, columns]`, or `[batch, crops, rows, columns]` for crops.
+        """
+        del batch
+        return {}
+
     # State of the task's own, such as a teacher that follows the student.
 
     def init_state(self, params: Params, key: Array) -> Params:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax import models
 from vit_jax.augment import device_masks
@@ -29,7 +30,7 @@ from vit_jax.tasks._self_distillation import VIEWS, SelfDistillationTask
 from vit_jax.tasks._students import STUDENTS, FrozenTeacher, backbone_like, own_params
 from vit_jax.tasks._teacher import averaged
 from vit_jax.tasks.losses import gram, prototypes, vectors
-from vit_jax.types import Array, Batch, Features, Params
+from vit_jax.types import Array, Batch, Features, HostBatch, Params
 
 TEACHERS = ("sinkhorn", "centering")
 
@@ -198,6 +199,11 @@ class Task(SelfDistillationTask):
             ratio=(least, most),
         )
         return {**crops, "masked": masks.reshape(2, -1, masks.shape[-1]).swapaxes(0, 1)}
+
+    def hidden(self, batch: HostBatch) -> dict[str, np.ndarray]:
+        """Returns the patches of `global` crops that are masked for the student."""
+        masked, rule = np.asarray(batch["masked"]), self.rule
+        return {"global": masked.reshape(*masked.shape[:2], rule.rows, rule.columns)}
 
     # The parameters.
 

@@ -26,7 +26,7 @@ from vit_jax.tasks._mean_error import MeanErrorTask
 from vit_jax.tasks._teacher import averaged
 from vit_jax.tasks.losses.vectors import smooth_l1
 from vit_jax.tracking.metrics import COUNT, LOSS, Metric
-from vit_jax.types import Array, Batch, DataInfo, Features, Params
+from vit_jax.types import Array, Batch, DataInfo, Features, HostBatch, Params
 
 _TARGET_EPSILON = 1e-5
 _COLLAPSED = 0.01
@@ -147,6 +147,14 @@ class Task(MeanErrorTask):
             "image": batch["image"],
             **self._masks(mask_key, len(batch["image"]), self.mask_groups),
         }
+
+    def hidden(self, batch: HostBatch) -> dict[str, np.ndarray]:
+        """Returns the patches of `image` that are in no context."""
+        numbers, counts = (np.asarray(batch[name]) for name in ("context", "context_counts"))
+        hidden = np.ones((len(numbers), self.rule.rows * self.rule.columns), bool)
+        for row, (places, real) in enumerate(zip(numbers, counts, strict=True)):
+            hidden[row, places[real]] = False
+        return {"image": hidden.reshape(-1, self.rule.rows, self.rule.columns)}
 
     def _masks(self, key: Array, batch: int, groups: int = 1) -> dict[str, Array]:
         size = self.context_patches or device_masks.most_context_patches(self.rule)

@@ -24,7 +24,7 @@ from vit_jax.report import Section
 from vit_jax.tasks._checks import build_backbone
 from vit_jax.tasks._mean_error import MeanErrorTask
 from vit_jax.tracking.metrics import COUNT, LOSS, Metric
-from vit_jax.types import Array, Batch, DataInfo, Params
+from vit_jax.types import Array, Batch, DataInfo, HostBatch, Params
 
 DECODER = {"width": 512, "depth": 8, "num_heads": 16}
 """The decoder of the paper, for every size of encoder."""
@@ -156,6 +156,11 @@ class Task(MeanErrorTask):
             noise = jax.random.uniform(jax.random.fold_in(key, 1), shape)
         kept, restore = self._split(noise)
         return {"image": augmented["image"], "kept": kept, "restore": restore}
+
+    def hidden(self, batch: HostBatch) -> dict[str, np.ndarray]:
+        """Returns the removed patches of `image`."""
+        removed = np.asarray(batch["restore"]) >= self._num_kept()
+        return {"image": removed.reshape(-1, *self._grid)}
 
     def targets(self, batch: Batch) -> dict[str, Array]:
         """Returns {}: the targets are the images' own pixels."""

@@ -17,10 +17,11 @@ from vit_jax.augment import device_masks
 from vit_jax.errors import UserError
 from vit_jax.models.heads.pixels import PixelReconstruction
 from vit_jax.models.layers.basic import pair
+from vit_jax.report import Section
 from vit_jax.tasks._checks import build_backbone
 from vit_jax.tasks._mean_error import MeanErrorTask
 from vit_jax.tracking.metrics import COUNT, LOSS, Metric
-from vit_jax.types import Array, Batch, DataInfo, Params
+from vit_jax.types import Array, Batch, DataInfo, HostBatch, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +67,18 @@ class Task(MeanErrorTask):
         batch = super().augment({"image": batch["image"]}, image_key)
         return {"image": batch["image"], "masked": self._masks(mask_key, len(batch["image"]))}
 
-    def _masks(self, key: Array, batch: int) -> Array:
+    def hidden(self, batch: HostBatch) -> dict[str, np.ndarray]:
+        """Returns the masked patches of `image`."""
+        return {"image": np.asarray(batch["masked"]).reshape(-1, *self._grid())}
+
+    def _grid(self) -> tuple[int, int]:
         patch = pair(self.model.backbone.patch_size)[0]
         height, width = (n // patch for n in self.image_spec.shape[:2])
+        return height, width
+
+    def _masks(self, key: Array, batch: int) -> Array:
+        patch = pair(self.model.backbone.patch_size)[0]
+        height, width = self._grid()
         masks = device_masks.cell_masks(key, batch, (height, width), self.cell // patch, self.ratio)
         return masks.reshape(batch, -1)
 
@@ -85,7 +95,7 @@ class Task(MeanErrorTask):
     def _pixels(self, masked: Array) -> Array:
         """Returns a mask of patches as one of pixels, bool `[batch, h, w, 1]`."""
         patch = pair(self.model.backbone.patch_size)[0]
-        height, width = (n // patch for n in self.image_spec.shape[:2])
+        height, width = self._grid()
         masked = masked.reshape(-1, height, width, 1)
         return masked.repeat(patch, axis=1).repeat(patch, axis=2)
 
@@ -108,3 +118,11 @@ class Task(MeanErrorTask):
         """Returns each image beside its reconstruction, `[h, 2 * w, 3 or 1]`."""
         pairs = zip(examples["image"], examples["rebuilt"], strict=True)
         return [np.concatenate(both, axis=1) for both in pairs]
+
+    def sections(self, examples: Mapping[str, np.ndarray]) -> list[Section]:
+        """Returns a section with the reconstructions of the first images."""
+        from vit_jax.report import figures  # matplotlib, which training can do without
+
+        figure = figures.image_grid(self.pictures(examples), self.summaries(examples))
+        text = f"Each image, and {self.ratio:.0%} of its squares as the model predicts them."
+        return [Section("Reconstructions", text, figure)]

@@ -75,6 +75,13 @@ class Evaluator:
         self._known = self._open_probes(config) if self._probes else None
         self._embed = jax.jit(self._vectors, out_shardings=sharding.replicated(mesh))
 
+    @property
+    def measures_features(self) -> bool:
+        """Whether features are what the run is for: it has probes, or its task reads no labels."""
+        return "backbone" in self.abstract and (
+            self._known is not None or not self._task.learns_classes
+        )
+
     def _open_probes(self, config: ConfigDict) -> Split:
         """Opens the images that probes know. Raises `UserError` if probes cannot measure them."""
         known = _open(config, "probes", self._probes)
@@ -116,7 +123,8 @@ class Evaluator:
             return {}
         if not _has_labels(self._known):
             return self._segmented(params, suffix, should_stop)
-        known, results = self._features(self._known, params, should_stop), {}
+        known = self._features(self._known, params, should_stop)
+        results: dict[str, float] = {}
         labels = known["label"]
         classes = self._known.source.num_classes or int(labels.max()) + 1
         found = {

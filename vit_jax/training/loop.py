@@ -16,6 +16,7 @@ from vit_jax import plugins
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.config.durations import is_due
 from vit_jax.errors import Interrupted, UserError
+from vit_jax.models.published import teacher_of
 from vit_jax.parallel.host_memory import tidy_heap
 from vit_jax.parallel.stop_signal import StopSignal
 from vit_jax.tracking.log import writer_names
@@ -242,9 +243,15 @@ class Trainer:
             self.log.message(line)
         if self.run.config.log.pictures and self.evaluator.splits:
             published = self.params() if self.state.ema is None else self.state.ema
+            student = self.state.params if teacher_of(self.state.task_state) else None
             with self.times("report"):
                 pictures.write_sections(
-                    self.workdir.path, self.evaluator, self.run.task, published, self.log
+                    self.workdir.path,
+                    self.evaluator,
+                    self.run.task,
+                    published,
+                    self.log,
+                    student=student,
                 )
         self.log.write(reached, {"model/num_params": self.run.num_params()})
         self.log.write(reached, {f"time/{part}": x for part, x in self.times.seconds.items()})

@@ -18,6 +18,7 @@ from vit_jax.report.sections import read_sections
 from vit_jax.tasks import BaseTask
 from vit_jax.tracking.plain_text import one_line
 from vit_jax.tracking.step_log import StepLog
+from vit_jax.training import embeddings
 from vit_jax.training.evaluate import Evaluator
 from vit_jax.types import Params
 
@@ -28,16 +29,30 @@ NUM_ATTENTION_MAPS = 8
 
 
 def write_sections(
-    workdir: epath.Path, evaluator: Evaluator, task: BaseTask, params: Params, log: StepLog
+    workdir: epath.Path,
+    evaluator: Evaluator,
+    task: BaseTask,
+    params: Params,
+    log: StepLog,
+    *,
+    student: Params | None = None,
 ) -> None:
     """Draws the report's pictures for the final parameters; process 0 writes them.
 
     Every process must call this function, because predictions are computed on all devices.
+
+    Args:
+      student: the parameters that were trained, where `params` are those of their teacher.
     """
     sections: list[Section] = []
     with _surviving("the pictures of the report"):
-        examples = evaluator.examples(evaluator.splits[0], params, task.num_shown)
+        searched = embeddings.NUM_SEARCHED if evaluator.measures_features else 0
+        limit = max(task.num_shown, searched)
+        examples = evaluator.examples(evaluator.splits[0], params, limit)
+        seen = {name: array[:searched] for name, array in examples.items()}
+        examples = {name: array[: task.num_shown] for name, array in examples.items()}
         whole = task.inference_params(_on_host(params))
+        taught = None if student is None else task.inference_params(_on_host(student))
         if jax.process_index() != 0:
             return
         with _surviving("the pictures of the task"):
@@ -48,6 +63,11 @@ def write_sections(
             few = {name: array[:NUM_ATTENTION_MAPS] for name, array in examples.items()}
             inputs, titles = jax.device_get(task.inputs(few)), task.summaries(few)
             sections += attention.sections(task.model, whole, inputs, few["image"], titles)
+            if taught is not None:
+                sections += embeddings.student_section(task, taught, few)
+        if searched:
+            with _surviving("the pictures of features"):
+                sections += embeddings.sections(task, whole, seen)
         save_sections(workdir, sections)
         drawn = {section.title for section in sections}
         for section in read_sections(workdir):

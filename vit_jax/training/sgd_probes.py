@@ -6,7 +6,7 @@ numbers, so that a run that was stopped finds what the whole run finds.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -128,7 +128,7 @@ class PatchProbes:
             for name, batches in splits.items():
                 with sharding.activate(self.mesh):
                     parts = [jax.device_get(counted(whole, params, one)) for one in batches()]
-                total = np.sum(parts, axis=0, dtype=np.int64)
+                total = np.stack(parts).sum(0, dtype=np.int64)
                 results[name][f"sgd_miou_{count}"] = mean_iou(total)
         return results
 
@@ -171,7 +171,7 @@ class PatchProbes:
         return jax.lax.map(counted, logits)
 
 
-def mean_iou(confusion: Iterable[np.ndarray]) -> float:
+def mean_iou(confusion: np.ndarray | Sequence[np.ndarray]) -> float:
     """Returns the mean over classes that occur of intersection / union, of the best classifier."""
     best = 0.0
     for matrix in confusion:

@@ -46,7 +46,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
-    from vit_jax.report.contact_sheet import contact_sheet
+    from vit_jax.report.contact_sheet import contact_sheet, dimmed
     from vit_jax.training.run import Run
 
     set_up(config, arguments)
@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if arguments.originals:
             originals = stack.enter_context(run.originals(arguments.step))
         contact_sheet(
-            batches,
+            (dimmed(batch, run.task.hidden(batch)) for batch in batches),
             run.source.class_names,
             arguments.out,
             num_images=arguments.images,
@@ -82,6 +82,7 @@ COMMAND = Command(
     run=_run,
     add_arguments=_add_arguments,
     examples=("data --config=configs/folder.py:photos --out=sheet.png --images=32 --originals",),
-    notes="Cropping, augmentation and mixing of images are applied as in training.",
+    notes="Cropping, augmentation and mixing of images are applied as in training. All crops of\n"
+    "an example are drawn side by side; patches that a mask hides from the model are dark.",
     overrides=("config",),
 )
