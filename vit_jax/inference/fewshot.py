@@ -63,11 +63,9 @@ def run(
 
     Returns:
       `SETNAME/fewshot_N/l2_R` for each number of examples per class that all classes have, averaged
-      over the seeds;
-      `SETNAME/linear/l2_R` for all examples; `SETNAME/knn_K` for K nearest neighbors, and
-      `SETNAME/knn`, that of 20; with `config.eval.probes.rates`, `SETNAME/sgd_N` for classifiers
-      that SGD trained on tokens of the last N blocks. Of data with segmentations there is only
-      `SETNAME/sgd_miou_N`.
+      over the seeds; `SETNAME/linear/l2_R` for all examples; `SETNAME/knn_K` for K nearest
+      neighbors, and `SETNAME/knn`, that of 20. With `config.eval.probes.rates`, `SETNAME/sgd_N` of
+      the last N blocks; of data with segmentations there is only `SETNAME/sgd_miou_N`.
 
     Raises:
       UserError: there is no checkpoint, images do not have exactly one label each, or labels mean
@@ -106,12 +104,10 @@ def run(
     found["knn"] = found["knn_20"]
     if settings:
         compute = functools.partial(sgd_probes.class_rows, settings=settings)
-        rows = {
-            name: _rows(Embedder(task, params, compute), *place, config)
-            for name, place in places.items()
-        }
-        known = rows.pop("train")
-        found |= sgd_probes.accuracies(known, rows, classes, settings)["test"]
+        layers = Embedder(task, params, compute)
+        rows = {name: _rows(layers, *place, config) for name, place in places.items()}
+        tests = {"test": rows["test"]}
+        found |= sgd_probes.accuracies(rows["train"], tests, classes, settings)["test"]
     return {f"{split.name}/{name}": value for name, value in found.items()}
 
 
