@@ -153,7 +153,13 @@ def _part(
         return np.flatnonzero(~is_in if match["others"] else is_in)
     match = _PER_CLASS.fullmatch(part)
     assert match is not None
-    return per_class(classes, float(match["amount"]), is_percent=bool(match["percent"]), seed=seed)
+    amount, is_percent = float(match["amount"]), bool(match["percent"])
+    if not amount or (is_percent and amount > 100) or not (is_percent or amount.is_integer()):
+        raise UserError(
+            f"split {split!r}: write a whole number from 1 on, or percent up to 100, such as"
+            " 'train[25 per class]' or 'train[0.5% per class]'"
+        )
+    return per_class(classes, amount, is_percent=is_percent, seed=seed)
 
 
 def folds(
