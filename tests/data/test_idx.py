@@ -43,11 +43,34 @@ def test_the_arrays_of_a_split_are_read(tmp_path, pack):
     assert (len(test), test.num_classes, test.class_names) == (2, 4, tuple("abcd"))
 
 
-def test_plain_files_are_read_where_packed_ones_lie_beside_them(tmp_path):
+def test_files_may_lie_beside_their_copies_but_not_beside_others(tmp_path):
+    spec = {"source": "idx", "name": str(tmp_path)}
+    for split in ("train", "t10k"):
+        write(tmp_path, split)
+        write(tmp_path, split, pack=bytes)
+    write(tmp_path, "test")
+    for split in ("train", "test"):
+        images = open_source(spec | {"split": split}).fetch(np.arange(len(IMAGES)))["image"]
+        np.testing.assert_array_equal(images[..., 0], IMAGES)
     write(tmp_path, images=IMAGES[::-1])
-    write(tmp_path, pack=bytes)
-    source = open_source({"source": "idx", "name": str(tmp_path)})
-    np.testing.assert_array_equal(source.fetch(np.arange(len(IMAGES)))["image"][..., 0], IMAGES)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte and \S+ubyte\.gz differ; remove"):
+        open_source(spec)
+    write(tmp_path, "test", labels=LABELS[::-1])
+    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte and \S+test-labels-.*differ"):
+        open_source(spec | {"split": "test"})
+
+
+def test_images_are_not_paired_with_the_labels_of_another_dataset(tmp_path):
+    write(tmp_path, "t10k", pack=bytes)
+    (tmp_path / "test-images-idx3-ubyte").write_bytes(WHOLE)
+    spec = {"source": "idx", "name": str(tmp_path), "split": "test"}
+    for message in (
+        "t10k-images-idx3-ubyte and test-images.*, but t10k-",
+        "has test-.*, but t10k-",
+    ):
+        with pytest.raises(UserError, match=message):
+            open_source(spec)
+        (tmp_path / "t10k-images-idx3-ubyte").unlink(missing_ok=True)
 
 
 def test_one_of_several_datasets_is_named_after_the_folder(tmp_path):

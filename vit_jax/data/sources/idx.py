@@ -57,14 +57,15 @@ class Source:
         split_seed: int = 0,
     ):
         part, class_names = split_name(split), read_names(class_names)
-        images_path, labels_path = _find(files.expand(name), part)
-        images, labels = _read(images_path), _read(labels_path)
+        images_paths, labels_paths = _find(files.expand(name), part)
+        images_path, labels_path = images_paths[0], labels_paths[0]
+        images, labels = _read_copies(images_paths), _read_copies(labels_paths)
         _check(images, images_path, labels, labels_path)
         # The largest label of the training split counts, because a test split may lack a class.
         training = labels
         if part != "train":
             with contextlib.suppress(UserError):
-                training = _read(_find(files.expand(name), "train")[1])
+                training = _read_copies(_find(files.expand(name), "train")[1])
         self.num_classes = 1 + int(max(labels.max(), training.max()))
         if class_names:
             if len(class_names) < self.num_classes:
@@ -96,15 +97,21 @@ class Source:
         return f"record {self._numbers[index]} of {files.shown(self._path)}"
 
 
-def _find(path: Path, split: str) -> tuple[Path, Path]:
-    """Returns the files of images and of labels of a split."""
+def _find(path: Path, split: str) -> tuple[list[Path], list[Path]]:
+    """Returns the files of images and those of labels of a split, by their names.
+
+    There are several if a file lies beside its compressed copy.
+
+    Raises:
+      UserError: there are no such files, or images and labels have the names of other datasets.
+    """
     folder, dataset = (path, None) if path.is_dir() else (path.parent, path.name)
-    found: dict[str, dict[tuple[str, str], Path]] = {}
+    found: dict[str, dict[tuple[str, str], list[Path]]] = {}
     for entry in files.visible(files.existing_folder(folder)):
         match = _NAME.fullmatch(entry.name)
         if match:
             here = found.setdefault(match["dataset"], {})
-            here.setdefault((match["split"], match["what"]), Path(entry.path))
+            here.setdefault((match["split"], match["what"]), []).append(Path(entry.path))
     where = files.shown(folder)
     if not found:
         raise UserError(
@@ -120,15 +127,38 @@ def _find(path: Path, split: str) -> tuple[Path, Path]:
     if dataset not in found:
         raise UserError(f"{where} holds no IDX files of {dataset!r}; {nearest(dataset, found)}")
     stored = ("t10k", "test") if split == "test" else (split,)
-    pair = {what: file for (one, what), file in found[dataset].items() if one in stored}
-    for what in ("images", "labels"):
-        if what not in pair:
+    pair = [
+        {one: found[dataset][one, what] for one in stored if (one, what) in found[dataset]}
+        for what in ("images", "labels")
+    ]
+    for what, by_name in zip(("images", "labels"), pair, strict=True):
+        if not by_name:
             splits = sorted({one.replace("t10k", "test") for one, _ in found[dataset]})
             raise UserError(
                 f"{where} has no {what} of the split {split!r}; it has files of"
                 f" {' and '.join(splits)}"
             )
-    return pair["images"], pair["labels"]
+    images, labels = ([path for paths in one.values() for path in paths] for one in pair)
+    if pair[0].keys() != pair[1].keys():
+        raise UserError(
+            f"{where} has {_listed(images)}, but {_listed(labels)}: are they of two datasets?"
+        )
+    return images, labels
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return " and ".join(files.shown(path.name) for path in paths)
+
+
+def _read_copies(paths: Sequence[Path]) -> np.ndarray:
+    """Returns the array that all files hold. Raises a `UserError` if they hold different arrays."""
+    first = _read(paths[0])
+    for path in paths[1:]:
+        if not np.array_equal(_read(path), first):
+            raise UserError(
+                f"{files.shown(paths[0])} and {files.shown(path)} differ; remove one of them"
+            )
+    return first
 
 
 def _read(path: Path) -> np.ndarray:
