@@ -256,6 +256,69 @@ def test_features_beside_the_files_name_the_classes(folder):
     assert source.fetch(np.arange(2))["label"].tolist() == [[1, 0, 1], [0, 1, 0]]
 
 
+def test_features_of_several_configurations_name_no_classes_unless_they_are_equal(folder, caplog):
+    coarse, fine = (
+        {"features": {"label": {"names": names, "_type": "ClassLabel"}}}
+        for names in (["animal", "plant"], ["cat", "rose"])
+    )
+    name = write(folder, "fine.parquet", {"image": [png(1)] * 2, "label": [0, 1]})
+    for second, classes in ((coarse, ("animal", "plant")), (fine, ("0", "1"))):
+        (folder / "dataset_infos.json").write_text(json.dumps({"coarse": coarse, "fine": second}))
+        assert not caplog.records
+        assert open_table(name).class_names == classes
+    assert "dataset_infos.json describes 2 configurations with different" in caplog.text
+
+
+def test_files_of_one_table_name_the_same_classes(folder):
+    hub(folder)
+    label = {"names": ["one", "zero", "two"], "_type": "ClassLabel"}
+    file = folder / "data/train-00001-of-00002.parquet"
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": label}}})}
+    parquet.write_table(parquet.read_table(file).replace_schema_metadata(metadata), file)
+    with pytest.raises(UserError, match=r"00000-of\S+ and \S+00001-of\S+ name other classes of"):
+        open_table(folder)
+
+
+SHARDS = {
+    "no such column": ({"img": [png(1)], "label": [0]}, "b.parquet has no columns 'image'"),
+    "paths": (
+        {"image": ["e.png"], "label": [0]},
+        r"'image' holds bytes in \S+a.parquet, but texts in \S+b.parquet",
+    ),
+    "texts": (
+        {"image": [png(1)], "label": ["cat"]},
+        r"'label' holds numbers in \S+a.parquet, but texts in",
+    ),
+    "lists": ({"image": [png(1)], "label": [[1]]}, "'label' holds numbers in .* but lists in"),
+    "structs": ({"image": [{"bytes": png(1)}], "label": [0]}, "holds bytes in .* but structs in"),
+    "two such columns": (
+        pa.table([pa.array([png(1)])] * 2 + [pa.array([0])], names=["image", "image", "label"]),
+        "b.parquet has 2 columns 'image'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHARDS)
+def test_files_of_one_table_have_the_same_columns(folder, case):
+    content, message = SHARDS[case]
+    write(folder, "a.parquet", {"image": [png(0)], "label": [0]})
+    second = content if isinstance(content, pa.Table) else pa.table(content)
+    parquet.write_table(second, folder / "b.parquet")
+    with pytest.raises(UserError, match=message):
+        open_table(folder / "*.parquet")
+
+
+def test_files_of_one_table_may_differ_in_what_makes_no_difference(folder):
+    write(folder, "a.parquet", {"image": ["e.png"], "label": pa.array([3], pa.int8())})
+    images = pa.array(["f.png"], pa.large_string())
+    write(folder, "b.parquet", {"note": [1], "label": [4.0], "image": images})
+    write(folder, "c.parquet", {"label": [3], "image": pa.array(["g.png"]).dictionary_encode()})
+    source = open_table(folder / "*.parquet")
+    assert (source.labels.tolist(), numbers(source)) == ([0, 1, 0], [3, 4, 5])
+    name = write(folder, "d/t.parquet", {"image.small": [png(9)], "image": [png(20)], "label": [0]})
+    assert numbers(open_table(name)) == [2]
+
+
 def test_large_files_are_read_by_blocks_and_batches_are_the_same(folder, monkeypatch):
     name = write(folder, "t.parquet", KINDS["bytes.parquet"])
     small = open_table(name, "train[1:]")

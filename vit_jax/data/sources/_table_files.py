@@ -3,7 +3,6 @@
 import abc
 import contextlib
 import itertools
-import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import files, images
-from vit_jax.data.sources import _rows
+from vit_jax.data.sources import _features, _rows
 from vit_jax.errors import UserError, nearest
 from vit_jax.storage import is_remote
 
@@ -182,8 +181,8 @@ class ParquetTable(Table):
         super().__init__(paths, is_of_split=is_of_split)
         opened = [self._open(path) for path in paths]
         self._metadata = [one.metadata for one in opened]
-        self._schema = opened[0].schema_arrow
-        self.columns = list(self._schema.names)
+        self._schemas = [one.schema_arrow for one in opened]
+        self.columns = list(self._schemas[0].names)
         self._ends = np.cumsum([one.num_rows for one in self._metadata], dtype=np.int64)
         self.num_rows = int(self._ends[-1])
         _check_rows(paths, [one.num_rows for one in self._metadata])
@@ -194,7 +193,8 @@ class ParquetTable(Table):
         ]
         lengths = [self._metadata[n].row_group(group).num_rows for n, group in self._groups]
         self.block_ends = np.cumsum(lengths, dtype=np.int64)
-        self._features = _features(paths[0], self._schema.metadata or {})
+        self._stored = [(one.metadata or {}).get(_features.KEY, b"") for one in self._schemas]
+        self._features = _features.read(paths[0], self._stored[0])
         self._kept: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -206,21 +206,19 @@ class ParquetTable(Table):
             return parquet.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
 
     def load(self, image: str, others: Sequence[str]) -> None:
-        import pyarrow as pa
-
         self._image = image
         wanted = list(others)
+        kinds = {column: self._kind(column) for column in ([image] if image else []) + wanted}
         if image:
-            kind = self._schema.field(image).type
-            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-            wanted += [image] if is_text else []
-            is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-            if not (is_text or is_bytes or pa.types.is_struct(kind)):
+            if kinds[image] not in ("texts", "bytes", "structs"):
+                held = self._schemas[0].field(image).type
                 raise UserError(
-                    f"{files.shown(self.paths[0])}: column {image!r} holds {kind}, which is neither"
+                    f"{files.shown(self.paths[0])}: column {image!r} holds {held}, which is neither"
                     " paths nor bytes of images"
                 )
-            if not is_text:
+            if kinds[image] == "texts":
+                wanted.append(image)
+            else:
                 self.image_bytes = self._size()
         self._values = {column: [] for column in wanted}
         for path, metadata in zip(self.paths, self._metadata, strict=True):
@@ -228,6 +226,28 @@ class ParquetTable(Table):
                 table = self._open(path, metadata).read(columns=list(self._values))
                 for column, values in self._values.items():
                     values.extend(table.column(column).to_pylist())
+
+    def _kind(self, column: str) -> str:
+        """Returns the kind of values of a column: "texts", "bytes", "numbers", "lists", ...
+
+        Raises:
+          UserError: a file has no such column, or several, or the files' values differ in kind.
+        """
+        found: dict[str, str] = {}
+        for path, schema in zip(self.paths, self._schemas, strict=True):
+            count = schema.names.count(column)
+            if count != 1:
+                raise UserError(f"{files.shown(path)} has {count or 'no'} columns {column!r}")
+            kind = _kind_of(schema.field(column).type)
+            if kind:
+                found.setdefault(kind, path)
+            if len(found) > 1:
+                (first, path_of_first), (other, path_of_other) = found.items()
+                raise UserError(
+                    f"column {column!r} holds {first} in {files.shown(path_of_first)}, but {other}"
+                    f" in {files.shown(path_of_other)}; write one kind in all files"
+                )
+        return next(iter(found), "nothing")
 
     def _size(self) -> int:
         """Returns the size of all row groups in bytes. Raises `UserError` for a huge one.
@@ -246,11 +266,20 @@ class ParquetTable(Table):
         return total
 
     def class_label_columns(self) -> list[str]:
-        found = [column for column in self.columns if _label_names(self._features.get(column))]
+        names = {one: _features.label_names(self._features.get(one)) for one in self.columns}
+        found = [column for column in self.columns if names[column]]
         return found if len(found) == 1 else []
 
     def class_names(self, column: str) -> tuple[str, ...]:
-        return _label_names(self._features.get(column))
+        names = _features.label_names(self._features.get(column))
+        for stored, path in dict(zip(self._stored, self.paths, strict=True)).items():
+            others = _features.label_names(_features.parse(stored).get(column))
+            if names and others and others != names:
+                raise UserError(
+                    f"{files.shown(self.paths[0])} and {files.shown(path)} name other classes of"
+                    f" the column {column!r}"
+                )
+        return names
 
     def encoded_images(self, rows: np.ndarray, folder: str) -> Iterator[bytes]:
         if self._image in self._values:
@@ -277,7 +306,7 @@ class ParquetTable(Table):
         number, group = self._groups[block]
         with _naming(self.paths[number]):
             opened = self._open(self.paths[number], self._metadata[number])
-            column = opened.read_row_group(group, columns=[self._image]).column(0)
+            column = opened.read_row_group(group, columns=[self._image]).column(self._image)
         with self._lock:
             self._kept[block] = column
             while self.image_bytes > KEPT_BYTES and len(self._kept) > _KEPT_BLOCKS:
@@ -296,6 +325,24 @@ class ParquetTable(Table):
     def where(self, row: int, column: str) -> str:
         number, place = placed(self._ends, row)
         return f"{files.shown(self.paths[number])}: row {place}, column {column!r}"
+
+
+def _kind_of(held: Any) -> str:
+    """Returns what values of an Arrow type are; "" for a column without values."""
+    from pyarrow import types
+
+    if types.is_dictionary(held):
+        held = held.value_type
+    kinds = {
+        "texts": (types.is_string, types.is_large_string),
+        "bytes": (types.is_binary, types.is_large_binary),
+        "numbers": (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal),
+        "lists": (types.is_list, types.is_large_list, types.is_fixed_size_list),
+        "structs": (types.is_struct,),
+        "": (types.is_null,),
+    }
+    found = [kind for kind, checks in kinds.items() if any(check(held) for check in checks)]
+    return found[0] if found else str(held)
 
 
 def _check_rows(paths: Sequence[str], counts: Sequence[int]) -> None:
@@ -343,42 +390,3 @@ def regular(path: str) -> str:
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("not a regular file")
     return path
-
-
-def _features(path: str, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """Returns the features of a Hugging Face dataset by column; {} if the files have none."""
-    texts = [metadata.get(b"huggingface", b"").decode(errors="replace")]
-    folder = os.path.dirname(path)
-    for place in (folder, os.path.dirname(folder)):
-        for name in ("dataset_info.json", "dataset_infos.json"):
-            if not is_remote(path) and os.path.isfile(os.path.join(place, name)):
-                texts.append(files.read_text(os.path.join(place, name)))
-    for text in texts:
-        with contextlib.suppress(ValueError, RecursionError):
-            found = _find_features(json.loads(text))
-            if found:
-                return found
-    return {}
-
-
-def _find_features(stored: Any) -> dict[str, Any]:
-    """Returns the features in one of the forms in which they are stored."""
-    if not isinstance(stored, dict):
-        return {}
-    for one in (stored, stored.get("info"), *stored.values()):
-        features = one.get("features") if isinstance(one, dict) else None
-        if isinstance(features, dict):
-            return features
-    return {}
-
-
-def _label_names(feature: Any) -> tuple[str, ...]:
-    """Returns the class names of a feature, or of the entries of a list."""
-    if isinstance(feature, list) and len(feature) == 1:
-        return _label_names(feature[0])
-    if not isinstance(feature, dict):
-        return ()
-    names = feature.get("names")
-    if feature.get("_type") == "ClassLabel" and isinstance(names, list):
-        return tuple(map(str, names))
-    return _label_names(feature.get("feature"))
