@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 
 import numpy as np
 import odd_images
@@ -436,6 +437,50 @@ def test_what_is_wrong_is_named_by_file_row_and_column(folder, case):
     with pytest.raises(UserError, match=message) as raised:
         open_table(write(folder, name, content), **args)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("a.png", "./a.png"),
+        ("x/../a.png", "a.png"),
+        ("é.png", "e\u0301.png"),
+        ("a.png", "{}/a.png"),
+    ],
+)
+@pytest.mark.parametrize("separator", ["", "|"])
+def test_no_spelling_gives_an_image_other_labels_or_groups(folder, spellings, separator):
+    first, second = (one.format(folder) for one in spellings)
+    args = {"separator": separator} if separator else {}
+    for label, group, message in (("c", "g", "has another label in .*line 2, "),
+                                  ("b", "h", "has another group in .*line 2, ")):  # fmt: skip
+        rows = [("path", "label", "who"), (first, "b", "g"), (second, label, group)]
+        with pytest.raises(UserError, match=rf"line 3, .*{message}"):
+            open_table(write(folder, "t.csv", lines(*rows)), group="who", **args)
+
+
+def test_folds_keep_equal_rows_together_and_a_warning_names_them(folder, caplog):
+    rows = [(f"{i % 20}.png", "ab"[i % 2]) for i in range(40)]
+    name = write(folder, "t.csv", lines(("path", "label"), *rows))
+    alone = write(folder, "alone.csv", lines(("path", "label"), *rows[:20]))
+    for fold in range(1, 5):
+        held, rest = (open_table(name, f"train[{x}fold {fold} of 4]") for x in ("", "all but "))
+        images = [{one.describe(i) for i in range(len(one))} for one in (held, rest)]
+        assert not set.intersection(*images)
+        assert len(held) + len(rest) == 40
+    message = r"20 rows name an image .* \S+t.csv: line 2, .* and \S+t.csv: line 22, column 'path'"
+    assert re.search(message, caplog.text)
+    caplog.clear()
+    assert len(open_table(alone, "train[fold 1 of 4]")) == 5
+    assert not caplog.records
+
+
+def test_a_cell_of_another_part_may_name_no_file(folder):
+    rows = [{"image": image, "label": 1} for image in ("e.png", ["f.png"], None, {"a": 1})]
+    name = write(folder, "t.jsonl", "\n".join(map(json.dumps, rows)))
+    assert numbers(open_table(name, "train[:1]")) == [3]
+    with pytest.raises(UserError, match="line 2, column 'image': names no file"):
+        open_table(name)
 
 
 def test_no_table_is_named(folder):

@@ -61,7 +61,12 @@ def split_range(split: str, num_examples: int) -> range:
 
 
 def select(
-    split: str, labels: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
+    split: str,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+    *,
+    firsts: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns the numbers of the records that the brackets of `split` select, int64, ascending.
 
@@ -70,6 +75,8 @@ def select(
         folds are then stratified by the rarest label of each example.
       groups: the number of the group of each example, integers `[n]`.
       seed: for folds and parts of classes.
+      firsts: the number of the first example of the same image, int64 `[n]`; folds keep examples of
+        one image together.
 
     Raises:
       UserError: the string is not understood, selects nothing, or would divide groups.
@@ -77,8 +84,9 @@ def select(
     classes = labels if labels.ndim == 1 else _rarest(labels)
     chosen = np.arange(len(classes))
     for part in _parsed(split)[1]:
-        here = None if groups is None else groups[chosen]
-        chosen = chosen[_part(split, part, classes[chosen], here, seed)]
+        of_groups, of_firsts = (x if x is None else x[chosen] for x in (groups, firsts))
+        here = _part(split, part, classes[chosen], of_groups, firsts=of_firsts, seed=seed)
+        chosen = chosen[here]
         if not len(chosen):
             raise UserError(f"split {split!r} selects none of {len(classes)} examples")
     return chosen
@@ -132,7 +140,13 @@ _KINDS = (_RANGE, _FOLD, _PER_CLASS)
 
 
 def _part(
-    split: str, part: str, classes: np.ndarray, groups: np.ndarray | None, seed: int
+    split: str,
+    part: str,
+    classes: np.ndarray,
+    groups: np.ndarray | None,
+    *,
+    firsts: np.ndarray | None,
+    seed: int,
 ) -> np.ndarray:
     """Returns the places that one bracket selects, ascending."""
     if match := _RANGE.fullmatch(part):
@@ -149,7 +163,11 @@ def _part(
             raise UserError(f"split {split!r}: there is no fold {fold} of {count}, from 1 of 2 on")
         if count > len(classes):
             raise UserError(f"split {split!r}: {len(classes)} examples are too few for its folds")
-        is_in = folds(classes, count, groups, seed) == fold - 1
+        of_example = folds(classes, count, groups, seed)
+        if firsts is not None:
+            first, place = np.unique(firsts, return_index=True, return_inverse=True)[1:]
+            of_example = of_example[first[place]]
+        is_in = of_example == fold - 1
         return np.flatnonzero(~is_in if match["others"] else is_in)
     match = _PER_CLASS.fullmatch(part)
     assert match is not None

@@ -18,7 +18,9 @@ An example has `image`, `label` (int32, or uint8 ones and zeros `[classes]` if i
 labels), and `weight` (float32) if a column has it. Mistakes are named by file, row, and column.
 """
 
+import logging
 import os
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,6 +41,8 @@ from vit_jax.data.sources._splits import select, split_name
 from vit_jax.data.sources._table_files import Table
 from vit_jax.errors import UserError
 from vit_jax.storage import is_remote
+
+logger = logging.getLogger(__name__)
 
 _IMAGE_COLUMNS = ("image", "img", "path", "file", "file_name", "filename", "filepath")
 
@@ -109,7 +113,9 @@ class Source:
             are_numbers=are_numbers,
         )
         groups = group_numbers(table, group, rows) if group else None
-        chosen = select(split, values, groups, split_seed)
+        firsts = _first_rows(table, rows, self._folder)
+        _refuse_contradictions(table, rows, firsts, values, groups)
+        chosen = select(split, values, groups, split_seed, firsts=firsts)
         self._table, self._rows, self._labels = table, rows[chosen], values[chosen]
         self._weights = weights(table, weight, self._rows) if weight else None
         self._exif = exif
@@ -119,7 +125,6 @@ class Source:
         self.fingerprint += f":seed{split_seed}" if split_seed else ""
         self.fingerprint += ":exif-ignored" if exif == "ignore" else ""
         table.check_images(self._rows, self._folder)
-        _refuse_contradictions(table, rows, values)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -158,18 +163,65 @@ _read_before: dict[tuple, _Classes] = {}
 _MAX_READ_BEFORE = 16
 
 
-def _refuse_contradictions(table: Table, rows: np.ndarray, labels: np.ndarray) -> None:
-    """Raises a `UserError` for the first image file that two rows give different classes."""
-    names = table.image_names() if labels.ndim == 1 else []
+def _first_rows(table: Table, rows: np.ndarray, folder: str) -> np.ndarray:
+    """Returns for each row the place, among `rows`, of the first with the same image file, int64.
+
+    A row of its own are images in the table itself, and cells that name no file.
+    """
+    names = table.image_names()
     first: dict[str, int] = {}
-    for place, row in enumerate(rows.tolist() if names else ()):
-        earlier = first.setdefault(names[row], place)
-        if labels[earlier] != labels[place]:
+    return np.array(
+        [
+            first.setdefault(_one_spelling(names[row], folder), place)
+            if names and isinstance(names[row], str)
+            else place
+            for place, row in enumerate(rows.tolist())
+        ],
+        np.int64,
+    )
+
+
+def _one_spelling(name: str, folder: str) -> str:
+    """Returns a name that is equal for all spellings of one file in `folder`."""
+    if name.startswith("/") and not is_remote(folder):
+        name = os.path.relpath(name, os.path.abspath(folder))
+    name = os.path.normpath(name) if "./" in name or "//" in name else name
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _refuse_contradictions(
+    table: Table,
+    rows: np.ndarray,
+    firsts: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+) -> None:
+    """Raises a `UserError` for the first image file that two rows give different labels or groups.
+
+    Warns of files that are in several rows, all alike.
+    """
+    again = np.flatnonzero(firsts != np.arange(len(rows)))
+    if not len(again):
+        return
+    for what, values in (("label", labels), ("group", groups)):
+        if values is None:
+            continue
+        differ = (values[again] != values[firsts[again]]).reshape(len(again), -1).any(1)
+        if differ.any():
+            place = again[differ.argmax()]
+            row, earlier = int(rows[place]), int(rows[firsts[place]])
+            advice = ", with all its labels in a cell (config.data.args.separator)"
             raise UserError(
-                f"{table.image_cell(row)}: {files.shown(names[row])} has another label in"
-                f" {table.image_cell(int(rows[earlier]))}; write one row for an image, with all its"
-                " labels in a cell (config.data.args.separator)"
+                f"{table.image_cell(row)}: {files.shown(table.image_names()[row])} has another"
+                f" {what} in {table.image_cell(earlier)}; write one row for an image"
+                + (advice if what == "label" else "")
             )
+    row, earlier = int(rows[again[0]]), int(rows[firsts[again[0]]])
+    logger.warning(
+        "%d rows name an image that an earlier row names, first %s and %s; each is an example, and"
+        " folds keep them together",
+        len(again), table.image_cell(earlier), table.image_cell(row),
+    )  # fmt: skip
 
 
 def _base(name: str) -> str:
