@@ -1,10 +1,13 @@
 """Tar shards of WebDataset: samples, labels, and the index of each shard."""
 
+import functools
+import http.server
 import io
 import json
 import os
 import re
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -94,6 +97,9 @@ def test_prepare_writes_the_index_of_every_shard_beside_it(shards, tmp_path, mon
     monkeypatch.setattr(_tar_index, "CACHE", "/dev/null")
     assert numbers(open_shards(shards)) == [0, 1, 2, 3, 4, 5]
     assert main(["prepare", shards, "--check"]) == 2
+    assert "--check is for datasets of TFDS, not for tar files" in capsys.readouterr().err
+    assert main(["prepare", "https://example.invalid/a.tar"]) == 2
+    assert "nothing can be written beside files on the web" in capsys.readouterr().err
     assert main(["prepare", str(tmp_path / "other-*.tar")]) == 2
     assert "no such file" in capsys.readouterr().err
     monkeypatch.undo()
@@ -102,10 +108,67 @@ def test_prepare_writes_the_index_of_every_shard_beside_it(shards, tmp_path, mon
     assert "/no/folder: Not a directory" in capsys.readouterr().err
 
 
+def test_a_member_of_a_negative_size_ends_in_one_line(tmp_path, monkeypatch):
+    """It would lead back to where a header was read already (as in CVE-2025-8194)."""
+    header = bytearray(tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\0"
+    for kind, name in ((b"5", b"x"), (b"0", b".x"), (b"0", b"x")):
+        header[:3], header[156:157] = name.ljust(3, b"\0"), kind
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(2048))
+        for index in ("v1.2 1\ncls 1536 1 a.cls\n", ""):
+            (tmp_path / "a.idx").write_text(index)
+            with pytest.raises(UserError, match=r"a\.tar: "):
+                _tar_index.of(str(tmp_path / "a.tar"))
+
+
+def test_a_line_of_an_index_takes_no_time_beyond_its_length(tmp_path):
+    assert _tar_index._parsed("v1.2 1\n" + "a" * 90_000) == []
+    assert _tar_index._parsed("v1.2 1\n" + "a 1 1 " * 15_000) == []
+    assert _tar_index._parsed("v1.2 1\n" + "a 1 1 b.a " * 20_000) == []
+
+
+def test_two_images_of_a_sample_are_refused(tmp_path):
+    members = [("k.png", png(10)), ("k.cls", b"0"), ("k.jpg", png(20))]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    with pytest.raises(UserError, match=r"a\.tar: the sample 'k' has two images; call what is no"):
+        open_shards(str(tmp_path / "a.tar"))
+    members = [("k.a.png", png(10)), ("k.b.png", png(10)), ("k.png", png(70)), ("k.cls", b"0")]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    assert numbers(open_shards(str(tmp_path / "a.tar"), label="cls")) == [7]
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_remote_shard_that_changed_is_read_anew(tmp_path, monkeypatch, tells):
+    """Tar files are padded, so that a label that is set right does not change the size."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def send_header(self, name, value):
+            if tells or name != "Last-Modified":
+                super().send_header(name, value)
+
+    monkeypatch.setattr(_tar_index, "CACHE", str(tmp_path / "cache"))
+    serve = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.tar"
+        for label in (b"0", b"1"):
+            (tmp_path / "a.tar").write_bytes(tar_of([("k.png", png(0)), ("k.cls", label)]))
+            os.utime(tmp_path / "a.tar", (0, 10**9 + int(label)))
+            assert list(_tar_index.of(address).cls) == [label.decode()]
+        assert (tmp_path / "cache").exists() == tells
+        server.shutdown()
+
+
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_the_index_of_dali_gives_that_of_the_headers(tmp_path, monkeypatch, kind):
     path, index = tmp_path / "a.tar", tmp_path / "a.idx"
     long = "" if kind == tarfile.USTAR_FORMAT else "x" * 120
+    long = "é" if kind == tarfile.PAX_FORMAT else long
     members = [
         (f"x y/{number}{long}.{end}", content)
         for number in range(3)

@@ -138,6 +138,30 @@ def open_remote(path: str | os.PathLike) -> io.RawIOBase:
         raise OSError(reason(error)) from error
 
 
+def version(path: str | os.PathLike) -> str:
+    """Returns what changes with the content of a file or an object, and "" if nothing tells.
+
+    It is the time of the last change, or for files behind `https://` the ETag.
+
+    Raises:
+      OSError: the file is not there.
+    """
+    name = os.fspath(path)
+    if not is_remote(name):
+        return str(os.stat(name).st_mtime_ns)
+    if name.startswith(_WEB):
+        system, inner = fsspec.core.url_to_fs(name)
+        info = system.info(inner)
+        return str(info.get("ETag") or info.get("Last-Modified") or "")
+    from vit_jax.data.host_tensorflow import tf
+
+    try:
+        changed = tf.io.gfile.stat(name).mtime_nsec
+    except tf.errors.OpError as error:
+        raise OSError(reason(error)) from error
+    return str(changed) if changed > 0 else ""
+
+
 def read_text(path: str | os.PathLike) -> str:
     """Reads a text file in UTF-8, without its byte order mark.
 

@@ -386,11 +386,11 @@ def _reliability(is_right: np.ndarray, confidence: np.ndarray) -> Section:
 
     found = Reliability.of(is_right, confidence)
     text = (
-        "The confidence is the probability of the predicted class. A bar is the accuracy of the"
-        " images of about the same confidence. The bars of a well-calibrated model end at the"
-        " dashed line, and those of an overconfident model end below it. The mean distance from the"
-        f" line, which is the calibration error (ECE), is {found.error:.1%} for these"
-        f" {len(confidence):,} images."
+        "The confidence is the probability of the predicted class. A bar is the share of the images"
+        " with about the same confidence that is classified correctly. The bars of a model that is"
+        " well calibrated end at the dashed line, and those of an overconfident model end below it."
+        " The mean distance from the line, which is the calibration error (ECE), is"
+        f" {found.error:.1%} for these {len(confidence):,} images."
     )
     figure = figures.reliability_diagram(found.rows, found.accuracy)
     return Section("Reliability diagram", text, figure)

@@ -67,8 +67,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if name.lower().endswith(".tar"):
         from vit_jax.data.sources import webdataset
 
-        others = ("data_dir", "manual_dir", "tfrecord", "store", "copy_to", "check")
-        refuse(arguments, *others, beside="tar files")
+        for flag in ("data_dir", "manual_dir", "tfrecord", "store", "copy_to", "check"):
+            if getattr(arguments, flag):
+                raise UserError(f"prepare: --{flag} is for datasets of TFDS, not for tar files")
         print(webdataset.prepare(name, _tell))
         return
     if arguments.check and arguments.manual_dir:

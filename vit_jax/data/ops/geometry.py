@@ -249,7 +249,7 @@ def _scaled(
 def _resized(image: tf.Tensor, size: Size | tf.Tensor, method: str, antialias: bool) -> tf.Tensor:
     """Returns an image of another size and the same dtype; what overshoots is clipped."""
     resized = tf.image.resize(image, size, method=method, antialias=antialias)
-    # Clipping takes a fifth of the time of `resize`, and changes no mean.
+    # Clipping takes time, and changes no mean.
     cast = tf.cast if method in MEANS else tf.saturate_cast
     return cast(resized, image.dtype)
 

@@ -48,7 +48,7 @@ def store(name: str, data_dir: str, form: Form, tell: shards.Tell = print) -> st
     target = root.joinpath(f"{parts[0]}{form.suffix}", *parts[1:])
     if not (target / _INFO).exists():
         _write(source, target, keys, form, tell)
-    tell(str(_reported(target) or _report(source, target, keys, form)))
+    tell(str(_reported(target) or _compared(source, target, keys[0])))
     return str(target)
 
 
@@ -77,19 +77,16 @@ def _write(source: Any, target: Path, keys: Sequence[str], form: Form, tell: sha
         shards.write(todo, folder, shards.telling_of(split, tell))
         lengths[split] = counts
     _describe(source, folder, dataset, lengths, form)
-    _report(source, folder, keys, form)
+    report = {"source": source.info.full_name, **form._asdict()}
+    report["difference"] = dataclasses.asdict(_compared(source, folder, keys[0]))
+    (folder / REPORT).write_text(json.dumps(report, indent=1))
     folder.rename(target)
 
 
-def _report(source: Any, folder: Path, keys: Sequence[str], form: Form) -> Difference:
-    """Compares the stored images with their originals, and writes the result to the folder."""
+def _compared(source: Any, folder: Path, key: str) -> Difference:
+    """Compares the stored images of the first split with their originals."""
     dataset = json.loads((folder / _INFO).read_text())["name"]
-    first = next(iter(source.info.splits))
-    difference = _difference(source, folder, dataset, first, keys[0])
-    report = {"source": source.info.full_name, **form._asdict()}
-    report["difference"] = dataclasses.asdict(difference)
-    (folder / REPORT).write_text(json.dumps(report, indent=1))
-    return difference
+    return _difference(source, folder, dataset, next(iter(source.info.splits)), key)
 
 
 def _image_keys(features: Any, form: Form) -> list[str]:

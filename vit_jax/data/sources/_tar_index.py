@@ -29,15 +29,16 @@ SUFFIX = ".vit_jax_index.npz"
 CACHE = "~/.cache/vit_jax/tar_indices"
 """The folder of the indices that `of` builds."""
 
-_VERSION = 2
+_VERSION = 3
 """The version of the index, which is made anew where the stored one has another."""
 
 _MAX_TEXT = 1 << 20
 _BUFFER = 1 << 20
 _BLOCK = 512
 _CHECKED = 16
+_LONGEST_LINE = 100_000
 # A component of a line of DALI's index: suffix, offset, size and name, which ends in the suffix.
-_COMPONENT = re.compile(r"(\S+) (\d{1,18}) (\d{1,18}) (\S.*?\.\1)(?: |$)")
+_COMPONENT = re.compile(r"(\S{1,100}) (\d{1,18}) (\d{1,18}) (\S.*?\.\1)(?: |$)")
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class _Member(NamedTuple):
     size: int
 
 
-_EMPTY = {"cls": "", "json": "", "size": 0, "offset": 0, "dots": math.inf}
+_EMPTY = {"cls": "", "json": "", "size": 0, "offset": 0, "dots": math.inf, "is_clear": True}
 _ARRAYS, _TEXTS = Index._fields[:3], Index._fields[3:]
 
 
@@ -78,17 +79,19 @@ def open_tar(path: str, buffer: int = io.DEFAULT_BUFFER_SIZE) -> io.BufferedRead
 def of(path: str) -> Index:
     """Returns the index of a tar file. One that had to be built is kept in `CACHE`.
 
+    It is not kept for a remote file of which nothing tells whether it has changed.
+
     Raises:
       UserError: the file cannot be read, is damaged, or has no samples with images.
     """
     place = os.path.abspath(os.path.expanduser(path)) if not is_remote(path) else path
     name = hashlib.blake2b(os.fsencode(place), digest_size=16).hexdigest() + ".npz"
     kept = os.path.join(os.path.expanduser(CACHE), name)
-    index, is_new = _read_or_built(path, [path + SUFFIX, kept])
-    if is_new is not None:
+    index, content = _read_or_built(path, [path + SUFFIX, kept])
+    if content:
         try:
             os.makedirs(os.path.dirname(kept), exist_ok=True)
-            storage.write_atomically(kept, is_new)
+            storage.write_atomically(kept, content)
         except storage.errors() as error:
             logger.info("%s: its index is not kept: %s", files.shown(path), files.reason(error))
     return index
@@ -98,11 +101,17 @@ def prepare(paths: Sequence[str], tell: Callable[[str], None]) -> None:
     """Writes the index of each tar file beside it, where that is not done yet.
 
     Raises:
-      UserError: a file is damaged, or its index cannot be written.
+      UserError: a file is damaged or on the web, or its index cannot be written.
     """
+    for path in paths:
+        if path.startswith(("http://", "https://")):
+            raise UserError(
+                f"{files.shown(path)}: nothing can be written beside files on the web; training"
+                f" builds an index and keeps it in {CACHE}"
+            )
     for number, path in enumerate(paths, 1):
         index, content = _read_or_built(path, [path + SUFFIX])
-        if content is not None:
+        if content:
             try:
                 storage.write_atomically(path + SUFFIX, content)
             except storage.errors() as error:
@@ -113,19 +122,24 @@ def prepare(paths: Sequence[str], tell: Callable[[str], None]) -> None:
         tell(f"{files.shown(path)} ({number} of {len(paths)}): {len(index.key):,} samples")
 
 
-def _read_or_built(path: str, places: Sequence[str]) -> tuple[Index, bytes | None]:
-    """Returns the index from one of the places, and None; or a new one, and what to store of it."""
+def _read_or_built(path: str, places: Sequence[str]) -> tuple[Index, bytes]:
+    """Returns the index from one of the places, or a new one; and what to store of a new one.
+
+    That is b"" if there is nothing to store.
+    """
     try:
         with open_tar(path, _BUFFER) as file:
             size = file.seek(0, os.SEEK_END)
-            changed = 0 if is_remote(path) else os.stat(path).st_mtime_ns
-            stamp = np.array([size, changed, _VERSION], np.int64)
-            for place in places:
+            version = files.version(path)
+            stamp = np.array([str(size), version, str(_VERSION)])
+            for place in places if version else ():
                 if stored := _stored(place, stamp):
-                    return stored, None
+                    return stored, b""
             index = _built(path, file, size)
     except OSError as error:
         raise UserError(f"{files.shown(path)}: {files.reason(error)}") from error
+    if not version:
+        return index, b""
     arrays, buffer = index._asdict(), io.BytesIO()
     texts = json.dumps({name: arrays.pop(name) for name in _TEXTS}).encode()
     np.savez(buffer, stamp=stamp, texts=np.frombuffer(texts, np.uint8), **arrays)
@@ -168,6 +182,8 @@ def _members(file: io.BufferedReader) -> Iterator[_Member]:
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
+            if member.size < 0:  # `tarfile` would go back, and never reach the end.
+                raise OSError("a member of a negative size")
             if member.issparse():
                 raise OSError(f"{files.shown(member.name)!r} is sparse; pack it without --sparse")
             if member.isreg():
@@ -200,10 +216,17 @@ def _collected(members: Iterable[_Member], file: io.BufferedReader) -> Index:
             if len(content) < member.size:
                 raise OSError(f"ends within {files.shown(member.name)!r}")
             samples[-1][suffix] = content.decode(errors="replace").strip("\ufeff \r\n\t")
-        elif images.is_image_name(name) and suffix.count(".") < samples[-1]["dots"]:
+        elif images.is_image_name(name) and suffix.count(".") <= samples[-1]["dots"]:
             # KEY.jpg is the image, also where KEY.mask.png stands before it.
-            place = {"offset": member.offset, "size": member.size}
-            samples[-1] |= {**place, "dots": suffix.count(".")}
+            is_second = suffix.count(".") == samples[-1]["dots"]
+            place = {"offset": member.offset, "size": member.size, "dots": suffix.count(".")}
+            samples[-1] |= {**place, "is_clear": not is_second}
+    for sample in samples:
+        if not sample["is_clear"]:
+            raise OSError(
+                f"the sample {files.shown(sample['key'])!r} has two images; call what is no image"
+                " KEY.NAME.png, with a second dot"
+            )
     samples = [sample for sample in samples if sample["size"]]
     if not samples:
         raise OSError("no samples with images in it")
@@ -241,6 +264,8 @@ def _parsed(text: str) -> list[_Member]:
         return []
     found = []
     for line in lines:
+        if len(line) > _LONGEST_LINE:
+            return []
         at = 0
         while at < len(line):
             match = _COMPONENT.match(line, at)
@@ -263,7 +288,9 @@ def _fits(members: Sequence[_Member], file: io.BufferedReader, size: int) -> boo
         start = member.offset - _BLOCK
         while end < start:
             header = _header(file, end)
-            if header is None or (header.isreg() and not files.is_hidden(_last(header.name))):
+            if header is None or header.size < 0:  # A negative size would lead back.
+                return False
+            if header.isreg() and not files.is_hidden(_last(header.name)):
                 return False
             end = _end(end + _BLOCK, header.size)
         if end != start or _end(member.offset, member.size) > size:
@@ -295,5 +322,8 @@ def _header(file: io.BufferedReader, offset: int) -> tarfile.TarInfo | None:
 
 
 def _is_of(header: tarfile.TarInfo, member: _Member) -> bool:
-    # Where a header before this one holds a long name, this one has its first 100 characters.
-    return header.isreg() and header.size == member.size and member.name.startswith(header.name)
+    # Where a header before this one holds a long name, this one has its first 100 characters; and
+    # where that holds a name in other letters, this one has question marks in their place.
+    names = (member.name, member.name.encode("ascii", "replace").decode())
+    is_called = any(name.startswith(header.name) for name in names)
+    return header.isreg() and header.size == member.size and is_called
