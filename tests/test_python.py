@@ -14,6 +14,7 @@ import pytest
 import vit_jax
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
+from vit_jax.tracking.callbacks import Callbacks
 from vit_jax.training.outcome import Outcome
 from vit_jax.types import ArraySpec, DataInfo, Features
 
@@ -142,6 +143,15 @@ def test_callbacks_are_told_of_steps_evaluations_saves_and_the_end(trained):
     assert found == [("evaluate", 4, outcome.results["val/accuracy"])]
     assert notes.told[-1] == ("end", outcome)
     assert all(isinstance(entry[2], float) for entry in notes.told if entry[0] == "step")
+
+
+def test_what_a_callback_changes_in_its_metrics_reaches_nobody():
+    told = []
+    vandal = type("Vandal", (), {"on_step": lambda self, step, metrics: metrics.clear()})()
+    other = type("Other", (), {"on_step": lambda self, step, metrics: told.append(metrics)})()
+    row = {"train/loss": 1.0}
+    Callbacks([vandal, other])("on_step", 3, row)
+    assert told == [row] == [{"train/loss": 1.0}]
 
 
 def test_a_run_is_evaluated_and_used_from_python(trained):

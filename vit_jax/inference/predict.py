@@ -173,8 +173,11 @@ class Predictor:
     def predict(self, pictures: Sequence[Picture]) -> dict[str, Any]:
         """Returns the task's answers for images, by name.
 
-        A classifier answers `probability` `[n, classes]`. Boxes (shares of height and width) and
-        masks are those of the images as given, see `Answers`.
+        A classifier answers `probability` float32 `[n, classes]`; a segmentation model `predicted`,
+        the class of each pixel, uint8 `[height, width]` for each image; a detector `detected_boxes`
+        `[n, k, 4]` as (y0, x0, y1, x1) in 0..1 of height and width, `detected_score` and
+        `detected_label` `[n, k]`; an image-text model `image_vector` `[n, dim]`, and `probability`
+        of its texts. Boxes and masks are those of the images as given, see `Answers`.
 
         Args:
           pictures: image files, or uint8 pixels `[height, width, 1 or 3]`, of any sizes.
