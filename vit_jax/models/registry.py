@@ -134,6 +134,8 @@ def find(name: str) -> str:
     matches = spellings.get(_squash(name).lower()) if isinstance(name, str) and name else None
     if not matches and isinstance(name, str) and timm_names.find(name):
         return name
+    if not matches and isinstance(name, str) and (close := timm_names.nearest(name)):
+        raise UserError(f"model {name!r:.100} is unknown; did you mean {close!r}?")
     if not matches:
         return MODELS.find(name)  # Raises an error that suggests a name.
     # Only g (giant) and G (gigantic) differ by case alone, so the closest spelling is used.

@@ -7,6 +7,7 @@ without `timm/` before it.
 """
 
 import dataclasses
+import difflib
 import functools
 import json
 import re
@@ -58,6 +59,13 @@ def table() -> Mapping[str, Any]:
     """Returns the table: by architecture the class, the arguments and the pretrained tags."""
     text = resources.files("vit_jax.models").joinpath("timm_names.json").read_text()
     return json.loads(text)["models"]
+
+
+def nearest(name: str) -> str:
+    """Returns the name of timm that `name` is nearly; "" if there is none."""
+    names = [*table()]
+    names += [f"{one}.{tag}" for one, row in table().items() for tag in row["tags"]]
+    return next(iter(difflib.get_close_matches(name.removeprefix("timm/"), names, 1, 0.85)), "")
 
 
 def find(name: str, args: Args | None = None) -> Origin | None:

@@ -101,9 +101,7 @@ def infer_towers(weights: Weights, name: str | None = None, **fields: Any) -> To
         sizes = {"vocab_size": vocab_size, "width": width, "depth": count_blocks(text)}
         block = _block(text)
     except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            f"this {weights.format} lacks arrays or has them in other shapes ({error!r})"
-        ) from error
+        raise _misfit(weights, error) from error
     if block["num_heads"] is None:
         raise UserError(f"{untold} the heads of its text tower; its config.json does")
     return TowersConfig(
@@ -137,9 +135,7 @@ def infer_config(weights: Weights, name: str | None = None, **fields: Any) -> di
     try:
         inferred = _mixer(arrays) if TOKEN_MIXING in arrays else _vit(weights)
     except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            f"this {weights.format} lacks arrays or has them in other shapes ({error!r})"
-        ) from error
+        raise _misfit(weights, error) from error
     if name:
         fields = {**models.find_variant(name).fields, **fields}
     fields = {**inferred, **weights.fields, **fields}
@@ -157,6 +153,13 @@ def infer_config(weights: Weights, name: str | None = None, **fields: Any) -> di
     if "stem_strides" in inferred:
         return {"name": name or "conv_stem_b16", **fields}
     return {"name": name or "vit", **fields}
+
+
+def _misfit(weights: Weights, error: Exception) -> UserError:
+    """Returns the error for arrays that make no model."""
+    if isinstance(error, KeyError):
+        return UserError(f"this {weights.format} lacks {error.args[0]}, which every model has")
+    return UserError(f"this {weights.format} has arrays of other shapes ({error})")
 
 
 def _common(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

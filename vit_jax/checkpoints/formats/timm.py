@@ -66,7 +66,7 @@ LEFT = (
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 ASSUMED = (
-    "timm's config.json is not beside the file; assumed are exact GELU (timm runs it unless a model"
+    "{reason}; assumed are exact GELU (timm runs it unless a model"
     " is built with act_layer='gelu_tanh'), norms with epsilon 1e-6 and no rotary positions"
 )
 
@@ -87,8 +87,16 @@ def read(source: Source) -> Weights:
     else:
         name = next(name for name in WEIGHTS if source.has(name))
         state = array_files.read_arrays(source.folder / name)
-    origin = _origin(source)
-    return from_state(state, origin, {} if origin else _written(source))
+    origin, named = _origin(source), source.config.get("architecture")
+    weights = from_state(state, origin, {} if origin else _written(source))
+    if origin or not isinstance(named, str):
+        return weights
+    if not MARKS & state.keys():
+        raise UserError(f"{source.path}: timm's {named!r:.100} is no model of this package")
+    unknown = ASSUMED.format(
+        reason=f"its config.json names {named!r:.100}, which is not known here"
+    )
+    return dataclasses.replace(weights, notes=(unknown,) if weights.notes else ())
 
 
 def from_state(
@@ -107,6 +115,7 @@ def from_state(
     arrays = {name: x for name, x in arrays.items() if name not in dropped}
     ignored = tuple(f"{name}: zeros, and the model has no such bias" for name in dropped)
     fields = _told(origin) if origin else {**_assumed(state), **written}
+    assumed = ASSUMED.format(reason="timm's config.json is not beside the file")
     return Weights(
         arrays=arrays,
         format="timm state dict",
@@ -114,7 +123,7 @@ def from_state(
         grid=grid or (_grid(origin, arrays) if origin else None),
         ignored=ignored,
         unknown=tuple(unknown),
-        notes=(ASSUMED,) if fields and not (origin or written) else (),
+        notes=(assumed,) if fields and not (origin or written) else (),
         fields=fields,
         interpolation=_interpolation(args),
         keeps_aspect=bool(args.get("pos_embed_ar_preserving")),
