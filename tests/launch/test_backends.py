@@ -266,8 +266,8 @@ def test_every_action_of_gke_can_be_pasted(dry, tmp_path):
     assert list(errors(applied)) == []
 
 
-def rendered(capsys, *arguments):
-    assert main(["tpu", "render", "pod", *GKE, *RUN, *arguments]) == 0
+def rendered(capsys, *arguments, run=RUN):
+    assert main(["tpu", "render", "pod", *GKE, *run, *arguments]) == 0
     return yaml.safe_load(capsys.readouterr().out)
 
 
@@ -312,11 +312,13 @@ AWKWARD = [
 ]  # fmt: skip
 
 
-def test_awkward_overrides_reach_the_hosts_as_they_are(dry, tmp_path, capsys):
+def test_awkward_paths_and_overrides_reach_the_hosts_as_they_are(dry, tmp_path, capsys):
     overrides = [f"--config.task.x{n}={value}" for n, value in enumerate(AWKWARD)]
-    wanted = [*RUN, *overrides]
+    place = f"--workdir=/shared/{' '.join(AWKWARD)}"
+    run = [RUN[0], place]
+    wanted = [*run, *overrides]
     for backend in (CE, ["--zone=z", "--type=v4-8"]):
-        for words in dry("train", *backend, *RUN, *overrides):
+        for words in dry("train", *backend, *run, *overrides):
             started = [word for word in words if " start " in word and "--command=" in word]
             if started:
                 # What ssh hands to the host's shell.
@@ -327,7 +329,7 @@ def test_awkward_overrides_reach_the_hosts_as_they_are(dry, tmp_path, capsys):
                     ["bash", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
                 )
                 assert told.stdout.split("\0")[3:-1] == wanted
-    args = rendered(capsys, *overrides)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    args = rendered(capsys, *overrides, run=run)["spec"]["replicatedJobs"][0]["template"]["spec"]
     args = args["template"]["spec"]["containers"][0]["args"]
     assert [expanded(arg) for arg in args][1:] == wanted
     assert not list(tmp_path.rglob("hacked"))

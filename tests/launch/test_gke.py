@@ -120,6 +120,13 @@ def test_a_job_set_that_is_gone_is_told():
         train(Kubectl([None, "", None]))
 
 
+def test_an_answer_that_is_no_json_is_told():
+    kubectl = Kubectl([""])
+    kubectl.ask = lambda *_, **__: "<html>"
+    with pytest.raises(UserError, match="kubectl get jobset prints no JSON: '<html>'"):
+        train(kubectl)
+
+
 def test_check_runs_as_a_job_set_of_its_own(capsys):
     kubectl = Kubectl([None, None, "", "Completed"], line=told("pod-check-slice-0-0"))
     assert launcher(SLICES, kubectl, 0).check("gs://b/check") == 1

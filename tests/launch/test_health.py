@@ -41,6 +41,12 @@ def test_a_slice_that_is_well_is_one_table_without_complaints():
     assert versions == "jax 0.8.0, libtpu 0.0.30"
 
 
+def test_a_line_that_was_cut_off_is_passed_over():
+    text, code = table(host("h0") + host("h1")[:-9], [], {"h0", "h1"}, V4_16)
+    assert code == 1
+    assert [line.split()[-1] for line in text.splitlines()[1:3]] == ["ok", "end"]
+
+
 def chips(*changes):
     return [{"kind": "TPU v4", "tflops": 200.0, "right": True} | change for change in changes]
 

@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
+from vit_jax.__main__ import main
 from vit_jax.errors import UserError
 from vit_jax.launch import hosts_launcher
 from vit_jax.launch import slices as slices_lib
@@ -405,6 +406,18 @@ def test_slices_that_never_came_to_be_are_forgotten_and_others_kept():
     shell._call = lambda *_, **__: (1, "", "ERROR: NOT_FOUND: Resource 'pod' was not found")
     cloud_tpu(SLICES, shell, 0).delete()
     assert slices_lib.recall("pod") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"name": "pod", "later": 3}', '{"name": 3}', '{"slices": "x"}', "\xff"]
+)
+def test_a_damaged_description_of_slices_is_told_in_one_line(tmp_path, capsys, text):
+    slices_lib.remember(SLICES)
+    (file,) = tmp_path.rglob("pod.json")
+    file.write_text(text, encoding="latin-1")
+    assert main(["tpu", "status", "pod"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {file}: this is no description of slices (")
 
 
 def test_a_check_leaves_a_run_that_is_going_alone():

@@ -1,6 +1,7 @@
 """The table of `tpu check`: a row for each host, and what is wrong with it."""
 
 import collections
+import contextlib
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,8 +59,9 @@ def _merged(told: str) -> dict[str, dict[str, Any]]:
     hosts: dict[str, dict[str, Any]] = collections.defaultdict(dict)
     for line in told.splitlines():
         if line.startswith(MARK):
-            found = json.loads(line.removeprefix(MARK))
-            hosts[found.pop("host")].update(found)
+            with contextlib.suppress(ValueError):  # The last line of a host that was cut off.
+                found = json.loads(line.removeprefix(MARK))
+                hosts[found.pop("host")].update(found)
     return dict(hosts)
 
 

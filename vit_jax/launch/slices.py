@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from vit_jax.errors import UserError, program
+from vit_jax.errors import UserError, first_line, program, quoted
 from vit_jax.parallel import accelerators
 
 READY, COMING, LOST, ABSENT, STOPPED = "READY", "COMING", "LOST", "ABSENT", "STOPPED"
@@ -198,9 +198,26 @@ def remember(slices: Slices) -> None:
 
 
 def recall(name: str) -> Slices | None:
-    """Returns the slices that `remember` stored on this machine, or None."""
+    """Returns the slices that `remember` stored on this machine, or None.
+
+    Raises:
+      UserError: the file is damaged, or of another version of this package.
+    """
     path = _memory(name)
-    return Slices(**json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    usual = json.loads(json.dumps(dataclasses.asdict(Slices(name))))
+    try:
+        found = json.loads(path.read_bytes())
+        for key, value in found.items():
+            if type(value) is not type(usual.get(key)):
+                raise ValueError(f"{key}={quoted(value)}")
+        return Slices(**found)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: this is no description of slices ({first_line(error)}); delete the file, and"
+            f" add the flags with which {name} was created"
+        ) from error
 
 
 def forget(name: str) -> None:

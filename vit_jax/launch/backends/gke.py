@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 
-from vit_jax.errors import UserError, program, show
+from vit_jax.errors import UserError, program, quoted, show
 from vit_jax.launch import jobset
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.gcloud import gcloud
@@ -172,12 +172,24 @@ class GkeLauncher(Launcher):
     def _jobset(self) -> dict | None:
         command = self._kubectl("get", "jobset", self.slices.name, "--output=json")
         try:
-            told = self.shell.ask(command)
+            return self._answer(command) or None
         except UserError as error:
             if _KUBECTL_GONE in str(error):
                 return None
             raise
-        return json.loads(told) if told.strip() else None
+
+    def _answer(self, command: Command) -> dict:
+        """Returns what a command prints as JSON; {} where it prints nothing.
+
+        Raises:
+          UserError: it prints something else, or fails.
+        """
+        text = self.shell.ask(command).strip()
+        try:
+            return json.loads(text or "{}")
+        except ValueError:
+            words = " ".join(command[:3])
+            raise UserError(f"{words} prints no JSON: {quoted(text)}") from None
 
     def _look_at_run(self) -> int | None:
         if self.shell.dry_run:
@@ -214,7 +226,7 @@ class GkeLauncher(Launcher):
 
         The pods that were ended because another one had failed have other codes than that one.
         """
-        pods = json.loads(self.shell.ask(self._pods("--output=json")) or "{}").get("items", [])
+        pods = self._answer(self._pods("--output=json")).get("items", [])
         failed = [
             (code, pod["metadata"]["name"])
             for pod in pods
