@@ -63,7 +63,9 @@ def test_a_model_that_transformers_cannot_have_goes_as_a_file(
     run = tmp_path / "run"
     fields = {"task__mean": (100.0,), "task__std": (50.0,), "model__num_registers": 2}
     left_by_a_run(tiny_config(model__pooling="mean", **fields), run, classes=("a", "b", "c"))
+    hub_server.repos["me/other"] = {"model.npz": b"", "config.json": b"", "notes.txt": b""}
     assert main(["push", str(run), "hf://me/other@dev"]) == 0
+    assert {"model.npz", "notes.txt"} & hub_server.repos["me/other"].keys() == {"notes.txt"}
     address = "hf://me/other/model.safetensors@dev"
     assert f"--checkpoint={address}" in hub_server.repos["me/other"]["README.md"].decode()
     found = Predictor.from_checkpoint(address)

@@ -43,6 +43,13 @@ WEIGHTS = (
 )
 """Patterns of the files with weights. The first that a repository has is taken."""
 
+_OF_AN_EARLIER_PUSH = (
+    *DESCRIPTIONS[:4],
+    *(name for names in WEIGHTS for name in names),
+    *("model.npz", "vit_jax_config.json"),
+)
+"""Patterns of files that an upload deletes unless it brings them: they may be of another model."""
+
 _NAME = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(/(?P<file>[^@]+))?(@(?P<revision>.+))?")
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _TIMM = "timm/"
@@ -266,6 +273,6 @@ def upload(folder: Path, address: str, *, private: bool = False) -> str:
             folder_path=folder,
             revision=branch,
             commit_message="Upload a model of vit_jax",
-            delete_patterns=[*DESCRIPTIONS[:4], *(name for names in WEIGHTS for name in names)],
+            delete_patterns=[*_OF_AN_EARLIER_PUSH],
         )
     return str(commit.oid)
