@@ -114,11 +114,36 @@ def test_parquet_has_the_columns_of_csv(tmp_path):
     assert rows[3]["file"] == r"\udcff.png"
 
 
-def test_the_identity_is_that_of_model_and_images():
+def test_the_identity_is_that_of_model_settings_and_files(tmp_path):
     params = {"a": np.arange(3.0), "b": np.float32(1)}
-    one = identity_of(params, "as it is", ["x.png", os.fsdecode(b"\xff")])
-    assert one == identity_of({**params}, "as it is", ["x.png", os.fsdecode(b"\xff")])
-    assert len({one, identity_of(params, "as it is", ["x.png"]), identity_of({}, "", [])}) == 3
+    image = tmp_path / "x.png"
+    image.write_bytes(b"one")
+    files = [str(image), os.fsdecode(b"\xff")]
+    one = identity_of(params, ["as it is"], files)
+    assert one == identity_of({**params}, ["as it is"], files)
+    others = {
+        identity_of(params, ["as it is"], files[:1]),
+        identity_of(params, ["as it is", "cat"], files),
+        identity_of({}, ["as it is"], files),
+    }
+    image.write_bytes(b"another")  # The name is the same.
+    others.add(identity_of(params, ["as it is"], files))
+    os.utime(image, (1, 1))
+    others.add(identity_of(params, ["as it is"], files))
+    assert len(others - {one}) == 5
+
+
+def test_rows_of_other_classes_are_not_resumed(tmp_path):
+    def stopped(start):
+        yield next(batches(start))
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.csv"
+    with pytest.raises(KeyboardInterrupt):
+        Results(task(), 1).write(str(path), stopped)
+    Results(task(("car", "bus", "tram", "ship")), 1).write(str(path), batches)
+    with open(path, newline="") as file:
+        assert [row[1] for row in csv.reader(file)] == ["class_1", "car", "tram", "ship", "car"]
 
 
 def test_names_of_classes_are_printed_on_one_line():

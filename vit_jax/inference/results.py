@@ -2,7 +2,8 @@
 
 While images are read, the answers go to `FILE.partial`: a line that tells what they are answers of,
 then one line of JSON for each image. A later call for the same model and images goes on after its
-last line. `FILE` appears when all is done.
+last line; one with other names of classes, or other settings, begins anew. `FILE` appears when all
+is done.
 """
 
 import contextlib
@@ -62,7 +63,9 @@ class Results:
     ):
         self._names = list(distinct(getattr(task, "classes", ()) or class_names(task)))
         self._top, self._everything = top, everything
-        self._first_line = json.dumps({"of": identity, "top": top, "everything": everything}) + "\n"
+        of = hashlib.blake2b(json.dumps([identity, self._names]).encode(), digest_size=16)
+        settings = {"of": of.hexdigest(), "top": top, "everything": everything}
+        self._first_line = json.dumps(settings) + "\n"
         self._tell = tell
 
     def write(self, path: str, answers: Callable[[int], Batches], total: int = 0) -> int:
@@ -143,16 +146,27 @@ class Results:
         return record
 
 
-def identity_of(params: Params, prepared: str, files: Sequence[str]) -> str:
+def identity_of(params: Params, settings: Sequence[str], files: Sequence[str]) -> str:
     """Returns what stays equal as long as a model and the images that it answers do.
 
-    prepared: the preparation of the images in words.
+    Args:
+      settings: what else the answers depend on, such as the preparation of the images in words.
+      files: the image files, of which the names, the sizes and the times of change are compared.
     """
     digest = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    digest.update("\0".join([prepared, *files]).encode(errors="surrogateescape"))
+    told = json.dumps([list(settings), [[file, *_stamp(file)] for file in files]])
+    digest.update(told.encode())
     return digest.hexdigest()
+
+
+def _stamp(file: str) -> list[int]:
+    """Returns what changes when a file is replaced: its size and its time of change."""
+    with contextlib.suppress(OSError, ValueError):
+        status = os.stat(file)
+        return [status.st_size, status.st_mtime_ns]
+    return []
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
