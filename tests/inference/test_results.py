@@ -107,6 +107,22 @@ def test_an_interrupted_file_is_finished_by_the_next_call(tmp_path, suffix, cut)
     assert path.read_bytes() == whole.read_bytes()
 
 
+def test_two_calls_do_not_write_one_file(tmp_path):
+    path = str(tmp_path / "a.csv")
+
+    def meanwhile(start):
+        for batch in batches(start):
+            with pytest.raises(UserError, match=r"another process is writing .*a\.csv\.partial;"):
+                Results(task(), 1).write(path, batches)
+            yield batch
+
+    assert Results(task(), 1).write(path, meanwhile) == 4
+    with open(path, newline="") as file:
+        assert len(list(csv.reader(file))) == 5
+    Results(task(), 1).write(path, batches)
+    assert os.listdir(tmp_path) == ["a.csv"]
+
+
 def test_parquet_has_the_columns_of_csv(tmp_path):
     Results(task(), 1).write(str(tmp_path / "a.parquet"), batches)
     rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()

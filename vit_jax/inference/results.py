@@ -8,6 +8,7 @@ is done.
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -77,26 +78,31 @@ class Results:
 
         Raises:
           UserError: the task's answers are no probabilities of classes, or the file cannot be
-            written.
+            written, or another process is writing it.
         """
         partial = path + _PARTIAL
         try:
-            count = self._resumed(partial)
-            if count:
-                self._tell(f"{count:,} images are in {partial} already")
-            try:
-                with open(partial, "a", encoding="utf-8") as file:
-                    count = self._append(file, answers(count), count, total)
-            finally:
-                if not self._resumed(partial):
-                    os.unlink(partial)
-            with open(partial, encoding="utf-8") as file, writing_whole(path) as scratch:
-                next(file)
-                _WRITERS[os.path.splitext(path)[1].lower()](scratch, map(json.loads, file))
-            os.unlink(partial)
+            with _alone(partial):
+                count = self._filled(partial, answers, total)
+                with open(partial, encoding="utf-8") as file, writing_whole(path) as scratch:
+                    next(file)
+                    _WRITERS[os.path.splitext(path)[1].lower()](scratch, map(json.loads, file))
+                os.unlink(partial)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error}") from error
         return count
+
+    def _filled(self, partial: str, answers: Callable[[int], Batches], total: int) -> int:
+        """Appends the answers that a partial file lacks; returns the number of all."""
+        count = self._resumed(partial)
+        if count:
+            self._tell(f"{count:,} images are in {partial} already")
+        try:
+            with open(partial, "a", encoding="utf-8") as file:
+                return self._append(file, answers(count), count, total)
+        finally:
+            if not self._resumed(partial):
+                os.unlink(partial)
 
     def _resumed(self, partial: str) -> int:
         """Returns the number of answers in a partial file, of which it leaves only whole lines."""
@@ -144,6 +150,31 @@ class Results:
         if self._everything:
             record["probabilities"] = dict(zip(self._names, map(_number, row), strict=True))
         return record
+
+
+@contextlib.contextmanager
+def _alone(partial: str) -> Iterator[None]:
+    """Keeps other processes of this host from writing a partial file until the block ends.
+
+    Raises:
+      UserError: another process is writing it.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(open(partial, "ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process is writing {partial}; wait for it, or write another FILE"
+                ) from error
+            except OSError:  # Not every network file system can do this.
+                break
+            # The process that held the lock may have finished, and removed what is open here.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(partial)):
+                    break
+        yield
 
 
 def identity_of(params: Params, settings: Sequence[str], files: Sequence[str]) -> str:
