@@ -116,6 +116,20 @@ def test_json_has_no_numbers_that_are_not_finite():
     assert text == '{"a": "NaN", "b": ["Infinity", "-Infinity"], "c": 1.5}'
 
 
+def test_output_goes_through_links_and_into_pipes(tmp_path):
+    there, link, pipe = (tmp_path / name for name in ("there", "link", "pipe"))
+    link.symlink_to(there)
+    storage.write_output(str(link), "a")
+    assert there.read_text() == "a"
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    storage.write_output(str(pipe), "b")
+    assert os.read(reader, 9) == b"b"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
 def test_the_file_of_a_lock_that_is_no_json_names_nobody():
     for content in (b"\xff", b"[" * 100_000, b'{"pid": 1'):
         assert Holder.parse(content) == Holder()

@@ -169,6 +169,19 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_output(path: str, text: str) -> None:
+    """Writes a local text file that a flag names, as `write_atomically` does.
+
+    A pipe or a device, such as `/dev/stdout`, cannot be replaced and is written as it is. A link
+    stays, and the file that it leads to is replaced.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    else:
+        write_atomically(os.path.realpath(path), text.encode())
+
+
 def create(path: epath.PathLike, data: bytes) -> bool | None:
     """Creates a file on an object store by a conditional write, unless it is there.
 

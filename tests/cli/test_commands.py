@@ -1,7 +1,10 @@
 """Commands give the promised output, files, exit codes and one-line errors."""
 
+import errno
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -81,6 +84,30 @@ def test_evaluate_repeats_the_logged_metrics(trained, tmp_path, capsys):
     assert found["val/num_examples"] == 30
     assert found["val/accuracy"] == logged["val/accuracy"]
     assert found["val_ema/accuracy"] == logged["val_ema/accuracy"]
+
+
+def test_one_process_writes_the_metrics_whole_or_not_at_all(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "metrics.json"
+    out.write_text("old")
+    workdir = SimpleNamespace(read_config=lambda overrides: None)
+    monkeypatch.setattr("vit_jax.training.workdir.Workdir.existing", lambda path: workdir)
+    monkeypatch.setattr("vit_jax.cli.commands.evaluate.set_up", lambda *_: None)
+    monkeypatch.setattr(
+        "vit_jax.training.evaluate.evaluate_workdir", lambda *_: {"val/accuracy": 0.5}
+    )
+    evaluate = ["evaluate", "--workdir=run", f"--json={out}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(jax, "process_index", lambda: 1)
+        assert main(evaluate) == 0
+    assert out.read_text() == "old"
+    with monkeypatch.context() as patched:
+        full = OSError(errno.ENOSPC, "No space left on device", str(out))
+        patched.setattr(os, "fsync", mock.Mock(side_effect=full))
+        assert "No space left on device" in fails(capsys, *evaluate)
+    assert out.read_text() == "old"
+    assert main(evaluate) == 0
+    assert json.loads(out.read_text()) == {"val/accuracy": 0.5}
+    assert os.listdir(tmp_path) == ["metrics.json"]
 
 
 def test_predict_prints_classes_and_draws_attention(trained, digits_npz, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,7 +13,7 @@ from vit_jax.planning.feeding import Feeding, Rate
 from vit_jax.planning.plan import Plan, make_plan
 from vit_jax.planning.table import gib, table
 from vit_jax.planning.target import Target
-from vit_jax.storage import json_text
+from vit_jax.storage import json_text, write_output
 
 
 def run(
@@ -63,7 +62,7 @@ def run(
     if json_file:
         told = {"overrides": dict(overrides), "feeding": feeding and dataclasses.asdict(feeding)}
         text = json_text({**plan.as_json(), **told}, indent=2)
-        Path(json_file).write_text(text + "\n")
+        write_output(json_file, text + "\n")
     if not plan.fits:
         raise DoesNotFit(_shortfall(plan))
 

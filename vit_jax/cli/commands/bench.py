@@ -62,17 +62,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
-
     measure = _bench_of_model if arguments.model else _bench_of_config
     measured = measure(arguments)
     from vit_jax.bench.machine import describe_machine
-    from vit_jax.storage import json_text
+    from vit_jax.storage import json_text, write_output
 
     result = json_text({**measured, "machine": describe_machine()}, indent=2)
     print(result)
     if arguments.json:
-        Path(arguments.json).write_text(result + "\n")
+        write_output(arguments.json, result + "\n")
 
 
 def _bench_of_model(arguments: argparse.Namespace) -> dict[str, float]:

@@ -37,10 +37,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
-
     check_one_of(arguments, "workdir", "checkpoint")
-    from vit_jax.storage import json_text
+    from vit_jax.storage import json_text, write_output
     from vit_jax.training import evaluate
     from vit_jax.training.workdir import Workdir
 
@@ -58,8 +56,10 @@ def _run(arguments: argparse.Namespace) -> None:
         results = evaluate.evaluate_workdir(workdir, arguments.overrides, arguments.step)
     for name, value in results.items():
         show(f"{name:32} {value:.6g}")
-    if arguments.json:
-        Path(arguments.json).write_text(json_text(results, indent=2) + "\n")
+    import jax
+
+    if arguments.json and jax.process_index() == 0:
+        write_output(arguments.json, json_text(results, indent=2) + "\n")
 
 
 COMMAND = Command(
