@@ -129,6 +129,17 @@ def test_what_was_written_answers_as_the_model_and_says_how_to_load_it(case, tmp
     }
 
 
+def test_the_readme_lists_the_classes_of_the_task_as_they_are():
+    info = types.SimpleNamespace(class_names=None)
+    task = types.SimpleNamespace(class_names=("<b>", "a`b\n# c"), info=info)
+    program = types.SimpleNamespace(
+        batch=1, input=np.zeros((1, 8)), outputs={}, name="tokens", meaning="numbers"
+    )
+    fmt = Format("A format", None, None, "")
+    readme = export_lib._readme(types.SimpleNamespace(task=task, info=info), program, fmt)
+    assert readme.endswith("\n\n## Classes\n\n0. `<b>`\n1. `a'b # c`\n")
+
+
 def test_a_saved_model_answers_as_the_model(tmp_path):
     done = vit_jax.export(predictor_of("classification"), str(tmp_path / "out"), "savedmodel")
     assert done.difference <= export_lib.TOLERANCE

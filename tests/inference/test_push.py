@@ -26,7 +26,7 @@ def test_a_pushed_run_answers_as_before(hub_server, tiny_config, left_by_a_run, 
     assert found.info.class_names == ("a", "b|c", "d")
     repository = hub_server.repos["me/digits"]
     card = repository["README.md"].decode()
-    for part in ("library_name: transformers", "| val/accuracy | 0.5", "decode|resize(8)"):
+    for part in ("library_name: transformers", "| `val/accuracy` | 0.5", "decode|resize(8)"):
         assert part in card
     assert json.loads(repository["vit_jax_config.json"])["model"]["name"] == "vit"
 

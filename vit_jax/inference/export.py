@@ -23,7 +23,8 @@ from vit_jax.inference.preparation import Picture
 from vit_jax.inference.program import OUTPUTS, WEIGHTS, Program
 from vit_jax.plugins import check_known
 from vit_jax.tasks import BaseTask
-from vit_jax.tracking.plain_text import one_line
+from vit_jax.tracking.plain_text import code_span
+from vit_jax.training.class_names import class_names
 from vit_jax.training.workdir import Workdir
 
 TOLERANCE = 1e-4
@@ -285,7 +286,7 @@ def _readme(predictor: Predictor, program: Program, fmt: Format) -> str:
     rows = "any number of rows" if program.batch is None else f"{program.batch} rows"
     shape = ", ".join(["n", *map(str, program.input.shape[1:])])
     outputs = [_described(name, x) for name, x in program.outputs.items()]
-    names = predictor.info.class_names
+    names = class_names(predictor.task)
     parts = [
         f"# {fmt.label}",
         f"```python\n{fmt.usage.replace('INPUT', program.name)}```",
@@ -294,9 +295,8 @@ def _readme(predictor: Predictor, program: Program, fmt: Format) -> str:
         _preprocessing(predictor, program),
     ]
     if names:
-        parts.append(
-            "## Classes\n\n" + "\n".join(f"{i}. {one_line(one)}" for i, one in enumerate(names))
-        )
+        lines = [f"{number}. {code_span(name)}" for number, name in enumerate(names)]
+        parts.append("\n".join(["## Classes", "", *lines]))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

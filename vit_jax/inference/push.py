@@ -14,7 +14,7 @@ from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
 from vit_jax.tracking.metrics import from_json, meaning
-from vit_jax.tracking.plain_text import one_line
+from vit_jax.tracking.plain_text import code_span
 from vit_jax.training.evaluate import step_of
 from vit_jax.training.restore import last_evaluation
 from vit_jax.training.workdir import Workdir
@@ -36,7 +36,7 @@ tags: [vision-transformer, vit_jax]
 
 # {title}
 
-A model `{model}`, trained with vit_jax{commit}.
+A model {model}, trained with vit_jax{commit}.
 
 {use}
 
@@ -46,7 +46,7 @@ A model `{model}`, trained with vit_jax{commit}.
 
 ## Data and preprocessing
 
-Training read {examples} of `{data}` (source `{source}`, split `{split}`). In evaluation, images
+Training read {examples} of {data} (source {source}, split {split}). In evaluation, images
 were prepared by
 
 {eval_pp}
@@ -179,15 +179,15 @@ def _card(workdir: Workdir, record: Mapping[str, Any], layout: str, loaded: str,
         library="transformers" if is_hf else "vit_jax",
         task="image-classification" if classifies else "image-feature-extraction",
         title=loaded.removeprefix(hub.PREFIX),
-        model=_inline(config["model"]["name"]),
+        model=code_span(config["model"]["name"]),
         commit=f" at commit {record['commit']}" if record["commit"] else "",
         step=step,
         use=_fenced(use, "sh"),
         metrics=_table(found, record),
         examples=f"{examples:,} examples" if examples else "the examples",
-        data=_inline(data["name"]),
-        source=_inline(data["source"]),
-        split=_inline(data["split"]),
+        data=code_span(data["name"]),
+        source=code_span(data["source"]),
+        split=code_span(data["split"]),
         eval_pp=_fenced(data["eval_pp"] or data["pp"]),
         spec=told.describe(),
         command=_command(record["command"]),
@@ -214,11 +214,6 @@ def _command(words: Sequence[str]) -> str:
     return _fenced(shlex.join(words), "sh")
 
 
-def _inline(text: Any) -> str:
-    """Returns a text for a code span of one line."""
-    return one_line(str(text)).replace("`", "'")
-
-
 def _fenced(text: str, language: str = "") -> str:
     """Returns a block of code that no text can end."""
     longest = max(map(len, re.findall("`+", text)), default=0)
@@ -231,7 +226,7 @@ def _table(found: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         return "The run was not evaluated."
     info = from_json(record["metrics"])
     rows = [
-        f"| {_inline(name).replace('|', '/')} | {meaning(name, info).text(value)} |"
+        f"| {code_span(name).replace('|', '/')} | {meaning(name, info).text(value)} |"
         for name, value in found.items()
     ]
     return "\n".join(["| metric | value |", "|---|---|", *rows])

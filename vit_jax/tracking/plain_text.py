@@ -18,6 +18,12 @@ def one_line(text: str, limit: int = 0) -> str:
     return text[: limit - 1] + _ELLIPSIS if 0 < limit < len(text) else text
 
 
+def code_span(text: object) -> str:
+    """Returns `text` as a code span of Markdown on one line, where no character has a meaning."""
+    plain = one_line(str(text)).replace("`", "'")
+    return f"`{plain}`"
+
+
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
     """Returns names on one line each; equal ones with their numbers, as in `cat (3)`.
 
