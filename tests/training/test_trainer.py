@@ -87,13 +87,23 @@ def test_only_a_process_that_is_alone_leaves_an_evaluation(
     assert trainer.evaluate(7) == (None if may_leave else {"val/accuracy": 0.5})
 
 
-@pytest.mark.parametrize("ema", [None, "average"])
-def test_pictures_are_of_the_parameters_that_are_published(trainer, monkeypatch, ema):
+@pytest.mark.parametrize(
+    ("ema", "teacher", "student"),
+    [(None, None, None), ("average", None, None), (None, "teacher", "params")],
+)
+def test_pictures_are_of_the_parameters_that_are_published(
+    trainer, monkeypatch, ema, teacher, student
+):
     drawn = []
-    monkeypatch.setattr(loop.pictures, "write_sections", lambda *args: drawn.append(args[3]))
-    trainer.state.ema = ema
+
+    def draw(*args, student):
+        drawn.append((args[3], student))
+
+    monkeypatch.setattr(loop.pictures, "write_sections", draw)
+    trainer.state.ema, trainer.state.params = ema, "params"
+    trainer.state.task_state = {"teacher": teacher} if teacher else None
     assert trainer.finish() == 7
-    assert drawn == [ema or "params"]
+    assert drawn == [(ema or "params", student)]
 
 
 def test_an_evaluation_that_was_owed_counts_for_the_early_stop(trainer):
