@@ -44,7 +44,9 @@ def fails(capsys, *argv):
 def test_train_ends_with_accuracy_time_and_report(trained, digits_npz, capsys):
     config = f"--config={TINY}:npz={digits_npz},pictures"
     assert main(["train", config, f"--workdir={trained}", "--config.total=8"]) == 0
-    lines = capsys.readouterr().out.strip().splitlines()
+    told = capsys.readouterr()
+    assert f"{trained} was finished before, at step 8; nothing is trained\n" in told.err
+    lines = told.out.strip().splitlines()
     assert lines[-1] == f"report: {trained}/report.html"
     assert lines[-2].startswith("training took ")
     assert lines[-3].startswith("val_ema/accuracy: ")

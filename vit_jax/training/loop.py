@@ -26,7 +26,7 @@ from vit_jax.training.best import Best, check_metrics
 from vit_jax.training.evaluate import Abandoned, Evaluator
 from vit_jax.training.lock import WorkdirLock
 from vit_jax.training.opening import open_log, open_store, opening_lines
-from vit_jax.training.outcome import Outcome, advising
+from vit_jax.training.outcome import Outcome, advising, tell_finished
 from vit_jax.training.profiling import Profiler
 from vit_jax.training.run import Run, TrainStep
 from vit_jax.training.workdir import Workdir
@@ -82,6 +82,8 @@ def train(
             times.add_all(restored.metadata["seconds"])
             best.restore(restored.metadata)
             if workdir.is_done() and (start == total or best.early.is_over):
+                if is_first:
+                    tell_finished(workdir, start)
                 return Outcome.of(workdir, run, restore.last_evaluation(workdir), times)
             times.add("lost to restart", restore.lost_seconds(workdir, restored))
         if is_first:

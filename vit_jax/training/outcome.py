@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 
 from vit_jax import tasks, tracking
 from vit_jax.checkpoints.store import Store
-from vit_jax.errors import Diverged
+from vit_jax.errors import Diverged, show
 from vit_jax.tracking import Metric, format_duration
 from vit_jax.tracking.metrics import meaning
 from vit_jax.tracking.plain_text import one_line
@@ -53,6 +54,12 @@ class Outcome:
         lines.append(f"training took {format_duration(self.seconds.get('train', 0.0))}")
         lines.append(f"report: {self.report}")
         return "\n".join(lines)
+
+
+def tell_finished(workdir: Workdir, step: int) -> None:
+    """Says that a run was finished before, so that nobody takes its results for new ones."""
+    line = f"{workdir.path} was finished before, at step {step}; nothing is trained"
+    show(line, sys.stderr)
 
 
 @contextlib.contextmanager
