@@ -80,6 +80,44 @@ def test_folds_and_parts_of_classes_are_those_of_the_labels(data_dir, digits, mo
     assert sum(class_counts(open_source(spec | {"count_labels": True}))) == 100
 
 
+@pytest.fixture
+def reads_labels(tmp_path):
+    """A function that returns the labels of a split, which it reads from its shard or keeps."""
+    shard = tmp_path / "digits-train.array_record-00000-of-00001"
+    split = SimpleNamespace(file_instructions=[SimpleNamespace(filename=str(shard))])
+    info = SimpleNamespace(splits={"train": split}, full_name="digits/2.0.0")
+
+    class Shard:
+        def __len__(self):
+            return shard.stat().st_size
+
+        def __getitems__(self, numbers):
+            return [{"label": shard.read_bytes()[number]} for number in numbers]
+
+    def read(*labels):
+        if labels:
+            shard.write_bytes(bytes(labels))
+        source = object.__new__(tfds_source.Source)
+        source._features, source._reader, source._name = {"label": np.int32}, Shard(), "digits"
+        builder = SimpleNamespace(data_path=tmp_path, info=info)
+        return source._read_labels(builder, "train").tolist()
+
+    read.shard = shard
+    return read
+
+
+def test_labels_are_read_anew_when_the_records_are_written_anew(reads_labels, monkeypatch):
+    assert reads_labels(1, 2, 0) == [1, 2, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(tfds_source, "_chunks", None)
+        assert reads_labels() == [1, 2, 0]
+    assert reads_labels(0, 2, 1) == [0, 2, 1]
+    # As an earlier version kept them, without a stamp.
+    (kept,) = reads_labels.shard.parent.glob("labels-*")
+    np.save(kept, np.array([5, 5, 5], np.int32))
+    assert reads_labels() == [0, 2, 1]
+
+
 def test_labels_that_are_kept_of_one_part_of_a_split_are_not_those_of_another(data_dir, digits):
     for split, rows in (("test[:50%]", slice(0, 180)), ("test[50%:]", slice(180, 360))):
         source = open_source(

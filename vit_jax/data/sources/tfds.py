@@ -3,10 +3,13 @@
 Images stay encoded. The records have the order in which they were written.
 """
 
+import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import io
 import logging
+import os
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator
@@ -31,6 +34,7 @@ _KEPT_BYTES = 8 << 20
 _DRAWN = re.compile(r"fold \d|per class")
 _MANY = 100_000
 _READ_AT_ONCE = 256
+_STATES_AT_ONCE = 32
 
 logger = logging.getLogger(__name__)
 
@@ -168,9 +172,14 @@ class Source:
                 " examples cannot be drawn or counted by their classes"
             )
         path = epath.Path(builder.data_path) / f"labels-{urllib.parse.quote(split, safe='')}.npy"
+        stamp = np.array("")
         with contextlib.suppress(ValueError, EOFError, *storage.errors()):
-            stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-            if stored.dtype == np.int32 and stored.shape == (len(self._reader),):
+            shards = builder.info.splits[split].file_instructions
+            stamp = np.array(_stamp([os.fspath(shard.filename) for shard in shards]))
+            content = io.BytesIO(path.read_bytes())
+            stored, of_shards = (np.load(content, allow_pickle=False) for _ in range(2))
+            is_whole = stored.dtype == np.int32 and stored.shape == (len(self._reader),)
+            if is_whole and of_shards == stamp:
                 return stored
         if len(self._reader) > _MANY:
             logger.warning("reading the labels of %s once, with its images", self._name)
@@ -184,11 +193,26 @@ class Source:
         )
         buffer = io.BytesIO()
         np.save(buffer, labels)
+        np.save(buffer, stamp)
         try:
             storage.write_atomically(path, buffer.getvalue())
         except storage.errors() as error:
             logger.info("%s: labels are not kept: %s", path, error)
         return labels
+
+
+def _stamp(paths: list[str]) -> str:
+    """Returns a text that changes when one of the files is written again."""
+
+    def state(path: str) -> tuple[str, int, int]:
+        if storage.is_remote(path):
+            remote = epath.Path(path).stat()
+            return os.path.basename(path), remote.length, int(remote.mtime)
+        local = os.stat(path)
+        return os.path.basename(path), local.st_size, local.st_mtime_ns
+
+    with concurrent.futures.ThreadPoolExecutor(_STATES_AT_ONCE) as pool:
+        return hashlib.sha256(repr(list(pool.map(state, paths))).encode()).hexdigest()
 
 
 def _chunks(count: int) -> Iterator[range]:
