@@ -118,6 +118,30 @@ def test_labels_are_read_anew_when_the_records_are_written_anew(reads_labels, mo
     assert reads_labels() == [0, 2, 1]
 
 
+class Records(list):
+    def __getitems__(self, rows):
+        return [self[row] for row in rows]
+
+
+@pytest.mark.parametrize("kind", [tfds_source._Class(3), tfds_source._MultiHot(3)])
+def test_a_split_without_labels_has_none_and_a_record_without_one_is_named(kind):
+    def record(label):
+        return {"x": 1, "label": label if isinstance(kind, tfds_source._Class) else [label]}
+
+    features = {"x": np.int64, "label": kind}
+    for labels, lacking in (([-1, -1], ["label"]), ([0, -1], []), ([2, 3], []), ([], [])):
+        records = [record(label) for label in labels]
+        reader = Records(records)
+        assert tfds_source._unlabeled(features, reader) == lacking
+        source = object.__new__(tfds_source.Source)
+        source._features, source._reader, source._name = features, reader, "digits train"
+        source._objects = ""
+        if labels and not lacking:
+            message = rf"record 1 of TFDS digits train has the label {labels[1]}, which is none of"
+            with pytest.raises(UserError, match=message):
+                source._read(np.arange(2))
+
+
 def test_labels_that_are_kept_of_one_part_of_a_split_are_not_those_of_another(data_dir, digits):
     for split, rows in (("test[:50%]", slice(0, 180)), ("test[50%:]", slice(180, 360))):
         source = open_source(

@@ -64,6 +64,17 @@ def test_words_of_zero_shot_classification_are_numbered_as_the_labels(monkeypatc
         check(("cat", "dog", "eel"), ("cat", "dog"))
 
 
+def test_a_set_without_what_outputs_are_compared_with_is_named():
+    evaluator = object.__new__(evaluate.Evaluator)
+    evaluator._task = types.SimpleNamespace(info=DataInfo({"image": None, "label": None}, 0))
+    split = evaluate.Split("test", types.SimpleNamespace(), "")
+    message = "config.eval.sets.test: its examples have no 'label', which evaluation compares"
+    with pytest.raises(UserError, match=message), evaluator._naming_fields(split, {"image": 0}):
+        raise KeyError("label")
+    with pytest.raises(KeyError, match="other"), evaluator._naming_fields(split, {"image": 0}):
+        raise KeyError("other")
+
+
 def test_frozen_features_are_measured_on_the_same_classes(tiny_config, tmp_path):
     config = tiny_config(
         data__name=npz(tmp_path / "train.npz", "cat", "dog"),

@@ -137,6 +137,8 @@ def _rows(
     """Returns what `embed` computes of all images, arrays by name, and `label`."""
     parts = []
     for batch in _batches(source, pp, config, config.eval.batch_size or config.batch_size):
+        if "label" not in batch:
+            raise UserError(f"{source.fingerprint}: few-shot learning wants one label an image")
         real, found = batch["mask"] > 0, embed(batch["image"])
         found = found if isinstance(found, dict) else {"feature": found}
         parts.append({name: x[real] for name, x in {**found, "label": batch["label"]}.items()})

@@ -1,5 +1,6 @@
 """Exact metrics over whole splits, equal for any batch size, mesh and number of processes."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -219,12 +220,27 @@ class Evaluator:
         with sharding.activate(self._mesh):
             for placed in self._placed(split, should_stop):
                 if sums is None:
-                    sums = self.zeros(params, placed)
+                    with self._naming_fields(split, placed):
+                        sums = self.zeros(params, placed)
                 sums, rows = self.step(params, placed, sums)
                 parts.append(rows)
         if sums is None:
             raise UserError(f"config.eval.sets.{split.name} has no examples")
         return {**jax.device_get(sums), **join_rows(jax.device_get(parts))}
+
+    @contextlib.contextmanager
+    def _naming_fields(self, split: Split, batch: Batch) -> Iterator[None]:
+        """Converts the error of a task that finds no field in a batch to a `UserError`."""
+        try:
+            yield
+        except KeyError as error:
+            field = error.args[0] if error.args else None
+            if field in batch or field not in self._task.info.spec:
+                raise
+            raise UserError(
+                f"config.eval.sets.{split.name}: its examples have no {field!r}, which evaluation"
+                " compares outputs with"
+            ) from error
 
     def place(self, batch: HostBatch) -> dict[str, Array]:
         """Returns this process's rows of a batch, on the devices."""

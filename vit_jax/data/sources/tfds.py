@@ -12,8 +12,8 @@ import logging
 import os
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from etils import epath
@@ -39,6 +39,12 @@ _STATES_AT_ONCE = 32
 logger = logging.getLogger(__name__)
 
 
+class _Class(NamedTuple):
+    """The conversion of one label; `num_classes` is None if the dataset does not tell it."""
+
+    num_classes: int | None
+
+
 class _MultiHot(NamedTuple):
     """The conversion of a list of labels to a multi-hot vector of `num_classes`."""
 
@@ -59,6 +65,8 @@ class Source:
     These are images, class labels, numbers and tensors of fixed shape, texts and lists of texts,
     objects with boxes (in the form of `vit_jax.data.boxes`), and lists of class labels, which
     become multi-hot vectors, uint8 [classes].
+
+    A split without labels has -1 in their place. If the first record does, labels are left out.
 
     Args:
       name: the name of the dataset in TFDS, with `/config` and `:version` if needed.
@@ -101,6 +109,8 @@ class Source:
         is_drawn = bool(_DRAWN.search(split))
         opened = split_name(split) if is_drawn else split
         self._reader = _open_split(builder, opened, self._features)
+        for key in _unlabeled(self._features, self._reader):
+            del self._features[key]
         self.blocks = getattr(self._reader, "blocks", None)
         self._objects = _objects_feature(builder.info.features)
         label = _labels(builder.info.features, self._objects, classes_of, name)
@@ -132,13 +142,28 @@ class Source:
 
     def _read(self, indices: np.ndarray) -> Records:
         examples = self._reader.__getitems__(np.asarray(indices).tolist())
-        records = {
-            key: _stack([example[key] for example in examples], dtype)
-            for key, dtype in self._features.items()
-        }
+        records = {}
+        for key, dtype in self._features.items():
+            values = [example[key] for example in examples]
+            if isinstance(dtype, _Class | _MultiHot):
+                self._check_labels(key, values, indices)
+            records[key] = _stack(values, dtype)
         if self._objects:
             records |= self._pack_objects([one[self._objects] for one in examples], indices)
         return records
+
+    def _check_labels(self, key: str, values: list, indices: np.ndarray) -> None:
+        """Raises a `UserError` for a record with a label that is none of the classes."""
+        classes = cast(_Class | _MultiHot, self._features[key]).num_classes
+        labels = [np.ravel(value) for value in values]
+        every = np.concatenate(labels) if labels else np.zeros(0)
+        is_none = (every < 0) | (every >= (np.inf if classes is None else classes))
+        if is_none.any():
+            place = np.repeat(np.arange(len(labels)), [len(one) for one in labels])[is_none][0]
+            raise UserError(
+                f"{self._describe(int(indices[place]))} has the {key} {int(every[is_none][0])},"
+                f" which is none of the {classes or ''} classes"
+            )
 
     def _pack_objects(self, examples: list[dict], indices: np.ndarray) -> Records:
         def describe(row: int) -> str:
@@ -166,10 +191,11 @@ class Source:
         Raises:
           UserError: an example of this dataset has no single label.
         """
-        if self._features.get("label") is not np.int32:
+        dtype = self._features.get("label")
+        if dtype is not np.int32 and not isinstance(dtype, _Class):
             raise UserError(
-                f"dataset {builder.info.full_name!r} has no feature 'label' with one class, so its"
-                " examples cannot be drawn or counted by their classes"
+                f"dataset {builder.info.full_name!r} has no feature 'label' with one class of each"
+                f" example in {split!r}, so these cannot be drawn or counted by their classes"
             )
         path = epath.Path(builder.data_path) / f"labels-{urllib.parse.quote(split, safe='')}.npy"
         stamp = np.array("")
@@ -191,6 +217,8 @@ class Source:
             ],
             np.int32,
         )
+        if isinstance(dtype, _Class):
+            self._check_labels("label", labels.tolist(), np.arange(len(labels)))
         buffer = io.BytesIO()
         np.save(buffer, labels)
         np.save(buffer, stamp)
@@ -227,18 +255,18 @@ def _blocks_of(blocks: BlockShuffle, numbers: np.ndarray) -> BlockShuffle:
     return blocks._replace(lengths=tuple(lengths[lengths > 0].tolist()))
 
 
-def _stackable(features: Any, max_texts: int) -> dict[str, type | _MultiHot | _Texts]:
+def _stackable(features: Any, max_texts: int) -> dict[str, type | _Class | _MultiHot | _Texts]:
     """Returns the features that become arrays, with the dtype or conversion of each."""
     import tensorflow_datasets as tfds
 
-    kept: dict[str, type | _MultiHot | _Texts] = {}
+    kept: dict[str, type | _Class | _MultiHot | _Texts] = {}
     for key, feature in features.items():
         if isinstance(feature, tfds.features.Image):
             kept[key] = bytes
         elif isinstance(feature, tfds.features.Text):
             kept[key] = object
         elif isinstance(feature, tfds.features.ClassLabel):
-            kept[key] = np.int32
+            kept[key] = _Class(feature.num_classes)
         elif isinstance(feature, tfds.features.Tensor) and None not in feature.shape:
             kept[key] = feature.np_dtype
         elif isinstance(feature, tfds.features.Sequence) and isinstance(
@@ -252,6 +280,20 @@ def _stackable(features: Any, max_texts: int) -> dict[str, type | _MultiHot | _T
             if texts:
                 kept[key] = _Texts(max_texts, texts[0])
     return kept
+
+
+def _unlabeled(features: Mapping[str, Any], reader: Any) -> list[str]:
+    """Returns the classes that the records of a split lack: the first one has -1 in their place.
+
+    TFDS writes this number for the images of splits without labels.
+    """
+    kinds = [key for key, one in features.items() if isinstance(one, _Class | _MultiHot)]
+    if not kinds or not len(reader):
+        return []
+    with contextlib.suppress(UserError, *storage.errors()):  # Told when records are fetched.
+        (first,) = reader.__getitems__([0])
+        return [key for key in kinds if (np.ravel(first[key]) < 0).any()]
+    return []
 
 
 def _objects_feature(features: Any) -> str:
@@ -328,7 +370,7 @@ def _open_split(builder: Any, split: str, features: Iterable[str]) -> Any:
         ) from error
 
 
-def _stack(values: list, dtype: type | _MultiHot | _Texts) -> np.ndarray:
+def _stack(values: list, dtype: type | _Class | _MultiHot | _Texts) -> np.ndarray:
     if isinstance(dtype, _Texts):
         texts = np.full((len(values), dtype.limit), b"", object)
         for row, value in enumerate(values):
@@ -340,6 +382,8 @@ def _stack(values: list, dtype: type | _MultiHot | _Texts) -> np.ndarray:
         for row, labels in enumerate(values):
             multi_hot[row, np.asarray(labels, np.int64)] = 1
         return multi_hot
+    if isinstance(dtype, _Class):
+        dtype = np.int32
     if dtype is bytes:
         values = [images.with_end_checked(image) for image in values]
     if dtype in (bytes, object):
