@@ -360,3 +360,13 @@ def test_windows_need_all_patches():
     params = init(model)
     with pytest.raises(UserError, match=r"need window, .* = \(0, "):
         apply(model, params, kept=np.zeros((2, 1), np.int32))
+
+
+def test_the_number_of_images_may_be_left_open():
+    """Exported programs take any number of rows."""
+    model = tiny(num_registers=2, distill_token=True)
+    image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), image))
+    (rows,) = jax.export.symbolic_shape("rows")
+    images = jax.ShapeDtypeStruct((rows, 8, 8, 3), np.float32)
+    assert jax.eval_shape(model.apply, params, images).shape == (rows, 3)

@@ -370,7 +370,7 @@ class VisionTransformer(Encoder):
             parts.append(self._token("distill", init, 1))
         if self.num_registers:
             parts.append(self._token("registers", init, self.num_registers))
-        parts = [jnp.broadcast_to(p.astype(x.dtype), (len(x), *p.shape[1:])) for p in parts]
+        parts = [jnp.broadcast_to(p.astype(x.dtype), (x.shape[0], *p.shape[1:])) for p in parts]
         return jnp.concatenate([*parts, x], axis=1)
 
     @nn.nowrap
