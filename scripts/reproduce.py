@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax.errors import UserError, program
@@ -192,8 +193,13 @@ def _missing_sets(job: Job, measured: Mapping[str, float]) -> list[str]:
     flags = []
     for name, keys in job.loaded.eval.sets.items():
         if not any(key.split("/")[0] == name for key in measured):
-            flags += [f"--config.eval.sets.{name}.{key}={value}" for key, value in keys.items()]
+            flags += [f"--config.eval.sets.{name}.{key}={_text(keys[key])}" for key in keys]
     return flags
+
+
+def _text(value: Any) -> str:
+    """Returns a value of a config as a flag takes it: in one line, also where it is a mapping."""
+    return str(value.to_dict() if isinstance(value, ConfigDict) else value)
 
 
 def _metrics(job: Job) -> dict[str, float]:
