@@ -125,6 +125,16 @@ def test_learning_curves_draw_the_main_charts():
     assert figures.learning_curves([{"step": 1, "model/num_params": 3}], {}) is None
 
 
+def test_no_chart_replaces_another_one():
+    names = ["eval/val/accuracy", "eval/val/learning_rate", "eval/val/top_1", "eval/val/Top_1"]
+    names += ["train/accuracy", "train/lr", "train/a/loss", "device/x", "hosts/x", "train/y/x"]
+    found = curves.charts([{"step": 1, **dict.fromkeys(names, 0.5)}], {})
+    assert sum(len(chart.series) for chart in found) == len(names)
+    titles = [chart.title for chart in found]
+    assert len(set(titles)) == len(titles)
+    assert {"Accuracy", "Train accuracy", "Learning rate", "Train lr", "Hosts x"} <= set(titles)
+
+
 def test_charts_with_few_decades_have_a_logarithmic_scale_and_plain_labels():
     points = [(step, 10.0 ** (2 - step)) for step in range(5)]
     figure = figures.learning_curve(curves.Chart("Loss", (curves.Series("test loss", points),)))

@@ -1,7 +1,7 @@
 """Learning curves: the grouping of metrics into charts, their order and the format of values."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from vit_jax.tracking.metrics import Metric, meaning
@@ -79,12 +79,13 @@ def charts(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[Chart
     if "train/loss" in names:
         wanted.setdefault("Loss", ([], True, "auto"))[0].insert(0, "train/loss")
         wanted = {"Loss": wanted.pop("Loss"), **wanted}
-    wanted["Learning rate"] = (["train/lr"], True, "linear")
-    wanted["Images per second"] = (["train/images_per_sec"], True, "zero")
+    wanted[_free("Learning rate", "train/lr", wanted)] = (["train/lr"], True, "linear")
+    rate = "train/images_per_sec"
+    wanted[_free("Images per second", rate, wanted)] = ([rate], True, "zero")
     for name in names:
         if name.startswith(_RUN) and name not in _MAIN_TRAIN:
             scale = "zero" if units[name] == "fraction" else "auto"
-            wanted[sentence(kind(name))] = ([name], False, scale)
+            wanted[_free(sentence(kind(name)), name, wanted)] = ([name], False, scale)
     found = []
     for title, (members, is_main, scale) in wanted.items():
         series = [_series(rows, name, units.get(name) == "fraction") for name in members]
@@ -107,8 +108,14 @@ def _of_evaluations(names: Sequence[str]) -> dict[str, tuple[list[str], bool, st
             is_detail = "/" in family or (bool(first["accuracy"]) and "accuracy" in family)
             members = [name for name in names if _family(name) == family]
             title = f"{sentence(family[:-2])} of each class" if "/" in family else sentence(family)
+            title = _free(title, members[0], found)
             found[title] = (members, not is_detail, "auto")
     return found
+
+
+def _free(title: str, name: str, taken: Container[str]) -> str:
+    """Returns the title of a metric's chart, or a longer one if another chart has that title."""
+    return next(one for one in (title, sentence(readable(name)), name) if one not in taken)
 
 
 def _family(name: str) -> str:
