@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from vit_jax import checkpoints, models, tasks
+from vit_jax.config import default_config
 from vit_jax.errors import UserError
-from vit_jax.inference import features, fewshot
+from vit_jax.inference import agreement, features, fewshot
 from vit_jax.inference.preparation import AsEvaluated
 from vit_jax.training import neighbors, ridge
 from vit_jax.training.neighbors import Labelled
@@ -57,6 +59,16 @@ def test_few_shot_is_the_mean_of_the_seeds(recorded):
 def test_too_few_examples_name_the_class():
     with pytest.raises(UserError, match="class 1 has 2"):
         fewshot.draw_shots(np.array([0, 0, 0, 1, 1]), 2, 3, seed=0)
+
+
+def test_a_run_without_evaluation_sets_is_told_or_not_compared(caplog):
+    config = default_config()
+    config.init.checkpoint, config.eval.sets = "x", {}
+    with pytest.raises(UserError, match=r"config\.eval\.sets is empty"):
+        fewshot.run(config)
+    program = SimpleNamespace(outputs={"logits": np.zeros((1, 2))})
+    assert agreement.of_first_split(config, None, None, program, None) is None
+    assert "agreement was not measured: config.eval.sets is empty" in caplog.text
 
 
 def test_neighbours_vote_by_cosine():

@@ -12,7 +12,7 @@ from vit_jax.errors import UserError
 from vit_jax.inference.exports import Run
 from vit_jax.inference.program import Program
 from vit_jax.tasks import BaseTask
-from vit_jax.training.evaluate import open_split
+from vit_jax.training.evaluate import open_first_split
 
 LEAST = 0.99
 """The least share of a split on which a program with int8 weights agrees with its model."""
@@ -61,14 +61,14 @@ def of_first_split(
       program: the program that was written.
       model: the same program with weights in float32.
 
-    Returns None, with a warning, if the run's data cannot be opened; and None if the outputs are no
-    scores of classes.
+    Returns None, with a warning, if the run has no evaluation split or its data cannot be opened;
+    and None if the outputs are no scores of classes.
     """
     names = [name for name in _SCORES if name in program.outputs]
     if not names or len(program.outputs[names[0]].shape) != 2:
         return None
     try:
-        split = open_split(config, next(iter(config.eval.sets)))
+        split = open_first_split(config)
     except UserError as error:
         logger.warning("agreement was not measured: %s", error)
         return None

@@ -23,7 +23,7 @@ from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
 from vit_jax.training import sgd_probes
 from vit_jax.training.class_names import check_labels
-from vit_jax.training.evaluate import open_split
+from vit_jax.training.evaluate import open_first_split
 from vit_jax.training.learned import warn_of_other_statistics
 from vit_jax.training.neighbors import NEIGHBORS, Labelled, accuracy, neighbor_votes
 from vit_jax.training.ridge import (
@@ -68,12 +68,12 @@ def run(
       the last N blocks; of data with segmentations there is only `SETNAME/sgd_miou_N`.
 
     Raises:
-      UserError: there is no checkpoint, images do not have exactly one label each, or labels mean
-        other classes in the two sets.
+      UserError: there is no checkpoint or evaluation set, images do not have exactly one label
+        each, or labels mean other classes in the two sets.
     """
     if not config.init.checkpoint:
         raise UserError("config.init.checkpoint is empty; write whose features to measure")
-    split = open_split(config, next(iter(config.eval.sets)))
+    split = open_first_split(config)
     source = open_source(config.data)
     check_labels(f"config.eval.sets.{split.name}", split.source, "config.data", source)
     info = DataInfo(

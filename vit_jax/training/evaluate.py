@@ -398,6 +398,13 @@ def _with_shardings(shapes: Params, shardings: Params) -> Params:
     )
 
 
+def open_first_split(config: ConfigDict) -> Split:
+    """Returns the first set of `config.eval.sets`. Raises `UserError` if there is none."""
+    if not config.eval.sets:
+        raise UserError("config.eval.sets is empty; write the set of images to measure on")
+    return open_split(config, next(iter(config.eval.sets)))
+
+
 def open_split(config: ConfigDict, name: str) -> Split:
     """Opens the split `config.eval.sets.NAME`; `config.data` has the keys that it leaves out."""
     return _open(config, name, dict(config.eval.sets[name]))
