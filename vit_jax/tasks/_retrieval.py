@@ -52,13 +52,11 @@ def recalls(split: Split) -> Mapping[str, float]:
     """
     if not len(split.texts):
         return {}
-    n, m = len(split.images), len(split.texts)
-    is_own = np.zeros((n, m), bool)
     rows, columns = np.nonzero(split.own >= 0)
-    is_own[rows, split.own[rows, columns]] = True
+    pairs = np.stack([rows, split.own[rows, columns]])
     ranks = {
-        "image_to_text": _ranks(split.images, split.texts, is_own),
-        "text_to_image": _ranks(split.texts, split.images, is_own.T),
+        "image_to_text": _ranks(split.images, split.texts, pairs),
+        "text_to_image": _ranks(split.texts, split.images, pairs[::-1]),
     }
     return {
         f"{direction}_recall{cutoff}": float((found < cutoff).mean())
@@ -67,15 +65,21 @@ def recalls(split: Split) -> Mapping[str, float]:
     }
 
 
-def _ranks(queries: np.ndarray, keys: np.ndarray, is_own: np.ndarray) -> np.ndarray:
+def _ranks(queries: np.ndarray, keys: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Returns for each query the number of wrong keys at least as near as the nearest right key.
 
     Queries without a right key are left out.
+
+    pairs: the numbers of the queries and of the keys that belong together, int `[2, pairs]`.
     """
     ranks = []
+    query, key = pairs[:, np.argsort(pairs[0], kind="stable")]
     for first in range(0, len(queries), _ROWS_AT_ONCE):
-        part = slice(first, first + _ROWS_AT_ONCE)
-        scores, right = queries[part] @ keys.T, is_own[part]
+        scores = queries[first : first + _ROWS_AT_ONCE] @ keys.T
+        # A table of all queries and keys would take gigabytes for a large split.
+        mine = slice(*np.searchsorted(query, [first, first + len(scores)]))
+        right = np.zeros(scores.shape, bool)
+        right[query[mine] - first, key[mine]] = True
         best = np.where(right, scores, -np.inf).max(1, keepdims=True)
         ranks.append((~(scores < best) & ~right).sum(1)[right.any(1)])
     return np.concatenate(ranks)
