@@ -164,6 +164,19 @@ def test_patches_are_classified_from_frozen_tokens():
     assert sgd_probes.mean_iou([none]) == 0
 
 
+def test_features_that_are_not_finite_give_no_right_answer():
+    labels = np.repeat([0, 1], 5)
+    settings = {"l2": 1.0, "neighbors": [3], "shots": [2], "linear": True}
+    for broken in (np.nan, np.inf, 1e38):
+        known = Labelled(np.full((10, 4), broken, np.float32), labels)
+        known.features[::2] *= -1
+        with np.errstate(all="ignore"):
+            found = probes.measure(known, known, 2, settings)
+        if broken != 1e38:
+            assert found == {"knn_3": 0, "fewshot_2": 0, "linear": 0}
+    assert accuracy(np.array([[1.0, np.nan], [1.0, 0.0]]), np.array([0, 0]), top=2) == 0.5
+
+
 def test_a_sweep_finds_a_rate_that_learns():
     random = np.random.default_rng(0)
     labels = np.arange(200) % 3

@@ -20,6 +20,7 @@ from vit_jax.tasks._class_metrics import (
     class_metrics,
     class_sums,
     f1_scores,
+    top_classes,
 )
 from vit_jax.types import ArraySpec, DataInfo
 
@@ -233,3 +234,18 @@ def test_rows_that_only_fill_a_batch_of_several_labels_do_not_count():
 def test_what_several_labels_cannot_be(fields, label, message):
     with pytest.raises(UserError, match=message):
         build("multilabel", label=label, **fields)
+
+
+def test_outputs_that_are_not_finite_are_never_right():
+    broken = np.array([[np.nan, 1.0], [np.inf, 0.0], [0.0, 1.0]], np.float32)
+    assert top_classes(jnp.asarray(broken), 2).tolist() == [[-1, -1], [-1, -1], [1, 0]]
+    labels = np.array([[1], [1], [0], [0]])
+    assert average_precision(labels, np.full((4, 1), np.nan)) == 0
+    assert average_precision(labels, np.array([[0.9], [0.8], [np.nan], [0.1]])) == pytest.approx(
+        (1 / 2 + 2 / 3) / 2  # The broken one is a wrong answer above both.
+    )
+    task = answering(build(), np.full((3, 3), np.nan, np.float32))
+    batch = {"image": np.zeros((3, 8, 8, 1)), "label": np.arange(3), "mask": np.ones(3)}
+    found = task.metrics(jax.device_get(task.eval_sums({}, batch)))
+    assert [found[name] for name in ("accuracy", "balanced_accuracy", "f1")] == [0, 0, 0]
+    assert np.isnan([found["loss"], found["ece"]]).all()

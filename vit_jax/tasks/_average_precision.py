@@ -110,13 +110,14 @@ def _match(
 ) -> _Matches:
     """Returns the matches: each detection, best first, takes the free object it overlaps most.
 
-    Objects that are ignored (crowds, or of another size) are taken only where no other fits.
+    Objects that are ignored (crowds, or of another size) are taken only where no other fits. A
+    detection whose score is not finite takes none.
     """
     low, high = np.array(list(AREAS.values())).T[:, :, None]
     ignored = crowd | (areas < low) | (areas > high)  # [areas, objects]
     own_area = detected[:, 2:].prod(-1)
     outside = (own_area < low) | (own_area > high)
-    iou = overlaps(detected, objects, crowd)
+    iou = np.where(np.isfinite(score)[:, None], overlaps(detected, objects, crowd), 0)
     needed = np.minimum(THRESHOLDS, _HIGHEST)[None, :, None]
     shape = (len(AREAS), len(THRESHOLDS))
     free = np.ones((*shape, len(objects)), bool)

@@ -17,13 +17,22 @@ BINS = 15
 _EDGE = 1e-4
 
 
+def top_classes(scores: Array, count: int) -> Array:
+    """Returns the classes of the highest scores `[b, classes]`, best first, int32 `[b, count]`.
+
+    They are -1, which is no class, in a row with a score that is not finite.
+    """
+    top = jax.lax.top_k(scores, count)[1]
+    return jnp.where(jnp.isfinite(scores).all(-1, keepdims=True), top, -1)
+
+
 def class_sums(
     labels: Array, predicted: Array, confidence: Array, scored: Array, classes: int
 ) -> dict[str, Array]:
     """Returns additive counts of a batch, by class and by bin of confidence.
 
     Args:
-      labels, predicted: class numbers, integers `[b]`.
+      labels, predicted: class numbers, integers `[b]`; -1 for no class.
       confidence: the probability of the predicted class, float32 `[b]`.
       scored: whether a row counts, bool `[b]`.
       classes: the number of classes.
@@ -100,17 +109,21 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Returns the average precision of each class, float64 `[classes]`.
 
     It is the mean precision at the ranks of the right examples, where examples of equal scores
-    share a rank, as in scikit-learn. NaN where no example has the class.
+    share a rank, as in scikit-learn. NaN where no example has the class. An example whose score is
+    not finite counts as wrong: it is never found if it has the class, and else ranks first.
 
     Args:
       labels: ones and zeros `[n, classes]`. scores: the higher the surer `[n, classes]`.
     """
     found = np.full(labels.shape[1], np.nan)
+    finite = np.isfinite(scores)
+    scores = np.where(finite, scores, np.where(labels > 0, -np.inf, np.inf))
     for label in np.flatnonzero((labels > 0).any(0)):
         order = np.argsort(-scores[:, label], kind="stable")
-        ranked, right = scores[order, label], np.cumsum(labels[order, label] > 0)
-        ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
-        recall = right[ends] / right[-1]
+        ranked, has = scores[order, label], labels[order, label] > 0
+        right = np.cumsum(has & finite[order, label])
+        ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
+        recall = right[ends] / has.sum()
         found[label] = (np.diff(recall, prepend=0) * right[ends] / (ends + 1)).sum()
     return found
 

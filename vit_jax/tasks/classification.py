@@ -20,7 +20,7 @@ from vit_jax.report import Section
 from vit_jax.tasks import _classes
 from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import check_data, check_not_negative, check_share
-from vit_jax.tasks._class_metrics import Reliability, class_metrics, class_sums
+from vit_jax.tasks._class_metrics import Reliability, class_metrics, class_sums, top_classes
 from vit_jax.tasks._distill import Teacher
 from vit_jax.tracking.metrics import COUNT, LOSS, SCORE, Metric
 from vit_jax.types import Array, Batch, DataInfo, Params
@@ -280,7 +280,8 @@ class Task(BaseTask):
         """Returns sums over the real rows: loss, examples, scored rows, top-1 and top-5 hits.
 
         A row with several labels is a hit if the top class is among them; a row without any label
-        is not scored (Beyer et al. 2020, section 3, ImageNet-ReaL). If the batch has `allowed` (see
+        is not scored (Beyer et al. 2020, section 3, ImageNet-ReaL). A row whose logits are not
+        finite is no hit. If the batch has `allowed` (see
         the op `only_classes`), the other classes are no answers.
         """
         logits = self.logits(params, batch)
@@ -289,8 +290,8 @@ class Task(BaseTask):
         labels = self._dense_labels(batch["label"])
         real = batch["mask"] > 0
         scored = real & (labels.max(-1) > 0)
-        top = jax.lax.top_k(logits, min(5, self.info.num_classes))[1]
-        hits = jnp.take_along_axis(labels, top, axis=-1) > 0
+        top = top_classes(logits, min(5, self.info.num_classes))
+        hits = (jnp.take_along_axis(labels, jnp.maximum(top, 0), axis=-1) > 0) & (top >= 0)
         losses = LOSSES[self.loss](logits, labels)
 
         def count(rows: Array) -> Array:

@@ -21,6 +21,7 @@ from vit_jax.report import Section
 from vit_jax.tasks import _classes, _contrast, _retrieval
 from vit_jax.tasks._base import BaseTask
 from vit_jax.tasks._checks import check_data
+from vit_jax.tasks._class_metrics import top_classes
 from vit_jax.tracking.metrics import COUNT, SCORE, Metric
 from vit_jax.types import Array, ArraySpec, Batch, DataInfo, Numbers, Params
 
@@ -285,8 +286,8 @@ class Task(BaseTask):
             assert classes is not None
             outputs = models.outputs_of(self.model, params, self.inputs(batch))
             logits = outputs.logits(outputs.image, classes)
-            top = jax.lax.top_k(logits, min(5, len(classes)))[1]
-            hits = (top == batch["label"][:, None]) & real[:, None]
+            top = top_classes(logits, min(5, len(classes)))
+            hits = (top == batch["label"][:, None]) & (top >= 0) & real[:, None]
             sums |= {"top1": hits[:, 0].sum(), "top5": hits.any(1).sum()}
         return sums
 

@@ -194,10 +194,13 @@ class Task(BaseTask):
         """Returns the confusion matrix of the labeled pixels of real rows, its rows the truth.
 
         Each count is split into two numbers; see `_LIMB`. `invalid` counts the images with a label
-        that is neither a class nor 255.
+        that is neither a class nor 255. A pixel whose scores are not finite counts as the class
+        after its own, which is wrong.
         """
         labels, real = _labels(batch), batch["mask"] > 0
-        predicted = self._probability(params, batch).argmax(-1)
+        scores = self._probability(params, batch)
+        another = (labels + 1) % self.num_classes
+        predicted = jnp.where(jnp.isfinite(scores).all(-1), scores.argmax(-1), another)
         labeled = self._is_labeled(labels) & real[:, None, None]
         cells = self.num_classes**2
         pairs = jnp.where(labeled, labels * self.num_classes + predicted, cells)

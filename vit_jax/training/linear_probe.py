@@ -238,8 +238,13 @@ def trained(
 
 
 def _accuracies(probes: Probes, params: Params, split: Labelled, chunk: int = 4096) -> np.ndarray:
-    """Returns the accuracy of each classifier, `[rates]`."""
-    predict = jax.jit(lambda features: probes.logits(params, features).argmax(-1))
+    """Returns the accuracy of each classifier, `[rates]`; logits that are not finite are wrong."""
+
+    @jax.jit
+    def predict(features: Array) -> Array:
+        logits = probes.logits(params, features)
+        return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
+
     right = [
         np.asarray(predict(split.features[i : i + chunk])) == split.labels[i : i + chunk]
         for i in range(0, len(split.labels), chunk)

@@ -76,9 +76,11 @@ def _nearest(
 def accuracy(scores: np.ndarray, labels: np.ndarray, top: int = 1) -> float:
     """Returns the fraction of rows whose label is among the `top` highest scores.
 
-    Of classes with equal scores the first ones count as higher.
+    Of classes with equal scores the first ones count as higher. A row with a score that is not
+    finite counts as wrong.
     """
+    finite = np.isfinite(scores).all(axis=1)
     if top == 1:
-        return float((scores.argmax(axis=1) == labels).mean())
+        return float(((scores.argmax(axis=1) == labels) & finite).mean())
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-    return float((best == labels[:, None]).any(axis=1).mean())
+    return float(((best == labels[:, None]).any(axis=1) & finite).mean())

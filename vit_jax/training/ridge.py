@@ -67,9 +67,13 @@ def least_squares(
 
     Features are standardized by the training mean and deviation, and a constant is appended. The
     regression target is +1 for the label and -1 for the other classes. One eigendecomposition, of
-    the smaller of the two Gram matrices, is used for all strengths.
+    the smaller of the two Gram matrices, is used for all strengths. Scores are NaN if the training
+    features are not finite or too large, as those of a run that diverges are.
     """
-    mean, deviation = train.features.mean(axis=0), train.features.std(axis=0) + _EPSILON
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean, deviation = train.features.mean(axis=0), train.features.std(axis=0) + _EPSILON
+    if not np.isfinite([mean, deviation]).all():
+        return {l2: np.full((len(features), num_classes), np.nan) for l2 in l2_regs}
 
     def prepared(x: np.ndarray) -> np.ndarray:
         scaled = (np.asarray(x, np.float64) - mean) / deviation
