@@ -13,6 +13,7 @@ from toy_updates import STRUCTURED, assert_trees_close, flat, gradients, norm, o
 
 from vit_jax import optim
 from vit_jax.errors import UserError
+from vit_jax.optim import clipping
 
 RULES = [
     "adamw",
@@ -113,6 +114,12 @@ def test_each_parameter_or_module_may_have_a_norm_of_its_own(make, params, unsta
         part = {n: x for n, x in found.items() if n.startswith(f"{name}/")}
         before = norm({n: x for n, x in flat(grads).items() if n.startswith(f"{name}/")})
         assert norm(part) == pytest.approx(min(0.5, before), rel=1e-5)
+
+
+def test_each_further_student_is_a_module():
+    tree = {"students": {"a": {"head": {"x": 1}, "mask_token": 2}, "b": {"x": 3}}, "head": {"x": 4}}
+    parts = jax.tree.map_with_path(lambda path, _: clipping._part(path, "module"), tree)
+    assert jax.tree.leaves(parts) == ["head", *["students/a"] * 2, "students/b"]
 
 
 def merged(name):

@@ -1,5 +1,7 @@
 """What DINOv3 adds to DINOv2: Gram anchoring, and a frozen teacher with several students."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +65,11 @@ def test_the_gram_teacher_sees_larger_crops_and_is_renewed_in_time():
     params, batch = drawn(task)
     state = task.init_state(params, None)
     assert state["gram"].keys() == {"backbone"}
-    assert [bool(task._renews_gram(s)) for s in range(8)] == [0, 1, 0, 0, 1, 0, 0, 1]
+    assert [bool(task._renews_gram(s)) for s in range(8)] == [1, 1, 0, 0, 1, 0, 0, 1]
+    later = dataclasses.replace(task, gram_period=0)
+    assert [bool(later._renews_gram(s)) for s in range(4)] == [1, 1, 0, 0]
+    anchored = dataclasses.replace(task, gram_period=0, gram_start=0)
+    assert not any(anchored._renews_gram(s) for s in range(4))
 
     def targets(state, batch):
         return task.add_targets(state, task.augment(batch, jax.random.key(0)), 1)
@@ -80,6 +86,25 @@ def test_the_gram_teacher_sees_larger_crops_and_is_renewed_in_time():
         wanted = source(after)["backbone"]
         jax.tree.map(np.testing.assert_array_equal, after["gram"]["backbone"], wanted)
     assert task.train_flops() > build().train_flops()
+
+
+def test_the_gram_loss_counts_from_its_start_on():
+    task = build(gram_weight=2.0, gram_from=2)
+    params, batch = drawn(task)
+    state = task.init_state(params, None)
+    state = {**state, "gram": jax.tree.map(lambda x: 1.1 * x + 0.1, state["gram"])}
+
+    @jax.jit
+    def losses(step):
+        full = task.add_targets(state, task.augment(batch, jax.random.key(0)), step)
+        return task.losses(params, full, jax.random.key(1))
+
+    assert not losses(1)["gram"].any()
+    found = losses(2)
+    assert (found["gram"] > 0).all()
+    less = dataclasses.replace(task, gram_weight=1.0)
+    gained = task._weighted(found) - less._weighted(found)
+    np.testing.assert_allclose(gained, found["gram"], rtol=1e-3)
 
 
 def test_students_share_the_outputs_of_a_frozen_teacher(monkeypatch):
@@ -135,6 +160,12 @@ def test_a_run_is_the_frozen_teacher_of_another(tmp_path):
         ({"distill": {**DISTILL, "weight": 1}}, "distill.weight is unknown"),
         ({"distill": DISTILL, "gram_weight": 1.0}, "gram_weight: the Gram teacher is an earlier"),
         ({"gram_scale": 2}, "gram_scale is for Gram anchoring"),
+        ({"gram_every": "3 epochs"}, "gram_every is for Gram anchoring"),
+        ({"gram_scale": 0, "gram_weight": 1.0}, "gram_scale=0"),
+        (
+            {"distill": DISTILL, "students": {"a": {**MODEL, "num_classes": 3}}},
+            r"config\.task\.students\.a: ",
+        ),
         ({"gram_scale": 3, "gram_weight": 1.0}, "gram_scale=3 does not divide"),
         (
             {"distill": {**DISTILL, "model": {**WIDE, "patch_size": 4}}},

@@ -62,6 +62,8 @@ def _part(path: tuple, scope: str) -> str:
     """Returns the name of the part of the parameters that a gradient belongs to."""
     name = name_of(path)
     if scope == "module":
+        if name.startswith("students/"):  # Each further student of a task is one module.
+            return "/".join(name.split("/")[:2])
         module, _, rest = name.partition("/")
         return module if rest else "backbone"
     return re.sub(r"/(?:query|key|value)/", "/qkv/", name)

@@ -59,7 +59,7 @@ def use(
     config.optim.weight_decay = 0.04
     config.optim.decay_schedule = {"name": "dino", "end": 0.4 / 0.04}
     config.optim.decay_mask = (
-        r"(?!.*norm.*)(.*/kernel|.*/(pos_embed|cls|registers|scale)|mask_token)"
+        r"(?!.*norm.*)(.*/kernel|.*/(pos_embed|cls|registers|scale)|(.*/)?mask_token)"
     )
     config.optim.clip_norm, config.optim.clip_scope = 3.0, "module"
 

@@ -88,7 +88,10 @@ def backbone_like(
     """
     if isinstance(model, str) or "name" not in model:
         raise UserError(f"config.task.{where}: write {{'name': NAME, field: value, ...}}")
-    backbone = with_position_grid(build_backbone("dinov2", model), size)
+    try:
+        backbone = with_position_grid(build_backbone("dinov2", model), size)
+    except UserError as error:
+        raise UserError(f"config.task.{where}: {error}") from error
     if pair(backbone.patch_size) != pair(like.patch_size) or backbone.pooling != "token":
         raise UserError(
             f"config.task.{where}: teacher and students share crops and masks; write patch_size="

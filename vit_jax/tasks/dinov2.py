@@ -49,7 +49,7 @@ class Task(SelfDistillationTask):
         patches. mask_block: the most patches of one block, as a share of all.
       gram_weight: the weight of Gram anchoring, see `losses.gram`; 0 = off, DINOv3 has 2.
       gram_from, gram_every: durations. The Gram teacher is the teacher of step `gram_from`, from
-        which the loss counts, and becomes the teacher of the day again every `gram_every`; 0 keeps
+        which the loss counts, and is replaced by the current teacher every `gram_every`; 0 keeps
         it. A run that starts from a checkpoint with `gram_from` 0 is anchored to the checkpoint.
       gram_scale: the global crops of the data are so many times as large as those that teacher and
         student see. The Gram teacher sees them as they are, and its tokens are resized; DINOv3
@@ -108,8 +108,12 @@ class Task(SelfDistillationTask):
     def _check_gram(self) -> None:
         check_positive(gram_scale=self.gram_scale)
         height, width = self.info.spec["global"].shape[1:3]
-        if self.gram_scale > 1 and not self.gram_weight:
-            raise UserError("config.task.gram_scale is for Gram anchoring; write gram_weight too")
+        unread = {"gram_scale": self.gram_scale > 1} | {
+            name: getattr(self, name) not in (0, "") for name in ("gram_from", "gram_every")
+        }
+        if not self.gram_weight and any(unread.values()):
+            name = next(name for name, is_set in unread.items() if is_set)
+            raise UserError(f"config.task.{name} is for Gram anchoring; write gram_weight too")
         if height % self.gram_scale or width % self.gram_scale:
             raise UserError(
                 f"config.task.gram_scale={self.gram_scale} does not divide the global crops of"
@@ -124,7 +128,7 @@ class Task(SelfDistillationTask):
     def crop_shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a crop as the student sees it; see `gram_scale`."""
         height, width, channels = super().crop_shape(name)
-        scale = self.gram_scale if name == "global" else 1
+        scale = max(1, self.gram_scale) if name == "global" else 1
         return height // scale, width // scale, channels
 
     def network(self) -> SelfDistillation:
@@ -344,11 +348,14 @@ class Task(SelfDistillationTask):
         return state
 
     def _renews_gram(self, step: Array) -> Array:
-        """Returns whether the teacher after a step becomes the Gram teacher."""
+        """Returns whether the teacher after a step becomes the Gram teacher.
+
+        Until the loss counts it always does: the start may move when the run is resumed.
+        """
         since = step + 1 - self.gram_start
         if not self.gram_period:
-            return since == 0
-        return (since >= 0) & (since % self.gram_period == 0)
+            return since <= 0
+        return (since <= 0) | (since % self.gram_period == 0)
 
     # The loss.
 
