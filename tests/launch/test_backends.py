@@ -375,8 +375,8 @@ def test_yaml_is_read_as_it_was_meant():
         (["render", "pod", *GKE[:-2], "--image=i", "--type=x", *RUN], "no such TPU type"),
         (["train", "pod", *GKE, *RUN, "--commit=a", "--repository=b"], "the image holds the code"),
         (["logs", "pod", *GKE, "--worker=all"], "--worker: invalid int value: 'all'"),
-        (["logs", "pod", *GKE, "--worker=4"], "--worker=4: a slice has 4 hosts, from 0"),
-        (["logs", "pod", *CE, "--worker=-1"], "--worker=-1: a slice has 2 hosts, from 0"),
+        (["logs", "pod", *GKE, "--worker=4"], "--worker=4: write a number from 0 to 3"),
+        (["logs", "pod", *CE, "--worker=-1"], "--worker=-1: write a number from 0 to 1"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, tmp_path, monkeypatch, arguments, message):

@@ -55,7 +55,8 @@ MEASURE = "--command=bash host.sh pod measure"
         (["STOPPED"], [BOTH], "pod became STOPPED"),
         (["READY"], [BOTH, "h0 none"], "pod: h1 does not answer"),
         (["READY"], [BOTH, "h0 none", BOTH, "h0 none"], "pod: h1 does not answer"),
-        (["READY"], [UserError("no route")], "pod: every host does not answer"),
+        (["READY"], [UserError("no route")], "pod: no host answers"),
+        (["READY"], [BOTH, "h0 none", UserError("no route"), BOTH], "pod: h1 does not answer"),
     ],
 )
 def test_a_long_call_ends_when_slices_or_hosts_are_gone(states, answers, message):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -107,6 +108,37 @@ def test_a_signal_to_the_parent_stops_the_child_for_good(tmp_path, ended):
     assert parent.wait(timeout=30) == (75 if ended == signal.SIGTERM else -9)
     wait_for(said, "saved")
     assert said.read_text().split() == ["ready", "saved"]
+
+
+def test_a_signal_while_the_child_is_being_made_reaches_it(monkeypatch):
+    sent = []
+
+    class Child:
+        def __init__(self, *_, **__):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def send_signal(self, number):
+            sent.append(number)
+
+        def wait(self):
+            return 75
+
+    monkeypatch.setattr(supervise.subprocess, "Popen", Child)
+    assert supervise.run(["train"], 5) == 75
+    assert sent == [signal.SIGTERM]
+
+
+def test_a_signal_ends_the_pause_before_a_restart():
+    began = time.monotonic()
+    with supervise._Forwarding() as forwarding:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        forwarding.pause(60)
+    assert time.monotonic() - began < 30
+
+
+def test_a_signal_without_a_name_is_told_by_its_number(capfd):
+    assert supervise._exit_code(-40) == 75
+    assert "ended by signal 40;" in capfd.readouterr().err
 
 
 def wait_for(path, word):

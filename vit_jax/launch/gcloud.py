@@ -1,9 +1,8 @@
 """Commands of gcloud, under the release track that has their flags.
 
 Some flags exist only in the alpha or beta form of a command. The tables are those of the pages
-docs.cloud.google.com/sdk/gcloud/reference/alpha/... and .../beta/..., held against the completion
-tables that gcloud 528 installs. A flag that has become generally available since then is still one
-of alpha's and beta's.
+docs.cloud.google.com/sdk/gcloud/reference/alpha/... and .../beta/... A flag that has become
+generally available since then is still one of alpha's and beta's.
 """
 
 from collections.abc import Sequence

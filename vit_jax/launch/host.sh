@@ -61,7 +61,7 @@ prepare() {
   mkdir -p "$run"
   # A launcher that was interrupted leaves its call, which may be installing still.
   exec 9>"$run/lock"
-  flock --wait 600 9 || fail "another call has been installing for more than ten minutes"
+  flock --wait 3600 9 || fail "another call has held $run/lock for an hour; end it on this host"
   if [[ $# -gt 0 ]]; then
     if [[ $(git -C "$code" remote get-url origin 2>/dev/null) != "$1" ]]; then
       rm -rf "$code" && git clone --quiet "$1" "$code"
@@ -161,7 +161,8 @@ is_running() {
 
 # The launcher tells its own run from others by this line.
 on_one_line() {
-  local line=${*//\\/\\\\}
+  local arguments=("${@//\\/\\\\}")
+  local line="${arguments[*]// /\\ }"
   line=${line//$'\n'/\\n}
   printf '%s\n' "${line//$'\r'/\\r}"
 }

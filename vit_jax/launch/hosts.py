@@ -19,6 +19,8 @@ HOST_SCRIPT = Path(__file__).parent / "host.sh"
 SHORTEST_POLL = 1.0
 """The least seconds between two looks at the state of slices whose hosts are busy."""
 
+_ALL = "every host"
+
 STOP_SECONDS = 900.0
 """The time limit of a stop. `host.sh` kills a run that has not ended after 600 s."""
 
@@ -106,9 +108,10 @@ class Hosts:
         try:
             _, silent = self.answers()
         except UserError:
-            silent = ["every host"]
-        if silent and silent == self._silent:
-            raise Gone(f"{self.name}: {does_not_answer(silent)}")
+            silent = [_ALL]
+        gone = _in_both(silent, self._silent)
+        if gone:
+            raise Gone(f"{self.name}: {does_not_answer(gone)}")
         self._silent = silent
 
     def answers(self) -> tuple[list[HostState], list[str]]:
@@ -189,6 +192,14 @@ class Hosts:
         return f"if [ -f host.sh ]; then {self.script(action)}; else {otherwise}; fi"
 
 
+def _in_both(now: list[str], before: list[str]) -> list[str]:
+    if _ALL in now or _ALL in before:
+        return before if _ALL in now else now
+    return [host for host in now if host in before]
+
+
 def does_not_answer(silent: Sequence[str]) -> str:
     """Returns the words that these hosts do not answer."""
-    return f"{', '.join(silent)} does not answer"
+    if silent == [_ALL]:
+        return "no host answers"
+    return f"{', '.join(silent)} {'does' if len(silent) == 1 else 'do'} not answer"

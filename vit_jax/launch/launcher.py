@@ -139,5 +139,5 @@ class Launcher(abc.ABC):
 
 def on_one_line(arguments: Sequence[str]) -> str:
     """Returns the arguments of a run on one line, in the form that `host.sh` stores."""
-    line = " ".join(arguments).replace("\\", "\\\\")
-    return line.replace("\n", "\\n").replace("\r", "\\r")
+    escaped = (argument.replace("\\", "\\\\").replace(" ", "\\ ") for argument in arguments)
+    return " ".join(escaped).replace("\n", "\\n").replace("\r", "\\r")

@@ -20,9 +20,11 @@ LONG_SECONDS = 600.0
 
 MAX_PAUSE_SECONDS = 60.0
 
+_LOOK_SECONDS = 0.2
+
 
 def run(
-    arguments: Sequence[str], restarts: int, pause: Callable[[float], None] = time.sleep
+    arguments: Sequence[str], restarts: int, pause: Callable[[float], None] | None = None
 ) -> int:
     """Runs `python -m vit_jax ARGUMENTS` until it ends for good; returns its exit code.
 
@@ -43,7 +45,7 @@ def run(
                 _say(f"cut short {in_a_row} times in a row; giving up")
                 return code
             _say(f"starting again ({in_a_row} of {restarts})")
-            pause(pause_seconds(in_a_row))
+            (pause or forwarding.pause)(pause_seconds(in_a_row))
             if forwarding.received:
                 return code
 
@@ -56,7 +58,10 @@ def pause_seconds(restarts: int) -> float:
 def _exit_code(returned: int) -> int:
     if returned >= 0:
         return returned
-    name = signal.Signals(-returned).name
+    try:
+        name = signal.Signals(-returned).name
+    except ValueError:  # One of the real-time signals, which have numbers alone.
+        name = f"signal {-returned}"
     reason = ": another process of this run was lost" if name == "SIGABRT" else ""
     _say(f"the run was ended by {name}{reason}; it goes on from its last checkpoint")
     return Interrupted.exit_code
@@ -71,6 +76,7 @@ class _Forwarding:
 
     def __init__(self) -> None:
         self.received = False
+        self._pending: int | None = None
         self._child: subprocess.Popen | None = None
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
@@ -85,13 +91,23 @@ class _Forwarding:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = True
-        if self._child is not None:
+        if self._child is None:
+            self._pending = number
+        else:
             self._child.send_signal(number)
+
+    def pause(self, seconds: float) -> None:
+        """Waits so long, or until a signal to end arrives."""
+        end = time.monotonic() + seconds
+        while not self.received and time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
 
     def call(self, command: Sequence[str]) -> int:
         # Without a separate process group, Ctrl-C in a terminal would reach the child twice.
-        self._child = subprocess.Popen(command, process_group=0)
+        self._child = child = subprocess.Popen(command, process_group=0)
+        if self._pending is not None:  # It arrived while the child was being made.
+            child.send_signal(self._pending)
         try:
-            return self._child.wait()
+            return child.wait()
         finally:
             self._child = None

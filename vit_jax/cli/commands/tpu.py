@@ -281,9 +281,10 @@ def _logs(launcher: Launcher, arguments: argparse.Namespace) -> None:
     slices = launcher.slices
     if not 0 <= arguments.slice < slices.slices:
         raise UserError(f"--slice={arguments.slice}: there are {slices.slices}, from 0")
-    hosts = slices.hosts or arguments.worker + 1  # The number of some is not known.
-    if not 0 <= arguments.worker < hosts:
-        raise UserError(f"--worker={arguments.worker}: a slice has {hosts} hosts, from 0")
+    hosts = slices.hosts  # 0 where the number is not known.
+    if arguments.worker < 0 or (hosts and arguments.worker >= hosts):
+        most = f"from 0 to {hosts - 1}" if hosts > 1 else "0" if hosts else "from 0 on"
+        raise UserError(f"--worker={arguments.worker}: write a number {most}")
     launcher.logs(arguments.slice, str(arguments.worker))
 
 
