@@ -20,6 +20,8 @@ from vit_jax.errors import UserError
 _LAST_WORDS_SECONDS = 2.0
 _REDELIVERY_SECONDS = 0.05
 _CTRL_C = 128 + signal.SIGINT
+_UNWOUND = (["train"], ["tpu"])
+"""The commands that SIGTERM ends as Ctrl-C does: the launcher's own commands then end with it."""
 
 _ONE_LINE = (
     UserError
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _exit_code_of(argv: list[str]) -> int:
     try:
-        with _sigterm_raises() if argv[:1] == ["train"] else contextlib.nullcontext():
+        with _sigterm_raises() if argv[:1] in _UNWOUND else contextlib.nullcontext():
             # Imported here so that a signal that arrives meanwhile ends the process in one line.
             from vit_jax.cli import parser
 

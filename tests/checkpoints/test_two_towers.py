@@ -218,7 +218,7 @@ def test_a_text_tower_of_other_shapes_is_one_line(tmp_path, name, shape):
     file = changed(tmp_path, "clip") / "model.safetensors"
     arrays = array_files.read_arrays(file)
     files.write_safetensors(file, {**arrays, name: np.ones(shape, np.float32)})
-    with pytest.raises(UserError, match="has them in other shapes"):
+    with pytest.raises(UserError, match="has arrays of other shapes"):
         infer_towers(loading.read_weights(file.parent, tower="both"))
 
 

@@ -41,7 +41,7 @@ def test_a_step_of_a_run_is_pushed_with_its_own_metrics(
     assert main(["push", str(run), "hf://me/digits", "--step=1"]) == 0
     card = hub_server.repos["me/digits"]["README.md"].decode()
     assert "Last evaluation until step 1" in card
-    assert "| val/accuracy | 0.25" in card
+    assert "| `val/accuracy` | 0.25" in card
     assert main(["push", str(run), "hf://me/digits", "--step=7"]) == 2
     assert "has no step 7; it has [1]" in capsys.readouterr().err
 

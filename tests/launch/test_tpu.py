@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tarfile
@@ -369,3 +370,8 @@ def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):
         tar.extractall(tmp_path / "runs/copy", filter="data")
     assert commit_of(tmp_path / "runs/copy") == commit_of(tmp_path)
     assert commit_of(tmp_path).endswith("+")  # `gone.py` is gone.
+
+
+def test_sigterm_ends_what_the_launcher_runs(monkeypatch):
+    monkeypatch.setattr("vit_jax.cli.parser.run", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["tpu", "create", "pod"]) == 75

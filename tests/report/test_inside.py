@@ -26,7 +26,7 @@ def test_attention_panel_of_many_images_has_several_lines(rng):
     captions = [f"caption {number}" for number in range(11)]
     figure = inside.attention_panel(images, {"rollout": images}, captions)
     assert len(figure.axes) == 22 + 1
-    assert set(captions) <= set(texts(figure))
+    assert set(captions) <= {text.strip() for text in texts(figure)}
     tops = {round(axes.get_position().y1, 3) for axes in figure.axes[:-1]}
     assert len(tops) == 4
     assert texts(figure).count("rollout") == 2

@@ -160,7 +160,7 @@ def test_crops_and_schedules_that_cannot_be_are_refused(method):
         ("ijepa", {"target_scale": [-1.0, 2.0]}, "target_scale=.*above 0, at most 1, the lower"),
         ("ijepa", {"target_aspect": [0.0, 1.0]}, "target_aspect=.*write two numbers above 0"),
         ("ijepa", {"num_targets": 0}, "num_targets=0: write a number above 0"),
-        ("ijepa", {"stretch": -1.0}, r"stretch=-1.0: write a number above 0"),
+        ("ijepa", {"stretch": -1.0}, r"stretch=-1: write 1 or more"),
         ("ijepa", {"momentum": [0.9, 1.5]}, r"momentum=1.5: write a number from 0 to 1"),
         ("ijepa", {"num_steps": 5}, "task.num_steps is no field of task 'ijepa'"),
         ("dino", {"epoch_steps": 5}, "task.epoch_steps is no field of task 'dino'"),

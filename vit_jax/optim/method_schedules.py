@@ -113,7 +113,7 @@ def stage(at: jax.Array, boundaries: Sequence[int], factors: Sequence[float]) ->
     Raises:
       UserError: the boundaries do not ascend, or there are not as many factors.
     """
-    if not boundaries or len(boundaries) != len(factors):
+    if len(boundaries) == 0 or len(boundaries) != len(factors):
         raise UserError(
             f"config.optim.schedule: stairs need as many factors as boundaries, at least one; got "
             f"{len(factors)} factors for {len(boundaries)} boundaries"
