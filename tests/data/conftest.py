@@ -15,3 +15,15 @@ def cached_indices(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_tar_index, "CACHE", str(tmp_path_factory.mktemp("indices")))
         yield
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Returns a folder of six images, whose pixels tell their number."""
+    from image_tables import NAMES, png
+
+    for number, name in enumerate(NAMES):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png(10 * number))
+    return tmp_path
