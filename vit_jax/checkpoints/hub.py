@@ -63,7 +63,7 @@ def address_of(name: str) -> str:
     as `vit_base_patch16_224.augreg_in21k`, with or without `timm/`.
     """
     name = name.removeprefix(HUB_PREFIX)
-    if Path(name).exists():
+    if os.path.exists(name):  # Unlike pathlib's, it takes texts that are too long for a name.
         return ""
     tagged = name.removeprefix(_TIMM)
     if "/" not in tagged and "." in tagged and timm_names.find(tagged):
