@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import flax.linen as nn
 import jax
@@ -323,6 +324,14 @@ def test_names_as_people_write_them(spelling, name):
 def test_a_module_of_ones_own_is_named_by_its_path():
     model = models.build("vit_jax.models.vit:VisionTransformer", num_classes=3, **TINY)
     assert apply(model, init(model)).shape == (2, 3)
+
+
+def test_a_module_of_ones_own_may_have_a_name_of_timm(monkeypatch):
+    name = "vit_base_patch16_224"
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(Net=type(tiny())))
+    assert models.find(f"{name}:Net") == f"{name}:Net"
+    with pytest.raises(UserError, match="is no model"):
+        models.find("vit_jax.models:build")
 
 
 def test_importing_models_loads_no_tensorflow():

@@ -128,6 +128,9 @@ def find(name: str) -> str:
     """Returns the canonical form of a model's name. Raises `UserError` if there is none."""
     if isinstance(name, str):
         name = name.removeprefix(HUB_PREFIX)
+    if is_foreign(name):
+        MODELS.find(name)
+        return name
     spellings: dict[str, list[str]] = {}
     for canonical in variants():
         spellings.setdefault(_squash(canonical).lower(), []).append(canonical)
