@@ -27,3 +27,13 @@ def folder(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(png(10 * number))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Returns the folder of the digits, prepared as a TFDS dataset."""
+    from vit_jax.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("tfds")
+    prepare("digits", str(folder))
+    return str(folder)

@@ -78,7 +78,7 @@ class Evaluator:
 
     @property
     def measures_features(self) -> bool:
-        """Whether features are what the run is for: it has probes, or its task reads no labels."""
+        """True if features are what the run is for: it has probes, or its task reads no labels."""
         return "backbone" in self.abstract and (
             self._known is not None or not self._task.learns_classes
         )
