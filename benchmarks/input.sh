@@ -2,7 +2,7 @@
 # Measures the input pipeline in turns with other loaders, on original and on stored files.
 #
 #   benchmarks/input.sh                  ten minutes or so; writes results/input-*.json
-#   benchmarks/input.sh FLAG ...         further flags of `bench input`, such as --config.batch_size=32
+#   benchmarks/input.sh FLAG ...         further flags of `bench input`, such as --rounds=7
 #
 # It prints the figures against the bars: original files 2.3 (crop and flip) and 2.1 (RandAugment)
 # times timm's rate, our stored files against timm's originals 3.5 and 3, stored files for both 2.5

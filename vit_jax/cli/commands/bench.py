@@ -57,6 +57,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         " stores them, such as q90,max_side=512.",
     )
     parser.add_argument(
+        "--rounds",
+        type=positive,
+        metavar="N",
+        help="For `bench input --against`: turns of each, whose median is told (default: 3).",
+    )
+    parser.add_argument(
         "--json", type=out_file, metavar="FILE", help="Also write the result to FILE."
     )
 
@@ -74,6 +80,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _bench_of_model(arguments: argparse.Namespace) -> dict[str, float]:
+    if arguments.rounds:
+        raise UserError("bench: --rounds goes with `bench input --against`")
     if arguments.what != "step" or arguments.config or arguments.overrides:
         raise UserError("bench: --model goes with `bench step`, in place of --config")
     from vit_jax import config
@@ -105,6 +113,8 @@ def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
     against = rivals.parse(arguments.against, "input")
     if arguments.stored and not against:
         raise UserError("bench: --stored goes with `bench input --against`")
+    if arguments.rounds and not against:
+        raise UserError("bench: --rounds goes with `bench input --against`")
     set_up(config, arguments)
     if against:
         from vit_jax.data.stored import Form
@@ -113,7 +123,9 @@ def _bench_of_config(arguments: argparse.Namespace) -> dict[str, float]:
         return {
             name: value
             for rival in against
-            for name, value in feeding.bench_against(config, rival, form).items()
+            for name, value in feeding.bench_against(
+                config, rival, form, rounds=arguments.rounds or 3
+            ).items()
         }
     measures: Mapping[str, Callable[[ConfigDict], dict[str, Any]]] = {
         "step": loop.bench_step,
