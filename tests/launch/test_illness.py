@@ -5,7 +5,8 @@ from test_watch import ARGUMENTS, DONE, GOING, NONE, Cloud, Partly, train
 
 from vit_jax.errors import UserError
 from vit_jax.launch.backends.cloud_tpu import launcher as cloud_tpu
-from vit_jax.launch.hosts_launcher import MAX_FAILED, MAX_ILL
+from vit_jax.launch.hosts import HostState
+from vit_jax.launch.hosts_launcher import MAX_FAILED, MAX_ILL, _may_be_its_fault
 from vit_jax.launch.slices import ABSENT, COMING, LOST, READY, Slices
 
 
@@ -87,7 +88,7 @@ def test_train_that_is_started_again_watches_a_run_of_which_a_host_is_cut_off():
     cloud = Partly(["READY"], ["h0 running step 3", "h0 running step 4", both,
                                "h0 ended 0\nh1 ended 0"])  # fmt: skip
     assert cloud_tpu(HOSTS, cloud, 0).train(ARGUMENTS, "/shared", None) == 0
-    assert cloud.said.count("hosts of pod: 1 of 2 hosts does not answer") == 1
+    assert cloud.said.count("hosts of pod: 1 of 2 hosts do not answer") == 1
     assert not cloud.done("host.sh pod start")
 
 
@@ -95,10 +96,19 @@ def test_train_that_is_started_again_watches_a_run_of_which_a_host_is_cut_off():
 def test_train_begins_no_run_where_a_silent_host_may_hide_one(looks):
     """It waits, and at last replaces the slice."""
     states = ["READY"] * looks + ["READY", "ABSENT"] * (looks == MAX_ILL) + ["READY"]
-    ready = "h0 none\nh1 none"
-    cloud = Partly(states, [*["h0 none"] * looks, ready, "h0 ended 0\nh1 ended 0"])
+    ready = ["h0 none\nh1 none"] * (looks < MAX_ILL)
+    cloud = Partly(states, [*["h0 none"] * looks, *ready, "h0 ended 0\nh1 ended 0"])
     assert cloud_tpu(HOSTS, cloud, 0).train(ARGUMENTS, "/shared", None) == 0
     assert cloud.done("tpu-vm create") == (looks == MAX_ILL)
+    assert cloud.done("host.sh pod start") == 1
+
+
+def test_a_stop_that_has_not_reached_all_hosts_is_not_the_fault_of_a_slice():
+    states = [
+        HostState.parse(f"h{i} {x}") for i, x in enumerate(["ended 75 stopped: x", "running s"])
+    ]
+    assert not _may_be_its_fault(75, states)
+    assert _may_be_its_fault(75, states[1:])
 
 
 def test_train_that_is_started_again_keeps_an_unhealthy_slice_on_which_the_run_goes_on():

@@ -3,6 +3,7 @@
 Any mistake in a file raises a `UserError` with one line that names the file and the position in it.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -126,15 +127,22 @@ def open_remote(path: str | os.PathLike) -> io.RawIOBase:
     name = os.fspath(path)
     if not name.startswith(_WEB):
         return _Remote(name)
-    try:
+    with _web_errors():
         system, inner = fsspec.core.url_to_fs(name)
         if system.info(inner).get("partial"):
             return system.open(inner, "rb")
         whole: Any = io.BytesIO(system.cat_file(inner))
         return whole
+
+
+@contextlib.contextmanager
+def _web_errors() -> Iterator[None]:
+    """Turns errors of the libraries of the web, which are of their own kinds, into `OSError`."""
+    try:
+        yield
     except OSError:
         raise
-    except Exception as error:  # Libraries of the web have errors of their own.
+    except Exception as error:
         raise OSError(reason(error)) from error
 
 
@@ -150,8 +158,9 @@ def version(path: str | os.PathLike) -> str:
     if not is_remote(name):
         return str(os.stat(name).st_mtime_ns)
     if name.startswith(_WEB):
-        system, inner = fsspec.core.url_to_fs(name)
-        info = system.info(inner)
+        with _web_errors():
+            system, inner = fsspec.core.url_to_fs(name)
+            info = system.info(inner)
         return str(info.get("ETag") or info.get("Last-Modified") or "")
     from vit_jax.data.host_tensorflow import tf
 

@@ -19,7 +19,8 @@ HOST_SCRIPT = Path(__file__).parent / "host.sh"
 SHORTEST_POLL = 1.0
 """The least seconds between two looks at the state of slices whose hosts are busy."""
 
-_ALL = "every host"
+ALL = "every host"
+"""Stands for the names of all hosts where none answers."""
 
 STOP_SECONDS = 900.0
 """The time limit of a stop. `host.sh` kills a run that has not ended after 600 s."""
@@ -108,7 +109,7 @@ class Hosts:
         try:
             _, silent = self.answers()
         except UserError:
-            silent = [_ALL]
+            silent = [ALL]
         gone = _in_both(silent, self._silent)
         if gone:
             raise Gone(f"{self.name}: {does_not_answer(gone)}")
@@ -193,13 +194,14 @@ class Hosts:
 
 
 def _in_both(now: list[str], before: list[str]) -> list[str]:
-    if _ALL in now or _ALL in before:
-        return before if _ALL in now else now
+    if ALL in now or ALL in before:
+        return before if ALL in now else now
     return [host for host in now if host in before]
 
 
 def does_not_answer(silent: Sequence[str]) -> str:
     """Returns the words that these hosts do not answer."""
-    if silent == [_ALL]:
+    if silent == [ALL]:
         return "no host answers"
-    return f"{', '.join(silent)} {'does' if len(silent) == 1 else 'do'} not answer"
+    several = len(silent) > 1 or silent[0].endswith(" hosts")
+    return f"{', '.join(silent)} {'do' if several else 'does'} not answer"

@@ -8,7 +8,7 @@ from vit_jax.errors import DoesNotFit, Interrupted, UserError, program, show
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.fleet import Fleet, Step
 from vit_jax.launch.health import CHECK_SECONDS, table
-from vit_jax.launch.hosts import Gone, Hosts, HostState, does_not_answer
+from vit_jax.launch.hosts import ALL, Gone, Hosts, HostState, does_not_answer
 from vit_jax.launch.launcher import (
     LONGEST_PAUSE,
     MAX_UNREACHED,
@@ -231,7 +231,7 @@ class HostsLauncher(Launcher):
         except UserError:
             if not self._unhealthy:
                 raise
-            states, silent = [], ["every host"]
+            states, silent = [], [ALL]
         illness = self._unhealthy
         if silent:
             illness = self._silence(silent)
@@ -382,5 +382,6 @@ class HostsLauncher(Launcher):
 
 def _may_be_its_fault(code: int, states: Sequence[HostState]) -> bool:
     """Returns whether a slice may be why a run ended: no success, mistake, or `tpu stop`."""
-    stopped = all(state.last_line.startswith("stopped: ") for state in states)
+    # A stop reaches the hosts one after another; `start` removes what an earlier one left.
+    stopped = any(state.last_line.startswith("stopped: ") for state in states)
     return not stopped and code not in (0, UserError.exit_code, DoesNotFit.exit_code)

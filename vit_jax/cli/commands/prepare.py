@@ -61,8 +61,6 @@ def _tell(line: str) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from vit_jax.data.prepare import datasets, imagenet_tars
-
     name, data_dir = arguments.name, arguments.data_dir
     if name.lower().endswith(".tar"):
         from vit_jax.data.sources import webdataset
@@ -72,6 +70,8 @@ def _run(arguments: argparse.Namespace) -> None:
                 raise UserError(f"prepare: --{flag} is for datasets of TFDS, not for tar files")
         print(webdataset.prepare(name, _tell))
         return
+    from vit_jax.data.prepare import datasets, imagenet_tars
+
     if arguments.check and arguments.manual_dir:
         refuse(arguments, "tfrecord", "copy_to", "data_dir", beside="check --manual_dir")
         if name != imagenet_tars.NAME:

@@ -64,8 +64,11 @@ class Source:
         # The largest label of the training split counts, because a test split may lack a class.
         training = labels
         if part != "train":
-            with contextlib.suppress(UserError):
-                training = _read_copies(_find(files.expand(name), "train")[1])
+            found = None
+            with contextlib.suppress(UserError):  # There may be none.
+                found = _find(files.expand(name), "train")
+            if found:
+                training = _read_copies(found[1])
         self.num_classes = 1 + int(max(labels.max(), training.max()))
         if class_names:
             if len(class_names) < self.num_classes:

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax import storage
-from vit_jax.data import boxes, images
+from vit_jax.data import boxes, files, images
 from vit_jax.data.prepare import datasets
 from vit_jax.data.sampling import BlockShuffle
 from vit_jax.data.sources import Records
@@ -162,7 +162,7 @@ class Source:
             place = np.repeat(np.arange(len(labels)), [len(one) for one in labels])[is_none][0]
             raise UserError(
                 f"{self._describe(int(indices[place]))} has the {key} {int(every[is_none][0])},"
-                f" which is none of the {classes or ''} classes"
+                f" which is none of {'its' if classes is None else f'the {classes}'} classes"
             )
 
     def _pack_objects(self, examples: list[dict], indices: np.ndarray) -> Records:
@@ -209,16 +209,12 @@ class Source:
                 return stored
         if len(self._reader) > _MANY:
             logger.warning("reading the labels of %s once, with its images", self._name)
-        labels = np.array(
-            [
-                one["label"]
-                for chunk in _chunks(len(self._reader))
-                for one in self._reader.__getitems__(list(chunk))
-            ],
-            np.int32,
-        )
-        if isinstance(dtype, _Class):
-            self._check_labels("label", labels.tolist(), np.arange(len(labels)))
+        labels = np.zeros(len(self._reader), np.int32)
+        for chunk in _chunks(len(labels)):
+            values = [one["label"] for one in self._reader.__getitems__(list(chunk))]
+            if isinstance(dtype, _Class):
+                self._check_labels("label", values, np.asarray(chunk))
+            labels[list(chunk)] = values
         buffer = io.BytesIO()
         np.save(buffer, labels)
         np.save(buffer, stamp)
@@ -232,12 +228,11 @@ class Source:
 def _stamp(paths: list[str]) -> str:
     """Returns a text that changes when one of the files is written again."""
 
-    def state(path: str) -> tuple[str, int, int]:
-        if storage.is_remote(path):
-            remote = epath.Path(path).stat()
-            return os.path.basename(path), remote.length, int(remote.mtime)
-        local = os.stat(path)
-        return os.path.basename(path), local.st_size, local.st_mtime_ns
+    def state(path: str) -> tuple[str, str]:
+        version = files.version(path)
+        if not version:
+            raise OSError(f"{path}: nothing tells when it was written")
+        return os.path.basename(path), version
 
     with concurrent.futures.ThreadPoolExecutor(_STATES_AT_ONCE) as pool:
         return hashlib.sha256(repr(list(pool.map(state, paths))).encode()).hexdigest()
