@@ -108,6 +108,15 @@ def select_unlabeled(split: str, num_examples: int, seed: int = 0) -> np.ndarray
     return select(split, np.zeros(num_examples, np.int64), seed=seed)
 
 
+def drawn_and_read(split_seed: int = 0, exif: str = "apply") -> str:
+    """Returns the end of a fingerprint: the seed of folds, and how images are turned.
+
+    It is "" for the default of both, as earlier versions wrote it.
+    """
+    seed = f":seed{split_seed}" if split_seed else ""
+    return seed + (":exif-ignored" if exif == "ignore" else "")
+
+
 def select_with_every_class(
     split: str, labels: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
 ) -> np.ndarray:

@@ -22,7 +22,7 @@ from vit_jax.data import files
 from vit_jax.data.images import check_exif, for_decoding, read
 from vit_jax.data.sources import Records, _rows
 from vit_jax.data.sources import _coco_json as coco_json
-from vit_jax.data.sources._splits import select_unlabeled, split_name
+from vit_jax.data.sources._splits import drawn_and_read, select_unlabeled, split_name
 from vit_jax.errors import UserError
 
 _KEYS = ("image", "caption")
@@ -74,10 +74,7 @@ class Source:
             texts = [text.encode(errors="replace") for text in captions[image][:max_texts]]
             self._captions[row, : len(texts)] = texts
         self.fingerprint = f"captions:{path.name}:{split}:{len(self._files)}"
-        if split_seed:
-            self.fingerprint += f":seed{split_seed}"
-        if exif == "ignore":
-            self.fingerprint += ":exif-ignored"
+        self.fingerprint += drawn_and_read(split_seed, exif)
 
     def __len__(self) -> int:
         return len(self._files)

@@ -25,7 +25,7 @@ from vit_jax.data import boxes, files
 from vit_jax.data.images import check_exif, for_decoding, read
 from vit_jax.data.sources import Records
 from vit_jax.data.sources import _coco_json as coco_json
-from vit_jax.data.sources._splits import select_unlabeled, split_name
+from vit_jax.data.sources._splits import drawn_and_read, select_unlabeled, split_name
 from vit_jax.errors import UserError
 
 _SECTIONS: Mapping[str, coco_json.Kinds] = {
@@ -98,10 +98,7 @@ class Source:
             name = files.shown(largest["file_name"])
             boxes.pack([self._of(largest)], max_objects, lambda _: name)
         self.fingerprint = f"coco:{path.name}:{split}:{len(self._images)}"
-        if split_seed:
-            self.fingerprint += f":seed{split_seed}"
-        if exif == "ignore":
-            self.fingerprint += ":exif-ignored"
+        self.fingerprint += drawn_and_read(split_seed, exif)
 
     def __len__(self) -> int:
         return len(self._images)

@@ -22,7 +22,7 @@ import numpy as np
 from vit_jax.data import images
 from vit_jax.data.files import existing_folder, is_hidden, path_hash, shown, visible
 from vit_jax.data.sources import Records
-from vit_jax.data.sources._splits import select_with_every_class, split_name
+from vit_jax.data.sources._splits import drawn_and_read, select_with_every_class, split_name
 from vit_jax.errors import UserError
 
 _SPLIT_FOLDERS = {
@@ -73,10 +73,7 @@ class Source:
         self._names = [files[number][0] for number in order]
         self._labels = labels[order]
         self.fingerprint = f"folder:{root.name}:{split}:{len(order)}"
-        if split_seed:
-            self.fingerprint += f":seed{split_seed}"
-        if exif == "ignore":
-            self.fingerprint += ":exif-ignored"
+        self.fingerprint += drawn_and_read(split_seed, exif)
 
     def __len__(self) -> int:
         return len(self._names)

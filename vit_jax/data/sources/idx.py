@@ -23,7 +23,7 @@ import numpy as np
 from vit_jax.data import files
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._labels import read_names
-from vit_jax.data.sources._splits import select, split_name
+from vit_jax.data.sources._splits import drawn_and_read, select, split_name
 from vit_jax.data.sources.npz import ALWAYS_UNPACKED, MAX_RATIO
 from vit_jax.errors import UserError, nearest
 
@@ -81,8 +81,7 @@ class Source:
         self._path, self._images, self._labels = images_path, images, labels.astype(np.int32)
         self._numbers = select(split, self._labels, seed=split_seed)
         self.fingerprint = f"idx:{images_path.name}:{split}:{len(self)}"
-        if split_seed:
-            self.fingerprint += f":seed{split_seed}"
+        self.fingerprint += drawn_and_read(split_seed)
 
     def __len__(self) -> int:
         return len(self._numbers)

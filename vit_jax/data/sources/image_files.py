@@ -12,7 +12,7 @@ import numpy as np
 from vit_jax.data import images
 from vit_jax.data.files import existing_folder, path_hash, shown
 from vit_jax.data.sources import Records
-from vit_jax.data.sources._splits import select_unlabeled, split_name
+from vit_jax.data.sources._splits import drawn_and_read, select_unlabeled, split_name
 from vit_jax.errors import UserError
 
 
@@ -28,7 +28,9 @@ class Source:
     num_classes = 0
     class_names = None
 
-    def __init__(self, name: str, split: str = "train", *, exif: str = "apply"):
+    def __init__(
+        self, name: str, split: str = "train", *, exif: str = "apply", split_seed: int = 0
+    ):
         images.check_exif(exif)
         self._root, self._exif = existing_folder(name), exif
         if split_name(split) != "train":
@@ -38,11 +40,10 @@ class Source:
         names = sorted(images.images_below(str(self._root)), key=path_hash)
         if not names:
             raise UserError(f"{shown(self._root)} has no images ({', '.join(images.SUFFIXES)})")
-        order = select_unlabeled(split, len(names))
+        order = select_unlabeled(split, len(names), split_seed)
         self._names = [names[number] for number in order]
         self.fingerprint = f"image_files:{self._root.name}:{split}:{len(order)}"
-        if exif == "ignore":
-            self.fingerprint += ":exif-ignored"
+        self.fingerprint += drawn_and_read(split_seed, exif)
 
     def __len__(self) -> int:
         return len(self._names)

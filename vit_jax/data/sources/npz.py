@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.data.sources import Records
-from vit_jax.data.sources._splits import select, split_name
+from vit_jax.data.sources._splits import drawn_and_read, select, split_name
 from vit_jax.errors import UserError, first_line
 
 MAX_LABEL = 999_999
@@ -60,8 +60,7 @@ class Source:
             raise UserError(f"{path} has {found} classes, more than num_classes={num_classes}")
         self.num_classes = num_classes or found
         self.fingerprint = f"npz:{path.name}:{split}:{len(self)}"
-        if split_seed:
-            self.fingerprint += f":seed{split_seed}"
+        self.fingerprint += drawn_and_read(split_seed)
 
     def __len__(self) -> int:
         return len(self._numbers)

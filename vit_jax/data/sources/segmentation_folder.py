@@ -30,7 +30,7 @@ from vit_jax.data.images import (
 )
 from vit_jax.data.sources import Records
 from vit_jax.data.sources._labels import read_names
-from vit_jax.data.sources._splits import select_unlabeled, split_name
+from vit_jax.data.sources._splits import drawn_and_read, select_unlabeled, split_name
 from vit_jax.errors import UserError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -109,10 +109,7 @@ class Source:
         self.class_names = class_names or None
         self.num_classes = num_classes or len(class_names)
         self.fingerprint = f"segmentation_folder:{root.name}:{split}:{len(self._names)}"
-        if split_seed:
-            self.fingerprint += f":seed{split_seed}"
-        if exif == "ignore":
-            self.fingerprint += ":exif-ignored"
+        self.fingerprint += drawn_and_read(split_seed, exif)
 
     def __len__(self) -> int:
         return len(self._names)

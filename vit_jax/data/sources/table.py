@@ -37,7 +37,7 @@ from vit_jax.data.sources._labels import (
     sorted_names,
     weights,
 )
-from vit_jax.data.sources._splits import select, split_name
+from vit_jax.data.sources._splits import drawn_and_read, select, split_name
 from vit_jax.data.sources._table_files import Table
 from vit_jax.errors import UserError
 from vit_jax.storage import is_remote
@@ -122,8 +122,7 @@ class Source:
         self.num_classes = len(self.class_names)
         self.blocks = _blocks(table, self._rows)
         self.fingerprint = f"table:{_base(name)}:{split}:{len(self._rows)}"
-        self.fingerprint += f":seed{split_seed}" if split_seed else ""
-        self.fingerprint += ":exif-ignored" if exif == "ignore" else ""
+        self.fingerprint += drawn_and_read(split_seed, exif)
         table.check_images(self._rows, self._folder)
 
     def __len__(self) -> int:
@@ -169,10 +168,11 @@ def _first_rows(table: Table, rows: np.ndarray, folder: str) -> np.ndarray:
     A row of its own are images in the table itself, and cells that name no file.
     """
     names = table.image_names()
+    root = "" if is_remote(folder) else os.path.join(os.path.abspath(folder), "")
     first: dict[str, int] = {}
     return np.array(
         [
-            first.setdefault(_one_spelling(names[row], folder), place)
+            first.setdefault(_one_spelling(names[row], root), place)
             if names and isinstance(names[row], str)
             else place
             for place, row in enumerate(rows.tolist())
@@ -181,11 +181,14 @@ def _first_rows(table: Table, rows: np.ndarray, folder: str) -> np.ndarray:
     )
 
 
-def _one_spelling(name: str, folder: str) -> str:
-    """Returns a name that is equal for all spellings of one file in `folder`."""
-    if name.startswith("/") and not is_remote(folder):
-        name = os.path.relpath(name, os.path.abspath(folder))
-    name = os.path.normpath(name) if "./" in name or "//" in name else name
+def _one_spelling(name: str, root: str) -> str:
+    """Returns a name that is equal for all spellings of one file below the folder `root`.
+
+    Objects of a store, for which `root` is "", have one spelling.
+    """
+    if root and ("./" in name or "//" in name):
+        name = os.path.normpath(name)
+    name = name.removeprefix(root)
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 

@@ -23,7 +23,7 @@ from vit_jax.data import boxes, files, images
 from vit_jax.data.prepare import datasets
 from vit_jax.data.sampling import BlockShuffle
 from vit_jax.data.sources import Records
-from vit_jax.data.sources._splits import select, split_name
+from vit_jax.data.sources._splits import drawn_and_read, select, split_name
 from vit_jax.data.tfrecord import TfrecordReader
 from vit_jax.errors import UserError, first_line, nearest, program
 
@@ -125,8 +125,8 @@ class Source:
             self._numbers = select(split, self.labels, seed=split_seed)
             self.labels = self.labels[self._numbers]
             self.blocks = self.blocks and _blocks_of(self.blocks, self._numbers)
-        seed = f":seed{split_seed}" if split_seed else ""
-        self.fingerprint = f"tfds:{self._name}:{len(self)}{seed}".replace(" ", ":")
+        self.fingerprint = f"tfds:{self._name}:{len(self)}".replace(" ", ":")
+        self.fingerprint += drawn_and_read(split_seed)
         is_stream = isinstance(self._reader, TfrecordReader)
         is_small = not is_stream and builder.info.dataset_size <= _KEPT_BYTES
         self._kept = self._read(np.arange(len(self._reader))) if is_small else None
