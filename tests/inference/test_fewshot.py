@@ -16,6 +16,7 @@ from vit_jax.errors import UserError
 from vit_jax.inference import agreement, features, fewshot
 from vit_jax.inference.preparation import AsEvaluated
 from vit_jax.training import neighbors, ridge
+from vit_jax.training.evaluate import Split
 from vit_jax.training.neighbors import Labelled
 from vit_jax.training.run import Run
 
@@ -117,6 +118,7 @@ def test_features_of_a_checkpoint_on_the_data_of_a_config(checkpoint, tiny_confi
     assert found["val/knn"] > 0.3
     probes = {"split": "train", "rates": [1e-6, 3.0], "blocks": [2], "batch_norm": True}
     config.eval.probes = probes
+    config.data.eval_pp = "copy('image', 'segmentation')"  # Labels come first.
     found = fewshot.run(config, shots=[5, 1000], seeds=[0], l2_regs=[32.0])
     assert list(found) == [
         "val/fewshot_5/l2_32", "val/linear/l2_32", *(f"val/{name}" for name in voted), "val/sgd_2"
@@ -130,6 +132,15 @@ def test_features_of_a_checkpoint_on_the_data_of_a_config(checkpoint, tiny_confi
     assert "the smallest class has " in caplog.text
     with pytest.raises(UserError, match=r"config\.init\.checkpoint is empty"):
         fewshot.run(tiny_config())
+
+
+def test_images_without_one_label_are_refused_before_they_are_embedded(monkeypatch):
+    split = Split("train", SimpleNamespace(fingerprint="scenes"), "")
+    for label in ({}, {"label": np.zeros((2, 3))}):
+        batch = {"image": np.zeros((2, 8, 8, 1)), "mask": np.ones(2), **label}
+        monkeypatch.setattr(fewshot, "_batches", lambda *_, batch=batch: [batch])
+        with pytest.raises(UserError, match="scenes: few-shot learning wants one label an image"):
+            fewshot._rows(None, split, default_config())
 
 
 def test_features_of_image_files(checkpoint, tmp_path):

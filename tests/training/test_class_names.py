@@ -46,7 +46,7 @@ def test_a_name_of_several_classes_tells_nothing_where_both_sides_agree():
 
 def test_words_of_zero_shot_classification_are_numbered_as_the_labels(monkeypatch, caplog):
     def check(words, names, has_labels=True):
-        monkeypatch.setattr(evaluate, "_has_labels", lambda split: has_labels)
+        monkeypatch.setattr(evaluate, "has_labels", lambda split: has_labels)
         split = evaluate.Split("val", labels(*names), "")
         task = types.SimpleNamespace(info=DataInfo({}, 0), classes=words, learns_classes=True)
         evaluate._check_meanings(split, task)

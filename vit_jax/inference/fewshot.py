@@ -23,7 +23,13 @@ from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
 from vit_jax.training import sgd_probes
 from vit_jax.training.class_names import check_labels
-from vit_jax.training.evaluate import open_first_split
+from vit_jax.training.evaluate import (
+    Split,
+    has_labels,
+    has_marks,
+    join_rows,
+    open_first_split,
+)
 from vit_jax.training.learned import warn_of_other_statistics
 from vit_jax.training.neighbors import NEIGHBORS, Labelled, accuracy, neighbor_votes
 from vit_jax.training.ridge import (
@@ -35,7 +41,7 @@ from vit_jax.training.ridge import (
     least_squares,
 )
 from vit_jax.training.run import open_source
-from vit_jax.types import DataInfo
+from vit_jax.types import Array, DataInfo, Features, Params
 
 __all__ = [
     "L2_REGS",
@@ -58,14 +64,16 @@ def run(
 ) -> dict[str, float]:
     """Returns accuracies of the features of `config.init.checkpoint` on the config's data.
 
-    The training examples are those of `config.data`, preprocessed by `eval_pp`. The test examples
-    are all those of the first set of `config.eval.sets`. The head is not used.
+    The training examples are those of `config.data`, preprocessed by `eval_pp`, whatever
+    `config.eval.probes.split` says. The test examples are all those of the first set of
+    `config.eval.sets`. The head is not used.
 
     Returns:
       `SETNAME/fewshot_N/l2_R` for each number of examples per class that all classes have, averaged
       over the seeds; `SETNAME/linear/l2_R` for all examples; `SETNAME/knn_K` for K nearest
       neighbors, and `SETNAME/knn`, that of 20. With `config.eval.probes.rates`, `SETNAME/sgd_N` of
-      the last N blocks; of data with segmentations there is only `SETNAME/sgd_miou_N`.
+      the last N blocks; of data with segmentations and without labels there is only
+      `SETNAME/sgd_miou_N`.
 
     Raises:
       UserError: there is no checkpoint or evaluation set, images do not have exactly one label
@@ -83,12 +91,13 @@ def run(
     warn_of_other_statistics(task, config.init.checkpoint)
     params = backbone_params(task, config.init.checkpoint, config.init.interpolation)
     settings = _settings(config, task)
-    places = {"train": (source, config.data.eval_pp), "test": (split.source, split.pp)}
-    if settings and "segmentation" in info.spec:
+    places = {"train": Split("train", source, config.data.eval_pp), "test": split}
+    if settings and not has_labels(places["train"]) and has_marks(places["train"]):
         found = _segmented(task, params, places, config, settings)
         return {f"{split.name}/{name}": value for name, value in found.items()}
-    embed = Embedder(task, params)
-    train, test = (_features(embed, *place, config) for place in places.values())
+    embed = Embedder(task, params, functools.partial(_computed, settings=settings))
+    rows = {name: _rows(embed, place, config) for name, place in places.items()}
+    train, test = (Labelled(found["feature"], found["label"]) for found in rows.values())
     classes = source.num_classes
     least = int(np.bincount(train.labels, minlength=classes).min())
     if max(shots) > least:
@@ -103,9 +112,6 @@ def run(
         found[f"knn_{count}"] = accuracy(votes, test.labels)
     found["knn"] = found["knn_20"]
     if settings:
-        compute = functools.partial(sgd_probes.class_rows, settings=settings)
-        layers = Embedder(task, params, compute)
-        rows = {name: _rows(layers, *place, config) for name, place in places.items()}
         tests = {"test": rows["test"]}
         found |= sgd_probes.accuracies(rows["train"], tests, classes, settings)["test"]
     return {f"{split.name}/{name}": value for name, value in found.items()}
@@ -122,41 +128,42 @@ def _settings(config: ConfigDict, task: BaseTask) -> Mapping[str, Any]:
     return settings
 
 
-def _batches(
-    source: data.Source, pp: str, config: ConfigDict, size: int
-) -> Iterator[dict[str, np.ndarray]]:
+def _batches(split: Split, config: ConfigDict, size: int) -> Iterator[dict[str, np.ndarray]]:
+    rows, threads = np.arange(size), config.data.threads
     with data.eval_batches(
-        source, batch_size=size, rows=np.arange(size), pp=pp, num_threads=config.data.threads
+        split.source, batch_size=size, rows=rows, pp=split.pp, num_threads=threads
     ) as batches:
         yield from batches
 
 
-def _rows(
-    embed: Embedder, source: data.Source, pp: str, config: ConfigDict
-) -> dict[str, np.ndarray]:
+def _computed(
+    backbone: Any, params: Params, images: Array, settings: Mapping[str, Any]
+) -> dict[str, Array]:
+    """Returns `feature` `[batch, dim]` of images, and what the classifiers of SGD read."""
+    found: Features = backbone.apply({"params": params}, images)
+    rows = {"feature": found.vector()}
+    if not settings:
+        return rows
+    return rows | sgd_probes.class_rows(backbone, params, images, settings)
+
+
+def _rows(embed: Embedder, split: Split, config: ConfigDict) -> dict[str, np.ndarray]:
     """Returns what `embed` computes of all images, arrays by name, and `label`."""
     parts = []
-    for batch in _batches(source, pp, config, config.eval.batch_size or config.batch_size):
-        if "label" not in batch:
-            raise UserError(f"{source.fingerprint}: few-shot learning wants one label an image")
-        real, found = batch["mask"] > 0, embed(batch["image"])
-        found = found if isinstance(found, dict) else {"feature": found}
-        parts.append({name: x[real] for name, x in {**found, "label": batch["label"]}.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _features(embed: Embedder, source: data.Source, pp: str, config: ConfigDict) -> Labelled:
-    rows = _rows(embed, source, pp, config)
-    found = Labelled(rows["feature"], rows["label"])
-    if found.labels.ndim != 1:
-        raise UserError(f"{source.fingerprint}: few-shot learning wants one label an image")
-    return found
+    for batch in _batches(split, config, config.eval.batch_size or config.batch_size):
+        if "label" not in batch or batch["label"].ndim != 1:
+            raise UserError(
+                f"{split.source.fingerprint}: few-shot learning wants one label an image"
+            )
+        given = {name: batch[name] for name in ("label", "mask")}
+        parts.append({**embed(batch["image"]), **given})
+    return join_rows(parts)
 
 
 def _segmented(
     task: BaseTask,
     params: Any,
-    places: Mapping[str, tuple[data.Source, str]],
+    places: Mapping[str, Split],
     config: ConfigDict,
     settings: Mapping[str, Any],
 ) -> dict[str, float]:
@@ -166,9 +173,9 @@ def _segmented(
     placed = sharding.batch_sharding(mesh)
 
     def opened(name: str) -> Iterator[Any]:
-        return (jax.device_put(one, placed) for one in _batches(*places[name], config, size))
+        return (jax.device_put(one, placed) for one in _batches(places[name], config, size))
 
-    classes = places["train"][0].num_classes or task.info.num_classes
+    classes = places["train"].source.num_classes or task.info.num_classes
     probes = sgd_probes.PatchProbes(task, mesh, settings, classes)
     own = jax.device_put(params["backbone"], sharding.replicated(mesh))
     tests = {"test": functools.partial(opened, "test")}

@@ -86,7 +86,7 @@ class Evaluator:
     def _open_probes(self, config: ConfigDict) -> Split:
         """Opens the images that probes know. Raises `UserError` if probes cannot measure them."""
         known = _open(config, "probes", self._probes)
-        is_fit = _has_labels(known) or (_has_marks(known) and self._probes.get("rates"))
+        is_fit = has_labels(known) or (has_marks(known) and self._probes.get("rates"))
         if "backbone" not in self.abstract or not is_fit:
             raise UserError(
                 "config.eval.probes measures the backbone of a model on images with one label each,"
@@ -95,7 +95,7 @@ class Evaluator:
             )
         if self._probes.get("rates"):
             sgd_probes.check(self._task.model.backbone, self._probes)
-        for split in filter(_has_labels, self.splits):
+        for split in filter(has_labels, self.splits):
             place = f"config.eval.sets.{split.name}"
             check_labels(place, split.source, "config.eval.probes", known.source)
         return known
@@ -122,7 +122,7 @@ class Evaluator:
         """Returns the metrics of `config.eval.probes` on the splits with labels, or {}."""
         if self._known is None:
             return {}
-        if not _has_labels(self._known):
+        if not has_labels(self._known):
             return self._segmented(params, suffix, should_stop)
         known = self._features(self._known, params, should_stop)
         results: dict[str, float] = {}
@@ -130,7 +130,7 @@ class Evaluator:
         classes = self._known.source.num_classes or int(labels.max()) + 1
         found = {
             split.name: self._features(split, params, should_stop)
-            for split in filter(_has_labels, self.splits)
+            for split in filter(has_labels, self.splits)
         }
         measured = {
             name: probes.measure(
@@ -159,7 +159,7 @@ class Evaluator:
         def opened(split: Split) -> Callable[[], Iterator[dict[str, Array]]]:
             return lambda: self._placed(split, should_stop)
 
-        splits = {split.name: opened(split) for split in filter(_has_marks, self.splits)}
+        splits = {split.name: opened(split) for split in filter(has_marks, self.splits)}
         found = patches.measure(params["backbone"], opened(self._known), splits)
         return {
             f"{name}{suffix}/{metric}": value
@@ -417,13 +417,13 @@ def _open(config: ConfigDict, name: str, entry: Mapping[str, Any]) -> Split:
     return Split(name, open_source(spec), entry.get("pp", config.data.eval_pp))
 
 
-def _has_labels(split: Split) -> bool:
+def has_labels(split: Split) -> bool:
     """Returns whether each image of a split has one label."""
     label = data.element_spec(split.source, split.pp).get("label")
     return label is not None and label.shape == ()
 
 
-def _has_marks(split: Split) -> bool:
+def has_marks(split: Split) -> bool:
     """Returns whether each pixel of a split has a class."""
     return "segmentation" in data.element_spec(split.source, split.pp)
 
@@ -434,7 +434,7 @@ def _check_meanings(split: Split, task: BaseTask) -> None:
     Labels of images are numbers of `config.task.classes` where the task is given such words.
     """
     place, words = f"config.eval.sets.{split.name}", tuple(getattr(task, "classes", ()))
-    if words and _has_labels(split):
+    if words and has_labels(split):
         known = DataInfo({}, len(words), words)
         check_labels(place, split.source, "config.task.classes", known)
     elif task.learns_classes:

@@ -43,9 +43,9 @@ COMMAND = Command(
         "fewshot --workdir=runs/digits",
         "fewshot --config=configs/folder.py:photos --config.init.checkpoint=B_16.npz",
     ),
-    notes="The probes are least squares on the features of the training split, which need no\n"
+    notes="The probes are least squares on the features of config.data.split, which need no\n"
     "training. With --config.eval.probes.split=train --config.eval.probes.rates=[0.01,0.1] there\n"
-    "are linear classifiers by SGD too, of patches where the data has segmentations. The printed\n"
-    "numbers are accuracies (or mean IoU) on the first evaluation split.",
+    "are linear classifiers by SGD too, of patches where there are segmentations and no labels.\n"
+    "The printed numbers are accuracies (or mean IoU) on the first evaluation split.",
     overrides=("config",),
 )
