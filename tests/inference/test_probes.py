@@ -164,6 +164,16 @@ def test_patches_are_classified_from_frozen_tokens():
     assert sgd_probes.mean_iou([none]) == 0
 
 
+def test_pixels_without_a_finite_answer_are_wrong(monkeypatch):
+    tokens, marks = np.full((1, 4, 3), np.nan), np.arange(16).reshape(1, 4, 4, 1) % 2
+    monkeypatch.setattr(sgd_probes.PatchProbes, "_tokens", lambda *_: (tokens, (2, 2)))
+    fitted = {"kernel": np.zeros((1, 3, 2)), "bias": np.zeros((1, 2))}
+    patches = sgd_probes.PatchProbes(None, None, {}, 2)
+    batch = {"segmentation": marks, "mask": np.ones(1)}
+    found = patches.confusions(linear_probe.Probes((1.0,)), 1, fitted, {}, batch)
+    np.testing.assert_array_equal(found, [[[0, 8], [8, 0]]])
+
+
 def test_features_that_are_not_finite_give_no_right_answer():
     labels = np.repeat([0, 1], 5)
     settings = {"l2": 1.0, "neighbors": [3], "shots": [2], "linear": True}

@@ -244,6 +244,12 @@ def test_sections_and_captions(monkeypatch):
     # Confidences of 0.8, 0.6 (wrong) and 0.7, in a bin each.
     assert f"is {(0.2 + 0.6 + 0.3) / 3:.1%} for these 3 images" in titles["Reliability diagram"]
     np.testing.assert_array_equal(drawn, [[[1, 0, 0], [1, 0, 0], [0, 0, 1]]])  # Rows are the truth.
+    probability[:2] = np.nan
+    *_, hardest = instance.sections(examples)
+    assert hardest.text == (
+        "2 of 3 images are misclassified. The probabilities of 2 of them are not finite."
+    )
+    np.testing.assert_array_equal(drawn[1], np.diag([0, 0, 1]))
 
 
 def test_data_that_does_not_fit_is_shown_beside_what_is_wanted():

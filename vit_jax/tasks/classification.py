@@ -345,7 +345,8 @@ class Task(BaseTask):
         """Returns sections with the confusion matrix, the reliability diagram, and worst mistakes.
 
         There is no matrix of more than 100 classes. Images without one of the classes as their
-        label are left out.
+        label are left out. Those whose probabilities are not finite are counted as misclassified,
+        and not drawn.
         """
         from vit_jax.report import figures  # matplotlib, which training can do without
 
@@ -353,8 +354,9 @@ class Task(BaseTask):
         if examples["label"].ndim > 1:
             return []
         is_class = (examples["label"] >= 0) & (examples["label"] < len(names))
+        drawn = is_class & np.isfinite(examples["probability"]).all(-1)
         images, labels, probability = (
-            examples[name][is_class] for name in ("image", "label", "probability")
+            examples[name][drawn] for name in ("image", "label", "probability")
         )
         predicted = probability.argmax(-1)
         sections = []
@@ -370,11 +372,14 @@ class Task(BaseTask):
             )
         if len(labels):
             sections.append(_reliability(predicted == labels, probability.max(-1)))
-        wrong = int((predicted != labels).sum())
-        text = f"{wrong} of {len(labels)} images are misclassified."
-        if wrong:
-            text += " These are the ones whose true class got the least probability."
+        count = int(is_class.sum())
+        wrong = count - int((predicted == labels).sum())
+        text = f"{wrong} of {count} images are misclassified."
+        if lost := count - len(labels):
+            text += f" The probabilities of {lost} of them are not finite."
         hardest = figures.hardest_mistakes(images, labels, probability, names, HARDEST)
+        if hardest:
+            text += " These are the ones whose true class got the least probability."
         return [*sections, Section("The hardest mistakes", text, hardest)]
 
     def _names(self) -> tuple[str, ...]:

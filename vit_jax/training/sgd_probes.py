@@ -155,7 +155,7 @@ class PatchProbes:
     ) -> Array:
         """Returns the confusion matrix of each classifier, int32 `[rates, classes, classes]`.
 
-        Rows are the truth.
+        Rows are the truth. A pixel whose logits are not finite is wrong.
         """
         tokens, grid = self._tokens(count, params, batch)
         marks, classes = batch[_SEGMENTATION][..., 0].astype(jnp.int32), self.num_classes
@@ -165,7 +165,9 @@ class PatchProbes:
 
         def counted(maps: Array) -> Array:
             whole = jax.image.resize(maps, (*marks.shape, classes), "bilinear")
-            pairs = jnp.where(real, marks * classes + whole.argmax(-1), classes**2)
+            finite = jnp.isfinite(whole).all(-1)
+            answers = jnp.where(finite, whole.argmax(-1), (marks + 1) % classes)
+            pairs = jnp.where(real, marks * classes + answers, classes**2)
             return jnp.bincount(pairs.ravel(), length=classes**2).reshape(classes, classes)
 
         return jax.lax.map(counted, logits)
