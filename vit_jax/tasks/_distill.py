@@ -1,7 +1,7 @@
 """Distillation: a student learns to imitate a frozen teacher."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +16,36 @@ from vit_jax.plugins import check_known
 from vit_jax.types import Array, Params
 
 KINDS = ("soft", "hard")
+
+
+def check_keys(keys: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raises a `UserError` unless `config.task.distill` has a network, and only `known` keys."""
+    for key in keys:
+        check_known(key, known, f"config.task.distill.{key}")
+    for key in ("model", "checkpoint"):
+        if not keys.get(key):
+            raise UserError(
+                f"config.task.distill.{key} is missing; write model={{'name': ...}} and"
+                " checkpoint=PATH"
+            )
+
+
+def load_teacher(checkpoint: str, network: nn.Module, image_shape: tuple[int, ...]) -> Params:
+    """Returns the parameters of a checkpoint, for images `(height, width, channels)`.
+
+    Large arrays may stay in their file until each device reads its part.
+
+    Raises:
+      UserError: the checkpoint cannot be read, or belongs to another network.
+    """
+    sizes: Any = {"image_size": image_shape[:2], "channels": image_shape[2]}
+    try:
+        params, _ = checkpoints.load_with_report(
+            checkpoint, network, head="keep", lazy=True, **sizes
+        )
+        return params
+    except UserError as error:
+        raise UserError(f"config.task.distill: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +84,7 @@ class Teacher:
           UserError: a key is unknown or missing, or has no such value.
         """
         known = {"model", *(field.name for field in dataclasses.fields(cls))} - {"network"}
-        for key in keys:
-            check_known(key, known, f"config.task.distill.{key}")
-        for key in ("model", "checkpoint"):
-            if not keys.get(key):
-                raise UserError(
-                    f"config.task.distill.{key} is missing; write model={{'name': ...}} and"
-                    " checkpoint=PATH"
-                )
+        check_keys(keys, known)
         fields = dict(keys)
         model = fields.pop("model")
         if isinstance(model, str) or "name" not in model:
@@ -81,19 +104,7 @@ class Teacher:
         Raises:
           UserError: the checkpoint cannot be read, or belongs to another model.
         """
-        height, width, channels = image_shape
-        try:
-            params, _ = checkpoints.load_with_report(
-                self.checkpoint,
-                self.network,
-                image_size=(height, width),
-                channels=channels,
-                head="keep",
-                lazy=True,
-            )
-            return params
-        except UserError as error:
-            raise UserError(f"config.task.distill: {error}") from error
+        return load_teacher(self.checkpoint, self.network, image_shape)
 
     def losses(self, logits: Array, params: Params, images: Array) -> Array:
         """Returns the loss of the student's `logits` `[b, classes]`, float32 `[b]`.

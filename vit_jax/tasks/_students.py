@@ -10,13 +10,13 @@ from typing import Any
 
 import flax.linen as nn
 
-from vit_jax import checkpoints
 from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import pair
 from vit_jax.models.published import TEACHER
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.plugins import check_fields, check_known
+from vit_jax.plugins import check_fields
 from vit_jax.tasks._checks import build_backbone
+from vit_jax.tasks._distill import check_keys, load_teacher
 from vit_jax.types import Params
 
 STUDENTS = "students"
@@ -45,15 +45,7 @@ class FrozenTeacher:
     @classmethod
     def create(cls, keys: Mapping[str, Any]) -> "FrozenTeacher":
         """Returns the teacher of `config.task.distill`. Raises `UserError` for unknown keys."""
-        for key in keys:
-            known = {field.name for field in dataclasses.fields(cls)}
-            check_known(key, known, f"config.task.distill.{key}")
-        for key in ("model", "checkpoint"):
-            if not keys.get(key):
-                raise UserError(
-                    f"config.task.distill.{key} is missing; write model={{'name': ...}} and"
-                    " checkpoint=PATH"
-                )
+        check_keys(keys, {field.name for field in dataclasses.fields(cls)})
         check_fields(cls, keys, "config.task.distill.")
         return cls(**keys)
 
@@ -69,13 +61,7 @@ class FrozenTeacher:
         Raises:
           UserError: the checkpoint cannot be read, or belongs to another network.
         """
-        size, channels = image_shape[:2], image_shape[2]
-        try:
-            return checkpoints.load(
-                self.checkpoint, network, image_size=size, channels=channels, head="keep"
-            )
-        except UserError as error:
-            raise UserError(f"config.task.distill: {error}") from error
+        return load_teacher(self.checkpoint, network, image_shape)
 
 
 def backbone_like(
