@@ -116,10 +116,13 @@ def test_each_parameter_or_module_may_have_a_norm_of_its_own(make, params, unsta
         assert norm(part) == pytest.approx(min(0.5, before), rel=1e-5)
 
 
-def test_each_further_student_is_a_module():
-    tree = {"students": {"a": {"head": {"x": 1}, "mask_token": 2}, "b": {"x": 3}}, "head": {"x": 4}}
+def test_modules_of_further_students_have_norms_of_their_own():
+    student = {"head": {"x": 1}, "backbone": {"x": 2}, "mask_token": 3}
+    tree = {**student, "students": {"a": student, "b": student}}
     parts = jax.tree.map_with_path(lambda path, _: clipping._part(path, "module"), tree)
-    assert jax.tree.leaves(parts) == ["head", *["students/a"] * 2, "students/b"]
+    own = {"head": {"x": "head"}, "backbone": {"x": "backbone"}, "mask_token": "backbone"}
+    of = {name: jax.tree.map(f"{name}/".__add__, own) for name in "ab"}
+    assert parts == {**own, "students": of}
 
 
 def merged(name):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.optim.groups import is_stacked, name_of
+from vit_jax.optim.groups import STUDENTS, is_stacked, name_of
 from vit_jax.types import Params
 
 SCOPES = ("global", "module", "parameter")
@@ -21,10 +21,10 @@ def clip(grads: Params, max_norm: float, scope: str, blocks: str) -> Params:
     Args:
       scope: "global" for one norm of all gradients; "module" for a norm of each entry of the tree,
         such as the backbone and each head (Oquab et al. 2023, DINOv2), where arrays outside of
-        modules, such as a mask token, are the backbone's; "parameter" for a norm of
-        each parameter (Caron et al. 2021, DINO). The layers of a stacked parameter have norms of
-        their own. Queries, keys and values of an attention count as one parameter, as they are in
-        the published code.
+        modules, such as a mask token, are the backbone's, and the modules of each further student
+        are its own; "parameter" for a norm of each parameter (Caron et al. 2021, DINO). The layers
+        of a stacked parameter have norms of their own. Queries, keys and values of an attention
+        count as one parameter, as they are in the published code.
       blocks: `config.optim.blocks`, which tells the stacked parameters.
     """
     if scope == "global":
@@ -62,8 +62,8 @@ def _part(path: tuple, scope: str) -> str:
     """Returns the name of the part of the parameters that a gradient belongs to."""
     name = name_of(path)
     if scope == "module":
-        if name.startswith("students/"):  # Each further student of a task is one module.
-            return "/".join(name.split("/")[:2])
-        module, _, rest = name.partition("/")
-        return module if rest else "backbone"
+        student, parts = "", name.split("/")
+        if parts[0] == STUDENTS:  # A further student has the modules that the first one has.
+            student, parts = f"{parts[1]}/", parts[2:]
+        return student + (parts[0] if len(parts) > 1 else "backbone")
     return re.sub(r"/(?:query|key|value)/", "/qkv/", name)

@@ -15,6 +15,9 @@ from vit_jax.config.validation import check_pattern
 from vit_jax.errors import UserError, quoted
 from vit_jax.types import Params
 
+STUDENTS = "students"
+"""The prefix of the names of further students' parameters; the name of a student follows it."""
+
 
 class Group(NamedTuple):
     """The optimizer's settings of one parameter; `Optimizer.describe` returns a table of them."""

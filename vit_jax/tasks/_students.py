@@ -14,13 +14,11 @@ from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import pair
 from vit_jax.models.published import TEACHER
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.optim.groups import STUDENTS
 from vit_jax.plugins import check_fields
 from vit_jax.tasks._checks import build_backbone
 from vit_jax.tasks._distill import check_keys, load_teacher
 from vit_jax.types import Params
-
-STUDENTS = "students"
-"""The prefix of the names of further students' parameters."""
 
 
 @dataclasses.dataclass(frozen=True)

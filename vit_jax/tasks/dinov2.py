@@ -25,9 +25,10 @@ from vit_jax.errors import UserError
 from vit_jax.models.heads.self_distillation import SelfDistillation
 from vit_jax.models.layers.basic import check_choice, pair
 from vit_jax.models.published import TEACHER
+from vit_jax.optim.groups import STUDENTS
 from vit_jax.tasks._checks import check_not_negative, check_positive
 from vit_jax.tasks._self_distillation import VIEWS, SelfDistillationTask
-from vit_jax.tasks._students import STUDENTS, FrozenTeacher, backbone_like, own_params
+from vit_jax.tasks._students import FrozenTeacher, backbone_like, own_params
 from vit_jax.tasks._teacher import averaged
 from vit_jax.tasks.losses import gram, prototypes, vectors
 from vit_jax.types import Array, Batch, Features, HostBatch, Params
@@ -103,7 +104,7 @@ class Task(SelfDistillationTask):
         self._check_gram()
         if self.students and not self.distill:
             raise UserError("config.task.students learn from a frozen teacher; write distill too")
-        _ = self.frozen_teacher, self.other_students  # Built once, with errors.
+        _ = self.frozen_teacher, self.other_students  # Raises their errors early.
 
     def _check_gram(self) -> None:
         check_positive(gram_scale=self.gram_scale)
