@@ -9,7 +9,7 @@ import torch_writer
 from models_to_save import random_params
 
 from vit_jax import checkpoints, models
-from vit_jax.checkpoints import FORMATS, array_files
+from vit_jax.checkpoints import FORMATS, array_files, file_array
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,9 @@ def large():
 
 
 @pytest.mark.parametrize("to", ["npz", "timm", "pth"])
-def test_the_peak_is_little_more_than_the_file(tmp_path, large, to):
+def test_the_peak_is_little_more_than_the_file(tmp_path, monkeypatch, large, to):
+    # Stacks, too, in memory that tracemalloc sees.
+    monkeypatch.setattr(file_array, "_empty", lambda shape: np.empty(shape, np.float32))
     scanned, unrolled, params = large
     path = tmp_path / f"c{FORMATS.find(to).ending if to != 'pth' else '.safetensors'}"
     checkpoints.save(params, scanned, path, "timm" if to == "pth" else to)
@@ -37,7 +39,7 @@ def test_the_peak_is_little_more_than_the_file(tmp_path, large, to):
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        # The memory of stacks is not NumPy's, and is not seen here; benchmarks/loading.py has all.
-        assert peak < 1.1 * size
+        # A stack of blocks is allocated beside them; the largest is a third of the file.
+        assert size <= peak < (1.4 if model is scanned else 1.1) * size
         if model is scanned:
             jax.tree.map(np.testing.assert_array_equal, loaded, params)
