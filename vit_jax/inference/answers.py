@@ -38,8 +38,13 @@ class Answers:
         """Returns the name of each image, without the folders that it lies in."""
         return [os.path.basename(self.pictures.describe(n)) for n in range(len(self.pictures))]
 
-    def images(self) -> list[np.ndarray]:
-        """Returns the pictures that the outputs are about, uint8 or float `[h, w, channels]`."""
+    def images(self) -> Sequence[np.ndarray] | np.ndarray:
+        """Returns the pictures that the outputs are about, uint8 or float `[h, w, channels]`.
+
+        They are one array where all of them are prepared images.
+        """
+        if not any(self.placements):
+            return self.prepared["image"]
         return [
             image if place is None else self._pixels(number)
             for number, (image, place) in enumerate(
