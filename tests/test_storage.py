@@ -1,5 +1,7 @@
 """Reads of files that others made: no pipes, no lost keys; JSON that every reader takes."""
 
+import errno
+import fcntl
 import json
 import logging
 import math
@@ -128,6 +130,21 @@ def test_output_goes_through_links_and_into_pipes(tmp_path):
     assert os.read(reader, 9) == b"b"
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_one_opening_of_a_file_gets_the_lock_where_there_are_locks(tmp_path, monkeypatch):
+    with open(tmp_path / "a", "ab") as first, open(tmp_path / "a", "ab") as second:
+        assert storage.try_lock(first.fileno()) is True
+        assert storage.try_lock(second.fileno()) is False
+        first.close()
+        assert storage.try_lock(second.fileno()) is True
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with open(tmp_path / "a", "ab") as file:
+        assert storage.try_lock(file.fileno()) is None
 
 
 def test_the_file_of_a_lock_that_is_no_json_names_nobody():

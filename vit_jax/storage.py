@@ -206,6 +206,23 @@ def create(path: epath.PathLike, data: bytes) -> bool | None:
     return True
 
 
+def try_lock(descriptor: int) -> bool | None:
+    """Locks an open file or folder against other processes of this host, until it is closed.
+
+    Returns whether this call got the lock; None on a file system without locks, such as some
+    network file systems.
+    """
+    import fcntl  # Not on every system.
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
 @contextlib.contextmanager
 def writing_whole(path: epath.PathLike) -> Iterator[str]:
     """Yields the name of a scratch file, which takes the name `path` when the block succeeds.

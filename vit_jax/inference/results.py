@@ -8,7 +8,6 @@ is done.
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.storage import json_text, writing_whole
+from vit_jax.storage import json_text, try_lock, writing_whole
 from vit_jax.tasks import BaseTask
 from vit_jax.tracking.plain_text import distinct
 from vit_jax.training.class_names import class_names
@@ -162,13 +161,12 @@ def _alone(partial: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         while True:
             file = stack.enter_context(open(partial, "ab"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            is_ours = try_lock(file.fileno())
+            if is_ours is False:
                 raise UserError(
                     f"another process is writing {partial}; wait for it, or write another FILE"
-                ) from error
-            except OSError:  # Not every network file system can do this.
+                )
+            if is_ours is None:
                 break
             # The process that held the lock may have finished, and removed what is open here.
             with contextlib.suppress(FileNotFoundError):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from vit_jax.errors import UserError
+from vit_jax.storage import try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +59,12 @@ def write(parts: Sequence[Part], folder: Path, tell: Tell) -> dict[str, dict[str
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Keeps other processes of this host from writing into a folder until the block ends."""
-    import fcntl
-
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process prepares {folder}; wait until it ends") from error
-        except OSError:
+        is_ours = try_lock(handle)
+        if is_ours is False:
+            raise UserError(f"another process prepares {folder}; wait until it ends")
+        if is_ours is None:
             logger.info("%s is on a file system without locks", folder)
         yield
     finally:
