@@ -186,6 +186,11 @@ def with_file(address: str, name: str) -> str:
     return f"{repository}/{name}{at}{revision}"
 
 
+def repository_of(address: str) -> str:
+    """Returns the USER/REPO of an address. Raises `UserError` if the address is wrong."""
+    return _parts(address)["repo"]
+
+
 def _parts(address: str, prefix: str = PREFIX) -> re.Match[str]:
     found = _NAME.fullmatch(address.removeprefix(PREFIX)) if address.startswith(PREFIX) else None
     if not found:

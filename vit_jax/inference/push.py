@@ -171,7 +171,7 @@ def _card(workdir: Workdir, record: Mapping[str, Any], layout: str, loaded: str,
     config, found = record["config"], last_evaluation(workdir, step)
     data, told = config["data"], input_spec.read(str(workdir.path))
     assert told is not None
-    started = _started_from(record)
+    repo, at = _started_from(record)
     examples, is_hf = record["data_info"].get("num_examples"), layout == "hf"
     classifies = bool(record["data_info"]["num_classes"])
     use = f"vit-jax {'predict' if classifies else 'features'} --checkpoint={loaded} photo.jpg"
@@ -191,20 +191,19 @@ def _card(workdir: Workdir, record: Mapping[str, Any], layout: str, loaded: str,
         eval_pp=_fenced(data["eval_pp"] or data["pp"]),
         spec=told.describe(),
         command=_command(record["command"]),
-        origin="".join(f"base_model: {repo}\n" for repo, _ in started[:1]),
-        start="".join(f"It started from `{repo}` at commit {at}.\n\n" for repo, at in started),
+        origin=f"base_model: {repo}\n" if repo else "",
+        start=f"It started from `{repo}` at commit {at}.\n\n" if repo else "",
         packages=", ".join(f"{name} {version}" for name, version in record["packages"].items()),
         config=CONFIG if is_hf else "config.json",
     )
 
 
-def _started_from(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the repository of the hub that a run started from, and its commit; [] for none."""
+def _started_from(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the repository of the hub that a run started from, and its commit, or two ""."""
     start = record["config"].get("init", {}).get("checkpoint", "")
     commits = record["hub_commits"]
     address = start if start in commits else hub.address_of(start)
-    found = re.match(r"hf://([\w.-]+/[\w.-]+)", address)
-    return [(found[1], commits[address])] if found and address in commits else []
+    return (hub.repository_of(address), commits[address]) if address in commits else ("", "")
 
 
 def _command(words: Sequence[str]) -> str:
