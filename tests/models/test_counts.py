@@ -200,6 +200,7 @@ def test_listing_has_the_counts_and_costs():
     np.testing.assert_allclose(row.gflops, 35.1, atol=0.1)
     assert row.input_size == 224
     assert list(listing.rows(["vit"])) == []
+    assert list(listing.rows(["vit_jax.models.vit:VisionTransformer"])) == []
     names = ["test_vit", "timm/test_vit.r160_in1k", "hf-hub:facebook/dinov2-small"]
     assert [row.input_size for row in listing.rows(names)] == [160, 160, 518]
 

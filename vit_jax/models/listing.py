@@ -45,7 +45,7 @@ class Pretrained(NamedTuple):
     origin: str
 
 
-class _Size(NamedTuple):
+class Size(NamedTuple):
     """The side of the images of a model, None if it is not known, and its number of classes."""
 
     input_size: int | None
@@ -111,30 +111,30 @@ def published(pattern: str = "*") -> tuple[list[Pretrained], dict[str, str]]:
 
 
 @functools.cache
-def _published() -> Mapping[str, _Size]:
+def _published() -> Mapping[str, Size]:
     """Returns all published weights by name."""
     found = {}
     for architecture, row in timm_names.table().items():
         for tag, (side, classes, stated) in row["tags"].items():
-            found[f"timm/{architecture}.{tag}"] = _Size(side, classes, stated or SEE_CARD)
+            found[f"timm/{architecture}.{tag}"] = Size(side, classes, stated or SEE_CARD)
     for name in hub.VARIANTS:
         told = re.search(r"-(\d{3})(?![\dm])", name)
         others = (side for start, side in _TRAINED_AT.items() if name.startswith(start))
-        found[name] = _Size(int(told[1]) if told else next(others, 224), 0, SEE_CARD)
+        found[name] = Size(int(told[1]) if told else next(others, 224), 0, SEE_CARD)
     return found
 
 
-def _size(name: str) -> _Size:
+def _size(name: str) -> Size:
     """Returns the size of a model; an architecture of timm has that of its first weights."""
     timm_name = name if name.startswith("timm/") else f"timm/{name}"
     for known, size in _published().items():
         if known in (name, timm_name) or known.startswith(f"{timm_name}."):
             return size
     variant = find_variant(name)
-    return _Size(variant.input_size, variant.num_classes)
+    return Size(variant.input_size, variant.num_classes)
 
 
-def _counts(name: str, size: _Size) -> tuple[int, float]:
+def _counts(name: str, size: Size) -> tuple[int, float]:
     """Returns the parameters and GFLOPs of a model, which is traced if they are not stored."""
     params, operations = stored_counts().get(name) or traced_counts(name, size)
     return params, operations / 1e9
@@ -146,14 +146,14 @@ def stored_counts() -> Mapping[str, Sequence[int]]:
     return json.loads(resources.files("vit_jax.models").joinpath("counts.json").read_text())
 
 
-def traced_counts(name: str, size: _Size) -> tuple[int, int]:
+def traced_counts(name: str, size: Size) -> tuple[int, int]:
     """Returns the parameters and operations of a model, which takes seconds."""
     assert size.input_size is not None
     model = build(name, num_classes=size.num_classes)
     return param_count(model, size.input_size), flops(model, size.input_size)
 
 
-def sizes() -> dict[str, _Size]:
+def sizes() -> dict[str, Size]:
     """Returns the size of every model that has a row in one of the lists."""
     return {name: _size(name) for name in _ours()} | dict(_published())
 
