@@ -75,14 +75,11 @@ from vit_jax.models.layers.positions import (
 )
 from vit_jax.models.layers.resize import resize_position_table
 from vit_jax.models.layers.transformer import BlockSpec, padding_segments, run_blocks
-from vit_jax.models.layers.windows import check_windows, windows_of_blocks
+from vit_jax.models.layers.windows import check_kept, check_windows, windows_of_blocks
 from vit_jax.models.registry import Variant
 from vit_jax.models.traits import VIT_NAMES, Traits, named_fields
 from vit_jax.models.vit_sizes import SIZES
 from vit_jax.types import Array, Features
-
-_FREE = (0, "none", False)
-"""Values of `window`, `position_bias` and `block_positions` that let any patches be left out."""
 
 POOLINGS = ("token", "mean", "token_mean", "map", "none")
 
@@ -264,8 +261,8 @@ class VisionTransformer(Encoder):
           UserError: `kept` is given to a model that needs all patches.
         """
         kept, counts = kept if isinstance(kept, tuple) else (kept, None)
-        if kept is not None and (self.window, self.position_bias, self.block_positions) != _FREE:
-            raise UserError(f"kept patches need window, position_bias, block_positions = {_FREE}")
+        if kept is not None:
+            check_kept(self.window, self.position_bias, self.block_positions)
         maps = self._stem(images)
         patches = cut_patches(maps, pair(self.patch_size))
         batch, rows, columns, _ = patches.shape

@@ -85,3 +85,12 @@ def check_windows(window: int, global_blocks: Sequence[int], depth: int) -> None
     wrong = [number for number in global_blocks if number not in range(depth)]
     if wrong:
         raise UserError(f"global_blocks has {wrong[0]!r}; the {depth} blocks count from 0")
+
+
+def check_kept(window: int, position_bias: str, block_positions: bool) -> None:
+    """Raises a `UserError` if a model with these fields cannot encode a part of the patches."""
+    if window or position_bias != "none" or block_positions:
+        raise UserError(
+            "windows, position_bias and block_positions need all patches; write window=0,"
+            " position_bias='none' and block_positions=False"
+        )
