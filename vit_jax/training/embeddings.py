@@ -95,12 +95,12 @@ def features(
         found: Features = backbone.apply({"params": params}, task.inputs({"image": images}))
         return found.vector(), found.grid
 
-    vectors, grids = [], None
+    own, vectors, grids = jax.device_put(params["backbone"]), [], None
     for start in range(0, len(images), _CHUNK):
         chunk = images[start : start + _CHUNK]
         missing = min(_CHUNK, len(images)) - len(chunk)  # One shape, so that one compile serves.
         padded = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
-        vector, grid = jax.device_get(computed(params["backbone"], padded))
+        vector, grid = jax.device_get(computed(own, padded))
         vectors.append(vector[: len(chunk)])
         if start == 0 and grid is not None:
             grids = np.asarray(grid[: min(NUM_COLORED, len(chunk))], np.float32)

@@ -51,8 +51,8 @@ def write_sections(
         examples = evaluator.examples(evaluator.splits[0], params, limit)
         seen = {name: array[:searched] for name, array in examples.items()}
         examples = {name: array[: task.num_shown] for name, array in examples.items()}
-        whole = task.inference_params(_on_host(params))
-        taught = None if student is None else task.inference_params(_on_host(student))
+        whole = _on_host(task, params)
+        taught = None if student is None else _on_host(task, student)
         if jax.process_index() != 0:
             return
         with _surviving("the pictures of the task"):
@@ -91,8 +91,11 @@ def _surviving(what: str) -> Iterator[None]:
         logger.warning("%s could not be made: %s", what, reason)
 
 
-def _on_host(params: Params) -> Params:
-    """Returns all parameters as NumPy arrays, wherever their shards are."""
+def _on_host(task: BaseTask, params: Params) -> Params:
+    """Returns the model's parameters as NumPy arrays, wherever their shards are.
+
+    Those of a frozen teacher, for example, are not gathered.
+    """
     mesh = jax.tree.leaves(params)[0].sharding.mesh
-    gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
+    gather = jax.jit(task.inference_params, out_shardings=sharding.replicated(mesh))
     return jax.device_get(gather(params))
