@@ -59,30 +59,41 @@ def _bins(confidence: Array) -> Array:
 
 
 class Reliability(NamedTuple):
-    """The confidence and the accuracy of the examples in each bin, each float64 `[BINS]`.
+    """Sums over the examples in each bin of confidence, each float64 `[BINS]`.
 
-    rows: the number of examples. confidence, accuracy: their means, NaN in an empty bin.
+    rows: the number of examples. hits: of right answers. confidence: the sum of confidences.
     """
 
     rows: np.ndarray
+    hits: np.ndarray
     confidence: np.ndarray
-    accuracy: np.ndarray
 
     @classmethod
     def of(cls, is_right: np.ndarray, confidence: np.ndarray) -> "Reliability":
         """Returns what the bins of the metric `ece` hold, for examples `[n]`."""
         bins = np.asarray(_bins(jnp.asarray(confidence)))
-        rows, sums, hits = (
-            np.bincount(bins, values, BINS) for values in (None, confidence, is_right)
+        return cls(
+            *(np.bincount(bins, x, BINS) for x in (np.ones(len(bins)), is_right, confidence))
         )
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """The share of right answers in each bin, NaN in an empty one."""
         with np.errstate(invalid="ignore"):
-            return cls(rows.astype(np.float64), sums / rows, hits / rows)
+            return self.hits / self.rows
 
     @property
     def error(self) -> float:
         """The expected calibration error, as `class_metrics` computes it."""
-        gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
-        return float((self.rows * gaps).sum() / max(1, self.rows.sum()))
+        return calibration_error(self.hits, self.confidence, self.rows.sum())
+
+
+def calibration_error(hits: np.ndarray, confidence: np.ndarray, count: float) -> float:
+    """Returns the expected calibration error (Guo et al. 2017, equation 3) of `count` examples.
+
+    hits, confidence: the number of right answers and the sum of confidences in each bin.
+    """
+    return float(np.abs(hits - confidence.astype(np.float64)).sum() / max(1, count))
 
 
 def class_metrics(found: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -97,11 +108,10 @@ def class_metrics(found: Mapping[str, np.ndarray]) -> dict[str, float]:
     if not there.any():
         return {"balanced_accuracy": 0.0, "f1": 0.0, "ece": 0.0}
     hits, answers = found["class_hits"][there], found["class_answers"][there]
-    gaps = np.abs(found["bin_hits"] - found["bin_confidence"].astype(np.float64))
     return {
         "balanced_accuracy": float((hits / rows[there]).mean()),
         "f1": float((2 * hits / (rows[there] + answers)).mean()),
-        "ece": float(gaps.sum() / rows.sum()),
+        "ece": calibration_error(found["bin_hits"], found["bin_confidence"], rows.sum()),
     }
 
 
