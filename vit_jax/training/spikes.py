@@ -57,7 +57,7 @@ class SpikeGuard:
     def accepts(self, history: LossHistory, loss: Array) -> Array:
         """Returns a boolean: whether a step with this loss may change the state."""
         mean = history.mean
-        limit = jnp.where(mean >= 0, self.factor * mean, mean - (self.factor - 1) * mean)
+        limit = mean + (self.factor - 1) * jnp.abs(mean)
         spiked = (history.accepted >= self.window) & (loss > limit)
         return ~spiked & (history.in_a_row <= self.max_skipped)
 
