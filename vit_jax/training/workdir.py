@@ -152,8 +152,12 @@ class Workdir:
 
     def _stored_config(self, overrides: Mapping[str, str]) -> ConfigDict:
         """Returns the config of the run for comparisons, whose named code need not be trusted."""
+        return self._completed(self._read_stored(), overrides)
+
+    def _completed(self, stored: tuple[Any, int], overrides: Mapping[str, str]) -> ConfigDict:
+        """Returns the result of `_read_stored` as a config of this version, with `overrides`."""
         with self._explained():
-            config = config_lib.migrate(*self._read_stored())
+            config = config_lib.migrate(*stored)
         config_lib.apply_overrides(config, overrides)
         return config_lib.validate(config)
 
@@ -254,13 +258,13 @@ class Workdir:
         if not self._config_file.exists():
             return ["config.json is gone, so that neither keys nor classes are compared with it"]
         try:
-            self._read_stored()
+            stored = self._read_stored()
         except UserError as error:
             raise UserError(
                 f"{error}. Restore the file. If you delete it, training continues, but neither keys"
                 " nor classes are compared with those of the run"
             ) from error
-        before = self._stored_config({})
+        before = self._completed(stored, {})
         found = config_lib.changes(before.to_dict(), config.to_dict())
         if found[schema.FIXED]:
             raise UserError(
