@@ -29,8 +29,12 @@ PREFIX = "hf://"
 DATASETS = "hf://datasets/"
 """The beginning of the address of a dataset."""
 
-DESCRIPTIONS = (
+_OF_A_MODEL = (
     "config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json",
+)  # fmt: skip
+
+DESCRIPTIONS = (
+    *_OF_A_MODEL,
     "tokenizer*.json", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model",
 )  # fmt: skip
 """Patterns of the files beside the weights that formats read."""
@@ -44,7 +48,7 @@ WEIGHTS = (
 """Patterns of the files with weights. The first that a repository has is taken."""
 
 _OF_AN_EARLIER_PUSH = (
-    *DESCRIPTIONS[:4],
+    *_OF_A_MODEL,
     *(name for names in WEIGHTS for name in names),
     *("model.npz", "vit_jax_config.json"),
 )

@@ -85,9 +85,16 @@ def load_with_report(
     if models.text_tower_of(model) is not None:
         tower = "both"
     weights = read_weights(path, format=format, tower=tower)
-    source = os.fspath(path)
-    sizes: dict[str, Any] = {"image_size": image_size, "channels": channels}
-    return fit(weights, model, source, take=True, lazy=lazy, **sizes, **options)
+    return fit(
+        weights,
+        model,
+        os.fspath(path),
+        image_size=image_size,
+        channels=channels,
+        take=True,
+        lazy=lazy,
+        **options,
+    )
 
 
 def fit(

@@ -52,9 +52,10 @@ class Embedder:
         self._embed = jax.jit(embed, out_shardings=everywhere)
 
     def __call__(self, images: np.ndarray) -> Any:
-        """Returns the features of images, float32 `[n, dim]`, which are the input of the head.
+        """Returns what `compute` makes of images.
 
-        For a backbone without pooling these are the mean of its grid.
+        By default these are the features float32 `[n, dim]`, the input of the head; for a backbone
+        without pooling, the mean of its grid.
 
         Args:
           images: `[n, height, width, channels]` as the pipeline yields them.

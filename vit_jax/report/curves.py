@@ -115,7 +115,7 @@ def _of_evaluations(names: Sequence[str]) -> dict[str, tuple[list[str], bool, st
 
 def _free(title: str, name: str, taken: Container[str]) -> str:
     """Returns the title of a metric's chart, or a longer one if another chart has that title."""
-    return next(one for one in (title, sentence(readable(name)), name) if one not in taken)
+    return next((one for one in (title, sentence(readable(name))) if one not in taken), name)
 
 
 def _family(name: str) -> str:

@@ -220,9 +220,11 @@ def read(source: Source) -> Weights:
 
 def _describes(config: Mapping[str, Any] | None, state: Mapping[str, np.ndarray]) -> bool:
     """Returns whether a config beside a file has the width of its image tower."""
+    if config is None:
+        return False
     kernel = state.get(CONV)
-    if config is None or kernel is None:
-        return config is not None
+    if kernel is None:
+        return True
     return _part(_part(config, "model_cfg"), "vision_cfg").get("width", 768) == kernel.shape[0]
 
 
