@@ -159,6 +159,8 @@ def test_patches_are_classified_from_frozen_tokens():
     np.testing.assert_array_equal(shares[:, 1:].sum(-1), 1)
     found = probes.measure(params, lambda: [batch], {"val": lambda: [batch]})
     assert found["val"]["sgd_miou_1"] > 0.7
+    assert probes.measure(params, lambda: [batch], {"val": lambda: [batch]}) == found
+    assert probes._rows._cache_size() == probes._confusions._cache_size() == 1  # For both times.
     perfect, none = np.diag([3, 5]), np.array([[0, 3], [5, 0]])
     assert sgd_probes.mean_iou([none, perfect]) == 1
     assert sgd_probes.mean_iou([none]) == 0

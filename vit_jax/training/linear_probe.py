@@ -89,6 +89,12 @@ class Probes:
         products = jnp.einsum("bd,rdc->rbc", features, params["kernel"], precision="highest")
         return products + params["bias"][:, None]
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def answers(self, params: Params, features: Array) -> Array:
+        """Returns the classes of the highest logits, `[rates, batch]`; -1 if one is not finite."""
+        logits = self.logits(params, features)
+        return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
+
     def losses(self, params: Params, features: Array, labels: Array) -> Array:
         """Returns the mean cross-entropy of each classifier, `[rates]`.
 
@@ -239,14 +245,9 @@ def trained(
 
 def _accuracies(probes: Probes, params: Params, split: Labelled, chunk: int = 4096) -> np.ndarray:
     """Returns the accuracy of each classifier, `[rates]`; logits that are not finite are wrong."""
-
-    @jax.jit
-    def predict(features: Array) -> Array:
-        logits = probes.logits(params, features)
-        return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), -1)
-
     right = [
-        np.asarray(predict(split.features[i : i + chunk])) == split.labels[i : i + chunk]
+        np.asarray(probes.answers(params, split.features[i : i + chunk]))
+        == split.labels[i : i + chunk]
         for i in range(0, len(split.labels), chunk)
     ]
     return np.concatenate(right, axis=1).mean(axis=1)

@@ -112,25 +112,35 @@ class PatchProbes:
             split. Every batch has `image`, `segmentation` int `[batch, h, w, 1]` and `mask`.
         """
         results: dict[str, dict[str, float]] = {name: {} for name in splits}
-        everywhere = sharding.replicated(self.mesh)
         for count in self.settings["blocks"]:
-            rows = jax.jit(functools.partial(self.rows, count), out_shardings=everywhere)
             with sharding.activate(self.mesh):
-                found = [jax.device_get(rows(params, batch)) for batch in known()]
+                found = [jax.device_get(self._rows(count, params, batch)) for batch in known()]
             real = np.concatenate([part["mask"] for part in found]) > 0
             tokens, shares = (
                 np.concatenate([part[name] for part in found])[real] for name in _PATCHES
             )
             flat = (x.reshape(-1, x.shape[-1]) for x in (tokens, shares))
             probes, fitted = trained(Labelled(*flat), self.num_classes, **_options(self.settings))
-            counts = functools.partial(self.confusions, probes, count)
-            counted, whole = jax.jit(counts, out_shardings=everywhere), jax.device_get(fitted)
+            whole = jax.device_get(fitted)
+            counted = functools.partial(self._confusions, probes, count, whole, params)
             for name, batches in splits.items():
                 with sharding.activate(self.mesh):
-                    parts = [jax.device_get(counted(whole, params, one)) for one in batches()]
+                    parts = [jax.device_get(counted(one)) for one in batches()]
                 total = np.stack(parts).sum(0, dtype=np.int64)
                 results[name][f"sgd_miou_{count}"] = mean_iou(total)
         return results
+
+    @functools.cached_property
+    def _rows(self) -> Callable[..., dict[str, Array]]:
+        """Returns `rows`, compiled once for each number of blocks."""
+        everywhere = sharding.replicated(self.mesh)
+        return jax.jit(self.rows, static_argnums=0, out_shardings=everywhere)
+
+    @functools.cached_property
+    def _confusions(self) -> Callable[..., Array]:
+        """Returns `confusions`, compiled once for each number of blocks."""
+        everywhere = sharding.replicated(self.mesh)
+        return jax.jit(self.confusions, static_argnums=(0, 1), out_shardings=everywhere)
 
     def rows(self, count: int, params: Params, batch: Batch) -> dict[str, Array]:
         """Returns `tokens` `[batch, patches, dim]` of `count` blocks, and `shares` of classes."""
