@@ -74,6 +74,9 @@ class Evaluator:
         self.step = step.make_eval_step(task, {**self.abstract, **computed}, mesh)
         self._probes = complete_probes(config.eval.probes.to_dict())
         self._known = self._open_probes(config) if self._probes else None
+        classes = self._known.source.num_classes if self._known else 0
+        classes = classes or task.info.num_classes
+        self._patches = sgd_probes.PatchProbes(task, mesh, self._probes, classes)
         self._embed = jax.jit(self._vectors, out_shardings=sharding.replicated(mesh))
 
     @property
@@ -125,47 +128,32 @@ class Evaluator:
         if not has_labels(self._known):
             return self._segmented(params, suffix, should_stop)
         known = self._features(self._known, params, should_stop)
-        results: dict[str, float] = {}
-        labels = known["label"]
-        classes = self._known.source.num_classes or int(labels.max()) + 1
-        found = {
-            split.name: self._features(split, params, should_stop)
-            for split in filter(has_labels, self.splits)
-        }
-        measured = {
-            name: probes.measure(
-                Labelled(known["feature"], labels),
-                Labelled(rows["feature"], rows["label"]),
-                classes,
-                self._probes,
-            )
-            for name, rows in found.items()
-        }
-        if self._probes.get("rates"):
-            trained = sgd_probes.accuracies(known, found, classes, self._probes)
+        train = Labelled(known["feature"], known["label"])
+        classes = self._known.source.num_classes or int(train.labels.max()) + 1
+        measured, kept = {}, {}
+        for split in filter(has_labels, self.splits):
+            rows = self._features(split, params, should_stop)
+            test = Labelled(rows["feature"], rows["label"])
+            measured[split.name] = probes.measure(train, test, classes, self._probes)
+            if self._probes.get("rates"):  # They are trained once for all splits.
+                kept[split.name] = rows
+        if kept:
+            trained = sgd_probes.accuracies(known, kept, classes, self._probes)
             measured = {name: measured[name] | trained[name] for name in measured}
-        for name, values in measured.items():
-            results |= {f"{name}{suffix}/{metric}": value for metric, value in values.items()}
-        return results
+        return _named(measured, suffix)
 
     def _segmented(
         self, params: Params, suffix: str, should_stop: Callable[[], bool]
     ) -> dict[str, float]:
         """Returns the metrics of linear classifiers of patches, on splits with segmentations."""
         assert self._known is not None
-        classes = self._known.source.num_classes or self._task.info.num_classes
-        patches = sgd_probes.PatchProbes(self._task, self._mesh, self._probes, classes)
 
         def opened(split: Split) -> Callable[[], Iterator[dict[str, Array]]]:
             return lambda: self._placed(split, should_stop)
 
         splits = {split.name: opened(split) for split in filter(has_marks, self.splits)}
-        found = patches.measure(params["backbone"], opened(self._known), splits)
-        return {
-            f"{name}{suffix}/{metric}": value
-            for name, values in found.items()
-            for metric, value in values.items()
-        }
+        known = opened(self._known)
+        return _named(self._patches.measure(params["backbone"], known, splits), suffix)
 
     def sources(self) -> dict[str, data.Source]:
         """Returns the sources of the splits and of the probes by their sections of the config."""
@@ -292,6 +280,15 @@ class Evaluator:
                 inputs, outputs = jax.device_get(predict(params, placed))
                 parts.append({**inputs, **outputs})
         return {name: array[:limit] for name, array in join_rows(parts).items()}
+
+
+def _named(found: Mapping[str, Mapping[str, float]], suffix: str) -> dict[str, float]:
+    """Returns `{"SPLIT/METRIC": value}` of `{split: {metric: value}}`, the suffix after a split."""
+    return {
+        f"{name}{suffix}/{metric}": value
+        for name, values in found.items()
+        for metric, value in values.items()
+    }
 
 
 def join_rows(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
