@@ -54,7 +54,7 @@ tasks are missing, whose labels are computed: two each of clevr, dsprites and sm
 If a single device cannot hold the batch, divide it: --config.accum_steps=8.
 """
 
-from pathlib import Path
+import os
 from typing import NamedTuple
 
 from vit_jax import checkpoints
@@ -143,7 +143,7 @@ def get_config(arg=None):
     config.batch_size = 512
 
     size = 32 if arg.runlocal else arg.size
-    is_folder = Path(arg.model).expanduser().is_dir()
+    is_folder = os.path.isdir(os.path.expanduser(arg.model))
     checkpoint = arg.checkpoint or (arg.model if is_folder else hub.address_of(arg.model))
     if is_folder:
         config.model = checkpoints.model_config(arg.model)
@@ -158,7 +158,7 @@ def get_config(arg=None):
     if arg.lora:
         config.task.lora = {"rank": arg.lora}
 
-    config.data.source = "folder" if Path(arg.dataset).is_dir() else "tfds"
+    config.data.source = "folder" if os.path.isdir(arg.dataset) else "tfds"
     config.data.name = preset.name or arg.dataset
     config.data.split = arg.split or (preset.dev_train if arg.dev else preset.train)
     distort = f"decode_jpeg_and_inception_crop({size})|flip_lr"

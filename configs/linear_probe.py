@@ -14,7 +14,7 @@ quarter at 30 % of its peak (by `plan`). We know of no published score of this r
 run it on released checkpoints.
 """
 
-from pathlib import Path
+import os
 
 from vit_jax import checkpoints
 from vit_jax.config import default_config, parse_arg
@@ -41,7 +41,7 @@ def get_config(arg=None):
     config.init.checkpoint = arg.checkpoint
     config.init.head = "zero"
 
-    config.data.source = "folder" if Path(arg.dataset).is_dir() else "tfds"
+    config.data.source = "folder" if os.path.isdir(arg.dataset) else "tfds"
     config.data.name = arg.dataset
     config.data.split = arg.split
     config.data.pp = f"decode_jpeg_and_inception_crop({size}, 40)|flip_lr"

@@ -14,7 +14,7 @@ Sizes, means and deviations are those of the files beside the weights. Images ar
 TensorFlow with antialiasing, not by Pillow as in `predict`, which may change single answers.
 """
 
-from pathlib import Path
+import os
 
 from vit_jax import checkpoints
 from vit_jax.checkpoints import hub, input_spec
@@ -45,7 +45,7 @@ def get_config(arg=None):
         "mean": told.mean,
         "std": told.std,
     }
-    config.data.source = "folder" if Path(arg.data).is_dir() else "tfds"
+    config.data.source = "folder" if os.path.isdir(arg.data) else "tfds"
     config.data.name = arg.data
     config.data.split = arg.split
     how = f'method="{told.interpolation}", antialias=True'

@@ -13,7 +13,9 @@ from vit_jax import checkpoints, tasks
 from vit_jax.__main__ import main
 from vit_jax.checkpoints import loading
 from vit_jax.config import load
+from vit_jax.errors import UserError
 from vit_jax.models import lora
+from vit_jax.recipes import own_images
 from vit_jax.types import ArraySpec, DataInfo
 
 SIDE = 24
@@ -88,3 +90,8 @@ def test_a_run_from_a_released_file_resumes_exactly(file, photos, tmp_path, requ
     assert main(command) == 0
     second = checkpoints.loading.read_weights(steps / "4").arrays
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_checkpoint_with_a_name_that_no_file_can_have_is_one_line():
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        own_images.model_of("x" * 300)

@@ -5,6 +5,7 @@ config.model, config.init.checkpoint = own_images.model_of(checkpoint)
 """
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def model_of(checkpoint: str, model: str = "") -> tuple[dict[str, Any], str]:
         return {"name": model}, checkpoint
     if address := hub.address_of(checkpoint):
         return {"name": checkpoint}, address
-    if "://" not in checkpoint and not Path(checkpoint).expanduser().exists():
+    if "://" not in checkpoint and not os.path.exists(os.path.expanduser(checkpoint)):
         raise UserError(
             f"checkpoint={checkpoint}: there is no such file or folder, and no released model;"
             f" {nearest(checkpoint, PRETRAINED)}"
