@@ -21,7 +21,7 @@ BATCH_SIZE = 8
 class Numbered:
     """Records whose image and label hold their own number; some of them unreadable."""
 
-    num_classes = NUM_EXAMPLES
+    num_classes = 50
     class_names = None
     fingerprint = "numbered"
 
@@ -50,6 +50,10 @@ def take(batches, count):
 def train(source, rows=None, **options):
     rows = np.arange(BATCH_SIZE) if rows is None else rows
     return train_batches(source, batch_size=BATCH_SIZE, rows=rows, seed=3, **options)
+
+
+def evaluate(source):
+    return eval_batches(source, batch_size=BATCH_SIZE, rows=np.arange(BATCH_SIZE))
 
 
 def assert_same(ours, theirs):
@@ -194,6 +198,33 @@ def test_closing_stops_the_threads():
     assert data_threads() == before
     with pytest.raises(StopIteration):
         next(batches)
+
+
+@pytest.mark.parametrize("label", [-1, 50])
+@pytest.mark.parametrize("batches", [train, evaluate])
+def test_a_label_that_is_no_class_is_refused(batches, label):
+    """A model would learn such an image as one of no class, and be wrong at it whatever it says."""
+
+    class Odd(Numbered):
+        def fetch(self, indices):
+            records = super().fetch(indices)
+            return {**records, "label": np.where(indices == 5, label, records["label"])}
+
+    message = f"numbered: label {label} of an image is none of its 50 classes; write labels from 0"
+    with pytest.raises(UserError, match=message):
+        take(batches(Odd()), None)
+
+
+def test_numbers_and_labels_of_several_classes_are_not_taken_for_classes():
+    class Measured(Numbered):
+        def fetch(self, indices):
+            records = super().fetch(indices)
+            return {**records, "label": -records["label"].astype(self.dtype)}
+
+    Measured.dtype = np.float32
+    assert take(train(Measured()), 5)[-1]["label"].min() < -1
+    Measured.dtype, Measured.num_classes = np.int32, 0
+    assert take(train(Measured()), 5)[-1]["label"].min() < -1
 
 
 def test_a_dead_source_is_named():

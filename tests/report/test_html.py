@@ -17,7 +17,7 @@ from PIL import Image
 
 from vit_jax.__main__ import main
 from vit_jax.errors import UserError
-from vit_jax.report import Section, figures, save_sections, write_report
+from vit_jax.report import Section, figures, save_sections, write_comparison, write_report
 from vit_jax.report.html import anchors, render
 from vit_jax.tracking import Metric, MetricsLog
 from vit_jax.tracking.metrics import as_json
@@ -197,6 +197,29 @@ def test_runs_are_compared_on_one_page(workdir, tmp_path, capsys):
     assert "model.patch_size" not in page.text
     assert "Train loss" in page.texts
     assert len(drawings_in(source)) >= 4
+
+
+def test_lines_of_a_comparison_are_told_apart(tmp_path, monkeypatch):
+    """Also where a run is given twice, and where two metrics have the same words."""
+    run, out = tmp_path / "run", tmp_path / "out.html"
+    log = MetricsLog(run, resume_step=0)
+    metrics = {"eval/val/accuracy": 0.2, "eval/val_2/top": 0.3, "eval/val/2_top": 0.4}
+    for step in (1, 2):
+        log.write(step, metrics)
+    log.close()
+    (run / "config.json").write_text("{}")
+    drawn = []
+    monkeypatch.setattr(figures, "learning_curve", lambda *drawing: drawn.append(drawing))
+    page = Page(write_comparison([run, run], out).read_text())
+    assert page.texts[page.texts.index("2 runs side by side") + 1 :][:2] == ["run (1)", "run (2)"]
+    assert [chart.title for chart, _ in drawn] == [
+        "Val accuracy",
+        "Eval/val_2/top",
+        "Eval/val/2_top",
+    ]
+    for chart, colors in drawn:
+        assert [line.label for line in chart.series] == ["run (1)", "run (2)"]
+        assert colors == [0, 1]
 
 
 @pytest.mark.parametrize(

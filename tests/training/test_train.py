@@ -1,6 +1,5 @@
 """The loop end to end, in one process: resume, meshes, divergence, logs, evaluation."""
 
-import dataclasses
 import json
 import shutil
 
@@ -17,7 +16,7 @@ from vit_jax.tasks import classification
 from vit_jax.tracking import read_metrics
 from vit_jax.tracking.metrics import SCORE
 from vit_jax.tracking.step_log import StepLog
-from vit_jax.training import restore, step
+from vit_jax.training import step
 from vit_jax.training.evaluate import Abandoned, Evaluator
 from vit_jax.training.loop import train
 from vit_jax.training.run import Run
@@ -138,27 +137,6 @@ def test_fixed_keys_are_refused_and_warned_ones_told(tiny_config, tmp_path, caps
     shown = capsys.readouterr().err
     assert "changed since the checkpoint: optim.lr: 0.003 → 0.001" in shown
     assert "resuming after step 3" in shown
-
-
-def test_average_switched_on_later_starts_from_the_parameters(tiny_config, tmp_path):
-    small = {"model__depth": 0, "model__position": "none"}
-    config = tiny_config(mesh__data=2, mesh__zero1=True, **small)
-    run = Run.build(config, jax.devices()[:2])
-    fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract)
-    fresh = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), fresh, run.abstract)
-    run = dataclasses.replace(run, make_state=lambda: fresh)
-    saved = jax.tree.map(lambda leaf: np.full(leaf.shape, 3, leaf.dtype), run.abstract)
-    with Store(tmp_path) as store:
-        store.save(2, saved.replace(ema=None), {})
-        store.wait()
-        state, restored, _ = restore.restore_or_init(run, store)
-    assert {name.partition(".")[0] for name in restored.missing} == {"ema"}
-    assert jax.tree.structure(state.ema) == jax.tree.structure(state.params)
-    for found, wanted in zip(
-        jax.tree.leaves(state.ema), jax.tree.leaves(run.abstract.ema), strict=True
-    ):
-        assert (np.asarray(found) == 3).all()
-        assert found.sharding == wanted.sharding
 
 
 def nan_images(monkeypatch, steps):

@@ -55,6 +55,7 @@ class Restored:
       missing: the names of the leaves that the checkpoint lacks.
       ignored: the names in the checkpoint that were not asked for.
       damaged: a line about each newer checkpoint that was passed over.
+      restarted: the names of update rules whose state starts anew, because parts of it are missing.
     """
 
     step: int
@@ -63,10 +64,11 @@ class Restored:
     missing: tuple[str, ...]
     ignored: tuple[str, ...]
     damaged: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
 
     def check_whole(self, section: str) -> None:
         """Raises a `UserError` if a leaf of `section` is missing."""
-        lacking = [name for name in self.missing if name.startswith(f"{section}.")]
+        lacking = [name for name in self.missing if name.partition(".")[0] == section]
         if lacking:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             raise UserError(

@@ -43,7 +43,9 @@ class Batches:
         return self
 
     def __next__(self) -> NumpyBatch:
-        return next(self._stream)
+        batch = next(self._stream)
+        _check_labels(batch, self._reader.source)
+        return batch
 
     def __enter__(self) -> "Batches":
         return self
@@ -197,6 +199,19 @@ def _numeric(records: NumpyBatch) -> NumpyBatch:
             "'decode_jpeg_and_inception_crop(SIZE)'"
         )
     return {key: x for key, x in records.items() if x.dtype.kind in "biuf"}
+
+
+def _check_labels(batch: NumpyBatch, source: Source) -> None:
+    """Raises a `UserError` for a label that is no class, which would be learned as none of them."""
+    labels, classes = batch.get("label"), source.num_classes
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or not classes:
+        return
+    if odd := labels[(labels < 0) | (labels >= classes)].tolist():
+        raise UserError(
+            f"{source.fingerprint}: label {odd[0]} of an image is none of its {classes:,} classes;"
+            f" write labels from 0 to {classes - 1:,}, or drop those of all images by"
+            " keep('image') at the end of the preprocessing"
+        )
 
 
 def _checked_rows(rows: np.ndarray, batch_size: int) -> np.ndarray:

@@ -12,6 +12,7 @@ in one place: `schedules.build` returns the function that both `Optimizer.update
 
 from vit_jax.optim.averaging import ema_update
 from vit_jax.optim.clipping import clip_by_global_norm
+from vit_jax.optim.completion import complete, filled
 from vit_jax.optim.groups import Group
 from vit_jax.optim.optimizer import Optimizer, build
 from vit_jax.optim.rule import Rule
@@ -24,5 +25,7 @@ __all__ = [
     "Rule",
     "build",
     "clip_by_global_norm",
+    "complete",
     "ema_update",
+    "filled",
 ]

@@ -1,5 +1,7 @@
 """Several runs side by side: one HTML file with their curves, metrics and differences in config."""
 
+import collections
+import dataclasses
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -54,13 +56,25 @@ def write_comparison(workdirs: Sequence[epath.PathLike], out: epath.PathLike) ->
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
-    """Returns the shortest ends of paths, in whole folders, that tell them apart."""
+    """Returns the shortest ends of paths, in whole folders, that tell them apart.
+
+    Names that are equal, such as those of a run that is given twice, are numbered.
+    """
     parts = [path.rstrip("/").split("/") for path in paths]
     for count in itertools.count(1):
         names = ["/".join(part[-count:]) for part in parts]
         if len({*names}) == len({*paths}) or count >= max(map(len, parts)):
-            return [one_line(name) for name in names]
+            return _numbered([one_line(name) for name in names])
     raise AssertionError("the paths have an end")
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    seen: collections.Counter[str] = collections.Counter()
+    found: list[str] = []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name} ({seen[name]})" if names.count(name) > 1 else name)
+    return found
 
 
 def _metrics(logs: Sequence[Rows], info: Mapping[str, Metric]) -> list[dict[str, Any]]:
@@ -70,7 +84,7 @@ def _metrics(logs: Sequence[Rows], info: Mapping[str, Metric]) -> list[dict[str,
         for rows in logs
     ]
     found = []
-    for name in sorted({name for one in last for name in one}):
+    for name, label in curves.labels(sorted({name for one in last for name in one})).items():
         told = meaning(name, info)
         best: float | None = None
         for value in (one[name] for one in last if name in one):
@@ -80,7 +94,7 @@ def _metrics(logs: Sequence[Rows], info: Mapping[str, Metric]) -> list[dict[str,
             for one in last
         ]
         columns = [i for i, one in enumerate(last) if best is not None and one.get(name) == best]
-        found.append({"name": curves.readable(name), "cells": cells, "best": columns})
+        found.append({"name": label, "cells": cells, "best": columns})
     return found
 
 
@@ -96,20 +110,22 @@ def _charts(
     names: Sequence[str], logs: Sequence[Rows], info: Mapping[str, Metric]
 ) -> list[dict[str, Any]]:
     """Returns a chart for each main metric, with a line for each run."""
-    lines: dict[str, list[curves.Series]] = {}
+    lines: dict[str, list[tuple[int, curves.Series]]] = {}
     scales: dict[str, str] = {}
-    for name, rows in zip(names, logs, strict=True):
+    for run, rows in enumerate(logs):
         for chart in curves.charts(rows, info):
             for series in chart.series if chart.is_main else ():
-                scales[series.label] = chart.scale
-                lines.setdefault(series.label, []).append(
-                    curves.Series(name, series.points, series.is_fraction)
-                )
-    colors = {name: number for number, name in enumerate(names)}
+                scales[series.metric] = chart.scale
+                line = dataclasses.replace(series, label=names[run])
+                lines.setdefault(series.metric, []).append((run, line))
     return [
         html.drawn(
-            curves.Chart(curves.sentence(title), tuple(series), scale=scales[title]),
-            colors=[colors[one.label] for one in series],
+            curves.Chart(
+                label[:1].upper() + label[1:],
+                tuple(line for _, line in lines[metric]),
+                scale=scales[metric],
+            ),
+            colors=[run for run, _ in lines[metric]],
         )
-        for title, series in lines.items()
+        for metric, label in curves.labels(lines).items()
     ]

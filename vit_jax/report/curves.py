@@ -1,7 +1,8 @@
 """Learning curves: the grouping of metrics into charts, their order and the format of values."""
 
+import collections
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vit_jax.tracking.metrics import Metric, meaning
@@ -22,11 +23,16 @@ _TRAIN_LOSS_NOTE = (
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart: its label, its finite points by step, and whether they are fractions."""
+    """A line of a chart: its label, its finite points by step, and whether they are fractions.
+
+    Attributes:
+      metric: the name of the metric in the log; "" for what is no metric.
+    """
 
     label: str
     points: Points
     is_fraction: bool = False
+    metric: str = ""
 
     @property
     def last(self) -> float:
@@ -88,7 +94,10 @@ def charts(rows: Sequence[Row], metric_info: Mapping[str, Metric]) -> list[Chart
             wanted[_free(sentence(kind(name)), name, wanted)] = ([name], False, scale)
     found = []
     for title, (members, is_main, scale) in wanted.items():
-        series = [_series(rows, name, units.get(name) == "fraction") for name in members]
+        series = [
+            Series(label, _finite(rows, name), units.get(name) == "fraction", name)
+            for name, label in labels(members).items()
+        ]
         series = [one for one in series if one.points]
         if series:
             found.append(Chart(title, tuple(series), is_main, scale))
@@ -138,6 +147,13 @@ def readable(name: str) -> str:
     return one_line(" ".join(words))
 
 
+def labels(names: Iterable[str]) -> dict[str, str]:
+    """Returns the words of each metric, or its name where two metrics have the same words."""
+    words = {name: readable(name) for name in names}
+    counts = collections.Counter(words.values())
+    return {name: one if counts[one] == 1 else one_line(name) for name, one in words.items()}
+
+
 def kind(name: str) -> str:
     """Returns the last part of a metric's name, without the split and without `ema`."""
     return "_".join(word for word in name.rpartition("/")[2].split("_") if word != "ema")
@@ -171,7 +187,6 @@ def compact(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _series(rows: Sequence[Row], name: str, is_fraction: bool) -> Series:
+def _finite(rows: Sequence[Row], name: str) -> Points:
     points = [(int(row["step"]), row[name]) for row in rows if name in row]
-    finite = [(step, value) for step, value in points if math.isfinite(value)]
-    return Series(readable(name), finite, is_fraction)
+    return [(step, value) for step, value in points if math.isfinite(value)]

@@ -1,6 +1,6 @@
 """The initial state of a run, which may start from a checkpoint (`config.init`)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from vit_jax.training.class_names import class_names
 from vit_jax.training.class_rows import by_name
 from vit_jax.training.learned import Learned, warn_of_other_statistics
 from vit_jax.training.run import Run
+from vit_jax.training.spikes import LossHistory
 from vit_jax.types import Params
 
 
@@ -92,14 +93,30 @@ def _restart(run: Run, state: step.State, loaded: Mapping[str, Any]) -> step.Sta
             " those of its model, so it cannot start from a checkpoint"
         )
     params = {**state.params, **jax.tree.map(sharding.place_whole, loaded, abstract)}
+    return state.replace(params=params, **derived(run, params, DERIVED))
 
-    def others(params: Params) -> tuple[Any, Params | None, Params | None]:
-        average = None if state.ema is None else jax.tree.map(jnp.copy, params)
-        own = step.first_task_state(run.task, params, run.config.seed)
-        return run.optimizer.init(params), average, own
 
-    wanted = (run.abstract.opt_state, run.abstract.ema, run.abstract.task_state)
-    places = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+DERIVED = ("opt_state", "ema", "losses", "task_state")
+"""The fields of a state whose first values follow from the parameters."""
+
+
+def derived(run: Run, params: Params, fields: Collection[str]) -> dict[str, Any]:
+    """Returns the values of some `DERIVED` fields before the first step from `params`."""
+
+    def values(params: Params) -> dict[str, Any]:
+        makers: dict[str, Callable[[], Any]] = {
+            "opt_state": lambda: run.optimizer.init(params),
+            "ema": lambda: jax.tree.map(jnp.copy, params),
+            "losses": LossHistory.empty,
+            "task_state": lambda: step.first_task_state(run.task, params, run.config.seed),
+        }
+        return {name: makers[name]() for name in places}
+
+    abstract = {name: getattr(run.abstract, name) for name in fields}
+    places = {
+        name: jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        for name, shapes in abstract.items()
+        if shapes is not None
+    }
     with sharding.activate(run.mesh):
-        opt_state, ema, task_state = jax.jit(others, out_shardings=places)(params)
-    return state.replace(params=params, opt_state=opt_state, ema=ema, task_state=task_state)
+        return jax.jit(values, out_shardings=places)(params)

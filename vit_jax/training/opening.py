@@ -80,4 +80,10 @@ def opening_lines(
         fresh = [name for name in restored.missing if not name.startswith("ema.")]
         if fresh:
             yield f"warning: not in the checkpoint, started fresh: {len(fresh)} arrays ({fresh[0]})"
+        for rule in restored.restarted:
+            yield (
+                f"warning: all moments of {rule} start anew: it counts its updates for all"
+                " parameters together, and some are new to it (optim.freeze_until gives parameters"
+                " a count of their own)"
+            )
         yield f"resuming after step {restored.step}"

@@ -1,21 +1,18 @@
 """The state that a run begins with, and the records of its earlier attempts in the log."""
 
+import dataclasses
 import math
 
-import jax
-import jax.numpy as jnp
-
+from vit_jax import optim
 from vit_jax.checkpoints import MergeReport
 from vit_jax.checkpoints.store import Restored, Store
 from vit_jax.errors import UserError
-from vit_jax.parallel import sharding
 from vit_jax.tracking import read_metrics
 from vit_jax.tracking.step_log import total_seconds
 from vit_jax.training import initial_state, step
 from vit_jax.training.class_names import class_names
 from vit_jax.training.run import Run
 from vit_jax.training.workdir import Workdir
-from vit_jax.types import Params
 
 
 def restore_or_init(
@@ -24,7 +21,7 @@ def restore_or_init(
     """Returns the newest whole checkpoint, or the initial state where there is no checkpoint.
 
     Arrays that the checkpoint lacks because the config has changed, such as those of a new
-    optimizer stage or of a moving average that was off, are initialized. The `MergeReport`
+    optimizer or of a moving average that was off, start from its parameters. The `MergeReport`
     describes the use of `config.init.checkpoint`; it is None unless the state starts from one.
 
     Raises:
@@ -34,33 +31,21 @@ def restore_or_init(
     if restored is None:
         state, merged = initial_state.first_state(run)
         return state, None, merged
-    restored.check_whole("params")
+    for field in dataclasses.fields(step.State):
+        if field.name not in initial_state.DERIVED:
+            restored.check_whole(field.name)
     state = restored.tree
     if restored.missing:
-        fresh = run.make_state()
-        if state.ema is None or any(name.startswith("ema.") for name in restored.missing):
-            fresh = fresh.replace(ema=fresh.ema and _copies(state.params, fresh.ema))
-        if any(name.startswith("task_state.") for name in restored.missing):
-            fresh = fresh.replace(task_state=_fresh_task_state(run, state.params))
-        state = jax.tree.map(
-            lambda old, new: new if old is None else old, state, fresh, is_leaf=lambda x: x is None
-        )
+        lacking = {name.partition(".")[0] for name in restored.missing}
+        fresh = initial_state.derived(run, state.params, lacking)
+        changes = {name: optim.filled(getattr(state, name), x) for name, x in fresh.items()}
+        if "opt_state" in lacking:
+            changes["opt_state"], anew = optim.complete(
+                state.opt_state, fresh["opt_state"], state.params
+            )
+            restored = dataclasses.replace(restored, restarted=anew)
+        state = state.replace(**changes)
     return state, restored, None
-
-
-def _copies(params: Params, like: Params) -> Params:
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-    return jax.tree.map(jnp.copy, sharding.moved(params, shardings))
-
-
-def _fresh_task_state(run: Run, params: Params) -> Params:
-    places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract.task_state)
-
-    def init(params: Params) -> Params | None:
-        return step.first_task_state(run.task, params, run.config.seed)
-
-    with sharding.activate(run.mesh):
-        return jax.jit(init, out_shardings=places)(params)
 
 
 def check_data(run: Run, workdir: Workdir) -> list[str]:

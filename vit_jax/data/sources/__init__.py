@@ -45,7 +45,9 @@ class Source(Protocol):
         """Returns the records `indices` (int64 [k]), as arrays whose leading axis is k.
 
         Decoded images are uint8 `[k, h, w, c]`. Encoded images are object arrays `[k]` of bytes,
-        which the preprocessing string decodes. Labels are int32. Several threads call this method.
+        which the preprocessing string decodes. Labels are int32, from 0 to `num_classes` - 1;
+        an image without a label has no place beside others with one. Several threads call this
+        method.
         """
         ...
 
