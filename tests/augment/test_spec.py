@@ -7,7 +7,16 @@ import pytest
 
 from vit_jax import tasks
 from vit_jax.augment import randaugment
-from vit_jax.augment.images import cutmix, distort_labels, draw_affine, erase, mixup, random_affine
+from vit_jax.augment.images import (
+    cutmix,
+    distort,
+    distort_labels,
+    draw_affine,
+    draw_elastic,
+    erase,
+    mixup,
+    random_affine,
+)
 from vit_jax.augment.spec import Augmentation
 from vit_jax.errors import UserError
 from vit_jax.types import ArraySpec, DataInfo
@@ -111,6 +120,41 @@ def test_labels_of_pixels_are_distorted_with_their_pixels():
     assert same.mean() > 0.6
 
 
+def test_elastic_distortions_are_smooth_and_move_labels_with_their_pixels():
+    """A ramp shows from where each pixel was read."""
+    fields = draw_elastic(KEY, 400, (16, 32), deviation=0.03, grid=4)
+    assert fields.shape == (400, 2, 16, 32)
+    nodes = np.asarray(draw_elastic(KEY, 400, (12, 28), deviation=0.05, grid=4))
+    nodes = nodes[:, :, 1::3, 3::7]  # Cells of odd size have a pixel at the very node.
+    np.testing.assert_allclose(nodes[:, 0].std(), 0.05 * 12, rtol=0.03)
+    np.testing.assert_allclose(nodes[:, 1].std(), 0.05 * 28, rtol=0.03)
+    assert np.abs(np.diff(fields, axis=-1)).max() < 1  # No two pixels change places.
+    assert abs(np.corrcoef(nodes[:, 0].ravel(), nodes[:, 1].ravel())[0, 1]) < 0.05
+
+    few, still = fields[:3], jnp.zeros((3, 5))
+    rows, columns = np.mgrid[:16, :32]
+    ramps = jnp.asarray(np.repeat(np.stack([rows, columns], -1)[None], 3, 0), jnp.float32)
+    moved = np.moveaxis(np.asarray(distort(ramps, still, few)), -1, 1)
+    read = np.stack([rows, columns]) + np.asarray(few)
+    inside = ((read >= 0) & (read <= np.array([15, 31]).reshape(2, 1, 1))).all(1, keepdims=True)
+    assert inside.mean() > 0.8
+    np.testing.assert_allclose(np.where(inside, moved, read), read, atol=1e-4)
+    labels = np.asarray(distort_labels(jnp.asarray([columns] * 3, jnp.int32), still, few))
+    well = inside[:, 0] & (np.abs(read[:, 1] % 1 - 0.5) > 1e-3)
+    np.testing.assert_array_equal(labels[well], np.round(read[:, 1])[well])
+
+
+def test_elastic_distortions_leave_the_other_random_numbers_alone():
+    bounds, elastic = {"rotate": 20.0}, {"deviation": 0.1}
+    key = jax.random.split(KEY, 5)[3]
+    field = draw_elastic(jax.random.fold_in(key, 1), 6, (8, 12), **elastic)
+    expected = distort(jnp.asarray(IMAGES), draw_affine(key, 6, **bounds), field)
+    images, _ = Augmentation(affine=bounds, elastic=elastic)(KEY, IMAGES, {}, lambda x: x)
+    np.testing.assert_allclose(images, expected, atol=1)
+    assert (np.asarray(images) == np.asarray(expected)).mean() > 0.99
+    assert (np.asarray(images) != IMAGES).mean() > 0.5
+
+
 def info(**arrays):
     spec = {name: ArraySpec(x.shape[1:], x.dtype) for name, x in arrays.items()}
     return DataInfo(spec, 4)
@@ -139,6 +183,14 @@ def test_tasks_augment_by_the_fields_they_have():
     ("name", "fields", "message"),
     [
         ("segmentation", {"affine": {"turn": 3.0}}, "affine.turn is unknown"),
+        ("segmentation", {"elastic": {"sigma": 3.0}}, "elastic.sigma is unknown"),
+        (
+            "segmentation",
+            {"elastic": {"deviation": -1}},
+            "deviation=-1: write a number of at least",
+        ),
+        ("segmentation", {"elastic": {"deviation": 1, "grid": 1.5}}, "grid=1.5: write a whole"),
+        ("segmentation", {"elastic": {"grid": 4}}, "elastic has no deviation"),
         ("segmentation", {"cutmix": -1.0}, "cutmix=-1.0: write 0 or more"),
         ("segmentation", {"mixup": 1.0}, "mixup is no field of task"),
         ("segmentation", {"randaug": {"magnitude": 9}}, "randaug is no field of task"),

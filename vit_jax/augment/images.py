@@ -43,6 +43,7 @@ NO_LABEL = 255
 """The value of a pixel without a label in maps of labels."""
 
 AFFINE_KEYS = ("rotate", "shift", "scale", "shear")
+ELASTIC_KEYS = ("deviation", "grid")
 
 
 def check_affine(bounds: Mapping[str, float]) -> None:
@@ -51,6 +52,19 @@ def check_affine(bounds: Mapping[str, float]) -> None:
         check_known(name, AFFINE_KEYS, f"config.task.affine.{name}")
         if isinstance(bound, bool) or not isinstance(bound, int | float) or bound < 0:
             raise UserError(f"config.task.affine.{name}={bound!r}: write a number of at least 0")
+
+
+def check_elastic(fields: Mapping[str, float]) -> None:
+    """Raises a `UserError` unless `config.task.elastic` holds arguments of `draw_elastic`."""
+    for name, value in fields.items():
+        check_known(name, ELASTIC_KEYS, f"config.task.elastic.{name}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise UserError(f"config.task.elastic.{name}={value!r}: write a number of at least 0")
+    grid = fields.get("grid", 3)
+    if not isinstance(grid, int) or grid < 2:
+        raise UserError(f"config.task.elastic.grid={grid!r}: write a whole number from 2")
+    if fields and "deviation" not in fields:
+        raise UserError("config.task.elastic has no deviation: write the size of a displacement")
 
 
 def random_affine(key: Array, images: Array, **bounds: float) -> Array:
@@ -85,27 +99,52 @@ def draw_affine(
     return draws * jnp.array([bounds])
 
 
-def distort(images: Array, amounts: Array) -> Array:
-    """Returns `affine` of each image `[b, h, w, c]`, in the dtype of the images."""
-    moved = jax.vmap(affine)(images.astype(jnp.float32), amounts)
+def draw_elastic(
+    key: Array, batch: int, shape: Sequence[int], *, deviation: float, grid: int = 3
+) -> Array:
+    """Returns random smooth displacements of pixels, float32 `[batch, 2, height, width]`.
+
+    The displacements at the points of a coarse grid over the image are normal and independent;
+    those of the pixels between are interpolated by cubic splines (Ronneberger et al. 2015, U-Net,
+    section 3.1; the idea is of Simard et al. 2003).
+
+    Args:
+      key: for all random numbers.
+      batch: the number of images.
+      shape: (height, width) of the images.
+      deviation: the standard deviation at a point of the grid, as a fraction of the side.
+      grid: the number of points along each side.
+    """
+    nodes = deviation * jax.random.normal(key, (batch, 2, grid, grid))
+    fields = jax.image.resize(nodes, (batch, 2, *shape), "cubic")
+    return fields * jnp.asarray(shape, jnp.float32).reshape(1, 2, 1, 1)
+
+
+def distort(images: Array, amounts: Array, fields: Array | None = None) -> Array:
+    """Returns `affine` of each image `[b, h, w, c]`, in the dtype of the images.
+
+    `fields` are displacements as from `draw_elastic`, added to the places that are read.
+    """
+    given = (amounts,) if fields is None else (amounts, fields)
+    moved = jax.vmap(affine)(images.astype(jnp.float32), *given)
     is_integer = jnp.issubdtype(images.dtype, jnp.integer)
     return (jnp.round(moved) if is_integer else moved).astype(images.dtype)
 
 
-def distort_labels(maps: Array, amounts: Array) -> Array:
+def distort_labels(maps: Array, amounts: Array, fields: Array | None = None) -> Array:
     """Returns maps of labels `[b, h, w]`, moved as `distort` moves images.
 
     Each pixel gets the label of the nearest one, and `NO_LABEL` from outside.
     """
 
-    def of_image(labels: Array, amounts: Array) -> Array:
-        source = _sources(labels.shape, amounts)
+    def of_image(labels: Array, *given: Array) -> Array:
+        source = _sources(labels.shape, *given)
         return map_coordinates(labels, source, order=0, cval=NO_LABEL)
 
-    return jax.vmap(of_image)(maps, amounts)
+    return jax.vmap(of_image)(maps, *((amounts,) if fields is None else (amounts, fields)))
 
 
-def affine(image: Array, amounts: Array) -> Array:
+def affine(image: Array, amounts: Array, field: Array | None = None) -> Array:
     """Returns `image` `[h, w, c]` sheared, turned, scaled and moved about its center.
 
     Pixels are interpolated bilinearly; those from outside are zero.
@@ -114,13 +153,14 @@ def affine(image: Array, amounts: Array) -> Array:
       image: floats.
       amounts: angle and slant (radians), logarithm of the magnification, shifts along x and y
         (fractions of the side): float32 `[5]`.
+      field: further displacements along rows and columns, in pixels: float32 `[2, h, w]`.
     """
-    source = _sources(image.shape[:2], amounts)
+    source = _sources(image.shape[:2], amounts, field)
     sample = jax.vmap(lambda plane: map_coordinates(plane, source, order=1), -1, -1)
     return sample(image)
 
 
-def _sources(shape: Sequence[int], amounts: Array) -> list[Array]:
+def _sources(shape: Sequence[int], amounts: Array, field: Array | None = None) -> list[Array]:
     """Returns the row and the column, `[h, w]` each, at which `affine` reads each pixel."""
     angle, slant, log_scale, shift_x, shift_y = amounts
     height, width = shape
@@ -131,7 +171,8 @@ def _sources(shape: Sequence[int], amounts: Array) -> list[Array]:
     # Shear, then turn and scale.
     cos, sin = jnp.cos(angle) * jnp.exp(-log_scale), jnp.sin(angle) * jnp.exp(-log_scale)
     x = x + jnp.tan(slant) * y
-    return [center_y + sin * x + cos * y, center_x + cos * x - sin * y]
+    places = [center_y + sin * x + cos * y, center_x + cos * x - sin * y]
+    return places if field is None else [places[0] + field[0], places[1] + field[1]]
 
 
 def is_map(target: Array, images: Array) -> bool:

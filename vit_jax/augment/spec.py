@@ -11,10 +11,12 @@ from vit_jax.augment import randaugment
 from vit_jax.augment.images import (
     by_row,
     check_affine,
+    check_elastic,
     cutmix,
     distort,
     distort_labels,
     draw_affine,
+    draw_elastic,
     erase,
     is_map,
     mixup,
@@ -35,6 +37,7 @@ class Augmentation:
     Attributes:
       affine: bounds of random distortions: {rotate, shift, scale, shear}, see `draw_affine`; {} =
         off.
+      elastic: random smooth distortions: {deviation, grid}, see `draw_elastic`; {} = off.
       randaug: RandAugment: {num_layers, magnitude, corrected}; keys that are left out have the
         defaults of the preprocessing op of this name; {} = off. It moves no maps.
       erasing: the share of the images in which noise replaces a box; see `erase`.
@@ -45,6 +48,7 @@ class Augmentation:
     """
 
     affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    elastic: Mapping[str, float] = dataclasses.field(default_factory=dict)
     randaug: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     erasing: float = 0.0
     mixup: float = 0.0
@@ -60,6 +64,7 @@ class Augmentation:
     def check(self, image: ArraySpec) -> None:
         """Raises a `UserError` if an attribute is invalid or does not fit the images."""
         check_affine(self.affine)
+        check_elastic(self.elastic)
         randaugment.check(self.randaug, image)
         if not 0 <= self.erasing <= 1:
             raise UserError(f"config.task.erasing={self.erasing}: write a number from 0 to 1")
@@ -87,19 +92,28 @@ class Augmentation:
         """
         # The order of these keys is part of every result.
         key_coin, key_mix, key_erase, key_distort, key_augment = jax.random.split(key, 5)
-        if self.affine:
-            amounts = draw_affine(key_distort, len(images), **self.affine)
+        if self.affine or self.elastic:
+            moves = self._draw_moves(key_distort, images)
             targets = {
-                name: distort_labels(x, amounts) if is_map(x, images) else x
+                name: distort_labels(x, *moves) if is_map(x, images) else x
                 for name, x in targets.items()
             }
-            images = distort(images, amounts)
+            images = distort(images, *moves)
         if self.randaug:
             images = randaugment.augment(key_augment, images, **self.randaug)
         images = normalize(images)
         if self.erasing:
             images = erase(key_erase, self.erasing, images)
         return self._mix(key_coin, key_mix, images, targets)
+
+    def _draw_moves(self, key: Array, images: Array) -> tuple[Array, ...]:
+        """Returns the arguments of `distort` beside the images."""
+        amounts = draw_affine(key, len(images), **self.affine)
+        if not self.elastic:
+            return (amounts,)
+        # A key of its own, so that runs without elastic distortions keep their numbers.
+        key = jax.random.fold_in(key, 1)
+        return amounts, draw_elastic(key, len(images), images.shape[1:3], **self.elastic)
 
     def _mix(
         self, key_coin: Array, key_mix: Array, images: Array, targets: Targets

@@ -41,7 +41,8 @@ class Task(BaseTask):
     Attributes:
       loss: "softmax", or "sigmoid" (each class on its own, summed over classes).
       label_smoothing: the share of the target that is spread evenly over all classes.
-      affine, randaug, erasing, mixup, cutmix, mixing_groups: see `augment.spec.Augmentation`.
+      affine, elastic, randaug, erasing, mixup, cutmix, mixing_groups: see
+        `augment.spec.Augmentation`.
       multihot_mixing: makes a mixed image a full example of both its classes, for the sigmoid loss
         (Wightman et al. 2021, "ResNet strikes back", section 2.2; DeiT III).
       class_weights: one factor for each class, of its terms in the loss. Softmax losses are divided
@@ -70,6 +71,7 @@ class Task(BaseTask):
     logit_adjustment: float = 0.0
     distill: Mapping[str, Any] | None = None
     affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    elastic: Mapping[str, float] = dataclasses.field(default_factory=dict)
     randaug: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     teacher: Teacher | None = dataclasses.field(default=None, init=False)
 

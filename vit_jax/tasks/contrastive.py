@@ -61,7 +61,7 @@ class Task(BaseTask):
         are averaged (CLIP, section 3.1.4).
       candidates: the number of texts among which the right one is to be found; see
         `_retrieval.right_among`.
-      affine, randaug, erasing: see `augment.spec.Augmentation`.
+      affine, elastic, randaug, erasing: see `augment.spec.Augmentation`.
     """
 
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -77,6 +77,7 @@ class Task(BaseTask):
     prompts: Sequence[str] = ()
     candidates: int = 50
     affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    elastic: Mapping[str, float] = dataclasses.field(default_factory=dict)
     randaug: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     erasing: float = 0.0
 

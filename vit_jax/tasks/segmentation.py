@@ -45,7 +45,7 @@ class Task(BaseTask):
       stride: pixels, or (down, right), between windows of the training size that evaluation slides
         over larger images; 0 evaluates whole images.
       scales, mirror: evaluation averages over images resized by these factors, and mirrored ones.
-      affine, cutmix: see `augment.spec.Augmentation`. The labels move with the pixels.
+      affine, elastic, cutmix: see `augment.spec.Augmentation`. The labels move with the pixels.
     """
 
     num_classes: int = 0
@@ -62,6 +62,7 @@ class Task(BaseTask):
     scales: Sequence[float] = (1.0,)
     mirror: bool = False
     affine: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    elastic: Mapping[str, float] = dataclasses.field(default_factory=dict)
     cutmix: float = 0.0
 
     headline = "miou"
