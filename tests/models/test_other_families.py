@@ -9,6 +9,7 @@ from golden_trees import random_params
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.models.conv_stem import PatchStem
 from vit_jax.models.layers.initialization import SCHEMES
 from vit_jax.models.resnet import BIT, StdConv
 
@@ -27,6 +28,12 @@ FAMILIES = {
         "conv_stem_b16",
         {**TRANSFORMER, "depth": 1, "stem_strides": (2, 2), "stem_width": 4},
         IMAGES[:, :16, :24],
+    ),
+    "overlapping_stem": (
+        "conv_stem_b16",
+        {**TRANSFORMER, "depth": 1, "stem_strides": (2, 1), "stem_width": 4}
+        | {"stem_kernel": 3, "stem_norm": True},
+        IMAGES[:, :8, :12],
     ),
     "differential": ("vit", {**TRANSFORMER, "patch_size": 4, "differential": True}, SMALL_IMAGES),
     "text": ("text", {**TRANSFORMER, "vocab_size": 20}, TOKENS),
@@ -73,6 +80,22 @@ def test_unscanned_blocks_and_remat_compute_the_same(family):
     other, _, _ = build(family, scan=False, remat="full")
     actual = jax.jit(other.apply)({"params": models.unstack_blocks(params)}, inputs)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_convolutions_of_an_overlapping_stem_see_their_neighbors():
+    """One pixel reaches the cells of the map whose kernels of three cover it, and no others."""
+    stem = PatchStem((2, 1), 4, 3, False, jnp.float32)
+    images = np.zeros((1, 16, 16, 1), np.float32)
+    params = stem.init(jax.random.key(0), images)["params"]
+    quiet = stem.apply({"params": params}, images)
+    images[0, 8, 4] = 1
+    changed = np.abs(np.asarray(stem.apply({"params": params}, images) - quiet)[0]).max(-1) > 1e-6
+    assert changed.shape == (8, 8)
+    expected = np.zeros((8, 8), bool)
+    expected[3:6, 1:4] = True
+    np.testing.assert_array_equal(changed, expected)
+    with pytest.raises(UserError, match="stem_kernel=0: write 1 or more"):
+        build("conv_stem", stem_kernel=0)
 
 
 def test_mixer_noise_in_training_alone():
