@@ -100,7 +100,7 @@ def draw_affine(
 
 
 def draw_elastic(
-    key: Array, batch: int, shape: Sequence[int], *, deviation: float, grid: int = 3
+    key: Array, batch: int, shape: Sequence[int], *, deviation: float, grid: float = 3
 ) -> Array:
     """Returns random smooth displacements of pixels, float32 `[batch, 2, height, width]`.
 
@@ -113,9 +113,10 @@ def draw_elastic(
       batch: the number of images.
       shape: (height, width) of the images.
       deviation: the standard deviation at a point of the grid, as a fraction of the side.
-      grid: the number of points along each side.
+      grid: the number of points along each side, a whole number from 2.
     """
-    nodes = deviation * jax.random.normal(key, (batch, 2, grid, grid))
+    side = int(grid)
+    nodes = deviation * jax.random.normal(key, (batch, 2, side, side))
     fields = jax.image.resize(nodes, (batch, 2, *shape), "cubic")
     return fields * jnp.asarray(shape, jnp.float32).reshape(1, 2, 1, 1)
 

@@ -78,14 +78,15 @@ class PatchStem(nn.Module):
     def __call__(self, x: Array) -> Array:
         for i, stride in enumerate(self.strides):
             if self.kernel is None:
-                fields = ((stride,) * 2, x.shape[-1], self.width, self.dtype)
-                x = PatchEmbed(*fields, name=f"conv{i}")(cut_patches(x, (stride, stride)))
+                side = (stride, stride)
+                embed = PatchEmbed(side, x.shape[-1], self.width, self.dtype, name=f"conv{i}")
+                x = embed(cut_patches(x, side))
             else:
-                fields = (self.kernel, stride, self.width, self.dtype)
-                x = Convolution(*fields, name=f"conv{i}")(x)
+                conv = Convolution(self.kernel, stride, self.width, self.dtype, name=f"conv{i}")
+                x = conv(x)
             if self.norm:
-                norm = {"name": f"norm{i}", "dtype": self.dtype, "axis": "conv_out"}
-                x = make_norm("layernorm", **norm)(x)
+                name = f"norm{i}"
+                x = make_norm("layernorm", name=name, dtype=self.dtype, axis="conv_out")(x)
             x = ACTIVATIONS["gelu"](x)
         return x
 
