@@ -10,7 +10,7 @@ HUNDRED_EPOCHS = """
 import json
 from pathlib import Path
 
-from vit_jax import runtime
+from vit_jax.parallel import processes
 from vit_jax.config import default_config
 from vit_jax.training.run import host_batches, open_source
 
@@ -18,7 +18,7 @@ def resident_mib():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 
-runtime.setup("", "default")
+processes.setup("", "default")
 config = default_config()
 config.batch_size = 64
 config.data.source, config.data.name, config.data.split = "fake", "fake", "train"

@@ -1,5 +1,6 @@
 """ImageNet from its archives, and what may then be done to a prepared dataset."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -369,3 +370,66 @@ def test_two_processes_do_not_prepare_into_one_folder(tmp_path):
     with shards._alone_in(tmp_path), taken:
         shards.write([], tmp_path, print)
     assert shards.write([], tmp_path, print) == {}
+
+
+def test_files_of_another_source_are_written_again(tmp_path):
+    """An interrupted call leaves some, and the next one may name another source."""
+    source, folder, written = tmp_path / "source", tmp_path / "building", []
+
+    def write():
+        def read():
+            written.append(source.read_bytes())
+            yield written[-1]
+
+        return shards.write([shards.Part("a", 1, read, shards.origin_of(source))], folder, print)
+
+    for content in (b"first", b"first", b"other"):
+        if not source.exists() or source.read_bytes() != content:
+            source.write_bytes(content)
+            os.utime(source, ns=(0, len(written) + 1))
+        sums = write()
+    assert written == [b"first", b"other"]
+    assert shards.is_same(sums["a"], shards.checksum(folder / "a"))
+    (folder / shards.CHECKSUMS).write_text("{")
+    with pytest.raises(UserError, match=r"checksums\.json is damaged .*delete it"):
+        write()
+
+
+def test_a_copy_replaces_files_of_equal_size_whose_checksums_differ(tmp_path, monkeypatch):
+    source, bucket = tmp_path / "digits", tmp_path / "bucket"
+    info = types.SimpleNamespace(full_name="digits/1.0.0")
+    builder = types.SimpleNamespace(data_path=epath.Path(source), info=info)
+    monkeypatch.setattr(datasets, "find_builder", lambda *_: builder)
+    source.mkdir()
+    copied = bucket / "digits" / "1.0.0"
+
+    def prepare(content):
+        for name in ("a", "dataset_info.json"):
+            (source / name).write_bytes(content)
+        (source / shards.CHECKSUMS).write_text(json.dumps({"a": shards.checksum(source / "a")}))
+
+    def copy(*, until=""):
+        """Returns the copied files; it is interrupted before the file `until`."""
+        told = []
+
+        def tell(line):
+            told.append(line.rpartition("/")[2])
+            if told[-1] == until:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            datasets.copy("digits", "", str(bucket), tell)
+        return told
+
+    prepare(b"first")
+    everything = ["a", "checksums.json", "dataset_info.json"]
+    assert copy() == everything
+    assert copy() == []
+    prepare(b"other")
+    assert copy(until="a") == ["a"]
+    assert copy() == everything  # The checksums there are still those of before.
+    assert [path.read_bytes() for path in map(copied.joinpath, ("a", "dataset_info.json"))] == [
+        b"other",
+        b"other",
+    ]
+    assert copy() == []

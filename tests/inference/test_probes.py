@@ -8,6 +8,7 @@ import self_supervised_golden as golden
 
 from vit_jax import tasks
 from vit_jax.config import default_config
+from vit_jax.errors import UserError
 from vit_jax.inference import linear_probe
 from vit_jax.models.intermediate import LastLayers
 from vit_jax.optim import schedules
@@ -187,6 +188,11 @@ def test_features_that_are_not_finite_give_no_right_answer():
         if broken != 1e38:
             assert found == {"knn_3": 0, "fewshot_2": 0, "linear": 0}
     assert accuracy(np.array([[1.0, np.nan], [1.0, 0.0]]), np.array([0, 0]), top=2) == 0.5
+
+
+def test_an_image_without_a_class_is_not_compared():
+    with pytest.raises(UserError, match="the label -1: probes compare images with one class each"):
+        Labelled(np.zeros((3, 2), np.float32), np.array([0, -1, 1]))
 
 
 def test_a_sweep_finds_a_rate_that_learns():

@@ -18,6 +18,9 @@ def test_a_pushed_run_answers_as_before(hub_server, tiny_config, left_by_a_run, 
     run = tmp_path / "run"
     left_by_a_run(tiny_config(data__eval_pp="decode|resize(8)"), run, classes=("a", "b|c", "d"))
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "eval/val/accuracy": 0.5}) + "\n")
+    record = json.loads((run / "config.json").read_text())
+    record["command"] = ["vit-jax", "train", "--config.data.name=caf\udce9"]  # Not UTF-8.
+    (run / "config.json").write_text(json.dumps(record))
     assert main(["push", str(run), "hf://me/digits"]) == 0
     assert "read it back as hf://me/digits" in capsys.readouterr().out
     found = Predictor.from_checkpoint("hf://me/digits")
@@ -26,7 +29,9 @@ def test_a_pushed_run_answers_as_before(hub_server, tiny_config, left_by_a_run, 
     assert found.info.class_names == ("a", "b|c", "d")
     repository = hub_server.repos["me/digits"]
     card = repository["README.md"].decode()
-    for part in ("library_name: transformers", "| `val/accuracy` | 0.5", "decode|resize(8)"):
+    for part in (
+        "library_name: transformers", "| `val/accuracy` | 0.5", "decode|resize(8)", "caf\\udce9",
+    ):  # fmt: skip
         assert part in card
     assert json.loads(repository["vit_jax_config.json"])["model"]["name"] == "vit"
 

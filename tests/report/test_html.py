@@ -211,14 +211,14 @@ def test_lines_of_a_comparison_are_told_apart(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "learning_curve", lambda *drawing: drawn.append(drawing))
     page = Page(write_comparison([run, run], out).read_text())
-    assert page.texts[page.texts.index("2 runs side by side") + 1 :][:2] == ["run (1)", "run (2)"]
+    assert page.texts[page.texts.index("2 runs side by side") + 1 :][:2] == ["run (0)", "run (1)"]
     assert [chart.title for chart, _ in drawn] == [
         "Val accuracy",
         "Eval/val_2/top",
         "Eval/val/2_top",
     ]
     for chart, colors in drawn:
-        assert [line.label for line in chart.series] == ["run (1)", "run (2)"]
+        assert [line.label for line in chart.series] == ["run (0)", "run (1)"]
         assert colors == [0, 1]
 
 

@@ -11,7 +11,7 @@ from vit_jax.inference import fewshot
 from vit_jax.training import evaluate, initial_state
 from vit_jax.training.class_names import check_labels, moved
 from vit_jax.training.learned import Learned
-from vit_jax.types import DataInfo
+from vit_jax.types import ArraySpec, DataInfo
 
 
 def labels(*names, count=0):
@@ -146,3 +146,13 @@ def test_a_teacher_or_an_evaluated_checkpoint_has_the_order_of_the_data(folder, 
     monkeypatch.setattr(evaluate.Run, "build", lambda config: run_with())
     with pytest.raises(UserError, match="other classes: class 0 was 'dog' and is now 'cat'"):
         evaluate.evaluate_checkpoint(None, folder)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [((), np.int32, True), ((), np.float32, False), ((3,), np.int32, False)],
+)
+def test_a_number_that_is_no_class_is_no_label(monkeypatch, shape, dtype, expected):
+    spec = {"label": ArraySpec(shape, np.dtype(dtype))}
+    monkeypatch.setattr(evaluate.data, "element_spec", lambda source, pp: spec)
+    assert evaluate.has_labels(evaluate.Split("val", None, "")) == expected

@@ -158,7 +158,7 @@ def _write_and_check(
         rounding = _largest_difference(exact(inputs), run(inputs))
         agreement = _agreement(workdir, model.task, run, programs)
     seconds, model_seconds = _time(run, inputs), _time(exact, inputs)
-    (folder / "README.md").write_text(_readme(model, program, fmt), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(model, program, fmt), "utf-8", "backslashreplace")
     return Exported(
         str(folder),
         fmt.label,

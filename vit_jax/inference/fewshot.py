@@ -151,7 +151,8 @@ def _rows(embed: Embedder, split: Split, config: ConfigDict) -> dict[str, np.nda
     """Returns what `embed` computes of all images, arrays by name, and `label`."""
     parts = []
     for batch in _batches(split, config, config.eval.batch_size or config.batch_size):
-        if "label" not in batch or batch["label"].ndim != 1:
+        label = batch.get("label")
+        if label is None or label.ndim != 1 or label.dtype.kind not in "iu":
             raise UserError(
                 f"{split.source.fingerprint}: few-shot learning wants one label an image"
             )

@@ -86,9 +86,8 @@ def push(path: str, address: str, *, private: bool = False, step: int | str | No
         loaded = hub.with_file(address, name) if name else address
         record = _without_paths(workdir.read_record())
         _describe(workdir, record, folder, layout, shape)
-        (folder / "README.md").write_text(
-            _card(workdir, record, layout, loaded, at), encoding="utf-8"
-        )
+        card = _card(workdir, record, layout, loaded, at)
+        (folder / "README.md").write_text(card, "utf-8", "backslashreplace")
         commit = hub.upload(folder, address, private=private)
     return f"{path} is at {address}, commit {commit[:10]}; read it back as {loaded}"
 

@@ -1,6 +1,5 @@
 """Several runs side by side: one HTML file with their curves, metrics and differences in config."""
 
-import collections
 import dataclasses
 import itertools
 import os
@@ -14,7 +13,7 @@ from vit_jax.errors import UserError
 from vit_jax.report import curves, html
 from vit_jax.tracking import Metric, read_metrics
 from vit_jax.tracking.metrics import from_json, meaning
-from vit_jax.tracking.plain_text import one_line
+from vit_jax.tracking.plain_text import distinct, one_line
 
 Rows = Sequence[Mapping[str, int | float]]
 
@@ -64,17 +63,8 @@ def names_of(paths: Sequence[str]) -> list[str]:
     for count in itertools.count(1):
         names = ["/".join(part[-count:]) for part in parts]
         if len({*names}) == len({*paths}) or count >= max(map(len, parts)):
-            return _numbered([one_line(name) for name in names])
+            return list(distinct(names))
     raise AssertionError("the paths have an end")
-
-
-def _numbered(names: Sequence[str]) -> list[str]:
-    seen: collections.Counter[str] = collections.Counter()
-    found: list[str] = []
-    for name in names:
-        seen[name] += 1
-        found.append(f"{name} ({seen[name]})" if names.count(name) > 1 else name)
-    return found
 
 
 def _metrics(logs: Sequence[Rows], info: Mapping[str, Metric]) -> list[dict[str, Any]]:

@@ -415,9 +415,9 @@ def _open(config: ConfigDict, name: str, entry: Mapping[str, Any]) -> Split:
 
 
 def has_labels(split: Split) -> bool:
-    """Returns whether each image of a split has one label."""
+    """Returns whether each image of a split has one label, the number of a class."""
     label = data.element_spec(split.source, split.pp).get("label")
-    return label is not None and label.shape == ()
+    return label is not None and label.shape == () and np.dtype(label.dtype).kind in "iu"
 
 
 def has_marks(split: Split) -> bool:

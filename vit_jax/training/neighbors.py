@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from vit_jax.errors import UserError
+
 NEIGHBORS = (10, 20, 100, 200)
 """The numbers of neighbors that DINO and DINOv2 try; both report the best, which is mostly 20."""
 TEMPERATURE = 0.07
@@ -19,10 +21,21 @@ _SIMILARITIES = 1 << 26
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Features float32 `[n, dim]` of a split, and its labels int `[n]`."""
+    """Features float32 `[n, dim]` of a split, and its labels int `[n]`.
+
+    Raises:
+      UserError: a label is negative, as that of an image without a class.
+    """
 
     features: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim == 1 and len(self.labels) and self.labels.min() < 0:
+            raise UserError(
+                f"an image has the label {self.labels.min()}: probes compare images with one class"
+                " each, from 0 on"
+            )
 
 
 def neighbor_votes(

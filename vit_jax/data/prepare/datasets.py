@@ -149,6 +149,7 @@ def convert_tfrecord(name: str, source_dir: str, data_dir: str, tell: Tell = pri
                 shards.file_name(target.name, split, number, len(counts)),
                 count,
                 functools.partial(checked_records, str(path)),
+                shards.origin_of(path),
             )
             for number, (count, path) in enumerate(zip(counts, info.filepaths, strict=True))
         ]
@@ -183,18 +184,27 @@ def check_local(folder: str) -> None:
 def copy(name: str, data_dir: str, destination: str, tell: Tell = print) -> str:
     """Copies a prepared dataset to another data_dir, such as `gs://bucket/tfds`.
 
-    Existing files of the same size are not copied again. `dataset_info.json`, which makes the files
-    a dataset, is copied last. Returns the folder.
+    Existing files of the same size are not copied again, unless the checksums there are of other
+    content. The checksums, and `dataset_info.json`, which makes the files a dataset, are copied
+    last. Returns the folder.
     """
     builder = find_builder(name, data_dir)
     require_prepared(builder, name)
     source = epath.Path(builder.data_path)
     target = epath.Path(destination) / builder.info.full_name
     target.mkdir(parents=True, exist_ok=True)
-    files = sorted(source.iterdir(), key=lambda path: (path.name == _INFO, path.name))
+    last = (shards.CHECKSUMS, _INFO)
+    files = sorted(source.iterdir(), key=lambda path: (path.name in last, path.name))
+    sums, former = shards.read_checksums(source), shards.read_checksums(target)
     for number, path in enumerate(files, 1):
         there = target / path.name
-        if there.exists() and there.stat().length == path.stat().length:
+        if path.name in last:
+            is_there = there.exists() and there.read_bytes() == path.read_bytes()
+        else:
+            is_there = there.exists() and there.stat().length == path.stat().length
+            noted = former.get(path.name)
+            is_there &= noted is None or shards.is_same(noted, sums.get(path.name, noted))
+        if is_there:
             continue
         path.copy(there, overwrite=True)
         tell(f"{number} of {len(files)} files: {there}")
@@ -233,7 +243,7 @@ def _check_file(instruction: Any, sums: Mapping[str, Mapping[str, Any]]) -> None
     if not path.exists():
         raise UserError(f"{path} is missing; prepare or copy the dataset again")
     noted = sums.get(path.name)
-    if noted and shards.checksum(path) != noted:
+    if noted and not shards.is_same(noted, shards.checksum(path)):
         raise UserError(f"{path} has changed since it was written; prepare or copy it again")
     found = _count(path)
     if found not in (None, instruction.examples_in_shard):

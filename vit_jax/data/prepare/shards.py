@@ -17,12 +17,15 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from vit_jax.errors import UserError
+from vit_jax import storage
+from vit_jax.data import files
+from vit_jax.errors import UserError, first_line
 from vit_jax.storage import try_lock
 
 logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
+_ORIGIN = "origin"
 _CHUNK = 16 << 20
 _TELL_SECONDS = 10.0
 
@@ -35,18 +38,29 @@ def telling_of(split: str, tell: Tell) -> Tell:
 
 
 class Part(NamedTuple):
-    """A file to be written: its name, its number of records, and a source of their bytes."""
+    """A file to be written: its name, its number of records, and a source of their bytes.
+
+    origin: what changes with the source; a file that was written from another one is written again.
+    """
 
     file_name: str
     num_records: int
     read: Callable[[], Iterator[bytes]]
+    origin: str = ""
+
+
+def origin_of(path: epath.PathLike) -> str:
+    """Returns the `Part.origin` of what is made from one file: a hash of its place and version."""
+    place = os.fspath(path) if storage.is_remote(path) else os.path.abspath(path)
+    told = f"{place} {epath.Path(path).stat().length} {files.version(path)}"
+    return hashlib.sha256(os.fsencode(told)).hexdigest()[:16]
 
 
 def write(parts: Sequence[Part], folder: Path, tell: Tell) -> dict[str, dict[str, Any]]:
     """Writes the parts that `folder` does not have yet, as `array_record`.
 
-    Returns {file name: {"size", "sha256"}} of all parts. Calls `tell` with a line of progress every
-    ten seconds.
+    Returns {file name: {"size", "sha256", "origin"}} of all parts. Calls `tell` with a line of
+    progress every ten seconds. A file that was written from another origin is written again.
 
     Raises:
       UserError: another process writes there, whose files would be mixed with these.
@@ -73,13 +87,17 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def _write(parts: Sequence[Part], folder: Path, tell: Tell) -> dict[str, dict[str, Any]]:
     sums = read_checksums(folder)
-    todo = [part for part in parts if part.file_name not in sums]
+    todo = [
+        part
+        for part in parts
+        if part.file_name not in sums or sums[part.file_name].get(_ORIGIN, "") != part.origin
+    ]
     if len(todo) < len(parts):
         tell(f"{len(parts) - len(todo)} of {len(parts)} files are there already")
     started = told = time.monotonic()
     records = 0
     for number, part in enumerate(todo, 1):
-        sums[part.file_name] = _write_part(part, folder)
+        sums[part.file_name] = {**_write_part(part, folder), _ORIGIN: part.origin}
         _write_json(folder / CHECKSUMS, sums)
         records += part.num_records
         if time.monotonic() - told > _TELL_SECONDS or number == len(todo):
@@ -119,7 +137,21 @@ def checksum(path: epath.PathLike) -> dict[str, Any]:
 def read_checksums(folder: epath.PathLike) -> dict[str, dict[str, Any]]:
     """Returns the checksums that `write` stored in a folder; empty if there are none."""
     path = epath.Path(folder) / CHECKSUMS
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        found = storage.parse_json(path.read_bytes())
+        return {str(name): dict(entry) for name, entry in found.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}); delete it, and what was written is checked"
+            " no more, or written again"
+        ) from error
+
+
+def is_same(noted: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Returns whether two checksums are those of one content."""
+    return all(noted.get(name) == found.get(name) for name in ("size", "sha256"))
 
 
 def forget(folder: Path, prefix: str) -> None:

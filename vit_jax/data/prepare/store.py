@@ -71,6 +71,7 @@ def _write(source: Any, target: Path, keys: Sequence[str], form: Form, tell: sha
                 shards.file_name(dataset, split, number, len(counts)),
                 count,
                 functools.partial(_encoded_anew, str(path), keys, form),
+                shards.origin_of(path),
             )
             for number, (count, path) in enumerate(zip(counts, info.filepaths, strict=True))
         ]
