@@ -83,9 +83,9 @@ MODELS = {
         "npz",
     ),
     "rope": ("vit", {"position": "rope"}, (12, 12), ""),
-    "parallel": ("vit", {"parallel": True}, (12, 12), ""),
+    "parallel": ("vit", {"parallel": True}, (12, 12), "timm"),
     "windows": ("vit", {"window": 2, "pooling": "mean", "scan": False}, (16, 16), ""),
-    "distill": ("vit", {"distill_token": True}, (12, 12), ""),
+    "distill": ("vit", {"distill_token": True}, (12, 12), "timm"),
     "flexi": (
         "flexivit_s",
         {"kernel_size": 4, "table_grid": 3, "scan": True},

@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import golden_cases
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from vit_jax import checkpoints, models
 from vit_jax.checkpoints import array_files, files, loading
 from vit_jax.checkpoints.fit.inference import infer_model
+from vit_jax.checkpoints.formats._timm import BUFFERS
 from vit_jax.errors import UserError
 from vit_jax.models import timm_names
 
@@ -41,6 +43,61 @@ def test_timm_computes_the_same(kind):
     actual = outputs(model, params, stored["images"])
     largest = np.abs(stored["outputs"]).max()
     np.testing.assert_allclose(actual, stored["outputs"], rtol=0, atol=1e-5 * largest)
+
+
+# Kinds of which timm has files under the same names, or joins what this package writes apart.
+WRITTEN = {
+    "beit_base_patch16_224": "",
+    "deit_base_distilled_patch16_224": "",
+    "eva02_base_patch14_224": "attn",
+    "eva_giant_patch14_224": "",
+    "vit_base_patch16_dinov3_qkvb": "",
+    "vit_base_patch16_rope_mixed_ape_224": "",
+    "vit_dpwee_patch16_reg1_gap_256": "",
+    "vit_dwee_patch16_reg1_gap_256": "",
+    "vit_large_patch16_sapiens2": "attn",
+    "vit_pe_core_base_patch16_224": "",
+    "vit_pwee_patch16_reg1_gap_256": "",
+    "vit_relpos_base_patch16_clsgap_224": "",
+    "vit_srelpos_medium_patch16_224": "",
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_models_of_other_classes_are_written_in_timms_names(tmp_path, kind):
+    """They come back without a word, under the names of the file that timm itself wrote."""
+    path, file = TINY / kind, tmp_path / "c.safetensors"
+    weights = loading.read_weights(path)
+    model = infer_model(weights)
+    params, _ = loading.fit(weights, model, str(path), take=True)
+    size = json.loads((path / "config.json").read_text())["model_args"].get("img_size")
+    text = checkpoints.save(params, model, file, "timm", image_size=size)
+    assert "timm.models.load_checkpoint(model, " in text
+    back = loading.read_weights(file)
+    assert infer_model(back) == model
+    again, _ = loading.fit(back, model, str(file), take=True)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    theirs, ours = (
+        {n for n in array_files.read_arrays(one) if not (WRITTEN[kind] and WRITTEN[kind] in n)}
+        for one in (path / "model.safetensors", file)
+    )
+    assert ours == {name for name in theirs if not BUFFERS.fullmatch(name)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"position": "rope"}, "Eva has no activation='gelu_tanh'"),
+        ({"last_norm": True, "fc_norm": True}, "its plain ViT has no last_norm=True with fc_norm"),
+    ],
+)
+def test_what_timm_has_only_together_is_refused_with_the_reason(tmp_path, fields, reason):
+    tiny = {"patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
+    model = models.build("vit", **tiny, **fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 3)))["params"]
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), nn.meta.unbox(shapes))
+    with pytest.raises(UserError, match=f"timm has no place .*{reason}.*; write --to=orbax"):
+        checkpoints.save(params, model, tmp_path / "c.safetensors", "timm")
 
 
 # The architectures of timm that are no models of this package.

@@ -57,7 +57,7 @@ def test_an_image_file_has_the_features_of_the_library_with_its_own_processor(ca
 @pytest.mark.parametrize(
     "case",
     [
-        *("aimv2", "beit", "clip_vision", "ijepa"),
+        *("aimv2", "aimv2_head", "beit", "clip_vision", "ijepa"),
         "dinov2",
         "dinov2_classifier",
         "dinov2_registers",

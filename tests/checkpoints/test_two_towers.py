@@ -7,12 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import checkpoints, tasks
+from vit_jax import checkpoints, models, tasks
 from vit_jax.__main__ import main
 from vit_jax.checkpoints import array_files, files, loading
 from vit_jax.checkpoints.fit.inference import infer_towers
@@ -86,7 +87,7 @@ def contents_of(place):
     return json.loads((place / "config.json").read_text()), arrays
 
 
-@pytest.mark.parametrize("case", ["clip", "siglip"])
+@pytest.mark.parametrize("case", ["aimv2_lit", "clip", "siglip"])
 def test_an_export_of_both_towers_has_the_arrays_and_the_config_of_the_real_library(case, tmp_path):
     model, params, (*size, _) = convert.open_model(str(GOLDEN / case), with_text=True)
     checkpoints.save(params, model, tmp_path / "out", "hf", image_size=size)
@@ -110,8 +111,54 @@ def test_towers_that_no_class_computes_are_refused(tmp_path):
     with pytest.raises(UserError, match="CLIPModel has another text tower"):
         checkpoints.save(params, changed, tmp_path / "out", "hf", image_size=16)
     params["image_proj"]["bias"] += 1
-    with pytest.raises(UserError, match="no place for a bias on CLIP's projection"):
-        checkpoints.save(params, model, tmp_path / "out", "hf", image_size=16)
+    for to in ("hf", "open_clip"):
+        with pytest.raises(UserError, match="no place for a bias on the projection of images"):
+            checkpoints.save(params, model, tmp_path / "out", to, image_size=16)
+
+
+@pytest.mark.parametrize("case", ["open_clip", "open_clip_siglip"])
+def test_a_folder_for_open_clip_is_the_one_that_was_read(case, tmp_path):
+    """`convert` reads both towers for it, and every array has open_clip's name, shape and value."""
+    text = convert.run(str(GOLDEN / case), str(tmp_path / "out"), "open_clip")
+    assert f"open_clip.create_model('local-dir:{tmp_path}/out')" in text
+    ours, theirs = (
+        array_files.read_arrays(folder / "open_clip_model.safetensors")
+        for folder in (tmp_path / "out", GOLDEN / case)
+    )
+    assert ours.keys() == theirs.keys()
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    models_read = [
+        infer_towers(loading.read_weights(folder, tower="both")).build()
+        for folder in (tmp_path / "out", GOLDEN / case)
+    ]
+    assert models_read[0] == models_read[1]
+
+
+def test_an_image_tower_of_timm_goes_to_open_clip_under_its_name(tmp_path):
+    image = models.build("timm/test_vit3.r160_in1k", num_classes=None, depth=9)
+    sizes = {"width": 16, "depth": 1, "num_heads": 2, "vocab_size": 40, "pooling": "last"}
+    model = models.TwoTowers(
+        image, models.build("text", **sizes), image.width, 8, project_image=False, bias_init=-10.0
+    )
+    inputs = np.zeros((1, 160, 160, 3), np.float32)
+    shapes = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), inputs)["params"])
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+    checkpoints.save(params, model, tmp_path / "out", "open_clip")
+    config = json.loads((tmp_path / "out/open_clip_config.json").read_text())["model_cfg"]
+    assert config["vision_cfg"] == {
+        "image_size": 160,
+        "timm_model_name": "test_vit3",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    }
+    weights = loading.read_weights(tmp_path / "out", tower="both")
+    again, _ = loading.fit(weights, infer_towers(weights).build(), "")
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    other = model.clone(backbone=image.clone(num_heads=2))
+    with pytest.raises(UserError, match="of which this is none; write --to=orbax"):
+        checkpoints.save(params, other, tmp_path / "other", "open_clip")
 
 
 def test_the_bytes_of_clip_may_be_in_two_files(tmp_path):

@@ -97,13 +97,14 @@ def error_of(name, row, folder):
     double = row["class"] in DOUBLE
     expected = (model.double()(images.double()) if double else model(images)).numpy()
     weights = loading.read_weights(folder)
+    # A model takes this dtype in JAX's 64-bit mode alone.
+    jax.config.update("jax_enable_x64", double)
     ours = infer_model(weights, **({"dtype": "float64"} if double else {}))
     params, report = loading.fit(weights, ours, folder, image_size=side)
     if report.initialised:
         raise UserError(f"initialized: {report.initialised[0]}")
-    with jax.enable_x64(double):
-        inputs = images.permute(0, 2, 3, 1).numpy().astype(np.float64 if double else np.float32)
-        actual = np.asarray(jax.jit(apply, static_argnums=0)(ours, params, inputs))
+    inputs = images.permute(0, 2, 3, 1).numpy().astype(np.float64 if double else np.float32)
+    actual = np.asarray(jax.jit(apply, static_argnums=0)(ours, params, inputs))
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 

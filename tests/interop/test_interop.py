@@ -10,10 +10,13 @@ import types
 import jax
 import numpy as np
 import pytest
+from golden_cases import GOLDEN, load_timm
 from models_to_save import MODELS, build
 from real_packages import import_packages
 
 from vit_jax import checkpoints
+from vit_jax.checkpoints import loading
+from vit_jax.checkpoints.fit.inference import infer_model
 from vit_jax.errors import UserError
 
 pytestmark = pytest.mark.interop
@@ -52,6 +55,34 @@ def test_equal_logits(tmp_path, name, to):
         out = run_call(text)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     actual = logits_of(out).numpy()
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def timm_kinds():
+    """The stored models of timm that have a config."""
+    return sorted(path.parent.name for path in (GOLDEN / "timm_tiny").glob("*/config.json"))
+
+
+@pytest.mark.parametrize("kind", timm_kinds())
+def test_timms_own_models_go_back_to_timm(tmp_path, kind):
+    stored, path = load_timm(kind), GOLDEN / "timm_tiny" / kind
+    weights = loading.read_weights(path)
+    model = infer_model(weights)
+    size = stored["images"].shape[1:3]
+    params, _ = loading.fit(weights, model, str(path), image_size=size, take=True)
+    if kind in NOT_WRITTEN:
+        with pytest.raises(UserError, match="timm has no place for"):
+            checkpoints.save(params, model, tmp_path / "c.safetensors", "timm", image_size=size)
+        return
+    text = checkpoints.save(params, model, tmp_path / "c.safetensors", "timm", image_size=size)
+    with torch.no_grad():
+        images = stored["images"].transpose(0, 3, 1, 2)
+        actual = run_call(text)(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+    largest = np.abs(stored["outputs"]).max()
+    np.testing.assert_allclose(actual, stored["outputs"], rtol=0, atol=1e-5 * largest)
+
+
+# Scale and shift in place of norms, and a stem of convolutions whose batch norms are folded.
+NOT_WRITTEN = ("resmlp_12_224", "vit_base_mci_224")
 
 
 def logits_of(out):

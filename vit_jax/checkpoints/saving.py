@@ -23,9 +23,10 @@ def save(
 
     Args:
       to: "npz" (vision_transformer, names as in the published files), "big_vision" (`.npz`), "bit"
-        (`.npz`), "timm" (`.safetensors`), "hf" (a directory for transformers), "orbax" (a directory
-        of this package, with the parameters alone), or `package.module:FORMAT` for a format of
-        your own (see `vit_jax.checkpoints.formats.Format`).
+        (`.npz`), "timm" (`.safetensors`), "hf" (a directory for transformers), "open_clip" (a
+        directory, of image-text models), "orbax" (a directory of this package, with the parameters
+        alone), or `package.module:FORMAT` for a format of your own (see
+        `vit_jax.checkpoints.formats.Format`).
       image_size: side of the images, or (height, width), where it cannot be told from a square
         grid of learned positions.
 
@@ -55,4 +56,5 @@ def _others(model: nn.Module, to: str) -> str:
 
 def _writes(name: str, traits: frozenset[str]) -> bool:
     found: Format = FORMATS.find(name, "format")
-    return found.write is not None and not found.lacks(traits)
+    fits = "a text tower" in traits or not found.two_towers
+    return found.write is not None and fits and not found.lacks(traits)

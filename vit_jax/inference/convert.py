@@ -12,7 +12,7 @@ from vit_jax.checkpoints import loading
 from vit_jax.checkpoints.fit.inference import infer_model, infer_towers
 from vit_jax.checkpoints.fit.target import image_channels
 from vit_jax.checkpoints.formats import FORMATS
-from vit_jax.checkpoints.weights import POSITIONS, Weights
+from vit_jax.checkpoints.weights import POSITIONS, TEXT_HEAD, Weights
 from vit_jax.errors import UserError
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import Params
@@ -43,8 +43,8 @@ def run(
       UserError: the file cannot be read, its model cannot be inferred, or the format cannot express
         it. No parameter is initialized: a parameter that the file lacks is an error.
     """
-    FORMATS.find(to, "--to")
-    weights = loading.read_weights(src, format=source_format)
+    tower = "both" if FORMATS.find(to, "--to").two_towers else "image"
+    weights = loading.read_weights(src, format=source_format, tower=tower)
     module = _whole_model(src, weights, model, dict(fields or {}))
     params, report = loading.fit(weights, module, src, image_size=image_size, take=True)
     if report.initialised:
@@ -143,4 +143,6 @@ def _whole_model(src: str, weights: Weights, name: str | None, fields: dict[str,
         config = run.read_config()
         model = {**config.model.to_dict(), **fields}
         return tasks.build(config.task.to_dict(), model, run.read_info()).model
+    if TEXT_HEAD in weights.arrays and not run:
+        return infer_towers(weights, name, **fields).build()
     return _model(src, weights, name, fields)

@@ -81,16 +81,28 @@ def find(name: str, args: Args | None = None) -> Origin | None:
     if row is None or (tag and tag not in row["tags"]):
         return None
     given = {**row["args"], **(args or {})}
-    convert = _CLASSES.get(row["class"])
-    if convert is None:
-        raise UserError(f"{name}: timm's {row['class']} is no model of this package")
-    told = _Told(given)
-    kind, fields = convert(told, f"{name}: ")
-    unread = sorted(k for k, v in given.items() if v is not None and k not in told.read | _IDLE)
-    if unread:
-        _refuse(f"{name}: ", f"{unread[0]}={given[unread[0]]!r:.100}")
+    kind, fields = convert(row["class"], given, name)
     size, classes, _ = row["tags"][tag] if tag else (None, None, "")
     return Origin(kind, fields, given, size, classes)
+
+
+def convert(timm_class: str, args: Args, name: str = "") -> tuple[str, dict[str, Any]]:
+    """Returns the model of this package, and its fields, of a class of timm with arguments.
+
+    name: that of the model, for messages; the class's otherwise.
+
+    Raises:
+      UserError: the model has layers that this package has not.
+    """
+    name, read_fields = name or timm_class, _CLASSES.get(timm_class)
+    if read_fields is None:
+        raise UserError(f"{name}: timm's {timm_class} is no model of this package")
+    told = _Told(args)
+    kind, fields = read_fields(told, f"{name}: ")
+    unread = sorted(k for k, v in args.items() if v is not None and k not in told.read | _IDLE)
+    if unread:
+        _refuse(f"{name}: ", f"{unread[0]}={args[unread[0]]!r:.100}")
+    return kind, fields
 
 
 class _Told(dict[str, Any]):
@@ -282,6 +294,8 @@ def _rotary(a: Args, name: str) -> dict[str, Any]:
         "position_table": a.get("use_abs_pos_emb", True),
         "rope_interleaved": not a.get("rope_rotate_half", False),
     }
+    if kind == "mixed" and a.get("rope_grid_indexing", "ij") != "xy":
+        _refuse(name, "mixed rotary positions that start with rows")
     if kind != "mixed":
         grid = a.get("ref_feat_shape") if kind == "cat" else None
         fields |= {
@@ -406,7 +420,7 @@ _IDLE = frozenset(
         *(f"pos_embed_{part}" for part in ("antialias", "align_corners", "use_grid_sample")),
         *("rel_pos_dim", "enable_patch_interpolator", "stem_type", "conv_layer", "dtype"),
         # What mixed rotary positions do not have.
-        *("rope_temperature", "rope_grid_indexing"),
+        "rope_temperature",
     )
 )
 """Arguments of timm's models that change no field, or training alone."""

@@ -165,6 +165,8 @@ def effective_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         idle.append("pool_prefix")
     if found["mlp"] == "swiglu":
         idle.append("activation")
+    if not found["qkv_bias"]:
+        idle.append("key_bias")
     if not str(found["position_bias"]).endswith("mlp"):
         idle.append("position_bias_dim")
     if found["layer_scale"] is None:

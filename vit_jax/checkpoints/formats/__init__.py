@@ -42,6 +42,8 @@ class Format:
         None for all.
       alternatives: further sets of traits, where a format has several kinds of models, one of which
         must have a place for everything.
+      two_towers: whether every model that the format has is of images and texts, so that `convert`
+        reads both towers of a file for it.
       ending: how the names of its files end; "" for folders.
       model_config: returns the section `config.model` of the run that a source is of, None where
         there is none. For formats whose arrays alone do not tell their model.
@@ -53,6 +55,7 @@ class Format:
     write: Write | None = None
     expresses: frozenset[str] | None = frozenset()
     alternatives: tuple[frozenset[str], ...] = ()
+    two_towers: bool = False
     ending: str = ""
     model_config: Callable[[Source], Mapping[str, Any] | None] = _unknown
 

@@ -12,7 +12,6 @@ from etils import epath
 
 from vit_jax import models
 from vit_jax.checkpoints import files
-from vit_jax.checkpoints.fit.surgery import square_side
 from vit_jax.checkpoints.formats import ImageSize, _torch_layout
 from vit_jax.checkpoints.formats import _positions as positions
 from vit_jax.checkpoints.formats._hf import (
@@ -49,6 +48,9 @@ _OF_AIMV2 = frozenset(
     {"a ViT", "RMSNorm", "SwiGLU", "a norm of patches", "mean pooling"}
     | {"no biases of queries, keys and values", "no bias after attention", "no biases in the MLP"}
 )
+_OF_AIMV2_HEAD = (_OF_AIMV2 - {"mean pooling"}) | {
+    *("attention pooling", "attention pooling without an MLP", "SwiGLU in attention pooling"),
+}
 _OF_DINOV2 = frozenset({"class token", "pooling of class token and mean", "LayerScale"})
 
 Extra = Callable[[Any, Arrays], dict[str, Any]]
@@ -160,11 +162,18 @@ def _of_aimv2(backbone: Any, arrays: Arrays) -> dict[str, Any]:
     return found | {"use_head": False, "qkv_bias": False, "mlp_bias": False}
 
 
+def _of_pooled_aimv2(backbone: Any, arrays: Arrays) -> dict[str, Any]:
+    return {**_of_aimv2(backbone, arrays), "use_head": True, **_projected(arrays)}
+
+
+def _projected(arrays: Arrays) -> dict[str, Any]:
+    kernel = arrays.get("head/kernel")
+    return {} if kernel is None else {"projection_dim": kernel.shape[1]}
+
+
 def _of_clip(backbone: Any, arrays: Arrays) -> dict[str, Any]:
     del backbone
-    kernel = arrays.get("head/kernel")
-    projected = {} if kernel is None else {"projection_dim": kernel.shape[1]}
-    return {"intermediate_size": mlp_dim(arrays), **projected}
+    return {"intermediate_size": mlp_dim(arrays), **_projected(arrays)}
 
 
 def as_table(state: State) -> State:
@@ -185,10 +194,14 @@ def _without_bias(state: State) -> State:
     name = f"{VISUAL_PROJECTION}.bias"
     if np.any(state.get(name, 0)):
         raise UserError(
-            "hf has no place for a bias on CLIP's projection; write --to=timm or orbax, or the"
-            " backbone alone"
+            "hf has no place for a bias on the projection of images; write --to=timm or orbax, or"
+            " the backbone alone"
         )
     return as_table({n: array for n, array in state.items() if n != name})
+
+
+def _of_aimv2_head(state: State) -> State:
+    return aimv2.without_idle_layers(_without_bias(state))
 
 
 def _joined(state: State) -> State:
@@ -301,6 +314,17 @@ TARGETS = (
         config=_of_aimv2,
         state=as_table,
     ),
+    Target(
+        family=aimv2.FAMILY,
+        model_type="aimv2_vision_model",
+        expresses=_OF_AIMV2_HEAD | {"another norm epsilon"},
+        requires=_OF_AIMV2_HEAD,
+        bare="Aimv2VisionModel",
+        prefix="vision_model.",
+        class_row=False,
+        config=_of_pooled_aimv2,
+        state=_of_aimv2_head,
+    ),
 )
 
 
@@ -347,20 +371,12 @@ def described(
     if backbone.position == "rope_dinov3":
         size = positions.check_size(arrays, image_size or 224, None)
     elif POSITIONS not in arrays and not target.table:
-        size = positions.check_size(arrays, image_size, _patches_of_offsets(arrays))
+        size = positions.check_size(arrays, image_size, positions.patches_of_offsets(arrays))
     else:
         row = target.class_row
         arrays, class_row = positions.stored(arrays, backbone, image_size, class_row=row)
         size = positions.image_size_of(arrays, image_size, class_row)
     return _config(target, arrays, backbone, size), _state(target, arrays), arrays
-
-
-def _patches_of_offsets(arrays: Arrays) -> int | None:
-    """Returns the number of patches of a square image, of which a table has all offsets."""
-    table = next((x for n, x in arrays.items() if n.endswith("/position_bias/table")), None)
-    # Three more rows are a class token's; a side of n patches has 2 n - 1 offsets.
-    edge = None if table is None else square_side(max(len(table) - 3, 0))
-    return None if edge is None else ((edge + 1) // 2) ** 2
 
 
 def write_folder(path: epath.PathLike, config: Mapping[str, Any], state: State) -> None:

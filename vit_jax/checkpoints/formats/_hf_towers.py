@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ from etils import epath
 
 from vit_jax import models
 from vit_jax.checkpoints.formats import ImageSize, _hf_export, _torch_layout
-from vit_jax.checkpoints.formats._hf import Family, State, _text
+from vit_jax.checkpoints.formats._hf import Family, State, _text, aimv2
 from vit_jax.checkpoints.formats._hf_export import ACTIVATIONS, TARGETS, Target
 from vit_jax.checkpoints.weights import Arrays, from_params, split_towers
 from vit_jax.errors import UserError
@@ -30,6 +31,7 @@ class TwoTarget:
       of_text: the traits that the text tower has; it may have those of activations and norms, too.
       has_bias: whether the logits have a bias, the image tower no projection, and that of texts a
         bias; otherwise none of these.
+      config: further entries of the text tower's config.
     """
 
     model_type: str
@@ -38,6 +40,7 @@ class TwoTarget:
     text: Family
     of_text: frozenset[str]
     has_bias: bool
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def expresses(self) -> frozenset[str]:
@@ -77,6 +80,19 @@ TWO_TARGETS = (
         text=_text.SIGLIP,
         of_text=frozenset({"last pooling of texts"}),
         has_bias=True,
+    ),
+    TwoTarget(
+        model_type="aimv2",
+        name="Aimv2Model",
+        image=TARGETS[-1],
+        text=aimv2.TEXT,
+        of_text=frozenset(
+            {"end pooling of texts", "a causal mask", "norm='rmsnorm'", "mlp='swiglu'"}
+            | {f"{part}_bias=False" for part in ("qkv", "proj", "mlp")}
+            | _OPTIONAL
+        ),
+        has_bias=False,
+        config={"qkv_bias": False, "mlp_bias": False},
     ),
 )
 
@@ -129,8 +145,9 @@ def _text_config(target: TwoTarget, arrays: Arrays, text: Any, dim: int) -> dict
         "intermediate_size": _hf_export.mlp_dim(arrays),
         "vocab_size": text.vocab_size,
         "max_position_embeddings": arrays["backbone/pos_embed"].shape[1],
-        "hidden_act": ACTIVATIONS[text.activation],
-        "layer_norm_eps": text.norm_epsilon,
+        "hidden_act": "silu" if text.mlp == "swiglu" else ACTIVATIONS[text.activation],
+        ("rms_norm_eps" if text.norm == "rmsnorm" else "layer_norm_eps"): text.norm_epsilon,
+        **target.config,
         **({"projection_size": dim} if target.has_bias else {"projection_dim": dim}),
         **end,
     }

@@ -73,3 +73,12 @@ def check_size(arrays: Arrays, given: ImageSize, num_patches: int | None) -> tup
             f"image_size={size} makes {patches[1]} patches, the model has {num_patches}"
         )
     return size
+
+
+def patches_of_offsets(arrays: Arrays) -> int | None:
+    """Returns the number of patches of a square image, of which a table has all offsets."""
+    table = next((x for n, x in arrays.items() if n.endswith("/position_bias/table")), None)
+    # Three more rows are a class token's; a side of n patches has 2 n - 1 offsets.
+    rows = 0 if table is None else len(table) - 3 * (CLS in arrays)
+    edge = surgery.square_side(max(rows, 0))
+    return None if edge is None else ((edge + 1) // 2) ** 2

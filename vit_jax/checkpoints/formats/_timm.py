@@ -282,11 +282,16 @@ def _split_attention(state: State) -> State:
     return out
 
 
+def initial_lambda(block: int) -> float:
+    """Returns the constant of a block's differential attention (Ye et al. 2025, section 2.1)."""
+    return 0.8 - 0.6 * math.exp(-0.3 * block)
+
+
 def _with_initial_lambdas(state: State) -> State:
-    """Adds the constant of each layer's differential attention (Ye et al. 2025, section 2.1)."""
+    """Adds the constants of differential attention, which timm keeps in no array."""
     found = [re.fullmatch(r"(blocks\.(\d+)\.attn)\.lambda_q1", name) for name in state]
     constants = {
-        f"{match[1]}.initial": np.array([0.8 - 0.6 * math.exp(-0.3 * int(match[2]))], np.float32)
+        f"{match[1]}.initial": np.array([initial_lambda(int(match[2]))], np.float32)
         for match in found
         if match
     }

@@ -6,7 +6,6 @@ hub. The config tells which model it is of; see `vit_jax.models.timm_names`.
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -18,7 +17,7 @@ from etils import epath
 
 from vit_jax import models
 from vit_jax.checkpoints import array_files, files
-from vit_jax.checkpoints.formats import Format, ImageSize, _torch_layout
+from vit_jax.checkpoints.formats import Format, ImageSize, _timm_export, _torch_layout
 from vit_jax.checkpoints.formats import _positions as positions
 from vit_jax.checkpoints.formats._timm import (
     MARKS,
@@ -29,6 +28,8 @@ from vit_jax.checkpoints.formats._timm import (
     prepare,
     table_of,
 )
+from vit_jax.checkpoints.formats._timm_export import ratio
+from vit_jax.checkpoints.formats._timm_states import fuse
 from vit_jax.checkpoints.source import Source
 from vit_jax.checkpoints.weights import (
     CLS,
@@ -140,7 +141,7 @@ def _origin(source: Source) -> timm_names.Origin | None:
     config = source.config
     name = config.get("architecture")
     if not isinstance(name, str):
-        return None
+        return _written_origin(source)
     args = dict(config.get("model_args") or {})
     pooling = config.get("global_pool")
     if isinstance(pooling, str) and "global_pool" not in args:
@@ -152,20 +153,35 @@ def _origin(source: Source) -> timm_names.Origin | None:
     return dataclasses.replace(found, image_size=(size[1], size[2]))
 
 
+def _written_origin(source: Source) -> timm_names.Origin | None:
+    """Returns the model that `write` left in the header of a file as timm's class."""
+    header = _header(source)
+    if not isinstance(header.get("class"), str) or not isinstance(header.get("args"), dict):
+        return None
+    kind, fields = timm_names.convert(header["class"], header["args"], str(source.path))
+    return timm_names.Origin(kind, fields, header["args"])
+
+
 def _written(source: Source) -> Mapping[str, Any]:
-    """Returns the fields that `write` left in the header of a file, {} if it is of others.
+    """Returns the fields that `write` left in the header of a file, {} if it is of others."""
+    header = _header(source)
+    return {name: header[name] for name in LEFT if name in header}
+
+
+def _header(source: Source) -> Mapping[str, Any]:
+    """Returns what `write` left in the header of a file, {} if it is of others.
 
     Raises:
       UserError: a header that claims to be of this package holds no fields.
     """
-    text = source.metadata.get(WRITTEN)
-    if text is None:
-        return {}
+    text = source.metadata.get(WRITTEN, "{}")
     try:
-        fields = json.loads(text)
-        return {name: fields[name] for name in LEFT if name in fields}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source.path}: its header tells no fields of a model") from error
+        header = json.loads(text)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise UserError(f"{source.path}: its header tells no fields of a model")
+    return header
 
 
 def _interpolation(args: Mapping[str, Any]) -> str:
@@ -230,8 +246,12 @@ def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: Im
     """Writes a `.safetensors` file; see `Format.write`."""
     traits, backbone = models.traits_of(model), models.backbone_of(model)
     arrays, path, class_row = from_params(params, model), os.fspath(path), False
-    if traits.kind == "a ViT":
-        _check_expressed(backbone)
+    misfit = _misfit(backbone) if traits.kind == "a ViT" else ""
+    if misfit or not traits.all_named <= EXPRESSES:
+        target, args, state = _timm_export.described(arrays, backbone, image_size, misfit)
+        header = {WRITTEN: json.dumps({"class": target.name, "args": args})}
+        files.write_safetensors(path, state, **header)
+        return f"wrote {path} in timm's names\ntimm: {target.call(path, args)}"
     if traits.kind == "a Mixer":
         size = positions.check_size(arrays, image_size, arrays[TOKEN_MIXING].shape[0])
     elif "no positions" in traits.named:
@@ -261,28 +281,12 @@ def _state_dict(arrays: Arrays, named: frozenset[str]) -> Arrays:
     if TOKEN_MIXING in arrays:
         return _torch_layout.to_state(arrays, MIXER)
     table = VIT_SWIGLU if "SwiGLU" in named else VIT
-    state = _fuse(_torch_layout.to_state(arrays, table))
+    state = fuse(_torch_layout.to_state(arrays, table))
     if "query-key norm" in named and "RMSNorm" not in named:
         for name in [n for n in state if n.endswith(("q_norm.weight", "k_norm.weight"))]:
             # timm's norm has a bias; that of this package is the same without.
             state[name.replace("weight", "bias")] = np.zeros_like(state[name])
     return state
-
-
-def _fuse(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    out = {}
-    for name, array in state.items():
-        module, _, leaf = name.rpartition(".")
-        parent, _, part = module.rpartition(".")
-        if part not in ("query", "key", "value"):
-            out[name] = array
-        elif part == "query":
-            pool = parent == "attn_pool"
-            parts = [state[f"{parent}.{p}.{leaf}"] for p in ("query", "key", "value")]
-            if pool:
-                out[f"{parent}.q.{leaf}"] = parts.pop(0)
-            out[f"{parent}.{'kv' if pool else 'qkv'}.{leaf}"] = np.concatenate(parts)
-    return out
 
 
 def call(
@@ -321,7 +325,7 @@ def _vit_arguments(
         "embed_dim": backbone.width,
         "depth": backbone.depth,
         "num_heads": backbone.num_heads,
-        "mlp_ratio": _ratio(mlp_dim, backbone.width),
+        "mlp_ratio": ratio(mlp_dim, backbone.width),
         "global_pool": {"token": "'token'", "mean": "'avg'", "map": "'map'"}[backbone.pooling],
         "class_token": "backbone/cls" in arrays,
         "fc_norm": backbone.fc_norm,
@@ -353,17 +357,17 @@ def _vit_arguments(
     return arguments
 
 
-def _check_expressed(backbone: Any) -> None:
-    """Raises `UserError` for fields that timm's model has only together with others."""
+def _misfit(backbone: Any) -> str:
+    """Returns what `VisionTransformer` has only together with others; "" if it is the model's."""
     together = (
         ("patch_bias", not backbone.pre_norm, "pre_norm", backbone.pre_norm),
         ("mlp_bias", backbone.proj_bias, "proj_bias", backbone.proj_bias),
+        ("last_norm", not backbone.fc_norm, "fc_norm", True),
     )
     for field, wanted, other, value in together:
-        if getattr(backbone, field) != wanted:
-            raise UserError(f"timm has no place for {field}={not wanted} with {other}={value}")
-    if backbone.fc_norm and backbone.last_norm:
-        raise UserError("timm's model has one of last_norm and fc_norm; write --to=orbax")
+        if getattr(backbone, field) != wanted and getattr(backbone, other) == value:
+            return f"{field}={not wanted} with {other}={value}"
+    return ""
 
 
 def _mixer_arguments(backbone: Any) -> dict[str, Any]:
@@ -371,17 +375,9 @@ def _mixer_arguments(backbone: Any) -> dict[str, Any]:
     return {
         "embed_dim": backbone.width,
         "num_blocks": backbone.depth,
-        "mlp_ratio": tuple(_ratio(dim, backbone.width) for dim in ratios),
+        "mlp_ratio": tuple(ratio(dim, backbone.width) for dim in ratios),
         "act_layer": f"timm.layers.get_act_layer({backbone.activation!r})",
     }
-
-
-def _ratio(mlp_dim: int, width: int) -> float:
-    """Returns a factor that timm's `int(width * ratio)` turns into exactly `mlp_dim`."""
-    ratio = mlp_dim / width
-    while int(width * ratio) < mlp_dim:
-        ratio = math.nextafter(ratio, math.inf)
-    return ratio
 
 
 def _side(size: Sequence[int]) -> int | tuple[int, ...]:
@@ -394,5 +390,6 @@ FORMAT = Format(
     read=read,
     write=write,
     expresses=EXPRESSES,
+    alternatives=tuple(target.expresses for target in _timm_export.TARGETS),
     ending=".safetensors",
 )

@@ -53,6 +53,25 @@ def prepare(state: State) -> State:
     return {"head.q_proj.weight": np.eye(width, dtype=np.float32), **zeros, **state}
 
 
+def without_idle_layers(state: State) -> State:
+    """Folds the layers of an attention pooling into those that it has; the inverse of `prepare`.
+
+    A bias of keys adds the same to all logits of a query; one of values is added to each output.
+    """
+    probe = state.get("head.cls_token")
+    if probe is None:
+        return state
+    query, key, value = (f"head.{part}_proj" for part in ("q", "k", "v"))
+    out, matrix = "head.output_proj", state["head.q_proj.weight"]
+    if not np.array_equal(matrix, np.eye(len(matrix))) or np.any(state[f"{query}.bias"]):
+        state = {**state, "head.cls_token": probe @ matrix.T + state[f"{query}.bias"]}
+    if np.any(state[f"{value}.bias"]):
+        moved = state[f"{out}.weight"] @ state[f"{value}.bias"]
+        state = {**state, f"{out}.bias": state[f"{out}.bias"] + moved}
+    left_out = (f"{query}.weight", *(f"{layer}.bias" for layer in (query, key, value)))
+    return {name: x for name, x in state.items() if name not in left_out}
+
+
 TEXT = Family(
     label="AIMv2",
     model_types=("aimv2_text_model",),
