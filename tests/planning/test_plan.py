@@ -15,7 +15,7 @@ from jax.experimental import serialize_executable
 from vit_jax import config as config_lib
 from vit_jax import data, models
 from vit_jax.__main__ import main
-from vit_jax.parallel import accelerators
+from vit_jax.parallel import accelerators, sharding
 from vit_jax.planning import command, fit
 from vit_jax.planning import plan as plan_lib
 from vit_jax.planning.plan import Memory, Plan
@@ -257,7 +257,8 @@ def test_nothing_fits(vit_config, monkeypatch):
 def test_does_not_fit_is_exit_code_3_with_the_shortfall_and_advice(
     vit_config, monkeypatch, capsys, tmp_path
 ):
-    monkeypatch.setattr(command, "make_plan", lambda *args, **kwargs: (made_up(), []))
+    stage = plan_lib.StagePlan("", vit_config, made_up(), [])
+    monkeypatch.setattr(command, "plan_stages", lambda *args, **kwargs: [stage])
     target = Target("v5e:2x4", jax.devices(), 1, accelerators.CHIPS["v5e"])
     monkeypatch.setattr(Target, "find", lambda *args: target)
     monkeypatch.setattr(config_lib, "load", lambda *args: vit_config)
@@ -270,6 +271,31 @@ def test_does_not_fit_is_exit_code_3_with_the_shortfall_and_advice(
         "needs 28.00 GiB of each device's 16.00 GiB, 12.00 GiB too much"
     )
     assert json.loads(file.read_text())["fits"] is False
+
+
+def test_each_stage_has_a_plan_and_the_one_with_the_most_memory_counts(
+    digits_npz, monkeypatch, capsys, tmp_path
+):
+    def compile_instead(run, target, save):
+        assert bool(save) == bool(run.config.stages)  # The program of the last stage is saved.
+        size = 4 * GIB if run.config.accum_steps == 2 else GIB
+        plan = dataclasses.replace(made_up(activations=size), flops=run.config.accum_steps * 10**12)
+        return plan, [run.config.accum_steps]
+
+    monkeypatch.setattr(plan_lib, "_plan_run", compile_instead)
+    monkeypatch.setattr(sharding, "table", str)
+    stages = ["--config.stages.low.until=4", "--config.stages.low.accum_steps=2"]
+    file = tmp_path / "plan.json"
+    argv = ["--placements", f"--json={file}", f"--save={tmp_path / 'step'}"]
+    main(["plan", f"--config={TINY}:{digits_npz}", "--topology=cpu:8", *stages, *argv])
+    told = capsys.readouterr().out
+    assert told.startswith("[1]\n")
+    assert "stage low, steps 1 to 4\n" in told
+    assert "the config itself, steps 5 to 12\n" in told
+    assert "all stages: 0.016 PFLOP, 133% of a run in the settings of the last stage" in told
+    found = json.loads(file.read_text())
+    assert [stage["total_steps"] for stage in found["stages"]] == [4, 8]
+    assert found["memory"] == found["stages"][0]["memory"]
 
 
 def test_compilers_message_gives_the_size():

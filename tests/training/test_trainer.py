@@ -39,7 +39,7 @@ def trainer():
             evaluation_params=lambda state: state.params,
             num_params=lambda: 1,
         ),
-        train_step=None,
+        stages=None,
         evaluator=parts(splits=["val"]),
         store=parts(save=lambda *args: called.append(("save", *args))),
         log=Log(called),

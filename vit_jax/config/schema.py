@@ -88,6 +88,7 @@ SCHEMA: dict[str, Any] = {
         {"name": "vit_s16"},
         FIXED,
         "The `name` of a model and any of its fields.",
+        patch_size=WARNED,  # Where parameters depend on it, their shapes refuse it.
         remat=FREE,
         unroll=FREE,
         attention=FREE,
@@ -226,6 +227,12 @@ SCHEMA: dict[str, Any] = {
         ),
     },
     "optim": OPTIM,
+    "stages": open_section(
+        {},
+        WARNED,
+        "name -> {until, and keys of model, task, data, optim, ...}: settings that hold until that"
+        " time of the run. After the last of them the config itself holds.",
+    ),
     "mesh": {
         "data": Key(
             -1,

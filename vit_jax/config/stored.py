@@ -76,8 +76,10 @@ def _untrusted(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _key_of_entry(path: str) -> str:
-    """Returns `data.pp` for `eval.sets.val.pp` and `eval.probes.pp`, else the path itself."""
+    """Returns `data.pp` for `eval.sets.val.pp` and `stages.low.data.pp`, else the path itself."""
     match path.split("."):
+        case ["stages", _, *key]:
+            return ".".join(key)
         case ["eval", "sets", _, key] | ["eval", "probes", key]:
             return f"data.{key}"
     return path
@@ -93,11 +95,12 @@ def changes(old: Mapping, new: Mapping) -> dict[str, list[str]]:
     for path in sorted(before.keys() | after.keys()):
         was, now = before.get(path), after.get(path)
         if was != now:
-            found[_on_resume(path)].append(f"{path}: {was!r} → {now!r}")
+            found[on_resume(path)].append(f"{path}: {was!r} → {now!r}")
     return found
 
 
-def _on_resume(dotted: str) -> str:
+def on_resume(dotted: str) -> str:
+    """Returns the effect of a changed key on resume; unknown keys are fixed."""
     entry, names = SCHEMA, dotted.split(".")
     for position, name in enumerate(names):
         entry = entry.get(name, FIXED) if isinstance(entry, dict) else entry

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.config import stages
 from vit_jax.config.durations import parse_duration
 from vit_jax.config.schema import EVAL_SET_KEYS, PROBES, SCHEMA, Key, defaults
 from vit_jax.config.section import Section
@@ -25,11 +26,23 @@ def validate(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: an unknown or missing key, a wrong type, or values that cannot go together.
     """
-    given = check_section(config.to_dict(), SCHEMA, "")
-    _check_combinations(given)
+    given = _check_whole(config.to_dict())
+    for name, stage in given["stages"].items():
+        settings = stages.settings(given, name)
+        try:
+            _check_whole(settings)
+        except UserError as error:
+            raise UserError(f"config.stages.{name}: {error}") from error
+        stages.check_keys(name, stage)
     result = Section.of(given)
     result.lock()
     return result
+
+
+def _check_whole(given: Mapping[str, Any]) -> dict[str, Any]:
+    checked = check_section(given, SCHEMA, "")
+    _check_combinations(checked)
+    return checked
 
 
 def check_section(given: Any, schema: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from vit_jax.errors import DoesNotFit, UserError
 from vit_jax.parallel import sharding
 from vit_jax.planning import fit as fitting
 from vit_jax.planning.feeding import Feeding, Rate
-from vit_jax.planning.plan import Plan, make_plan
-from vit_jax.planning.table import gib, table
+from vit_jax.planning.plan import Plan, plan_stages
+from vit_jax.planning.table import gib, table, whole_run
 from vit_jax.planning.target import Target
 from vit_jax.storage import json_text, write_output
 
@@ -30,11 +30,14 @@ def run(
 ) -> None:
     """Prints the plan of a config; with `search` also the fastest setting that fits.
 
+    With `config.stages` each stage has its own plan; the search, the file and the error are about
+    the stage that needs the most memory.
+
     Args:
       placements: prints the placement of every parameter, too.
       rate: the rate of one core of a host, if it was measured.
       write_rate: megabytes per second that a host writes to the workdir.
-      save: the file for the compiled program.
+      save: the file for the compiled program, of the last stage.
 
     Raises:
       UserError: config, topology or a file is wrong.
@@ -46,11 +49,17 @@ def run(
             f"plan: --fit needs to know a device's memory, and {target.name} is not in the table"
             " of chips; name a TPU with --topology"
         )
-    plan, arrays = make_plan(config, target, save=save)
+    stages = plan_stages(config, target, save=save)
     if placements:
-        print(sharding.table(arrays) + "\n")
+        print(sharding.table(stages[-1].placements) + "\n")
+    for stage in stages:
+        text = table(stage.plan, _feeding(config, target, stage.plan, rate), write_rate)
+        print(f"{stage.title}\n\n{text}\n" if len(stages) > 1 else text)
+    if len(stages) > 1:
+        print(whole_run([stage.plan for stage in stages]))
+    fullest = max(stages, key=lambda stage: stage.plan.used_bytes)
+    plan, config = fullest.plan, fullest.config
     feeding = _feeding(config, target, plan, rate)
-    print(table(plan, feeding, write_rate))
     overrides: Mapping[str, Any] = {}
     if search:
         found = fitting.fit(config, target, plan, say=lambda line: print(f"tried {line}"))
@@ -60,7 +69,12 @@ def run(
     elif not plan.fits:
         _print_advice(fitting.advice(config, plan))
     if json_file:
-        told = {"overrides": dict(overrides), "feeding": feeding and dataclasses.asdict(feeding)}
+        told: dict[str, Any] = {
+            "overrides": dict(overrides),
+            "feeding": feeding and dataclasses.asdict(feeding),
+        }
+        if len(stages) > 1:
+            told["stages"] = [{"stage": s.title, **s.plan.as_json()} for s in stages]
         text = json_text({**plan.as_json(), **told}, indent=2)
         write_output(json_file, text + "\n")
     if not plan.fits:

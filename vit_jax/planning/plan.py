@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import serialize_executable
@@ -20,6 +20,7 @@ from vit_jax.planning.hlo import Kernels, Program
 from vit_jax.planning.layout import Layout
 from vit_jax.planning.target import Target
 from vit_jax.training.run import Run
+from vit_jax.training.stages import stages_of
 
 ASSUMED_MFU = (0.3, 0.4, 0.5)
 """The shares of the chips' peak, typical of good training steps, for which a plan has the time."""
@@ -113,6 +114,11 @@ class Plan:
     def bound_by(self) -> str:
         return max(self.bounds, key=lambda name: self.bounds[name]) if self.bounds else ""
 
+    @property
+    def total_flops(self) -> int:
+        """Returns the model FLOPs of all steps."""
+        return self.flops * self.total_steps
+
     def seconds_at(self, mfu: float) -> float:
         """Returns the seconds of a step at a share of the chips' peak; 0 if the peak is unknown."""
         peak = self.flops_per_device * self.num_devices
@@ -129,20 +135,54 @@ class Plan:
             for mfu in ASSUMED_MFU
         }
         fields = dataclasses.asdict(self)
+        fields["total_flops"] = self.total_flops
         return {**fields, "least_step_seconds": self.least_seconds, "at_mfu": times}
 
 
-def make_plan(
-    config: ConfigDict, target: Target, *, save: str | None = None
-) -> tuple[Plan, list[sharding.Placement]]:
+def make_plan(config: ConfigDict, target: Target) -> tuple[Plan, list[sharding.Placement]]:
     """Compiles the step of `config` for `target`; also returns the placements of all parameters.
 
-    save: the file for the compiled program.
+    Raises:
+      UserError: the config is wrong.
+    """
+    return _plan_run(_build_run(config, target), target)
+
+
+class StagePlan(NamedTuple):
+    """The plan of one stage of a run, with the config and the steps of the stage."""
+
+    title: str
+    config: ConfigDict
+    plan: Plan
+    placements: list[sharding.Placement]
+
+
+def plan_stages(config: ConfigDict, target: Target, *, save: str | None = None) -> list[StagePlan]:
+    """Compiles the step of each stage of `config` for `target`; a run without stages is one.
+
+    save: the file for the compiled program of the last stage.
 
     Raises:
       UserError: the config is wrong, or the program cannot be saved.
     """
-    run = Run.build(config, target.devices, data.expect(config.data))
+    found = []
+    stages = stages_of(_build_run(config, target))
+    for stage in stages:
+        own = save if stage is stages[-1] else None
+        plan, placements = _plan_run(stage.run, target, save=own)
+        steps = stage.end - stage.start
+        plan = dataclasses.replace(plan, total_steps=steps, total_images=steps * plan.batch_size)
+        found.append(StagePlan(str(stage), stage.run.config, plan, placements))
+    return found
+
+
+def _build_run(config: ConfigDict, target: Target) -> Run:
+    return Run.build(config, target.devices, data.expect(config.data))
+
+
+def _plan_run(
+    run: Run, target: Target, *, save: str | None = None
+) -> tuple[Plan, list[sharding.Placement]]:
     traced = run.trace_step()
     started = time.perf_counter()
     compiled, needed = None, 0

@@ -1,6 +1,6 @@
 """Formats a plan as the text that the command prints."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vit_jax.parallel.accelerators import GIB
 from vit_jax.planning.feeding import Feeding
@@ -26,6 +26,19 @@ def table(plan: Plan, feeding: Feeding | None = None, write_rate: float = 100.0)
     rows += feeding.rows() if feeding else ()
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in rows)
+
+
+def petaflops(flops: float) -> str:
+    """Returns a number of FLOPs as text."""
+    return f"{flops / 1e15:,.3g} PFLOP" if flops < 1e18 else f"{flops / 1e15:,.0f} PFLOP"
+
+
+def whole_run(plans: Sequence[Plan]) -> str:
+    """Returns a line with the FLOPs of a run, and of one in the last stage's settings alone."""
+    flops = sum(plan.total_flops for plan in plans)
+    alone = plans[-1].flops * sum(plan.total_steps for plan in plans)
+    share = f", {flops / alone:.0%} of a run in the settings of the last stage" if alone else ""
+    return f"all stages: {petaflops(flops)}{share}"
 
 
 def _machine(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -59,6 +72,7 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _work(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "FLOPs per step", f"{plan.flops / 1e12:,.2f} TFLOP (model's products, backward included)"
+    yield "  of all steps", petaflops(plan.total_flops)
     if plan.flops and plan.computed_flops:
         again = plan.computed_flops / plan.flops
         yield "  computed", f"{again:.2f} times that (with what is computed again, the optimizer's)"

@@ -26,8 +26,9 @@ class Monitor:
     Args:
       device_kind: the kind of the run's devices, as JAX names it.
       num_devices: the number of devices of the run.
-      flops_per_example: counts the model FLOPs of a training step for one example. It is called
-        only if the devices' peak is known, because counting traces the model once more.
+      flops_per_example: returns the model FLOPs of a training step for one example, which may
+        change during a run. It is called only if the devices' peak is known, because counting
+        traces the model once more.
       times: the clock of the run.
     """
 
@@ -40,7 +41,7 @@ class Monitor:
     ):
         chip = accelerators.of_kind(device_kind)
         self._chips = max(1, num_devices // chip.devices) if chip else num_devices
-        self._flops = flops_per_example() if chip else 0.0
+        self._flops_per_example = flops_per_example
         self._peak = chip.flops_per_device * num_devices if chip else 0.0
         self._times = times
 
@@ -48,7 +49,7 @@ class Monitor:
         """Returns the additions to a row; every process must call this for the same rows."""
         found = {"train/images_per_sec_per_chip": images_per_sec / self._chips}
         if self._peak:
-            found["train/mfu"] = images_per_sec * self._flops / self._peak
+            found["train/mfu"] = images_per_sec * self._flops_per_example() / self._peak
         found["train/goodput"] = self._times.goodput()
         found["train/run_seconds"] = self._times.total()
         found |= device_memory()

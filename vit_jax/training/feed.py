@@ -3,12 +3,23 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
-from vit_jax.data import Batches
 from vit_jax.types import Array, HostBatch
 
 _POLL_SECONDS = 0.1
+
+
+class Feedable(Protocol):
+    """Batches in host memory, such as `vit_jax.data.Batches`."""
+
+    def __iter__(self) -> Iterator[HostBatch]: ...
+
+    @property
+    def num_bad_images(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class DeviceFeed:
@@ -23,7 +34,7 @@ class DeviceFeed:
     """
 
     def __init__(
-        self, batches: Batches, place: Callable[[HostBatch], dict[str, Array]], depth: int
+        self, batches: Feedable, place: Callable[[HostBatch], dict[str, Array]], depth: int
     ):
         self.waited = 0.0
         self._batches = batches

@@ -21,14 +21,15 @@ from vit_jax.parallel.host_memory import tidy_heap
 from vit_jax.parallel.stop_signal import StopSignal
 from vit_jax.tracking.log import writer_names
 from vit_jax.tracking.step_log import StepLog, Stopwatch
-from vit_jax.training import agreement, background, pictures, restore, step
+from vit_jax.training import agreement, pictures, restore, step
 from vit_jax.training.best import Best, check_metrics
 from vit_jax.training.evaluate import Abandoned, Evaluator
 from vit_jax.training.lock import WorkdirLock
 from vit_jax.training.opening import open_log, open_store, opening_lines
 from vit_jax.training.outcome import Outcome, advising, tell_finished
 from vit_jax.training.profiling import Profiler
-from vit_jax.training.run import Run, TrainStep
+from vit_jax.training.run import Run
+from vit_jax.training.stages import Stages
 from vit_jax.training.workdir import Workdir
 from vit_jax.types import Params
 
@@ -70,8 +71,10 @@ def train(
             run = Run.build(config)
             changed += restore.check_data(run, workdir) if store.steps() else []
             total = run.duration.total
-            # Tracing and compiling need no state, so they run while it is made or read from disk.
-            compiling = None if workdir.is_done() else background.start(run.compile_step)
+            stages = Stages(run)
+            if not workdir.is_done():
+                # Compiling needs no state, so it runs while the state is made or read from disk.
+                stages.prepare(max(store.steps(), default=0) + 1)
             evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
             check_metrics(config, evaluator)
             agreement.check(run, evaluator.sources(), max(store.steps(), default=None))
@@ -91,15 +94,15 @@ def train(
             workdir.write_config(
                 config, run.task.info, run.task.headline, best.metric_info, len(run.source)
             )
-        with open_log(run, workdir, start, times, callbacks) as log:
+        with open_log(stages, workdir, start, times, callbacks) as log:
             for line in opening_lines(run, restored, merged, changed):
                 log.message(line)
             with times("compile"):
-                train_step = compiling.result() if compiling else run.compile_step()
+                stages.compiled(start + 1)
                 tidy_heap()
             with StopSignal() as stop, advising(store):
                 trainer = Trainer(
-                    run, train_step, evaluator, store, log, times, stop, workdir, lock, state,
+                    run, stages, evaluator, store, log, times, stop, workdir, lock, state,
                     profiler, best,
                 )  # fmt: skip
                 trainer.train_from(restored)
@@ -115,7 +118,7 @@ class Trainer:
     """Runs the steps of a `Run`, and evaluates and saves between them."""
 
     run: Run
-    train_step: TrainStep
+    stages: Stages
     evaluator: Evaluator
     store: Store
     log: StepLog
@@ -139,14 +142,15 @@ class Trainer:
         if restored:
             self.run_owed_evaluation(restored)
         with (
-            self.run.open_feed(start) as feed,
+            self.stages.open_feed(start) as feed,
             self.times("train"),
             self.times.gauge("input wait", lambda: feed.waited),
         ):
             for at in self.best.early.steps(range(start + 1, total + 1)):
                 self.profiler.before(at)
+                train_step = self.stages.program(at, self.log)
                 with jax.transfer_guard("disallow"):
-                    self.state, metrics = self.train_step(self.state, feed.next_batch())
+                    self.state, metrics = train_step(self.state, feed.next_batch())
                 self.log.step(at, metrics, feed.waited)
                 self.profiler.after(at, metrics["loss"], self.workdir.path)
                 stopping = self.stop.agreed(at)

@@ -13,6 +13,7 @@ from vit_jax.tracking.step_log import StepLog, Stopwatch
 from vit_jax.tracking.utilization import Monitor
 from vit_jax.training.best import Best
 from vit_jax.training.run import Run
+from vit_jax.training.stages import Stages
 from vit_jax.training.workdir import Workdir
 
 
@@ -28,11 +29,12 @@ def open_store(config: ConfigDict, workdir: Workdir, best: Best) -> Store:
 
 
 def open_log(
-    run: Run, workdir: Workdir, start_step: int, times: Stopwatch, callbacks: Sequence[Any]
+    stages: Stages, workdir: Workdir, start_step: int, times: Stopwatch, callbacks: Sequence[Any]
 ) -> StepLog:
     """Returns the log of rows and the console, which only process 0 writes."""
+    run = stages.run
     device_kind = run.mesh.devices.flat[0].device_kind
-    monitor = Monitor(device_kind, run.mesh.size, run.train_flops_per_example, times)
+    monitor = Monitor(device_kind, run.mesh.size, stages.train_flops_per_example, times)
     return StepLog(
         workdir.path,
         start_step=start_step,

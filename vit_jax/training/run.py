@@ -18,7 +18,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.published import teacher_of
 from vit_jax.parallel import compiler_flags, sharding
 from vit_jax.training import step
-from vit_jax.training.feed import DeviceFeed
+from vit_jax.training.feed import DeviceFeed, Feedable
 from vit_jax.training.spikes import SpikeGuard
 from vit_jax.types import Array, ArraySpec, Batch, DataInfo, HostBatch, Params
 
@@ -74,6 +74,32 @@ class Run:
         else:
             given, spec = source, source.spec
         given = data.balanced(given, config.data.balance, config.seed)
+        return cls._of(config, mesh, given, spec)
+
+    def with_settings(self, config: ConfigDict) -> "Run":
+        """Returns the run of a config that differs in keys that a stage may set.
+
+        It has the same devices and reads the same source.
+
+        Raises:
+          UserError: a part of the config does not fit.
+        """
+        sharding.check_batch_size(self.mesh, config.batch_size, config.accum_steps)
+        source = self.source
+        expected = data.expect(config.data) if isinstance(source, data.Expected) else None
+        if expected:
+            return self._of(config, self.mesh, source, expected.spec)
+        real = open_source(config.data) if isinstance(source, data.Expected) else source
+        return self._of(config, self.mesh, source, data.element_spec(real, config.data.pp))
+
+    @classmethod
+    def _of(
+        cls,
+        config: ConfigDict,
+        mesh: Mesh,
+        given: data.Source | data.Expected,
+        spec: Mapping[str, ArraySpec],
+    ) -> "Run":
         # A source that stands for one that is not at hand trains nothing, so it need not count.
         counts = None if isinstance(given, data.Expected) else data.class_counts(given)
         info = DataInfo(spec, given.num_classes, given.class_names, counts)
@@ -169,15 +195,24 @@ class Run:
 
     def open_feed(self, start_step: int) -> DeviceFeed:
         """Returns the feed of this process's rows of the training batches after `start_step`."""
-        config = self.config
-        rows = sharding.local_rows(self.mesh, config.batch_size)
+        return self.feed_of(self.batches(start_step))
+
+    def batches(self, start_step: int) -> data.Batches:
+        """Opens this process's rows of the batches after `start_step`, in host memory."""
         assert not isinstance(self.source, data.Expected)
-        batches = host_batches(config, self.source, start_step=start_step, rows=rows)
+        return host_batches(self.config, self.source, start_step=start_step, rows=self._rows)
+
+    def feed_of(self, batches: Feedable) -> DeviceFeed:
+        """Returns a feed that places this process's rows of batches on the devices."""
 
         def place(batch: HostBatch) -> dict[str, Array]:
-            return sharding.place(batch, rows, self.mesh, config.batch_size)
+            return sharding.place(batch, self._rows, self.mesh, self.config.batch_size)
 
-        return DeviceFeed(batches, place, config.data.prefetch)
+        return DeviceFeed(batches, place, self.config.data.prefetch)
+
+    @property
+    def _rows(self) -> np.ndarray:
+        return sharding.local_rows(self.mesh, self.config.batch_size)
 
     def originals(self, start_step: int) -> data.Batches:
         """Returns the batches after `start_step` with the preprocessing of evaluation."""

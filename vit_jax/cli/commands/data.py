@@ -48,9 +48,10 @@ def _run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments)
     from vit_jax.report.contact_sheet import contact_sheet, dimmed
     from vit_jax.training.run import Run
+    from vit_jax.training.stages import Stages
 
     set_up(config, arguments)
-    run = Run.build(config)
+    run = Stages(Run.build(config)).at(arguments.step + 1).run
     with contextlib.ExitStack() as stack:
         batches = stack.enter_context(contextlib.closing(run.batches_seen(arguments.step)))
         originals = None
@@ -83,6 +84,7 @@ COMMAND = Command(
     add_arguments=_add_arguments,
     examples=("data --config=configs/folder.py:photos --out=sheet.png --images=32 --originals",),
     notes="Cropping, augmentation and mixing of images are applied as in training. All crops of\n"
-    "an example are drawn side by side; patches that a mask hides from the model are dark.",
+    "an example are drawn side by side; patches that a mask hides from the model are dark. With\n"
+    "config.stages, the settings are those of the stage of --step.",
     overrides=("config",),
 )

@@ -106,6 +106,6 @@ COMMAND = Command(
     ),
     notes="The training step is compiled for these devices by their own compiler, which runs on\n"
     "any CPU. Printed are memory, bytes sent between devices, and hours. The exit code is 3 if\n"
-    "the step does not fit into memory.",
+    "the step does not fit into memory. With config.stages each stage has its own table.",
     overrides=("config",),
 )

@@ -1,0 +1,191 @@
+"""Runs whose settings change at given steps: exact across boundaries, and what is refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoints.store import Store, flatten
+from vit_jax.errors import UserError
+from vit_jax.tracking import read_metrics
+from vit_jax.training.loop import train
+from vit_jax.training.run import Run
+from vit_jax.training.stages import Stages, stages_of
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+FLEXI = {
+    "model__name": "flexivit_s",
+    "model__width": 8,
+    "model__depth": 1,
+    "model__mlp_dim": 16,
+    "model__patch_size": 2,
+    "model__kernel_size": 4,
+    "model__table_grid": 2,
+    "total": 5,
+    "checkpoint__every": 1,
+    "checkpoint__keep_last": 9,
+}
+LOW = {"model__patch_size": 4, "task__label_smoothing": 0.1}
+STAGED = {"stages__low__until": "50%", **{f"stages__low__{key}": x for key, x in LOW.items()}}
+
+
+@pytest.fixture(scope="module")
+def flexible(digits_npz, request):
+    """`flexible(key=value, ...)` → the config of a FlexiViT that is not evaluated."""
+
+    def make(**keys):
+        given = {key.replace("__", "."): str(value) for key, value in {**FLEXI, **keys}.items()}
+        config = config_lib.load(f"{request.config.rootpath}/tests/tiny.py:{digits_npz}", given)
+        bare = config.to_dict()
+        bare["eval"]["sets"] = {}
+        return config_lib.validate(type(config)(bare))
+
+    return make
+
+
+def stored(config, workdir):
+    """Every array of a run's newest checkpoint, by name."""
+    run = Run.build(config)
+    restored = Store(workdir / "checkpoints").restore_newest(run.abstract)
+    return arrays(restored.tree)
+
+
+def arrays(state):
+    return {name: np.asarray(leaf) for name, leaf in flatten(state).items()}
+
+
+def losses(workdir):
+    return {row["step"]: row["train/loss"] for row in read_metrics(workdir) if "train/loss" in row}
+
+
+@pytest.fixture(scope="module")
+def staged(flexible, running_on_one_device, tmp_path_factory):
+    """A finished run of 5 steps whose first 3 are a stage: (config, workdir)."""
+    config, workdir = flexible(**STAGED), tmp_path_factory.mktemp("staged")
+    with running_on_one_device():
+        train(config, str(workdir))
+    return config, workdir
+
+
+def test_a_run_with_stages_is_its_stages_one_after_the_other(staged, flexible):
+    """It equals a run that a person stops and resumes with other settings."""
+    config, workdir = staged
+    state, found = None, {}
+    for run, steps in ((Run.build(flexible(**LOW)), (1, 2, 3)), (Run.build(flexible()), (4, 5))):
+        state, train_step = state or run.make_state(), run.compile_step()
+        with run.open_feed(steps[0] - 1) as feed:
+            for step in steps:
+                state, metrics = train_step(state, feed.next_batch())
+                found[step] = float(metrics["loss"])
+    assert found == losses(workdir)
+    np.testing.assert_equal(arrays(state), stored(config, workdir))
+
+
+@pytest.mark.parametrize(
+    "step", [2, pytest.param(3, marks=pytest.mark.soak), pytest.param(4, marks=pytest.mark.soak)]
+)
+def test_a_run_that_dies_around_a_boundary_goes_on_bit_for_bit(staged, tmp_path, step, capsys):
+    config, workdir = staged
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "DONE").unlink()
+    for later in range(step + 1, 6):
+        shutil.rmtree(tmp_path / "checkpoints" / str(later))
+    train(config, str(tmp_path))
+    shown = capsys.readouterr().err
+    assert ("stage low, steps 1 to 3" in shown) == (step < 3)
+    assert "the config itself, steps 4 to 5" in shown
+    assert losses(tmp_path) == losses(workdir)
+    np.testing.assert_equal(stored(config, tmp_path), stored(config, workdir))
+
+
+def test_boundaries_are_times_of_the_whole_run(flexible):
+    keys = {"batch_size": 100, "total": "10 epochs", "stages__b__until": "5 epochs"}
+    stages = stages_of(Run.build(flexible(**keys, stages__a__until="80%", stages__off__until=0)))
+    total = stages[-1].run.duration.total
+    later = -(-total * 4 // 5)
+    assert [(stage.name, stage.start, stage.end) for stage in stages] == [
+        ("b", 0, round(total / 2)),
+        ("a", round(total / 2), later),
+        ("", later, total),
+    ]
+    whole = Stages(stages[-1].run)
+    steps = (1, round(total / 2), round(total / 2) + 1, total, total + 1)
+    assert [whole.at(step).name for step in steps] == ["b", "b", "a", "", ""]
+    assert all(stage.run.source is stages[-1].run.source for stage in stages)
+    assert not stages[0].run.config.stages
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            {"until": 2, "seed": 1},
+            r"stages\.x\.seed: a stage cannot change it, because checkpoints",
+        ),
+        ({"until": 2, "batch_size": 8}, r"stages\.x\.batch_size: a stage cannot change it"),
+        ({"until": 2, "model": {"width": 8}}, r"stages\.x\.model\.width: a stage cannot change"),
+        ({"until": 2, "optim": {"name": "lion"}}, r"optim\.name: a stage cannot change it"),
+        ({"until": 2, "total": 3}, r"stages\.x\.total: no stage reads it, .*write config\.total"),
+        ({"until": 2, "eval": {"every": 3}}, r"stages\.x\.eval\.every: no stage reads it"),
+        ({"until": 2, "stages": {"y": {"until": 1}}}, "no stage reads it"),
+        ({"until": 2, "task": 3}, r"stages\.x: config\.task=3: write a section"),
+        ({"until": 2, "tusk": 3}, r"stages\.x: config\.tusk.*did you mean 'task'"),
+        ({"until": 2, "optim": {"lr": -1}}, r"stages\.x: config\.optim\.lr=-1.0: write"),
+        ({"until": "soon"}, r"config\.stages\.x\.until='soon' is no duration"),
+        ({"task": {"mixup": 0.1}}, r"stages\.x=.*write a section with `until`"),
+        (3, r"stages\.x=3: write a section with `until`"),
+    ],
+)
+def test_a_stage_that_no_run_can_have_is_refused_in_one_line(stage, message):
+    config = config_lib.default_config()
+    config.stages = {"x": stage}
+    with pytest.raises(UserError, match=message) as error:
+        config_lib.validate(config)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"stages__x__until": 2, "stages__x__model__patch_size": 2},
+            r"backbone\.patch_embed\.kernel is .* in this stage and .*take a FlexiViT",
+        ),
+        (
+            {"stages__x__until": 2, "stages__x__ema_decay": 0.0},
+            r"stages\.x: all stages must have the arrays of one state, but ema\.",
+        ),
+        ({"stages__x__until": 12}, r"until=12 is step 12: write a time before the end of the run"),
+        (
+            {"stages__x__until": 6, "stages__y__until": "50%"},
+            r"until='50%' is step 6: write a time before the end of stage x",
+        ),
+    ],
+)
+def test_stages_that_do_not_fit_one_state_are_refused_before_the_first_step(
+    tiny_config, keys, message
+):
+    run = Run.build(tiny_config(model__depth=0, model__position="none", **keys))
+    with pytest.raises(UserError, match=message) as error:
+        Stages(run)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_positions_for_another_grid_are_refused_with_the_grid_to_write(tiny_config):
+    """A stage of other images, which preprocessing makes, has another table of positions."""
+    keys = {"data__source": "fake", "data__name": "x", "data__split": "train"}
+    keys |= {"data__args__num_classes": 10, "data__args__encoded": True}
+    smaller = {"stages__x__until": 2, "stages__x__data__pp": "decode|resize(16)"}
+    with pytest.raises(UserError, match=r"pos_embed is .*position_grid=\[8,8\]"):
+        build(tiny_config, **keys, **smaller)
+    first, last = build(tiny_config, **keys, **smaller, model__position_grid=[8, 8])
+    assert [stage.run.task.image_spec.shape[0] for stage in (first, last)] == [16, 32]
+
+
+def build(tiny_config, **keys):
+    from vit_jax import data
+
+    config = tiny_config(data__pp="decode|resize(32)", **keys)
+    return stages_of(Run.build(config, source=data.expect(config.data)))

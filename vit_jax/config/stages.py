@@ -1,0 +1,67 @@
+"""The stages of a run: settings that hold until a time of it (`config.stages`).
+
+A stage names the keys in which it differs from the config itself, which holds after the last stage.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.config.durations import parse_duration
+from vit_jax.config.schema import FIXED, FREE, SCHEMA
+from vit_jax.config.stored import flatten, on_resume
+from vit_jax.errors import UserError, quoted
+
+UNTIL = "until"
+
+# A resume may change them, but the durations of the whole run and the process depend on them.
+_OF_THE_RUN = ("total", "precision", "stages")
+
+
+def settings(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns the whole config of one stage: `given`, with the stage's own keys in their places.
+
+    A key, and a field of a model or task, is replaced whole.
+
+    Raises:
+      UserError: the stage is no section, or does not say when it ends.
+    """
+    stage = given["stages"][name]
+    if not isinstance(stage, Mapping) or UNTIL not in stage:
+        raise UserError(
+            f"config.stages.{name}={quoted(stage)}: write a section with `until`, the time at which"
+            " the stage ends, such as '40%', and the keys that it changes"
+        )
+    parse_duration(stage[UNTIL], f"stages.{name}.{UNTIL}")
+    own = {key: value for key, value in stage.items() if key != UNTIL}
+    return {**_replaced(given, own, SCHEMA), "stages": {}}
+
+
+def _replaced(
+    given: Mapping[str, Any], own: Mapping[str, Any], schema: Mapping[str, Any]
+) -> dict[str, Any]:
+    result = dict(given)
+    for name, value in own.items():
+        entry = schema.get(name)
+        inner = entry if isinstance(entry, Mapping) else {}
+        is_section = bool(inner) or getattr(entry, "kind", "") == "open"
+        is_merged = is_section and isinstance(value, Mapping)
+        result[name] = _replaced(given[name], value, inner) if is_merged else value
+    return result
+
+
+def check_keys(name: str, stage: Mapping[str, Any]) -> None:
+    """Raises a `UserError` if a stage sets a known key that cannot change during a run."""
+    for path, _ in flatten(stage):
+        effect, section = on_resume(path), path.partition(".")[0]
+        if path == UNTIL:
+            continue
+        if effect == FIXED:
+            raise UserError(
+                f"config.stages.{name}.{path}: a stage cannot change it, because checkpoints or the"
+                f" order of the images depend on it; write config.{path}, for the whole run"
+            )
+        if section in _OF_THE_RUN or (effect == FREE and section != "model"):
+            raise UserError(
+                f"config.stages.{name}.{path}: no stage reads it, for it holds for the whole run;"
+                f" write config.{path}"
+            )

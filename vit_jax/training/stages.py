@@ -1,0 +1,206 @@
+"""The stages of a run, whose settings change at given steps (`config.stages`).
+
+A stage is a `Run` of its own on the state that the one before it leaves, just as if the run had
+been stopped and resumed with other settings. Batches, random keys and schedules depend on the step
+of the whole run, so neither the boundaries nor interruptions change what a step computes.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+
+import jax
+from ml_collections import ConfigDict
+
+from vit_jax import config as config_lib
+from vit_jax import data
+from vit_jax.checkpoints.store import flatten
+from vit_jax.config import stages as settings_lib
+from vit_jax.errors import UserError
+from vit_jax.tracking.step_log import StepLog
+from vit_jax.training import background
+from vit_jax.training.feed import DeviceFeed
+from vit_jax.training.run import Run, TrainStep
+from vit_jax.types import HostBatch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """Some consecutive steps of a run that have the same settings.
+
+    Attributes:
+      name: its name in `config.stages`; "" for the config itself.
+      start, end: it has the steps `start + 1` to `end`.
+      run: the parts of the run with its settings.
+    """
+
+    name: str
+    start: int
+    end: int
+    run: Run
+
+    @functools.cached_property
+    def train_flops_per_example(self) -> int:
+        """Returns the FLOPs of a training step for each example."""
+        return self.run.train_flops_per_example()
+
+    def __str__(self) -> str:
+        what = f"stage {self.name}" if self.name else "the config itself"
+        return f"{what}, steps {self.start + 1:,} to {self.end:,}"
+
+
+def stages_of(run: Run) -> list[Stage]:
+    """Returns the stages of a run in the order in which they are trained; the last is `run`.
+
+    Raises:
+      UserError: a stage does not end within the run, or has another state than the run.
+    """
+    ends: dict[int, str] = {}
+    total = run.duration.total
+    for name, stage in run.config.stages.items():
+        key = f"stages.{name}.{settings_lib.UNTIL}"
+        end = run.duration(stage[settings_lib.UNTIL], key)
+        if end >= total or end in ends:
+            other = f"stage {ends[end]}" if end in ends else f"the run, of {total:,} steps"
+            raise UserError(
+                f"config.{key}={stage[settings_lib.UNTIL]!r} is step {end:,}: write a time before"
+                f" the end of {other}, or 0 to leave the stage out"
+            )
+        if end:
+            ends[end] = name
+    found, start = [], 0
+    for end, name in sorted(ends.items()):
+        own = settings_lib.settings(run.config.to_dict(), name)
+        try:
+            of_stage = run.with_settings(config_lib.validate(ConfigDict(own)))
+        except UserError as error:
+            raise UserError(f"config.stages.{name}: {error}") from error
+        _check_state(name, of_stage, run)
+        found.append(Stage(name, start, end, of_stage))
+        start = end
+    return [*found, Stage("", start, total, run)]
+
+
+def _check_state(name: str, of_stage: Run, run: Run) -> None:
+    """Raises a `UserError` unless the state of a stage has the arrays of the run's state."""
+    own, wanted = (
+        {key: (leaf.shape, leaf.dtype) for key, leaf in flatten(one.abstract).items()}
+        for one in (of_stage, run)
+    )
+    for key in {**wanted, **own}:
+        if own.get(key) != wanted.get(key):
+            told, expected = (
+                f"{found[key][1]}{list(found[key][0])}" if key in found else "none"
+                for found in (own, wanted)
+            )
+            raise UserError(
+                f"config.stages.{name}: all stages must have the arrays of one state, but {key} is"
+                f" {told} in this stage and {expected} after the last; {_advice(key, wanted)}"
+            )
+
+
+def _advice(key: str, wanted: dict[str, tuple[tuple[int, ...], object]]) -> str:
+    """Returns what to write so that an array is the same in all stages."""
+    if key.endswith("pos_embed") and key in wanted:
+        side = math.isqrt(wanted[key][0][-2])
+        return (
+            f"write config.model.position_grid=[{side},{side}], the grid for which the positions"
+            " are kept, or take a FlexiViT"
+        )
+    if ".patch_embed." in key:
+        return "take a FlexiViT, whose parameters do not depend on model.patch_size"
+    return "leave out what changes it"
+
+
+class Batches:
+    """The batches of consecutive stages, in host memory.
+
+    A stage's pipeline is opened when the last batch of the stage before has been read.
+
+    Args:
+      stages: those whose batches are wanted.
+      start_step: the step after which the batches begin, in the first of the stages.
+    """
+
+    def __init__(self, stages: Sequence[Stage], start_step: int):
+        self._stages = stages
+        self._start_step = start_step
+        self._opened: list[data.Batches] = []
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        for stage in self._stages:
+            start = max(stage.start, self._start_step)
+            batches = stage.run.batches(start)
+            self._opened.append(batches)
+            yield from itertools.islice(batches, stage.end - start)
+            batches.close()
+
+    @property
+    def num_bad_images(self) -> int:
+        """Returns the number of unreadable images that other images have replaced so far."""
+        return sum(batches.num_bad_images for batches in self._opened)
+
+    def close(self) -> None:
+        """Stops the threads of all pipelines."""
+        for batches in self._opened:
+            batches.close()
+
+
+class Stages:
+    """The stages of a run, each with its compiled step.
+
+    The step of a stage is compiled in the background while the stage before it trains.
+
+    run: the run of the config itself.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.stages = stages_of(run)
+        self._compiling: dict[str, Future[jax.stages.Compiled]] = {}
+        self._now: Stage | None = None
+
+    def at(self, step: int) -> Stage:
+        """Returns the stage of a step; the last one for later steps."""
+        return next((one for one in self.stages if step <= one.end), self.stages[-1])
+
+    def prepare(self, step: int) -> None:
+        """Starts to trace and to compile, on its own thread, the program of the stage of a step."""
+        stage = self.at(step)
+        if stage.name not in self._compiling:
+            self._compiling[stage.name] = background.start(stage.run.compile_step)
+
+    def compiled(self, step: int) -> TrainStep:
+        """Waits for the compiled program of a step, and returns it."""
+        self.prepare(step)
+        return self._compiling[self.at(step).name].result()
+
+    def program(self, step: int, log: StepLog) -> TrainStep:
+        """Returns the compiled program of a step. The first step of a stage begins the stage."""
+        stage = self.at(step)
+        if stage is not self._now:
+            self._begin(stage, log)
+        return self.compiled(step)
+
+    def _begin(self, stage: Stage, log: StepLog) -> None:
+        log.flush()  # The row that is held back has the FLOPs of the stage before.
+        if self._now:
+            del self._compiling[self._now.name]
+        with log.paused("compiling"):
+            self.compiled(stage.end)
+        if len(self.stages) > 1:
+            log.message(str(stage))
+        self._now = stage
+        self.prepare(stage.end + 1)
+
+    def open_feed(self, start_step: int) -> DeviceFeed:
+        """Returns the feed of this process's rows of all batches after `start_step`."""
+        left = [stage for stage in self.stages if stage.end > start_step]
+        return self.run.feed_of(Batches(left, start_step))
+
+    def train_flops_per_example(self) -> int:
+        """Returns the FLOPs of a training step, for each example, in the stage that is trained."""
+        return (self._now or self.stages[-1]).train_flops_per_example
