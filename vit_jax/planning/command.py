@@ -10,7 +10,7 @@ from vit_jax.errors import DoesNotFit, UserError
 from vit_jax.parallel import sharding
 from vit_jax.planning import fit as fitting
 from vit_jax.planning.feeding import Feeding, Rate
-from vit_jax.planning.plan import Plan, plan_stages
+from vit_jax.planning.plan import Plan, StagePlan, plan_stages
 from vit_jax.planning.table import gib, table, whole_run
 from vit_jax.planning.target import Target
 from vit_jax.storage import json_text, write_output
@@ -52,11 +52,10 @@ def run(
     stages = plan_stages(config, target, save=save)
     if placements:
         print(sharding.table(stages[-1].placements) + "\n")
-    for stage in stages:
-        text = table(stage.plan, _feeding(config, target, stage.plan, rate), write_rate)
-        print(f"{stage.title}\n\n{text}\n" if len(stages) > 1 else text)
-    if len(stages) > 1:
-        print(whole_run([stage.plan for stage in stages]))
+    texts = [
+        table(one.plan, _feeding(config, target, one.plan, rate), write_rate) for one in stages
+    ]
+    _print_plans(stages, texts)
     fullest = max(stages, key=lambda stage: stage.plan.used_bytes)
     plan, config = fullest.plan, fullest.config
     feeding = _feeding(config, target, plan, rate)
@@ -79,6 +78,16 @@ def run(
         write_output(json_file, text + "\n")
     if not plan.fits:
         raise DoesNotFit(_shortfall(plan))
+
+
+def _print_plans(stages: Sequence[StagePlan], texts: Sequence[str]) -> None:
+    """Prints the tables of all stages; if there are several, with their titles and the sum."""
+    if len(stages) == 1:
+        print(texts[0])
+        return
+    for stage, text in zip(stages, texts, strict=True):
+        print(f"{stage.title}\n\n{text}\n")
+    print(whole_run([stage.plan for stage in stages]))
 
 
 def _feeding(config: ConfigDict, target: Target, plan: Plan, rate: Rate | None) -> Feeding | None:
