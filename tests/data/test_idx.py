@@ -6,9 +6,11 @@ import struct
 import numpy as np
 import pytest
 
-from vit_jax.config import load
+from vit_jax.config import changes, load
 from vit_jax.data import open_source
 from vit_jax.errors import UserError
+from vit_jax.training.run import Run
+from vit_jax.training.stages import stages_of
 
 IMAGES = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
 LABELS = np.array([0, 1, 2, 0, 3, 1], np.uint8)
@@ -136,5 +138,25 @@ def test_the_recipe_reads_files_or_tensorflow_datasets(request, tmp_path):
     config = load(f"{recipe}:data={tmp_path},validate")
     assert (config.data.source, config.data.name) == ("idx", str(tmp_path))
     assert dict(config.eval.sets.val) == {"split": "train[50000:]"}
-    config = load(recipe)
-    assert (config.data.source, config.eval.sets.test.split) == ("tfds", "test")
+    plain = load(recipe)
+    assert (plain.data.source, plain.eval.sets.test.split) == ("tfds", "test")
+    fast = recipe.replace("fashion", "speedrun_fashion")
+    off = "epochs=30,curriculum=False,drop=0.0,muon=False,average=False,sharpen=False"
+    assert changes(plain.to_dict(), load(f"{fast}:{off}").to_dict()) == {
+        "free": [], "fixed": [], "warned": ["ema_decay: 0.999 → 0.0"],
+    }  # fmt: skip
+    config = load(f"{fast}:data={tmp_path},validate")
+    assert {name: stage.until for name, stage in config.stages.items()} == {
+        "early": "60%", "smooth": "90%",
+    }  # fmt: skip
+
+
+def test_the_stages_of_the_fast_recipe_have_one_state(request, tmp_path):
+    write(tmp_path, images=np.zeros((6, 28, 28), np.uint8))
+    recipe = f"{request.config.rootpath}/configs/speedrun_fashion_mnist.py:data={tmp_path},runlocal"
+    stages = stages_of(Run.build(load(recipe)))
+    assert [(s.name, s.end, s.run.config.model.patch_size) for s in stages] == [
+        ("early", 6, 7), ("smooth", 9, 4), ("", 10, 4),
+    ]  # fmt: skip
+    assert [s.run.task.label_smoothing for s in stages] == [0.1, 0.1, 0.0]
+    assert [s.run.task.model.backbone.patch_drop for s in stages] == [0.25, 0.0, 0.0]

@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from vit_jax import data
 from vit_jax.checkpoints import input_spec
 from vit_jax.config import load, validate
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
 from vit_jax.training import step
 from vit_jax.training.run import Run
+from vit_jax.training.stages import stages_of
 
 # Parameters at 1,000 classes, as published: by big_vision's and vision_transformer's own counts
 # where there is one, else that count with what the recipe adds or leaves out.
@@ -154,6 +156,35 @@ def test_big_visions_decay_is_not_multiplied_by_the_learning_rate(root):
         assert (optim.decay_coupling, optim.weight_decay, optim.lr) == ("schedule", 1e-4, 1e-3)
     optim = load(path(root, "bit_r50_i1k")).optim
     assert (optim.decay_coupling, optim.weight_decay, optim.lr) == ("schedule", 1.6e-3, 1.6)
+
+
+def staged(root, recipe):
+    """The stages of a recipe shrunk to seconds: names, last steps, sides of the images."""
+    config = load(path(root, recipe, "runlocal"))
+    stages = stages_of(Run.build(config, source=data.expect(config.data)))
+    specs = [stage.run.task.info.spec for stage in stages]
+    images = [spec.get("image", spec.get("global")) for spec in specs]
+    return [(s.name, s.end, x.shape[-2]) for s, x in zip(stages, images, strict=True)]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_recipes_with_stages_have_one_state(root):
+    assert staged(root, "speedrun_i1k") == [
+        ("quarter1", 1, 16), ("quarter2", 2, 16), ("quarter3", 3, 32), ("", 4, 32),
+    ]  # fmt: skip
+    config = load(path(root, "speedrun_i1k"))
+    assert [stage.data.pp for stage in config.stages.values()] == [
+        f"decode_jpeg_and_inception_crop({size})|flip_lr|randaug(2,{magnitude})"
+        for size, magnitude in ((128, 4), (160, 6), (192, 8))
+    ]
+    flagship = load(path(root, "vit_s16_i1k"))
+    alike = load(path(root, "speedrun_i1k", "curriculum=False", "grow=False"))
+    assert alike.to_dict() == flagship.to_dict()
+    assert staged(root, "dinov2_l14_i1k:high") == [("low", 2, 32), ("", 4, 48)]
+    high = load(path(root, "dinov2_l14_i1k", "high"))
+    assert (high.stages.low.until, high.total) == (125_000, 135_000)
+    assert high.stages.low.data.pp == load(path(root, "dinov2_l14_i1k")).data.pp
+    assert high.data.pp == high.stages.low.data.pp.replace("crop(224,", "crop(518,")
 
 
 def test_deit3_is_fine_tuned_at_one_rate_and_s_without_stochastic_depth(root):

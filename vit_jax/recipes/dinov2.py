@@ -31,7 +31,7 @@ def use(
         config,
         root=data,
         minival=False,
-        crop=crops.multi_crop(area=32, sides=sides, blurs=(0.0, 0.9, 0.5), radius=4),
+        crop=crops_of(sides),
         eval_pp=crops.evaluation(sides[0]),
     )
     config.model = {
@@ -62,6 +62,11 @@ def use(
         r"(?!.*norm.*)(.*/kernel|.*/(pos_embed|cls|registers|scale)|(.*/)?mask_token)"
     )
     config.optim.clip_norm, config.optim.clip_scope = 3.0, "module"
+
+
+def crops_of(sides: tuple[int, int]) -> str:
+    """Returns the preprocessing for global and local crops of these sides, in pixels."""
+    return crops.multi_crop(area=32, sides=sides, blurs=(0.0, 0.9, 0.5), radius=4)
 
 
 def run_locally(config: ConfigDict, **task: int) -> None:
