@@ -68,13 +68,8 @@ def run(
     elif not plan.fits:
         _print_advice(fitting.advice(config, plan))
     if json_file:
-        told: dict[str, Any] = {
-            "overrides": dict(overrides),
-            "feeding": feeding and dataclasses.asdict(feeding),
-        }
-        if len(stages) > 1:
-            told["stages"] = [{"stage": s.title, **s.plan.as_json()} for s in stages]
-        text = json_text({**plan.as_json(), **told}, indent=2)
+        told = {"overrides": dict(overrides), "feeding": feeding and dataclasses.asdict(feeding)}
+        text = json_text({**plan.as_json(), **told, **_stages_json(stages)}, indent=2)
         write_output(json_file, text + "\n")
     if not plan.fits:
         raise DoesNotFit(_shortfall(plan))
@@ -88,6 +83,13 @@ def _print_plans(stages: Sequence[StagePlan], texts: Sequence[str]) -> None:
     for stage, text in zip(stages, texts, strict=True):
         print(f"{stage.title}\n\n{text}\n")
     print(whole_run([stage.plan for stage in stages]))
+
+
+def _stages_json(stages: Sequence[StagePlan]) -> dict[str, Any]:
+    """Returns the plans of all stages; {} for a run without stages."""
+    if len(stages) == 1:
+        return {}
+    return {"stages": [{"stage": one.title, **one.plan.as_json()} for one in stages]}
 
 
 def _feeding(config: ConfigDict, target: Target, plan: Plan, rate: Rate | None) -> Feeding | None:
