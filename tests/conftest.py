@@ -35,6 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As in a job that a scri
 from collections.abc import Iterator
 from pathlib import Path
 
+import equal_runs
 import flax.linen as nn
 import jax
 import numpy as np
@@ -179,6 +180,13 @@ def shapes_of_models():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def shared_programs():
+    """Runs that compute the same are traced and compiled once in a process."""
+    with equal_runs.shared():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def drawing_reports():
     """A context within which runs write their reports, a third of the work; no others do."""
     from vit_jax.training import pictures
@@ -209,6 +217,7 @@ def bounded_memory(memory_after_forgetting):
     if held_bytes() > memory_after_forgetting[0] + MORE_BYTES:
         jax.clear_caches()
         KEPT_PROGRAMS.clear()
+        equal_runs.forget()
         gc.collect()
         give_back_memory()
         memory_after_forgetting[0] = held_bytes()

@@ -240,10 +240,17 @@ def test_sections_show_what_the_model_has():
     assert titles(depth=0, position="none", pooling="mean") == every[3:4]
 
 
+def random_boxed(model, images):
+    """Parameters as a model returns them, with the names of their axes."""
+    draw = np.random.default_rng(0).normal
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    return jax.tree.map(lambda x: draw(0, 0.1, x.shape).astype(np.float32), shapes)
+
+
 def test_positions_of_a_flexivit_are_shown_on_the_image_s_grid():
     model = models.build("flexivit_s", **{**TINY, "patch_size": 2}, table_grid=3, kernel_size=4)
     images = np.zeros((1, 10, 14, 3), np.float32)
-    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    params = random_boxed(model, images)
     found = attention.sections(model, params, images, list(images), ["a"])
     assert found[-1].title == "What positions are like"
 
@@ -251,6 +258,6 @@ def test_positions_of_a_flexivit_are_shown_on_the_image_s_grid():
 def test_boxed_parameters_are_accepted():
     model = models.build("vit", **TINY)
     images = np.zeros(SHAPE, np.float32)
-    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    params = random_boxed(model, images)
     maps = attention.attention_maps(model, params, images)
     assert maps.layers.shape == (3, 2, 2, 7, 7)

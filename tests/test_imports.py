@@ -120,30 +120,24 @@ def test_only_data_imports_tensorflow():
             assert not any(name.split(".")[0].startswith("tensorflow") for name in names), path
 
 
-def test_training_on_arrays_loads_no_tensorflow_and_matplotlib_only_for_the_report():
+def test_imports_load_what_they_need():
+    """Importing the package loads nothing; training on arrays, with plug-ins, no TensorFlow."""
     code = (
-        "import sys, vit_jax, vit_jax.models, vit_jax.training.loop\n"
+        "import sys, vit_jax\n"
+        "print([name for name in ('jax', 'flax', 'numpy', 'tensorflow') if name in sys.modules])\n"
+        "print('Predictor' in dir(vit_jax))\n"
+        "import vit_jax.models, vit_jax.training.loop\n"
         "print('matplotlib' in sys.modules)\n"
-        "import vit_jax.inference.predict\n"
+        "print(vit_jax.Predictor.from_workdir.__qualname__)\n"
         "vit_jax.models.build('vit_ti16', num_classes=10)\n"
+        "sys.path.append('tests')\n"
+        "import own_plugins\n"
         "print([name for name in sys.modules if name.split('.')[0] == 'tensorflow'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.splitlines() == ["False", "[]"]
-
-
-def test_the_predictor_is_at_the_top_and_importing_the_package_loads_nothing():
-    code = (
-        "import sys, vit_jax\n"
-        "print([name for name in ('jax', 'flax', 'numpy', 'tensorflow') if name in sys.modules])\n"
-        "print('Predictor' in dir(vit_jax), vit_jax.Predictor.from_workdir.__qualname__)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout.splitlines() == ["[]", "True Predictor.from_workdir"]
+    assert done.stdout.splitlines() == ["[]", "True", "False", "Predictor.from_workdir", "[]"]
 
 
 def test_the_names_at_the_top_are_declared_once():

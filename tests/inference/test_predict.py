@@ -3,6 +3,7 @@
 from functools import partial
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -27,10 +28,13 @@ def photo(tmp_path_factory):
 
 
 def saved(path, **fields):
-    """Parameters for images of 12 by 12 pixels, as our own checkpoint."""
+    """Parameters for images of 12 by 12 pixels and a head of zeros, as our own checkpoint."""
     model = models.build("vit", **BASE, **fields)
     images = np.zeros((1, 12, 12, 3), np.float32)
-    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
+    draw = np.random.default_rng(0).normal
+    params = jax.tree.map(lambda x: draw(0, 0.3, x.shape).astype(np.float32), shapes)
+    params = {**params, "head": jax.tree.map(np.zeros_like, params["head"])}
     checkpoints.save(params, model, path, "orbax")
 
 

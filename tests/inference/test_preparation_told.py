@@ -3,6 +3,7 @@
 import json
 import os
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -186,7 +187,7 @@ def checkpoint_folder(folder, told, file):
         pooling="token",
     )  # fmt: skip
     images = np.zeros((1, 8, 8, 3), np.float32)
-    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
     random = np.random.default_rng(1)
     params = jax.tree.map(lambda x: random.normal(0, 0.3, x.shape).astype(np.float32), params)
     checkpoints.save(params, model, folder, "hf")

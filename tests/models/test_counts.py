@@ -1,5 +1,6 @@
 """The size of every named model, to the unit."""
 
+import dataclasses
 import json
 import re
 
@@ -140,19 +141,38 @@ def text_count(row):
 
 
 NAMED = [name for name in models.names() if models.variants()[name].input_size]
-# Deeper and wider ones are the same code as the smallest, and take long to count.
-LARGE = re.compile(r"bit_r(101|152)")
+# Deeper and wider ones are the same code as the smallest, and take long to count; ViTs differ from
+# those with patches of 16 pixels in nothing else, as a test below says.
+LIKE_OTHERS = re.compile(r"bit_r(101|152)x\d|vit_\w+?(8|14|28|30|32)")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.soak) if LARGE.match(name) else name for name in NAMED],
+    [
+        pytest.param(name, marks=pytest.mark.soak) if LIKE_OTHERS.fullmatch(name) else name
+        for name in NAMED
+    ],
 )
 def test_parameter_count(name):
     variant = models.variants()[name]
     model = models.build(name, num_classes=variant.num_classes)
     assert models.param_count(model, variant.input_size) == expected_count(name)
-    assert listing.stored_counts()[name][0] == expected_count(name)
+
+
+def test_counts_are_stored():
+    for name in NAMED:
+        assert listing.stored_counts()[name][0] == expected_count(name), name
+
+
+def test_vits_of_a_size_differ_in_their_patches_alone():
+    variants = models.variants()
+    for name in NAMED:
+        if name.startswith("vit_"):
+            size, variant = name.rstrip("0123456789"), variants[name]
+            like = variants[f"{size}16"]
+            alike = dataclasses.replace(variant, fields={**variant.fields, "patch_size": 16})
+            assert alike == like, name
+            assert name == f"{size}{variant.fields['patch_size']}"
 
 
 def test_arithmetic_meets_the_published_mixers():

@@ -43,6 +43,7 @@ def test_a_step_is_that_of_optax(tiny_config):
     keys |= {"optim__name": "sgd", "optim__args__momentum": 0.0, "optim__lr": 0.1}
     keys |= {"optim__weight_decay": 0.0, "optim__clip_norm": 0.0, "optim__sam_rho": 0.5}
     keys |= {"optim__schedule__name": "constant", "optim__schedule__warmup": 0}
+    keys |= {"model__depth": 0, "model__position": "none"}
     run = Run.build(tiny_config(**keys))
     with run.open_feed(0) as feed:
         batch = jax.device_get(feed.next_batch())
@@ -51,7 +52,7 @@ def test_a_step_is_that_of_optax(tiny_config):
         after, metrics = run.compile_step()(state, feed._place(batch))
 
     key = step.random_key(jnp.uint32(0), step.Purpose.AUGMENT, 0)
-    perturbed = run.task.augment(batch, key)
+    perturbed = jax.jit(run.task.augment)(batch, key)
 
     def loss(params):
         total, count = run.task.loss_fn(params, perturbed, jax.random.key(0))

@@ -74,7 +74,11 @@ def moves_by_rounding_alone(name):
     return name.endswith(("key/bias", "token_mixing/dense2/bias"))
 
 
-@pytest.mark.parametrize("case", BIG_VISION)
+# test_goldens.py has the steps of every optimizer of Big Vision, also those of Adafactor.
+ADAFACTOR = pytest.param("trajectory_i21k_adafactor_sigmoid", marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize("case", ["trajectory_s16_recipe_bf16mu", ADAFACTOR])
 def test_thirty_steps_of_big_vision(golden, make, case):
     facts, io = golden("big_vision", case, "_io")
     _, start = golden("big_vision", case, "_init")
@@ -150,7 +154,8 @@ def _big_vision_optimizer(facts, params, make, name, args):
 @pytest.mark.parametrize(
     "case",
     [
-        "steps_vit_token_accum1",
+        # The gradients of these models are among the goldens of tests/models.
+        pytest.param("steps_vit_token_accum1", marks=pytest.mark.soak),
         pytest.param("steps_vit_gap_accum4", marks=pytest.mark.soak),
         "steps_mixer_accum2",
     ],

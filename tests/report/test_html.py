@@ -82,6 +82,28 @@ def finished_run(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """Draws charts of the same values once: most of these tests are about the rest of the page."""
+
+    def remembered(function, key):
+        kept = {}
+
+        def call(*args):
+            if key(args) not in kept:
+                kept[key(args)] = function(*args), args
+            return kept[key(args)][0]
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("learning_curve", "learning_curves"):
+            patch.setattr(figures, name, remembered(getattr(figures, name), repr))
+        for name in ("svg", "png"):
+            patch.setattr(figures, name, remembered(getattr(figures, name), lambda x: id(x[0])))
+        yield
+
+
 @pytest.fixture
 def workdir(finished_run, tmp_path):
     """A finished run that the test may take apart."""

@@ -98,7 +98,11 @@ def make_task(batch, fields):
     return tasks.build(fields, TINY, DataInfo(spec, CLASSES))
 
 
-def loss_and_grads(task, params, batch, *, accum_steps, devices):
+@functools.cache  # Two tests use the same programs.
+def loss_and_grads(case, accum_steps, devices):
+    """The task of a case, and a compiled `(params, batch) → (loss, gradients)`."""
+    make_labels, fields = CASES[case]
+    task = make_task({"image": IMAGES, **make_labels()}, fields)
     sizes = {"data": devices, "fsdp": 1, "tensor": 1}
     mesh = sharding.make_mesh(sizes, jax.devices()[:devices])
 
@@ -114,8 +118,11 @@ def loss_and_grads(task, params, batch, *, accum_steps, devices):
             task, lambda x: x, params, batch, key, accum_steps=accum_steps, mesh=mesh
         )
 
-    with sharding.activate(mesh):
-        return jax.device_get(run(params, batch))
+    def run_on_mesh(params, batch):
+        with sharding.activate(mesh):
+            return jax.device_get(run(params, batch))
+
+    return task, run_on_mesh
 
 
 def random_params(task):
@@ -137,15 +144,14 @@ PLAIN = (
     [pytest.param(case, marks=pytest.mark.soak) if case in PLAIN else case for case in CASES],
 )
 def test_micro_batches_and_devices_do_not_change_the_loss(case):
-    make_labels, fields = CASES[case]
-    batch = {"image": IMAGES, **make_labels()}
-    task = make_task(batch, fields)
+    batch = {"image": IMAGES, **CASES[case][0]()}
+    task, run = loss_and_grads(case, 1, 1)
     params = random_params(task)
-    loss, grads = loss_and_grads(task, params, batch, accum_steps=1, devices=1)
+    loss, grads = run(params, batch)
     norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(grads)))
     assert np.isfinite(norm)
     assert norm > 1e-3
-    again = loss_and_grads(task, params, batch, accum_steps=4, devices=2)
+    again = loss_and_grads(case, 4, 2)[1](params, batch)
     np.testing.assert_allclose(again[0], loss, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * norm), again[1], grads
@@ -154,18 +160,13 @@ def test_micro_batches_and_devices_do_not_change_the_loss(case):
 
 @pytest.mark.parametrize("case", ["dice", pytest.param("focal", marks=pytest.mark.soak), "mosaics"])
 def test_a_batch_without_any_label_has_a_finite_loss(case):
-    make_labels, fields = CASES[case]
-    batch = {"image": IMAGES, **make_labels()}
+    batch = {"image": IMAGES, **CASES[case][0]()}
     for name, nothing in (("segmentation", 255), ("box_label", -1)):
         if name in batch:
             batch[name] = np.full_like(batch[name], nothing)
-    task = make_task(batch, fields)
-    params = random_params(task)  # Equal ones have no variance, whose norms amplify rounding.
-    # The programs of the test above.
-    found = [
-        loss_and_grads(task, params, batch, accum_steps=n, devices=devices)
-        for n, devices in ((1, 1), (4, 2))
-    ]
+    programs = [loss_and_grads(case, n, m) for n, m in ((1, 1), (4, 2))]
+    params = random_params(programs[0][0])  # Equal ones have no variance.
+    found = [run(params, batch) for _, run in programs]
     jax.tree.map(lambda *x: np.testing.assert_allclose(*x, rtol=1e-4, atol=1e-6), *found)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 

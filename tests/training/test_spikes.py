@@ -66,9 +66,11 @@ def test_too_many_in_a_row_hold_everything_back():
     assert int(history.in_a_row) == 4
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_run_skips_its_spikes_and_says_so(tiny_config, tmp_path):
     guard = {"factor": 1.0005, "window": 3, "max_skipped": 20}
-    config = tiny_config(full=True, **{f"spikes__{key}": x for key, x in guard.items()})
+    keys = {f"spikes__{key}": value for key, value in guard.items()}
+    config = tiny_config(optim__lr=0.03, model__depth=1, **keys)
     train(config, str(tmp_path))
     rows = read_metrics(tmp_path)
     skipped = 0

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import equal_runs
 import jax
 import numpy as np
 import pytest
@@ -109,14 +110,20 @@ def stop_after(steps, config, workdir):
         train(config, str(workdir))
 
 
+OTHER_MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "mesh__zero1": True}
+
+
+# test_resume_changes.py says that another mesh restores the same, test_mesh_equality.py that it then
+# computes the same.
+@pytest.mark.soak
 def test_resume_on_another_mesh_gives_the_same_losses(undisturbed, half, tiny_config, tmp_path):
     config, workdir = undisturbed
     shutil.copytree(half, tmp_path, dirs_exist_ok=True)
-    single = tiny_config(full=True, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, mesh__zero1=True)
-    train(single, str(tmp_path))
+    meshed = tiny_config(full=True, **OTHER_MESH)
+    train(meshed, str(tmp_path))
     whole, pieces = losses(workdir), losses(tmp_path)
     np.testing.assert_allclose(list(pieces.values()), list(whole.values()), rtol=2e-5)
-    left, right = final_state(config, workdir), final_state(single, tmp_path)
+    left, right = final_state(config, workdir), final_state(meshed, tmp_path)
     # Adam divides by the root of tiny second moments, so rounding grows to lr's own scale there.
     assert_same(left, right, rtol=1e-3, atol=2e-4)
 
@@ -130,9 +137,8 @@ def test_fixed_keys_are_refused_and_warned_ones_told(tiny_config, tmp_path, caps
     with pytest.raises(UserError, match="seed: 0 → 1"):
         train(tiny_config(seed=1), str(tmp_path))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
-    changed = tiny_config(
-        optim__lr=1e-3, optim__weight_decay=0.0, optim__clip_norm=0.0, total=4, ema_decay=0.0
-    )
+    other = {"optim__lr": 1e-3, "optim__weight_decay": 0.0, "optim__clip_norm": 0.0}
+    changed = tiny_config(total=4, ema_decay=0.0, mesh__data=2, mesh__fsdp=4, **other)
     train(changed, str(tmp_path))
     shown = capsys.readouterr().err
     assert "changed since the checkpoint: optim.lr: 0.003 → 0.001" in shown
@@ -198,6 +204,8 @@ def test_tolerated_non_finite_steps_change_nothing_else(tiny_config, tmp_path, m
 
 def test_nothing_is_compiled_after_the_first_evaluation(tiny_config, tmp_path, monkeypatch):
     """Neither a step, nor an evaluation, nor a save: JAX tells of each compilation."""
+    equal_runs.forget()
+    monkeypatch.setattr(equal_runs, "MOST_KEPT", 0)  # Else much is compiled before this run.
     compiled = []
 
     def listen(event, seconds, **_):
@@ -220,7 +228,13 @@ def test_nothing_is_compiled_after_the_first_evaluation(tiny_config, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "shape"), [(7, (8, 1, 1)), (64, (8, 1, 1)), (30, (1, 2, 4)), (1, (1, 1, 8))]
+    ("batch_size", "shape"),
+    [
+        (7, (8, 1, 1)),
+        (64, (1, 2, 4)),
+        pytest.param(30, (1, 2, 4), marks=pytest.mark.soak),
+        pytest.param(1, (1, 1, 8), marks=pytest.mark.soak),
+    ],
 )
 def test_evaluation_is_exact_for_any_batch_size_and_mesh(
     undisturbed, tiny_config, batch_size, shape
@@ -253,12 +267,13 @@ def test_accuracy_and_probes_equal_a_plain_count(undisturbed, tiny_config):
     images = (np.load(config.data.name)["image"] - 127.5) / np.float32(127.5)
     labels = np.load(config.data.name)["label"]
     params = jax.device_get(state.params)
-    logits = run.task.model.apply({"params": params}, images[270:])
+    logits = jax.jit(run.task.model.apply)({"params": params}, images[270:])
     expected = float((np.asarray(logits).argmax(-1) == labels[270:]).mean())
     found = evaluator.run(state.params)
     assert found["val/accuracy"] == expected
     backbone = run.task.model.backbone
-    x = np.asarray(backbone.apply({"params": params["backbone"]}, images).vector(), np.float64)
+    vector = jax.jit(lambda p, images: backbone.apply({"params": p}, images).vector())
+    x = np.asarray(vector(params["backbone"], images), np.float64)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     similar = x[270:] @ x[:270].T
     votes = np.zeros((len(similar), 10))
@@ -351,14 +366,14 @@ def random_params(run):
 
 def test_micro_batches_draw_their_own_dropout(tiny_config, one_device):
     """Two equal halves give different losses under dropout, and one loss without it."""
-    run = Run.build(tiny_config(model__dropout=0.5))
+    run = Run.build(tiny_config(model__dropout=0.5, model__depth=1))
     half = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)
     # Strided micro-batches: rows 0, 2, ... and 1, 3, ... are the same images.
     batch = {"image": np.repeat(half, 2, axis=0), "label": np.repeat(np.arange(8), 2)}
     key = step.random_key(jax.numpy.uint32(0), step.Purpose.DROPOUT)
     with sharding.activate(run.mesh):
         params = random_params(run)
-        soft = run.task.augment(batch, key)
+        soft = jax.jit(run.task.augment)(batch, key)
         parts = [jax.tree.map(lambda x, i=i: x[i::2], soft) for i in range(2)]
         keys = [jax.random.fold_in(key, i) for i in range(2)]
         loss_fn = jax.jit(run.task.loss_fn)
@@ -374,11 +389,12 @@ def test_neither_small_class_weights_nor_micro_batches_scale_the_loss(tiny_confi
     batch = {"image": images, "label": np.arange(16) % 10}
     found = []
     for weight, accum_steps in ((1.0, 1), (0.01, 2)):
-        run = Run.build(tiny_config(task__class_weights=[weight] * 10))
+        small = {"model__depth": 0, "model__position": "none"}
+        run = Run.build(tiny_config(task__class_weights=[weight] * 10, **small))
         key = jax.random.key(0)
         with sharding.activate(run.mesh):
             mean = mean_loss(run.task, run.mesh, accum_steps)
-            found.append(mean(random_params(run), run.task.augment(batch, key), key))
+            found.append(mean(random_params(run), jax.jit(run.task.augment)(batch, key), key))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *found)
 
 
