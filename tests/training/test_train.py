@@ -113,8 +113,8 @@ def stop_after(steps, config, workdir):
 OTHER_MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "mesh__zero1": True}
 
 
-# test_resume_changes.py says that another mesh restores the same, test_mesh_equality.py that it then
-# computes the same.
+# test_resume_changes.py says that another mesh restores the same, and test_mesh_equality.py that it
+# then computes the same.
 @pytest.mark.soak
 def test_resume_on_another_mesh_gives_the_same_losses(undisturbed, half, tiny_config, tmp_path):
     config, workdir = undisturbed
