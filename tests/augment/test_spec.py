@@ -40,7 +40,11 @@ def test_every_change_has_its_own_random_numbers_in_a_fixed_order(monkeypatch):
         noise = jax.random.uniform(key, images.shape)
         return jnp.clip(images + 9 * num_layers * magnitude * noise, 0, 255)
 
+    def beta(key, a, b, shape=()):  # This one, too.
+        return a * jax.random.uniform(key, shape)
+
     monkeypatch.setattr(randaugment, "augment", augmented)
+    monkeypatch.setattr(jax.random, "beta", beta)
     coin, mix, erasing, distort, augment = jax.random.split(KEY, 5)
     bounds, layers = {"rotate": 20.0, "shift": 0.1}, {"num_layers": 1, "magnitude": 9.0}
     whole = Augmentation(affine=bounds, randaug=layers, erasing=0.5, mixup=0.4)
