@@ -5,9 +5,10 @@
 
 All settings are those of that recipe but these, each of which an argument switches off:
 
-* `curriculum=False`: until 60 percent of the run, patches have 7×7 pixels (16 an image), then 4×4
-  (49). The model is a FlexiViT, which resizes its patch kernel and its positions (Beyer et al.
-  2023); large patches first are from Anagnostidis et al. (2023, arXiv:2311.03233).
+* `curriculum=none`: until 60 percent of the run, images have 16×16 pixels, so 16 patches, then
+  28×28 (49 patches), as in progressive resizing (Tan and Le 2021, arXiv:2104.00298, section 4).
+  `curriculum=patches` has patches of 7×7 pixels in their place (Anagnostidis et al. 2023,
+  arXiv:2311.03233), of a FlexiViT, which resizes its patch kernel (Beyer et al. 2023).
 * `drop=0`: until then, a quarter of the patches is left out (Liu et al. 2023, PatchDropout).
 * `muon=False`: Muon trains the kernels of the blocks (Jordan et al. 2024).
 * `average=False`: the moving average of the parameters, whose metrics are `test_ema/...`.
@@ -21,39 +22,44 @@ the same `--config` and `--topology=cpu:1`. We have not run this recipe yet.
 from pathlib import Path
 
 from vit_jax.config import load, parse_arg
+from vit_jax.errors import UserError, nearest
 
+CURRICULA = ("images", "patches", "none")
 EARLY, LATE = "60%", "90%"
 
 
 def get_config(arg=None):
     arg = parse_arg(
-        arg, epochs=15, data="", curriculum=True, drop=0.25, muon=True, average=True, sharpen=True,
-        validate=False, runlocal=False,
+        arg, epochs=15, data="", curriculum="images", drop=0.25, muon=True, average=True,
+        sharpen=True, validate=False, runlocal=False,
     )  # fmt: skip
+    if arg.curriculum not in CURRICULA:
+        told = nearest(arg.curriculum, CURRICULA)
+        raise UserError(f"config argument curriculum={arg.curriculum!r}; {told}")
     own = f'data="{arg.data}",epochs={arg.epochs},validate={arg.validate},runlocal={arg.runlocal}'
     config = load(f"{Path(__file__).parent}/fashion_mnist.py:{own}")
     config.unlock()
     if arg.runlocal:
         config.total = 10  # So that each stage has a step.
 
-    early, smooth = {"until": EARLY, "model": {}}, {"until": LATE}
-    if arg.curriculum:
-        # The kernel and the positions are kept as the last stage has them.
-        grid = 28 // config.model.patch_size
-        kept = {"kernel_size": config.model.patch_size, "table_grid": grid}
-        config.model.update({"name": "flexivit_s", **kept})
-        early["model"]["patch_size"] = 7
+    early, smooth = {}, {}
+    # The positions, and the kernel, are kept as the last stage has them.
+    if arg.curriculum == "images":
+        config.model.position_grid = (7, 7)
+        early["data"] = {"pp": f"{config.data.pp}|resize(16)"}
+    elif arg.curriculum == "patches":
+        config.model.update({"name": "flexivit_s", "kernel_size": 4, "table_grid": 7})
+        early["model"] = {"patch_size": 7}
     if arg.drop:
-        early["model"]["patch_drop"] = arg.drop
+        early.setdefault("model", {})["patch_drop"] = arg.drop
     if arg.sharpen:
-        smoothing = {"label_smoothing": config.task.label_smoothing}
-        early["task"], smooth["task"] = dict(smoothing), dict(smoothing)
+        smooth["task"] = {"label_smoothing": config.task.label_smoothing}
         config.task.label_smoothing = 0.0
-        config.stages.smooth = smooth
-    if early["model"]:
-        config.stages.early = early
-    if arg.muon:
-        config.optim.name = "muon"
+    if early:
+        config.stages.early = {"until": EARLY, **early, **smooth}
+    if smooth:
+        config.stages.smooth = {"until": LATE, **smooth}
+    config.optim.name = "muon" if arg.muon else "adamw"
     if not arg.average:
         config.ema_decay = 0.0
     return config
