@@ -1,6 +1,7 @@
 """Images with texts: LiT's towers, retrieval counted by hand, zero-shot, the whole way of a run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -224,6 +225,30 @@ def test_the_frozen_tower_is_that_of_the_file(run):
     np.testing.assert_array_equal(loaded["text"]["pos_embed"], params["text"]["pos_embed"])
     kernel = params["text"]["blocks"]["mlp"]["dense1"]["kernel"][0]
     np.testing.assert_array_equal(loaded["text"]["blocks_0"]["mlp"]["dense1"]["kernel"], kernel)
+
+
+@pytest.mark.soak
+def test_a_frozen_text_tower_stays_as_it_was_and_the_run_resumes_exactly(
+    run, tmp_path, running_on_one_device, monkeypatch
+):
+    """Steps of training change the image tower and the projections alone, also after a cut."""
+    monkeypatch.syspath_prepend(__file__.rsplit("/", 1)[0])
+    start = Workdir.existing(run[0])
+    config = start.read_config().copy_and_resolve_references()
+    config.unlock()
+    config.init.checkpoint, config.optim.freeze = run[0], ["text/.*"]
+    config.total, config.checkpoint.every = 4, 2
+    config.eval.every = config.log.every = 4
+    with running_on_one_device():
+        train(config_lib.validate(config), str(tmp_path))
+        before = checkpoints.loading.read_weights(start.path).arrays
+        first = checkpoints.loading.read_weights(tmp_path / "checkpoints/4").arrays
+        shutil.rmtree(tmp_path / "checkpoints/4")
+        train(config_lib.validate(config), str(tmp_path))
+    second = checkpoints.loading.read_weights(tmp_path / "checkpoints/4").arrays
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    same = {name for name, array in before.items() if np.array_equal(array, second[name])}
+    assert same == {name for name in before if name.startswith("text/")}
 
 
 def test_a_run_answers_which_text_fits(run):

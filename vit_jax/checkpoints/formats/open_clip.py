@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from vit_jax.checkpoints import array_files
 from vit_jax.checkpoints.formats import Format, hf, timm
@@ -98,7 +99,13 @@ def _image_tower(
     if of_timm:
         return _of_timm(state, _part(_part(config, "model_cfg"), "vision_cfg"))
     assert source.beside is not None
-    place = source.beside / OPEN_CLIP
+    return own_tower(state, config, source.beside / OPEN_CLIP)
+
+
+def own_tower(
+    state: Mapping[str, np.ndarray], config: Mapping[str, Any], place: epath.PathLike
+) -> Weights:
+    """Returns the weights of an image tower of open_clip's own. place: the file of the config."""
     settings = _settings(config)
     state = _with_probe(state, settings)
     if settings["final_ln_after_pool"]:
