@@ -390,6 +390,10 @@ def test_files_of_another_source_are_written_again(tmp_path):
         sums = write()
     assert written == [b"first", b"other"]
     assert shards.is_same(sums["a"], shards.checksum(folder / "a"))
+    for count in (0, 2):
+        part = shards.Part("b", 1, lambda count=count: iter([b"x"] * count))
+        with pytest.raises(UserError, match=f"b: {count} records came, 1 were expected"):
+            shards.write([part], folder, print)
     (folder / shards.CHECKSUMS).write_text("{")
     with pytest.raises(UserError, match=r"checksums\.json is damaged .*delete it"):
         write()

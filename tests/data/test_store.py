@@ -133,6 +133,9 @@ def test_a_jpeg_that_would_grow_stays_as_it_is(photographs):
     small = Form(50).encode(photographs[0])
     assert Form(95).encode(small) == small
     assert Form(95, 100).encode(small) != small
+    # Stored images are read as they are, so that no reader may turn one of them.
+    turned = odd_images.turned(odd_images.photograph(), 6, quality=30)
+    assert images.header(Form(95).encode(turned)).orientation == 1
     gray = odd_images.encoded(odd_images.photograph().convert("L"), "PNG")
     assert Image.open(io.BytesIO(Form(90).encode(gray))).mode == "L"
 

@@ -1,5 +1,7 @@
 """Neighbors and linear classifiers on frozen features equal the protocols of DINO and DINOv2."""
 
+from unittest import mock
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -141,13 +143,15 @@ def test_the_linear_classifier_of_mae():
     golden.assert_near(logits, found["eval_logits"], golden.TRAINED)
 
 
-def test_patches_are_classified_from_frozen_tokens():
-    """Patches are bright or dark, and a part of an image is not labeled."""
+def test_patches_are_classified_from_frozen_tokens(monkeypatch):
+    """Patches are bright or dark, a part of an image is not labeled, and some rows are padding."""
     draw = np.random.default_rng(0)
     marks = draw.integers(0, 2, (24, 4, 4), np.int32).repeat(2, 1).repeat(2, 2)[..., None]
     images = (60 + 120 * marks + draw.integers(0, 40, marks.shape)).astype(np.uint8)
+    marks[16:] = 1 - marks[16:]  # Rows that only fill the batch.
     marks[:, :2, :2] = 255
-    batch = {"image": images, "segmentation": marks, "mask": np.ones(24, np.float32)}
+    mask = (np.arange(24) < 16).astype(np.float32)
+    batch = {"image": images, "segmentation": marks, "mask": mask}
     spec = {"image": ArraySpec((8, 8, 1), np.dtype(np.uint8))}
     model = {"name": "vit", "patch_size": 2, "width": 8, "depth": 1, "num_heads": 1}
     task = tasks.build({"name": "simmim", "cell": 4}, model, DataInfo(spec, 0))
@@ -158,7 +162,10 @@ def test_patches_are_classified_from_frozen_tokens():
     assert shares.shape == (24, 16, 2)
     np.testing.assert_array_equal(shares[:, 0], 0)  # Not labeled.
     np.testing.assert_array_equal(shares[:, 1:].sum(-1), 1)
+    learned = mock.Mock(wraps=sgd_probes.trained)
+    monkeypatch.setattr(sgd_probes, "trained", learned)
     found = probes.measure(params, lambda: [batch], {"val": lambda: [batch]})
+    assert learned.call_args.args[0].features.shape == (16 * 16, 8)
     assert found["val"]["sgd_miou_1"] > 0.7
     assert probes.measure(params, lambda: [batch], {"val": lambda: [batch]}) == found
     assert probes._rows._cache_size() == probes._confusions._cache_size() == 1  # For both times.
@@ -206,14 +213,21 @@ def test_a_sweep_finds_a_rate_that_learns():
 
 def test_rates_are_those_of_a_batch_of_256(monkeypatch):
     rates = []
-    monkeypatch.setattr(
-        linear_probe.Probes,
-        "fit",
-        lambda self, params, *_: rates.append(self.rates) or (params, None),
-    )
+
+    def fit(self, params, batches, factor):
+        rates.append(self.rates)
+        steps = len(list(batches))
+        assert [factor(0), factor(steps // 2), factor(steps)] == pytest.approx([1, 0.5, 0])
+        return params, None
+
+    monkeypatch.setattr(linear_probe.Probes, "fit", fit)
     train = Labelled(np.zeros((64, 3), np.float32), np.zeros(64, int))
     linear_probe.sweep(train, {}, 3, rates=[1.0, 0.5], batch_size=64)
     assert rates == [(0.25, 0.125)]
+    train = Labelled(np.random.default_rng(0).normal(2, 3, (64, 3)), np.zeros(64, int))
+    _, params = sgd_probes.trained(train, 3, rates=[1.0], batch_norm=True)
+    np.testing.assert_allclose(params["mean"], train.features.mean(0))
+    np.testing.assert_allclose(params["variance"], train.features.var(0))
 
 
 def test_probes_of_an_evaluation_are_the_measures_on_features():

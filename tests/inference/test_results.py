@@ -107,6 +107,26 @@ def test_an_interrupted_file_is_finished_by_the_next_call(tmp_path, suffix, cut)
     assert path.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b"{\n", b"3\n", b"\xff\n"])
+def test_answers_behind_a_damaged_line_are_given_again(tmp_path, damage):
+    path, asked = tmp_path / "a.csv", []
+
+    def interrupted(first):
+        yield from batches(first, size=1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Results(task(), 1).write(str(path), interrupted)
+    partial = tmp_path / "a.csv.partial"
+    lines = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
+    Results(task(), 1).write(str(path), lambda first: asked.append(first) or batches(first))
+    assert asked == [1]
+    whole = tmp_path / "whole.csv"
+    Results(task(), 1).write(str(whole), batches)
+    assert path.read_text() == whole.read_text()
+
+
 def test_two_calls_do_not_write_one_file(tmp_path):
     path = str(tmp_path / "a.csv")
 

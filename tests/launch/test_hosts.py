@@ -66,6 +66,12 @@ def test_a_long_call_ends_when_slices_or_hosts_are_gone(states, answers, message
     assert caught.value.output == "h0\n"
 
 
+def test_a_host_that_has_never_answered_is_counted():
+    states, silent = cloud_tpu(HOSTS, Cloud(["READY"], ["h0 none"]), 0).hosts.answers()
+    assert [state.host for state in states] == ["h0"]
+    assert silent == ["1 of 2 hosts"]
+
+
 def test_a_look_that_fails_says_nothing_about_the_slices():
     cloud = Held([UserError("503"), "READY", "PREEMPTED"], [BOTH], PREPARE)
     with pytest.raises(Gone, match="pod became PREEMPTED"):

@@ -78,6 +78,13 @@ def test_a_long_life_starts_the_count_anew(child, monkeypatch):
     assert run(1) == (0, [2.0, 2.0, 2.0])
 
 
+def test_a_signal_before_a_restart_ends_the_run(child):
+    calls = child(75)
+    code = supervise.run(["train"], 3, pause=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert code == 75
+    assert len(calls.read_text().splitlines()) == 1
+
+
 CHILD = """
 import signal, sys
 from vit_jax.launch import child

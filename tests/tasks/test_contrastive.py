@@ -87,7 +87,7 @@ def test_the_right_text_among_others_by_hand():
     assert _retrieval.right_among(split, 20) is None
 
 
-def test_images_without_texts_are_no_queries_and_no_answers():
+def test_images_without_texts_are_no_queries_and_no_answers(monkeypatch):
     """Texts may be missing at any place, of some images or of all."""
     rng = np.random.default_rng(3)
     images, vectors = rng.normal(size=(24, 4)), rng.normal(size=(24, 2, 4))
@@ -109,6 +109,8 @@ def test_images_without_texts_are_no_queries_and_no_answers():
     ]
     for_texts = [(scores[:, text] > scores[owner[text], text]).sum() for text in range(24)]
     recalls = _retrieval.recalls(found)
+    monkeypatch.setattr(_retrieval, "_ROWS_AT_ONCE", 5)
+    assert _retrieval.recalls(found) == recalls
     for cutoff in (1, 5, 10):
         expected = np.mean(np.array(for_images) < cutoff), np.mean(np.array(for_texts) < cutoff)
         for name, share in zip(("image_to_text", "text_to_image"), expected, strict=True):

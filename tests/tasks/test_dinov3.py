@@ -59,6 +59,10 @@ def test_the_gram_loss_is_the_mean_over_pairs_of_patches():
     small = np.asarray(resized_tokens(ramp, (4, 4), (2, 2))).reshape(4)
     assert small[0] < small[1] < small[2] < small[3]
     np.testing.assert_allclose(small + small[::-1], 15, rtol=1e-5)
+    rows, columns = np.mgrid[:2, :4].reshape(2, 1, 8, 1).astype(float)  # A grid of 2 × 4.
+    np.testing.assert_allclose(resized_tokens(rows, (2, 4), (1, 2))[0, :, 0], 0.5, rtol=1e-5)
+    left, right = np.asarray(resized_tokens(columns, (2, 4), (1, 2)))[0, :, 0]
+    assert left < 1.5 < right
 
 
 def test_the_gram_teacher_sees_larger_crops_and_is_renewed_in_time():

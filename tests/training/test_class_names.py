@@ -10,6 +10,7 @@ from vit_jax.errors import UserError
 from vit_jax.inference import fewshot
 from vit_jax.training import evaluate, initial_state
 from vit_jax.training.class_names import check_labels, moved
+from vit_jax.training.class_rows import rows_by_name
 from vit_jax.training.learned import Learned
 from vit_jax.types import ArraySpec, DataInfo
 
@@ -156,3 +157,8 @@ def test_a_number_that_is_no_class_is_no_label(monkeypatch, shape, dtype, expect
     spec = {"label": ArraySpec(shape, np.dtype(dtype))}
     monkeypatch.setattr(evaluate.data, "element_spec", lambda source, pp: spec)
     assert evaluate.has_labels(evaluate.Split("val", None, "")) == expected
+
+
+def test_classes_of_one_name_keep_the_order_of_their_rows():
+    before, after = ["crane", "kite", "crane"], ["kite", "crane", "crane", "crane"]
+    assert rows_by_name(before, after) == [1, 0, 2, None]

@@ -36,6 +36,24 @@ def test_neighbors_are_the_nearest_others():
     assert list(order[1][:1]) == [3]
 
 
+def test_features_of_any_number_of_images_are_in_their_order(monkeypatch):
+    """They are computed in chunks of one size, of which the last one is filled up."""
+
+    def apply(variables, images):
+        return types.SimpleNamespace(vector=lambda: images.mean((1, 2)), grid=images)
+
+    backbone = types.SimpleNamespace(apply=apply)
+    task = types.SimpleNamespace(
+        model=types.SimpleNamespace(backbone=backbone), inputs=lambda batch: batch["image"]
+    )
+    monkeypatch.setattr(embeddings, "_CHUNK", 4)
+    images = np.arange(10 * 2 * 2 * 3, dtype=np.float32).reshape(10, 2, 2, 3)
+    for count in (10, 3):
+        vectors, grids = embeddings.features(task, {"backbone": {}}, images[:count])
+        np.testing.assert_allclose(vectors, images[:count].mean((1, 2)))
+        np.testing.assert_array_equal(grids, images[: min(count, 4)])
+
+
 def test_features_become_sections(monkeypatch):
     grids = np.random.default_rng(0).normal(size=(6, 4, 4, 8)).astype(np.float32)
     monkeypatch.setattr(embeddings, "features", lambda *_: (grids.mean((1, 2)), grids))

@@ -9,6 +9,7 @@ import pytest
 
 from vit_jax import optim
 from vit_jax.config.durations import Duration
+from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
 from vit_jax.training import run, step
@@ -128,3 +129,9 @@ def test_contact_sheets_show_the_batch_that_the_step_trains_on(tiny_config):
         read = next(iter(batches))
     np.testing.assert_array_equal(shown["image"], read["image"])
     np.testing.assert_array_equal(shown["words"][0], words(folded(1, 3)))
+
+
+def test_a_metric_of_the_tasks_own_does_not_hide_one_of_every_step():
+    assert step._with_own({"loss": 1}, {"entropy": 2}) == {"loss": 1, "entropy": 2}
+    with pytest.raises(UserError, match="step_metrics have 'loss', which every step logs"):
+        step._with_own({"loss": 1}, {"loss": 2})

@@ -104,12 +104,12 @@ class Results:
                 os.unlink(partial)
 
     def _resumed(self, partial: str) -> int:
-        """Returns the number of answers in a partial file, of which it leaves only whole lines."""
+        """Returns the number of answers in a partial file, which it cuts before a damaged one."""
         with contextlib.suppress(FileNotFoundError), open(partial, "rb+") as file:
             if file.readline() == self._first_line.encode():
                 count, end = 0, file.tell()
                 for line in file:
-                    if not line.endswith(b"\n"):
+                    if not _is_record(line):
                         break
                     count, end = count + 1, end + len(line)
                 file.truncate(end)
@@ -239,6 +239,14 @@ _WRITERS: Mapping[str, Callable[[str, Iterator[Mapping[str, Any]]], None]] = {
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,
 }
+
+
+def _is_record(line: bytes) -> bool:
+    """Returns whether a line of a partial file is whole. A power cut may leave zeros in it."""
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _number(probability: Any) -> float:

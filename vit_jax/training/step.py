@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax import optim
+from vit_jax.errors import UserError
 from vit_jax.optim.averaging import ema_update
 from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
@@ -196,7 +197,7 @@ def make_train_step(
         accepted, bad_steps, losses = _judge(state, loss, finite, max_skipped_steps, guard)
         metrics = {"loss": loss, "lr": optimizer.lr(state.step), "grad_norm": grad_norm}
         metrics |= {"bad_steps": bad_steps, **spikes.logged(losses)}
-        metrics |= task.step_metrics(task_state, batch)
+        metrics = _with_own(metrics, task.step_metrics(task_state, batch))
         after = after.replace(task_state=own, bad_steps=bad_steps, losses=losses)
         return _next_state(state, after, accepted), metrics
 
@@ -206,6 +207,16 @@ def make_train_step(
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _with_own(metrics: dict[str, Array], own: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns the metrics of a step with a task's own. Raises `UserError` if they share a name."""
+    if taken := sorted(metrics.keys() & own.keys()):
+        raise UserError(
+            f"the task's step_metrics have {taken[0]!r}, which every step logs; give it another"
+            " name"
+        )
+    return {**metrics, **own}
 
 
 def _update(
