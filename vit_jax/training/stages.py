@@ -186,11 +186,11 @@ class Stages:
         return self.compiled(step)
 
     def _begin(self, stage: Stage, log: StepLog) -> None:
-        log.flush()  # The row that is held back has the FLOPs of the stage before.
         if self._now:
+            log.flush()  # The row that is held back has the FLOPs of the stage before.
             del self._compiling[self._now.name]
-        with log.paused("compiling"):
-            self.compiled(stage.end)
+            with log.paused("compiling"):
+                self.compiled(stage.end)
         if len(self.stages) > 1:
             log.message(str(stage))
         self._now = stage
