@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.__main__ import main
+from vit_jax.bench import machine
 from vit_jax.cli import parser
 from vit_jax.errors import is_out_of_memory
 from vit_jax.training import initial_state
@@ -217,7 +218,8 @@ def test_models_lists_released_checkpoints(capsys):
     assert lines[4].startswith("to start from, the reference takes S_32-i21k-")
 
 
-def test_bench_step_prints_json(digits_npz, tmp_path, capsys):
+def test_bench_step_prints_json(digits_npz, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(machine, "MATMULS", {"cpu": (64, 1)})
     out = tmp_path / "bench.json"
     argv = ["bench", "step", f"--config={TINY}:{digits_npz}", f"--json={out}"]
     assert main(argv) == 0

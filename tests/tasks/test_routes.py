@@ -31,6 +31,7 @@ def teacher_file(tmp_path_factory):
 )
 def test_every_route_gives_the_same_metrics(kind, tiny_config, teacher_file, tmp_path):
     keys = {"ema_decay": 0.0, "total": 4, "optim__lr": 0.1, "model__head_zero_init": False}
+    keys["model__depth"] = 1
     if kind == "adapted":
         keys |= {"task__lora": {"rank": 2}}
     if kind == "distilled":

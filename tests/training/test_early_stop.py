@@ -71,6 +71,8 @@ def test_a_resumed_run_ends_at_the_same_step(tiny_config, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Evaluator, "run", evaluate)
     config = tiny_config(
+        model__depth=0,
+        model__position="none",
         eval__every=2,
         checkpoint__every=2,
         stop__metric="val/accuracy",

@@ -69,7 +69,7 @@ def test_optimizer_starts_from_the_loaded_parameters(released, config_of):
     config = config_of(init__checkpoint=path, optim__name="schedule_free_adamw", ema_decay=0.0)
     run = Run.build(config)
     state, _ = initial_state.first_state(run)
-    published = run.optimizer.evaluation_params(state.params, state.opt_state)
+    published = jax.jit(run.optimizer.evaluation_params)(state.params, state.opt_state)
     for name, expected in leaves(params).items():
         np.testing.assert_allclose(leaves(published)[name], expected, atol=1e-7, err_msg=name)
 
