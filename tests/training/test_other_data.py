@@ -25,7 +25,8 @@ SWAPPED = ("b", "a", *NAMES[2:])
 
 
 def config_of(npz, **keys):
-    config = config_lib.load(f"{TINY}:{npz}", {"total": "2", "ema_decay": "0"})
+    small = {"model.depth": "0", "model.position": "none", "model.pooling": "mean"}
+    config = config_lib.load(f"{TINY}:{npz}", {"total": "2", "ema_decay": "0", **small})
     config.unlock()
     for key, value in keys.items():
         config_lib.set_key(config, key.replace("__", "."), value)
