@@ -170,6 +170,22 @@ def test_under_attention_pooling_the_output_s_map_is_the_probe_s():
     np.testing.assert_allclose(attention.last_layer_map(maps), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x: x[0], r"images are float32 \[8, 12, 3\]: give normalized floats \[batch, "),
+        (lambda x: np.asarray(x).astype(np.uint8), r"images are uint8 \[2, 8, 12, 3\]"),
+        (lambda x: x[:0], r"images are float32 \[0, 8, 12, 3\]"),
+        (lambda x: ["a.jpg"], r"images are \['a.jpg'\]: give"),
+        (lambda x: x[..., :1], "model, parameters and images do not fit: .*kernel"),
+    ],
+)
+def test_images_that_the_model_cannot_take_are_one_line(wrong, message):
+    model, params, images = build()
+    with pytest.raises(UserError, match=message):
+        attention.attention_maps(model, params, wrong(images))
+
+
 def test_a_model_without_attention_says_so():
     model, params, images = build(depth=0, position="none", pooling="mean")
     with pytest.raises(UserError, match="no self-attention"):

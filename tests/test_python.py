@@ -1,6 +1,7 @@
 """The package as a library: what `import vit_jax` offers."""
 
 import functools
+import json
 import logging
 import re
 import sys
@@ -10,9 +11,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit_jax
 from vit_jax.errors import UserError
+from vit_jax.inference.preparation import as_pictures
 from vit_jax.parallel import sharding
 from vit_jax.tracking.callbacks import Callbacks
 from vit_jax.training.outcome import Outcome
@@ -70,7 +73,8 @@ def trained(digits_npz, tmp_path_factory):
     handler = logging.Handler()
     handler.emit = records.append
     logging.getLogger("vit_jax.training.run").addHandler(handler)
-    outcome = vit_jax.train(config, workdir, callbacks=[notes])
+    everything = {**config.to_dict(), "batch_size": np.int64(config.batch_size)}
+    outcome = vit_jax.train(everything, Path(workdir), callbacks=(one for one in [notes]))
     logging.getLogger("vit_jax.training.run").removeHandler(handler)
     return notes, outcome, workdir, records
 
@@ -156,9 +160,79 @@ def test_what_a_callback_changes_in_its_metrics_reaches_nobody():
 
 def test_a_run_is_evaluated_and_used_from_python(trained):
     _, outcome, workdir, _ = trained
-    assert vit_jax.evaluate(workdir) == outcome.results
+    assert vit_jax.evaluate(Path(workdir), overrides={"log.every": 2}) == outcome.results
     images = np.zeros((3, 8, 8, 1), np.uint8)
-    assert vit_jax.features(workdir, images).shape == (3, 4)
+    assert vit_jax.features(Path(workdir), (jax.numpy.asarray(x) for x in images)).shape == (3, 4)
+    with pytest.raises(UserError, match=r"no step 'bst'; it has \[3, 4\]"):
+        vit_jax.evaluate(workdir, step="bst")
+
+
+def test_numbers_of_numpy_are_stored_as_numbers():
+    config = vit_jax.config.load("digits", {"total": np.int64(5), "batch_size": "32"})
+    config.model.width = np.int64(64)
+    stored = json.loads(json.dumps(vit_jax.config.validate(config).to_dict(), default=str))
+    assert (stored["total"], stored["batch_size"], stored["model"]["width"]) == (5, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a.jpg", ["a.jpg"]),
+        (Path("a.jpg"), [Path("a.jpg")]),
+        ((name for name in "ab"), ["a", "b"]),
+        ({"a.jpg"}, ["a.jpg"]),
+        ((), []),
+    ],
+)
+def test_images_may_be_one_file_or_any_collection(given, expected):
+    assert as_pictures(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "images=None: write a list of image files"),
+        ({"a": "b.jpg"}, "images={'a': 'b.jpg'}: write a list"),
+        (Image.new("L", (2, 2)), "images=<PIL.* write a list"),
+        ([Image.new("L", (2, 2))], r"images\[0\] is an image of Pillow: give its file, or np"),
+        (["a.jpg", 3], r"images\[1\]=3: write an image file or uint8 pixels"),
+        ([b"\xff\xd8"], r"images\[0\]=b'.*: write an image file"),
+    ],
+)
+def test_what_are_no_images_is_one_line(given, message):
+    with pytest.raises(UserError, match=message):
+        as_pictures(given)
+
+
+NO_PATH = "write a path, as a text or an object of pathlib"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: vit_jax.train(None, "run"), "config=None: write a section with the keys seed"),
+        (
+            lambda: vit_jax.train({"seed": 1}, "run"),
+            "total is missing; start from .*default_config",
+        ),
+        (lambda: vit_jax.train("digits", None), f"workdir=None: {NO_PATH}"),
+        (lambda: vit_jax.train("digits", ""), "the workdir has no name"),
+        (lambda: vit_jax.train("digits", "run", callbacks=print), "callbacks=.*: write a list"),
+        (lambda: vit_jax.train("digits", "run", profile=3), "--profile=3: write START:STOP"),
+        (lambda: vit_jax.evaluate(3), f"workdir=3: {NO_PATH}"),
+        (lambda: vit_jax.evaluate("run", overrides=["seed=1"]), "overrides=.*: write values"),
+        (lambda: vit_jax.features(None, ["a.jpg"]), f"model=None: {NO_PATH}"),
+        (lambda: vit_jax.export(3, "out"), f"model=3: {NO_PATH}"),
+        (lambda: vit_jax.config.load({}), f"config={{}}: {NO_PATH}"),
+        (lambda: vit_jax.list_models(None), "pattern=None: write a text"),
+        (lambda: vit_jax.build("vit_ti16", num_classes=-1), "num_classes=-1: write a positive"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        call()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -202,6 +276,10 @@ def test_a_model_is_built_with_its_published_weights(hub_server):
     assert params["head"]["kernel"].shape[1] == 3
     images = np.zeros((1, 28, 28, 3), np.float32)
     assert not classifier.apply({"params": params}, images).any()
+    for size in (0, "28", (28, 28, 3)):
+        with pytest.raises(UserError, match=r"image_size=.*: write a side in pixels, or"):
+            vit_jax.checkpoints.load(folder, model, image_size=size)
+    vit_jax.checkpoints.load(folder, model, image_size=np.int64(28))
 
 
 def test_weights_that_nobody_published_are_refused():

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import matplotlib
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vit_jax import models
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line, quoted
 from vit_jax.report import Section, figures, inside
 from vit_jax.types import Array, Images, Params
 
@@ -57,18 +58,22 @@ def attention_maps(model: nn.Module, params: Params, images: Array | np.ndarray)
     Args:
       model: a model that `vit_jax.models.build` returned, with or without a head.
       params: the parameters of the model.
-      images: `[batch, height, width, channels]`, as the model takes them.
+      images: normalized floats `[batch, height, width, channels]`, as the model takes them.
 
     Raises:
-      UserError: the model has no self-attention.
+      UserError: the model has no self-attention, or the images or parameters do not fit it.
     """
+    _check_images(images)
     backbone, params = _backbone(model, params)
 
     @jax.jit
     def apply(params: Params, images: Array) -> tuple[Any, Mapping[str, Any]]:
         return backbone.apply({"params": params}, images, mutable=["intermediates"])
 
-    features, state = apply(params, images)
+    try:
+        features, state = apply(params, images)
+    except flax.errors.FlaxError as error:  # A parameter is missing, or has another shape.
+        raise UserError(f"model, parameters and images do not fit: {first_line(error)}") from error
     layers, pooled = _sown(jax.device_get(state.get("intermediates", {})))
     if layers is None or features.grid is None:
         raise UserError(
@@ -83,6 +88,17 @@ def attention_maps(model: nn.Module, params: Params, images: Array | np.ndarray)
         num_prefix=layers.shape[-1] - rows * columns,
         reads_class_token="class token" in models.traits_of(backbone).named,
     )
+
+
+def _check_images(images: Any) -> None:
+    """Raises a `UserError` unless images have the form that models take."""
+    shape, dtype = getattr(images, "shape", ()), getattr(images, "dtype", np.dtype(object))
+    if len(shape) != 4 or 0 in shape or not jax.numpy.issubdtype(dtype, np.floating):
+        found = f"{dtype} {list(shape)}" if shape else quoted(images)
+        raise UserError(
+            f"images are {found}: give normalized floats [batch, height, width, channels], as the"
+            " model takes them"
+        )
 
 
 def head_maps(maps: AttentionMaps) -> np.ndarray:

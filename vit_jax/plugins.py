@@ -145,7 +145,9 @@ class Kind:
         """
         written = f"{where}={quoted(name)}" if where else f"{self.what} {quoted(name)}"
         if not isinstance(name, str) or not name:
-            raise UserError(f"{written}: write the name of a {self.what}, or {self.form}")
+            raise UserError(
+                f"{written}: write the name of {_article(self.what)} {self.what}, or {self.form}"
+            )
         if is_foreign(name):
             if not FOREIGN.fullmatch(name):
                 raise UserError(f"{written}: write {self.form}")
@@ -168,6 +170,10 @@ class Kind:
             advice = self.advice(found) or f"write {self.form}"
             raise UserError(f"{written} is no {self.what}{lacks}; {advice}")
         return found
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
 
 
 def _import(name: str, refusal: str, form: str) -> Any:

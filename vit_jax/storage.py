@@ -48,6 +48,20 @@ def errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     return (*others, OSError, *remote)
 
 
+def path_text(path: Any, what: str = "path") -> str:
+    """Returns a path that a user gave, a text or an object of pathlib, as a text.
+
+    Args:
+      what: the name of the argument, for the message.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if isinstance(path, str | os.PathLike) and isinstance(name := os.fspath(path), str):
+        return name
+    raise UserError(f"{what}={quoted(path)}: write a path, as a text or an object of pathlib")
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Returns whether `path` is on an object store, where nothing can be appended to a file."""
     return "://" in os.fspath(path)
@@ -70,8 +84,13 @@ def literal(path: epath.PathLike) -> epath.Path:
     return epath.Path(path) if is_remote(path) else _LocalPath(path)
 
 
-def absolute(path: str) -> epath.Path:
-    """Returns `path` as an absolute path; addresses of object stores are absolute already."""
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Returns `path` as an absolute path; addresses of object stores are absolute already.
+
+    Raises:
+      UserError: it is no path.
+    """
+    path = path_text(path)
     return epath.Path(path) if is_remote(path) else _LocalPath(path).expanduser().resolve()
 
 

@@ -179,9 +179,19 @@ def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(
         (("no/such/out",), {}, "there is no folder"),
         ((".",), {}, "exists already"),
         (("out",), {"outputs": "text"}, "is for runs that learned images and texts"),
+        (("out", None), {}, "--to=None: write the name of an export format"),
+        (("out",), {"batch": 0}, "--batch=0: write a positive whole number"),
+        (("out",), {"batch": 1.5}, "--batch=1.5: write a positive whole number"),
+        (("out",), {"images": 3}, "images=3: write a list of image files"),
+        (("gs://bucket/out",), {}, "name a folder on this machine"),
+        (("/proc/out",), {}, "cannot write '/proc/out': "),  # As a folder that is read-only.
+        (("a" * 250,), {}, "File name too long"),
+        (("a\0b",), {}, r"cannot write 'a\\x00b': "),
+        ((None,), {}, "path=None: write a path"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(arguments, options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         vit_jax.export(predictor_of("classification"), *arguments, **options)
+    assert list(tmp_path.iterdir()) == []

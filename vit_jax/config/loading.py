@@ -10,6 +10,7 @@ import ast
 import difflib
 import functools
 import importlib.util
+import os
 import re
 import types
 import warnings
@@ -19,11 +20,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax import plugins
+from vit_jax import plugins, storage
 from vit_jax.config.schema import ALIASES, SCHEMA, defaults, lock, walk
 from vit_jax.config.section import Section, UnknownKey
 from vit_jax.config.stored import flatten
-from vit_jax.config.validation import validate
+from vit_jax.config.validation import plain, validate
 from vit_jax.errors import UserError, nearest, quoted
 from vit_jax.plugins import check_known
 
@@ -41,17 +42,19 @@ def default_config() -> ConfigDict:
     return lock(config)
 
 
-def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+def load(spec: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """Returns the config that `NAME[:arguments]` and `--config.key=value` overrides describe.
 
     NAME is a config file, or the name of a recipe that ships with the package, as in `digits` or
     `configs/digits.py`. A file of that name goes first. Code that the config names is trusted from
-    then on, for it is the user who named it.
+    then on, for it is the user who named it. Overrides are texts, as the command line has them, or
+    the values themselves.
 
     Raises:
       UserError: the file or its `get_config` is missing or fails, an argument or key is unknown, or
         a value has the wrong type.
     """
+    spec = storage.path_text(spec, "config")
     path, _, arg = spec.partition(":") if not _is_file(spec) else (spec, "", "")
     config = _get_config(path, arg)
     apply_overrides(config, overrides or {})
@@ -59,15 +62,21 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     return validate(config)
 
 
-def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
-    """Sets keys, by dotted path, to the values that the texts of a command line stand for."""
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Sets keys, by dotted path, to values, or to what the texts of a command line stand for."""
     for dotted, value in parse_values(overrides).items():
         set_key(config, dotted, value)
 
 
-def parse_values(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the values of texts of a command line: Python literals, else the texts themselves."""
-    return {key: _parse_value(text) for key, text in texts.items()}
+def parse_values(texts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of texts of a command line: Python literals, else the texts themselves.
+
+    What is no text is a value already.
+    """
+    return {
+        key: _parse_value(text) if isinstance(text, str) else plain(text)
+        for key, text in texts.items()
+    }
 
 
 def _is_file(path: str) -> bool:

@@ -7,6 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.config import stages
@@ -20,13 +21,13 @@ _LARGEST = 2**31 - 1
 """The largest whole number that a key may have: devices count in int32."""
 
 
-def validate(config: ConfigDict) -> ConfigDict:
-    """Returns `config` as a complete, locked copy.
+def validate(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
+    """Returns a config, or nested dictionaries with all keys of one, as a complete, locked copy.
 
     Raises:
       UserError: an unknown or missing key, a wrong type, or values that cannot go together.
     """
-    given = _check_whole(config.to_dict())
+    given = _check_whole(as_dict(config))
     for name, stage in given["stages"].items():
         settings = stages.settings(given, name)
         try:
@@ -39,10 +40,15 @@ def validate(config: ConfigDict) -> ConfigDict:
     return result
 
 
-def _check_whole(given: Mapping[str, Any]) -> dict[str, Any]:
+def _check_whole(given: Any) -> dict[str, Any]:
     checked = check_section(given, SCHEMA, "")
     _check_combinations(checked)
     return checked
+
+
+def as_dict(config: Any) -> Any:
+    """Returns a config as nested dictionaries; anything else as it is."""
+    return config.to_dict() if isinstance(config, ConfigDict) else config
 
 
 def check_section(given: Any, schema: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -54,7 +60,7 @@ def check_section(given: Any, schema: Mapping[str, Any], prefix: str) -> dict[st
     if not hasattr(given, "items"):
         names = ", ".join(schema)
         raise UserError(
-            f"config.{prefix[:-1]}={quoted(given)}: write a section with the keys {names}"
+            f"{f'config.{prefix}'[:-1]}={quoted(given)}: write a section with the keys {names}"
         )
     given = _with_todays_names(given, schema)
     for name in given:
@@ -85,6 +91,7 @@ def check_value(value: Any, key: Key, dotted: str) -> Any:
     Raises:
       UserError: the value is of another type, or out of range.
     """
+    value = plain(value)
     if key.kind == "duration":
         _check_durations(value, key, dotted)
         return value
@@ -104,6 +111,15 @@ def check_value(value: Any, key: Key, dotted: str) -> Any:
         for entry in numbers:
             check_pattern(entry if isinstance(entry, str) else entry[0], f"config.{dotted}")
     return value
+
+
+def plain(value: Any) -> Any:
+    """Returns a value with Python's numbers in place of NumPy's, as JSON can store them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {name: plain(entry) for name, entry in value.items()}
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def _in_range(value: Any, key: Key) -> bool:

@@ -293,7 +293,9 @@ def expand(path: str | os.PathLike) -> Path:
         return Path(path)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Returns the message of an error on one line, without the file name that `OSError` adds."""
+    if isinstance(error, FileNotFoundError) and not error.strerror and error.__cause__:
+        error = error.__cause__  # The message of fsspec is the address alone.
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())

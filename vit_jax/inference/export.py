@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import matplotlib
 import numpy as np
 
 from vit_jax import models
-from vit_jax.errors import UserError, WrongExport
+from vit_jax.data.files import reason
+from vit_jax.errors import UserError, WrongExport, quoted
 from vit_jax.inference import program as program_lib
 from vit_jax.inference.agreement import LEAST, Agreement, model_inputs, of_first_split
 from vit_jax.inference.exports import FORMATS, Format, Run
 from vit_jax.inference.predict import Predictor
-from vit_jax.inference.preparation import Picture
+from vit_jax.inference.preparation import Picture, as_pictures
 from vit_jax.inference.program import OUTPUTS, WEIGHTS, Program
 from vit_jax.plugins import check_known
+from vit_jax.storage import is_remote, path_text
 from vit_jax.tasks import BaseTask
 from vit_jax.tracking.plain_text import code_span
 from vit_jax.training.class_names import class_names
@@ -77,16 +80,16 @@ class Exported:
 
 
 def export(
-    model: Predictor | str,
-    path: str,
+    model: Predictor | str | os.PathLike,
+    path: str | os.PathLike,
     to: str = "stablehlo",
     *,
     outputs: str = "answers",
     include_preprocessing: bool = False,
     batch: int | None = None,
     weights: str = "float32",
-    images: Sequence[Picture] = (),
-    workdir: str = "",
+    images: Iterable[Picture] = (),
+    workdir: str | os.PathLike = "",
 ) -> Exported:
     """Writes a trained model as a program for another runtime, runs it there, and compares.
 
@@ -116,24 +119,29 @@ def export(
     fmt: Format = FORMATS.find(to, "--to")
     check_known(outputs, OUTPUTS, f"--outputs={outputs}")
     check_known(weights, WEIGHTS, f"--weights={weights}")
-    folder = _new_folder(path)
+    rows = _rows(batch)
+    pictures = as_pictures(images)
+    folder = _new_folder(path_text(path))
     headless = outputs == "features"
-    if isinstance(model, str):
+    if not isinstance(model, Predictor):
+        model = path_text(model, "model")
         workdir = workdir or (model if Workdir.at(model) else "")
-        model = Predictor.open(model, headless=headless)
+    model = Predictor.open(model, headless=headless)
     _check_pixels(model.task, include_preprocessing)
     build = functools.partial(
         program_lib.build,
         model,
         outputs=outputs,
         include_preprocessing=include_preprocessing,
-        batch=batch,
+        batch=rows,
     )
     with _made_whole(folder) as unfinished:
         program = build(weights=weights)
         programs = program, program if weights == "float32" else build()
-        done = _write_and_check(model, fmt, programs, unfinished, images=images, workdir=workdir)
-    return dataclasses.replace(done, path=path)
+        done = _write_and_check(
+            model, fmt, programs, unfinished, images=pictures, workdir=os.fspath(workdir)
+        )
+    return dataclasses.replace(done, path=os.fspath(path))
 
 
 def _write_and_check(
@@ -190,21 +198,41 @@ def check_agreement(found: Agreement) -> None:
         raise WrongExport(f"{found}, less than {LEAST:.0%}; nothing was written")
 
 
+def _rows(batch: Any) -> int | None:
+    is_number = isinstance(batch, int | np.integer) and not isinstance(batch, bool)
+    if batch is not None and not (is_number and batch > 0):
+        raise UserError(f"--batch={quoted(batch)}: write a positive whole number")
+    return batch if batch is None else int(batch)
+
+
 def _new_folder(path: str) -> Path:
-    folder = Path(path)
-    if folder.exists():
-        raise UserError(f"{path} exists already; name a folder that does not")
-    if not folder.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {folder.parent}")
+    if is_remote(path):
+        raise UserError(f"cannot write {path}: name a folder on this machine, and copy it there")
+    folder = Path(path).expanduser()
+    with _naming(path):
+        if os.path.lexists(folder):
+            raise UserError(f"{path or '.'} exists already; name a folder that does not")
+        if not folder.parent.is_dir():
+            raise UserError(f"cannot write {path}: there is no folder {folder.parent}")
     return folder
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Turns the error of a folder that cannot be made into a `UserError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # A ValueError is raised for a null character.
+        raise UserError(f"cannot write {quoted(os.fspath(path))}: {reason(error)}") from error
 
 
 @contextlib.contextmanager
 def _made_whole(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that becomes `folder` at the end, or goes if an error ends it."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    with _naming(folder):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
     try:
         yield unfinished
         unfinished.rename(folder)
@@ -229,7 +257,7 @@ def _inputs(predictor: Predictor, program: Program, images: Sequence[Picture]) -
         rows = np.random.default_rng(0).integers(0, tower.vocab_size, shape, np.int32)
     else:
         pictures = images or [Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"]
-        batch = next(iter(predictor.batches(list(pictures))))
+        batch = next(iter(predictor.batches(pictures)))
         rows = batch["image"][batch["mask"] > 0]
         rows = np.concatenate([rows, rows[:, :, ::-1], rows[:, ::-1]])
     if program.batch is not None:

@@ -1,7 +1,8 @@
 """Computes embeddings of images: the pooled output of a backbone, before any head."""
 
 import io
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from etils import epath
 from vit_jax import checkpoints
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
-from vit_jax.inference.preparation import Picture, find_images
+from vit_jax.inference.preparation import Picture, as_pictures, find_images
 from vit_jax.parallel import sharding
 from vit_jax.storage import write_atomically
 from vit_jax.tasks import BaseTask
@@ -83,20 +84,20 @@ def backbone_params(task: BaseTask, checkpoint: str, interpolation: str = "auto"
     return {"backbone": params}
 
 
-def features(model: Predictor | str, images: Sequence[Picture]) -> np.ndarray:
+def features(model: Predictor | str | os.PathLike, images: Iterable[Picture]) -> np.ndarray:
     """Returns the embeddings of images, float32 `[n, dim]`: the backbone's output before any head.
 
     Args:
       model: a predictor, or the path of a workdir or of a checkpoint in any format.
-      images: image files, or uint8 pixels `[height, width, 1 or 3]`, of any sizes. They are
-        prepared as the predictor prepares them.
+      images: image files, or uint8 pixels `[height, width, 1 or 3]`, of any sizes; or the path of
+        a single file. They are prepared as the predictor prepares them.
 
     Raises:
       UserError: the model or an image cannot be read.
     """
-    predictor = Predictor.open(model, headless=True) if isinstance(model, str) else model
+    predictor = Predictor.open(model, headless=True)
     embed = Embedder(predictor.task, predictor.params)
-    batches = predictor.batches(images)
+    batches = predictor.batches(as_pictures(images))
     return np.concatenate([embed(batch["image"])[batch["mask"] > 0] for batch in batches])
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -31,9 +31,10 @@ from vit_jax.inference.preparation import (
     Picture,
     Pictures,
     Preparation,
+    as_pictures,
 )
 from vit_jax.report import figures, inside
-from vit_jax.storage import write_atomically
+from vit_jax.storage import path_text, write_atomically
 from vit_jax.tasks import BaseTask, classification, contrastive, detection
 from vit_jax.training.evaluate import step_of
 from vit_jax.training.workdir import Workdir
@@ -58,7 +59,7 @@ class Predictor:
     @classmethod
     def open(
         cls,
-        path: str,
+        path: "Predictor | str | os.PathLike",
         *,
         texts: Sequence[str] = (),
         headless: bool = False,
@@ -67,12 +68,16 @@ class Predictor:
         """Returns the predictor of a workdir, or of a checkpoint in any format.
 
         Args:
-          path: as `from_workdir` or as `from_checkpoint` takes it.
+          path: as `from_workdir` or as `from_checkpoint` takes it. A predictor is returned as it
+            is.
           texts, headless, trust: as there.
 
         Raises:
           UserError: there is neither.
         """
+        if isinstance(path, Predictor):
+            return path
+        path = path_text(path, "model")
         if Workdir.at(path):
             return cls.from_workdir(path, texts, trust)
         return cls.from_checkpoint(path, texts=texts, headless=headless)
@@ -80,7 +85,7 @@ class Predictor:
     @classmethod
     def from_workdir(
         cls,
-        path: str,
+        path: str | os.PathLike,
         texts: Sequence[str] = (),
         trust: Sequence[str] = (),
         *,
@@ -116,7 +121,7 @@ class Predictor:
     @classmethod
     def from_checkpoint(
         cls,
-        path: str,
+        path: str | os.PathLike,
         *,
         model: str | None = None,
         fields: Mapping[str, Any] | None = None,
@@ -143,6 +148,7 @@ class Predictor:
         Raises:
           UserError: the checkpoint cannot be read, or its model cannot be told.
         """
+        path = path_text(path, "checkpoint")
         told, run = input_spec.read(path), Workdir.containing(path)
         size = image_size or (told.size if told else None)
         module, params, shape = convert.open_model(
@@ -170,7 +176,7 @@ class Predictor:
         task = _task_of(path, module, shape, labels, texts, **statistics)
         return cls(task, params, task.info, preparation)
 
-    def predict(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+    def predict(self, pictures: Iterable[Picture]) -> dict[str, Any]:
         """Returns the task's answers for images, by name.
 
         A classifier answers `probability` float32 `[n, classes]`; a segmentation model `predicted`,
@@ -180,12 +186,13 @@ class Predictor:
         of its texts. Boxes and masks are those of the images as given, see `Answers`.
 
         Args:
-          pictures: image files, or uint8 pixels `[height, width, 1 or 3]`, of any sizes.
+          pictures: image files, or uint8 pixels `[height, width, 1 or 3]`, of any sizes; or the
+            path of a single file.
 
         Raises:
           UserError: an image cannot be read or does not fit the model.
         """
-        parts = [answers.outputs for answers in self.answers(pictures)]
+        parts = [answers.outputs for answers in self.answers(as_pictures(pictures))]
         return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
     def answers(self, pictures: Sequence[Picture]) -> Iterator[Answers]:

@@ -8,8 +8,8 @@ import glob
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -19,12 +19,44 @@ from vit_jax.checkpoints.input_spec import InputSpec
 from vit_jax.data import files, images, sampling, unlabeled
 from vit_jax.data.files import shown
 from vit_jax.data.placement import Placement
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, quoted
+from vit_jax.storage import is_remote
 
 Picture = str | os.PathLike | np.ndarray
 """An image file, or uint8 pixels `[height, width, 1 or 3]`."""
 
 BATCH_SIZE = 64
+
+
+def as_pictures(given: Any, what: str = "images") -> Sequence[Picture]:
+    """Returns images that a user gave, one file or a collection of files and pixels, as a sequence.
+
+    Arrays of other libraries become arrays of NumPy.
+
+    Args:
+      what: the name of the argument, for messages.
+
+    Raises:
+      UserError: they are none.
+    """
+    if isinstance(given, str | os.PathLike):
+        return [given]
+    if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes | Image.Image):
+        raise UserError(f"{what}={quoted(given)}: write a list of image files or of uint8 pixels")
+    return [_as_picture(one, f"{what}[{number}]") for number, one in enumerate(given)]
+
+
+def _as_picture(given: Any, where: str) -> Picture:
+    if isinstance(given, str | np.ndarray) or (
+        isinstance(given, os.PathLike) and isinstance(os.fspath(given), str)
+    ):
+        return given
+    if isinstance(given, Image.Image):
+        raise UserError(f"{where} is an image of Pillow: give its file, or np.asarray(image)")
+    if hasattr(given, "__array__"):
+        return np.asarray(given)
+    raise UserError(f"{where}={quoted(given)}: write an image file or uint8 pixels")
+
 
 _WILDCARDS = frozenset("*?[")
 
@@ -46,8 +78,10 @@ def find_images(paths: Iterable[str]) -> list[str]:
             found += _images_in(expanded)
         elif path.startswith("@") and not os.path.lexists(path):
             found += _listed_in(path[1:])
-        elif os.path.lexists(expanded) or not _WILDCARDS & set(path):
+        elif os.path.lexists(expanded) or is_remote(path):
             found.append(expanded)
+        elif not _WILDCARDS & set(path):
+            raise UserError(f"{shown(path)}: No such file or directory")
         else:
             matches = sorted(glob.glob(expanded, recursive=True))
             if not matches:
@@ -148,7 +182,8 @@ class Pictures:
 
 
 def _as_image(pixels: np.ndarray) -> Image.Image:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
+    has_form = pixels.ndim == 3 and pixels.shape[-1] in (1, 3) and pixels.size > 0
+    if pixels.dtype != np.uint8 or not has_form:
         raise UserError(
             f"an image of {pixels.dtype} {list(pixels.shape)}: give uint8 [height, width, 1 or 3]"
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import NamedTuple
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, quoted
 from vit_jax.models import hub, timm_names
 from vit_jax.models.cost import flops, param_count
 from vit_jax.models.registry import build, find, find_variant, names, variants
@@ -68,7 +68,12 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
       pretrained: lists the names of weights that others have published on the Hugging Face hub, for
         `vit_jax.build(name, pretrained=True)`. The pattern may match any part of such a name:
         `dinov3` finds `facebook/dinov3-vits16-pretrain-lvd1689m`.
+
+    Raises:
+      UserError: the pattern is no text.
     """
+    if not isinstance(pattern, str):
+        raise UserError(f"list_models: pattern={quoted(pattern)}: write a text, such as 'vit_s*'")
     if pretrained:
         return [model.name for model in published(pattern)[0]]
     return [name for name in names() if fnmatch.fnmatchcase(name, pattern)]

@@ -104,6 +104,8 @@ def build(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.
         check_fields(owner, overrides, where)
     if num_classes is not None:
         check_fields(Classifier, {"num_classes": num_classes}, where)
+        if num_classes < 0:
+            raise UserError(f"{where}num_classes={num_classes}: write a positive number, or 0")
     head = {key: value for key, value in overrides.items() if key in head_fields}
     fields = dict(variant.fields) | {k: v for k, v in overrides.items() if k not in head}
     missing = _required(variant.module) - fields.keys()

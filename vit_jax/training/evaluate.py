@@ -15,7 +15,7 @@ from vit_jax import checkpoints, data, tasks
 from vit_jax.checkpoints.keep_best import KeepBest
 from vit_jax.checkpoints.store import Store
 from vit_jax.config.validation import complete_probes
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, quoted
 from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
 from vit_jax.tracking.metrics import best_metric
@@ -312,8 +312,8 @@ def step_of(store: Store, config: ConfigDict, wanted: int | str | None) -> int:
         return store.newest()
     steps = store.steps()
     if wanted != "best":
-        if int(wanted) not in steps:
-            raise UserError(f"{store.directory} has no step {wanted}; it has {steps}")
+        if str(wanted) not in map(str, steps):
+            raise UserError(f"{store.directory} has no step {quoted(wanted)}; it has {steps}")
         return int(wanted)
     name = config.checkpoint.keep_best
     metric_info = tasks.metric_info(config.task.name)
@@ -330,7 +330,7 @@ def step_of(store: Store, config: ConfigDict, wanted: int | str | None) -> int:
 
 def evaluate_workdir(
     workdir: Workdir,
-    overrides: Mapping[str, str],
+    overrides: Mapping[str, Any],
     at: int | str | None = None,
     trust: Sequence[str] = (),
 ) -> dict[str, float]:

@@ -1,13 +1,15 @@
 """`vit_jax.train` and `vit_jax.evaluate`: what the commands of these names do, from Python."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, quoted
 from vit_jax.parallel import processes
+from vit_jax.storage import path_text
 from vit_jax.tracking.callbacks import Callbacks
 from vit_jax.training import evaluate as evaluate_lib
 from vit_jax.training import loop
@@ -16,10 +18,10 @@ from vit_jax.training.workdir import Workdir
 
 
 def train(
-    config: ConfigDict | str,
-    workdir: str,
+    config: ConfigDict | Mapping[str, Any] | str | os.PathLike,
+    workdir: str | os.PathLike,
     *,
-    callbacks: Sequence[Any] = (),
+    callbacks: Iterable[Any] = (),
     profile: str = "",
 ) -> Outcome:
     """Trains a model, or resumes the run in the workdir; a finished run returns at once.
@@ -30,8 +32,9 @@ def train(
         outcome.results["test/accuracy"]
 
     Args:
-      config: from `vit_jax.config.load` or `vit_jax.config.default_config`; or what `--config`
-        takes, the name of a recipe or a file, with arguments after a colon.
+      config: from `vit_jax.config.load` or `vit_jax.config.default_config`, also as nested
+        dictionaries; or what `--config` takes, the name of a recipe or a file, with arguments after
+        a colon.
       workdir: the folder of the run, local or on an object store. It is made if it does not exist.
       callbacks: objects with any of the methods `on_step`, `on_evaluate`, `on_save` and `on_end`;
         see `vit_jax.tracking.callbacks`.
@@ -47,6 +50,9 @@ def train(
       Interrupted: Ctrl-C or SIGTERM arrived; the state has been saved, and the same call continues.
       Diverged: the loss or the gradient was not finite too often in a row.
     """
+    if not isinstance(callbacks, Iterable):
+        raise UserError(f"callbacks={quoted(callbacks)}: write a list of objects")
+    callbacks = tuple(callbacks)
     calls = Callbacks(callbacks)  # Checked before anything is read.
     config = _set_up(config)
     outcome = loop.train(config, workdir, profile=profile, callbacks=callbacks)
@@ -55,13 +61,13 @@ def train(
 
 
 def evaluate(
-    workdir: str = "",
+    workdir: str | os.PathLike = "",
     *,
     step: int | str | None = None,
-    overrides: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     trust: Sequence[str] = (),
-    config: ConfigDict | str | None = None,
-    checkpoint: str = "",
+    config: ConfigDict | Mapping[str, Any] | str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike = "",
 ) -> dict[str, float]:
     """Returns exact metrics on the evaluation splits, `{"SPLIT/METRIC": value}`.
 
@@ -72,8 +78,8 @@ def evaluate(
       workdir: a run that was trained.
       step: with `workdir`: the step whose checkpoint is evaluated, or "best" for the one that
         `config.checkpoint.keep_best` kept; None for the newest.
-      overrides: with `workdir`: texts by the dotted key that they replace, such as
-        `{"eval.batch_size": "256"}`.
+      overrides: with `workdir`: values, or the texts that stand for them, by the dotted key that
+        they replace, such as `{"eval.batch_size": 256}`.
       trust: with `workdir`: names of code from outside this package, as in `my_tasks:Task`, that
         the run's config names and that may run.
       config, checkpoint: in place of `workdir`: a config as `train` takes it, and a checkpoint of
@@ -87,15 +93,19 @@ def evaluate(
     if checkpoint:
         if config is None:
             raise UserError("evaluate: checkpoint needs config, which names the data")
-        return evaluate_lib.evaluate_checkpoint(_set_up(config), checkpoint)
-    run = Workdir.existing(workdir)
+        return evaluate_lib.evaluate_checkpoint(
+            _set_up(config), path_text(checkpoint, "checkpoint")
+        )
+    if not isinstance(overrides or {}, Mapping):
+        raise UserError(f"overrides={quoted(overrides)}: write values by dotted key")
+    run = Workdir.existing(path_text(workdir, "workdir"))
     _set_up(run.read_config(overrides, trust))
     return evaluate_lib.evaluate_workdir(run, overrides or {}, step, trust)
 
 
-def _set_up(config: ConfigDict | str) -> ConfigDict:
+def _set_up(given: Any) -> ConfigDict:
     """Returns a complete config, and sets JAX up as it asks."""
-    read = config_lib.load if isinstance(config, str) else config_lib.validate
-    config = read(config)
+    read = config_lib.load if isinstance(given, str | os.PathLike) else config_lib.validate
+    config = read(given)
     processes.setup(config.compilation_cache, config.precision)
     return config

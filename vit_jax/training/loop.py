@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax import plugins
@@ -36,7 +37,7 @@ from vit_jax.types import Params
 
 def train(
     config: ConfigDict,
-    workdir_path: str,
+    workdir_path: epath.PathLike,
     *,
     profile: str = "",
     started: float | None = None,

@@ -39,6 +39,7 @@ class Profiler:
         """
         if not text:
             return cls()
+        text = str(text)
         match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(

@@ -52,12 +52,14 @@ class Workdir:
     path: epath.Path
 
     @classmethod
-    def open(cls, path: str) -> "Workdir":
+    def open(cls, path: epath.PathLike) -> "Workdir":
         """Returns the directory, and creates it if it does not exist.
 
         Raises:
           UserError: it cannot be made or written to, or has a name that Orbax cannot write to.
         """
+        if not storage.path_text(path, "workdir"):
+            raise UserError("the workdir has no name; write a folder, or . for the current one")
         workdir = cls(storage.absolute(path))
         storage.check_writable_name(workdir.path, f"--workdir={path}")
         # Processes of one run open it at the same time, so each one writes a different probe.
@@ -75,7 +77,7 @@ class Workdir:
         return workdir
 
     @classmethod
-    def existing(cls, path: str) -> "Workdir":
+    def existing(cls, path: epath.PathLike) -> "Workdir":
         """Returns the directory of a run that has been started.
 
         Raises:
@@ -87,15 +89,16 @@ class Workdir:
         return workdir
 
     @classmethod
-    def containing(cls, path: str) -> "Workdir | None":
+    def containing(cls, path: epath.PathLike) -> "Workdir | None":
         """Returns the run that a checkpoint belongs to, or None if it belongs to no run.
 
         Args:
           path: a workdir, its folder of checkpoints, or one of its checkpoints.
         """
-        if storage.is_remote(path) and not path.startswith(("gs://", "s3://")):
+        name = storage.path_text(path)
+        if storage.is_remote(name) and not name.startswith(("gs://", "s3://")):
             return None
-        folder = storage.absolute(path)
+        folder = storage.absolute(name)
         if not folder.is_dir():
             return None
         for workdir in map(cls, (folder, folder.parent, folder.parent.parent)):
@@ -104,7 +107,7 @@ class Workdir:
         return None
 
     @classmethod
-    def at(cls, path: str) -> "Workdir | None":
+    def at(cls, path: epath.PathLike) -> "Workdir | None":
         """Returns the run whose workdir is `path`, or None if `path` is something else."""
         run = cls.containing(path)
         return run if run and run.path == storage.absolute(path) else None
@@ -133,7 +136,7 @@ class Workdir:
             self._done_file.unlink(missing_ok=True)
 
     def read_config(
-        self, overrides: Mapping[str, str] | None = None, trust: Sequence[str] = ()
+        self, overrides: Mapping[str, Any] | None = None, trust: Sequence[str] = ()
     ) -> ConfigDict:
         """Returns the config of the run in the current schema, with `overrides` applied.
 
@@ -145,16 +148,17 @@ class Workdir:
           UserError: the file is broken, of a newer version than this package, or names code from
             outside this package that the user has not named.
         """
-        plugins.trust([*(overrides or {}).values(), *trust])
+        named = [trust] if isinstance(trust, str) else trust
+        plugins.trust([*(overrides or {}).values(), *named])
         config = self._stored_config(overrides or {})
         config_lib.check_trust(config.to_dict(), str(self._config_file))
         return config
 
-    def _stored_config(self, overrides: Mapping[str, str]) -> ConfigDict:
+    def _stored_config(self, overrides: Mapping[str, Any]) -> ConfigDict:
         """Returns the config of the run for comparisons, whose named code need not be trusted."""
         return self._completed(self._read_stored(), overrides)
 
-    def _completed(self, stored: tuple[Any, int], overrides: Mapping[str, str]) -> ConfigDict:
+    def _completed(self, stored: tuple[Any, int], overrides: Mapping[str, Any]) -> ConfigDict:
         """Returns the result of `_read_stored` as a config of this version, with `overrides`."""
         with self._explained():
             config = config_lib.migrate(*stored)
