@@ -144,3 +144,15 @@ def test_without_the_hub_what_was_fetched_is_used(hub_server, dinov2, monkeypatc
     hub._fetched.cache_clear()
     with pytest.raises(UserError, match="cannot be reached, and the files have not been fetched"):
         hub.local_path("hf://facebook/dinov2-base")
+
+
+def test_a_transfer_by_xet_that_fails_says_how_to_do_without(monkeypatch):
+    library = pytest.importorskip("huggingface_hub")
+
+    def xet_get(url, path):
+        raise ConnectionError("Network error: no route")
+
+    monkeypatch.setattr(library, "snapshot_download", lambda *_, **__: xet_get("", ""))
+    with pytest.raises(UserError, match=r"no route; if its .* set HF_HUB_DISABLE_XET=1") as caught:
+        checkpoints.model_config("hf://facebook/dinov2-base")
+    assert "\n" not in str(caught.value)

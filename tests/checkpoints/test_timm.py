@@ -11,6 +11,7 @@ import pytest
 from vit_jax import checkpoints, models
 from vit_jax.checkpoints import array_files, files, loading
 from vit_jax.checkpoints.fit.inference import infer_model
+from vit_jax.checkpoints.formats import timm
 from vit_jax.checkpoints.formats._timm import BUFFERS
 from vit_jax.errors import UserError
 from vit_jax.models import timm_names
@@ -247,3 +248,13 @@ def test_timms_other_layers_are_refused(layer):
     key = "act_layer" if layer == "relu" else "norm_layer"
     with pytest.raises(UserError, match=layer):
         timm_names.find("vit_base_patch16_224", {key: layer})
+
+
+def test_the_printed_call_names_a_model_of_the_same_size():
+    arrays = {
+        "backbone/patch_embed/kernel": np.zeros((16, 16, 3, 192)),
+        "backbone/blocks_0/mlp/dense1/kernel": np.zeros((192, 768)),
+    }
+    model = models.build("vit_ti16")
+    text = timm.call("x.safetensors", arrays, model, (224, 224), class_row=True)
+    assert text.startswith('model = timm.create_model("vit_tiny_patch16_224", checkpoint_path=')

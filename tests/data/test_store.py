@@ -57,7 +57,9 @@ class Photographs(tfds.core.GeneratorBasedBuilder):
 def data_dir(tmp_path_factory, photographs):
     folder = str(tmp_path_factory.mktemp("tfds"))
     Photographs.images = [images.pixels(data) for data in photographs]
-    datasets.prepare("photographs", folder)
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        datasets.prepare("photographs", folder)
+    assert "examples/s]" not in told.getvalue()  # No bars of TFDS outside a terminal.
     return folder
 
 

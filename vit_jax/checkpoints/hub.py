@@ -4,7 +4,8 @@ Datasets have addresses of their own, `hf://datasets/USER/REPO`; see `dataset_pa
 
 `huggingface_hub` fetches the files into its cache, once. It obeys its environment variables:
 HF_TOKEN for private and gated repositories, HF_HUB_OFFLINE=1 to use what was fetched before,
-HF_HOME for the place of the cache, HF_ENDPOINT for another server. Only weights that hold nothing
+HF_HOME for the place of the cache, HF_ENDPOINT for another server, HF_HUB_DISABLE_XET=1 for servers
+and networks without its protocol Xet. Only weights that hold nothing
 but arrays, and the small files that describe them, are fetched; nothing of them is ever run.
 """
 
@@ -13,6 +14,7 @@ import functools
 import glob
 import os
 import re
+import traceback
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -247,7 +249,10 @@ def _reason(library: types.ModuleType, error: Exception) -> str:
         if isinstance(error, kinds):
             return reason
     cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
-    return f"huggingface_hub says: {first_line(error)}{cause}"
+    # Its functions of this protocol, which has servers of its own, do not fall back to plain HTTP.
+    by_xet = any("xet" in frame.name for frame in traceback.extract_tb(error.__traceback__))
+    advice = "; if its protocol Xet does not get through, set HF_HUB_DISABLE_XET=1" * by_xet
+    return f"huggingface_hub says: {first_line(error)}{cause}{advice}"
 
 
 def upload(folder: Path, address: str, *, private: bool = False) -> str:

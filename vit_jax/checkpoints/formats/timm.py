@@ -289,6 +289,10 @@ def _state_dict(arrays: Arrays, named: frozenset[str]) -> Arrays:
     return state
 
 
+_SIZES = {192: "tiny", 384: "small", 1024: "large"}
+"""The word for a width in timm's names. The arguments beside a name tell everything that counts."""
+
+
 def call(
     path: str,
     arrays: Mapping[str, np.ndarray],
@@ -314,7 +318,8 @@ def call(
         # The named Mixers of timm refuse another patch size or width.
         made = f"model = timm.models.mlp_mixer.MlpMixer({text})"
         return f"{made}; timm.models.load_checkpoint(model, {path!r})"
-    return f'model = timm.create_model("vit_base_patch16_224", checkpoint_path={path!r}, {text})'
+    size = _SIZES.get(backbone.width, "base")
+    return f'model = timm.create_model("vit_{size}_patch16_224", checkpoint_path={path!r}, {text})'
 
 
 def _vit_arguments(

@@ -59,7 +59,6 @@ def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.inference.preparation import find_images
     from vit_jax.training.workdir import Workdir
 
-    images = find_images(arguments.images)
     is_run = Workdir.at(arguments.src) is not None
     arguments.workdir = arguments.src if is_run else None
     arguments.checkpoint = None if is_run else arguments.src
@@ -73,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> None:
             include_preprocessing=arguments.include_preprocessing,
             batch=arguments.batch,
             weights=arguments.weights,
-            images=images,
+            images=find_images(arguments.images),
             workdir=arguments.workdir or "",
         )
     )

@@ -27,11 +27,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from vit_jax.inference import features
-    from vit_jax.inference.preparation import find_images
 
-    images = find_images(arguments.images)  # Models take long to open.
     predictor = open_predictor(arguments, headless=True)
-    show(features.run(images, arguments.out, predictor))
+    show(features.run(arguments.images, arguments.out, predictor))
 
 
 COMMAND = Command(

@@ -93,8 +93,8 @@ def _run(arguments: argparse.Namespace) -> None:
             f"{path} tells which text fits an image: write --text=TEXT once for each (features"
             " has the vectors of images)"
         )
-    paths = find_images(arguments.images)
     predictor = open_predictor(arguments)
+    paths = find_images(arguments.images)
     if arguments.results:
         _write(arguments, predictor, paths)
         if arguments.out or arguments.attention or arguments.patches:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "", tell: Tell = pr
     if builder.name == imagenet_tars.NAME:
         imagenet_tars.build(builder, archives, tell)
         return str(builder.data_path)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # A file would get a line for each move of a bar.
     keys = {"manual_dir": manual_dir} if manual_dir else {}
     try:
         builder.download_and_prepare(
