@@ -163,7 +163,7 @@ def test_a_run_is_evaluated_and_used_from_python(trained):
     assert vit_jax.evaluate(Path(workdir), overrides={"log.every": 2}) == outcome.results
     images = np.zeros((3, 8, 8, 1), np.uint8)
     assert vit_jax.features(Path(workdir), (jax.numpy.asarray(x) for x in images)).shape == (3, 4)
-    with pytest.raises(UserError, match=r"no step 'bst'; it has \[3, 4\]"):
+    with pytest.raises(UserError, match=r"no step bst; it has \[3, 4\]"):
         vit_jax.evaluate(workdir, step="bst")
 
 

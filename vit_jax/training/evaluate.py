@@ -313,7 +313,9 @@ def step_of(store: Store, config: ConfigDict, wanted: int | str | None) -> int:
     steps = store.steps()
     if wanted != "best":
         if str(wanted) not in map(str, steps):
-            raise UserError(f"{store.directory} has no step {quoted(wanted)}; it has {steps}")
+            raise UserError(
+                f"{store.directory} has no step {quoted(str(wanted))[1:-1]}; it has {steps}"
+            )
         return int(wanted)
     name = config.checkpoint.keep_best
     metric_info = tasks.metric_info(config.task.name)
