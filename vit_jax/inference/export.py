@@ -120,13 +120,11 @@ def export(
     check_known(outputs, OUTPUTS, f"--outputs={outputs}")
     check_known(weights, WEIGHTS, f"--weights={weights}")
     rows = _rows(batch)
-    pictures = as_pictures(images)
+    shown = as_pictures(images)
     folder = _new_folder(path_text(path))
-    headless = outputs == "features"
-    if not isinstance(model, Predictor):
-        model = path_text(model, "model")
-        workdir = workdir or (model if Workdir.at(model) else "")
-    model = Predictor.open(model, headless=headless)
+    name = "" if isinstance(model, Predictor) else path_text(model, "model")
+    workdir = os.fspath(workdir) or (name if name and Workdir.at(name) else "")
+    model = Predictor.open(model, headless=outputs == "features")
     _check_pixels(model.task, include_preprocessing)
     build = functools.partial(
         program_lib.build,
@@ -138,9 +136,7 @@ def export(
     with _made_whole(folder) as unfinished:
         program = build(weights=weights)
         programs = program, program if weights == "float32" else build()
-        done = _write_and_check(
-            model, fmt, programs, unfinished, images=pictures, workdir=os.fspath(workdir)
-        )
+        done = _write_and_check(model, fmt, programs, unfinished, images=shown, workdir=workdir)
     return dataclasses.replace(done, path=os.fspath(path))
 
 
