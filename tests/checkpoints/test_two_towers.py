@@ -17,10 +17,12 @@ from vit_jax import checkpoints, models, tasks
 from vit_jax.__main__ import main
 from vit_jax.checkpoints import array_files, files, loading
 from vit_jax.checkpoints.fit.inference import infer_towers
+from vit_jax.checkpoints.formats import _timm_export
 from vit_jax.config import load
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
+from vit_jax.models import timm_names
 from vit_jax.types import ArraySpec, DataInfo
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "hf_tiny"
@@ -159,6 +161,44 @@ def test_an_image_tower_of_timm_goes_to_open_clip_under_its_name(tmp_path):
     other = model.clone(backbone=image.clone(num_heads=2))
     with pytest.raises(UserError, match="of which this is none; write --to=orbax"):
         checkpoints.save(params, other, tmp_path / "other", "open_clip")
+
+
+def test_every_architecture_of_timm_is_found_by_its_model(monkeypatch):
+    image = models.build("timm/eva02_large_patch14_clip_224", num_classes=None)
+    assert _timm_export.named({}, image)[:2] == ("eva02_large_patch14_clip_224", 224)
+    kept, build = {}, models.build
+
+    def built(kind, **fields):
+        key = kind, repr(sorted(fields.items()))
+        if key not in kept:
+            try:
+                kept[key] = build(kind, **fields)
+            except UserError as error:
+                kept[key] = error
+        if isinstance(kept[key], UserError):
+            raise kept[key]
+        return kept[key]
+
+    def fields_of(timm_class, args):
+        kind, told = timm_names.convert(timm_class, args)
+        model = built(kind, num_classes=None, **told)
+        fields = models.effective_fields(models.fields_of(model))
+        return model, {k: x for k, x in fields.items() if k not in _timm_export._NOT_COMPARED}
+
+    monkeypatch.setattr(models, "build", built)
+    classes = {target.name for target in _timm_export.TARGETS}
+    seen = set()
+    for name, row in timm_names.table().items():
+        if row["class"] not in classes:
+            continue
+        model, fields = fields_of(row["class"], row["args"])
+        if repr(fields) in seen:
+            continue
+        seen.add(repr(fields))
+        found, target, args = next(_timm_export._same_architectures(model), (None,) * 3)
+        assert found, name
+        assert fields_of(target.name, args)[1] == fields, (name, found)
+    assert len(seen) > 100
 
 
 def test_the_bytes_of_clip_may_be_in_two_files(tmp_path):

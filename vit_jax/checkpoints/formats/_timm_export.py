@@ -7,7 +7,7 @@ timm's arguments, makes the same fields of them.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -127,26 +127,34 @@ def named(arrays: Arrays, backbone: Any) -> tuple[str, int, State] | None:
     Returns:
       The name, the side of its images, and the state dict under its names; None if there is none.
     """
+    for name, target, args in _same_architectures(backbone):
+        side, *_ = next(iter(timm_names.table()[name]["tags"].values()))
+        _, told = timm_names.convert(target.name, args)
+        with contextlib.suppress(UserError):  # Its images have another size.
+            state = _placed(target, args, told, arrays=arrays, backbone=backbone, side=side)
+            return name, side, state
+    return None
+
+
+def _same_architectures(backbone: Any) -> Iterator[tuple[str, Target, Args]]:
+    """Yields the names, classes and arguments of architectures with the fields of a model.
+
+    They have the model's pooling instead of their own.
+    """
     fields = models.effective_fields(models.fields_of(backbone))
     pooling = {"global_pool": POOLINGS.get(fields["pooling"], "")}
     classes = {target.name: target for target in TARGETS}
     for name, row in timm_names.table().items():
-        args, (side, *_) = {**row["args"], **pooling}, next(iter(row["tags"].values()))
+        target, args = classes.get(row["class"]), {**row["args"], **pooling}
         sizes = (args.get("embed_dim", 768), args.get("depth", 12))
-        if row["class"] not in classes or sizes != (fields["width"], fields["depth"]):
+        if target is None or sizes != (fields["width"], fields["depth"]):
             continue
-        if _lacking(classes[row["class"]], fields, args):
+        try:
+            lacking = _lacking(target, fields, args)
+        except UserError:  # It cannot have this pooling.
             continue
-        _, told = timm_names.convert(row["class"], args)
-        with contextlib.suppress(UserError):  # Its images have another size.
-            return (
-                name,
-                side,
-                _placed(
-                    classes[row["class"]], args, told, arrays=arrays, backbone=backbone, side=side
-                ),
-            )
-    return None
+        if not lacking:
+            yield name, target, args
 
 
 def _placed(
