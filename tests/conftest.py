@@ -158,7 +158,8 @@ def shapes_of_models():
     eval_shape = jax.eval_shape
 
     @functools.lru_cache(300)
-    def shapes(model, structure, kinds):
+    def shapes(model, structure, kinds, settings):
+        del settings
         leaves = [jax.ShapeDtypeStruct(*kind) for kind in kinds]
         return eval_shape(model.init, *jax.tree.unflatten(structure, leaves))
 
@@ -169,7 +170,7 @@ def shapes_of_models():
         leaves, structure = jax.tree.flatten(args)
         try:
             kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-            found = shapes(model, structure, kinds)
+            found = shapes(model, structure, kinds, equal_runs.settings())
         except (AttributeError, TypeError):  # It has fields that have no hash.
             return eval_shape(function, *args)
         return jax.tree.map(lambda leaf: leaf, found)

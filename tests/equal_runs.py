@@ -12,6 +12,7 @@ import re
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from vit_jax.inference.predict import Predictor
@@ -22,6 +23,11 @@ TRACED = re.compile(
     r"vit_jax\.(models|tasks|optim|augment|parallel\.sharding|training\.(step|spikes))(\.|$)"
 )
 OUTSIDE = re.compile(r"\w:\w")  # A plug-in, by module and name.
+DURATION = re.compile(r"\s*\.?\d")  # A text such as "50%".
+SETTINGS = (
+    *("enable_x64", "default_matmul_precision", "numpy_dtype_promotion", "numpy_rank_promotion"),
+    *("disable_jit", "debug_nans", "debug_infs", "default_prng_impl", "threefry_partitionable"),
+)
 SHARED = "task", "optimizer", "make_state", "abstract", "grad_shardings", "mesh"
 MOST_KEPT = 30
 
@@ -76,6 +82,7 @@ def _remember(kind, key, make, alive):
     """Returns what was made for an equal key by the same code; `alive` are objects named by id."""
     if key is None:
         return make()
+    key = key, settings()
     code = _code()
     found = _kept.pop((kind, key), None)
     if found is None or any(code.get(name) is not value for name, value in found[1].items()):
@@ -86,6 +93,12 @@ def _remember(kind, key, make, alive):
     return found[0]
 
 
+def settings():
+    """The settings of JAX that change what is traced, as they are in the present context."""
+    values = [getattr(jax.config, f"jax_{name}") for name in SETTINGS]
+    return *values, jax.config.read("jax_disable_most_optimizations")
+
+
 def _key(run):
     """All that the programs of a run depend on; None if something from outside is among it."""
     config = run.config
@@ -93,17 +106,24 @@ def _key(run):
     described = repr([section.to_dict() for section in sections])
     if OUTSIDE.search(described):
         return None
-    constant = config.task.name == "classification" and config.optim.schedule.name == "constant"
-    counts_whole_steps = isinstance(config.optim.schedule.warmup, int)
-    duration = None if constant and counts_whole_steps else repr(run.duration)
+    is_free = config.task.name == "classification" and not _needs_duration(config.optim.to_dict())
+    duration = None if is_free else repr(run.duration)
     numbers = config.seed, config.batch_size, config.accum_steps, config.ema_decay, config.precision
     info = run.task.info
     counts = None if info.class_counts is None else tuple(info.class_counts)
     return (
         described, numbers, config.max_skipped_steps, duration, run.mesh,
         repr(info._replace(class_counts=None)), counts, type(run.task),
-        jax.config.read("jax_disable_most_optimizations"),
     )  # fmt: skip
+
+
+def _needs_duration(optim):
+    """Whether an optimizer may depend on the length of the run or of an epoch."""
+    schedules = [optim["schedule"], *(keys for _, keys in optim["group_schedules"])]
+    schedules += [optim["decay_schedule"]] if optim["decay_schedule"] else []
+    flat = all(keys.get("name") == "constant" and not keys.get("cooldown") for keys in schedules)
+    texts = [leaf for leaf in jax.tree.leaves(optim) if isinstance(leaf, str)]
+    return not flat or any(map(DURATION.match, texts))
 
 
 def _task_key(task):
@@ -116,7 +136,8 @@ def _task_key(task):
         for name, value in sorted(vars(task).items())
         if not isinstance(getattr(owners[0], name, None), functools.cached_property)
     }
-    return *owners, repr(fields), jax.config.read("jax_disable_most_optimizations")
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+        return *owners, repr(fields)
 
 
 def _code():
