@@ -291,7 +291,7 @@ def test_each_stage_has_a_plan_and_the_one_with_the_most_memory_counts(
     told = capsys.readouterr().out
     assert told.startswith("[1]\n")
     assert "stage low, steps 1 to 4\n" in told
-    assert "the config itself, steps 5 to 12\n" in told
+    assert "last stage (the config itself), steps 5 to 12\n" in told
     assert "all stages: 0.016 PFLOP, 133% of a run in the settings of the last stage" in told
     found = json.loads(file.read_text())
     assert [stage["total_steps"] for stage in found["stages"]] == [4, 8]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.tracking import read_metrics, step_log
-from vit_jax.tracking.step_log import StepLog
+from vit_jax.tracking.step_log import StepLog, Stopwatch
 
 METRICS = {"loss": jnp.float32(1), "bad_steps": jnp.int32(0)}
 
@@ -39,3 +39,35 @@ def test_speed_and_input_wait_are_those_since_the_row_before_without_pauses(tmp_
     for at, (speed, waiting) in expected.items():
         assert rows[at]["train/images_per_sec"] == pytest.approx(speed)
         assert rows[at]["train/input_wait_fraction"] == pytest.approx(waiting)
+
+
+def test_seconds_in_place_of_a_part_are_not_counted_in_it(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(step_log, "time", types.SimpleNamespace(monotonic=lambda: now))
+    times = Stopwatch()
+    times.add("compile", 1.0)
+    with times("train"):
+        now = 2.0
+        with times.in_place_of("train", "compile"):
+            now = 7.0
+        now = 10.0
+    assert times.seconds == {"compile": 6.0, "train": 5.0}
+
+
+def test_a_speed_may_be_measured_from_a_step_without_a_row(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(step_log, "time", types.SimpleNamespace(monotonic=lambda: now))
+    with StepLog(
+        tmp_path, start_step=0, total=4, every=9, batch_size=8, max_skipped_steps=0, is_writer=True
+    ) as log:
+        log.step(1, METRICS, 0.0)
+        log.step(2, METRICS, 0.0)
+        now = 100.0
+        log.measure_from(2, 1.0)
+        log.step(3, METRICS, 1.0)
+        log.step(4, METRICS, 2.0)
+        now = 104.0
+        log.flush()
+    row = read_metrics(tmp_path)[-1]
+    assert row["train/images_per_sec"] == 4.0
+    assert row["train/input_wait_fraction"] == 0.25

@@ -66,6 +66,19 @@ def test_too_many_in_a_row_hold_everything_back():
     assert int(history.in_a_row) == 4
 
 
+def test_a_stage_is_judged_by_its_own_losses():
+    """Its losses may be larger from its first step on; the spikes of the run count on."""
+    guard = SpikeGuard(2.0, window=2, max_skipped=3, start=5)
+    old = LossHistory(jnp.float32(1), jnp.int32(4), jnp.int32(1), jnp.int32(1))
+    assert not guard.accepts(guard.before(old, jnp.int32(4)), jnp.float32(9))
+    first = guard.before(old, jnp.int32(5))
+    assert guard.accepts(first, jnp.float32(9))
+    assert [int(x) for x in (first.accepted, first.in_a_row, first.total)] == [0, 0, 1]
+    later = guard.after(first, jnp.float32(9), jnp.bool(True), jnp.bool(True))
+    assert guard.before(later, jnp.int32(6)) == later
+    assert SpikeGuard(2.0, 2, 3).before(old, jnp.int32(0)) is old
+
+
 @pytest.mark.usefixtures("one_device")
 def test_a_run_skips_its_spikes_and_says_so(tiny_config, tmp_path):
     guard = {"factor": 1.0005, "window": 3, "max_skipped": 20}

@@ -1,6 +1,8 @@
 """Runs whose settings change at given steps: exact across boundaries, and what is refused."""
 
 import shutil
+import types
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from vit_jax import config as config_lib
 from vit_jax.checkpoints.store import Store, flatten
 from vit_jax.errors import UserError
 from vit_jax.tracking import read_metrics
+from vit_jax.tracking.step_log import Stopwatch
 from vit_jax.training.loop import train
 from vit_jax.training.run import Run
-from vit_jax.training.stages import Stages, stages_of
+from vit_jax.training.stages import Batches, Stage, Stages, stages_of
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -24,7 +27,7 @@ FLEXI = {
     "model__kernel_size": 4,
     "model__table_grid": 2,
     "total": 5,
-    "checkpoint__every": 1,
+    "checkpoint__every": 2,  # The third step is saved because its stage ends.
     "checkpoint__keep_last": 9,
 }
 LOW = {"model__patch_size": 4, "task__label_smoothing": 0.1}
@@ -84,7 +87,7 @@ def test_a_run_with_stages_is_its_stages_one_after_the_other(staged, flexible):
 
 
 @pytest.mark.parametrize(
-    "step", [2, pytest.param(3, marks=pytest.mark.soak), pytest.param(4, marks=pytest.mark.soak)]
+    "step", [3, pytest.param(2, marks=pytest.mark.soak), pytest.param(4, marks=pytest.mark.soak)]
 )
 def test_a_run_that_dies_around_a_boundary_goes_on_bit_for_bit(staged, tmp_path, step, capsys):
     config, workdir = staged
@@ -92,12 +95,56 @@ def test_a_run_that_dies_around_a_boundary_goes_on_bit_for_bit(staged, tmp_path,
     (tmp_path / "DONE").unlink()
     for later in range(step + 1, 6):
         shutil.rmtree(tmp_path / "checkpoints" / str(later))
+    assert Store(tmp_path / "checkpoints").steps()[-1] == step
     train(config, str(tmp_path))
     shown = capsys.readouterr().err
     assert ("stage low, steps 1 to 3" in shown) == (step < 3)
-    assert "the config itself, steps 4 to 5" in shown
+    assert "last stage (the config itself), steps 4 to 5" in shown
     assert losses(tmp_path) == losses(workdir)
     np.testing.assert_equal(stored(config, tmp_path), stored(config, workdir))
+
+
+def test_the_wait_for_the_next_program_is_time_of_the_compiler_and_not_of_training(
+    flexible, tmp_path, monkeypatch
+):
+    """The program is prepared one stage ahead, and speeds are measured anew."""
+    stages = Stages(Run.build(flexible(**STAGED)))
+    asked = []
+    monkeypatch.setattr(Run, "compile_step", lambda run: asked.append(run.start) or run.start)
+    times = Stopwatch()
+    log = mock.MagicMock()
+    assert stages.compiled(2) == 0
+    with times("train"):
+        assert stages.program(2, log, times, 0.5) == 0
+        stages.compiled(4)
+        assert asked == [0, 3]
+        assert not log.measure_from.called
+        assert stages.program(4, log, times, 0.75) == 3
+    log.measure_from.assert_called_once_with(3, 0.75)
+    assert asked == [0, 3]
+    assert [stages.ends(step) for step in (2, 3, 4, 5)] == [False, True, False, True]
+
+
+def test_a_pipeline_reads_no_batch_of_the_next_stage_and_is_closed():
+    opened = []
+
+    class Opened(list):
+        num_bad_images = 1
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    def batches(start, stop):
+        assert all(one.closed for one in opened)
+        opened.append(Opened(range(start + 1, stop + 1)))
+        return opened[-1]
+
+    run = types.SimpleNamespace(batches=batches)
+    given = Batches([Stage("low", 0, 3, run), Stage("", 3, 5, run)], 1)
+    assert list(given) == [2, 3, 4, 5]
+    assert [one.closed for one in opened] == [True, True]
+    assert given.num_bad_images == 2
 
 
 def test_boundaries_are_times_of_the_whole_run(flexible):

@@ -17,6 +17,11 @@ UNTIL = "until"
 _OF_THE_RUN = ("total", "precision", "stages")
 
 
+def title(name: str) -> str:
+    """Returns the words for a stage on the console; its name is "" for the config itself."""
+    return f"stage {name}" if name else "last stage (the config itself)"
+
+
 def settings(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Returns the whole config of one stage: `given`, with the stage's own keys in their places.
 

@@ -73,6 +73,7 @@ def train_batches(
     rows: np.ndarray,
     seed: int,
     start_step: int = 0,
+    stop_step: int = sys.maxsize,
     pp: str = "",
     repeats: int = 1,
     on_bad_image: str = "fail",
@@ -80,7 +81,7 @@ def train_batches(
     prefetch: int = 2,
     timeout_s: float = 600.0,
 ) -> Batches:
-    """Endless training batches: those of `start_step`, `start_step + 1`, ...
+    """Training batches: those of `start_step`, `start_step + 1`, ... up to `stop_step - 1`.
 
     Args:
         source: where records come from.
@@ -88,6 +89,7 @@ def train_batches(
         rows: which of them this process holds, in the order wanted; integers `[k]`.
         seed: with the step, decides everything.
         start_step: the first step to yield; starting later costs nothing.
+        stop_step: the first step that is neither yielded nor read ahead.
         pp: preprocessing, such as `"decode_jpeg_and_inception_crop(224)|flip_lr"`. Empty: records
             are used as they are, without TensorFlow.
         repeats: how often an example appears in its batch (repeated augmentation).
@@ -122,7 +124,7 @@ def train_batches(
         seeds = sampling.augment_seeds(seed, positions)
         return RawBatch(records, indices, positions, seeds, mask=None)
 
-    feed = Feed(load, range(start_step, sys.maxsize), len(rows))
+    feed = Feed(load, range(start_step, stop_step), len(rows))
     return _batches(reader, feed, pp, workers)
 
 

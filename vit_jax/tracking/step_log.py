@@ -46,6 +46,14 @@ class Stopwatch:
         finally:
             self.add(part, time.monotonic() - self._running.pop(part))
 
+    @contextlib.contextmanager
+    def in_place_of(self, outer: str, part: str) -> Iterator[None]:
+        """Counts the block as `part`, and not as the part `outer`, which is running."""
+        started = time.monotonic()
+        with self(part):
+            yield
+        self.add(outer, started - time.monotonic())
+
     def add(self, part: str, seconds: float) -> None:
         """Adds `seconds` to a part."""
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
@@ -223,6 +231,10 @@ class StepLog:
             self._progress.update(self._at, {}, note)
         yield
         self._paused += time.monotonic() - started
+
+    def measure_from(self, at: int, waited: float) -> None:
+        """Lets the next row's speed be that of the steps after `at`, all of which are done."""
+        self._last, self._paused = (at, time.monotonic(), waited), 0.0
 
     def write(self, at: int, row: Mapping[str, float]) -> None:
         """Writes a row of plain scalars that belongs to step `at`."""

@@ -149,7 +149,7 @@ class Trainer:
         ):
             for at in self.best.early.steps(range(start + 1, total + 1)):
                 self.profiler.before(at)
-                train_step = self.stages.program(at, self.log)
+                train_step = self.stages.program(at, self.log, self.times, feed.waited)
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = train_step(self.state, feed.next_batch())
                 self.log.step(at, metrics, feed.waited)
@@ -160,6 +160,7 @@ class Trainer:
                 stopping = stopping or (evaluating and found is None)
                 improved = self.note_best(at, found)
                 saving = is_due(at, save_every, total) or self.store.must_retry()
+                saving = saving or self.stages.ends(at)  # The next stage may fail.
                 if stopping or improved or saving or self.best.early.is_over:
                     self.save(at, found, owes_evaluation=evaluating and found is None)
                 if stopping:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class Run:
       abstract: the shapes and shardings of the state.
       grad_shardings: the shardings of gradients and updates; with `mesh.zero1` these are the
         shardings of the optimizer's state.
+      start: the step after which the settings hold, which is not 0 for a later stage of a run.
     """
 
     config: ConfigDict
@@ -47,6 +49,7 @@ class Run:
     make_state: Callable[[], step.State]
     abstract: step.State
     grad_shardings: Params
+    start: int = 0
 
     @classmethod
     def build(
@@ -85,12 +88,17 @@ class Run:
           UserError: a part of the config does not fit.
         """
         sharding.check_batch_size(self.mesh, config.batch_size, config.accum_steps)
+        return self._of(config, self.mesh, self.source, self._spec_with(config))
+
+    def _spec_with(self, config: ConfigDict) -> Mapping[str, ArraySpec]:
+        """Returns the arrays of an example that the preprocessing of `config` makes."""
         source = self.source
-        expected = data.expect(config.data) if isinstance(source, data.Expected) else None
-        if expected:
-            return self._of(config, self.mesh, source, expected.spec)
-        real = open_source(config.data) if isinstance(source, data.Expected) else source
-        return self._of(config, self.mesh, source, data.element_spec(real, config.data.pp))
+        if isinstance(source, data.Expected):  # It knows only the arrays of its own preprocessing.
+            expected = data.expect(config.data)
+            if expected:
+                return expected.spec
+            source = open_source(config.data)
+        return data.element_spec(source, config.data.pp)
 
     @classmethod
     def _of(
@@ -186,7 +194,7 @@ class Run:
             accum_steps=config.accum_steps,
             ema_decay=config.ema_decay,
             max_skipped_steps=config.max_skipped_steps,
-            guard=SpikeGuard.of(config),
+            guard=SpikeGuard.of(config, self.start),
             grad_shardings=self.grad_shardings,
         )
         batch = sharding.abstract_batch(self.task.info.spec, self.mesh, config.batch_size)
@@ -197,16 +205,22 @@ class Run:
         """Returns the feed of this process's rows of the training batches after `start_step`."""
         return self.feed_of(self.batches(start_step))
 
-    def batches(self, start_step: int) -> data.Batches:
-        """Opens this process's rows of the batches after `start_step`, in host memory."""
+    def batches(self, start_step: int, stop_step: int = sys.maxsize) -> data.Batches:
+        """Opens this process's rows of the batches of the steps from `start_step + 1` on.
+
+        stop_step: the last step whose batch is read.
+        """
         assert not isinstance(self.source, data.Expected)
-        return host_batches(self.config, self.source, start_step=start_step, rows=self._rows)
+        return host_batches(
+            self.config, self.source, start_step=start_step, stop_step=stop_step, rows=self._rows
+        )
 
     def feed_of(self, batches: Feedable) -> DeviceFeed:
         """Returns a feed that places this process's rows of batches on the devices."""
+        rows = self._rows
 
         def place(batch: HostBatch) -> dict[str, Array]:
-            return sharding.place(batch, self._rows, self.mesh, self.config.batch_size)
+            return sharding.place(batch, rows, self.mesh, self.config.batch_size)
 
         return DeviceFeed(batches, place, self.config.data.prefetch)
 
@@ -268,11 +282,17 @@ def open_source(spec: Mapping[str, Any]) -> data.Source:
 
 
 def host_batches(
-    config: ConfigDict, source: data.Source, *, start_step: int, rows: np.ndarray | None = None
+    config: ConfigDict,
+    source: data.Source,
+    *,
+    start_step: int,
+    stop_step: int = sys.maxsize,
+    rows: np.ndarray | None = None,
 ) -> data.Batches:
     """Opens the training batches after `start_step`, in host memory.
 
     Args:
+      stop_step: the last step whose batch is read.
       rows: the rows of each batch to read; None for all.
     """
     return data.train_batches(
@@ -281,6 +301,7 @@ def host_batches(
         rows=np.arange(config.batch_size) if rows is None else rows,
         seed=config.seed,
         start_step=start_step,
+        stop_step=stop_step,
         pp=config.data.pp,
         repeats=config.data.repeats,
         on_bad_image=config.data.on_bad_image,

@@ -1,9 +1,11 @@
 """Steps whose loss jumps are found and skipped on the device, so that the host never waits."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -42,17 +44,32 @@ class SpikeGuard:
     around them by hand. No step is skipped before `window` steps have been accepted. After more
     than `max_skipped` spikes in a row every later step is skipped too, until the loop ends the run:
     the loss has then changed for good, and no step would ever be accepted again.
+
+    Attributes:
+      start: the number of steps before those that the guard judges. Another stage of the run may
+        have losses of another size, so the history starts anew after it.
     """
 
     factor: float
     window: int
     max_skipped: int
+    start: int = 0
 
     @classmethod
-    def of(cls, config: ConfigDict) -> "SpikeGuard | None":
+    def of(cls, config: ConfigDict, start: int = 0) -> "SpikeGuard | None":
         """Returns the guard that `config.spikes` describes, or None if it is off."""
         keys = config.spikes
-        return cls(keys.factor, keys.window, keys.max_skipped) if keys.factor else None
+        return cls(keys.factor, keys.window, keys.max_skipped, start) if keys.factor else None
+
+    def before(self, history: LossHistory, step: Array) -> LossHistory:
+        """Returns the history by which a step is judged, which is new after `start` steps.
+
+        step: the number of steps before it.
+        """
+        if not self.start:
+            return history
+        new = dataclasses.replace(LossHistory.empty(), total=history.total)
+        return jax.tree.map(functools.partial(jnp.where, step == self.start), new, history)
 
     def accepts(self, history: LossHistory, loss: Array) -> Array:
         """Returns a boolean: whether a step with this loss may change the state."""

@@ -7,7 +7,6 @@ of the whole run, so neither the boundaries nor interruptions change what a step
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -20,7 +19,7 @@ from vit_jax import data
 from vit_jax.checkpoints.store import flatten
 from vit_jax.config import stages as settings_lib
 from vit_jax.errors import UserError
-from vit_jax.tracking.step_log import StepLog
+from vit_jax.tracking.step_log import StepLog, Stopwatch
 from vit_jax.training import background
 from vit_jax.training.feed import DeviceFeed
 from vit_jax.training.run import Run, TrainStep
@@ -48,12 +47,13 @@ class Stage:
         return self.run.train_flops_per_example()
 
     def __str__(self) -> str:
-        what = f"stage {self.name}" if self.name else "the config itself"
-        return f"{what}, steps {self.start + 1:,} to {self.end:,}"
+        return f"{settings_lib.title(self.name)}, steps {self.start + 1:,} to {self.end:,}"
 
 
 def stages_of(run: Run) -> list[Stage]:
-    """Returns the stages of a run in the order in which they are trained; the last is `run`.
+    """Returns the stages of a run in the order in which they are trained.
+
+    The last one has the settings of `run` itself.
 
     Raises:
       UserError: a stage does not end within the run, or has another state than the run.
@@ -79,9 +79,9 @@ def stages_of(run: Run) -> list[Stage]:
         except UserError as error:
             raise UserError(f"config.stages.{name}: {error}") from error
         _check_state(name, of_stage, run)
-        found.append(Stage(name, start, end, of_stage))
+        found.append(Stage(name, start, end, dataclasses.replace(of_stage, start=start)))
         start = end
-    return [*found, Stage("", start, total, run)]
+    return [*found, Stage("", start, total, dataclasses.replace(run, start=start))]
 
 
 def _check_state(name: str, of_stage: Run, run: Run) -> None:
@@ -133,9 +133,9 @@ class Batches:
     def __iter__(self) -> Iterator[HostBatch]:
         for stage in self._stages:
             start = max(stage.start, self._start_step)
-            batches = stage.run.batches(start)
+            batches = stage.run.batches(start, stage.end)
             self._opened.append(batches)
-            yield from itertools.islice(batches, stage.end - start)
+            yield from batches
             batches.close()
 
     @property
@@ -178,23 +178,36 @@ class Stages:
         self.prepare(step)
         return self._compiling[self.at(step).name].result()
 
-    def program(self, step: int, log: StepLog) -> TrainStep:
-        """Returns the compiled program of a step. The first step of a stage begins the stage."""
+    def ends(self, step: int) -> bool:
+        """Returns whether a step is the last one of its stage."""
+        return step == self.at(step).end
+
+    def program(self, step: int, log: StepLog, times: Stopwatch, waited: float) -> TrainStep:
+        """Returns the compiled program of a step. The first step of a stage begins the stage.
+
+        Args:
+          log: the log of the run, which measures the speed of each stage by itself.
+          times: the clock of the run; the wait for the compiler is not a part of its training.
+          waited: the seconds spent waiting for input so far.
+        """
         stage = self.at(step)
         if stage is not self._now:
-            self._begin(stage, log)
+            if self._now:
+                self._leave(self._now, stage, log, times, waited)
+            if len(self.stages) > 1:
+                log.message(str(stage))
+            self._now = stage
+            self.prepare(stage.end + 1)
         return self.compiled(step)
 
-    def _begin(self, stage: Stage, log: StepLog) -> None:
-        if self._now:
-            log.flush()  # The row that is held back has the FLOPs of the stage before.
-            del self._compiling[self._now.name]
-            with log.paused("compiling"):
-                self.compiled(stage.end)
-        if len(self.stages) > 1:
-            log.message(str(stage))
-        self._now = stage
-        self.prepare(stage.end + 1)
+    def _leave(
+        self, before: Stage, stage: Stage, log: StepLog, times: Stopwatch, waited: float
+    ) -> None:
+        log.flush()  # The row that is held back has the FLOPs of the stage before.
+        del self._compiling[before.name]
+        with log.paused("compiling"), times.in_place_of("train", "compile"):
+            self.compiled(stage.end)
+        log.measure_from(stage.start, waited)
 
     def open_feed(self, start_step: int) -> DeviceFeed:
         """Returns the feed of this process's rows of all batches after `start_step`."""

@@ -259,9 +259,10 @@ def _judge(
     if guard is None:
         return accepted, bad_steps, None
     assert state.losses is not None
-    fine = guard.accepts(state.losses, loss)
+    history = guard.before(state.losses, state.step)
+    fine = guard.accepts(history, loss)
     accepted &= fine
-    return accepted, bad_steps, guard.after(state.losses, loss, fine, accepted)
+    return accepted, bad_steps, guard.after(history, loss, fine, accepted)
 
 
 def _loss_and_grads(
