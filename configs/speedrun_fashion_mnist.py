@@ -46,7 +46,7 @@ def get_config(arg=None):
     # The positions, and the kernel, are kept as the last stage has them.
     if arg.curriculum == "images":
         config.model.position_grid = (7, 7)
-        early["data"] = {"pp": f"{config.data.pp}|resize(16)"}
+        early["data"] = {"pp": f"{config.data.pp}|resize(16, antialias=True)"}
     elif arg.curriculum == "patches":
         config.model.update({"name": "flexivit_s", "kernel_size": 4, "table_grid": 7})
         early["model"] = {"patch_size": 7}

@@ -271,6 +271,12 @@ def test_does_not_fit_is_exit_code_3_with_the_shortfall_and_advice(
         "needs 28.00 GiB of each device's 16.00 GiB, 12.00 GiB too much"
     )
     assert json.loads(file.read_text())["fits"] is False
+    several = [stage._replace(title="stage low"), stage._replace(plan=made_up(activations=GIB))]
+    monkeypatch.setattr(command, "plan_stages", lambda *args, **kwargs: several)
+    assert main(["plan", "--config=any.py"]) == 3
+    told = capsys.readouterr()
+    assert "these would fit in stage low, the fastest first" in told.out
+    assert "does not fit: a step in stage low needs 28.00 GiB" in told.err
 
 
 def test_each_stage_has_a_plan_and_the_one_with_the_most_memory_counts(
@@ -296,6 +302,7 @@ def test_each_stage_has_a_plan_and_the_one_with_the_most_memory_counts(
     found = json.loads(file.read_text())
     assert [stage["total_steps"] for stage in found["stages"]] == [4, 8]
     assert found["memory"] == found["stages"][0]["memory"]
+    assert (found["all_steps"], found["all_flops"]) == (12, 16 * 10**12)
 
 
 def test_compilers_message_gives_the_size():

@@ -1,11 +1,13 @@
 """Runs whose settings change at given steps: exact across boundaries, and what is refused."""
 
+import json
 import shutil
 import types
 from unittest import mock
 
 import numpy as np
 import pytest
+from etils import epath
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoints.store import Store, flatten
@@ -15,6 +17,7 @@ from vit_jax.tracking.step_log import Stopwatch
 from vit_jax.training.loop import train
 from vit_jax.training.run import Run
 from vit_jax.training.stages import Batches, Stage, Stages, stages_of
+from vit_jax.training.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -176,6 +179,8 @@ def test_boundaries_are_times_of_the_whole_run(flexible):
         ({"until": 2, "optim": {"name": "lion"}}, r"optim\.name: a stage cannot change it"),
         ({"until": 2, "total": 3}, r"stages\.x\.total: no stage reads it, .*write config\.total"),
         ({"until": 2, "eval": {"every": 3}}, r"stages\.x\.eval\.every: no stage reads it"),
+        ({"until": 2, "model": {"head_zero_init": False}}, r"head_zero_init: no stage reads it"),
+        ({"until": 2, "model": {"initialization": "deit"}}, "initialization: no stage reads it"),
         ({"until": 2, "stages": {"y": {"until": 1}}}, "no stage reads it"),
         ({"until": 2, "task": 3}, r"stages\.x: config\.task=3: write a section"),
         ({"until": 2, "tusk": 3}, r"stages\.x: config\.tusk.*did you mean 'task'"),
@@ -202,7 +207,15 @@ def test_a_stage_that_no_run_can_have_is_refused_in_one_line(stage, message):
         ),
         (
             {"stages__x__until": 2, "stages__x__ema_decay": 0.0},
-            r"stages\.x: all stages must have the arrays of one state, but ema\.",
+            r"stages\.x: all stages must have the arrays of one state, .*change ema_decay",
+        ),
+        (
+            {"stages__x__until": 2, "stages__x__optim__freeze": ["head/.*"]},
+            r"but opt_state\..*take optim\.freeze_until",
+        ),
+        (
+            {"stages__x__until": 2, "stages__x__spikes__factor": 2.0},
+            r"but losses\..*may change spikes, but not switch the guard",
         ),
         ({"stages__x__until": 12}, r"until=12 is step 12: write a time before the end of the run"),
         (
@@ -229,10 +242,29 @@ def test_positions_for_another_grid_are_refused_with_the_grid_to_write(tiny_conf
         build(tiny_config, **keys, **smaller)
     first, last = build(tiny_config, **keys, **smaller, model__position_grid=[8, 8])
     assert [stage.run.task.image_spec.shape[0] for stage in (first, last)] == [16, 32]
+    with pytest.raises(UserError, match=r"pos_embed is .*position_grid=\[4,16\]"):
+        build(tiny_config, **keys, **smaller, data__pp="decode|resize((16,64))")
 
 
 def build(tiny_config, **keys):
     from vit_jax import data
 
-    config = tiny_config(data__pp="decode|resize(32)", **keys)
+    config = tiny_config(**{"data__pp": "decode|resize(32)", **keys})
     return stages_of(Run.build(config, source=data.expect(config.data)))
+
+
+def test_a_resume_says_when_its_step_is_in_another_stage_than_before(tiny_config, tmp_path):
+    stage = {"stages__low__until": "50%", "stages__low__task__label_smoothing": 0.1}
+    before = tiny_config(total=12, **stage)
+    workdir = Workdir(epath.Path(tmp_path))
+    assert workdir.changed_stage(before, 99, 7) == []
+    record = {"config": before.to_dict(), "version": 1}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert workdir.changed_stage(before, 99, 7) == []
+    longer = tiny_config(total=20, **stage)
+    assert [workdir.changed_stage(longer, 99, step) for step in (6, 11)] == [[], []]
+    moved = ["stage of step 7: last stage (the config itself) → stage low"]
+    assert workdir.changed_stage(longer, 99, 7) == moved
+    assert workdir.changed_stage(tiny_config(total=12), 99, 6) == [
+        "stage of step 6: stage low → last stage (the config itself)"
+    ]

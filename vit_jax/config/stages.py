@@ -6,7 +6,9 @@ A stage names the keys in which it differs from the config itself, which holds a
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.config.durations import parse_duration
+from ml_collections import ConfigDict
+
+from vit_jax.config.durations import durations, parse_duration
 from vit_jax.config.schema import FIXED, FREE, SCHEMA
 from vit_jax.config.stored import flatten, on_resume
 from vit_jax.errors import UserError, quoted
@@ -16,10 +18,26 @@ UNTIL = "until"
 # A resume may change them, but the durations of the whole run and the process depend on them.
 _OF_THE_RUN = ("total", "precision", "stages")
 
+# No result depends on them, but the program of a step does.
+_OF_THE_STEP = ("model.remat", "model.unroll", "model.attention")
+
 
 def title(name: str) -> str:
     """Returns the words for a stage on the console; its name is "" for the config itself."""
     return f"stage {name}" if name else "last stage (the config itself)"
+
+
+def name_at(config: ConfigDict, num_examples: int, step: int) -> str:
+    """Returns the name of the stage of a step; "" for the config itself.
+
+    num_examples: the number of training examples.
+    """
+    duration = durations(config, num_examples)
+    ends = {
+        duration(stage[UNTIL], f"stages.{name}.{UNTIL}"): name
+        for name, stage in config.stages.items()
+    }
+    return next((ends[end] for end in sorted(ends) if step <= end), "")
 
 
 def settings(given: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -65,7 +83,8 @@ def check_keys(name: str, stage: Mapping[str, Any]) -> None:
                 f"config.stages.{name}.{path}: a stage cannot change it, because checkpoints or the"
                 f" order of the images depend on it; write config.{path}, for the whole run"
             )
-        if section in _OF_THE_RUN or (effect == FREE and section != "model"):
+        is_unread = effect == FREE and path not in _OF_THE_STEP
+        if section in _OF_THE_RUN or is_unread:
             raise UserError(
                 f"config.stages.{name}.{path}: no stage reads it, for it holds for the whole run;"
                 f" write config.{path}"

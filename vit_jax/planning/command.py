@@ -58,21 +58,22 @@ def run(
     _print_plans(stages, texts)
     fullest = max(stages, key=lambda stage: stage.plan.used_bytes)
     plan, config = fullest.plan, fullest.config
+    of_stage = f" in {fullest.title}" if len(stages) > 1 else ""
     feeding = _feeding(config, target, plan, rate)
     overrides: Mapping[str, Any] = {}
     if search:
         found = fitting.fit(config, target, plan, say=lambda line: print(f"tried {line}"))
         plan, overrides = found.plan, found.overrides
         feeding = _feeding(config, target, plan, rate)
-        _print_found(found, feeding, write_rate)
+        _print_found(found, feeding, write_rate, of_stage)
     elif not plan.fits:
-        _print_advice(fitting.advice(config, plan))
+        _print_advice(fitting.advice(config, plan), of_stage)
     if json_file:
         told = {"overrides": dict(overrides), "feeding": feeding and dataclasses.asdict(feeding)}
         text = json_text({**plan.as_json(), **told, **_stages_json(stages)}, indent=2)
         write_output(json_file, text + "\n")
     if not plan.fits:
-        raise DoesNotFit(_shortfall(plan))
+        raise DoesNotFit(_shortfall(plan, of_stage))
 
 
 def _print_plans(stages: Sequence[StagePlan], texts: Sequence[str]) -> None:
@@ -86,10 +87,14 @@ def _print_plans(stages: Sequence[StagePlan], texts: Sequence[str]) -> None:
 
 
 def _stages_json(stages: Sequence[StagePlan]) -> dict[str, Any]:
-    """Returns the plans of all stages; {} for a run without stages."""
+    """Returns the plans of all stages and their sums; {} for a run without stages."""
     if len(stages) == 1:
         return {}
-    return {"stages": [{"stage": one.title, **one.plan.as_json()} for one in stages]}
+    return {
+        "all_steps": sum(one.plan.total_steps for one in stages),
+        "all_flops": sum(one.plan.total_flops for one in stages),
+        "stages": [{"stage": one.title, **one.plan.as_json()} for one in stages],
+    }
 
 
 def _feeding(config: ConfigDict, target: Target, plan: Plan, rate: Rate | None) -> Feeding | None:
@@ -99,26 +104,28 @@ def _feeding(config: ConfigDict, target: Target, plan: Plan, rate: Rate | None) 
     return Feeding.of(config, plan.batch_size / plan.least_seconds, target.num_hosts, rate)
 
 
-def _print_found(found: fitting.Fit, feeding: Feeding | None, write_rate: float) -> None:
+def _print_found(
+    found: fitting.Fit, feeding: Feeding | None, write_rate: float, of_stage: str
+) -> None:
     if found.tried and found.plan.fits:
-        print(f"\nthe fastest that fits, of {found.tried} compiled:\n")
+        print(f"\nthe fastest that fits{of_stage}, of {found.tried} compiled:\n")
         print(table(found.plan, feeding, write_rate))
         print(f"\nwrite: {fitting.command_line(found.overrides)}")
     elif found.plan.fits:
-        print("\nnothing faster is left to try: it fits as it is")
+        print(f"\nnothing faster is left to try{of_stage}: it fits as it is")
 
 
-def _print_advice(lines: Sequence[str]) -> None:
+def _print_advice(lines: Sequence[str], of_stage: str) -> None:
     if lines:
-        print("\nby estimate these would fit, the fastest first; --fit makes sure:")
+        print(f"\nby estimate these would fit{of_stage}, the fastest first; --fit makes sure:")
         print("\n".join(f"  {line}" for line in lines))
     else:
         print("\nno remat policy, accumulation or sharding is enough; take more or larger chips")
 
 
-def _shortfall(plan: Plan) -> str:
+def _shortfall(plan: Plan, of_stage: str) -> str:
     missing = plan.used_bytes - plan.hbm_bytes
     return (
-        f"plan: does not fit: a step needs {gib(plan.used_bytes)} of each device's"
+        f"plan: does not fit: a step{of_stage} needs {gib(plan.used_bytes)} of each device's"
         f" {gib(plan.hbm_bytes)}, {gib(max(0, missing))} too much"
     )

@@ -70,7 +70,8 @@ def train(
             store = stack.enter_context(open_store(config, workdir, best))
             changed = workdir.check_resume(config) if store.steps() else []
             run = Run.build(config)
-            changed += restore.check_data(run, workdir) if store.steps() else []
+            if store.steps():
+                changed += restore.check_data(run, workdir, max(store.steps()))
             total = run.duration.total
             stages = Stages(run)
             if not workdir.is_done():

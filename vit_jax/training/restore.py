@@ -48,14 +48,21 @@ def restore_or_init(
     return state, restored, None
 
 
-def check_data(run: Run, workdir: Workdir) -> list[str]:
-    """Returns a warning about each difference of the data from that of the run that is resumed.
+def check_data(run: Run, workdir: Workdir, step: int) -> list[str]:
+    """Returns a warning about each difference from the run that is resumed, in data and stages.
+
+    step: the step of the newest checkpoint.
 
     Raises:
       UserError: the classes have other names, or another order.
     """
     workdir.check_classes(class_names(run.task))
-    return workdir.changed_commits(run.config) + workdir.changed_examples(len(run.source))
+    num_examples = len(run.source)
+    return [
+        *workdir.changed_commits(run.config),
+        *workdir.changed_examples(num_examples),
+        *workdir.changed_stage(run.config, num_examples, step + 1),
+    ]
 
 
 def check_start(workdir: Workdir, restored: Restored | None, total: int) -> int:

@@ -7,7 +7,6 @@ of the whole run, so neither the boundaries nor interruptions change what a step
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
@@ -15,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax import data
+from vit_jax import data, models
 from vit_jax.checkpoints.store import flatten
 from vit_jax.config import stages as settings_lib
 from vit_jax.errors import UserError
@@ -98,21 +97,35 @@ def _check_state(name: str, of_stage: Run, run: Run) -> None:
             )
             raise UserError(
                 f"config.stages.{name}: all stages must have the arrays of one state, but {key} is"
-                f" {told} in this stage and {expected} after the last; {_advice(key, wanted)}"
+                f" {told} in this stage and {expected} after the last; {_advice(key, run)}"
             )
 
 
-def _advice(key: str, wanted: dict[str, tuple[tuple[int, ...], object]]) -> str:
+def _advice(key: str, run: Run) -> str:
     """Returns what to write so that an array is the same in all stages."""
-    if key.endswith("pos_embed") and key in wanted:
-        side = math.isqrt(wanted[key][0][-2])
+    stride = models.token_stride(models.backbone_of(run.task.model))
+    if key.endswith("pos_embed") and stride:
+        rows, columns = (run.task.image_spec.shape[axis] // stride[axis] for axis in (0, 1))
         return (
-            f"write config.model.position_grid=[{side},{side}], the grid for which the positions"
+            f"write config.model.position_grid=[{rows},{columns}], the grid for which the positions"
             " are kept, or take a FlexiViT"
         )
     if ".patch_embed." in key:
         return "take a FlexiViT, whose parameters do not depend on model.patch_size"
-    return "leave out what changes it"
+    return next(
+        (advice for start, advice in _ADVICE.items() if key.startswith(start)),
+        "leave out what changes it",
+    )
+
+
+_ADVICE = {
+    "ema.": "a stage may change ema_decay, but not switch the average on or off",
+    "losses.": "a stage may change spikes, but not switch the guard on or off",
+    "opt_state.": (
+        "take optim.freeze_until where parameters are frozen for a time, and write optim.args for"
+        " the whole run"
+    ),
+}
 
 
 class Batches:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from vit_jax import config as config_lib
 from vit_jax import plugins, storage
 from vit_jax.checkpoints import files, hub
-from vit_jax.config import schema
+from vit_jax.config import schema, stages
 from vit_jax.errors import UserError
 from vit_jax.storage import write_atomically
 from vit_jax.tracking.metrics import Metric, as_json
@@ -306,6 +306,16 @@ class Workdir:
             for address, commit in now.items()
             if before.get(address, commit) != commit
         ]
+
+    def changed_stage(self, config: ConfigDict, num_examples: int, step: int) -> list[str]:
+        """Returns a warning if a step is in another stage than it was in the run's own config."""
+        if not self._config_file.exists():
+            return []
+        stored = self._completed(self._read_stored(), {})
+        before, now = (stages.name_at(one, num_examples, step) for one in (stored, config))
+        if before == now:
+            return []
+        return [f"stage of step {step:,}: {stages.title(before)} → {stages.title(now)}"]
 
     def changed_examples(self, num_examples: int) -> list[str]:
         """Returns a warning if the run was started with another number of training examples."""
