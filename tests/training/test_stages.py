@@ -180,6 +180,13 @@ def test_boundaries_are_times_of_the_whole_run(flexible):
         ({"until": 2, "total": 3}, r"stages\.x\.total: no stage reads it, .*write config\.total"),
         ({"until": 2, "eval": {"every": 3}}, r"stages\.x\.eval\.every: no stage reads it"),
         ({"until": 2, "model": {"head_zero_init": False}}, r"head_zero_init: no stage reads it"),
+        (
+            {
+                "until": 2,
+                "task": {"distill": {"model": {"name": "vit_s16"}, "checkpoint": "b.npz"}},
+            },
+            r"x\.task\.distill\.checkpoint: no stage reads it",
+        ),
         ({"until": 2, "model": {"initialization": "deit"}}, "initialization: no stage reads it"),
         ({"until": 2, "stages": {"y": {"until": 1}}}, "no stage reads it"),
         ({"until": 2, "task": 3}, r"stages\.x: config\.task=3: write a section"),
@@ -196,6 +203,14 @@ def test_a_stage_that_no_run_can_have_is_refused_in_one_line(stage, message):
     with pytest.raises(UserError, match=message) as error:
         config_lib.validate(config)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_stage_may_weigh_the_teacher_of_the_run_differently():
+    config = config_lib.default_config()
+    distill = {"model": {"name": "vit_s16"}, "checkpoint": "a.npz"}
+    config.task.distill = distill
+    config.stages = {"x": {"until": 2, "task": {"distill": {**distill, "weight": 0.5}}}}
+    assert config_lib.validate(config).stages.x.task.distill.weight == 0.5
 
 
 @pytest.mark.parametrize(

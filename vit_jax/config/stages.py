@@ -72,9 +72,13 @@ def _replaced(
     return result
 
 
-def check_keys(name: str, stage: Mapping[str, Any]) -> None:
-    """Raises a `UserError` if a stage sets a known key that cannot change during a run."""
-    for path, _ in flatten(stage):
+def check_keys(name: str, stage: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises a `UserError` if a stage sets a known key that cannot change during a run.
+
+    given: the whole config.
+    """
+    own = dict(flatten(given))
+    for path, value in flatten(stage):
         effect, section = on_resume(path), path.partition(".")[0]
         if path == UNTIL:
             continue
@@ -84,7 +88,10 @@ def check_keys(name: str, stage: Mapping[str, Any]) -> None:
                 f" order of the images depend on it; write config.{path}, for the whole run"
             )
         is_unread = effect == FREE and path not in _OF_THE_STEP
-        if section in _OF_THE_RUN or is_unread:
+        # The first state holds the networks of a task, such as a teacher. A stage that replaces
+        # such a section repeats its checkpoint.
+        is_loaded = section == "task" and path.endswith(".checkpoint") and value != own.get(path)
+        if section in _OF_THE_RUN or is_unread or is_loaded:
             raise UserError(
                 f"config.stages.{name}.{path}: no stage reads it, for it holds for the whole run;"
                 f" write config.{path}"

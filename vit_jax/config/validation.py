@@ -34,7 +34,7 @@ def validate(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
             _check_whole(settings)
         except UserError as error:
             raise UserError(f"config.stages.{name}: {error}") from error
-        stages.check_keys(name, stage)
+        stages.check_keys(name, stage, given)
     result = Section.of(given)
     result.lock()
     return result
