@@ -126,4 +126,7 @@ class ConvStem(VisionTransformer):
         return PatchStem(*fields, jnp.dtype(self.dtype), name="stem")(images)
 
 
-VARIANTS = {"conv_stem_b16": Variant(ConvStem, {**SIZES["b"], "patch_size": 2}, input_size=None)}
+VARIANTS = {
+    "conv_stem": Variant(ConvStem, {}, input_size=None),
+    "conv_stem_b16": Variant(ConvStem, {**SIZES["b"], "patch_size": 2}, input_size=None),
+}
