@@ -4,6 +4,7 @@ import functools
 import importlib.util
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -261,6 +262,22 @@ def random_boxed(model, images):
     draw = np.random.default_rng(0).normal
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     return jax.tree.map(lambda x: draw(0, 0.1, x.shape).astype(np.float32), shapes)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "shape"),
+    [
+        ("vit", {"patch_size": 2}, (2, 2, 1, 8)),
+        ("conv_stem", {"patch_size": 2, "stem_strides": (1,), "stem_kernel": 3}, (3, 3, 1, 192)),
+        ("r_ti16", {"patch_size": 1}, (7, 7, 1, 64)),
+    ],
+)
+def test_filters_are_those_that_see_pixels(name, fields, shape):
+    sizes = {"width": 8, "depth": 1, "num_heads": 1, "mlp_dim": 8, "num_classes": None}
+    model = models.build(name, **sizes, **fields)
+    made = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
+    assert attention._pixel_kernel(nn.meta.unbox(made["params"])).shape == shape
+    assert attention._pixel_kernel({"root": {}}) is None
 
 
 def test_positions_of_a_flexivit_are_shown_on_the_image_s_grid():

@@ -256,13 +256,12 @@ def sections(
         found.append(Section("How far every head looks", text, far))
     _, tree = _backbone(model, params)
     tree = nn.meta.unbox(tree)
-    if "patch_embed" in tree:
-        text = (
-            "Principal components of the filters that turn a patch into a token, the one that"
-            " explains most first."
-        )
-        filters = inside.patch_filters(jax.device_get(tree["patch_embed"]["kernel"]))
-        found.append(Section("What a patch is made of", text, filters))
+    kernel = _pixel_kernel(tree)
+    if kernel is not None:
+        what = "of the first convolution" if "stem" in tree else "that turn a patch into a token"
+        text = f"Principal components of the filters {what}, the one that explains most first."
+        title = "What the first filters see" if "stem" in tree else "What a patch is made of"
+        found.append(Section(title, text, inside.patch_filters(jax.device_get(kernel))))
     if "pos_embed" in tree and maps is not None:
         text = (
             "Cosine similarity of the learned position of each patch with those of all others."
@@ -277,6 +276,14 @@ def sections(
         alike = inside.position_similarity(np.asarray(table))
         found.append(Section("What positions are like", text, alike))
     return found
+
+
+def _pixel_kernel(tree: Params) -> Array | None:
+    """Returns the kernel that reads pixels, `[h, w, channels, filters]`, of a backbone with one."""
+    first = tree.get("patch_embed", {})
+    if "stem" in tree:  # Then the patches are cells of a feature map.
+        first = tree["stem"].get("conv0") or tree["stem"].get("root", {}).get("conv", {})
+    return first.get("kernel")
 
 
 def _backbone(model: nn.Module, params: Params) -> tuple[nn.Module, Params]:
