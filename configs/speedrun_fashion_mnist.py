@@ -3,16 +3,17 @@
     python -m vit_jax train --workdir=runs/fashion-fast \\
         --config=configs/speedrun_fashion_mnist.py:data=/usr/share/datasets/fashion-mnist
 
-All settings are those of that recipe but these, each of which an argument switches off:
+All settings are those of that recipe but these:
 
-* `curriculum=none`: until 60 percent of the run, images have 16×16 pixels, so 16 patches, then
-  28×28 (49 patches), as in progressive resizing (Tan and Le 2021, arXiv:2104.00298, section 4).
-  `curriculum=patches` has patches of 7×7 pixels in their place (Anagnostidis et al. 2023,
-  arXiv:2311.03233), of a FlexiViT, which resizes its patch kernel (Beyer et al. 2023).
-* `drop=0`: until then, a quarter of the patches is left out (Liu et al. 2023, PatchDropout).
-* `muon=False`: Muon trains the kernels of the blocks (Jordan et al. 2024).
-* `average=False`: the moving average of the parameters, whose metrics are `test_ema/...`.
-* `sharpen=False`: labels are not smoothed in the last tenth of the run.
+* Until 60 percent of the run, images have 16×16 pixels, so 16 patches, then 28×28 (49 patches), as
+  in progressive resizing (Tan and Le 2021, arXiv:2104.00298, section 4). `curriculum=patches` has
+  patches of 7×7 pixels in their place (Anagnostidis et al. 2023, arXiv:2311.03233), of a FlexiViT,
+  which resizes its patch kernel (Beyer et al. 2023); `curriculum=none` has neither.
+* Until then, a quarter of the patches is left out (Liu et al. 2023, PatchDropout), unless `drop=0`.
+* Muon trains the kernels of the blocks (Jordan et al. 2024), unless `muon=False`.
+* Labels are not smoothed in the last tenth of the run, unless `sharpen=False`.
+
+`average=False` leaves out the moving average of the parameters, whose metrics are `test_ema/...`.
 
 `epochs=15` is half of that recipe's; `data`, `validate` and `runlocal` are as there. The FLOPs of
 each stage, and their share of a run without stages, are printed by `python -m vit_jax plan` with

@@ -192,6 +192,7 @@ def test_images_may_be_one_file_or_any_collection(given, expected):
     ("given", "message"),
     [
         (None, "images=None: write a list of image files"),
+        (np.array("a.jpg"), "write a list of image files"),
         ({"a": "b.jpg"}, "images={'a': 'b.jpg'}: write a list"),
         (Image.new("L", (2, 2)), "images=<PIL.* write a list"),
         ([Image.new("L", (2, 2))], r"images\[0\] is an image of Pillow: give its file, or np"),

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from golden_cases import load_case
+from golden_trees import random_params
 from models_to_save import build
 
-from vit_jax import checkpoints
+from vit_jax import checkpoints, models
 from vit_jax.checkpoints import array_files, files
+from vit_jax.checkpoints.fit.inference import infer_config
+from vit_jax.checkpoints.loading import read_weights
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
@@ -109,6 +112,19 @@ def test_a_name_tells_what_the_file_does_not(tmp_path):
         checkpoints.load(tmp_path / "c.npz", model),
         checkpoints.load(path, model),
     )
+
+
+def test_a_stem_whose_convolutions_may_overlap_does_not_tell_its_strides(tmp_path):
+    sizes = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8, "patch_size": 2}
+    stem = {"stem_strides": (1,), "stem_kernel": 3, "stem_width": 4, "stem_norm": False}
+    model = models.build("conv_stem", num_classes=None, **sizes, **stem)
+    params = random_params(model, np.zeros((1, 8, 8, 1), np.float32))
+    checkpoints.save(params, model, tmp_path / "c", "orbax")
+    weights, told = read_weights(tmp_path / "c"), {"num_heads": 2, "position": "learned"}
+    with pytest.raises(UserError, match="stem_strides and stem_kernel cannot be told"):
+        infer_config(weights, **told)
+    found = infer_config(weights, **told, stem_strides=(1,), stem_kernel=3)
+    assert {key: found[key] for key in stem} == stem
 
 
 def test_nothing_is_made_up(tmp_path):

@@ -44,7 +44,6 @@ def images():
 class Files:
     """Encoded images in memory."""
 
-    num_classes = NUM_EXAMPLES
     class_names = None
     fingerprint = "files"
 
@@ -54,6 +53,10 @@ class Files:
 
     def __len__(self):
         return len(self._files)
+
+    @property
+    def num_classes(self):
+        return len(self)
 
     def fetch(self, indices):
         names = np.array([f"{index}.jpg".encode() for index in indices], object)

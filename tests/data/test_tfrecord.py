@@ -142,7 +142,7 @@ def test_files_fetched_whole_give_the_same_batches_on_any_processes(tfrecord_dir
     )
 
     class Remote:
-        num_classes, class_names, fingerprint = 10, None, "remote"
+        num_classes, class_names, fingerprint = 2000, None, "remote"
         blocks = reader.blocks
 
         def __len__(self):

@@ -211,7 +211,8 @@ def test_paths_without_images_are_user_errors(checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image files"):
         features.find_images([str(tmp_path / "empty")])
-    assert features.find_images([str(tmp_path / "absent.png")]) == [str(tmp_path / "absent.png")]
+    with pytest.raises(UserError, match=r"absent\.png: No such file"):
+        features.find_images([str(tmp_path / "absent.png")])
     (tmp_path / "list.txt").write_text("\ufeffa b.png\r\n\nx/[1].jpg\n")
     assert features.find_images([f"@{tmp_path}/list.txt"]) == ["a b.png", "x/[1].jpg"]
     (tmp_path / "list.txt").write_text("\n")

@@ -94,8 +94,10 @@ def test_convolutions_of_an_overlapping_stem_see_their_neighbors():
     expected = np.zeros((8, 8), bool)
     expected[3:6, 1:4] = True
     np.testing.assert_array_equal(changed, expected)
-    with pytest.raises(UserError, match="stem_kernel=0: write 1 or more"):
-        build("conv_stem", stem_kernel=0)
+    wider = jnp.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=1)
+    assert stem.apply({"params": params}, wider).shape == quiet.shape
+    with pytest.raises(UserError, match="stem_kernel=2: write an odd number"):
+        build("conv_stem", stem_kernel=2)
 
 
 def test_mixer_noise_in_training_alone():

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import time
 import types
+from concurrent.futures import Future
 from unittest import mock
 
 import numpy as np
@@ -12,8 +14,10 @@ from etils import epath
 from vit_jax import config as config_lib
 from vit_jax.checkpoints.store import Store, flatten
 from vit_jax.errors import UserError
+from vit_jax.parallel import accelerators
 from vit_jax.tracking import read_metrics
 from vit_jax.tracking.step_log import Stopwatch
+from vit_jax.training import background
 from vit_jax.training.loop import train
 from vit_jax.training.run import Run
 from vit_jax.training.stages import Batches, Stage, Stages, stages_of
@@ -89,6 +93,55 @@ def test_a_run_with_stages_is_its_stages_one_after_the_other(staged, flexible):
     np.testing.assert_equal(arrays(state), stored(config, workdir))
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """Work in the background is done when it is started."""
+
+    def start(function):
+        future = Future()
+        try:
+            future.set_result(function())
+        except RuntimeError as error:
+            future.set_exception(error)
+        return future
+
+    monkeypatch.setattr(background, "start", start)
+
+
+def test_a_program_that_cannot_be_compiled_ends_the_run_before_its_stage(
+    flexible, monkeypatch, at_once
+):
+    def compile_step(run):
+        if run.start == 3:
+            raise RuntimeError("out of memory")
+        return run.start
+
+    monkeypatch.setattr(Run, "compile_step", compile_step)
+    stages = Stages(Run.build(flexible(**STAGED)))
+    assert stages.compiled(1) == 0
+    with pytest.raises(RuntimeError, match="out of memory"):
+        stages.program(1, mock.MagicMock(), Stopwatch(), 0.0)
+
+
+def test_flops_are_counted_before_the_loop_asks_for_them(flexible, monkeypatch, at_once):
+    counted = []
+    monkeypatch.setattr(Run, "compile_step", lambda run: run.start)
+    monkeypatch.setattr(
+        Run, "train_flops_per_example", lambda run: counted.append(run.start) or 7 + run.start
+    )
+    run = Run.build(flexible(**STAGED))
+    Stages(run).prepare(1)
+    assert not counted  # No row of a run on CPUs has them.
+    monkeypatch.setattr(accelerators, "of_kind", lambda _: "some chip")
+    stages = Stages(run)
+    stages.program(2, mock.MagicMock(), Stopwatch(), 0.0)
+    assert counted == [0, 3]
+    assert stages.train_flops_per_example() == 7
+    stages.program(4, mock.MagicMock(), Stopwatch(), 0.0)
+    assert stages.train_flops_per_example() == 10
+    assert counted == [0, 3]
+
+
 @pytest.mark.parametrize(
     "step", [3, pytest.param(2, marks=pytest.mark.soak), pytest.param(4, marks=pytest.mark.soak)]
 )
@@ -116,14 +169,26 @@ def test_the_wait_for_the_next_program_is_time_of_the_compiler_and_not_of_traini
     monkeypatch.setattr(Run, "compile_step", lambda run: asked.append(run.start) or run.start)
     times = Stopwatch()
     log = mock.MagicMock()
-    assert stages.compiled(2) == 0
+    compiled, waits = stages.compiled, []
+
+    def slow(step):
+        waits.append(step)
+        time.sleep(0.5 if len(waits) == 2 else 0)  # The second wait is that at the boundary.
+        return compiled(step)
+
+    monkeypatch.setattr(stages, "compiled", slow)
+    assert compiled(2) == 0
     with times("train"):
         assert stages.program(2, log, times, 0.5) == 0
-        stages.compiled(4)
+        compiled(4)
         assert asked == [0, 3]
         assert not log.measure_from.called
         assert stages.program(4, log, times, 0.75) == 3
     log.measure_from.assert_called_once_with(3, 0.75)
+    names = [call[0] for call in log.mock_calls]
+    assert names.index("flush") < names.index("paused") < names.index("measure_from")
+    assert len(waits) == 3
+    assert times.seconds["compile"] >= 0.5 > times.seconds["train"]
     assert asked == [0, 3]
     assert [stages.ends(step) for step in (2, 3, 4, 5)] == [False, True, False, True]
 
@@ -148,6 +213,12 @@ def test_a_pipeline_reads_no_batch_of_the_next_stage_and_is_closed():
     assert list(given) == [2, 3, 4, 5]
     assert [one.closed for one in opened] == [True, True]
     assert given.num_bad_images == 2
+    stopped = Batches(given._stages, 1)
+    batches = iter(stopped)
+    assert next(batches) == 2
+    stopped.close()
+    assert list(batches) == [3]  # What was read already; the next pipeline is not opened.
+    assert len(opened) == 3
 
 
 def test_boundaries_are_times_of_the_whole_run(flexible):
@@ -175,20 +246,32 @@ def test_boundaries_are_times_of_the_whole_run(flexible):
             r"stages\.x\.seed: a stage cannot change it, because checkpoints",
         ),
         ({"until": 2, "batch_size": 8}, r"stages\.x\.batch_size: a stage cannot change it"),
-        ({"until": 2, "model": {"width": 8}}, r"stages\.x\.model\.width: a stage cannot change"),
+        ({"until": 2, "model": {"width": 4}}, r"stages\.x\.model\.width: a stage cannot change"),
         ({"until": 2, "optim": {"name": "lion"}}, r"optim\.name: a stage cannot change it"),
-        ({"until": 2, "total": 3}, r"stages\.x\.total: no stage reads it, .*write config\.total"),
-        ({"until": 2, "eval": {"every": 3}}, r"stages\.x\.eval\.every: no stage reads it"),
-        ({"until": 2, "model": {"head_zero_init": False}}, r"head_zero_init: no stage reads it"),
+        (
+            {"until": 2, "total": 3},
+            r"stages\.x\.total: a stage cannot change it, because it holds, .*write config\.total",
+        ),
+        (
+            {"until": 2, "eval": {"every": 3}},
+            r"stages\.x\.eval\.every: a stage cannot change it, because it holds",
+        ),
+        (
+            {"until": 2, "model": {"head_zero_init": False}},
+            r"head_zero_init: a stage cannot change it, because it holds",
+        ),
         (
             {
                 "until": 2,
                 "task": {"distill": {"model": {"name": "vit_s16"}, "checkpoint": "b.npz"}},
             },
-            r"x\.task\.distill\.checkpoint: no stage reads it",
+            r"x\.task\.distill\.checkpoint: a stage cannot change it, because it holds",
         ),
-        ({"until": 2, "model": {"initialization": "deit"}}, "initialization: no stage reads it"),
-        ({"until": 2, "stages": {"y": {"until": 1}}}, "no stage reads it"),
+        (
+            {"until": 2, "model": {"initialization": "deit"}},
+            "initialization: a stage cannot change it, because it holds",
+        ),
+        ({"until": 2, "stages": {"y": {"until": 1}}}, "a stage cannot change it, because it holds"),
         ({"until": 2, "task": 3}, r"stages\.x: config\.task=3: write a section"),
         ({"until": 2, "tusk": 3}, r"stages\.x: config\.tusk.*did you mean 'task'"),
         ({"until": 2, "optim": {"lr": -1}}, r"stages\.x: config\.optim\.lr=-1.0: write"),

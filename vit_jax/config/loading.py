@@ -73,6 +73,8 @@ def parse_values(texts: Mapping[str, Any]) -> dict[str, Any]:
 
     What is no text is a value already.
     """
+    if not isinstance(texts, Mapping):
+        raise UserError(f"overrides={quoted(texts)}: write a mapping from keys to values")
     return {
         key: _parse_value(text) if isinstance(text, str) else plain(text)
         for key, text in texts.items()

@@ -80,7 +80,7 @@ def check_keys(name: str, stage: Mapping[str, Any], given: Mapping[str, Any]) ->
     own = dict(flatten(given))
     for path, value in flatten(stage):
         effect, section = on_resume(path), path.partition(".")[0]
-        if path == UNTIL:
+        if path == UNTIL or (path in own and value == own[path]):
             continue
         if effect == FIXED:
             raise UserError(
@@ -88,11 +88,10 @@ def check_keys(name: str, stage: Mapping[str, Any], given: Mapping[str, Any]) ->
                 f" order of the images depend on it; write config.{path}, for the whole run"
             )
         is_unread = effect == FREE and path not in _OF_THE_STEP
-        # The first state holds the networks of a task, such as a teacher. A stage that replaces
-        # such a section repeats its checkpoint.
-        is_loaded = section == "task" and path.endswith(".checkpoint") and value != own.get(path)
+        # The first state holds the networks of a task, such as a teacher.
+        is_loaded = section == "task" and path.endswith(".checkpoint")
         if section in _OF_THE_RUN or is_unread or is_loaded:
             raise UserError(
-                f"config.stages.{name}.{path}: no stage reads it, for it holds for the whole run;"
-                f" write config.{path}"
+                f"config.stages.{name}.{path}: a stage cannot change it, because it holds for the"
+                f" whole run; write config.{path}"
             )

@@ -89,7 +89,7 @@ def train_batches(
         rows: which of them this process holds, in the order wanted; integers `[k]`.
         seed: with the step, decides everything.
         start_step: the first step to yield; starting later costs nothing.
-        stop_step: the first step that is neither yielded nor read ahead.
+        stop_step: the first step that is neither yielded nor read ahead. Steps count from 0.
         pp: preprocessing, such as `"decode_jpeg_and_inception_crop(224)|flip_lr"`. Empty: records
             are used as they are, without TensorFlow.
         repeats: how often an example appears in its batch (repeated augmentation).

@@ -98,7 +98,8 @@ def open_model(
             "%s: features are those before its representation layer; write"
             " --model.representation_size=%d for those behind it", src, hidden.size,
         )  # fmt: skip
-    return module, params, (*size, channels)
+    rows, columns = (size, size) if isinstance(size, int) else size
+    return module, params, (rows, columns, channels)
 
 
 def _trained_size(

@@ -123,7 +123,7 @@ def export(
     shown = as_pictures(images)
     folder = _new_folder(path_text(path))
     name = "" if isinstance(model, Predictor) else path_text(model, "model")
-    workdir = os.fspath(workdir) or (name if name and Workdir.at(name) else "")
+    workdir = os.fspath(workdir or "") or (name if name and Workdir.at(name) else "")
     model = Predictor.open(model, headless=outputs == "features")
     _check_pixels(model.task, include_preprocessing)
     build = functools.partial(
@@ -137,7 +137,7 @@ def export(
         program = build(weights=weights)
         programs = program, program if weights == "float32" else build()
         done = _write_and_check(model, fmt, programs, unfinished, images=shown, workdir=workdir)
-    return dataclasses.replace(done, path=os.fspath(path))
+    return dataclasses.replace(done, path=os.path.expanduser(os.fspath(path)))
 
 
 def _write_and_check(

@@ -41,7 +41,8 @@ def as_pictures(given: Any, what: str = "images") -> Sequence[Picture]:
     """
     if isinstance(given, str | os.PathLike):
         return [given]
-    if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes | Image.Image):
+    is_list = isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0
+    if not is_list or isinstance(given, Mapping | bytes | Image.Image):
         raise UserError(f"{what}={quoted(given)}: write a list of image files or of uint8 pixels")
     return [_as_picture(one, f"{what}[{number}]") for number, one in enumerate(given)]
 

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.errors import UserError
 from vit_jax.models.layers.basic import (
     ACTIVATIONS,
     PatchEmbed,
-    check_least,
     cut_patches,
     lift,
     make_norm,
@@ -45,6 +45,9 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         axes = ("conv_h", "conv_w", "conv_in", "conv_out")
+        # Pixels that fill no cell are dropped, as everywhere else.
+        x = x[:, : x.shape[1] // self.stride * self.stride]
+        x = x[:, :, : x.shape[2] // self.stride * self.stride]
         shape = (self.kernel, self.kernel, x.shape[-1], self.width)
         init = with_axes(nn.initializers.lecun_normal(), axes)
         kernel = self.param("kernel", init, shape, jnp.float32)
@@ -54,7 +57,7 @@ class Convolution(nn.Module):
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             (self.stride, self.stride),
-            [((self.kernel - 1) // 2, self.kernel // 2)] * 2,
+            [(self.kernel // 2, self.kernel // 2)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return nn.with_logical_constraint(
@@ -96,7 +99,8 @@ class ConvStem(VisionTransformer):
 
     Attributes:
       stem_strides: of the convolutions before the last. stem_width: their channels.
-      stem_kernel: the side of their kernels; None is their stride. Xiao et al. have 3.
+      stem_kernel: the side of their kernels, an odd number; None is their stride. Xiao et al. have
+        3.
       stem_norm: whether a norm over the channels follows each; theirs is a batch norm.
     """
 
@@ -106,8 +110,8 @@ class ConvStem(VisionTransformer):
     stem_norm: bool = False
 
     def __post_init__(self) -> None:
-        if self.stem_kernel is not None:
-            check_least(1, stem_kernel=self.stem_kernel)
+        if self.stem_kernel is not None and (self.stem_kernel < 1 or self.stem_kernel % 2 == 0):
+            raise UserError(f"stem_kernel={self.stem_kernel}: write an odd number, or None")
         super().__post_init__()
 
     @property

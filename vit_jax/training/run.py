@@ -208,7 +208,7 @@ class Run:
     def batches(self, start_step: int, stop_step: int = sys.maxsize) -> data.Batches:
         """Opens this process's rows of the batches of the steps from `start_step + 1` on.
 
-        stop_step: the last step whose batch is read.
+        stop_step: the last step whose batch is read. Steps count from 1.
         """
         assert not isinstance(self.source, data.Expected)
         return host_batches(

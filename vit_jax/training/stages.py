@@ -18,6 +18,7 @@ from vit_jax import data, models
 from vit_jax.checkpoints.store import flatten
 from vit_jax.config import stages as settings_lib
 from vit_jax.errors import UserError
+from vit_jax.parallel import accelerators
 from vit_jax.tracking.step_log import StepLog, Stopwatch
 from vit_jax.training import background
 from vit_jax.training.feed import DeviceFeed
@@ -142,9 +143,12 @@ class Batches:
         self._stages = stages
         self._start_step = start_step
         self._opened: list[data.Batches] = []
+        self._is_closed = False
 
     def __iter__(self) -> Iterator[HostBatch]:
         for stage in self._stages:
+            if self._is_closed:
+                return
             start = max(stage.start, self._start_step)
             batches = stage.run.batches(start, stage.end)
             self._opened.append(batches)
@@ -157,7 +161,8 @@ class Batches:
         return sum(batches.num_bad_images for batches in self._opened)
 
     def close(self) -> None:
-        """Stops the threads of all pipelines."""
+        """Stops the threads of all pipelines. No further one is opened."""
+        self._is_closed = True
         for batches in self._opened:
             batches.close()
 
@@ -174,6 +179,9 @@ class Stages:
         self.run = run
         self.stages = stages_of(run)
         self._compiling: dict[str, Future[jax.stages.Compiled]] = {}
+        # Rows have the utilization of devices whose peak is known.
+        device = run.mesh.devices.flat[0]
+        self._counts_flops = accelerators.of_kind(device.device_kind) is not None
         self._now: Stage | None = None
 
     def at(self, step: int) -> Stage:
@@ -185,6 +193,8 @@ class Stages:
         stage = self.at(step)
         if stage.name not in self._compiling:
             self._compiling[stage.name] = background.start(stage.run.compile_step)
+            if self._counts_flops:  # They are traced, for which the loop has no time.
+                background.start(lambda: stage.train_flops_per_example)
 
     def compiled(self, step: int) -> TrainStep:
         """Waits for the compiled program of a step, and returns it."""
@@ -211,7 +221,14 @@ class Stages:
                 log.message(str(stage))
             self._now = stage
             self.prepare(stage.end + 1)
+        self._check_next(stage)
         return self.compiled(step)
+
+    def _check_next(self, stage: Stage) -> None:
+        """Raises the error of the next stage's compiler at once, not when that stage begins."""
+        ahead = self._compiling.get(self.at(stage.end + 1).name)
+        if ahead and ahead.done():
+            ahead.result()
 
     def _leave(
         self, before: Stage, stage: Stage, log: StepLog, times: Stopwatch, waited: float

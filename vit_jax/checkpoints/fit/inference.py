@@ -142,6 +142,8 @@ def infer_config(weights: Weights, name: str | None = None, **fields: Any) -> di
     if "tokens_mlp_dim" in inferred:
         return {"name": name or "mixer_b16", **fields}
     missing = [key for key in ("num_heads", "position") if fields.get(key) is None]
+    if "stem_width" in inferred:
+        missing += [key for key in ("stem_strides", "stem_kernel") if key not in fields]
     if missing:
         raise UserError(
             f"{' and '.join(missing)} cannot be told from this {weights.format}; write"
@@ -150,8 +152,8 @@ def infer_config(weights: Weights, name: str | None = None, **fields: Any) -> di
         )
     if "stages" in inferred:
         return {"name": name or "r50_b16", **fields}
-    if "stem_strides" in inferred:
-        return {"name": name or "conv_stem_b16", **fields}
+    if "stem_width" in inferred:
+        return {"name": name or "conv_stem", **fields}
     return {"name": name or "vit", **fields}
 
 
@@ -306,8 +308,12 @@ def _stem(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     kernels = [x for name, x in sorted(arrays.items()) if re.fullmatch(STEM_CONVOLUTION, name)]
     if not kernels:
         return {}
-    strides = tuple(kernel.shape[0] for kernel in kernels)
-    return {"stem_strides": strides, "stem_width": kernels[0].shape[3]}
+    sides = tuple(kernel.shape[0] for kernel in kernels)
+    norms = any(name.startswith("backbone/stem/norm") for name in arrays)
+    fields = {"stem_width": kernels[0].shape[3], "stem_norm": norms}
+    if any(side % 2 for side in sides):  # Such kernels may overlap.
+        return fields
+    return {**fields, "stem_strides": sides, "stem_kernel": None}
 
 
 def _resnet(arrays: Mapping[str, np.ndarray], root: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ COMMAND = Command(
     run=_run,
     add_arguments=_add_arguments,
     examples=(
-        "convert runs/digits digits.npz --to=npz",
+        "convert runs/photos photos.npz --to=npz",
         "convert B_16.npz vit_b16.safetensors --to=timm",
     ),
     notes="SRC may be a workdir of vit_jax, an .npz of vision_transformer or big_vision, a timm\n"
