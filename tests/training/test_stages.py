@@ -134,6 +134,7 @@ def test_flops_are_counted_before_the_loop_asks_for_them(flexible, monkeypatch, 
     assert not counted  # No row of a run on CPUs has them.
     monkeypatch.setattr(accelerators, "of_kind", lambda _: "some chip")
     stages = Stages(run)
+    stages.prepare(1)
     stages.program(2, mock.MagicMock(), Stopwatch(), 0.0)
     assert counted == [0, 3]
     assert stages.train_flops_per_example() == 7
@@ -250,7 +251,7 @@ def test_boundaries_are_times_of_the_whole_run(flexible):
         ({"until": 2, "optim": {"name": "lion"}}, r"optim\.name: a stage cannot change it"),
         (
             {"until": 2, "total": 3},
-            r"stages\.x\.total: a stage cannot change it, because it holds, .*write config\.total",
+            r"stages\.x\.total: a stage cannot change it, because it holds .*write config\.total",
         ),
         (
             {"until": 2, "eval": {"every": 3}},
