@@ -249,7 +249,8 @@ def _reason(library: types.ModuleType, error: Exception) -> str:
         if isinstance(error, kinds):
             return reason
     cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
-    # Its functions of this protocol, which has servers of its own, do not fall back to plain HTTP.
+    # Transfers by the protocol Xet use other servers, and the library does not try plain HTTP when
+    # they fail.
     by_xet = any("xet" in frame.name for frame in traceback.extract_tb(error.__traceback__))
     advice = "; if its protocol Xet does not get through, set HF_HUB_DISABLE_XET=1" * by_xet
     return f"huggingface_hub says: {first_line(error)}{cause}{advice}"
@@ -258,16 +259,17 @@ def _reason(library: types.ModuleType, error: Exception) -> str:
 def upload(folder: Path, address: str, *, private: bool = False) -> str:
     """Uploads the files of a folder to a repository, and returns the commit.
 
-    The repository is made if there is none. All files appear in one commit, or none of them; files
-    of an earlier upload that describe or hold another model are deleted in the same commit.
+    A repository that does not exist is created. One commit adds all files and deletes those files
+    of an earlier upload that hold or describe another model. If it fails, nothing has changed.
 
     Args:
-      address: `hf://USER/REPO`, or `hf://USER/REPO@BRANCH`; the branch is made, too.
-      private: makes a new repository private. Otherwise its owner's default holds.
+      address: `hf://USER/REPO`, or `hf://USER/REPO@BRANCH`. A branch that does not exist is
+        created.
+      private: whether a new repository is private. If False, the default of its owner decides.
 
     Raises:
-      UserError: the address is wrong, the hub cannot be reached or refuses, or the repository is
-        there already and public though it is to be private. No commit was made then.
+      UserError: the address is wrong, the hub cannot be reached or refuses, or `private` is True
+        and the repository exists and is public. No commit has been made then.
     """
     found = _parts(address)
     if found["file"]:

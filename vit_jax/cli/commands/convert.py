@@ -67,8 +67,8 @@ COMMAND = Command(
         "convert B_16.npz vit_b16.safetensors --to=timm",
     ),
     notes="SRC may be a workdir of vit_jax, an .npz of vision_transformer or big_vision, a timm\n"
-    "file (.safetensors, .bin, .pth) or a folder of transformers or open_clip. Of a released\n"
-    "image-text model --to=open_clip writes both towers, other formats the image tower. The\n"
-    "call that loads the result is printed.",
+    "file (.safetensors, .bin, .pth) or a folder of transformers or open_clip. If SRC is a\n"
+    "released image-text model, --to=open_clip writes both towers, and every other format\n"
+    "writes the image tower alone. The call that loads the result is printed.",
     overrides=("model",),
 )
