@@ -277,7 +277,7 @@ def test_a_model_is_built_with_its_published_weights(hub_server):
     assert params["head"]["kernel"].shape[1] == 3
     images = np.zeros((1, 28, 28, 3), np.float32)
     assert not classifier.apply({"params": params}, images).any()
-    for size in (0, "28", (28, 28, 3)):
+    for size in (0, "28", True, (28, 28, 3), (28, True), [28, [28, 28]]):
         with pytest.raises(UserError, match=r"image_size=.*: write a side in pixels, or"):
             vit_jax.checkpoints.load(folder, model, image_size=size)
     vit_jax.checkpoints.load(folder, model, image_size=np.int64(28))

@@ -203,7 +203,17 @@ def test_image_sizes_that_cannot_be_are_refused(tmp_path):
         checkpoints.save(params, model, tmp_path / "c.safetensors", "timm")
     with pytest.raises(UserError, match="makes 9 patches, the model has 6"):
         checkpoints.save(params, model, tmp_path / "c.safetensors", "timm", image_size=12)
+    for size in ("12", True, (8, 12.0)):
+        with pytest.raises(UserError, match=r"image_size=.*: write a side in pixels, or"):
+            checkpoints.save(params, model, tmp_path / "c.safetensors", "timm", image_size=size)
+    sizes = np.array([8, 12])
+    text = checkpoints.save(params, model, tmp_path / "c.safetensors", "timm", image_size=sizes)
+    assert "img_size=(8, 12)" in text
     model, params, _ = build("no_positions")
+    text = checkpoints.save(
+        params, model, tmp_path / "c.safetensors", "timm", image_size=np.int64(12)
+    )
+    assert "img_size=(12, 12)" in text
     with pytest.raises(UserError, match="written out as a table"):
         checkpoints.save(params, model, tmp_path / "c.npz", "npz")
 

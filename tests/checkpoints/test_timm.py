@@ -93,12 +93,48 @@ def test_models_of_other_classes_are_written_in_timms_names(tmp_path, kind):
     ],
 )
 def test_what_timm_has_only_together_is_refused_with_the_reason(tmp_path, fields, reason):
-    tiny = {"patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
-    model = models.build("vit", **tiny, **fields)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 3)))["params"]
-    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), nn.meta.unbox(shapes))
+    model, params = tiny(8, 8, **fields)
     with pytest.raises(UserError, match=f"timm has no place .*{reason}.*; write --to=orbax"):
         checkpoints.save(params, model, tmp_path / "c.safetensors", "timm")
+
+
+def tiny(height, width, **fields):
+    """Returns a tiny model for images of a size, and parameters of zeros."""
+    sizes = {"patch_size": 4, "width": 16, "depth": 1, "num_heads": 2}
+    model = models.build("vit", **sizes, **fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, height, width, 3)))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), nn.meta.unbox(shapes)["params"])
+    return model, zeros
+
+
+RELATIVE = {"position": "none", "position_bias": "table", "pooling": "mean"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "argument"),
+    [
+        (RELATIVE, "init_values=None"),
+        ({"parallel": True, "last_norm": False}, "final_norm=False"),
+    ],
+)
+def test_what_timm_has_by_default_may_be_absent(tmp_path, fields, argument):
+    model, params = tiny(8, 8, **fields)
+    file = tmp_path / "c.safetensors"
+    assert argument in checkpoints.save(params, model, file, "timm")
+    found = infer_model(loading.read_weights(file))
+    told, wanted = (models.effective_fields(models.fields_of(one)) for one in (found, model))
+    assert {**told, "scan": wanted["scan"]} == wanted
+
+
+def test_a_table_of_offsets_that_is_not_square_needs_the_size_of_images(tmp_path):
+    model, params = tiny(4, 12, **RELATIVE)
+    file = tmp_path / "c.safetensors"
+    with pytest.raises(UserError, match="does not tell the size of its images; write image_size="):
+        checkpoints.save(params, model, file, "timm")
+    with pytest.raises(UserError, match="makes 15 offsets, the model has 5"):
+        checkpoints.save(params, model, file, "timm", image_size=(8, 12))
+    text = checkpoints.save(params, model, file, "timm", image_size=(4, 12))
+    assert "img_size=(4, 12)" in text
 
 
 # The architectures of timm that are no models of this package.

@@ -18,6 +18,7 @@ from vit_jax.__main__ import main
 from vit_jax.checkpoints import array_files, files, loading
 from vit_jax.checkpoints.fit.inference import infer_towers
 from vit_jax.checkpoints.formats import _timm_export
+from vit_jax.checkpoints.weights import CLS, PATCHES
 from vit_jax.config import load
 from vit_jax.data.tokenizer import open_tokenizer
 from vit_jax.errors import UserError
@@ -123,6 +124,7 @@ def test_a_folder_for_open_clip_is_the_one_that_was_read(case, tmp_path):
     """`convert` reads both towers for it, and every array has open_clip's name, shape and value."""
     text = convert.run(str(GOLDEN / case), str(tmp_path / "out"), "open_clip")
     assert f"open_clip.create_model('local-dir:{tmp_path}/out')" in text
+    assert "write hf_tokenizer_name and" in text
     ours, theirs = (
         array_files.read_arrays(folder / "open_clip_model.safetensors")
         for folder in (tmp_path / "out", GOLDEN / case)
@@ -156,8 +158,17 @@ def test_an_image_tower_of_timm_goes_to_open_clip_under_its_name(tmp_path):
         "timm_proj": "none",
     }
     weights = loading.read_weights(tmp_path / "out", tower="both")
-    again, _ = loading.fit(weights, infer_towers(weights).build(), "")
+    read = infer_towers(weights).build()
+    again, _ = loading.fit(weights, read, "")
     jax.tree.map(np.testing.assert_array_equal, again, params)
+    checkpoints.save(again, read, tmp_path / "again", "open_clip", image_size=160)
+    second, first = (
+        array_files.read_arrays(tmp_path / name / "open_clip_model.safetensors")
+        for name in ("again", "out")
+    )
+    jax.tree.map(np.testing.assert_array_equal, second, first)
+    with pytest.raises(UserError, match="of which this is none with image_size=224; write"):
+        checkpoints.save(params, model, tmp_path / "other", "open_clip", image_size=224)
     other = model.clone(backbone=image.clone(num_heads=2))
     with pytest.raises(UserError, match="of which this is none; write --to=orbax"):
         checkpoints.save(params, other, tmp_path / "other", "open_clip")
@@ -166,6 +177,11 @@ def test_an_image_tower_of_timm_goes_to_open_clip_under_its_name(tmp_path):
 def test_every_architecture_of_timm_is_found_by_its_model(monkeypatch):
     image = models.build("timm/eva02_large_patch14_clip_224", num_classes=None)
     assert _timm_export.named({}, image)[:2] == ("eva02_large_patch14_clip_224", 224)
+    assert _timm_export.named({}, image, 336)[:2] == ("eva02_large_patch14_clip_336", 336)
+    beit = models.build("timm/beit_base_patch16_384", num_classes=None)
+    offsets = {CLS: np.zeros((1, 1, 768)), PATCHES: np.zeros((16, 16, 3, 768))}
+    offsets["backbone/blocks_0/attn/position_bias/table"] = np.zeros((47 * 47 + 3, 12))
+    assert _timm_export.named(offsets, beit)[1] == 384
     kept, build = {}, models.build
 
     def built(kind, **fields):
@@ -182,8 +198,7 @@ def test_every_architecture_of_timm_is_found_by_its_model(monkeypatch):
     def fields_of(timm_class, args):
         kind, told = timm_names.convert(timm_class, args)
         model = built(kind, num_classes=None, **told)
-        fields = models.effective_fields(models.fields_of(model))
-        return model, {k: x for k, x in fields.items() if k not in _timm_export._NOT_COMPARED}
+        return model, _timm_export.compared(models.effective_fields(models.fields_of(model)))
 
     monkeypatch.setattr(models, "build", built)
     classes = {target.name for target in _timm_export.TARGETS}

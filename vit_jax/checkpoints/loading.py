@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import numpy as np
 from etils import epath
 
 from vit_jax import models, storage
@@ -15,10 +14,10 @@ from vit_jax.checkpoints.fit.inference import TowersConfig, infer_config, infer_
 from vit_jax.checkpoints.fit.merging import Merge, Options
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.fit.target import Target
-from vit_jax.checkpoints.formats import FORMATS, Format
+from vit_jax.checkpoints.formats import FORMATS, Format, checked_size
 from vit_jax.checkpoints.source import Source
 from vit_jax.checkpoints.weights import Weights, to_params
-from vit_jax.errors import UserError, quoted
+from vit_jax.errors import UserError
 from vit_jax.types import Params
 
 TOKENS = ("pooling", "class_token", "class_token_position")
@@ -116,21 +115,11 @@ def fit(
     """
     checked = Options(**options)
     weights = dataclasses.replace(weights, grid=checked.source_grid or weights.grid)
-    target = Target.create(model, weights, _checked_size(image_size), channels)
+    target = Target.create(model, weights, checked_size(image_size), channels)
     arrays, report = Merge(weights, target, checked, source).run()
     if take:
         weights.arrays.clear()
     return to_params(arrays, model, stacked=target.stacked, lazy=lazy), report
-
-
-def _checked_size(size: Any) -> int | tuple[int, int] | None:
-    """Returns the size of images in plain integers. Raises a `UserError` if it is none."""
-    sides = [size, size] if np.ndim(size) == 0 else list(size)
-    if size is None:
-        return None
-    if len(sides) != 2 or not all(isinstance(x, int | np.integer) and x > 0 for x in sides):
-        raise UserError(f"image_size={quoted(size)}: write a side in pixels, or (height, width)")
-    return int(sides[0]) if np.ndim(size) == 0 else (int(sides[0]), int(sides[1]))
 
 
 def read_weights(path: epath.PathLike, *, format: str = "", tower: str = "image") -> Weights:

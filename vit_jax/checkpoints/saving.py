@@ -6,7 +6,7 @@ import flax.linen as nn
 from etils import epath
 
 from vit_jax import models
-from vit_jax.checkpoints.formats import FORMATS, Format, ImageSize
+from vit_jax.checkpoints.formats import FORMATS, Format, ImageSize, checked_size
 from vit_jax.errors import UserError
 from vit_jax.types import Params
 
@@ -34,9 +34,10 @@ def save(
       What was written and the call that loads it, as text for a person.
 
     Raises:
-      UserError: the format has no place for something in the model, named in the message.
+      UserError: the format has no place for something in the model, named in the message, or
+        `image_size` is neither a side nor a pair of sides.
     """
-    target = FORMATS.find(to, "format")
+    target, size = FORMATS.find(to, "format"), checked_size(image_size)
     if target.write is None:
         raise UserError(f"format={to!r} is only read; {_others(model, to)}")
     if not os.fspath(path).endswith(target.ending):
@@ -44,7 +45,7 @@ def save(
     lacking = target.lacks(models.traits_of(model).all_named)
     if lacking:
         raise UserError(f"{to} has no place for {', '.join(lacking)}; {_others(model, to)}")
-    return target.write(path, params, model, image_size)
+    return target.write(path, params, model, size)
 
 
 def _others(model: nn.Module, to: str) -> str:

@@ -329,7 +329,9 @@ def _beit(a: Args, name: str) -> tuple[str, dict[str, Any]]:
 
 def _relative(a: Args, name: str) -> tuple[str, dict[str, Any]]:
     """Returns the fields of timm's `VisionTransformerRelPos`."""
-    fields = {"layer_scale": 1e-6, **_sizes(a, name, "avg")}
+    fields = _sizes(a, name, "avg")
+    if "init_values" not in a:
+        fields["layer_scale"] = 1e-6
     fc_norm, has_token = a.get("fc_norm", False), a.get("class_token", False)
     post_norm = a.get("block_fn") == "ResPostRelPosBlock"
     if "swin" in a.get("rel_pos_type", "mlp"):

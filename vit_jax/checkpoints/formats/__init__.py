@@ -9,16 +9,37 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 from etils import epath
 
 from vit_jax.checkpoints.source import Source
 from vit_jax.checkpoints.weights import Weights
+from vit_jax.errors import UserError, quoted
 from vit_jax.plugins import Kind
 from vit_jax.types import Params
 
 ImageSize = int | Sequence[int] | None
 
 Write = Callable[[epath.PathLike, Params, nn.Module, ImageSize], str]
+
+
+def checked_size(size: Any) -> int | tuple[int, int] | None:
+    """Returns the size of images in plain integers, None for None.
+
+    Raises:
+      UserError: `size` is neither a side in pixels nor (height, width).
+    """
+    if size is None:
+        return None
+    plain = size.tolist() if isinstance(size, np.ndarray | np.generic) else size
+    sides = plain if isinstance(plain, list | tuple) else (plain, plain)
+    if len(sides) != 2 or not all(_is_side(side) for side in sides):
+        raise UserError(f"image_size={quoted(size)}: write a side in pixels, or (height, width)")
+    return (int(sides[0]), int(sides[1])) if sides is plain else int(sides[0])
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) > 0
 
 
 def _unknown(source: Source) -> None:

@@ -371,7 +371,7 @@ def described(
     if backbone.position == "rope_dinov3":
         size = positions.check_size(arrays, image_size or 224, None)
     elif POSITIONS not in arrays and not target.table:
-        size = positions.check_size(arrays, image_size, positions.patches_of_offsets(arrays))
+        size = positions.size_of_offsets(arrays, image_size)
     else:
         row = target.class_row
         arrays, class_row = positions.stored(arrays, backbone, image_size, class_row=row)

@@ -84,7 +84,9 @@ def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: Im
     place = os.path.abspath(path)
     return (
         f"wrote {os.fspath(path)} for open_clip, which normalizes images as OpenAI's CLIP does"
-        f" unless preprocess_cfg in {OPEN_CLIP} names another mean and std\n"
+        f" unless preprocess_cfg in {OPEN_CLIP} names another mean and std, and takes OpenAI's"
+        " tokenizer. For another one, copy its files into the folder, and write hf_tokenizer_name"
+        f" and, if its texts are cleaned, tokenizer_kwargs to text_cfg in {OPEN_CLIP}\n"
         f"open_clip: model = open_clip.create_model({'local-dir:' + place!r})"
     )
 
@@ -103,11 +105,12 @@ def _image_tower(
         images, has_row = positions.stored(arrays, image, image_size, class_row=True)
         size = positions.image_size_of(images, image_size, has_row)
         return _vision_config(images, image, size), _image_state(images)
-    found = _timm_export.named(arrays, image)
+    found = _timm_export.named(arrays, image, image_size)
     if found is None:
+        of_size = "" if image_size is None else f" with image_size={image_size}"
         raise UserError(
             f"open_clip has no place for {misfit} but in models that timm has by a name, of which"
-            " this is none; write --to=orbax"
+            f" this is none{of_size}; write --to=orbax"
         )
     name, side, state = found
     config = {
@@ -121,7 +124,7 @@ def _image_tower(
 
 
 def _misfit(model: models.TwoTowers) -> str:
-    """Returns what open_clip's own image tower has no place for; "" if it is the model's."""
+    """Returns what open_clip's own image tower lacks to compute the same; "" for nothing."""
     image: Any = model.backbone
     text: Any = model.text
     named = models.traits_of(image).all_named

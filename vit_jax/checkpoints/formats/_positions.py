@@ -56,15 +56,17 @@ def check_size(arrays: Arrays, given: ImageSize, num_patches: int | None) -> tup
     """Returns (height, width) as given, or of a square grid of `num_patches`.
 
     Raises:
-      UserError: the given size makes another number of patches, or there is no such square.
+      UserError: the given size makes another number of patches, or none is given and there is no
+        such square.
     """
     height, width = arrays[PATCHES].shape[:2]
     if given is None:
         side = surgery.square_side(num_patches or 0)
         if side is None:
-            raise UserError(
-                f"{num_patches} patches make no square image; write image_size=(height, width)"
-            )
+            reason = "the model does not tell the size of its images"
+            if num_patches is not None:
+                reason = f"{num_patches} patches make no square image"
+            raise UserError(f"{reason}; write image_size=(height, width)")
         return side * height, side * width
     size = (given, given) if isinstance(given, int) else (int(given[0]), int(given[1]))
     patches = -(-size[0] // height) * -(-size[1] // width), size[0] // height * (size[1] // width)
@@ -75,10 +77,26 @@ def check_size(arrays: Arrays, given: ImageSize, num_patches: int | None) -> tup
     return size
 
 
-def patches_of_offsets(arrays: Arrays) -> int | None:
-    """Returns the number of patches of a square image, of which a table has all offsets."""
+def offsets(arrays: Arrays) -> int | None:
+    """Returns the number of offsets between patches in a table of relative positions, if any."""
     table = next((x for n, x in arrays.items() if n.endswith("/position_bias/table")), None)
-    # Three more rows are a class token's; a side of n patches has 2 n - 1 offsets.
-    rows = 0 if table is None else len(table) - 3 * (CLS in arrays)
-    edge = surgery.square_side(max(rows, 0))
-    return None if edge is None else ((edge + 1) // 2) ** 2
+    # Three more rows are a class token's.
+    return None if table is None else len(table) - 3 * (CLS in arrays)
+
+
+def size_of_offsets(arrays: Arrays, given: ImageSize) -> tuple[int, int]:
+    """Returns (height, width) as given, or of a square image that has a table's offsets.
+
+    Raises:
+      UserError: the given size has other offsets, or none is given and there is no such square.
+    """
+    count = offsets(arrays)
+    # A side of n patches has 2 n - 1 offsets.
+    edge = surgery.square_side(max(count or 0, 0))
+    told = None if given is not None or edge is None else ((edge + 1) // 2) ** 2
+    size = check_size(arrays, given, told)
+    height, width = arrays[PATCHES].shape[:2]
+    found = (2 * (size[0] // height) - 1) * (2 * (size[1] // width) - 1)
+    if count not in (None, found):
+        raise UserError(f"image_size={size} makes {found} offsets, the model has {count}")
+    return size

@@ -121,14 +121,21 @@ def described(
     raise UserError(f"timm has no place for this model: {reasons}; write --to=orbax")
 
 
-def named(arrays: Arrays, backbone: Any) -> tuple[str, int, State] | None:
+def named(
+    arrays: Arrays, backbone: Any, image_size: ImageSize = None
+) -> tuple[str, int, State] | None:
     """Returns the name of an architecture of timm that a model is of, whatever its head.
+
+    image_size: a side, or (height, width), that the architecture's images must have; None for any
+      size that the arrays fit.
 
     Returns:
       The name, the side of its images, and the state dict under its names; None if there is none.
     """
     for name, target, args in _same_architectures(backbone):
         side, *_ = next(iter(timm_names.table()[name]["tags"].values()))
+        if image_size not in (None, side, (side, side)):
+            continue
         _, told = timm_names.convert(target.name, args)
         with contextlib.suppress(UserError):  # Its images have another size.
             state = _placed(target, args, told, arrays=arrays, backbone=backbone, side=side)
@@ -171,6 +178,8 @@ def _placed(
             first, rest = np.split(arrays[POSITIONS], [int(row)], axis=1)
             zeros = np.zeros((1, backbone.num_registers, first.shape[-1]), first.dtype)
             arrays = {**arrays, POSITIONS: np.concatenate([first, zeros, rest], axis=1)}
+    if positions.offsets(arrays) is not None:
+        positions.size_of_offsets(arrays, side)
     table = VIT_SWIGLU if told.get("mlp") == "swiglu" else VIT
     return target.state(_torch_layout.to_state(arrays, table), args)
 
@@ -184,9 +193,8 @@ def _args(
         arrays, has_row = positions.stored(arrays, backbone, image_size, class_row=class_row)
         size = positions.image_size_of(arrays, image_size, has_row)
     else:
-        has_row, patches = False, positions.patches_of_offsets(arrays)
-        given = image_size if patches or image_size else 224
-        size = positions.check_size(arrays, given, patches)
+        has_row, told = False, positions.offsets(arrays) is not None
+        size = positions.size_of_offsets(arrays, image_size if told else image_size or 224)
     more = target.args({**fields, "class_row": has_row, "has_table": POSITIONS in arrays})
     common = {
         "num_classes": len(arrays.get("head/bias", ())),
@@ -208,10 +216,19 @@ def _lacking(target: Target, fields: Args, args: Args) -> list[str]:
     """Returns the fields, as `field=value`, that a class with these arguments has otherwise."""
     kind, told = timm_names.convert(target.name, args)
     built = models.fields_of(models.build(kind, num_classes=None, **told))
-    other = models.effective_fields(built)
-    names = (fields.keys() | other.keys()) - _NOT_COMPARED
-    differ = (n for n in sorted(names) if fields.get(n) != other.get(n))
+    wanted, found = compared(fields), compared(models.effective_fields(built))
+    names = sorted(wanted.keys() | found.keys())
+    differ = (name for name in names if wanted.get(name) != found.get(name))
     return [f"{name}={fields.get(name)!r}" for name in differ]
+
+
+def compared(fields: Args) -> Args:
+    """Returns the fields that a class needs a place for, and of `layer_scale` whether there is one.
+
+    Its value matters at the start of training alone, so that files do not tell it.
+    """
+    kept = {name: value for name, value in fields.items() if name not in _NOT_COMPARED}
+    return {**kept, "layer_scale": fields.get("layer_scale") is not None}
 
 
 def _only(**args: Any) -> Args:
@@ -236,6 +253,7 @@ def _vit(fields: Args) -> Args:
             block_fn=block if fields["parallel"] else None,
             attn_layer="diff" if fields["differential"] and not fields["parallel"] else None,
         ),
+        **({} if fields["last_norm"] or fields["fc_norm"] else {"final_norm": False}),
     }
 
 

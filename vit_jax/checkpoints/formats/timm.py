@@ -363,7 +363,10 @@ def _vit_arguments(
 
 
 def _misfit(backbone: Any) -> str:
-    """Returns what `VisionTransformer` has only together with others; "" if it is the model's."""
+    """Returns two fields of a model whose values timm's `VisionTransformer` cannot combine.
+
+    Some of its arguments set two fields at once. The text is "" if every combination has a place.
+    """
     together = (
         ("patch_bias", not backbone.pre_norm, "pre_norm", backbone.pre_norm),
         ("mlp_bias", backbone.proj_bias, "proj_bias", backbone.proj_bias),
