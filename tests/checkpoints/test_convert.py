@@ -1,5 +1,6 @@
 """`convert`: any format to any other, with nothing but the file where it tells the model."""
 
+import flax.linen as nn
 import flax.struct
 import golden_cases
 import jax
@@ -7,7 +8,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from golden_cases import load_case
-from golden_trees import random_params
 from models_to_save import build
 
 from vit_jax import checkpoints, models
@@ -118,7 +118,8 @@ def test_a_stem_whose_convolutions_may_overlap_does_not_tell_its_strides(tmp_pat
     sizes = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8, "patch_size": 2}
     stem = {"stem_strides": (1,), "stem_kernel": 3, "stem_width": 4, "stem_norm": False}
     model = models.build("conv_stem", num_classes=None, **sizes, **stem)
-    params = random_params(model, np.zeros((1, 8, 8, 1), np.float32))
+    made = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    params = nn.meta.unbox(made["params"])
     checkpoints.save(params, model, tmp_path / "c", "orbax")
     weights, told = read_weights(tmp_path / "c"), {"num_heads": 2, "position": "learned"}
     with pytest.raises(UserError, match="stem_strides and stem_kernel cannot be told"):
