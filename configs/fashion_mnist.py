@@ -9,9 +9,13 @@ TensorFlow Datasets, such as those of Debian's package dataset-fashion-mnist:
     python -m vit_jax train --workdir=runs/fashion \\
         --config=configs/fashion_mnist.py:data=/usr/share/datasets/fashion-mnist
 
+Four convolutions come before the blocks, of 3×3 pixels and one of 1×1, because 60,000 images do not
+teach a small ViT soon which pixels are neighbors (Xiao et al. 2021), and Muon trains the kernels of
+the blocks (Jordan et al. 2024). `plain` is the ViT on patches of 4×4 pixels, with AdamW.
+
 `validate` is for choosing settings without the test images: it trains on the first 50,000 training
-images and evaluates on the last 10,000. `epochs=30` sets the length; `runlocal` is a test of a few
-seconds. We have not run this recipe yet.
+images and evaluates on the last 10,000. `epochs=18` sets the length; `runlocal` is a test of a few
+seconds.
 """
 
 from vit_jax.config import default_config, parse_arg
@@ -23,28 +27,31 @@ CLASSES = [
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, data="", epochs=30, validate=False, runlocal=False)
+    arg = parse_arg(arg, data="", epochs=18, plain=False, validate=False, runlocal=False)
     config = default_config()
     config.total = 2 if arg.runlocal else f"{arg.epochs} epochs"
-    config.batch_size = 8 if arg.runlocal else 256
-    config.ema_decay = 0.999
+    config.batch_size = 8 if arg.runlocal else 128
+    config.ema_decay = 0.998
 
+    # Strides of 2, 1 and 2 make 7×7 patches of an image of 28×28 pixels.
+    stem = {"stem_strides": (2, 1, 2), "stem_kernel": 3, "stem_width": 64, "stem_norm": True}
+    depth = 6 if arg.plain else 3
     config.model = {
-        "name": "vit",
-        "patch_size": 4,
-        "width": 128,
-        "depth": 2 if arg.runlocal else 6,
-        "num_heads": 4,
-        "mlp_dim": 512,
+        "name": "vit" if arg.plain else "conv_stem",
+        **({} if arg.plain else stem),
+        "patch_size": 4 if arg.plain else 1,
+        "width": 96,
+        "depth": depth,
+        "num_heads": 3,
+        "mlp_dim": 384,
         "pooling": "mean",
         "position": "learned",
-        "drop_path": 0.1,
+        "unroll": depth,  # On a CPU, small blocks run faster when they are unrolled.
     }
     # Clothes have no side: shirts are mirrored, and all are moved by up to two pixels.
     config.task = {
         "name": "classification",
         "affine": {"shift": 0.07, "scale": 0.1},
-        "mixup": 0.2,
         "label_smoothing": 0.1,
     }
 
@@ -58,7 +65,10 @@ def get_config(arg=None):
     held_out = "train[50000:]" if arg.validate else "test"
     config.eval.sets = {"val" if arg.validate else "test": {"split": held_out}}
 
-    config.optim.lr = 1e-3
+    config.eval.every = "20 percent"
+
+    config.optim.name = "adamw" if arg.plain else "muon"
+    config.optim.lr = 2e-3 if arg.plain else 5e-3
     config.optim.weight_decay = 0.05
     config.optim.clip_norm = 1.0
     config.optim.schedule.warmup = "5 percent"
