@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 from jax.experimental import serialize_executable
+from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax import data, models
@@ -257,7 +258,7 @@ def test_nothing_fits(vit_config, monkeypatch):
 def test_does_not_fit_is_exit_code_3_with_the_shortfall_and_advice(
     vit_config, monkeypatch, capsys, tmp_path
 ):
-    stage = plan_lib.StagePlan("", vit_config, made_up(), [])
+    stage = plan_lib.StagePlan("", "", vit_config, made_up(), [])
     monkeypatch.setattr(command, "plan_stages", lambda *args, **kwargs: [stage])
     target = Target("v5e:2x4", jax.devices(), 1, accelerators.CHIPS["v5e"])
     monkeypatch.setattr(Target, "find", lambda *args: target)
@@ -271,12 +272,42 @@ def test_does_not_fit_is_exit_code_3_with_the_shortfall_and_advice(
         "needs 28.00 GiB of each device's 16.00 GiB, 12.00 GiB too much"
     )
     assert json.loads(file.read_text())["fits"] is False
-    several = [stage._replace(title="stage low"), stage._replace(plan=made_up(activations=GIB))]
-    monkeypatch.setattr(command, "plan_stages", lambda *args, **kwargs: several)
+
+
+def test_the_search_names_the_keys_of_the_stage_and_its_steps(
+    vit_config, monkeypatch, capsys, tmp_path
+):
+    low = plan_lib.StagePlan("low", "stage low", vit_config, made_up().of_steps(4), [])
+    last = plan_lib.StagePlan("", "last stage", vit_config, made_up(activations=GIB), [])
+    monkeypatch.setattr(command, "plan_stages", lambda *args, **kwargs: [low, last])
+    target = Target("v5e:2x4", jax.devices(), 1, accelerators.CHIPS["v5e"])
+    monkeypatch.setattr(Target, "find", lambda *args: target)
+    config = ConfigDict(vit_config.to_dict() | {"stages": {"low": {"until": 4, "accum_steps": 1}}})
+    monkeypatch.setattr(config_lib, "load", lambda *args: config)
+
     assert main(["plan", "--config=any.py"]) == 3
     told = capsys.readouterr()
     assert "these would fit in stage low, the fastest first" in told.out
+    assert "--config.stages.low.accum_steps=2 --config.mesh.zero1=True (about" in told.out
     assert "does not fit: a step in stage low needs 28.00 GiB" in told.err
+
+    def compile_instead(config, target):
+        size = GIB if config.accum_steps > 1 else 20 * GIB
+        settings = made_up().settings | {"accum_steps": config.accum_steps}
+        return dataclasses.replace(made_up(activations=size), settings=settings), []
+
+    monkeypatch.setattr(fit, "make_plan", compile_instead)
+    file = tmp_path / "plan.json"
+    assert main(["plan", "--config=any.py", "--fit", f"--json={file}"]) == 0
+    assert "write: --config.stages.low.accum_steps=" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert found["total_steps"] == 4
+    assert "stages.low.accum_steps" in found["overrides"]
+
+    huge = last._replace(plan=made_up(activations=18 * GIB))
+    monkeypatch.setattr(command, "plan_stages", lambda *args, **kwargs: [low, huge])
+    assert main(["plan", "--config=any.py", "--fit"]) == 3
+    assert "does not fit: a step in last stage needs 26.00 GiB" in capsys.readouterr().err
 
 
 def test_each_stage_has_a_plan_and_the_one_with_the_most_memory_counts(

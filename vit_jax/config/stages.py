@@ -40,6 +40,15 @@ def name_at(config: ConfigDict, num_examples: int, step: int) -> str:
     return next((ends[end] for end in sorted(ends) if step <= end), "")
 
 
+def place_of(given: Mapping[str, Any], name: str, key: str) -> str:
+    """Returns where the value of a dotted key comes from in a stage: its own section or the config.
+
+    given: the whole config. name: the name of the stage; "" for the config itself.
+    """
+    own = dict(flatten(given["stages"][name])) if name else {}
+    return f"stages.{name}.{key}" if key in own else key
+
+
 def settings(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Returns the whole config of one stage: `given`, with the stage's own keys in their places.
 

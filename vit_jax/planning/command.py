@@ -1,11 +1,13 @@
 """The implementation of the command `plan`: its output and its errors."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.config.stages import place_of as place_in_config
 from vit_jax.errors import DoesNotFit, UserError
 from vit_jax.parallel import sharding
 from vit_jax.planning import fit as fitting
@@ -41,7 +43,8 @@ def run(
 
     Raises:
       UserError: config, topology or a file is wrong.
-      DoesNotFit: the step needs more memory than a device has; the message has the difference.
+      DoesNotFit: the step of a stage needs more memory than a device has; the message has the
+        difference.
     """
     target = Target.find(topology, num_slices)
     if search and target.chip is None:
@@ -56,24 +59,27 @@ def run(
         table(one.plan, _feeding(config, target, one.plan, rate), write_rate) for one in stages
     ]
     _print_plans(stages, texts)
-    fullest = max(stages, key=lambda stage: stage.plan.used_bytes)
+    *others, fullest = sorted(stages, key=lambda stage: stage.plan.used_bytes)
+    place_of = functools.partial(place_in_config, config.to_dict(), fullest.name)
     plan, config = fullest.plan, fullest.config
     of_stage = f" in {fullest.title}" if len(stages) > 1 else ""
     feeding = _feeding(config, target, plan, rate)
     overrides: Mapping[str, Any] = {}
     if search:
-        found = fitting.fit(config, target, plan, say=lambda line: print(f"tried {line}"))
+        found = fitting.fit(config, target, plan, lambda line: print(f"tried {line}"), place_of)
         plan, overrides = found.plan, found.overrides
         feeding = _feeding(config, target, plan, rate)
         _print_found(found, feeding, write_rate, of_stage)
     elif not plan.fits:
-        _print_advice(fitting.advice(config, plan), of_stage)
+        _print_advice(fitting.advice(config, plan, place_of), of_stage)
     if json_file:
         told = {"overrides": dict(overrides), "feeding": feeding and dataclasses.asdict(feeding)}
         text = json_text({**plan.as_json(), **told, **_stages_json(stages)}, indent=2)
         write_output(json_file, text + "\n")
     if not plan.fits:
         raise DoesNotFit(_shortfall(plan, of_stage))
+    if others and not others[-1].plan.fits:
+        raise DoesNotFit(_shortfall(others[-1].plan, f" in {others[-1].title}"))
 
 
 def _print_plans(stages: Sequence[StagePlan], texts: Sequence[str]) -> None:

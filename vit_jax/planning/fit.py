@@ -74,13 +74,19 @@ def command_line(overrides: Mapping[str, Any]) -> str:
 
 
 def fit(
-    config: ConfigDict, target: Target, plan: Plan, say: Callable[[str], None] = lambda _: None
+    config: ConfigDict,
+    target: Target,
+    plan: Plan,
+    say: Callable[[str], None] = lambda _: None,
+    place_of: Callable[[str], str] = str,
 ) -> Fit:
     """Compiles candidates, the fastest first, until one fits.
 
     Args:
       plan: the plan of the unchanged `config`.
       say: a function that prints a line about each compile.
+      place_of: returns the key that a user has to set for a key of `config`, which may be that of a
+        stage.
     """
     best, tried, known = Fit(plan, {}, 0), 0, plan
     tested = {_setting(plan)}
@@ -91,28 +97,32 @@ def fit(
         expected = estimate(known, candidate)
         if _setting_of(candidate, plan) in tested or _CAUTION * expected > plan.hbm_bytes:
             continue
-        found, _ = make_plan(changed, target)
+        found = make_plan(changed, target)[0].of_steps(plan.total_steps)
         tried += 1
         tested.add(_setting(found))
         verdict = "fits" if found.fits else "does not fit"
-        text = command_line(changes(candidate, plan))
+        found_by = {place_of(key): value for key, value in changes(candidate, plan).items()}
+        text = command_line(found_by)
         say(f"{text}: {found.used_bytes / GIB:.2f} GiB, {verdict}")
         if found.fits:
-            return Fit(found, changes(candidate, plan), tried)
+            return Fit(found, found_by, tried)
         if found.used_bytes < best.plan.used_bytes and not best.plan.fits:
-            best = Fit(found, changes(candidate, plan), tried)
+            best = Fit(found, found_by, tried)
         known = found
     return dataclasses.replace(best, tried=tried)
 
 
-def advice(config: ConfigDict, plan: Plan, limit: int = 3) -> list[str]:
-    """Returns settings that should fit by estimate, the fastest first."""
+def advice(
+    config: ConfigDict, plan: Plan, place_of: Callable[[str], str] = str, limit: int = 3
+) -> list[str]:
+    """Returns settings that should fit by estimate, the fastest first; `place_of` is as in `fit`."""
     lines, seen = [], set()
     for candidate in sorted(candidates(config, plan), key=lambda c: c.time):
         expected = estimate(plan, candidate)
         if expected <= plan.hbm_bytes and candidate.remat not in seen:
             seen.add(candidate.remat)
-            text = command_line(changes(candidate, plan))
+            own = {place_of(key): value for key, value in changes(candidate, plan).items()}
+            text = command_line(own)
             lines.append(f"{text} (about {expected / GIB:.1f} GiB)")
     return lines[:limit]
 

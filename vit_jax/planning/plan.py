@@ -119,6 +119,11 @@ class Plan:
         """Returns the model FLOPs of all steps."""
         return self.flops * self.total_steps
 
+    def of_steps(self, steps: int) -> "Plan":
+        """Returns the plan of another number of the same steps, such as those of a stage."""
+        images = steps * self.batch_size
+        return dataclasses.replace(self, total_steps=steps, total_images=images)
+
     def seconds_at(self, mfu: float) -> float:
         """Returns the seconds of a step at a share of the chips' peak; 0 if the peak is unknown."""
         peak = self.flops_per_device * self.num_devices
@@ -149,8 +154,12 @@ def make_plan(config: ConfigDict, target: Target) -> tuple[Plan, list[sharding.P
 
 
 class StagePlan(NamedTuple):
-    """The plan of one stage of a run, with the config and the steps of the stage."""
+    """The plan of one stage of a run, with the config and the steps of the stage.
 
+    The name is "" for the config itself.
+    """
+
+    name: str
     title: str
     config: ConfigDict
     plan: Plan
@@ -170,9 +179,8 @@ def plan_stages(config: ConfigDict, target: Target, *, save: str | None = None) 
     for stage in stages:
         own = save if stage is stages[-1] else None
         plan, placements = _plan_run(stage.run, target, save=own)
-        steps = stage.end - stage.start
-        plan = dataclasses.replace(plan, total_steps=steps, total_images=steps * plan.batch_size)
-        found.append(StagePlan(str(stage), stage.run.config, plan, placements))
+        plan = plan.of_steps(stage.end - stage.start)
+        found.append(StagePlan(stage.name, str(stage), stage.run.config, plan, placements))
     return found
 
 
