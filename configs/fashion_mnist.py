@@ -9,9 +9,9 @@ TensorFlow Datasets, such as those of Debian's package dataset-fashion-mnist:
     python -m vit_jax train --workdir=runs/fashion \\
         --config=configs/fashion_mnist.py:data=/usr/share/datasets/fashion-mnist
 
-Four convolutions come before the blocks, of 3×3 pixels and one of 1×1, because 60,000 images do not
-teach a small ViT soon which pixels are neighbors (Xiao et al. 2021), and Muon trains the kernels of
-the blocks (Jordan et al. 2024). `plain` is the ViT on patches of 4×4 pixels, with AdamW.
+Three convolutions of 3×3 pixels come before the blocks, because a small ViT takes long to learn
+from 60,000 images which pixels are neighbors (Xiao et al. 2021), and Muon trains the kernels of the
+blocks (Jordan et al. 2024). `plain` is the ViT on patches of 4×4 pixels, trained by AdamW.
 
 `validate` is for choosing settings without the test images: it trains on the first 50,000 training
 images and evaluates on the last 10,000. `epochs=18` sets the length; `runlocal` is a test of a few

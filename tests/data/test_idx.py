@@ -141,14 +141,14 @@ def test_the_recipe_reads_files_or_tensorflow_datasets(request, tmp_path):
     plain = load(recipe)
     assert (plain.data.source, plain.eval.sets.test.split) == ("tfds", "test")
     fast = recipe.replace("fashion", "speedrun_fashion")
-    off = "epochs=30,curriculum=none,drop=0.0,muon=False,sharpen=False"
+    off = "epochs=18,curriculum=none,drop=0.0,sharpen=False"
     assert load(f"{fast}:{off}").to_dict() == plain.to_dict()
     with pytest.raises(UserError, match="did you mean 'images'"):
         load(f"{fast}:curriculum=image")
 
 
 @pytest.mark.parametrize(
-    ("curriculum", "patch", "side"), [("images", (4, 4), (16, 28)), ("patches", (7, 4), (28, 28))]
+    ("curriculum", "patch", "side"), [("images", (1, 1), (16, 28)), ("patches", (7, 4), (28, 28))]
 )
 def test_the_stages_of_the_fast_recipe_have_one_state(request, tmp_path, curriculum, patch, side):
     write(tmp_path, images=np.zeros((6, 28, 28), np.uint8))

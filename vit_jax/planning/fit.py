@@ -115,7 +115,10 @@ def fit(
 def advice(
     config: ConfigDict, plan: Plan, place_of: Callable[[str], str] = str, limit: int = 3
 ) -> list[str]:
-    """Returns settings that should fit by estimate, the fastest first; `place_of` is as in `fit`."""
+    """Returns settings that should fit by estimate, the fastest first.
+
+    place_of: as in `fit`.
+    """
     lines, seen = [], set()
     for candidate in sorted(candidates(config, plan), key=lambda c: c.time):
         expected = estimate(plan, candidate)
