@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from vit_jax import models
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, quoted
 from vit_jax.models.published import TEACHER
 from vit_jax.report import Section
 from vit_jax.tasks import _classes
@@ -129,6 +129,11 @@ class Task(BaseTask):
             raise UserError(
                 f"config.task.class_weights has {len(self.class_weights)} numbers; write one for"
                 f" each of the {num_classes} classes"
+            )
+        elif self.class_weights and (min(self.class_weights) < 0 or not any(self.class_weights)):
+            raise UserError(
+                f"config.task.class_weights={quoted(list(self.class_weights))}: write numbers of 0"
+                " or more, not all of them 0"
             )
         if self.multihot_mixing and (self.loss != "sigmoid" or self.label_smoothing):
             raise UserError(
@@ -249,7 +254,9 @@ class Task(BaseTask):
         if self.loss == "sigmoid":
             return self._sigmoid_losses(logits, labels).sum(-1)
         log_share = jax.nn.log_softmax(logits)
-        return -(labels * (1 - jnp.exp(log_share)) ** self.focal_gamma * log_share).sum(-1)
+        # The derivative of a power below 1 is infinite at 0.
+        rest = jnp.maximum(-jnp.expm1(log_share), jnp.finfo(log_share.dtype).tiny)
+        return -(labels * rest**self.focal_gamma * log_share).sum(-1)
 
     def _sigmoid_losses(self, logits: Array, labels: Array) -> Array:
         """Returns the loss of each class of each row `[b, classes]`."""

@@ -110,8 +110,8 @@ def open_source(spec: Mapping[str, Any]) -> Source:
 
     Args:
         spec: `source` is the name of a module in this package or `package.module:ClassName`; every
-            other key is an argument of that class. None means "not given"; so do 0 and "" of the keys
-            that every config has or that count something (`_OPTIONAL_KEYS`).
+            other key is an argument of that class. None means "not given"; so do 0 and "" for the
+            keys of `_OPTIONAL_KEYS`.
 
     Raises:
         UserError: the source is unknown, does not read a key, or finds a mistake of its own (a
