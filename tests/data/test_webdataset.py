@@ -237,7 +237,7 @@ def test_no_sample_is_left_out_in_silence(tmp_path):
     with pytest.raises(OSError, match="the file is empty"):
         source.fetch(np.array([1]))
     (tmp_path / "b.tar").write_bytes(tar_of([*empty, ("x/3.jp2", b"x"), ("x/3.cls", b"1")]))
-    with pytest.raises(UserError, match="'x/3.jp2' has a format that is not read: convert it"):
+    with pytest.raises(UserError, match=r"'x/3.jp2' has a format that is not read: convert it"):
         open_shards(str(tmp_path / "b.tar"), label="cls")
     (tmp_path / "c.tar").write_bytes(tar_of([("4.png", png(40)), ("4.jp2", b"x"), ("4.cls", b"1")]))
     assert numbers(open_shards(str(tmp_path / "c.tar"), label="cls")) == [4]

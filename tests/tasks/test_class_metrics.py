@@ -179,6 +179,13 @@ def test_class_weights_are_not_negative_and_not_all_zero():
             build(class_weights=wrong)
 
 
+def test_a_fraction_is_no_class():
+    image = ArraySpec((8, 8, 1), np.dtype(np.uint8))
+    spec = {"image": image, "label": ArraySpec((), np.dtype(np.float32))}
+    with pytest.raises(UserError, match=r"does not fit task classification: it wants .*int32 \[\]"):
+        tasks.build({"name": "classification"}, MODEL, DataInfo(spec, 3))
+
+
 def test_logits_are_adjusted_by_the_log_of_the_frequencies_in_training_alone():
     task = build(logit_adjustment=0.5, counts=(6, 3, 1))
     shifted = LOGITS + 0.5 * np.log([0.6, 0.3, 0.1])

@@ -1,5 +1,7 @@
 """Runs whose settings change at given steps: exact across boundaries, and what is refused."""
 
+import dataclasses
+import importlib
 import json
 import shutil
 import time
@@ -287,6 +289,21 @@ def test_a_stage_that_no_run_can_have_is_refused_in_one_line(stage, message):
     with pytest.raises(UserError, match=message) as error:
         config_lib.validate(config)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_stage_cannot_change_what_only_evaluation_reads(flexible, monkeypatch):
+    run = Run.build(flexible(stages__x__until=2, stages__x__task__label_smoothing=0.1))
+    assert [stage.name for stage in stages_of(run)] == ["x", ""]
+    monkeypatch.setattr(type(run.task), "of_evaluation", ("label_smoothing",))
+    with pytest.raises(UserError, match=r"x\.task\.label_smoothing: .*because only evaluation"):
+        stages_of(run)
+
+
+@pytest.mark.parametrize("name", ["segmentation", "detection", "multilabel", "contrastive"])
+def test_fields_of_evaluation_are_fields(name):
+    task = importlib.import_module(f"vit_jax.tasks.{name}").Task
+    fields = {field.name for field in dataclasses.fields(task)}
+    assert set(task.of_evaluation) < fields
 
 
 def test_a_stage_may_weigh_the_teacher_of_the_run_differently():

@@ -148,7 +148,10 @@ class Task(BaseTask):
         }
         image, label = (self.info.spec.get(name) for name in wanted)
         image_fits = image is not None and len(image.shape) == 3
-        label_fits = label is not None and label.shape in ((), (self.info.num_classes,))
+        label_fits = label is not None and (
+            label.shape == (self.info.num_classes,)
+            or (label.shape == () and np.issubdtype(label.dtype, np.integer))
+        )
         check_data("classification", wanted, self.info, image_fits and label_fits)
         self.check_images()
 

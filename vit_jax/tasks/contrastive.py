@@ -82,6 +82,7 @@ class Task(BaseTask):
     erasing: float = 0.0
 
     headline = "image_to_text_recall1"
+    of_evaluation: ClassVar[tuple[str, ...]] = ("classes", "prompts", "candidates")
     metric_info: ClassVar[Mapping[str, Metric]] = {
         "image_to_text_recall*": SCORE,
         "text_to_image_recall*": SCORE,

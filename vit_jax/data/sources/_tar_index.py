@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -226,6 +226,11 @@ def _collected(members: Iterable[_Member], file: io.BufferedReader) -> Index:
             samples[-1] |= {**place, "is_clear": not is_second}
         elif name.lower().endswith(images.OTHER_SUFFIXES):
             samples[-1]["unread"] = member.name
+    return _index_of(samples)
+
+
+def _index_of(samples: Sequence[Mapping[str, Any]]) -> Index:
+    """Returns the index of samples. Raises `OSError` for those whose image is not clear."""
     for sample in samples:
         if not sample["is_clear"]:
             raise OSError(
