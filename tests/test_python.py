@@ -255,6 +255,20 @@ def test_evaluate_needs_one_model():
         vit_jax.evaluate(checkpoint="B_16.npz")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"step": 0}, "step does not go with checkpoint; give workdir"),
+        ({"overrides": {"seed": 1}}, "overrides does not go with checkpoint; change config"),
+        ({"trust": ["mine:Task"]}, "trust does not go with checkpoint; the code that config"),
+        ({"workdir": "run", "checkpoint": ""}, "config does not go with workdir; change keys"),
+    ],
+)
+def test_evaluate_refuses_an_argument_that_its_model_would_not_use(given, message):
+    with pytest.raises(UserError, match=message):
+        vit_jax.evaluate(**{"config": "digits", "checkpoint": "B_16.npz", **given})
+
+
 def test_models_are_listed_by_pattern():
     assert vit_jax.list_models("vit_s1?") == ["vit_s14", "vit_s16"]
     assert vit_jax.list_models("no such") == []

@@ -16,6 +16,14 @@ from vit_jax.training import loop
 from vit_jax.training.outcome import Outcome
 from vit_jax.training.workdir import Workdir
 
+_INSTEAD = {
+    "step": "give workdir for a run, or the path of one checkpoint",
+    "overrides": "change config itself",
+    "trust": "the code that config names is trusted",
+    "config": "change keys of the run with overrides",
+}
+"""What to write in place of an argument of `evaluate` that its model would not use."""
+
 
 def train(
     config: ConfigDict | Mapping[str, Any] | str | os.PathLike,
@@ -86,21 +94,33 @@ def evaluate(
         any format for its model.
 
     Raises:
-      UserError: there is no such checkpoint, it is damaged, or it does not fit the model.
+      UserError: there is no such checkpoint, it is damaged, or it does not fit the model; or an
+        argument was given that goes only with the other kind of model.
     """
     if bool(workdir) == bool(checkpoint):
         raise UserError("evaluate: give workdir, or config and checkpoint")
     if checkpoint:
+        _refuse("checkpoint", step=step, overrides=overrides, trust=trust)
         if config is None:
             raise UserError("evaluate: checkpoint needs config, which names the data")
         return evaluate_lib.evaluate_checkpoint(
             _set_up(config), path_text(checkpoint, "checkpoint")
         )
+    _refuse("workdir", config=config)
     if not isinstance(overrides or {}, Mapping):
         raise UserError(f"overrides={quoted(overrides)}: write values by dotted key")
     run = Workdir.existing(path_text(workdir, "workdir"))
     _set_up(run.read_config(overrides, trust))
     return evaluate_lib.evaluate_workdir(run, overrides or {}, step, trust)
+
+
+def _refuse(beside: str, **given: Any) -> None:
+    """Raises a `UserError` for an argument that the model named by `beside` would not use."""
+    for name, value in given.items():
+        if value not in (None, "", (), [], {}):
+            raise UserError(
+                f"evaluate: {name} does not go with {beside}; {_INSTEAD[name]}, or leave it out"
+            )
 
 
 def _set_up(given: Any) -> ConfigDict:
