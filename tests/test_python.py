@@ -167,6 +167,11 @@ def test_a_run_is_evaluated_and_used_from_python(trained):
         vit_jax.evaluate(workdir, step="bst")
 
 
+def test_a_run_that_python_code_started_records_no_command(trained):
+    """The arguments of this process are those of pytest, or of a notebook's kernel."""
+    assert json.loads((Path(trained[2]) / "config.json").read_text())["command"] == []
+
+
 def test_numbers_of_numpy_are_stored_as_numbers():
     config = vit_jax.config.load("digits", {"total": np.int64(5), "batch_size": "32"})
     config.model.width = np.int64(64)

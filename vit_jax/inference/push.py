@@ -207,7 +207,7 @@ def _started_from(record: Mapping[str, Any]) -> tuple[str, str]:
 
 def _command(words: Sequence[str]) -> str:
     """Returns the command of the run; one that was begun in Python has none."""
-    if "train" not in words[:4]:
+    if not words:
         return "The training was begun in Python."
     return _fenced(shlex.join(words), "sh")
 

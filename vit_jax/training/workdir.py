@@ -1,7 +1,7 @@
 """The files of a run besides checkpoints and metrics, and the rules for resuming it.
 
-config.json   the resolved config, the command, versions of packages and of this code, and the
-              commits of what was read from the Hugging Face hub
+config.json   the resolved config, the command if the command line started the run, versions of
+              packages and of this code, and the commits of what was read from the Hugging Face hub
 DONE          exists once the last step is finished
 """
 
@@ -223,6 +223,7 @@ class Workdir:
         headline: str,
         metric_info: Mapping[str, Metric],
         num_examples: int | None = None,
+        command: Sequence[str] = (),
     ) -> None:
         """Records the config of the run, with the facts that are needed to repeat the run.
 
@@ -230,6 +231,7 @@ class Workdir:
           headline: the metric that the run is judged by.
           metric_info: the meaning of the metrics, for the report.
           num_examples: the number of training examples, if it is known.
+          command: the words of the command that started the run; empty if Python code did.
         """
         record = {
             "version": config_lib.VERSION,
@@ -245,7 +247,7 @@ class Workdir:
             },
             "headline": headline,
             "metrics": as_json(metric_info),
-            "command": ["python", "-m", "vit_jax", *sys.argv[1:]],
+            "command": list(command),
             "commit": current_commit(),
             "packages": _package_versions(),
             "hub_commits": {**hub.commits_in(config.to_dict()), **self._hub_commits()},
