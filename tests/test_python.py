@@ -224,7 +224,7 @@ NO_PATH = "write a path, as a text or an object of pathlib"
         (lambda: vit_jax.train("digits", None), f"workdir=None: {NO_PATH}"),
         (lambda: vit_jax.train("digits", ""), "the workdir has no name"),
         (lambda: vit_jax.train("digits", "run", callbacks=print), "callbacks=.*: write a list"),
-        (lambda: vit_jax.train("digits", "run", profile=3), "--profile=3: write START:STOP"),
+        (lambda: vit_jax.train("digits", "run", profile=3), "^profile=3: write START:STOP"),
         (lambda: vit_jax.evaluate(3), f"workdir=3: {NO_PATH}"),
         (lambda: vit_jax.evaluate("run", overrides=["seed=1"]), "overrides=.*: write values"),
         (lambda: vit_jax.features(None, ["a.jpg"]), f"model=None: {NO_PATH}"),

@@ -1,6 +1,7 @@
 """Programs for other runtimes: written, run there on a photograph, compared with the model."""
 
 import functools
+import importlib.util
 import types
 
 import jax
@@ -170,18 +171,34 @@ def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
+    ("to", "missing", "message"),
+    [
+        ("savedmodel", "tensorflow", "^to=savedmodel: tensorflow is not .* the extra 'export' of"),
+        ("onnx", "onnxruntime", "^to=onnx: onnxruntime is not .* the extra 'onnx' of vit-jax"),
+    ],
+)
+def test_a_format_names_the_extra_that_it_needs(to, missing, message, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *of: None if name == missing else find(name, *of)
+    )
+    with pytest.raises(UserError, match=message):
+        vit_jax.export("never read", str(tmp_path / "out"), to)
+
+
+@pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         (("out", "tflite"), {}, r"is no export format; valid: onnx, savedmodel, stablehlo"),
-        (("out", "savedmodl"), {}, r"--to='savedmodl' is no .*; did you mean 'savedmodel'"),
-        (("out",), {"outputs": "feature"}, "did you mean 'features'"),
+        (("out", "savedmodl"), {}, r"^to='savedmodl' is no .*; did you mean 'savedmodel'"),
+        (("out",), {"outputs": "feature"}, "^outputs=feature.* did you mean 'features'"),
         (("out",), {"weights": "bf16"}, "did you mean 'bfloat16'"),
         (("no/such/out",), {}, "there is no folder"),
         ((".",), {}, "exists already"),
         (("out",), {"outputs": "text"}, "is for runs that learned images and texts"),
-        (("out", None), {}, "--to=None: write the name of an export format"),
-        (("out",), {"batch": 0}, "--batch=0: write a positive whole number"),
-        (("out",), {"batch": 1.5}, "--batch=1.5: write a positive whole number"),
+        (("out", None), {}, "^to=None: write the name of an export format"),
+        (("out",), {"batch": 0}, "^batch=0: write a positive whole number"),
+        (("out",), {"batch": 1.5}, "^batch=1.5: write a positive whole number"),
         (("out",), {"images": 3}, "images=3: write a list of image files"),
         (("gs://bucket/out",), {}, "name a folder on this machine"),
         (("/proc/out",), {}, "cannot write '/proc/out': "),  # As a folder that is read-only.

@@ -209,6 +209,8 @@ def test_runs_are_compared_on_one_page(workdir, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(out)
     source = out.read_text()
     page = Page(source)
+    alone = write_report(workdir).read_text()
+    assert all("Made by <code>vit-jax report</code>" in one for one in (source, alone))
     names = [f"{tmp_path.name}/{workdir.name}", f"other/{workdir.name}"]
     assert page.texts[page.texts.index("2 runs side by side") + 1 :][:2] == names
     rows = page.texts[page.texts.index("test accuracy") :]

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import os
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,13 +114,15 @@ def export(
         are compared with it; not needed if `model` is its path.
 
     Raises:
-      UserError: the model cannot be read or has no such outputs, or the folder cannot be made.
+      UserError: the model cannot be read or has no such outputs, the format needs a package that is
+        not installed, or the folder cannot be made.
       WrongExport: the outputs of the files are not those of the model, or int8 weights change the
         most likely class of more than 1 % of the split; nothing is left behind.
     """
-    fmt: Format = FORMATS.find(to, "--to")
-    check_known(outputs, OUTPUTS, f"--outputs={outputs}")
-    check_known(weights, WEIGHTS, f"--weights={weights}")
+    fmt: Format = FORMATS.find(to, "to")
+    _check_installed(fmt, to)
+    check_known(outputs, OUTPUTS, f"outputs={outputs}")
+    check_known(weights, WEIGHTS, f"weights={weights}")
     rows = _rows(batch)
     shown = as_pictures(images)
     folder = _new_folder(path_text(path))
@@ -194,10 +198,20 @@ def check_agreement(found: Agreement) -> None:
         raise WrongExport(f"{found}, less than {LEAST:.0%}; nothing was written")
 
 
+def _check_installed(fmt: Format, to: str) -> None:
+    """Raises a `UserError` that names the extra whose packages a format lacks."""
+    missing = [name for name in fmt.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"to={to}: {' and '.join(missing)} is not installed for {sys.executable}; install the"
+            f" extra {fmt.extra!r} of vit-jax"
+        )
+
+
 def _rows(batch: Any) -> int | None:
     is_number = isinstance(batch, int | np.integer) and not isinstance(batch, bool)
     if batch is not None and not (is_number and batch > 0):
-        raise UserError(f"--batch={quoted(batch)}: write a positive whole number")
+        raise UserError(f"batch={quoted(batch)}: write a positive whole number")
     return batch if batch is None else int(batch)
 
 
@@ -239,8 +253,8 @@ def _made_whole(folder: Path) -> Iterator[Path]:
 def _check_pixels(task: BaseTask, include_preprocessing: bool) -> None:
     if include_preprocessing and task.image_spec.dtype != np.uint8:
         raise UserError(
-            "--include-preprocessing: this run's images are normalized in config.data.pp, which is"
-            " no part of the model; export without it"
+            "preprocessing cannot be included: this run's images are normalized in config.data.pp,"
+            " which is no part of the model; export without it"
         )
 
 

@@ -96,7 +96,12 @@ def train(
         if is_first:
             workdir.mark_done(False)
             workdir.write_config(
-                config, run.task.info, run.task.headline, best.metric_info, len(run.source), command
+                config,
+                run.task.info,
+                run.task.headline,
+                best.metric_info,
+                num_examples=len(run.source),
+                command=command,
             )
         with open_log(stages, workdir, start, times, callbacks) as log:
             for line in opening_lines(run, restored, merged, changed):

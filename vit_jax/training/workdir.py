@@ -61,7 +61,7 @@ class Workdir:
         if not storage.path_text(path, "workdir"):
             raise UserError("the workdir has no name; write a folder, or . for the current one")
         workdir = cls(storage.absolute(path))
-        storage.check_writable_name(workdir.path, f"--workdir={path}")
+        storage.check_writable_name(workdir.path, f"workdir={path}")
         # Processes of one run open it at the same time, so each one writes a different probe.
         probe = workdir.path / f".writable-{uuid.uuid4().hex}"
         try:
@@ -73,7 +73,7 @@ class Workdir:
                 probe.unlink(missing_ok=True)
         except storage.errors() as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"--workdir={path}: cannot write there ({reason})") from error
+            raise UserError(f"workdir={path}: cannot write there ({reason})") from error
         return workdir
 
     @classmethod
@@ -85,7 +85,7 @@ class Workdir:
         """
         workdir = cls(storage.absolute(path))
         if not workdir._config_file.exists():
-            raise UserError(f"--workdir={path} holds no run (no config.json); train there first")
+            raise UserError(f"{path} holds no run (no config.json); train there first")
         return workdir
 
     @classmethod
@@ -222,6 +222,7 @@ class Workdir:
         info: DataInfo,
         headline: str,
         metric_info: Mapping[str, Metric],
+        *,
         num_examples: int | None = None,
         command: Sequence[str] = (),
     ) -> None:
@@ -275,7 +276,7 @@ class Workdir:
         if found[schema.FIXED]:
             raise UserError(
                 f"{self.path} has checkpoints of another run; these keys cannot change on resume:"
-                f" {'; '.join(found[schema.FIXED])}. Restore them, or use another --workdir"
+                f" {'; '.join(found[schema.FIXED])}. Restore them, or use another workdir"
             )
         return found[schema.WARNED]
 
@@ -291,7 +292,7 @@ class Workdir:
         if before and names and (change := difference(before, names)):
             raise UserError(
                 f"{self.path} was trained for other classes: {change}. Restore the names, or use"
-                " another --workdir"
+                " another workdir"
             )
 
     def _hub_commits(self) -> dict[str, str]:
