@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import shutil
+import threading
 import time
 import types
 from concurrent.futures import Future
@@ -123,6 +124,19 @@ def test_a_program_that_cannot_be_compiled_ends_the_run_before_its_stage(
     assert stages.compiled(1) == 0
     with pytest.raises(RuntimeError, match="out of memory"):
         stages.program(1, mock.MagicMock(), Stopwatch(), 0.0)
+
+
+def test_the_wait_for_the_first_program_is_announced(flexible, monkeypatch):
+    announced = threading.Event()
+    monkeypatch.setattr(Run, "compile_step", lambda _: announced.wait(60))
+    stages, log = Stages(Run.build(flexible())), mock.MagicMock()
+    log.message.side_effect = lambda _: announced.set()
+    assert stages.first(1, log)
+    log.message.assert_called_once_with(
+        "compiling the training step, which may take minutes for a large model"
+    )
+    assert stages.first(1, log)
+    log.message.assert_called_once()  # There was nothing left to wait for.
 
 
 def test_flops_are_counted_before_the_loop_asks_for_them(flexible, monkeypatch, at_once):

@@ -107,7 +107,7 @@ def train(
             for line in opening_lines(run, restored, merged, changed):
                 log.message(line)
             with times("compile"):
-                stages.compiled(start + 1)
+                stages.first(start + 1, log)
                 tidy_heap()
             with StopSignal() as stop, advising(store):
                 trainer = Trainer(

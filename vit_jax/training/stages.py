@@ -212,6 +212,13 @@ class Stages:
         self.prepare(step)
         return self._compiling[self.at(step).name].result()
 
+    def first(self, step: int, log: StepLog) -> TrainStep:
+        """Returns the compiled program of the first step, and says so in `log` if it must wait."""
+        self.prepare(step)
+        if not self._compiling[self.at(step).name].done():
+            log.message("compiling the training step, which may take minutes for a large model")
+        return self.compiled(step)
+
     def ends(self, step: int) -> bool:
         """Returns whether a step is the last one of its stage."""
         return step == self.at(step).end
