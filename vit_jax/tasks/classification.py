@@ -360,7 +360,7 @@ class Task(BaseTask):
         label are left out. Those whose probabilities are not finite are counted as misclassified,
         and not drawn.
         """
-        from vit_jax.report import figures  # matplotlib, which training can do without
+        from vit_jax.report import figures, numbers  # matplotlib, which training can do without
 
         names = self._names()
         if examples["label"].ndim > 1:
@@ -380,6 +380,8 @@ class Task(BaseTask):
                     "Confusion matrix",
                     "Rows are the true classes, columns the predicted ones.",
                     figures.confusion_matrix(matrix, names),
+                    alt=numbers.confusions_in_words(matrix, names),
+                    numbers=numbers.confusions(matrix, names),
                 )
             )
         if len(labels):
@@ -392,7 +394,8 @@ class Task(BaseTask):
         hardest = figures.hardest_mistakes(images, labels, probability, names, HARDEST)
         if hardest:
             text += " These are the ones whose true class got the least probability."
-        return [*sections, Section("The hardest mistakes", text, hardest)]
+        alt = "Misclassified images, each with its predicted class above its true class."
+        return [*sections, Section("The hardest mistakes", text, hardest, alt=alt)]
 
     def _names(self) -> tuple[str, ...]:
         return self.info.class_names or tuple(map(str, range(self.info.num_classes)))
@@ -400,7 +403,7 @@ class Task(BaseTask):
 
 def _reliability(is_right: np.ndarray, confidence: np.ndarray) -> Section:
     """Returns the section with the reliability diagram of images `[n]`."""
-    from vit_jax.report import figures
+    from vit_jax.report import figures, numbers
 
     found = Reliability.of(is_right, confidence)
     text = (
@@ -411,4 +414,10 @@ def _reliability(is_right: np.ndarray, confidence: np.ndarray) -> Section:
         f" {found.error:.1%} for these {len(confidence):,} images."
     )
     figure = figures.reliability_diagram(found.rows, found.accuracy)
-    return Section("Reliability diagram", text, figure)
+    return Section(
+        "Reliability diagram",
+        text,
+        figure,
+        alt="Bars of the accuracy by confidence, above bars of the number of images.",
+        numbers=numbers.reliability(found.rows, found.accuracy),
+    )

@@ -297,6 +297,7 @@ class Task(BaseTask):
                 "Segmentations beside the truth",
                 "The color tells the class; gray is not labeled.",
                 inside.attention_panel(pictures, rows),
+                alt="Images, tinted below by their true classes and by the predicted ones.",
             )
         ]
 
