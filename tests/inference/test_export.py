@@ -141,6 +141,23 @@ def test_the_readme_lists_the_classes_of_the_task_as_they_are():
     assert readme.endswith("\n\n## Classes\n\n0. `<b>`\n1. `a'b # c`\n")
 
 
+OTHER_FAMILIES = {
+    "Mixer": {"name": "mixer_b16", "patch_size": 8, "width": 16, "depth": 2,
+              "tokens_mlp_dim": 8, "channels_mlp_dim": 24},
+    "hybrid": {"name": "r50_b16", "patch_size": 1, "width": 16, "depth": 1, "num_heads": 2,
+               "mlp_dim": 24, "stages": (1, 1), "width_factor": 0.5},
+    "BiT": {"name": "bit_r50x1", "stages": (1, 1), "width_factor": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("to", ["stablehlo", pytest.param("savedmodel", marks=LONG)])
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_a_model_of_another_family_answers_as_the_model(family, to, tmp_path):
+    done = vit_jax.export(predictor_for(OTHER_FAMILIES[family]), str(tmp_path / "out"), to)
+    assert done.difference <= export_lib.TOLERANCE
+    assert done.size > done.model_size
+
+
 def test_a_saved_model_answers_as_the_model(tmp_path):
     done = vit_jax.export(predictor_of("classification"), str(tmp_path / "out"), "savedmodel")
     assert done.difference <= export_lib.TOLERANCE
