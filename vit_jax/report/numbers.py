@@ -34,7 +34,7 @@ def confusions_in_words(matrix: np.ndarray, class_names: Sequence[str]) -> str:
     wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
     if not wrong.any():
         return f"{words}."
-    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    true, predicted = divmod(int(wrong.argmax()), len(matrix))
     return (
         f"{words}. The most frequent mistake is {class_names[true]} predicted as"
         f" {class_names[predicted]}: {wrong.max():,} of the images."
