@@ -138,14 +138,12 @@ def export(
         are compared with it; not needed if `model` is its path.
 
     Raises:
-      UserError: the model cannot be read or has no such outputs, the format needs a package that is
-        not installed, or the folder cannot be made.
+      UserError: an argument is wrong, the model cannot be read, or a package is not installed.
       WrongExport: the outputs of the files are not those of the model, or rounded weights change
         them by more than `ROUNDING`, or int8 weights change the most likely class of more than 1 %
         of the split; nothing is left behind.
     """
-    fmt: Format = FORMATS.find(to, "to")
-    _check_installed(fmt, to)
+    fmt = _installed_format(to)
     check_known(outputs, OUTPUTS, f"outputs={outputs}")
     check_known(weights, WEIGHTS, f"weights={weights}")
     rows = _rows(batch)
@@ -243,14 +241,16 @@ def check_agreement(found: Agreement) -> None:
         raise WrongExport(f"{found}, less than {LEAST:.0%}; nothing was written")
 
 
-def _check_installed(fmt: Format, to: str) -> None:
-    """Raises a `UserError` that names the extra whose packages a format lacks."""
+def _installed_format(to: str) -> Format:
+    """Returns a format. Raises a `UserError` if its packages, of an extra, are not installed."""
+    fmt: Format = FORMATS.find(to, "to")
     missing = [name for name in fmt.needs if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"to={to}: {' and '.join(missing)} is not installed for {sys.executable}; install the"
             f" extra {fmt.extra!r} of vit-jax"
         )
+    return fmt
 
 
 def _rows(batch: Any) -> int | None:
