@@ -66,6 +66,22 @@ def test_splits_by_file_and_by_column_have_the_classes_of_training(folder):
         open_table(split="val", **by_file)
 
 
+def test_without_a_training_split_all_splits_have_the_same_classes(folder):
+    rows = (("a b.png", "cat", "0"), ("e.png", "eel", "0"), ("f.png", "bee", "1"))
+    by_column = {"name": write(folder, "all.csv", lines(("path", "label", "fold"), *rows))}
+    by_column["split_column"] = "fold"
+    write(folder, "val.csv", lines(("path", "label"), *(row[:2] for row in rows[:2])))
+    write(folder, "testing.csv", lines(("path", "label"), rows[2][:2]))
+    write(folder, "fold3.csv", lines(("path", "label"), ("g.png", "ant")))
+    by_file = {"name": folder / "{split}.csv"}
+    for args, first, second in ((by_column, "0", "1"), (by_file, "validation", "test")):
+        for split, labels in ((first, [1, 2]), (second, [0])):
+            source = open_table(split=split, **args)
+            assert source.class_names == ("bee", "cat", "eel")
+            assert source.labels.tolist() == labels
+    assert open_table(split="fold3", **by_file).class_names == ("ant", "bee", "cat", "eel")
+
+
 def test_a_training_split_is_read_once_for_all_splits(folder, monkeypatch):
     header = ("path", "label")
     write(folder, "train.csv", lines(header, ("a.png", "cat"), ("b.png", "dog")))

@@ -13,11 +13,13 @@ the web (`https://`) or on the Hugging Face hub (`hf://datasets/USER/REPO[/PATH]
     config.data.args = {"label": ["cat", "dog"]}            # a column of 0 and 1 for each class
     config.data.args = {"class_names": "classes.txt"}       # the order of the classes
 
-Classes are the distinct labels of the training split, numbers in their order, other labels sorted.
+Classes are the distinct labels of the training split (without one, of all splits together), numbers
+in their order, other labels sorted.
 An example has `image`, `label` (int32, or uint8 ones and zeros `[classes]` if images have several
 labels), and `weight` (float32) if a column has it. Mistakes are named by file, row, and column.
 """
 
+import contextlib
 import logging
 import os
 import unicodedata
@@ -254,11 +256,10 @@ def _rows_of(table: Table, split_column: str, part: str, name: str) -> np.ndarra
                 " is a part of the whole"
             )
         return np.arange(table.num_rows)
-    wanted = _table_names.same_split(part)
-    of_row = [str(value).strip() for value in table.values(split_column)]
-    rows = np.flatnonzero([one in wanted or one.lower() in wanted for one in of_row])
+    rows = _rows_in_column(table, split_column, part)
     if not len(rows):
-        known = ", ".join(map(files.shown, sorted(set(of_row))[:10]))
+        splits = {str(value).strip() for value in table.values(split_column)}
+        known = ", ".join(map(files.shown, sorted(splits)[:10]))
         raise UserError(
             f"{files.shown(name)} has no rows of the split {part!r}; its column"
             f" {split_column!r} has {known}"
@@ -266,23 +267,52 @@ def _rows_of(table: Table, split_column: str, part: str, name: str) -> np.ndarra
     return rows
 
 
-def _training_classes(name: str, part: str, cells: LabelCells, split_column: str) -> _Classes:
-    """Returns the classes of the training split, or those of `cells` if there is none.
+def _rows_in_column(table: Table, split_column: str, part: str) -> np.ndarray:
+    """Returns the numbers of the rows whose cell names a split, int64; empty if none does."""
+    wanted = _table_names.same_split(part)
+    of_row = [str(value).strip() for value in table.values(split_column)]
+    return np.flatnonzero([one in wanted or one.lower() in wanted for one in of_row])
 
-    A training split in files of its own is read once for all splits, as long as it stays unchanged.
+
+def _training_classes(name: str, part: str, cells: LabelCells, split_column: str) -> _Classes:
+    """Returns the classes of the training split; without one, those of all splits together.
+
+    The files of another split are read once, as long as they stay unchanged.
     """
-    is_training = "train" in _table_names.same_split(part)
-    try:  # Only finding the split may fail; what is wrong within it is told.
-        if split_column and not is_training:
-            rows = _rows_of(cells.table, split_column, "train", name)
-            return _Classes.of(LabelCells(cells.table, cells.columns, cells.separator, rows))
-        stamps = () if split_column else _stamps(_table_names.find_files(name, "train")[0])
-    except UserError:
-        return _Classes.of(cells)
+    if split_column:
+        rows = _rows_in_column(cells.table, split_column, "train")
+        rows = rows if len(rows) else np.arange(cells.table.num_rows)
+        return _Classes.of(LabelCells(cells.table, cells.columns, cells.separator, rows))
+    found = [
+        _classes_of_split(name, split, paths, cells, is_read=split in _table_names.same_split(part))
+        for split, paths in _splits_with_classes(name, part).items()
+    ]
+    names = sorted_names([one.names for one in found])
+    return _Classes(names, any(one.are_several for one in found))
+
+
+def _splits_with_classes(name: str, part: str) -> dict[str, Sequence[str]]:
+    """Returns the files of the training split; without one, of `part` and each usual split."""
+    found: dict[str, Sequence[str]] = {}
+    usual = [names[0] for names in _table_names.SPLIT_NAMES]
+    is_usual = any(one in usual for one in _table_names.same_split(part))
+    for split in [*usual, *([] if is_usual else [part])]:
+        with contextlib.suppress(UserError):  # There is no such split.
+            found[split] = _table_names.find_files(name, split)[0]
+        if split == "train" and found:
+            break
+    return found
+
+
+def _classes_of_split(
+    name: str, split: str, paths: Sequence[str], cells: LabelCells, *, is_read: bool
+) -> _Classes:
+    """Returns the classes of the files of a split. With `is_read`, they are those of `cells`."""
+    stamps = _stamps(paths)
     key = (stamps, tuple(cells.columns), cells.separator)
-    found = _Classes.of(cells) if is_training else _read_before.get(key)
+    found = _Classes.of(cells) if is_read else _read_before.get(key)
     if not found:
-        table = _table_names.open_tables(name, "train")
+        table = _table_names.open_tables(name, split)
         table.load("", cells.columns)
         rows = np.arange(table.num_rows)
         found = _Classes.of(LabelCells(table, cells.columns, cells.separator, rows))
