@@ -29,16 +29,16 @@ def task(names=NAMES):
     return SimpleNamespace(info=SimpleNamespace(class_names=names))
 
 
-def batches(first=0, size=3):
-    """The answers from an image on, in batches that are not of one size."""
-    for start in range(first, 4, size):
-        part = slice(start, start + size)
-        yield FILES[part], {"probability": PROBABILITY[part]}
+def batches(files, size=3):
+    """The answers for files, in batches that are not of one size."""
+    for start in range(0, len(files), size):
+        names = files[start : start + size]
+        yield names, {"probability": PROBABILITY[[FILES.index(name) for name in names]]}
 
 
 def test_csv_has_the_top_classes_and_nothing_that_a_spreadsheet_runs(tmp_path):
     path = tmp_path / "a.csv"
-    assert Results(task(), 2).write(str(path), batches) == 4
+    assert Results(task(), 2).write(str(path), FILES, batches) == 4
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["file", "class_1", "probability_1", "class_2", "probability_2"]
@@ -51,22 +51,22 @@ def test_csv_has_the_top_classes_and_nothing_that_a_spreadsheet_runs(tmp_path):
 
 def test_json_lines_have_every_probability_on_request(tmp_path):
     path = tmp_path / "a.jsonl"
-    Results(task(), 1, everything=True).write(str(path), batches)
+    Results(task(), 1, everything=True).write(str(path), FILES, batches)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["file"] for row in rows] == FILES
     assert rows[2]["top"] == [{"class": "dog (3)", "probability": 0.4}]
     assert list(rows[0]["probabilities"].values()) == [0.5, 0.25, 0.125, 0.125]
     path = tmp_path / "all.csv"
-    Results(task(()), 9, everything=True).write(str(path), batches)
+    Results(task(()), 9, everything=True).write(str(path), FILES, batches)
     header, first = path.read_text().splitlines()[:2]
     assert header.split(",")[-5:] == ["probability_4", *(f"probability of {i}" for i in range(4))]
     assert first.split(",")[-4:] == ["0.5", "0.25", "0.125", "0.125"]
 
 
 def test_other_answers_are_refused_and_leave_no_file(tmp_path):
-    other = [(["x"], {"boxes": np.zeros((1, 4))})]
+    other = [(FILES[:1], {"boxes": np.zeros((1, 4))})]
     with pytest.raises(UserError, match="--results is for tasks whose answers are probabilities"):
-        Results(task(), 1).write(str(tmp_path / "a.csv"), lambda _: other)
+        Results(task(), 1).write(str(tmp_path / "a.csv"), FILES, lambda _: other)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,34 +76,30 @@ def test_an_interrupted_file_is_finished_by_the_next_call(tmp_path, suffix, cut)
     whole, path = tmp_path / f"whole{suffix}", tmp_path / f"a{suffix}"
     asked = []
 
-    def interrupted(start):
-        asked.append(start)
-        yield from batches(start, size=1 if start else 3)
-        if not start:
-            raise KeyboardInterrupt
+    def asked_for(files):
+        asked.append(files)
+        return batches(files)
 
-    def first_three(start):
-        for number, batch in enumerate(interrupted(start)):
-            if number:
-                raise KeyboardInterrupt
-            yield batch
+    def first_three(files):
+        yield next(asked_for(files))
+        raise KeyboardInterrupt
 
     def results(identity="this"):
         return Results(task(), 2, everything=True, identity=identity)
 
-    results().write(str(whole), batches)
+    results().write(str(whole), FILES, batches)
     with pytest.raises(KeyboardInterrupt):
-        results().write(str(path), first_three)
+        results().write(str(path), FILES, first_three)
     partial = tmp_path / f"a{suffix}.partial"
     assert not path.exists()
     partial.write_bytes(partial.read_bytes()[: -cut or None])  # A line may be cut off.
-    assert results().write(str(path), interrupted) == 4
-    assert asked == [0, 2 if cut else 3]
+    assert results().write(str(path), FILES, asked_for) == 4
+    assert asked == [FILES, FILES[2 if cut else 3 :]]
     assert path.read_bytes() == whole.read_bytes()
     assert not partial.exists()
     with pytest.raises(KeyboardInterrupt):
-        results().write(str(path), first_three)
-    results("another model").write(str(path), batches)
+        results().write(str(path), FILES, first_three)
+    results("another model").write(str(path), FILES, batches)
     assert path.read_bytes() == whole.read_bytes()
 
 
@@ -111,73 +107,91 @@ def test_an_interrupted_file_is_finished_by_the_next_call(tmp_path, suffix, cut)
 def test_answers_behind_a_damaged_line_are_given_again(tmp_path, damage):
     path, asked = tmp_path / "a.csv", []
 
-    def interrupted(first):
-        yield from batches(first, size=1)
+    def interrupted(files):
+        yield from batches(files, size=1)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Results(task(), 1).write(str(path), interrupted)
+        Results(task(), 1).write(str(path), FILES, interrupted)
     partial = tmp_path / "a.csv.partial"
     lines = partial.read_bytes().splitlines(keepends=True)
     partial.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
-    Results(task(), 1).write(str(path), lambda first: asked.append(first) or batches(first))
-    assert asked == [1]
+    Results(task(), 1).write(str(path), FILES, lambda files: asked.append(files) or batches(files))
+    assert asked == [FILES[1:]]
     whole = tmp_path / "whole.csv"
-    Results(task(), 1).write(str(whole), batches)
+    Results(task(), 1).write(str(whole), FILES, batches)
     assert path.read_text() == whole.read_text()
 
 
 def test_two_calls_do_not_write_one_file(tmp_path):
     path = str(tmp_path / "a.csv")
 
-    def meanwhile(start):
-        for batch in batches(start):
+    def meanwhile(files):
+        for batch in batches(files):
             with pytest.raises(UserError, match=r"another process is writing .*a\.csv\.partial;"):
-                Results(task(), 1).write(path, batches)
+                Results(task(), 1).write(path, FILES, batches)
             yield batch
 
-    assert Results(task(), 1).write(path, meanwhile) == 4
+    assert Results(task(), 1).write(path, FILES, meanwhile) == 4
     with open(path, newline="") as file:
         assert len(list(csv.reader(file))) == 5
-    Results(task(), 1).write(path, batches)
+    Results(task(), 1).write(path, FILES, batches)
     assert os.listdir(tmp_path) == ["a.csv"]
 
 
 def test_parquet_has_the_columns_of_csv(tmp_path):
-    Results(task(), 1).write(str(tmp_path / "a.parquet"), batches)
+    Results(task(), 1).write(str(tmp_path / "a.parquet"), FILES, batches)
     rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
     assert rows[0] == {"file": "@home.png", "class_1": "=1+1", "probability_1": 0.5}
     assert rows[3]["file"] == r"\udcff.png"
 
 
-def test_the_identity_is_that_of_model_settings_and_files(tmp_path):
+def test_answers_of_unchanged_files_are_kept_when_others_are_removed_or_changed(tmp_path):
+    files = [str(tmp_path / f"{number}.png") for number in range(5)]
+    for file in files:
+        with open(file, "w") as stored:
+            stored.write(file)
+    asked = []
+
+    def one_by_one(given):
+        for file in given:
+            asked.append(files.index(file))
+            if asked[-1] == 2:
+                raise UserError("2.png: damaged PNG")
+            yield [file], {"probability": PROBABILITY[:1]}
+
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(UserError, match=r"2\.png: damaged"):
+        Results(task(), 1).write(str(path), files, one_by_one)
+    os.unlink(files[2])
+    os.utime(files[0], (1, 1))
+    rest = [files[4], files[1], files[0], files[3], files[1]]
+    told = []
+    assert Results(task(), 1, tell=told.append).write(str(path), rest, one_by_one) == 5
+    assert asked == [0, 1, 2, 4, 0, 3]
+    assert told == [f"1 images are in {path}.partial already"]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row.pop("file") for row in rows] == rest
+    assert all(list(row) == ["top"] for row in rows)
+
+
+def test_the_identity_is_that_of_model_and_settings():
     params = {"a": np.arange(3.0), "b": np.float32(1)}
-    image = tmp_path / "x.png"
-    image.write_bytes(b"one")
-    files = [str(image), os.fsdecode(b"\xff")]
-    one = identity_of(params, ["as it is"], files)
-    assert one == identity_of({**params}, ["as it is"], files)
-    others = {
-        identity_of(params, ["as it is"], files[:1]),
-        identity_of(params, ["as it is", "cat"], files),
-        identity_of({}, ["as it is"], files),
-    }
-    image.write_bytes(b"another")  # The name is the same.
-    others.add(identity_of(params, ["as it is"], files))
-    os.utime(image, (1, 1))
-    others.add(identity_of(params, ["as it is"], files))
-    assert len(others - {one}) == 5
+    one = identity_of(params, ["as it is"])
+    assert one == identity_of({**params}, ["as it is"])
+    others = {identity_of(params, ["as it is", "cat"]), identity_of({}, ["as it is"])}
+    assert len(others - {one}) == 2
 
 
 def test_rows_of_other_classes_are_not_resumed(tmp_path):
-    def stopped(start):
-        yield next(batches(start))
+    def stopped(files):
+        yield next(batches(files))
         raise KeyboardInterrupt
 
     path = tmp_path / "a.csv"
     with pytest.raises(KeyboardInterrupt):
-        Results(task(), 1).write(str(path), stopped)
-    Results(task(("car", "bus", "tram", "ship")), 1).write(str(path), batches)
+        Results(task(), 1).write(str(path), FILES, stopped)
+    Results(task(("car", "bus", "tram", "ship")), 1).write(str(path), FILES, batches)
     with open(path, newline="") as file:
         assert [row[1] for row in csv.reader(file)] == ["class_1", "car", "tram", "ship", "car"]
 

@@ -1,8 +1,9 @@
 """Writes the classes of image files, with their probabilities, as CSV, JSON lines or Parquet.
 
 While images are read, the answers go to `FILE.partial`: a line that tells what they are answers of,
-then one line of JSON for each image. A later call for the same model and images goes on after its
-last line; one with other names of classes, or other settings, begins anew. `FILE` appears when all
+then one line of JSON for each image. A later call with the same model and settings keeps the
+answers of the images that are unchanged, whichever other images are new, changed, or gone. A call
+with another model, other names of classes, or other settings begins anew. `FILE` appears when all
 is done.
 """
 
@@ -13,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -32,6 +33,8 @@ _PARTIAL = ".partial"
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
+_Stamp = list[int]
+
 Batches = Iterable[tuple[Sequence[str], Mapping[str, Any]]]
 """Batches of (names of the files, outputs of `BaseTask.predict`)."""
 
@@ -48,7 +51,7 @@ class Results:
     Args:
       task: the task that predicted, whose outputs have `probability` `[n, classes]`.
       top: the number of classes for each image.
-      identity: what tells these answers from others; see `identity_of`.
+      identity: what tells this model and its settings from others; see `identity_of`.
       tell: called with a line of progress every ten seconds.
     """
 
@@ -68,12 +71,14 @@ class Results:
         self._first_line = json.dumps(settings) + "\n"
         self._tell = tell
 
-    def write(self, path: str, answers: Callable[[int], Batches], total: int = 0) -> int:
-        """Writes the file; returns the number of images.
+    def write(
+        self, path: str, files: Sequence[str], answers: Callable[[Sequence[str]], Batches]
+    ) -> int:
+        """Writes the answers in the order of the images; returns the number of images.
 
         Args:
-          answers: returns the answers from an image on, whose number is given.
-          total: the number of all images, for the progress.
+          files: the image files.
+          answers: returns the answers for some of the files.
 
         Raises:
           UserError: the task's answers are no probabilities of classes, or the file cannot be
@@ -82,58 +87,76 @@ class Results:
         partial = path + _PARTIAL
         try:
             with _alone(partial):
-                count = self._filled(partial, answers, total)
-                with open(partial, encoding="utf-8") as file, writing_whole(path) as scratch:
-                    next(file)
-                    _WRITERS[os.path.splitext(path)[1].lower()](scratch, map(json.loads, file))
+                places = self._filled(partial, {file: _stamp(file) for file in files}, answers)
+                with open(partial, "rb") as lines, writing_whole(path) as scratch:
+                    records = (_record_at(lines, places[file]) for file in files)
+                    _WRITERS[os.path.splitext(path)[1].lower()](scratch, records)
                 os.unlink(partial)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error}") from error
-        return count
+        return len(files)
 
-    def _filled(self, partial: str, answers: Callable[[int], Batches], total: int) -> int:
-        """Appends the answers that a partial file lacks; returns the number of all."""
-        count = self._resumed(partial)
-        if count:
-            self._tell(f"{count:,} images are in {partial} already")
+    def _filled(
+        self,
+        partial: str,
+        stamps: Mapping[str, _Stamp],
+        answers: Callable[[Sequence[str]], Batches],
+    ) -> dict[str, int]:
+        """Appends the answers that a partial file lacks; returns where the line of each begins."""
+        given = self._resumed(partial)
+        left = [one for one, stamp in stamps.items() if one not in given or given[one][0] != stamp]
+        if len(left) < len(stamps):
+            self._tell(f"{len(stamps) - len(left):,} images are in {partial} already")
         try:
-            with open(partial, "a", encoding="utf-8") as file:
-                return self._append(file, answers(count), count, total)
+            if left:
+                with open(partial, "a", encoding="utf-8") as file:
+                    self._append(file, answers(left), stamps, len(left))
         finally:
-            if not self._resumed(partial):
+            given = self._resumed(partial)
+            if not given:
                 os.unlink(partial)
+        return {file: given[file][1] for file in stamps}
 
-    def _resumed(self, partial: str) -> int:
-        """Returns the number of answers in a partial file, which it cuts before a damaged one."""
+    def _resumed(self, partial: str) -> dict[str, tuple[_Stamp, int]]:
+        """Returns for each image in a partial file its stamp, and where its last line begins.
+
+        The file is cut before a damaged line.
+        """
+        found: dict[str, tuple[_Stamp, int]] = {}
         with contextlib.suppress(FileNotFoundError), open(partial, "rb+") as file:
             if file.readline() == self._first_line.encode():
-                count, end = 0, file.tell()
+                end = file.tell()
                 for line in file:
-                    if not _is_record(line):
+                    record = _record_of(line)
+                    if record is None:
                         break
-                    count, end = count + 1, end + len(line)
+                    found[record["file"]] = record["stamp"], end
+                    end += len(line)
                 file.truncate(end)
-                return count
+                return found
         with open(partial, "w", encoding="utf-8") as file:
             file.write(self._first_line)
-        return 0
+        return found
 
-    def _append(self, file: Any, answers: Batches, count: int, total: int) -> int:
+    def _append(
+        self, file: Any, answers: Batches, stamps: Mapping[str, _Stamp], total: int
+    ) -> None:
+        """Writes answers as lines, and tells the progress towards `total` images."""
         began = told = time.monotonic()
-        first = count
+        count = 0
         for names, outputs in answers:
             for name, row in zip(names, self._probabilities(outputs), strict=True):
-                file.write(json.dumps(self._record(name, row)) + "\n")
+                record = {**self._record(name, row), "stamp": stamps[name]}
+                file.write(json.dumps(record) + "\n")
                 count += 1
             file.flush()
             now = time.monotonic()
-            if total and now - told > _TELL_SECONDS:
-                told, rate = now, (count - first) / (now - began)
+            if now - told > _TELL_SECONDS:
+                told, rate = now, count / (now - began)
                 left = (total - count) / rate / 60
                 self._tell(
                     f"{count:,} of {total:,} images, {rate:.0f} images/s, {left:.0f} min left"
                 )
-        return count
 
     def _probabilities(self, outputs: Mapping[str, Any]) -> np.ndarray:
         probability = outputs.get("probability")
@@ -175,22 +198,20 @@ def _alone(partial: str) -> Iterator[None]:
         yield
 
 
-def identity_of(params: Params, settings: Sequence[str], files: Sequence[str]) -> str:
-    """Returns what stays equal as long as a model and the images that it answers do.
+def identity_of(params: Params, settings: Sequence[str]) -> str:
+    """Returns what stays equal as long as a model and the settings of its answers do.
 
     Args:
       settings: what else the answers depend on, such as the preparation of the images in words.
-      files: the image files, of which the names, the sizes and the times of change are compared.
     """
     digest = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    told = json.dumps([list(settings), [[file, *_stamp(file)] for file in files]])
-    digest.update(told.encode())
+    digest.update(json.dumps(list(settings)).encode())
     return digest.hexdigest()
 
 
-def _stamp(file: str) -> list[int]:
+def _stamp(file: str) -> _Stamp:
     """Returns what changes when a file is replaced: its size and its time of change."""
     with contextlib.suppress(OSError, ValueError):
         status = os.stat(file)
@@ -241,12 +262,24 @@ _WRITERS: Mapping[str, Callable[[str, Iterator[Mapping[str, Any]]], None]] = {
 }
 
 
-def _is_record(line: bytes) -> bool:
-    """Returns whether a line of a partial file is whole. A power cut may leave zeros in it."""
-    try:
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+def _record_of(line: bytes) -> dict[str, Any] | None:
+    """Returns the record in a line of a partial file; None if the line is damaged.
+
+    A power cut may leave zeros in it.
+    """
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(line)
+        if line.endswith(b"\n") and isinstance(record, dict) and {"file", "stamp"} <= set(record):
+            return record
+    return None
+
+
+def _record_at(lines: BinaryIO, place: int) -> dict[str, Any]:
+    """Returns the record in the line that begins at `place`, without its stamp."""
+    lines.seek(place)
+    record = json.loads(lines.readline())
+    del record["stamp"]
+    return record
 
 
 def _number(probability: Any) -> float:

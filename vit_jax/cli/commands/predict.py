@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vit_jax.cli.arguments import (
@@ -56,7 +56,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=results_file,
         metavar="FILE",
         help="Write the classes of each image to FILE, as .csv, .jsonl or .parquet, in place of"
-        " printing them. An interrupted call is resumed by the same call.",
+        " printing them. After an interruption or an unreadable image, the same call keeps the"
+        " answers of the images that are unchanged.",
     )
     answers.add_argument(
         "--probabilities",
@@ -115,15 +116,14 @@ def _write(arguments: argparse.Namespace, predictor: "Predictor", paths: list[st
         predictor.task,
         arguments.top,
         everything=arguments.probabilities,
-        identity=identity_of(predictor.params, settings, paths),
+        identity=identity_of(predictor.params, settings),
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
 
-    def answers_from(start: int) -> Iterator[tuple[list[str], dict]]:
-        rest = paths[start:]
-        return _with_paths(predictor.answers(rest) if rest else (), rest)
+    def answers(files: Sequence[str]) -> Iterator[tuple[Sequence[str], dict]]:
+        return _with_paths(predictor.answers(files), files)
 
-    count = results.write(arguments.results, answers_from, len(paths))
+    count = results.write(arguments.results, paths, answers)
     print(f"results: {arguments.results} ({count} images)")
 
 
@@ -135,7 +135,7 @@ def _keeping_first(answers: Iterable, first: list) -> Iterator:
         yield batch
 
 
-def _with_paths(answers: Iterable, paths: list[str]) -> Iterator[tuple[list[str], dict]]:
+def _with_paths(answers: Iterable, paths: Sequence[str]) -> Iterator[tuple[Sequence[str], dict]]:
     start = 0
     for batch in answers:
         yield paths[start : start + len(batch.pictures)], batch.outputs
