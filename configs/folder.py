@@ -15,6 +15,11 @@ dataset in Parquet; see vit_jax/data/sources/table.py. If there is no split for 
 takes its place, or else a fixed tenth of the images is held out. Names with commas are quoted:
 `root="my, photos"`.
 
+The columns of a table are told by `image=photo,label=species`, and by `separator`, `split_column`
+and `group`; for a folder, `group` is a pattern of file names. They become `config.data.args`, which
+the sources `table` and `folder` describe. The flag `--config.data.args` is read too late for the
+choices below, which need the number of images.
+
 Further arguments: `size=96,epochs=50,batch=64`. What is not given is chosen by the number of
 training images, and printed with the reason. The choices follow the fine-tuning settings of
 Dosovitskiy et al. 2021 (SGD, no weight decay, a new head), shortened for few images; we have not
@@ -29,16 +34,23 @@ from vit_jax.checkpoints.released import AUGREG_HTTPS
 from vit_jax.config import default_config, parse_arg
 from vit_jax.recipes.own_images import batch_size, count_images, data_of, model_of
 
+SOURCE_ARGS = ("image", "label", "separator", "split_column", "group")
+
 
 def get_config(arg=None):
-    arg = parse_arg(arg, root="", checkpoint="", model="", size=0, epochs=0, batch=0)
+    arg = parse_arg(
+        arg, root="", checkpoint="", model="", size=0, epochs=0, batch=0,
+        image="", label="", separator="", split_column="", group="",
+    )  # fmt: skip
     config = default_config()
-    source, split, held_out = data_of(arg.root)
+    source, split, held_out = data_of(arg.root, arg.split_column)
     config.data.source = source
     config.data.name = arg.root
     config.data.split = split
+    config.data.args = {name: getattr(arg, name) for name in SOURCE_ARGS if getattr(arg, name)}
     config.eval.sets = {"val": {"split": held_out}}
-    count = count_images(config.data)
+    advice = "; as an argument of this config it is written image=COLUMN,label=COLUMN"
+    count = count_images(config.data, advice if source == "table" else "")
     is_new = not arg.checkpoint
     config.batch_size = arg.batch or batch_size(count)
     config.total = f"{arg.epochs or epochs(count, is_new)} epochs"
@@ -55,10 +67,23 @@ def get_config(arg=None):
         print(
             f"{count:,} training images ({split}, evaluated on {held_out}): {config.model.name}"
             f" {start}, {size} px, batches of {config.batch_size}, {config.total}, learning rate"
-            f" {config.optim.lr:.3g}; fewer images are seen more often, in smaller batches",
+            f" {config.optim.lr:.3g}, augmentation {augmentation(config)}; fewer images are seen"
+            f" more often, in smaller batches; {AUGMENTED_BECAUSE[is_new]}",
             file=sys.stderr,
         )
     return config
+
+
+AUGMENTED_BECAUSE = {
+    True: "without a checkpoint the augmentation is strong, but weaker below 2,000 images",
+    False: "a checkpoint is fine-tuned with crops and flips alone, as in the paper",
+}
+
+
+def augmentation(config: Any) -> str:
+    """Returns the augmentation of the training images in words."""
+    mixup = config.task.get("mixup", 0)
+    return config.data.pp + (f" and mixup {mixup:g}" if mixup else "")
 
 
 def epochs(count: int, is_new: bool) -> int:

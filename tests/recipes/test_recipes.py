@@ -250,6 +250,31 @@ def test_a_table_of_ones_own_is_divided_if_it_has_no_splits(root, tmp_path):
     assert (config.data.split, config.eval.sets.val.split) == ("train", "test")
 
 
+def test_the_columns_of_a_table_are_told_before_its_images_are_counted(root, tmp_path, capsys):
+    table = tmp_path / "all.csv"
+    rows = "".join(f"{i}.png,{('cat', 'dog')[i % 2]},p{i // 4},a\n" for i in range(3000))
+    table.write_text("photo,species,who,part\n" + rows)
+    config = load(path(root, "folder", str(table), "image=photo", "label=species", "group=who"))
+    assert config.data.args.to_dict() == {"image": "photo", "label": "species", "group": "who"}
+    assert (config.batch_size, config.total) == (64, "50 epochs")
+    said = capsys.readouterr().err
+    assert said.startswith("2,700 training images (train[all but fold 1 of 10], evaluated on")
+    assert f"augmentation {config.data.pp} and mixup 0.2;" in said
+    load(path(root, "folder", str(table)))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("the training images cannot be counted, so nothing is chosen by their")
+    assert "has photo, species, who, part; name the column of the label" in said
+    assert said.endswith("it is written image=COLUMN,label=COLUMN")
+    columns = ("image=photo", "label=species", "split_column=part")
+    table.write_text("photo,species,part\n" + "a.png,x,train\n" * 30 + "b.png,x,Val\n")
+    config = load(path(root, "folder", str(table), *columns))
+    assert (config.data.split, config.eval.sets.val.split) == ("train", "validation")
+    assert capsys.readouterr().err.startswith("30 training images (train, evaluated on validation)")
+    table.write_text("photo,species,part\n" + "a.png,x,train\n" * 30)
+    config = load(path(root, "folder", str(table), *columns))
+    assert config.eval.sets.val.split == "train[fold 1 of 10]"
+
+
 def test_a_released_model_is_fine_tuned_by_its_name(root, tmp_path, capsys):
     for number in range(40):
         file = tmp_path / "a, b" / ("cat", "dog")[number % 2] / f"{number}.jpg"

@@ -6,6 +6,7 @@ config.model, config.init.checkpoint = own_images.model_of(checkpoint)
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,25 @@ from vit_jax.checkpoints.released import PRETRAINED
 from vit_jax.data import open_source
 from vit_jax.data.sources._table_names import open_tables
 from vit_jax.data.sources.folder import split_folders
+from vit_jax.data.sources.table import rows_in_column
 from vit_jax.errors import UserError, nearest
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
-def data_of(root: str) -> tuple[str, str, str]:
-    """Returns the source, the split for training, and the split for evaluation."""
+def data_of(root: str, split_column: str = "") -> tuple[str, str, str]:
+    """Returns the source, the split for training, and the split for evaluation.
+
+    Args:
+      split_column: the column of a table with the split of each row, if there is one.
+    """
     path = Path(root).expanduser()
     is_on_hub, has_split = root.startswith(hub.DATASETS), "{split}" in root
     is_pattern = has_split or "*" in root
     if is_on_hub or is_pattern or path.suffix.lower() in TABLES or holds_parquet(path):
-        for split in ("validation", "test") if is_on_hub or has_split or path.is_dir() else ():
-            with contextlib.suppress(UserError):
-                open_tables(root, split)
+        may_have_splits = is_on_hub or has_split or path.is_dir() or split_column
+        for split in ("validation", "test") if may_have_splits else ():
+            if _has_rows(root, split, split_column):
                 return "table", "train", split
         return "table", "train[all but fold 1 of 10]", "train[fold 1 of 10]"
     splits = split_folders(path)
@@ -40,11 +46,24 @@ def data_of(root: str) -> tuple[str, str, str]:
     return "folder", f"{name}[:90%]", f"{name}[90%:]"
 
 
+def _has_rows(root: str, split: str, split_column: str) -> bool:
+    try:
+        table = open_tables(root, split)
+        if not split_column:
+            return True
+        table.load("", [split_column])
+        return len(rows_in_column(table, split_column, split)) > 0
+    except UserError:
+        return False
+
+
 def labeled_splits(root: str) -> tuple[str, str] | None:
     """Returns the splits for training and evaluation of a folder of classes; None without them."""
     source, split, held_out = data_of(root)
-    found = {"source": source, "name": root, "split": split}
-    return (split, held_out) if source == "folder" and count_images(found) else None
+    with contextlib.suppress(UserError):
+        if source == "folder" and open_source({"source": source, "name": root, "split": split}):
+            return split, held_out
+    return None
 
 
 def holds_parquet(path: Path) -> bool:
@@ -54,11 +73,19 @@ def holds_parquet(path: Path) -> bool:
     )
 
 
-def count_images(data: Any) -> int:
-    """Returns the number of training images; 0 if they are not there, which training will say."""
+def count_images(data: Any, advice: str = "") -> int:
+    """Returns the number of training images of `config.data`.
+
+    It is 0 if they cannot be read. A printed line tells why, with `advice`.
+    """
     try:
-        return len(open_source({k: data[k] for k in ("source", "name", "split")}))
-    except UserError:
+        return len(open_source({**{k: data[k] for k in ("source", "name", "split")}, **data.args}))
+    except UserError as error:
+        print(
+            f"the training images cannot be counted, so nothing is chosen by their number: {error}"
+            + advice,
+            file=sys.stderr,
+        )
         return 0
 
 

@@ -256,7 +256,7 @@ def _rows_of(table: Table, split_column: str, part: str, name: str) -> np.ndarra
                 " is a part of the whole"
             )
         return np.arange(table.num_rows)
-    rows = _rows_in_column(table, split_column, part)
+    rows = rows_in_column(table, split_column, part)
     if not len(rows):
         splits = {str(value).strip() for value in table.values(split_column)}
         known = ", ".join(map(files.shown, sorted(splits)[:10]))
@@ -267,7 +267,7 @@ def _rows_of(table: Table, split_column: str, part: str, name: str) -> np.ndarra
     return rows
 
 
-def _rows_in_column(table: Table, split_column: str, part: str) -> np.ndarray:
+def rows_in_column(table: Table, split_column: str, part: str) -> np.ndarray:
     """Returns the numbers of the rows whose cell names a split, int64; empty if none does."""
     wanted = _table_names.same_split(part)
     of_row = [str(value).strip() for value in table.values(split_column)]
@@ -280,7 +280,7 @@ def _training_classes(name: str, part: str, cells: LabelCells, split_column: str
     The files of another split are read once, as long as they stay unchanged.
     """
     if split_column:
-        rows = _rows_in_column(cells.table, split_column, "train")
+        rows = rows_in_column(cells.table, split_column, "train")
         rows = rows if len(rows) else np.arange(cells.table.num_rows)
         return _Classes.of(LabelCells(cells.table, cells.columns, cells.separator, rows))
     found = [
