@@ -1,5 +1,6 @@
 """Image files: which are read and how, with TensorFlow and without, upright, within bounds."""
 
+import io
 import os
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_messages_show_names_on_one_line():
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
 def test_photographs_are_turned_upright(kind, orientation):
     picture = odd_images.photograph()
     data = odd_images.turned(picture, orientation, kind)
@@ -138,6 +139,19 @@ def test_photographs_stay_as_stored_where_that_is_asked_for(orientation):
     data = odd_images.turned(odd_images.photograph(), orientation)
     assert images.for_decoding(data, "ignore") == data
     close(decoded(data), images.pixels(data, exif="ignore"))
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_tiff_stays_as_stored_where_that_is_asked_for(orientation, options):
+    picture = odd_images.photograph()
+    data = odd_images.turned(picture, orientation, "TIFF", **options)
+    with Image.open(io.BytesIO(odd_images.turned(picture, orientation, "PNG"))) as image:
+        stored = np.asarray(image)
+    assert images.header(data).size == stored.shape[:2]
+    close(images.pixels(data, exif="ignore"), stored, tolerance=0)
+    close(decoded(images.for_decoding(data, "ignore")), stored, tolerance=0)
+    close(images.pixels(data), np.asarray(picture), tolerance=0)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)

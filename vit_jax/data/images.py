@@ -165,7 +165,8 @@ def header(data: bytes) -> Header:
         head = png_header(data)
     else:
         with _open(data, found) as image:  # This does not decode pixels yet.
-            head = Header(found, (image.height, image.width), _pillow_orientation(image))
+            orientation = _taken_orientation(image)
+            head = Header(found, (image.height, image.width), orientation)
     _check_size(head.size, data)
     return head
 
@@ -335,6 +336,8 @@ def _decoded(data: bytes, found: str, orientation: int) -> "Image.Image":
 
     with _open(data, found) as image:
         try:
+            if found == "TIFF":
+                _taken_orientation(image)
             image.load()
             if image.mode.startswith("I"):
                 # Keep the upper 8 of 16 bits. Pillow itself would clip all values above 255.
@@ -369,12 +372,17 @@ def _as_png(image: "Image.Image") -> bytes:
     return buffer.getvalue()
 
 
-def _pillow_orientation(image: "Image.Image") -> int:
-    """Returns the orientation of an opened image; 1 for TIFF, which Pillow itself turns upright."""
-    if image.format == "TIFF":
-        return UPRIGHT
+def _taken_orientation(image: "Image.Image") -> int:
+    """Returns the orientation of an opened image, and removes it: its pixels load as stored.
+
+    Pillow itself would turn TIFF files upright, and tells their upright size.
+    """
+    from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
+
     try:
-        found = image.getexif().get(ORIENTATION, UPRIGHT)
+        found = image.getexif().pop(ORIENTATION, UPRIGHT)
+        if isinstance(image, TiffImageFile):
+            image._size = (int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH]))
     except Exception:  # Damaged EXIF data is ignored.
         return UPRIGHT
     return found if found in _TURNS else UPRIGHT
