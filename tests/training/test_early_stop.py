@@ -3,10 +3,10 @@
 import pytest
 
 from vit_jax.config import default_config
-from vit_jax.errors import UserError
+from vit_jax.errors import Interrupted, UserError
 from vit_jax.tracking import read_metrics
 from vit_jax.training.early_stop import EarlyStop
-from vit_jax.training.evaluate import Evaluator
+from vit_jax.training.evaluate import Abandoned, Evaluator
 from vit_jax.training.loop import Trainer, train
 
 
@@ -94,3 +94,37 @@ def test_a_resumed_run_ends_at_the_same_step(tiny_config, tmp_path, monkeypatch)
     assert (tmp_path / "DONE").read_text() == "step 6\n"
     steps = [row["step"] for row in read_metrics(tmp_path) if "eval/val/accuracy" in row]
     assert steps == [2, 4, 6]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_that_an_owed_evaluation_ended_stays_finished(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    """A signal arrives during the evaluation after step 4; nothing improves after step 2."""
+    calls = []
+
+    def evaluate(self, params, *, suffix="", **_):
+        calls.append(suffix)
+        if len(calls) == 2:
+            raise Abandoned
+        return {f"val{suffix}/accuracy": 0.5}
+
+    monkeypatch.setattr(Evaluator, "run", evaluate)
+    config = tiny_config(
+        model__depth=0,
+        model__position="none",
+        eval__every=2,
+        checkpoint__every=2,
+        stop__metric="val/accuracy",
+        stop__patience=1,
+        ema_decay=0,
+    )
+    with pytest.raises(Interrupted, match="saved step 4"):
+        train(config, str(tmp_path))
+    train(config, str(tmp_path))
+    assert (tmp_path / "DONE").read_text() == "step 4\n"
+    assert len(calls) == 3
+    outcome = train(config, str(tmp_path))
+    assert len(calls) == 3
+    assert outcome.results == {"val/accuracy": 0.5}
+    assert "was finished before, at step 4; nothing is trained" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def train(
             start = restore.check_start(workdir, restored, total)
         if restored:
             times.add_all(restored.metadata["seconds"])
-            best.restore(restored.metadata)
+            restored = restore.caught_up(restored, workdir, best)
             if workdir.is_done() and (start == total or best.early.is_over):
                 if is_first:
                     tell_finished(workdir, start)

@@ -10,6 +10,7 @@ from vit_jax.errors import UserError
 from vit_jax.tracking import read_metrics
 from vit_jax.tracking.step_log import total_seconds
 from vit_jax.training import initial_state, step
+from vit_jax.training.best import Best
 from vit_jax.training.class_names import class_names
 from vit_jax.training.run import Run
 from vit_jax.training.workdir import Workdir
@@ -87,13 +88,28 @@ def lost_seconds(workdir: Workdir, restored: Restored) -> float:
     return max(0.0, reached - total_seconds(restored.metadata["seconds"]))
 
 
-def last_evaluation(workdir: Workdir, until: float = math.inf) -> dict[str, float]:
+def caught_up(restored: Restored, workdir: Workdir, best: Best) -> Restored:
+    """Returns a checkpoint that owes no evaluation if a later attempt has logged it.
+
+    `best` takes over what the checkpoint stored, and records that evaluation for the early stop.
+    """
+    best.restore(restored.metadata)
+    early = best.early
+    found = last_evaluation(workdir, restored.step, since=restored.step)
+    is_whole = bool(found) and (early.metric is None or early.name in found)
+    if not (restored.metadata["owes_evaluation"] and is_whole):
+        return restored
+    early.update(found)
+    return dataclasses.replace(restored, metadata={**restored.metadata, "owes_evaluation": False})
+
+
+def last_evaluation(workdir: Workdir, until: float = math.inf, since: int = 0) -> dict[str, float]:
     """Returns the metrics of the last evaluation in the run's log, `{"SPLIT/METRIC": value}`.
 
-    until: the last step that counts.
+    since, until: the first and the last step that count.
     """
     results: dict[str, float] = {}
-    for row in (row for row in read_metrics(workdir.path) if row["step"] <= until):
+    for row in (row for row in read_metrics(workdir.path) if since <= row["step"] <= until):
         found = {name[5:]: value for name, value in row.items() if name.startswith("eval/")}
         results = found or results
     return results
