@@ -10,8 +10,9 @@ workdir; or a file that does not tell its model, together with `model=NAME`. Wha
 checkpoint tell of its images (size, mean, std) is obeyed. Without it a small model is trained from
 scratch.
 
-ROOT may also be a table (`photos.csv`, `photos/{split}.csv`, `shards/*.parquet`) or a Hugging Face
-dataset in Parquet; see vit_jax/data/sources/table.py. If there is no split for validation, `test`
+ROOT may also be a table (`photos.csv`, `photos/{split}.csv`, `shards/*.parquet`), tar files of
+WebDataset (`shards/{000..015}.tar`), or a Hugging Face dataset in Parquet; see
+vit_jax/data/sources/table.py and webdataset.py. If there is no split for validation, `test`
 takes its place, or else a fixed tenth of the images is held out. Names with commas are quoted:
 `root="my, photos"`.
 

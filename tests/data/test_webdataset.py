@@ -18,6 +18,7 @@ from vit_jax.__main__ import main
 from vit_jax.data import element_spec, open_source
 from vit_jax.data.sources import _tar_index, _tar_table
 from vit_jax.errors import UserError
+from vit_jax.recipes import own_images
 
 
 def png(value):
@@ -61,6 +62,26 @@ def test_samples_of_all_shards_are_at_hand(shards):
     assert by_number.class_names == ("cat", "dog")
     assert by_number.fetch(np.arange(2))["label"].tolist() == [1, 0]
     assert len(open_shards(shards, split="train[fold 1 of 3]", group="who")) == 2
+
+
+def test_shards_are_named_by_a_range_of_numbers(shards, tmp_path):
+    name = shards.replace("{split}-*", "{split}-{0..1}")
+    assert numbers(open_shards(name)) == [0, 1, 2, 3, 4, 5]
+    for number in (8, 9, 10):
+        (tmp_path / f"{number:02}.tar").write_bytes((tmp_path / "train-0.tar").read_bytes())
+    assert len(open_shards(f"{tmp_path}/{{08..10}}.tar")) == 9
+    assert main(["prepare", f"{tmp_path}/{{08..10}}.tar"]) == 0
+    for wrong, message in {
+        "{08..11}": r"/11\.tar: no such file",
+        "{8..10}": r"/8\.tar: no such file",
+        "{10..08}": "from the smaller number to the larger",
+        "{0..99999999}": "at most 1,000,000 files",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            open_shards(f"{tmp_path}/{wrong}.tar")
+    (tmp_path / "{0..1}.tar").write_bytes((tmp_path / "train-1.tar").read_bytes())
+    assert numbers(open_shards(f"{tmp_path}/{{0..1}}.tar")) == [3, 4, 5]
+    assert own_images.data_of(f"{tmp_path}/{{08..10}}.tar")[0] == "table"
 
 
 def test_an_index_is_kept_in_a_cache_and_made_anew_when_a_shard_changes(

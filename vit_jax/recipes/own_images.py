@@ -14,12 +14,10 @@ from vit_jax import checkpoints, models
 from vit_jax.checkpoints import hub
 from vit_jax.checkpoints.released import PRETRAINED
 from vit_jax.data import open_source
-from vit_jax.data.sources._table_names import open_tables
+from vit_jax.data.sources._table_names import SUFFIXES, open_tables
 from vit_jax.data.sources.folder import split_folders
 from vit_jax.data.sources.table import rows_in_column
 from vit_jax.errors import UserError, nearest
-
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def data_of(root: str, split_column: str = "") -> tuple[str, str, str]:
@@ -31,7 +29,7 @@ def data_of(root: str, split_column: str = "") -> tuple[str, str, str]:
     path = Path(root).expanduser()
     is_on_hub, has_split = root.startswith(hub.DATASETS), "{split}" in root
     is_pattern = has_split or "*" in root
-    if is_on_hub or is_pattern or path.suffix.lower() in TABLES or holds_parquet(path):
+    if is_on_hub or is_pattern or path.suffix.lower() in SUFFIXES or holds_parquet(path):
         may_have_splits = is_on_hub or has_split or path.is_dir() or split_column
         for split in ("validation", "test") if may_have_splits else ():
             if _has_rows(root, split, split_column):

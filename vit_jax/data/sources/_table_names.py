@@ -27,6 +27,11 @@ _KINDS: Mapping[str, Callable[..., Table]] = {
     ".parquet": ParquetTable,
     ".tar": TarTable,
 }
+SUFFIXES = tuple(_KINDS)
+"""The endings of the files of tables."""
+
+_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+_MAX_FILES = 1_000_000
 _SHARD = re.compile(r"(?P<split>.+?)(?:-\d+-of-\d+(?:-[0-9a-f]+)?)?\.parquet")
 
 
@@ -69,6 +74,35 @@ def find_files(name: str, part: str) -> tuple[list[str], bool]:
 
 
 def _matching(pattern: str) -> list[str]:
+    """Returns the files of a name that may have ranges of numbers, as in `{000..015}.tar`."""
+    if not is_remote(pattern) and os.path.lexists(pattern):
+        return [pattern]
+    return [file for name in _numbered(pattern) for file in _matching_one(name)]
+
+
+def _numbered(pattern: str) -> list[str]:
+    """Returns the names that ranges of numbers stand for, which is WebDataset's notation.
+
+    Numbers are as wide as the first one of the range.
+    """
+    match = _RANGE.search(pattern)
+    if not match:
+        return [pattern]
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < _MAX_FILES:
+        raise UserError(
+            f"{files.shown(pattern)}: write a range from the smaller number to the larger, of at"
+            f" most {_MAX_FILES:,} files, as in {{000..015}}"
+        )
+    rest = _numbered(pattern[match.end() :])
+    return [
+        f"{pattern[: match.start()]}{number:0{len(match[1])}}{end}"
+        for number in range(first, last + 1)
+        for end in rest
+    ]
+
+
+def _matching_one(pattern: str) -> list[str]:
     """Returns the file of this name, or else those that match it as a pattern, sorted."""
     if is_remote(pattern):
         from vit_jax.data.host_tensorflow import tf

@@ -1,7 +1,7 @@
 """Tar files in the layout of WebDataset: the members `KEY.jpg`, `KEY.cls`, `KEY.json` are a sample.
 
     config.data.source = "webdataset"
-    config.data.name = "shards/{split}-*.tar"
+    config.data.name = "shards/{split}-*.tar"               # or "shards/{000000..000015}.tar"
 
 The label is the content of `KEY.cls`, or the value `label` in `KEY.json`. Shards are read at random
 through an index. Batches are therefore a function of seed and step, as from any other source.
