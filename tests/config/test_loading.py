@@ -201,6 +201,14 @@ def test_values_with_commas_are_quoted(written, root, n):
     assert (arg.root, arg.n) == (root, n)
 
 
+def test_a_shell_that_removed_the_quotes_is_told_of():
+    hint = r"""' photos' is unknown; valid: n, root \(.* the shell, too: 'CONFIG:"my, photos"'\)"""
+    with pytest.raises(UserError, match=hint):
+        parse_arg("my, photos", root="", n=1)
+    with pytest.raises(UserError, match=r"'m' is unknown; valid: n, root$"):
+        parse_arg("my,m=2", root="", n=1)
+
+
 def test_parse_arg():
     arg = parse_arg("S/16,runlocal,lr=0.5", variant="B/16", runlocal=False, lr=1.0)
     assert (arg.variant, arg.runlocal, arg.lr) == ("S/16", True, 0.5)

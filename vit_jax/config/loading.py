@@ -26,7 +26,6 @@ from vit_jax.config.section import Section, UnknownKey
 from vit_jax.config.stored import flatten
 from vit_jax.config.validation import plain, validate
 from vit_jax.errors import UserError, nearest, quoted
-from vit_jax.plugins import check_known
 
 
 def default_config() -> ConfigDict:
@@ -138,7 +137,8 @@ def _get_config(path: str, arg: str) -> ConfigDict:
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     """Returns the arguments behind a config file's colon: `variant=S/16,runlocal` → a namespace.
 
-    A value with commas is quoted: `root="my, photos"`.
+    A value with commas is quoted: `root="my, photos"`. A shell removes such quotes unless the whole
+    is quoted once more: `'configs/folder.py:"my, photos"'`.
 
     Values take the type of their default; a lone name sets a boolean; a lone value that is no
     name goes to the first key. (The convention of big_vision's config files.)
@@ -154,7 +154,11 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
                 text = "True"
             elif position == 0 and name not in defaults and defaults:
                 name, text = next(iter(defaults)), given
-        check_known(name, defaults, f"config argument {quoted(name)}")
+        if name not in defaults:
+            raise UserError(
+                f"config argument {quoted(name)} is unknown; {nearest(name, defaults)}"
+                + (_QUOTING if told is None and position else "")
+            )
         default = defaults[name]
         value = text if isinstance(default, str) else _parse_value(text)
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -167,6 +171,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     return types.SimpleNamespace(**values)
 
 
+_QUOTING = """ (a value with commas is quoted twice, for the shell, too: 'CONFIG:"my, photos"')"""
 _ARGUMENT = re.compile(
     r"""(?:(?P<name>[^=,"']*)=)?(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)')(?=,|$)"""
     r"""|(?P<plain>[^,]+)"""
