@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def test_lines_of_an_image_are_its_captions(folder, name):
         records["captions"], [[b"a dog", b"", b""], [b"a cat", b"a black, fat cat", b""]]
     )
     assert records["image"][0] == (folder / "b.png").read_bytes()
-    assert source.describe(1).endswith("b.png")
+    first_place = re.escape(f"{folder}/b.png ({folder}/{name}: ")
+    assert re.fullmatch(first_place + r"(line \d+|annotations\[\d+\])\)", source.describe(1))
 
 
 def test_captions_reach_the_batch_as_tokens(folder):

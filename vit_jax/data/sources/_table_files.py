@@ -99,8 +99,8 @@ class Table(abc.ABC):
             yield images.read(self._path(row, folder))
 
     def describe(self, row: int, folder: str) -> str:
-        """Returns the name of an image: its file, or its place in the table."""
-        return files.shown(self._path(row, folder))
+        """Returns the file of an image and its place in the table, or the place alone."""
+        return f"{files.shown(self._path(row, folder))} ({self.image_cell(row)})"
 
     def check_images(self, rows: np.ndarray, folder: str) -> None:
         """Raises a `UserError` for the first row that names no file inside `folder`."""

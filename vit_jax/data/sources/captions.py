@@ -63,12 +63,16 @@ class Source:
         self._folder = files.existing_folder(images.replace("{split}", part))
         self._exif = exif
         captions: dict[str, list[str]] = {}
+        places: dict[str, str] = {}
         for where, image, caption in _pairs(path, self._folder):
-            relative = files.path_inside(self._folder, image, f"{files.shown(path)}: {where}")
+            place = f"{files.shown(path)}: {where}"
+            relative = files.path_inside(self._folder, image, place)
             captions.setdefault(relative, []).append(caption)
+            places.setdefault(relative, place)
         selected = select_unlabeled(split, len(captions), split_seed)
         named = list(captions)
         self._files = [named[place] for place in selected]
+        self._places = [places[image] for image in self._files]
         self._captions = np.full((len(self._files), max_texts), b"", object)
         for row, image in enumerate(self._files):
             texts = [text.encode(errors="replace") for text in captions[image][:max_texts]]
@@ -87,7 +91,7 @@ class Source:
         return {"image": found, "captions": self._captions[indices]}
 
     def describe(self, index: int) -> str:
-        return files.shown(self._folder / self._files[index])
+        return f"{files.shown(self._folder / self._files[index])} ({self._places[index]})"
 
 
 def _pairs(path: Path, folder: Path) -> Iterator[tuple[str, str, str]]:
