@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 
 import numpy as np
 import odd_images
@@ -102,6 +103,29 @@ def test_heif_of_phones_is_read_where_the_plug_in_is():
     close(images.pixels(data), np.asarray(picture))
     close(decoded(images.for_decoding(data)), np.asarray(picture))
     assert images.header(data).size == (48, 64)
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "message"),
+    [
+        ("PIL._avif", READABLE["plain.avif"], r"^AVIF, which is read after `pip install 'pillow>="),
+        (
+            "pillow_heif",
+            b"\0\0\0\x18ftypheic",
+            "^HEIF, which is read after `pip",
+        ),
+    ],
+)
+def test_a_format_whose_plug_in_is_absent_is_named_with_what_reads_it(
+    monkeypatch, module, data, message
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(images.BadImage, match=message):
+        images.for_decoding(data)
+    suffix = ".avif" if "avif" in module else ".heic"
+    assert suffix in images._optional_suffixes(are_read=False)
+    assert suffix not in images._optional_suffixes(are_read=True)
+    assert images.how_to_read(f"a{suffix.upper()}").startswith("pip install ")
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP", "TIFF", "AVIF", "HEIF", "PPM")
 """The supported formats. The first bytes of a file determine its format, not its name.
 
-HEIF (`.heic`), the format of many phones, is read where the package `pillow-heif` is installed.
+HEIF (`.heic`), the format of many phones, is read where the package `pillow-heif` is installed, and
+AVIF where Pillow was built with it, as the wheels from version 11.3 on are.
 """
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"

@@ -18,7 +18,7 @@ import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -44,18 +44,39 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-_READS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+
+class _Optional(NamedTuple):
+    """A format that Pillow reads only where a module is installed."""
+
+    module: str
+    suffixes: tuple[str, ...]
+    advice: str
+
+    @property
+    def is_read(self) -> bool:
+        return importlib.util.find_spec(self.module) is not None
+
+
+_OPTIONAL = {
+    "HEIF": _Optional("pillow_heif", (".heic", ".heif", ".hif"), "pip install pillow-heif"),
+    "AVIF": _Optional("PIL._avif", (".avif",), "pip install 'pillow>=11.3'"),
+}
+
+
+def _optional_suffixes(*, are_read: bool) -> list[str]:
+    of_formats = (one.suffixes for one in _OPTIONAL.values() if one.is_read == are_read)
+    return [suffix for suffixes in of_formats for suffix in suffixes]
+
 
 SUFFIXES = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".ppm",
-    ".pgm", *(_HEIF_SUFFIXES if _READS_HEIF else ()),
+    ".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+    *_optional_suffixes(are_read=True),
 )  # fmt: skip
 """The suffixes, in lower case, of the files that a folder of images may contain."""
 
 OTHER_SUFFIXES = (
     ".jxl", ".jp2", ".svg", ".eps", ".pdf", ".psd", ".ico", ".tga", ".dng", ".raw", ".cr2",
-    ".cr3", ".nef", ".arw", *(() if _READS_HEIF else _HEIF_SUFFIXES),
+    ".cr3", ".nef", ".arw", *_optional_suffixes(are_read=False),
 )  # fmt: skip
 """The suffixes, in lower case, of images that are not read."""
 
@@ -99,8 +120,10 @@ def is_image_name(name: str) -> bool:
 
 def how_to_read(name: str) -> str:
     """Returns what to do about an image whose suffix is one of `OTHER_SUFFIXES`."""
-    is_heif = name.lower().endswith(_HEIF_SUFFIXES)
-    return "pip install pillow-heif, or convert it" if is_heif else "convert it"
+    for one in _OPTIONAL.values():
+        if name.lower().endswith(one.suffixes):
+            return f"{one.advice}, or convert it"
+    return "convert it"
 
 
 def images_below(folder: str | os.PathLike[str]) -> Iterator[str]:
@@ -297,21 +320,26 @@ def _open(data: bytes, found: str) -> "Image.Image":
 
     if found == "PNG":
         data = _bare_png(data)
-    if found == "HEIF":
-        _register_heif()
+    if found in _OPTIONAL:
+        _check_is_read(found)
     try:
         return Image.open(io.BytesIO(data), formats=(found.upper(),))
     except Exception as error:  # Parsers raise errors of any type for damaged bytes.
         raise BadImage(_reason(error, found)) from error
 
 
+def _check_is_read(found: str) -> None:
+    """Has Pillow read an optional format. Raises `BadImage` where its module is not installed."""
+    if not _OPTIONAL[found].is_read:
+        raise BadImage(f"{found}, which is read after `{_OPTIONAL[found].advice}`")
+    if found == "HEIF":
+        _register_heif()
+
+
 @functools.cache
 def _register_heif() -> None:
-    """Has Pillow read HEIF. Raises `BadImage` where its plug-in is not installed."""
-    try:
-        import pillow_heif
-    except ImportError as error:
-        raise BadImage("HEIF, which is read after `pip install pillow-heif`") from error
+    import pillow_heif
+
     pillow_heif.register_heif_opener()
 
 
