@@ -13,8 +13,8 @@ scratch.
 ROOT may also be a table (`photos.csv`, `photos/{split}.csv`, `shards/*.parquet`), tar files of
 WebDataset (`shards/{000..015}.tar`), or a Hugging Face dataset in Parquet; see
 vit_jax/data/sources/table.py and webdataset.py. If there is no split for validation, `test`
-takes its place, or else a fixed tenth of the images is held out. Names with commas are quoted
-twice, for the shell, too: `--config='configs/folder.py:"my, photos"'`.
+takes its place, or else a fixed tenth of the images is held out, or the share `val=0.2`. Names with
+commas are quoted twice, for the shell, too: `--config='configs/folder.py:"my, photos"'`.
 
 The columns of a table are told by `image=photo,label=species`, and by `separator`, `split_column`
 and `group`; for a folder, `group` is a pattern of file names. They become `config.data.args`, which
@@ -41,10 +41,10 @@ SOURCE_ARGS = ("image", "label", "separator", "split_column", "group")
 def get_config(arg=None):
     arg = parse_arg(
         arg, root="", checkpoint="", model="", size=0, epochs=0, batch=0,
-        image="", label="", separator="", split_column="", group="",
+        image="", label="", separator="", split_column="", group="", val=0.0,
     )  # fmt: skip
     config = default_config()
-    source, split, held_out = data_of(arg.root, arg.split_column)
+    source, split, held_out = data_of(arg.root, arg.split_column, arg.group, arg.val)
     config.data.source = source
     config.data.name = arg.root
     config.data.split = split

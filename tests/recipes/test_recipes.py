@@ -12,6 +12,7 @@ from vit_jax.checkpoints import input_spec
 from vit_jax.config import load, validate
 from vit_jax.errors import UserError
 from vit_jax.parallel import sharding
+from vit_jax.recipes import own_images
 from vit_jax.training import step
 from vit_jax.training.run import Run
 from vit_jax.training.stages import stages_of
@@ -273,6 +274,29 @@ def test_the_columns_of_a_table_are_told_before_its_images_are_counted(root, tmp
     table.write_text("photo,species,part\n" + "a.png,x,train\n" * 30)
     config = load(path(root, "folder", str(table), *columns))
     assert config.eval.sets.val.split == "train[fold 1 of 10]"
+
+
+def test_another_share_than_a_tenth_may_be_held_out(tmp_path):
+    def splits(root, **args):
+        return own_images.data_of(str(root), **args)[1:]
+
+    folder, table = tmp_path / "photos", tmp_path / "all.csv"
+    (folder / "cat").mkdir(parents=True)
+    table.write_text("path,label,part\na.png,cat,train\nb.png,cat,val\n")
+    assert splits(folder) == ("train[:90%]", "train[90%:]")
+    assert splits(folder, val=0.15) == ("train[:85%]", "train[85%:]")
+    folds = ("train[all but fold 1 of 5]", "train[fold 1 of 5]")
+    assert splits(table, val=0.2) == splits(folder, group=r"p\d+", val=0.2) == folds
+    assert splits(table, val=0.33)[1] == "train[fold 1 of 3]"
+    for root, args, message in (
+        (folder, {"val": 0.125}, r"val=0\.125: write a share of the images in whole percent"),
+        (folder, {"val": 1.0}, r"val=1: write a share"),
+        (table, {"val": 0.15}, r"val=0\.15: one of several .* such as val=0\.143 for one of 7"),
+        (table, {"val": -1.0}, r"such as val=0\.5 for one of 2"),
+        (table, {"val": 0.2, "split_column": "part"}, "has its own split 'validation'; leave"),
+    ):
+        with pytest.raises(UserError, match=message):
+            splits(root, **args)
 
 
 def test_a_released_model_is_fine_tuned_by_its_name(root, tmp_path, capsys):

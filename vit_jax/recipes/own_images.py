@@ -20,12 +20,33 @@ from vit_jax.data.sources.table import rows_in_column
 from vit_jax.errors import UserError, nearest
 
 
-def data_of(root: str, split_column: str = "") -> tuple[str, str, str]:
+def data_of(
+    root: str, split_column: str = "", group: str = "", val: float = 0.0
+) -> tuple[str, str, str]:
     """Returns the source, the split for training, and the split for evaluation.
 
     Args:
       split_column: the column of a table with the split of each row, if there is one.
+      group: what tells the group of each image, if there are groups. They are not divided.
+      val: the share of the images that is held out. 0 is a tenth, and the data's own split for
+        evaluation if there is one.
+
+    Raises:
+      UserError: the data cannot be divided so.
     """
+    source, train, held_out = _own_splits(root, split_column)
+    if held_out and val:
+        raise UserError(
+            f"config argument val={val:g}: {root} has its own split {held_out!r}; leave out val"
+        )
+    if held_out:
+        return source, train, held_out
+    divide = _folds if source == "table" or group else _ranges
+    return source, *divide(train, val or 0.1)
+
+
+def _own_splits(root: str, split_column: str) -> tuple[str, str, str]:
+    """Returns the source, the split for training, and that for evaluation, "" without one."""
     path = Path(root).expanduser()
     is_on_hub, has_split = root.startswith(hub.DATASETS), "{split}" in root
     is_pattern = has_split or "*" in root
@@ -34,14 +55,36 @@ def data_of(root: str, split_column: str = "") -> tuple[str, str, str]:
         for split in ("validation", "test") if may_have_splits else ():
             if _has_rows(root, split, split_column):
                 return "table", "train", split
-        return "table", "train[all but fold 1 of 10]", "train[fold 1 of 10]"
+        return "table", "train", ""
     splits = split_folders(path)
     for split in ("validation", "test"):
         if "train" in splits and split in splits:
             return "folder", "train", split
     # Without a folder for training, the first split there is.
-    name = next(iter(splits), "train")
-    return "folder", f"{name}[:90%]", f"{name}[90%:]"
+    return "folder", next(iter(splits), "train"), ""
+
+
+def _ranges(split: str, val: float) -> tuple[str, str]:
+    """Returns two parts of a split by percent."""
+    percent = round(100 * val)
+    if not (0 < percent < 100 and abs(percent - 100 * val) < 1e-6):
+        raise UserError(
+            f"config argument val={val:g}: write a share of the images in whole percent, such as"
+            " val=0.2"
+        )
+    return f"{split}[:{100 - percent}%]", f"{split}[{100 - percent}%:]"
+
+
+def _folds(split: str, val: float) -> tuple[str, str]:
+    """Returns all folds of a split but one, and that one, which has the share `val`."""
+    count = round(1 / val) if val > 0 else 0
+    if count < 2 or abs(count * val - 1) > 0.02:
+        near = max(2, count)
+        raise UserError(
+            f"config argument val={val:g}: one of several equal folds is held out, so write their"
+            f" share, such as val={1 / near:.3g} for one of {near}"
+        )
+    return f"{split}[all but fold 1 of {count}]", f"{split}[fold 1 of {count}]"
 
 
 def _has_rows(root: str, split: str, split_column: str) -> bool:
