@@ -159,6 +159,15 @@ def test_every_source_is_here():
     assert set(MAKERS) == set(names_in(SOURCES.package))
 
 
+def balanced(root):
+    """Opens a table with a rare class, whose examples are repeated."""
+    rows = [(name, "rare" if i % 10 == 3 else "often") for i, name in enumerate(in_folder(root))]
+    opened = data.open_source({"source": "table", **csv_of(root, ("path", "label"), rows)})
+    found = data.balanced(opened, 1.0, seed=5)
+    assert len(found) > COUNT + BATCH
+    return found
+
+
 class Raw:
     """A stream of what sources hold, in place of TensorFlow's graph."""
 
@@ -173,12 +182,15 @@ class Raw:
         pass
 
 
-@pytest.fixture(scope="module", params=sorted(MAKERS))
+@pytest.fixture(scope="module", params=sorted([*MAKERS, "balanced"]))
 def source(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph, "PreprocessedStream", Raw)
-        yield data.open_source({"source": request.param, **MAKERS[request.param](root)})
+        if request.param == "balanced":
+            yield balanced(root)
+        else:
+            yield data.open_source({"source": request.param, **MAKERS[request.param](root)})
 
 
 def batches(source, rows=range(BATCH), start=0, count=STEPS):
