@@ -3,6 +3,7 @@
 import logging
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from photographs import CLASSES
@@ -78,7 +79,8 @@ def test_predict_features_evaluate_and_the_exported_program_agree(
     np.testing.assert_allclose(by_features, examples["probability"], atol=1e-5)
     if pp == EXPORTED:
         program = program_lib.build(predictor, include_preprocessing=True)
-        by_program = program(answers.prepared["image"])["probability"]
+        served = jax.export.deserialize(program.exported.serialize())
+        by_program = served.call(program.weights, answers.prepared["image"])["probability"]
         np.testing.assert_allclose(by_program, examples["probability"], atol=1e-5)
 
 
