@@ -319,6 +319,21 @@ def test_tables_and_images_may_lie_on_an_object_store(folder):
         open_table(f"file://{folder}/gone.csv")
 
 
+def test_a_hugging_face_folder_may_lie_on_an_object_store(folder):
+    hub(folder)
+    hub(folder, split="validation", images=4)
+    source = open_table(f"file://{folder}/", "val")
+    assert (len(source), source.class_names) == (4, ("zero", "one", "two"))
+    assert numbers(source) == [0, 1, 2, 3]
+    assert own_images.data_of(f"file://{folder}") == ("table", "train", "validation")
+    write(folder, "plain/test/0.parquet", {"image": [png(1)], "label": [1]})
+    label = {"names": ["p", "q"], "_type": "ClassLabel"}
+    (folder / "plain/dataset_info.json").write_text(json.dumps({"features": {"label": label}}))
+    assert open_table(f"file://{folder}/plain", "test").class_names == ("p", "q")
+    with pytest.raises(UserError, match=r"write a table that ends in .*, or the folder of"):
+        open_table(f"file://{folder}/gone")
+
+
 @pytest.fixture
 def on_hub(hub_server, folder):
     """A dataset on a stand-in for the hub, in Parquet and as a table of files."""

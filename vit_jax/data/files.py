@@ -146,6 +146,27 @@ def _web_errors() -> Iterator[None]:
         raise OSError(reason(error)) from error
 
 
+def is_file(path: str | os.PathLike) -> bool:
+    """Returns whether a path is that of a file, or of an object on a store or on the web.
+
+    Raises:
+      UserError: the store or the web does not tell.
+    """
+    name = os.fspath(path)
+    if not is_remote(name):
+        return os.path.isfile(name)
+    from vit_jax.data.host_tensorflow import tf
+
+    try:
+        if not name.startswith(_WEB):
+            return tf.io.gfile.exists(name) and not tf.io.gfile.isdir(name)
+        with _web_errors():
+            system, inner = fsspec.core.url_to_fs(name)
+            return system.exists(inner)
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(f"{shown(name)}: {reason(error)}") from error
+
+
 def version(path: str | os.PathLike) -> str:
     """Returns what changes with the content of a file or an object, and "" if nothing tells.
 

@@ -18,6 +18,7 @@ from vit_jax.data.sources._table_names import SUFFIXES, open_tables
 from vit_jax.data.sources.folder import split_folders
 from vit_jax.data.sources.table import rows_in_column
 from vit_jax.errors import UserError, nearest
+from vit_jax.storage import is_remote
 
 
 def data_of(
@@ -49,9 +50,10 @@ def _own_splits(root: str, split_column: str) -> tuple[str, str, str]:
     """Returns the source, the split for training, and that for evaluation, "" without one."""
     path = Path(root).expanduser()
     is_on_hub, has_split = root.startswith(hub.DATASETS), "{split}" in root
-    is_pattern = has_split or "*" in root
-    if is_on_hub or is_pattern or path.suffix.lower() in SUFFIXES or holds_parquet(path):
-        may_have_splits = is_on_hub or has_split or path.is_dir() or split_column
+    is_pattern, is_file = has_split or "*" in root, path.suffix.lower() in SUFFIXES
+    # Folders of images are read from local disks alone.
+    if is_remote(root) or is_pattern or is_file or holds_parquet(path):
+        may_have_splits = is_on_hub or has_split or split_column or not (is_pattern or is_file)
         for split in ("validation", "test") if may_have_splits else ():
             if _has_rows(root, split, split_column):
                 return "table", "train", split

@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 from vit_jax.data import files
-from vit_jax.storage import is_remote
 
 KEY = b"huggingface"
 """The key of the features in the metadata of a Parquet file."""
@@ -30,7 +29,7 @@ def read(path: str, stored: bytes) -> dict[str, Any]:
     for place in (folder, os.path.dirname(folder)):
         for name in ("dataset_info.json", "dataset_infos.json"):
             file = os.path.join(place, name)
-            if is_remote(path) or not os.path.isfile(file):
+            if not files.is_file(file):
                 continue
             several = _parse_all(files.read_text(file))
             if any(one != several[0] for one in several):

@@ -4,7 +4,7 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from vit_jax.checkpoints import hub
 from vit_jax.data import files
@@ -63,14 +63,39 @@ def find_files(name: str, part: str) -> tuple[list[str], bool]:
         name = hub.dataset_path(name)
     if not is_remote(name):
         name = str(files.expand(name))
-        if os.path.isdir(name):
-            return _in_folder(name, part), True
+    if _is_folder(name):
+        return _in_folder(name.rstrip("/") or "/", part), True
     if "{split}" not in name:
         return _matching(name), False
     for written in same_split(part):
         with contextlib.suppress(UserError):
             return _matching(name.replace("{split}", written)), True
     return _matching(name.replace("{split}", part)), True
+
+
+def _is_folder(name: str) -> bool:
+    """Returns whether a name is that of a folder. The web has none."""
+    if not is_remote(name):
+        return os.path.isdir(name)
+    if name.startswith(("http://", "https://")) or name.lower().endswith(SUFFIXES):
+        return False
+    from vit_jax.data.host_tensorflow import tf
+
+    try:
+        return tf.io.gfile.isdir(name)
+    except tf.errors.OpError as error:
+        raise UserError(f"{files.shown(name)}: {files.reason(error)}") from error
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yields what `os.walk` yields, for folders on object stores, too."""
+    if not is_remote(folder):
+        yield from os.walk(folder)
+        return
+    from vit_jax.data.host_tensorflow import tf
+
+    for place, inner, names in tf.io.gfile.walk(folder):
+        yield place.rstrip("/"), inner, names
 
 
 def _matching(pattern: str) -> list[str]:
@@ -125,7 +150,7 @@ def _in_folder(folder: str, part: str) -> list[str]:
     of its folder (`train/0000.parquet`).
     """
     datasets: dict[str, dict[str, list[str]]] = {}
-    for place, inner, names in os.walk(folder):
+    for place, inner, names in _walk(folder):
         inner[:] = sorted(one for one in inner if not files.is_hidden(one))
         for file in sorted(names):
             match = None if files.is_hidden(file) else _SHARD.fullmatch(file)
