@@ -22,6 +22,7 @@ from vit_jax.tasks._class_metrics import (
     f1_scores,
     top_classes,
 )
+from vit_jax.training.outcome import Outcome
 from vit_jax.types import ArraySpec, DataInfo
 
 MODEL = {"name": "vit", "patch_size": 4, "width": 8, "depth": 1, "num_heads": 2}
@@ -63,7 +64,7 @@ def test_class_metrics_are_scikit_learns():
             jax.device_get(sums(labels, predicted, confidence, scored & half, 5))
             for half in (halves, ~halves)
         ]
-        found = class_metrics({name: parts[0][name] + parts[1][name] for name in parts[0]})
+        found = class_metrics({name: parts[0][name] + parts[1][name] for name in parts[0]}, "abcde")
         if rows:
             check(found, labels[:rows], predicted[:rows], confidence[:rows])
 
@@ -72,6 +73,10 @@ def check(found, labels, predicted, confidence):
     there = np.unique(labels)
     recalls = sklearn.recall_score(labels, predicted, labels=there, average="macro")
     assert found["balanced_accuracy"] == pytest.approx(recalls)
+    each = sklearn.recall_score(labels, predicted, labels=there, average=None)
+    names = [f"accuracy/{'abcde'[number]}" for number in there]
+    assert [name for name in found if name.startswith("accuracy/")] == names
+    assert [found[name] for name in names] == pytest.approx(each)
     f1 = sklearn.f1_score(labels, predicted, labels=there, average="macro", zero_division=0)
     assert found["f1"] == pytest.approx(f1)
     error = 0.0
@@ -115,6 +120,18 @@ def test_a_class_that_a_split_lacks_breaks_no_mean():
     json.dumps(found)
     empty = task.metrics(jax.device_get(task.eval_sums({}, batch_of([0, 0, 0], [0, 0, 0]))))
     assert np.isfinite(list(empty.values())).all()
+
+
+@pytest.mark.parametrize("classes", [100, 101])
+def test_each_of_few_classes_has_its_own_accuracy(classes):
+    task = answering(build(classes=classes), np.eye(2, classes, dtype=np.float32))
+    found = task.metrics(jax.device_get(task.eval_sums({}, batch_of([0, 2]))))
+    expected = {"accuracy/0": 1.0, "accuracy/2": 0.0} if classes == 100 else {}
+    assert {name: x for name, x in found.items() if "accuracy/" in name} == expected
+    results = {f"val/{name}": x for name, x in found.items()}
+    shown = Outcome(results, None, task.metric_info, {}, "report.html").describe()
+    assert "val/balanced_accuracy " in shown
+    assert "accuracy/0" not in shown
 
 
 @pytest.mark.parametrize(("classes", "has"), [(5, False), (6, True)])

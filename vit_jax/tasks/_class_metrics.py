@@ -1,6 +1,6 @@
 """Metrics that count every class alike, and the calibration of probabilities."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.types import Array
+
+MOST_CLASSES = 100
+"""The number of classes up to which each class has a metric of its own."""
 
 BINS = 15
 """The number of bins of the calibration error, as in Guo et al. 2017."""
@@ -96,22 +99,33 @@ def calibration_error(hits: np.ndarray, confidence: np.ndarray, count: float) ->
     return float(np.abs(hits - confidence.astype(np.float64)).sum() / max(1, count))
 
 
-def class_metrics(found: Mapping[str, np.ndarray]) -> dict[str, float]:
+def class_metrics(found: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, float]:
     """Returns `balanced_accuracy`, `f1` and `ece` from the sums of `class_sums` over a split.
 
     `balanced_accuracy` is the mean recall of the classes that the split has, `f1` the mean of their
     F1 scores. `ece` is the expected calibration error (Guo et al. 2017, equation 3): by how much
-    the confidence differs from the accuracy.
+    the confidence differs from the accuracy. Up to `MOST_CLASSES` classes also have their own
+    recall, as `accuracy/CLASS`.
+
+    Args:
+      names: the names of the classes, all different.
     """
     rows = found["class_rows"].astype(np.float64)
     there = rows > 0
     if not there.any():
         return {"balanced_accuracy": 0.0, "f1": 0.0, "ece": 0.0}
     hits, answers = found["class_hits"][there], found["class_answers"][there]
+    recalls = hits / rows[there]
+    shown = np.flatnonzero(there).tolist() if len(names) <= MOST_CLASSES else []
+    by_class = {
+        f"accuracy/{names[number]}": float(recall)
+        for number, recall in zip(shown, recalls, strict=False)
+    }
     return {
-        "balanced_accuracy": float((hits / rows[there]).mean()),
+        "balanced_accuracy": float(recalls.mean()),
         "f1": float((2 * hits / (rows[there] + answers)).mean()),
         "ece": calibration_error(found["bin_hits"], found["bin_confidence"], rows.sum()),
+        **by_class,
     }
 
 

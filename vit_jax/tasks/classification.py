@@ -23,6 +23,7 @@ from vit_jax.tasks._checks import check_data, check_not_negative, check_share
 from vit_jax.tasks._class_metrics import Reliability, class_metrics, class_sums, top_classes
 from vit_jax.tasks._distill import Teacher
 from vit_jax.tracking.metrics import COUNT, LOSS, SCORE, Metric
+from vit_jax.tracking.plain_text import distinct
 from vit_jax.types import Array, Batch, DataInfo, Params
 
 LOSSES = {
@@ -79,6 +80,7 @@ class Task(BaseTask):
     metric_info: ClassVar[Mapping[str, Metric]] = {
         "accuracy": SCORE,
         "top5_accuracy": SCORE,
+        "accuracy/*": SCORE,
         "balanced_accuracy": SCORE,
         "f1": SCORE,
         "ece": Metric(higher_is_better=False, unit="fraction"),
@@ -334,7 +336,7 @@ class Task(BaseTask):
         return {
             "accuracy": int(found["top1"]) / max(1, scored),
             **(top5 if self.info.num_classes > 5 else {}),
-            **(class_metrics(found) if "class_rows" in found else {}),
+            **(class_metrics(found, distinct(self._names())) if "class_rows" in found else {}),
             "loss": float(found["loss"]) / max(1, examples),
             "num_examples": examples,
         }

@@ -17,13 +17,10 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.tasks import classification
 from vit_jax.tasks._checks import check_share
-from vit_jax.tasks._class_metrics import average_precision, f1_scores
+from vit_jax.tasks._class_metrics import MOST_CLASSES, average_precision, f1_scores
 from vit_jax.tracking.metrics import COUNT, LOSS, SCORE, Metric
 from vit_jax.tracking.plain_text import distinct
 from vit_jax.types import Array, Batch, Params
-
-MOST_CLASSES = 100
-"""The number of classes up to which each has a metric of its own."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,9 +45,15 @@ class Outcome:
         return cls(results, headline, info, times.seconds, str(workdir.path / "report.html"))
 
     def describe(self) -> str:
-        """Returns all metrics, then three lines: the headline, the time and the report's path."""
-        # Names of classes are part of names of metrics.
-        lines = [f"{one_line(name):32} {value:.6g}" for name, value in self.results.items()]
+        """Returns the metrics, then three lines: the headline, the time and the report's path.
+
+        Metrics of single classes, such as `val/accuracy/cat`, are left to the report.
+        """
+        lines = [
+            f"{one_line(name):32} {value:.6g}"
+            for name, value in self.results.items()
+            if name.count("/") < 2
+        ]
         if self.headline:
             name, value = self.headline
             lines.append(f"\n{name}: {meaning(name, self.metric_info).text(value)}")
