@@ -194,6 +194,28 @@ def test_a_card_names_the_checkpoint_that_training_started_from(run_to_push, hub
     assert f"It started from `facebook/dinov2-small` at commit {'b' * 40}." in card
 
 
+def test_the_card_has_the_devices_and_the_time_until_the_step(run_to_push, hub_server):
+    rows = [{"step": step, "train/run_seconds": 65.0 * step} for step in (1, 2)]
+    (run_to_push / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = json.loads((run_to_push / "config.json").read_text())
+    record["devices"] = {"kind": "TPU v5 lite", "count": 8}
+    (run_to_push / "config.json").write_text(json.dumps(record))
+    push(str(run_to_push), "hf://me/digits")
+    card = hub_server.repos["me/digits"]["README.md"].decode()
+    assert "had 8 devices (`TPU v5 lite`). It took 1m 05s until step 1, which includes" in card
+
+
+def test_a_run_that_recorded_neither_devices_nor_time_is_pushed(run_to_push, hub_server):
+    """As earlier versions left it."""
+    record = json.loads((run_to_push / "config.json").read_text())
+    del record["devices"]
+    (run_to_push / "config.json").write_text(json.dumps(record))
+    push(str(run_to_push), "hf://me/digits")
+    card = hub_server.repos["me/digits"]["README.md"].decode()
+    assert "device" not in card
+    assert "It took" not in card
+
+
 @pytest.fixture
 def run_to_push(hub_server, tiny_config, left_by_a_run, tmp_path):
     del hub_server

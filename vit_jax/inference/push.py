@@ -15,6 +15,8 @@ from vit_jax.checkpoints.formats import timm
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
+from vit_jax.tracking import read_metrics
+from vit_jax.tracking.console import format_duration
 from vit_jax.tracking.metrics import from_json, meaning
 from vit_jax.tracking.plain_text import code_span
 from vit_jax.training.evaluate import step_of
@@ -59,7 +61,7 @@ and then {spec}.
 
 {command}
 
-{start}Packages: {packages}. The config is in `{config}`.
+{machine}{start}Packages: {packages}. The config is in `{config}`.
 """
 
 
@@ -273,6 +275,7 @@ def _card(
         eval_pp=_fenced(data["eval_pp"] or data["pp"]),
         spec=told.describe(),
         command=_command(record["command"]),
+        machine=_machine(workdir, record["devices"], step),
         origin=f"base_model: {repo}\n" if repo else "",
         start=f"It started from `{repo}` at commit {at}.\n\n" if repo else "",
         packages=", ".join(f"{name} {version}" for name, version in record["packages"].items()),
@@ -286,6 +289,22 @@ def _started_from(record: Mapping[str, Any]) -> tuple[str, str]:
     commits = record["hub_commits"]
     address = start if start in commits else hub.address_of(start)
     return (hub.repository_of(address), commits[address]) if address in commits else ("", "")
+
+
+def _machine(workdir: Workdir, devices: Mapping[str, Any], step: int) -> str:
+    """Returns the devices and the time of a run, as far as its workdir tells them."""
+    told = []
+    if devices:
+        number = f"{devices['count']:,} device{'s' * (devices['count'] != 1)}"
+        told.append(f"The run, when it last started, had {number} ({code_span(devices['kind'])}).")
+    rows = [row for row in read_metrics(workdir.path) if row["step"] <= step]
+    seconds = [row["train/run_seconds"] for row in rows if "train/run_seconds" in row]
+    if seconds:
+        told.append(
+            f"It took {format_duration(seconds[-1])} until step {step}, which includes its start,"
+            " compiling, evaluations and saves."
+        )
+    return f"{' '.join(told)}\n\n" if told else ""
 
 
 def _command(words: Sequence[str]) -> str:

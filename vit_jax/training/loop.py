@@ -94,8 +94,9 @@ def train(
         if is_first:
             workdir.mark_done(False)
             workdir.write_config(
-                config, run.task.info, run.task.headline, best.metric_info, len(run.source)
-            )
+                config, run.task.info, run.task.headline, best.metric_info, len(run.source),
+                devices=run.mesh.devices,
+            )  # fmt: skip
         with open_log(stages, workdir, start, times, callbacks) as log:
             for line in opening_lines(run, restored, merged, changed):
                 log.message(line)

@@ -1,7 +1,7 @@
 """The files of a run besides checkpoints and metrics, and the rules for resuming it.
 
-config.json   the resolved config, the command, versions of packages and of this code, and the
-              commits of what was read from the Hugging Face hub
+config.json   the resolved config, the command, versions of packages and of this code, the devices,
+              and the commits of what was read from the Hugging Face hub
 DONE          exists once the last step is finished
 """
 
@@ -39,6 +39,7 @@ _UNRECORDED: Mapping[str, Any] = {
     "commit": None,
     "command": (),
     "packages": {},
+    "devices": {},
     "metrics": {},
     "hub_commits": {},
 }
@@ -223,6 +224,8 @@ class Workdir:
         headline: str,
         metric_info: Mapping[str, Metric],
         num_examples: int | None = None,
+        *,
+        devices: np.ndarray | None = None,
     ) -> None:
         """Records the config of the run, with the facts that are needed to repeat the run.
 
@@ -230,6 +233,7 @@ class Workdir:
           headline: the metric that the run is judged by.
           metric_info: the meaning of the metrics, for the report.
           num_examples: the number of training examples, if it is known.
+          devices: the devices of JAX that the run computes on, all of one kind, if they are known.
         """
         record = {
             "version": config_lib.VERSION,
@@ -248,6 +252,7 @@ class Workdir:
             "command": ["python", "-m", "vit_jax", *sys.argv[1:]],
             "commit": current_commit(),
             "packages": _package_versions(),
+            "devices": {} if devices is None else _description(devices),
             "hub_commits": {**hub.commits_in(config.to_dict()), **self._hub_commits()},
         }
         text = json.dumps(record, indent=2, default=str, allow_nan=False) + "\n"
@@ -329,6 +334,11 @@ class Workdir:
             f"training examples: {before:,} → {num_examples:,}, so that batches are no longer those"
             " of an undisturbed run"
         ]
+
+
+def _description(devices: np.ndarray) -> Mapping[str, Any]:
+    """Returns the kind of the devices of a mesh, as JAX names it, and their number."""
+    return {"kind": devices.flat[0].device_kind, "count": devices.size}
 
 
 def _package_versions() -> Mapping[str, str]:
