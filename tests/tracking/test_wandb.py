@@ -100,6 +100,7 @@ def test_without_the_package_the_run_goes_on_with_a_warning(tmp_path, monkeypatc
     log.close()
     assert len(told) == 1
     assert told[0].startswith("warning: log writer wandb cannot start: ")
+    assert told[0].endswith("install the extra 'wandb' of vit-jax")
 
 
 def test_the_worked_example_of_a_writer_works(tmp_path, monkeypatch):
