@@ -100,6 +100,10 @@ def train_batches(
 
     Yields:
         `image`, `label` and whatever else numeric the records hold, each with leading axis k.
+
+    Raises:
+        UserError: `rows`, `repeats`, `on_bad_image` or `pp` is wrong; or, while batches are taken,
+            a record cannot be read, a label is no class, or the source is silent for `timeout_s`.
     """
     rows = _checked_rows(rows, batch_size)
     if not 1 <= repeats <= batch_size:
