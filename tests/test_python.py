@@ -255,6 +255,20 @@ def test_evaluate_needs_one_model():
         vit_jax.evaluate(checkpoint="B_16.npz")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"checkpoint": "a.npz", "config": "digits", "step": 0}, "step has no effect with checkp"),
+        ({"checkpoint": "a.npz", "config": "digits", "overrides": {"seed": 1}}, "set the keys in"),
+        ({"checkpoint": "a.npz", "config": "digits", "trust": ["a:B"]}, "trust has no effect with"),
+        ({"workdir": "run", "config": "digits"}, "config has no effect with workdir; change the"),
+    ],
+)
+def test_evaluate_refuses_what_has_no_effect(given, message):
+    with pytest.raises(UserError, match=message):
+        vit_jax.evaluate(**given)
+
+
 def test_models_are_listed_by_pattern():
     assert vit_jax.list_models("vit_s1?") == ["vit_s14", "vit_s16"]
     assert vit_jax.list_models("no such") == []

@@ -88,21 +88,40 @@ def evaluate(
         any format for its model.
 
     Raises:
-      UserError: there is no such checkpoint, it is damaged, or it does not fit the model.
+      UserError: there is no such checkpoint, it is damaged, or it does not fit the model; or an
+        argument is given that has no effect beside the others.
     """
     if bool(workdir) == bool(checkpoint):
         raise UserError("evaluate: give workdir, or config and checkpoint")
     if checkpoint:
         if config is None:
             raise UserError("evaluate: checkpoint needs config, which names the data")
+        _refuse("checkpoint", step=step, overrides=overrides or None, trust=trust or None)
         return evaluate_lib.evaluate_checkpoint(
             _set_up(config), path_text(checkpoint, "checkpoint")
         )
+    _refuse("workdir", config=config)
     if not isinstance(overrides or {}, Mapping):
         raise UserError(f"overrides={quoted(overrides)}: write values by dotted key")
     run = Workdir.existing(path_text(workdir, "workdir"))
     _set_up(run.read_config(overrides, trust))
     return evaluate_lib.evaluate_workdir(run, overrides or {}, step, trust)
+
+
+_INSTEAD = {
+    "step": "give the path of that step's checkpoint",
+    "overrides": "set the keys in config",
+    "trust": "the code that config names is trusted",
+    "config": "change the keys of the run by overrides",
+}
+"""What to do in place of each argument of `evaluate` that has no effect."""
+
+
+def _refuse(beside: str, **arguments: Any) -> None:
+    """Raises a `UserError` for the first argument that is not None."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise UserError(f"evaluate: {name} has no effect with {beside}; {_INSTEAD[name]}")
 
 
 def _set_up(given: Any) -> ConfigDict:
