@@ -74,7 +74,17 @@ def test_models_and_checkpoints_install_without_tensorflow(declared):
     for name in ("tensorflow", "numba", "scikit-learn", "tokenizers", "jinja2"):
         assert name not in base
         assert any(name in extras[extra] for extra in ("train", "text"))
-    assert "vit-jax[train,text,export,onnx,hub,docs]" in extras["test"]
+    assert "vit-jax[train,text,export,onnx,hub,docs,notebooks]" in extras["test"]
+
+
+def test_what_the_suite_installs_is_pinned(declared):
+    extras = declared["options.extras_require"]
+    named = re.search(r"vit-jax\[(.+)\]", extras["test"])[1].split(",")
+    lines = [declared["options"]["install_requires"], *(extras[name] for name in [*named, "test"])]
+    wanted = {canonicalize_name(Requirement(x).name) for x in "\n".join(lines).split("\n") if x}
+    pins = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if "==" in x]
+    pinned = {canonicalize_name(Requirement(x).name) for x in pins}
+    assert wanted - pinned == {"vit-jax"}
 
 
 def installed_with(requirements):
