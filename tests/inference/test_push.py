@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from vit_jax.__main__ import main
-from vit_jax.checkpoints import loading
+from vit_jax.checkpoints import input_spec, loading
 from vit_jax.checkpoints.fit.inference import infer_model
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
@@ -102,9 +102,11 @@ def test_timm_finds_its_own_keys_beside_ours(hub_server, tiny_config, left_by_a_
     card = repository["README.md"].decode()
     assert "library_name: timm\n" in card
     assert "timm.create_model('hf-hub:me/other@dev', pretrained=True)" in card
+    # `predict` prepares images as the run did, and not as timm's keys tell.
+    (tmp_path / "config.json").write_bytes(repository["config.json"])
+    assert input_spec.read(tmp_path / "model.safetensors").size is None
     # Reading the folder follows timm's keys; reading the file follows its own header.
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes(repository[name])
+    (tmp_path / "model.safetensors").write_bytes(repository["model.safetensors"])
     models = [
         infer_model(loading.read_weights(path))
         for path in (tmp_path, tmp_path / "model.safetensors")
