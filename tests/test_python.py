@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import random
 import re
 import sys
 from pathlib import Path
@@ -11,14 +12,18 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 import vit_jax
+from vit_jax.checkpoints.store import Store, flatten
 from vit_jax.errors import UserError
 from vit_jax.inference.preparation import as_pictures
 from vit_jax.parallel import sharding
+from vit_jax.tracking import read_metrics
 from vit_jax.tracking.callbacks import Callbacks
 from vit_jax.training.outcome import Outcome
+from vit_jax.training.run import Run
 from vit_jax.types import ArraySpec, DataInfo, Features
 
 RGB = DataInfo(
@@ -60,21 +65,42 @@ class Notes:
         self.told.append(("end", outcome))
 
 
-@pytest.fixture(scope="module")
-def trained(digits_npz, tmp_path_factory):
-    """(notes, outcome, workdir) of a run of a plain module, trained and called from Python."""
+class Vandal:
+    """A callback that changes what it gets, and the state of all global random numbers."""
+
+    def on_step(self, step, metrics):
+        metrics.clear()
+        random.seed(step)
+        np.random.seed(step)  # noqa: NPY002
+
+    def on_evaluate(self, step, metrics):
+        metrics.update(dict.fromkeys(metrics, 0.0))
+
+    def on_save(self, step):
+        np.random.seed(step)  # noqa: NPY002
+
+
+def config_of(digits_npz):
+    """The config of a run of a plain module."""
     config = vit_jax.config.load(f"tests/tiny.py:{digits_npz}")
     config.total, config.ema_decay, config.accum_steps = 4, 0.0, 1
     config.mesh.zero1 = True
     config.model = {"name": f"{__name__}:Plain", "width": 4}
     config.task = {"name": "classification"}
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(digits_npz, tmp_path_factory):
+    """(notes, outcome, workdir, log records) of a run of a plain module, trained from Python."""
+    config = config_of(digits_npz)
     workdir = str(tmp_path_factory.mktemp("run"))
     notes, records = Notes(), []
     handler = logging.Handler()
     handler.emit = records.append
     logging.getLogger("vit_jax.training.run").addHandler(handler)
     everything = {**config.to_dict(), "batch_size": np.int64(config.batch_size)}
-    outcome = vit_jax.train(everything, Path(workdir), callbacks=(one for one in [notes]))
+    outcome = vit_jax.train(everything, Path(workdir), callbacks=(one for one in [Vandal(), notes]))
     logging.getLogger("vit_jax.training.run").removeHandler(handler)
     return notes, outcome, workdir, records
 
@@ -149,6 +175,27 @@ def test_callbacks_are_told_of_steps_evaluations_saves_and_the_end(trained):
     assert all(isinstance(entry[2], float) for entry in notes.told if entry[0] == "step")
 
 
+def test_a_run_without_callbacks_computes_the_same_bits(trained, digits_npz, tmp_path):
+    _, outcome, workdir, _ = trained
+    config = config_of(digits_npz)
+    assert vit_jax.train(config, tmp_path).results == outcome.results
+    abstract = Run.build(config).abstract
+    without, told = (
+        flatten(Store(Path(path) / "checkpoints").restore(4, abstract).tree)
+        for path in (tmp_path, workdir)
+    )
+    assert without.keys() == told.keys()
+    for name, leaf in without.items():
+        assert np.asarray(leaf).tobytes() == np.asarray(told[name]).tobytes(), name
+    kinds = "train/loss", "train/grad_norm", "eval/val/loss"
+    rows = [
+        [[row.get(kind) for kind in kinds] for row in read_metrics(epath.Path(path))]
+        for path in (tmp_path, workdir)
+    ]
+    assert rows[0] == rows[1]
+    assert None not in rows[0][0][:2]
+
+
 def test_what_a_callback_changes_in_its_metrics_reaches_nobody():
     told = []
     vandal = type("Vandal", (), {"on_step": lambda self, step, metrics: metrics.clear()})()
@@ -165,6 +212,11 @@ def test_a_run_is_evaluated_and_used_from_python(trained):
     assert vit_jax.features(Path(workdir), (jax.numpy.asarray(x) for x in images)).shape == (3, 4)
     with pytest.raises(UserError, match=r"no step bst; it has \[3, 4\]"):
         vit_jax.evaluate(workdir, step="bst")
+
+
+def test_a_run_that_python_code_started_records_no_command(trained):
+    """The arguments of this process are those of pytest, or of a notebook's kernel."""
+    assert json.loads((Path(trained[2]) / "config.json").read_text())["command"] == []
 
 
 def test_numbers_of_numpy_are_stored_as_numbers():
@@ -219,7 +271,7 @@ NO_PATH = "write a path, as a text or an object of pathlib"
         (lambda: vit_jax.train("digits", None), f"workdir=None: {NO_PATH}"),
         (lambda: vit_jax.train("digits", ""), "the workdir has no name"),
         (lambda: vit_jax.train("digits", "run", callbacks=print), "callbacks=.*: write a list"),
-        (lambda: vit_jax.train("digits", "run", profile=3), "--profile=3: write START:STOP"),
+        (lambda: vit_jax.train("digits", "run", profile=3), "^profile=3: write START:STOP"),
         (lambda: vit_jax.evaluate(3), f"workdir=3: {NO_PATH}"),
         (lambda: vit_jax.evaluate("run", overrides=["seed=1"]), "overrides=.*: write values"),
         (lambda: vit_jax.features(None, ["a.jpg"]), f"model=None: {NO_PATH}"),
@@ -258,15 +310,15 @@ def test_evaluate_needs_one_model():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"checkpoint": "a.npz", "config": "digits", "step": 0}, "step has no effect with checkp"),
-        ({"checkpoint": "a.npz", "config": "digits", "overrides": {"seed": 1}}, "set the keys in"),
-        ({"checkpoint": "a.npz", "config": "digits", "trust": ["a:B"]}, "trust has no effect with"),
-        ({"workdir": "run", "config": "digits"}, "config has no effect with workdir; change the"),
+        ({"step": 0}, "step does not go with checkpoint; give workdir"),
+        ({"overrides": {"seed": 1}}, "overrides does not go with checkpoint; change config"),
+        ({"trust": ["mine:Task"]}, "trust does not go with checkpoint; the code that config"),
+        ({"workdir": "run", "checkpoint": ""}, "config does not go with workdir; change keys"),
     ],
 )
-def test_evaluate_refuses_what_has_no_effect(given, message):
+def test_evaluate_refuses_an_argument_that_its_model_would_not_use(given, message):
     with pytest.raises(UserError, match=message):
-        vit_jax.evaluate(**given)
+        vit_jax.evaluate(**{"config": "digits", "checkpoint": "B_16.npz", **given})
 
 
 def test_models_are_listed_by_pattern():

@@ -38,8 +38,6 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 _EXTRAS = {
     "huggingface_hub": "hub",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
     "sentencepiece": "text",
     "tokenizers": "text",
     "wandb": "wandb",

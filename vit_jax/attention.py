@@ -28,6 +28,9 @@ from vit_jax.types import Array, Images, Params
 _OVERLAY_SIDE = 224  # pixels; smaller pictures are enlarged to about this
 MOST_TIMES = inside.MOST_TIMES
 
+PANEL_IN_WORDS = "Images, with their attention and their rollout drawn over them below."
+"""What `panel` shows, for those who cannot see it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionMaps:
@@ -235,26 +238,11 @@ def sections(
       pictures: the same images before they are normalized.
       titles: a title for each image.
     """
-    found = []
     try:
         maps = attention_maps(model, params, images)
     except UserError:
         maps = None
-    if maps is not None:
-        text = (
-            "Above, the images; below, the attention that the output is made from, and attention"
-            " followed through all layers (rollout, Abnar and Zuidema 2020), colored where it is"
-            " above the mean."
-        )
-        found.append(Section("Where the model looks", text, panel(pictures, maps, titles)))
-        text = "The first of these images, and what each head of each layer attends to in it."
-        found.append(Section("Attention of every head", text, figure(pictures[0], maps)))
-        text = (
-            "Mean distance, in patches, from a patch to those that a head attends to. A convolution"
-            " of 3×3 patches reaches one patch further a layer; a head may look anywhere at once."
-        )
-        far = inside.attention_distances(distances(maps), maps.grid)
-        found.append(Section("How far every head looks", text, far))
+    found = [] if maps is None else _maps_sections(maps, pictures, titles)
     _, tree = _backbone(model, params)
     tree = nn.meta.unbox(tree)
     kernel = _pixel_kernel(tree)
@@ -262,7 +250,8 @@ def sections(
         what = "of the first convolution" if "stem" in tree else "that turn a patch into a token"
         text = f"Principal components of the filters {what}, the one that explains most first."
         title = "What the first filters see" if "stem" in tree else "What a patch is made of"
-        found.append(Section(title, text, inside.patch_filters(jax.device_get(kernel))))
+        filters = inside.patch_filters(jax.device_get(kernel))
+        found.append(Section(title, text, filters, alt="A grid of filters, drawn as pictures."))
     if "pos_embed" in tree and maps is not None:
         text = (
             "Cosine similarity of the learned position of each patch with those of all others."
@@ -275,7 +264,38 @@ def sections(
         else:
             table = table[-rows * columns :].reshape(rows, columns, -1)
         alike = inside.position_similarity(np.asarray(table))
-        found.append(Section("What positions are like", text, alike))
+        alt = f"For each of {rows} by {columns} patches, a map of its similarity to all patches."
+        found.append(Section("What positions are like", text, alike, alt=alt))
+    return found
+
+
+def _maps_sections(
+    maps: AttentionMaps, pictures: Images, titles: Sequence[str] | None
+) -> list[Section]:
+    """Returns the sections about attention on `pictures`; see `sections`."""
+    found = []
+    text = (
+        "Above, the images; below, the attention that the output is made from, and attention"
+        " followed through all layers (rollout, Abnar and Zuidema 2020), colored where it is"
+        " above the mean."
+    )
+    image = panel(pictures, maps, titles)
+    found.append(Section("Where the model looks", text, image, alt=PANEL_IN_WORDS))
+    text = "The first of these images, and what each head of each layer attends to in it."
+    layers, heads = len(maps.layers), maps.layers.shape[2]
+    alt = f"One image and its attention in {layers} layers of {heads} heads each."
+    found.append(Section("Attention of every head", text, figure(pictures[0], maps), alt=alt))
+    text = (
+        "Mean distance, in patches, from a patch to those that a head attends to. A convolution"
+        " of 3×3 patches reaches one patch further a layer; a head may look anywhere at once."
+    )
+    reached = distances(maps)
+    far = inside.attention_distances(reached, maps.grid)
+    alt = (
+        f"The mean distance of the heads is {reached[0].mean():.1f} patches in the first layer"
+        f" and {reached[-1].mean():.1f} in the last."
+    )
+    found.append(Section("How far every head looks", text, far, alt=alt))
     return found
 
 

@@ -103,7 +103,7 @@ def check_writable_name(path: epath.PathLike, where: str) -> None:
     Its storage library takes a backslash for a separator, and knows only names in Unicode.
 
     Args:
-      where: what the user wrote, such as `--workdir=DIR`.
+      where: what the user wrote, such as `workdir=DIR`.
     """
     name = os.fspath(path)
     if not {"\\", "\0"}.isdisjoint(name) or any("\ud800" <= letter <= "\udfff" for letter in name):

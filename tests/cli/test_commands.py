@@ -51,6 +51,9 @@ def test_train_ends_with_accuracy_time_and_report(trained, digits_npz, capsys):
     assert lines[-1] == f"report: {trained}/report.html"
     assert lines[-2].startswith("training took ")
     assert lines[-3].startswith("val_ema/accuracy: ")
+    words = ["train", config, f"--workdir={trained}", "--config.total=8"]
+    command = json.loads((trained / "config.json").read_text())["command"]
+    assert command == ["python", "-m", "vit_jax", *words]
 
 
 def test_a_reader_that_has_left_ends_a_command_without_a_word(monkeypatch):

@@ -59,6 +59,7 @@ def test_views_have_a_shape_of_their_own():
         {"pp": "decode|resize(8)", "split": "train+validation"},
         {"pp": "decode|resize(8)", "split": "minival"},
         {"source": "folder", "name": ".", "pp": "decode|resize(8)"},
+        {"pp": "decode|resize(8)", "balance": 0.5},
     ],
 )
 def test_what_only_the_data_can_tell(changes):

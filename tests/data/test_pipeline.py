@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_jax.data import element_spec, eval_batches, open_source, train_batches
+from vit_jax.data import boxes, element_spec, eval_batches, open_source, train_batches
 from vit_jax.data.pipeline import num_eval_batches
 from vit_jax.errors import UserError
 
@@ -213,6 +213,22 @@ def test_a_label_that_is_no_class_is_refused(batches, label):
     message = f"numbered: label {label} of an image is none of its 50 classes; write labels from 0"
     with pytest.raises(UserError, match=message):
         take(batches(Odd()), None)
+
+
+def test_a_label_of_an_object_that_is_no_class_is_refused():
+    class Boxed(Numbered):
+        def fetch(self, indices):
+            found = np.where(indices[:, None] == 5, self.label, [0, -1]).astype(np.int32)
+            return {**super().fetch(indices), "box_label": found}
+
+    Boxed.label = 49
+    take(evaluate(Boxed()), None)
+    Boxed.label = 50
+    with pytest.raises(UserError, match="label 50 of an object is none of its 50 classes"):
+        take(evaluate(Boxed()), None)
+    objects = boxes.Objects(np.float32([[0, 0, 1, 1]] * 2), [0, -1], [False] * 2, [0] * 2)
+    with pytest.raises(UserError, match="here: object 1 has the label -1; write 0 or more"):
+        boxes.check(objects, on_bad_box="fail", describe=lambda: "here")
 
 
 def test_numbers_and_labels_of_several_classes_are_not_taken_for_classes():

@@ -28,8 +28,9 @@ class Mine:
     class_names = None
     fingerprint = "mine"
 
-    def __init__(self, name, colour="grey"):
+    def __init__(self, name, colour="grey", strict: bool = True, first: int = 1, end: str = ".x"):
         self.name, self.colour = name, colour
+        self.given = strict, first, end
 
     def __len__(self):
         return 1
@@ -128,6 +129,8 @@ def test_a_file_that_is_no_archive(tmp_path):
         ({"source": "fake", "num_exmples": 3}, "did you mean 'num_examples'"),
         ({"source": "npz", "name": "x", "image_size": 3}, "image_size=3 is no key of source 'npz'"),
         ({"source": "npz"}, "needs the key 'name'"),
+        ({"source": "captions", "name": "x", "images": ""}, "needs the key 'images'"),
+        ({"source": "coco", "name": "x", "images": ".", "max_objects": 0}, "=0: write 1 or more"),
         ({"source": "npz", "name": "x", "split_seed": "a"}, "args.split_seed='a': write a whole n"),
         ({"source": "fake", "num_examples": -3}, "args.num_examples=-3: write 0 or more"),
         ({"source": "fake", "image_size": 2.5}, "args.image_size=2.5: write a whole number"),
@@ -151,6 +154,23 @@ def test_code_from_elsewhere(monkeypatch):
     monkeypatch.setattr("vit_jax.data.sources.Mine", Mine, raising=False)
     source = open_source({"source": "vit_jax.data.sources:Mine", "name": "n", "colour": "red"})
     assert (source.name, source.colour) == ("n", "red")
+    assert source.given == (True, 1, ".x")
+    no = {"strict": False, "first": 0, "end": ""}
+    assert open_source({"source": "vit_jax.data.sources:Mine", "name": "n", **no}).given == (
+        *(False, 0, ""),
+    )
+
+
+def test_each_class_has_one_name(tmp_path, monkeypatch):
+    path = tmp_path / "x.npz"
+    arrays = {"image": np.zeros((5, 2, 2, 1), np.uint8), "label": np.arange(5)}
+    np.savez(path, **arrays, class_names=["a", "b", "c"])
+    with pytest.raises(UserError, match="has 3 class names for 5 classes; give each class one"):
+        open_source({"source": "npz", "name": str(path)})
+    monkeypatch.setattr("vit_jax.data.sources.Mine", Mine, raising=False)
+    monkeypatch.setattr(Mine, "class_names", ("one",))
+    with pytest.raises(UserError, match="mine has 1 class names for 2 classes"):
+        open_source({"source": "vit_jax.data.sources:Mine", "name": "n"})
 
 
 def test_code_from_elsewhere_that_is_no_source(monkeypatch):

@@ -229,6 +229,20 @@ def test_the_image_of_a_sample_has_the_shortest_ending(tmp_path):
     assert numbers(open_shards(str(tmp_path / "a.tar"), label="cls")) == [7, 3]
 
 
+def test_no_sample_is_left_out_in_silence(tmp_path):
+    empty = [("1.png", png(10)), ("1.cls", b"0"), ("2.png", b""), ("2.cls", b"1")]
+    (tmp_path / "a.tar").write_bytes(tar_of(empty))
+    source = open_shards(str(tmp_path / "a.tar"), label="cls")
+    assert len(source) == 2
+    with pytest.raises(OSError, match="the file is empty"):
+        source.fetch(np.array([1]))
+    (tmp_path / "b.tar").write_bytes(tar_of([*empty, ("x/3.jp2", b"x"), ("x/3.cls", b"1")]))
+    with pytest.raises(UserError, match=r"'x/3.jp2' has a format that is not read: convert it"):
+        open_shards(str(tmp_path / "b.tar"), label="cls")
+    (tmp_path / "c.tar").write_bytes(tar_of([("4.png", png(40)), ("4.jp2", b"x"), ("4.cls", b"1")]))
+    assert numbers(open_shards(str(tmp_path / "c.tar"), label="cls")) == [4]
+
+
 def test_what_is_wrong_is_named(shards, tmp_path):
     for content, message in (
         (b"no tar" * 200, "no tar file, or a damaged one"),

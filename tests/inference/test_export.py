@@ -1,6 +1,7 @@
 """Programs for other runtimes: written, run there on a photograph, compared with the model."""
 
 import functools
+import importlib.util
 import types
 
 import jax
@@ -140,6 +141,23 @@ def test_the_readme_lists_the_classes_of_the_task_as_they_are():
     assert readme.endswith("\n\n## Classes\n\n0. `<b>`\n1. `a'b # c`\n")
 
 
+OTHER_FAMILIES = {
+    "Mixer": {"name": "mixer_b16", "patch_size": 8, "width": 16, "depth": 2,
+              "tokens_mlp_dim": 8, "channels_mlp_dim": 24},
+    "hybrid": {"name": "r50_b16", "patch_size": 1, "width": 16, "depth": 1, "num_heads": 2,
+               "mlp_dim": 24, "stages": (1, 1), "width_factor": 0.5},
+    "BiT": {"name": "bit_r50x1", "stages": (1, 1), "width_factor": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("to", ["stablehlo", pytest.param("savedmodel", marks=LONG)])
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_a_model_of_another_family_answers_as_the_model(family, to, tmp_path):
+    done = vit_jax.export(predictor_for(OTHER_FAMILIES[family]), str(tmp_path / "out"), to)
+    assert done.difference <= export_lib.TOLERANCE
+    assert done.size > done.model_size
+
+
 def test_a_saved_model_answers_as_the_model(tmp_path):
     done = vit_jax.export(predictor_of("classification"), str(tmp_path / "out"), "savedmodel")
     assert done.difference <= export_lib.TOLERANCE
@@ -170,18 +188,34 @@ def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
+    ("to", "missing", "message"),
+    [
+        ("savedmodel", "tensorflow", "^to=savedmodel: tensorflow is not .* the extra 'export' of"),
+        ("onnx", "onnxruntime", "^to=onnx: onnxruntime is not .* the extra 'onnx' of vit-jax"),
+    ],
+)
+def test_a_format_names_the_extra_that_it_needs(to, missing, message, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *of: None if name == missing else find(name, *of)
+    )
+    with pytest.raises(UserError, match=message):
+        vit_jax.export("never read", str(tmp_path / "out"), to)
+
+
+@pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         (("out", "tflite"), {}, r"is no export format; valid: onnx, savedmodel, stablehlo"),
-        (("out", "savedmodl"), {}, r"--to='savedmodl' is no .*; did you mean 'savedmodel'"),
-        (("out",), {"outputs": "feature"}, "did you mean 'features'"),
+        (("out", "savedmodl"), {}, r"^to='savedmodl' is no .*; did you mean 'savedmodel'"),
+        (("out",), {"outputs": "feature"}, "^outputs=feature.* did you mean 'features'"),
         (("out",), {"weights": "bf16"}, "did you mean 'bfloat16'"),
         (("no/such/out",), {}, "there is no folder"),
         ((".",), {}, "exists already"),
         (("out",), {"outputs": "text"}, "is for runs that learned images and texts"),
-        (("out", None), {}, "--to=None: write the name of an export format"),
-        (("out",), {"batch": 0}, "--batch=0: write a positive whole number"),
-        (("out",), {"batch": 1.5}, "--batch=1.5: write a positive whole number"),
+        (("out", None), {}, "^to=None: write the name of an export format"),
+        (("out",), {"batch": 0}, "^batch=0: write a positive whole number"),
+        (("out",), {"batch": 1.5}, "^batch=1.5: write a positive whole number"),
         (("out",), {"images": 3}, "images=3: write a list of image files"),
         (("gs://bucket/out",), {}, "name a folder on this machine"),
         (("/proc/out",), {}, "cannot write '/proc/out': "),  # As a folder that is read-only.

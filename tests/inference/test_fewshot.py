@@ -62,14 +62,14 @@ def test_too_few_examples_name_the_class():
         fewshot.draw_shots(np.array([0, 0, 0, 1, 1]), 2, 3, seed=0)
 
 
-def test_a_run_without_evaluation_sets_is_told_or_not_compared(caplog):
+def test_a_run_without_evaluation_sets_is_told_or_not_compared():
     config = default_config()
     config.init.checkpoint, config.eval.sets = "x", {}
     with pytest.raises(UserError, match=r"config\.eval\.sets is empty"):
         fewshot.run(config)
     program = SimpleNamespace(outputs={"logits": np.zeros((1, 2))})
-    assert agreement.of_first_split(config, None, None, program, None) is None
-    assert "agreement was not measured: config.eval.sets is empty" in caplog.text
+    with pytest.raises(agreement.NotMeasured, match=r"^config\.eval\.sets is empty"):
+        agreement.of_first_split(config, None, None, program, None)
 
 
 def test_neighbours_vote_by_cosine():

@@ -228,7 +228,7 @@ def run_to_push(hub_server, tiny_config, left_by_a_run, tmp_path):
 @pytest.mark.parametrize(
     ("path", "address", "message"),
     [
-        ("gone", "hf://me/digits", "holds no run"),
+        ("gone", "hf://me/digits", "/gone holds no run"),
         ("run", "me/digits", "write hf://USER/REPO"),
         ("run", "hf://me/digits/file", "write hf://USER/REPO"),
     ],
@@ -237,4 +237,5 @@ def test_mistakes_are_one_line(run_to_push, capsys, path, address, message):
     assert main(["push", str(run_to_push.parent / path), address]) == 2
     said = capsys.readouterr().err
     assert message in said
+    assert "--" not in said  # `push` takes the workdir without a flag.
     assert len(said.strip().splitlines()) == 1

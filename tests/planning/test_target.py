@@ -115,7 +115,7 @@ def test_wrong_targets_are_told_in_one_line(topology, slices, message):
 
 def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs the TPU compiler.*pip install -e '\.\[tpu\]'"):
+    with pytest.raises(UserError, match=r"needs the TPU compiler.*extra 'tpu' .*'jax\[tpu\]'"):
         Target.find("v5e:4x4")
 
 

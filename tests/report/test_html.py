@@ -75,7 +75,13 @@ def finished_run(tmp_path_factory):
     save_sections(
         path,
         [
-            Section("Confusion matrix", "Rows are true.\n\nColumns are predicted.", a_figure()),
+            Section(
+                "Confusion matrix",
+                "Rows are true.\n\nColumns are predicted.",
+                a_figure(),
+                alt='343 of 360 images of "cats" are right.',
+                numbers=[["true class", "recall"], ["cat", 0.98765]],
+            ),
             Section("Classes", table=[["class", "recall"], ["<cat>", 0.98765]]),
         ],
     )
@@ -187,7 +193,11 @@ def test_headings_are_reached_by_links_and_charts_have_words_and_numbers(workdir
     assert "The training loss is that of augmented images" in source
     assert 'alt="Accuracy by step: test accuracy ends at 90.9 %; test accuracy, averaged' in source
     assert source.count("<th ") == source.count("<th scope=")
+    assert "Made by <code>vit-jax report</code>" in source
     page = Page(source)
+    assert 'alt="343 of 360 images of &#34;cats&#34; are right."' in source
+    matrix = page.texts[page.texts.index("Columns are predicted.") + 1 :]
+    assert matrix[:5] == ["Numbers", "true class", "recall", "cat", "0.9877"]
     numbers = page.texts[page.texts.index("Numbers") :]
     assert numbers[1:4] == ["step", "train loss", "test loss"]
     assert numbers[5:7] == ["10", "20"]
@@ -219,6 +229,8 @@ def test_runs_are_compared_on_one_page(workdir, tmp_path, capsys):
     assert "model.patch_size" not in page.text
     assert "Train loss" in page.texts
     assert len(drawings_in(source)) >= 4
+    assert page.texts.count("Numbers") == len(drawings_in(source))
+    assert page.texts[page.texts.index("Numbers") + 1 :][:3] == ["step", *names]
 
 
 def test_lines_of_a_comparison_are_told_apart(tmp_path, monkeypatch):
@@ -279,7 +291,8 @@ def test_sections_of_before_drawings_are_shown(workdir):
     """Their figures had a twin for dark pages, and no drawing."""
     index = workdir / "report" / "sections.json"
     stored = json.loads(index.read_text())
-    del stored["sections"][0]["drawing"]
+    for name in ("drawing", "alt", "numbers"):
+        del stored["sections"][0][name]
     stored["sections"][0]["dark_image"] = "confusion_matrix.dark.png"
     index.write_text(json.dumps(stored))
     assert '<img alt="Confusion matrix"' in write_report(workdir).read_text()

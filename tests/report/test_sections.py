@@ -1,17 +1,20 @@
 """Sections of the report are kept with their pictures, and shown."""
 
+import ast
 import json
 import tempfile
 from pathlib import Path
 
+import pytest
 from drawn import ODD_VALUES, a_figure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages import Page
 from PIL import Image
 
+import vit_jax
 from vit_jax.errors import UserError
-from vit_jax.report import Section, save_sections
+from vit_jax.report import Section, figures, save_sections, write_report
 from vit_jax.report.html import render
 from vit_jax.report.sections import read_sections
 
@@ -20,7 +23,10 @@ from vit_jax.report.sections import read_sections
 @given(st.lists(ODD_VALUES | st.fixed_dictionaries(
     {"title": st.text(max_size=5)},
     optional={
-        key: ODD_VALUES for key in ("text", "image", "drawing", "table", "width", "is_pixel_art")
+        key: ODD_VALUES
+        for key in (
+            "text", "image", "drawing", "table", "width", "is_pixel_art", "alt", "numbers",
+        )
     },
 )))  # fmt: skip
 def test_an_odd_index_of_sections_never_ends_the_report(entries):
@@ -102,3 +108,22 @@ def test_titles_of_the_same_words_keep_their_own_pictures(tmp_path):
     assert [section.title for section in found] == titles
     assert len({section.image for section in found}) == len(titles)
     assert (tmp_path / "report" / "maps_a_b.png").is_file()
+
+
+@pytest.mark.parametrize(("width", "is_broad"), [(7.0, False), (7.1, True)])
+def test_a_picture_that_scrolls_on_a_phone_says_so(tmp_path, width, is_broad):
+    broad = figures.new_figure(width, 2)
+    save_sections(tmp_path, [Section("Broad", image=broad, alt="Nothing.")])
+    assert ("scrolls sideways" in write_report(tmp_path).read_text()) == is_broad
+
+
+def test_every_section_of_the_package_has_its_picture_in_words():
+    checked, package = 0, Path(vit_jax.__file__).parent
+    for path in package.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "Section":
+                keys = [one.arg for one in call.keywords]
+                if len(call.args) > 2 or "image" in keys:
+                    assert "alt" in keys, f"{path}:{call.lineno}"
+                    checked += 1
+    assert checked > 10

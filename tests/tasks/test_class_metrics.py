@@ -164,6 +164,28 @@ def test_focal_loss_is_the_papers():
     assert total == pytest.approx(((1 - of_answer) ** 2 * -np.log(of_answer)).sum(), rel=1e-5)
 
 
+def test_the_gradient_of_the_focal_loss_is_finite_where_the_answer_is_sure():
+    for gamma in (0.5, 1.0, 2.0):
+        task = build(focal_gamma=gamma)
+        logits = np.float32([[30, 0, 0], [200, 0, 0]])
+        found = jax.grad(lambda x, task=task: task._losses(x, np.eye(3)[[0, 0]]).sum())(logits)
+        np.testing.assert_allclose(found, 0, atol=1e-5)
+
+
+def test_class_weights_are_not_negative_and_not_all_zero():
+    build(class_weights=(0.0, 1.0, 2.0))
+    for wrong in ((-1.0, 1.0, 1.0), (0.0, 0.0, 0.0)):
+        with pytest.raises(UserError, match="write numbers of 0 or more, not all of them 0"):
+            build(class_weights=wrong)
+
+
+def test_a_fraction_is_no_class():
+    image = ArraySpec((8, 8, 1), np.dtype(np.uint8))
+    spec = {"image": image, "label": ArraySpec((), np.dtype(np.float32))}
+    with pytest.raises(UserError, match=r"does not fit task classification: it wants .*int32 \[\]"):
+        tasks.build({"name": "classification"}, MODEL, DataInfo(spec, 3))
+
+
 def test_logits_are_adjusted_by_the_log_of_the_frequencies_in_training_alone():
     task = build(logit_adjustment=0.5, counts=(6, 3, 1))
     shifted = LOGITS + 0.5 * np.log([0.6, 0.3, 0.1])

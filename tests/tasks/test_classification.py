@@ -238,7 +238,11 @@ def test_sections_and_captions(monkeypatch):
         "probability": probability,
     }
     assert instance.summaries(examples) == ["0 80%", "0 60%", "2 70%"]
-    titles = {section.title: section.text for section in instance.sections(examples)}
+    sections = instance.sections(examples)
+    titles = {section.title: section.text for section in sections}
+    assert "mistake is 1 predicted as 0: 1 of the images" in sections[0].alt
+    assert [row[2] for row in sections[0].numbers] == ["recall", "100.0%", "0.0%", "100.0%"]
+    assert len(sections[1].numbers) == 4
     assert titles["The hardest mistakes"].startswith("1 of 3 images are misclassified.")
     assert "Confusion matrix" in titles
     # Confidences of 0.8, 0.6 (wrong) and 0.7, in a bin each.

@@ -165,6 +165,11 @@ def test_a_distilled_run_is_exported_without_its_teacher(distilled, tmp_path):
         ({"model": TINY, "checkpoint": "x", "kind": "warm"}, "write soft or hard"),
         ({"model": TINY, "checkpoint": "x", "weight": 0.0}, "weight=0"),
         ({"model": TINY, "checkpoint": "x", "temperature": 0.0}, "temperature=0"),
+        ({"model": 5, "checkpoint": "x"}, "write {'name'"),
+        ({"model": TINY, "checkpoint": 5}, "checkpoint=5: write a text"),
+        ({"model": TINY, "checkpoint": "x", "weight": "x"}, "weight='x': write a"),
+        ({"model": TINY, "checkpoint": "x", "temperature": True}, "temperature=True: write a"),
+        ({"model": TINY, "checkpoint": "x", "temperature": float("inf")}, "temperature=inf"),
     ],
 )
 def test_mistakes_are_named(distill, message):

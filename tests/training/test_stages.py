@@ -1,7 +1,10 @@
 """Runs whose settings change at given steps: exact across boundaries, and what is refused."""
 
+import dataclasses
+import importlib
 import json
 import shutil
+import threading
 import time
 import types
 from concurrent.futures import Future
@@ -121,6 +124,19 @@ def test_a_program_that_cannot_be_compiled_ends_the_run_before_its_stage(
     assert stages.compiled(1) == 0
     with pytest.raises(RuntimeError, match="out of memory"):
         stages.program(1, mock.MagicMock(), Stopwatch(), 0.0)
+
+
+def test_the_wait_for_the_first_program_is_announced(flexible, monkeypatch):
+    announced = threading.Event()
+    monkeypatch.setattr(Run, "compile_step", lambda _: announced.wait(60))
+    stages, log = Stages(Run.build(flexible())), mock.MagicMock()
+    log.message.side_effect = lambda _: announced.set()
+    assert stages.first(1, log)
+    log.message.assert_called_once_with(
+        "compiling the training step, which may take minutes for a large model"
+    )
+    assert stages.first(1, log)
+    log.message.assert_called_once()  # There was nothing left to wait for.
 
 
 def test_flops_are_counted_before_the_loop_asks_for_them(flexible, monkeypatch, at_once):
@@ -287,6 +303,21 @@ def test_a_stage_that_no_run_can_have_is_refused_in_one_line(stage, message):
     with pytest.raises(UserError, match=message) as error:
         config_lib.validate(config)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_stage_cannot_change_what_only_evaluation_reads(flexible, monkeypatch):
+    run = Run.build(flexible(stages__x__until=2, stages__x__task__label_smoothing=0.1))
+    assert [stage.name for stage in stages_of(run)] == ["x", ""]
+    monkeypatch.setattr(type(run.task), "of_evaluation", ("label_smoothing",))
+    with pytest.raises(UserError, match=r"x\.task\.label_smoothing: .*because only evaluation"):
+        stages_of(run)
+
+
+@pytest.mark.parametrize("name", ["segmentation", "detection", "multilabel", "contrastive"])
+def test_fields_of_evaluation_are_fields(name):
+    task = importlib.import_module(f"vit_jax.tasks.{name}").Task
+    fields = {field.name for field in dataclasses.fields(task)}
+    assert set(task.of_evaluation) < fields
 
 
 def test_a_stage_may_weigh_the_teacher_of_the_run_differently():

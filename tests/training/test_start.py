@@ -120,7 +120,7 @@ def test_a_second_training_in_a_workdir_ends_in_one_line(digits_npz, tmp_path, c
     with WorkdirLock(workdir.path):
         assert main(command(digits_npz, tmp_path)) == 2
         said = capsys.readouterr().err
-        assert f"--workdir={tmp_path} is in use by process {os.getpid()} on " in said
+        assert f"workdir={tmp_path} is in use by process {os.getpid()} on " in said
         assert len(said.strip().splitlines()) == 1
         assert {path.name for path in tmp_path.iterdir()} == {"LOCK"}
 
@@ -136,7 +136,7 @@ def test_a_workdir_may_have_any_name(tiny_config, tmp_path):
 
 @pytest.mark.parametrize("name", ["a\\b", "a\udcff", "a\0b"])
 def test_a_workdir_that_cannot_be_written_to_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match=r"--workdir=.*write another path"):
+    with pytest.raises(UserError, match=r"^workdir=.*write another path"):
         Workdir.open(str(tmp_path / name))
     assert list(tmp_path.iterdir()) == []
 

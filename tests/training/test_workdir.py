@@ -25,7 +25,7 @@ def test_a_disk_without_room_is_named_before_anything_is_built(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"--workdir=.*: cannot write there \(File too large\)"):
+        with pytest.raises(UserError, match=r"^workdir=.*: cannot write there \(File too large\)"):
             Workdir.open(str(tmp_path / "run"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

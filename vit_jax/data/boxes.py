@@ -50,8 +50,15 @@ def check(
       tolerance: the tolerance as a share of the height and of the width.
 
     Raises:
-      UserError: a box is bad, and `on_bad_box` is "fail".
+      UserError: a box is bad, and `on_bad_box` is "fail"; or a label is negative, which means an
+        unused slot.
     """
+    labels = np.asarray(objects.label)
+    if (labels < 0).any():
+        number = int(np.argmax(labels < 0))
+        raise UserError(
+            f"{describe()}: object {number} has the label {labels[number]}; write 0 or more"
+        )
     boxes = np.asarray(objects.boxes, np.float64).reshape(-1, 4)
     reach = np.tile(np.maximum(tolerance, TOLERANCE), 2)
     cut = np.clip(boxes, 0, 1).astype(np.float32)

@@ -98,9 +98,12 @@ class Expected:
 
 
 def expect(keys: Mapping[str, Any]) -> Expected | None:
-    """Returns the source that `config.data` describes, or None if only opening it can tell."""
+    """Returns the source that `config.data` describes, or None if only opening it can tell.
+
+    How often the examples of balanced classes occur depends on their labels.
+    """
     split, known = keys["split"], _known(keys)
-    if known is None:
+    if known is None or keys.get("balance"):
         return None
     try:
         spec, name = _spec(keys["pp"], records_of(known, keys["args"])), parse_split(split)[0]

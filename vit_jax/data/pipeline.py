@@ -20,6 +20,8 @@ from vit_jax.types import ArraySpec
 
 NumpyBatch = dict[str, np.ndarray]
 
+_NONE = np.zeros(0, np.int32)
+
 BAD_IMAGE_CHOICES = ("fail", "skip")
 
 
@@ -103,8 +105,7 @@ def train_batches(
         `image`, `label` and whatever else numeric the records hold, each with leading axis k.
 
     Raises:
-        UserError: `rows`, `repeats`, `on_bad_image` or `pp` is wrong; or, while batches are taken,
-            a record cannot be read, a label is no class, or the source is silent for `timeout_s`.
+        UserError: an argument is wrong; or, in a batch, a record or label, or the source is silent.
     """
     rows = _checked_rows(rows, batch_size)
     if not 1 <= repeats <= batch_size:
@@ -207,8 +208,17 @@ def _numeric(records: NumpyBatch) -> NumpyBatch:
 
 def _check_labels(batch: NumpyBatch, source: Source) -> None:
     """Raises a `UserError` for a label that is no class, which would be learned as none of them."""
-    labels, classes = batch.get("label"), source.num_classes
-    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or not classes:
+    classes = source.num_classes
+    if not classes:
+        return
+    objects = batch.get("box_label", _NONE)  # Unused slots have -1.
+    if too_large := objects[objects >= classes].tolist():
+        raise UserError(
+            f"{source.fingerprint}: label {too_large[0]} of an object is none of its {classes:,}"
+            f" classes; write labels from 0 to {classes - 1:,}"
+        )
+    labels = batch.get("label", _NONE)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         return
     if odd := labels[(labels < 0) | (labels >= classes)].tolist():
         raise UserError(

@@ -1,7 +1,6 @@
 """Measures how often a program with rounded weights gives the class that the model gives."""
 
 import dataclasses
-import logging
 
 import jax
 import numpy as np
@@ -19,7 +18,9 @@ LEAST = 0.99
 
 _SCORES = ("logits", "probability")
 
-logger = logging.getLogger(__name__)
+
+class NotMeasured(Exception):
+    """The agreement of a program cannot be measured. The message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def model_inputs(task: BaseTask, program: Program, pixels: np.ndarray) -> np.nda
 
 def of_first_split(
     config: ConfigDict, task: BaseTask, run: Run, program: Program, model: Program
-) -> Agreement | None:
+) -> Agreement:
     """Returns the agreement on the first evaluation split of a run.
 
     Args:
@@ -61,17 +62,17 @@ def of_first_split(
       program: the program that was written.
       model: the same program with weights in float32.
 
-    Returns None, with a warning, if the run has no evaluation split or its data cannot be opened;
-    and None if the outputs are no scores of classes.
+    Raises:
+      NotMeasured: the outputs are no scores of classes, or the run has no evaluation split, or its
+        data cannot be opened.
     """
     names = [name for name in _SCORES if name in program.outputs]
     if not names or len(program.outputs[names[0]].shape) != 2:
-        return None
+        raise NotMeasured("the outputs are no scores of classes")
     try:
         split = open_first_split(config)
     except UserError as error:
-        logger.warning("agreement was not measured: %s", error)
-        return None
+        raise NotMeasured(str(error)) from error
     size = program.batch or config.eval.batch_size or config.batch_size
     same = total = 0
     with data.eval_batches(

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import os
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,13 @@ from vit_jax import models
 from vit_jax.data.files import reason
 from vit_jax.errors import UserError, WrongExport, quoted
 from vit_jax.inference import program as program_lib
-from vit_jax.inference.agreement import LEAST, Agreement, model_inputs, of_first_split
+from vit_jax.inference.agreement import (
+    LEAST,
+    Agreement,
+    NotMeasured,
+    model_inputs,
+    of_first_split,
+)
 from vit_jax.inference.exports import FORMATS, Format, Run
 from vit_jax.inference.predict import Predictor
 from vit_jax.inference.preparation import Picture, as_pictures
@@ -32,6 +40,13 @@ from vit_jax.training.workdir import Workdir
 
 TOLERANCE = 1e-4
 """The largest difference of an output from the model's, over the largest value of the model's."""
+
+ROUNDING = {"bfloat16": 0.05, "int8": 0.25}
+"""The largest change of an output by rounded weights, over the largest value of the model's.
+
+It refuses programs that rounding breaks. Outputs that are choices, such as label maps and the boxes
+of the best scores, have no limit, because a small change of a score may flip a choice.
+"""
 
 _RUNS = 10
 
@@ -51,8 +66,10 @@ class Exported:
       model_size, model_seconds: the same of the model in JAX, with weights in float32.
       rounding: the largest difference from the model with weights in float32, as a share; None if
         the weights are in float32.
+      limit: the largest `rounding` that is not refused; None if there is no limit.
       agreement: for rounded weights, how often the most likely class is the model's; None if that
         was not measured.
+      not_measured: the reason why the agreement of rounded weights was not measured.
     """
 
     path: str
@@ -64,7 +81,9 @@ class Exported:
     model_size: int
     model_seconds: float
     rounding: float | None = None
+    limit: float | None = None
     agreement: Agreement | None = None
+    not_measured: str = ""
 
     def __str__(self) -> str:
         lines = [
@@ -75,8 +94,15 @@ class Exported:
             f" {1e3 * self.model_seconds:.1f} ms)",
         ]
         if self.rounding is not None:
-            lines.insert(2, f"rounding the weights changes outputs by at most {self.rounding:.1e}")
-        return "\n".join([*lines, *([str(self.agreement)] if self.agreement else [])])
+            limit = "no limit, because the outputs are choices"
+            limit = limit if self.limit is None else f"limit: {self.limit}"
+            lines.insert(
+                2,
+                f"rounding the weights changes outputs by at most {self.rounding:.1e} of their"
+                f" scale ({limit})",
+            )
+            lines.append(str(self.agreement or f"agreement was not measured: {self.not_measured}"))
+        return "\n".join(lines)
 
 
 def export(
@@ -112,13 +138,14 @@ def export(
         are compared with it; not needed if `model` is its path.
 
     Raises:
-      UserError: the model cannot be read or has no such outputs, or the folder cannot be made.
-      WrongExport: the outputs of the files are not those of the model, or int8 weights change the
-        most likely class of more than 1 % of the split; nothing is left behind.
+      UserError: an argument is wrong, the model cannot be read, or a package is not installed.
+      WrongExport: the outputs of the files are not those of the model, or rounded weights change
+        them by more than `ROUNDING`, or int8 weights change the most likely class of more than 1 %
+        of the split; nothing is left behind.
     """
-    fmt: Format = FORMATS.find(to, "--to")
-    check_known(outputs, OUTPUTS, f"--outputs={outputs}")
-    check_known(weights, WEIGHTS, f"--weights={weights}")
+    fmt = _installed_format(to)
+    check_known(outputs, OUTPUTS, f"outputs={outputs}")
+    check_known(weights, WEIGHTS, f"weights={weights}")
     rows = _rows(batch)
     shown = as_pictures(images)
     folder = _new_folder(path_text(path))
@@ -157,10 +184,10 @@ def _write_and_check(
     fmt.write(program, folder)
     run, inputs = fmt.open(folder), _inputs(model, program, images)
     difference = _difference(program, run, inputs, fmt.label)
-    rounding, agreement = None, None
+    rounded: dict[str, Any] = {}
     if program.weights_as != "float32":
-        rounding = _largest_difference(exact(inputs), run(inputs))
-        agreement = _agreement(workdir, model.task, run, programs)
+        rounded = _check_rounding(program, _largest_difference(exact(inputs), run(inputs)))
+        rounded |= _agreement(workdir, model.task, run, programs)
     seconds, model_seconds = _time(run, inputs), _time(exact, inputs)
     (folder / "README.md").write_text(_readme(model, program, fmt), "utf-8", "backslashreplace")
     return Exported(
@@ -172,20 +199,40 @@ def _write_and_check(
         len(inputs),
         sum(array.nbytes for array in exact.weights.values()),
         model_seconds,
-        rounding,
-        agreement,
+        **rounded,
     )
 
 
 def _agreement(
     workdir: str, task: BaseTask, run: Run, programs: tuple[Program, Program]
-) -> Agreement | None:
+) -> dict[str, Any]:
+    """Returns the fields of `Exported` that tell the agreement, or why it was not measured."""
     if not workdir:
-        return None
-    found = of_first_split(Workdir.existing(workdir).read_config(), task, run, *programs)
-    if found and programs[0].weights_as == "int8":
+        return {"not_measured": "it needs a run, whose evaluation split has the images"}
+    try:
+        found = of_first_split(Workdir.existing(workdir).read_config(), task, run, *programs)
+    except NotMeasured as reason:
+        return {"not_measured": str(reason)}
+    if programs[0].weights_as == "int8":
         check_agreement(found)
-    return found
+    return {"agreement": found}
+
+
+def _check_rounding(program: Program, rounding: float) -> dict[str, Any]:
+    """Returns the fields of `Exported` that tell what rounding changes.
+
+    Raises:
+      WrongExport: it changes an output by more than `ROUNDING`.
+    """
+    kinds = [output.dtype for output in program.outputs.values()]
+    is_smooth = all(np.issubdtype(kind, np.floating) for kind in kinds)
+    limit = ROUNDING[program.weights_as] if is_smooth else None
+    if limit is not None and not rounding <= limit:
+        raise WrongExport(
+            f"rounding the weights to {program.weights_as} changes outputs by {rounding:.1e} of"
+            f" their scale, more than {limit}; nothing was written"
+        )
+    return {"rounding": rounding, "limit": limit}
 
 
 def check_agreement(found: Agreement) -> None:
@@ -194,10 +241,22 @@ def check_agreement(found: Agreement) -> None:
         raise WrongExport(f"{found}, less than {LEAST:.0%}; nothing was written")
 
 
+def _installed_format(to: str) -> Format:
+    """Returns a format. Raises a `UserError` if its packages, of an extra, are not installed."""
+    fmt: Format = FORMATS.find(to, "to")
+    missing = [name for name in fmt.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"to={to}: {' and '.join(missing)} is not installed for {sys.executable}; install the"
+            f" extra {fmt.extra!r} of vit-jax"
+        )
+    return fmt
+
+
 def _rows(batch: Any) -> int | None:
     is_number = isinstance(batch, int | np.integer) and not isinstance(batch, bool)
     if batch is not None and not (is_number and batch > 0):
-        raise UserError(f"--batch={quoted(batch)}: write a positive whole number")
+        raise UserError(f"batch={quoted(batch)}: write a positive whole number")
     return batch if batch is None else int(batch)
 
 
@@ -239,8 +298,8 @@ def _made_whole(folder: Path) -> Iterator[Path]:
 def _check_pixels(task: BaseTask, include_preprocessing: bool) -> None:
     if include_preprocessing and task.image_spec.dtype != np.uint8:
         raise UserError(
-            "--include-preprocessing: this run's images are normalized in config.data.pp, which is"
-            " no part of the model; export without it"
+            "preprocessing cannot be included: this run's images are normalized in config.data.pp,"
+            " which is no part of the model; export without it"
         )
 
 

@@ -209,7 +209,7 @@ def _features(task: BaseTask, *, is_normalized: bool = False) -> Any:
 def _text_function(task: BaseTask, predictor: Predictor) -> tuple[Any, tuple[int, ...], np.dtype]:
     tokens = predictor.info.spec.get("tokens")
     if models.text_tower_of(task.model) is None or tokens is None:
-        raise UserError("--outputs=text is for runs that learned images and texts")
+        raise UserError("outputs=text is for runs that learned images and texts")
 
     def text(params: Params, tokens: Array) -> dict[str, Array]:
         found: Any = task.model.apply({"params": params}, tokens=tokens)

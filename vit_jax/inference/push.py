@@ -309,7 +309,7 @@ def _machine(workdir: Workdir, devices: Mapping[str, Any], step: int) -> str:
 
 def _command(words: Sequence[str]) -> str:
     """Returns the command of the run; one that was begun in Python has none."""
-    if "train" not in words[:4]:
+    if not words:
         return "The training was begun in Python."
     return _fenced(shlex.join(words), "sh")
 

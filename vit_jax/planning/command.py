@@ -47,11 +47,8 @@ def run(
         difference.
     """
     target = Target.find(topology, num_slices)
-    if search and target.chip is None:
-        raise UserError(
-            f"plan: --fit needs to know a device's memory, and {target.name} is not in the table"
-            " of chips; name a TPU with --topology"
-        )
+    if search:
+        _check_memory_is_known(target)
     stages = plan_stages(config, target, save=save)
     if placements:
         print(sharding.table(stages[-1].placements) + "\n")
@@ -80,6 +77,14 @@ def run(
         raise DoesNotFit(_shortfall(plan, of_stage))
     if others and not others[-1].plan.fits:
         raise DoesNotFit(_shortfall(others[-1].plan, f" in {others[-1].title}"))
+
+
+def _check_memory_is_known(target: Target) -> None:
+    if target.chip is None:
+        raise UserError(
+            f"plan: --fit needs to know a device's memory, and {target.name} is not in the table"
+            " of chips; name a TPU with --topology"
+        )
 
 
 def _print_plans(stages: Sequence[StagePlan], texts: Sequence[str]) -> None:

@@ -105,7 +105,7 @@ def _tpu_devices(generation: str, shape: str, num_slices: int) -> Sequence[jax.D
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"plan: --topology={generation}:{shape} needs the TPU compiler, which runs without a"
-            " TPU on Linux x86-64: pip install -e '.[tpu]'"
+            " TPU on Linux x86-64: install the extra 'tpu' of vit-jax, or pip install 'jax[tpu]'"
         )
     for name, value in _TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -148,6 +148,6 @@ def _present(topology: str) -> Sequence[jax.Device]:
     if topology and devices[0].platform != "gpu":
         raise UserError(
             f"plan: --topology={topology}: JAX sees no GPU here, only {devices[0].platform};"
-            " install the extra: pip install -e '.[cuda]'"
+            " install the extra 'cuda' of vit-jax, or pip install 'jax[cuda12]'"
         )
     return devices

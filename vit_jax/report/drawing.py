@@ -29,6 +29,21 @@ def class_color(number: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def legible_ink(background: np.ndarray) -> str:
+    """Returns near-black or near-white, whichever has the higher contrast with a color.
+
+    The contrast is at least 4.5, as WCAG 2.2 asks of text (success criterion 1.4.3). These are not
+    the page's text colors, which change on a dark page; cells do not.
+
+    background: red, green and blue, 0..1.
+    """
+    linear = np.where(
+        background <= 0.04045, background / 12.92, ((background + 0.055) / 1.055) ** 2.4
+    )
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    return "#fefefe" if (luminance + 0.05) ** 2 < 1.05 * 0.05 else "#010101"
+
+
 def font(size: int) -> "ImageFont.FreeTypeFont":
     """Returns DejaVu Sans, which covers most alphabets; Pillow's default font covers only ASCII."""
     import matplotlib
@@ -149,9 +164,4 @@ def _write(
     x = max(0, min(place[0], picture.width - right - 4))
     y = max(0, place[1] - bottom - 3)
     draw.rectangle((x, y, x + right - left + 4, y + bottom + 3), fill=color)
-    draw.text((x + 2, y + 1), text, _ink(color), letters)
-
-
-def _ink(color: tuple[int, int, int]) -> str:
-    """Returns black or white, whichever is more legible on `color`, by its luma (ITU-R BT.601)."""
-    return "black" if np.dot(color, (0.299, 0.587, 0.114)) > 128 else "white"
+    draw.text((x + 2, y + 1), text, legible_ink(np.divide(color, 255)), letters)

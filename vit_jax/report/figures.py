@@ -23,6 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vit_jax.report import curves
+from vit_jax.report.drawing import legible_ink
 from vit_jax.tracking import Metric
 from vit_jax.tracking.plain_text import one_line
 from vit_jax.types import Images
@@ -244,21 +245,6 @@ def reliability_diagram(count: np.ndarray, accuracy: np.ndarray) -> Figure:
         axes.grid(color=GRID, lw=0.8, zorder=0)
         quiet_axes(axes)
     return figure
-
-
-def legible_ink(background: np.ndarray) -> str:
-    """Returns near-black or near-white, whichever has the higher contrast with a color.
-
-    The contrast is at least 4.5, as WCAG 2.2 asks of text (success criterion 1.4.3). These are not
-    the page's text colors, which change on a dark page; cells do not.
-
-    background: red, green and blue, 0..1.
-    """
-    linear = np.where(
-        background <= 0.04045, background / 12.92, ((background + 0.055) / 1.055) ** 2.4
-    )
-    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
-    return "#fefefe" if (luminance + 0.05) ** 2 < 1.05 * 0.05 else "#010101"
 
 
 def image_grid(

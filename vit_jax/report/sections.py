@@ -35,12 +35,16 @@ class Section:
       text: plain text, with an empty line between paragraphs.
       image: a PIL image, a matplotlib figure or the bytes of an image file.
       table: rows of cells; the first row is the heading.
+      alt: the image in words, for those who cannot see it; empty for the heading.
+      numbers: rows of cells with the numbers behind the image, as in `table`; shown folded.
     """
 
     title: str
     text: str = ""
     image: Any = None
     table: Sequence[Sequence[Any]] | None = None
+    alt: str = ""
+    numbers: Sequence[Sequence[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class StoredSection:
     table: list[list[str]] | None
     width: int = 0
     is_pixel_art: bool = False
+    alt: str = ""
+    numbers: list[list[str]] | None = None
 
 
 def save_sections(workdir: epath.PathLike, sections: Iterable[Section]) -> None:
@@ -105,6 +111,8 @@ def read_sections(workdir: epath.PathLike) -> list[StoredSection]:
             table=_table(entry.get("table")),
             width=width if isinstance(width := entry.get("width"), int) else 0,
             is_pixel_art=bool(entry.get("is_pixel_art")),
+            alt=str(entry.get("alt", "")),
+            numbers=_table(entry.get("numbers")),
         )
         for entry in _read_index(folder)
     ]
@@ -128,9 +136,11 @@ def _table(stored: Any) -> list[list[str]] | None:
 
 
 def _store(section: Section, folder: epath.Path) -> dict:
-    entry: dict[str, Any] = {"title": section.title, "text": section.text}
-    if section.table is not None:
-        entry["table"] = [[_cell(value) for value in row] for row in section.table]
+    entry: dict[str, Any] = {"title": section.title, "text": section.text, "alt": section.alt}
+    for name in ("table", "numbers"):
+        rows = getattr(section, name)
+        if rows is not None:
+            entry[name] = [[_cell(value) for value in row] for row in rows]
     if section.image is not None:
         try:
             entry |= _store_picture(section, folder)

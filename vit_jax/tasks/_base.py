@@ -64,6 +64,9 @@ class BaseTask(abc.ABC):
     filled_in: ClassVar[tuple[str, ...]] = ()
     """Fields that `with_duration` sets, which are no keys of `config.task`."""
 
+    of_evaluation: ClassVar[tuple[str, ...]] = ()
+    """Fields that training does not read, so that no stage of a run can change them."""
+
     learns_classes: ClassVar[bool] = True
     """False if training uses no labels: a checkpoint may then be of other classes than the data."""
 

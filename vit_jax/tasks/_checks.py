@@ -22,17 +22,27 @@ def check_data(task: str, wanted: Mapping[str, str], info: DataInfo, fits: bool)
         )
 
 
-def build_backbone(task: str, model: Mapping[str, Any]) -> VisionTransformer:
+def build_backbone(
+    task: str, model: Mapping[str, Any], *, hides_patches: bool = True
+) -> VisionTransformer:
     """Returns the ViT of `config.model` for a task that pre-trains it without labels.
 
+    hides_patches: whether the model must not see some patches of an image.
+
     Raises:
-      UserError: the model is no ViT alone, or drops patches, which the task does itself.
+      UserError: the model is no ViT alone, or drops patches, which the task does itself, or its
+        convolutions would see pixels of hidden patches.
     """
     backbone = models.build(**model)
     if not isinstance(backbone, VisionTransformer) or backbone.patch_drop:
         raise UserError(
             f"config.task.name={task!r} pre-trains a ViT alone; config.model must have no"
             " num_classes and no patch_drop"
+        )
+    if hides_patches and hasattr(backbone, "stem_stride"):
+        raise UserError(
+            f"config.task.name={task!r} hides patches, whose pixels the convolutions before the"
+            f" patches of {type(backbone).__name__} would see; write a model without them"
         )
     return backbone
 

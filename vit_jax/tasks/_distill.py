@@ -12,7 +12,7 @@ import optax
 from vit_jax import checkpoints, models
 from vit_jax.errors import UserError
 from vit_jax.models.published import TEACHER
-from vit_jax.plugins import check_known
+from vit_jax.plugins import check_fields, check_known
 from vit_jax.types import Array, Params
 
 KINDS = ("soft", "hard")
@@ -87,7 +87,8 @@ class Teacher:
         check_keys(keys, known)
         fields = dict(keys)
         model = fields.pop("model")
-        if isinstance(model, str) or "name" not in model:
+        check_fields(cls, fields, "config.task.distill.")
+        if not isinstance(model, Mapping) or "name" not in model:
             raise UserError("config.task.distill.model: write {'name': NAME, field: value, ...}")
         teacher = cls(models.build(**{"num_classes": num_classes, **model}), **fields)
         if teacher.kind not in KINDS:
@@ -95,7 +96,9 @@ class Teacher:
         if not 0 < teacher.weight <= 1:
             raise UserError(f"config.task.distill.weight={teacher.weight}: write 0 to 1, not 0")
         if not teacher.temperature > 0:
-            raise UserError(f"config.task.distill.temperature={teacher.temperature}: not positive")
+            raise UserError(
+                f"config.task.distill.temperature={teacher.temperature}: write a number above 0"
+            )
         return teacher
 
     def load(self, image_shape: tuple[int, ...]) -> Params:

@@ -81,6 +81,7 @@ class SelfDistillationTask(BaseTask):
     num_steps: int = 0
 
     learns_classes: ClassVar[bool] = False
+    hides_patches: ClassVar[bool] = False
 
     filled_in: ClassVar[tuple[str, ...]] = ("warmup_steps", "num_steps")
     headline = "feature_distance"
@@ -101,7 +102,7 @@ class SelfDistillationTask(BaseTask):
         fits = len(views) == len(wanted) and all(len(view.shape) == 4 for view in views)
         name = cls.__module__.rpartition(".")[2]
         check_data(name, wanted, info, fits and views[0].shape[0] == 2)
-        backbone = build_backbone(name, model)
+        backbone = build_backbone(name, model, hides_patches=cls.hides_patches)
         if backbone.pooling != "token":
             raise UserError(
                 f"task {name} compares class tokens; write config.model.pooling='token'"

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from vit_jax import models
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, quoted
 from vit_jax.models.published import TEACHER
 from vit_jax.report import Section
 from vit_jax.tasks import _classes
@@ -130,6 +130,11 @@ class Task(BaseTask):
                 f"config.task.class_weights has {len(self.class_weights)} numbers; write one for"
                 f" each of the {num_classes} classes"
             )
+        elif self.class_weights and (min(self.class_weights) < 0 or not any(self.class_weights)):
+            raise UserError(
+                f"config.task.class_weights={quoted(list(self.class_weights))}: write numbers of 0"
+                " or more, not all of them 0"
+            )
         if self.multihot_mixing and (self.loss != "sigmoid" or self.label_smoothing):
             raise UserError(
                 "config.task.multihot_mixing makes labels of ones and zeros: write loss='sigmoid'"
@@ -143,7 +148,10 @@ class Task(BaseTask):
         }
         image, label = (self.info.spec.get(name) for name in wanted)
         image_fits = image is not None and len(image.shape) == 3
-        label_fits = label is not None and label.shape in ((), (self.info.num_classes,))
+        label_fits = label is not None and (
+            label.shape == (self.info.num_classes,)
+            or (label.shape == () and np.issubdtype(label.dtype, np.integer))
+        )
         check_data("classification", wanted, self.info, image_fits and label_fits)
         self.check_images()
 
@@ -249,7 +257,9 @@ class Task(BaseTask):
         if self.loss == "sigmoid":
             return self._sigmoid_losses(logits, labels).sum(-1)
         log_share = jax.nn.log_softmax(logits)
-        return -(labels * (1 - jnp.exp(log_share)) ** self.focal_gamma * log_share).sum(-1)
+        # The derivative of a power below 1 is infinite at 0.
+        rest = jnp.maximum(-jnp.expm1(log_share), jnp.finfo(log_share.dtype).tiny)
+        return -(labels * rest**self.focal_gamma * log_share).sum(-1)
 
     def _sigmoid_losses(self, logits: Array, labels: Array) -> Array:
         """Returns the loss of each class of each row `[b, classes]`."""
@@ -350,7 +360,7 @@ class Task(BaseTask):
         label are left out. Those whose probabilities are not finite are counted as misclassified,
         and not drawn.
         """
-        from vit_jax.report import figures  # matplotlib, which training can do without
+        from vit_jax.report import figures, numbers  # matplotlib, which training can do without
 
         names = self._names()
         if examples["label"].ndim > 1:
@@ -370,6 +380,8 @@ class Task(BaseTask):
                     "Confusion matrix",
                     "Rows are the true classes, columns the predicted ones.",
                     figures.confusion_matrix(matrix, names),
+                    alt=numbers.confusions_in_words(matrix, names),
+                    numbers=numbers.confusions(matrix, names),
                 )
             )
         if len(labels):
@@ -382,7 +394,8 @@ class Task(BaseTask):
         hardest = figures.hardest_mistakes(images, labels, probability, names, HARDEST)
         if hardest:
             text += " These are the ones whose true class got the least probability."
-        return [*sections, Section("The hardest mistakes", text, hardest)]
+        alt = "Misclassified images, each with its predicted class above its true class."
+        return [*sections, Section("The hardest mistakes", text, hardest, alt=alt)]
 
     def _names(self) -> tuple[str, ...]:
         return self.info.class_names or tuple(map(str, range(self.info.num_classes)))
@@ -390,7 +403,7 @@ class Task(BaseTask):
 
 def _reliability(is_right: np.ndarray, confidence: np.ndarray) -> Section:
     """Returns the section with the reliability diagram of images `[n]`."""
-    from vit_jax.report import figures
+    from vit_jax.report import figures, numbers
 
     found = Reliability.of(is_right, confidence)
     text = (
@@ -401,4 +414,10 @@ def _reliability(is_right: np.ndarray, confidence: np.ndarray) -> Section:
         f" {found.error:.1%} for these {len(confidence):,} images."
     )
     figure = figures.reliability_diagram(found.rows, found.accuracy)
-    return Section("Reliability diagram", text, figure)
+    return Section(
+        "Reliability diagram",
+        text,
+        figure,
+        alt="Bars of the accuracy by confidence, above bars of the number of images.",
+        numbers=numbers.reliability(found.rows, found.accuracy),
+    )

@@ -82,6 +82,7 @@ class Task(BaseTask):
     erasing: float = 0.0
 
     headline = "image_to_text_recall1"
+    of_evaluation: ClassVar[tuple[str, ...]] = ("classes", "prompts", "candidates")
     metric_info: ClassVar[Mapping[str, Metric]] = {
         "image_to_text_recall*": SCORE,
         "text_to_image_recall*": SCORE,
@@ -364,7 +365,8 @@ class Task(BaseTask):
         own = [tokenizer.decode(row[0]) for row in tokens[:SHOWN]]
         figure = figures.image_grid(list(examples["image"][:SHOWN]), best, own)
         text = f"Under each image the best of {len(tokens)} images' captions, then its own."
-        return [Section("Captions beside the truth", text, figure)]
+        alt = "Images, each above the caption that fits it best and its own caption."
+        return [Section("Captions beside the truth", text, figure, alt=alt)]
 
 
 def _split(params: Params) -> tuple[Params, Array | None]:

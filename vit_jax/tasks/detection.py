@@ -66,6 +66,7 @@ class Task(BaseTask):
     show_above: float = 0.3
 
     headline = "AP"
+    of_evaluation: ClassVar[tuple[str, ...]] = ("max_detections", "show_above")
     metric_info: ClassVar[Mapping[str, Metric]] = {
         "AP*": SCORE,
         "AR": SCORE,
@@ -348,7 +349,8 @@ class Task(BaseTask):
         pictures = [drawing.rgb(image) for image in examples["image"]]
         rows = {"truth": truth, "predicted": self.pictures(examples)}
         panel = inside.attention_panel(pictures, rows)
-        return [Section("Detections beside the truth", text, panel)]
+        alt = "Images, with boxes of the true objects and boxes of the predicted ones below them."
+        return [Section("Detections beside the truth", text, panel, alt=alt)]
 
     def _shown(self, examples: Mapping[str, np.ndarray]) -> list[tuple]:
         """Returns boxes, labels and texts of the detections of each image that are shown."""

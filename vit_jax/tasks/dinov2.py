@@ -83,6 +83,8 @@ class Task(SelfDistillationTask):
     gram_start: int = 0
     gram_period: int = 0
 
+    hides_patches: ClassVar[bool] = True
+
     filled_in: ClassVar[tuple[str, ...]] = (
         *SelfDistillationTask.filled_in,
         "gram_start",

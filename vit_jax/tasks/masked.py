@@ -256,5 +256,9 @@ class Task(MeanErrorTask):
 
         figure = figures.image_grid(self.pictures(examples), self.summaries(examples))
         share = 1 - self._num_kept() / self._num_patches()
-        text = f"Each image, what is left of it without {share:.0%} of its patches, and the model's"
-        return [Section("Reconstructions", f"{text} reconstruction from that.", figure)]
+        text = (
+            f"Each image, what is left of it without {share:.0%} of its patches, and the model's"
+            " reconstruction from that."
+        )
+        alt = "Rows of an image, its visible patches, and its reconstruction."
+        return [Section("Reconstructions", text, figure, alt=alt)]

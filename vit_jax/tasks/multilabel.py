@@ -41,6 +41,7 @@ class Task(classification.Task):
     threshold: float | tuple[float, ...] = 0.5
 
     headline = "mean_ap"
+    of_evaluation: ClassVar[tuple[str, ...]] = ("threshold",)
     metric_info: ClassVar[Mapping[str, Metric]] = {
         "mean_ap": SCORE,
         "f1_micro": SCORE,

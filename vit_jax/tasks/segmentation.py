@@ -66,6 +66,7 @@ class Task(BaseTask):
     cutmix: float = 0.0
 
     headline = "miou"
+    of_evaluation: ClassVar[tuple[str, ...]] = ("class_names", "stride", "scales", "mirror")
     metric_info: ClassVar[Mapping[str, Metric]] = {
         "miou": SCORE,
         "pixel_accuracy": SCORE,
@@ -296,6 +297,7 @@ class Task(BaseTask):
                 "Segmentations beside the truth",
                 "The color tells the class; gray is not labeled.",
                 inside.attention_panel(pictures, rows),
+                alt="Images, tinted below by their true classes and by the predicted ones.",
             )
         ]
 

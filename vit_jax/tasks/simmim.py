@@ -125,4 +125,5 @@ class Task(MeanErrorTask):
 
         figure = figures.image_grid(self.pictures(examples), self.summaries(examples))
         text = f"Each image, and {self.ratio:.0%} of its squares as the model predicts them."
-        return [Section("Reconstructions", text, figure)]
+        alt = "Pairs of an image and the same image with its masked squares as predicted."
+        return [Section("Reconstructions", text, figure, alt=alt)]

@@ -42,7 +42,9 @@ def sections(task: BaseTask, params: Params, examples: Mapping[str, np.ndarray])
             " of the tokens of all these images (Oquab et al. 2023, DINOv2): patches of one color"
             " are alike to the model."
         )
-        found.append(Section("Patches as colors", text, figures.image_grid(pairs, columns=4)))
+        figure = figures.image_grid(pairs, columns=4)
+        alt = f"{len(pairs)} images, each beside a picture of its patches in colors."
+        found.append(Section("Patches as colors", text, figure, alt=alt))
     if len(images) > 1:
         order, cosines = nearest(vectors)
         shown, titles = [], []
@@ -57,7 +59,8 @@ def sections(task: BaseTask, params: Params, examples: Mapping[str, np.ndarray])
         )
         columns = 1 + order.shape[1]
         figure = figures.image_grid(shown, titles, columns=columns)
-        found.append(Section("Nearest neighbors", text, figure))
+        alt = f"Rows of an image and its {order.shape[1]} nearest images, with their cosines."
+        found.append(Section("Nearest neighbors", text, figure, alt=alt))
     return found
 
 
@@ -78,7 +81,7 @@ def student_section(
         " followed through all layers. The teacher's is above."
     )
     figure = attention.panel(examples["image"], maps, task.summaries(examples))
-    return [Section("Where the student looks", text, figure)]
+    return [Section("Where the student looks", text, figure, alt=attention.PANEL_IN_WORDS)]
 
 
 def features(

@@ -16,6 +16,14 @@ from vit_jax.training import loop
 from vit_jax.training.outcome import Outcome
 from vit_jax.training.workdir import Workdir
 
+_INSTEAD = {
+    "step": "give workdir for a run, or the path of one checkpoint",
+    "overrides": "change config itself",
+    "trust": "the code that config names is trusted",
+    "config": "change keys of the run with overrides",
+}
+"""What to write in place of an argument of `evaluate` that its model would not use."""
+
 
 def train(
     config: ConfigDict | Mapping[str, Any] | str | os.PathLike,
@@ -89,14 +97,14 @@ def evaluate(
 
     Raises:
       UserError: there is no such checkpoint, it is damaged, or it does not fit the model; or an
-        argument is given that has no effect beside the others.
+        argument was given that goes only with the other kind of model.
     """
     if bool(workdir) == bool(checkpoint):
         raise UserError("evaluate: give workdir, or config and checkpoint")
     if checkpoint:
+        _refuse("checkpoint", step=step, overrides=overrides, trust=trust)
         if config is None:
             raise UserError("evaluate: checkpoint needs config, which names the data")
-        _refuse("checkpoint", step=step, overrides=overrides or None, trust=trust or None)
         return evaluate_lib.evaluate_checkpoint(
             _set_up(config), path_text(checkpoint, "checkpoint")
         )
@@ -108,20 +116,13 @@ def evaluate(
     return evaluate_lib.evaluate_workdir(run, overrides or {}, step, trust)
 
 
-_INSTEAD = {
-    "step": "give the path of that step's checkpoint",
-    "overrides": "set the keys in config",
-    "trust": "the code that config names is trusted",
-    "config": "change the keys of the run by overrides",
-}
-"""What to do in place of each argument of `evaluate` that has no effect."""
-
-
-def _refuse(beside: str, **arguments: Any) -> None:
-    """Raises a `UserError` for the first argument that is not None."""
-    for name, value in arguments.items():
-        if value is not None:
-            raise UserError(f"evaluate: {name} has no effect with {beside}; {_INSTEAD[name]}")
+def _refuse(beside: str, **given: Any) -> None:
+    """Raises a `UserError` for an argument that the model named by `beside` would not use."""
+    for name, value in given.items():
+        if value not in (None, "", (), [], {}):
+            raise UserError(
+                f"evaluate: {name} does not go with {beside}; {_INSTEAD[name]}, or leave it out"
+            )
 
 
 def _set_up(given: Any) -> ConfigDict:

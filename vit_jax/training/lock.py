@@ -151,7 +151,7 @@ class WorkdirLock:
                     continue
                 if not self._was_left(found):
                     raise UserError(
-                        f"--workdir={self._workdir} is in use by {found}: wait until it ends, or"
+                        f"workdir={self._workdir} is in use by {found}: wait until it ends, or"
                         " give another workdir"
                     )
                 if self._read() == found:

@@ -41,6 +41,7 @@ def train(
     *,
     profile: str = "",
     started: float | None = None,
+    command: Sequence[str] = (),
     callbacks: Sequence[Any] = (),
 ) -> Outcome:
     """Trains to step `config.total`, or resumes the run in the workdir.
@@ -48,6 +49,7 @@ def train(
     Args:
       profile: the steps to trace, as `START:STOP`.
       started: the value of `time.monotonic()` when this process began, if it is known.
+      command: the words of the command that started the run; empty if Python code did.
       callbacks: see `vit_jax.tracking.callbacks`.
 
     Raises:
@@ -94,14 +96,19 @@ def train(
         if is_first:
             workdir.mark_done(False)
             workdir.write_config(
-                config, run.task.info, run.task.headline, best.metric_info, len(run.source),
+                config,
+                run.task.info,
+                run.task.headline,
+                best.metric_info,
+                num_examples=len(run.source),
+                command=command,
                 devices=run.mesh.devices,
-            )  # fmt: skip
+            )
         with open_log(stages, workdir, start, times, callbacks) as log:
             for line in opening_lines(run, restored, merged, changed):
                 log.message(line)
             with times("compile"):
-                stages.compiled(start + 1)
+                stages.first(start + 1, log)
                 tidy_heap()
             with StopSignal() as stop, advising(store):
                 trainer = Trainer(

@@ -43,14 +43,14 @@ class Profiler:
         match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(
-                f"--profile={quoted(text)[1:-1]}: write START:STOP, such as 10:15, counting from 1"
+                f"profile={quoted(text)[1:-1]}: write START:STOP, such as 10:15, counting from 1"
             )
         return cls(int(match[1]), int(match[2]))
 
     def check(self, total: int) -> None:
         """Raises a `UserError` if a run of `total` steps ends before the first traced step."""
         if self.first > total:
-            raise UserError(f"--profile={self.first}:{self.last}: the run has only {total} steps")
+            raise UserError(f"profile={self.first}:{self.last}: the run has only {total} steps")
 
     def before(self, step: int) -> None:
         """Starts the trace if `step` is traced; called before each step."""

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from vit_jax.errors import UserError
 from vit_jax.models.intermediate import last_layers
-from vit_jax.models.layers.basic import pair
+from vit_jax.models.layers.basic import token_stride
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.parallel import sharding
 from vit_jax.tasks import BaseTask
@@ -156,8 +156,9 @@ class PatchProbes:
     def _tokens(self, count: int, params: Params, batch: Batch) -> tuple[Array, tuple[int, int]]:
         backbone, images = self.task.model.backbone, self.task.inputs(batch)
         layers = last_layers(backbone, params, images, count)
-        patch = pair(backbone.patch_size)
-        grid = images.shape[1] // patch[0], images.shape[2] // patch[1]
+        stride = token_stride(backbone)
+        assert stride is not None
+        grid = images.shape[1] // stride[0], images.shape[2] // stride[1]
         return jnp.concatenate([*layers.patches], axis=-1).astype(jnp.float32), grid
 
     def confusions(

@@ -78,10 +78,21 @@ def stages_of(run: Run) -> list[Stage]:
             of_stage = run.with_settings(config_lib.validate(ConfigDict(own)))
         except UserError as error:
             raise UserError(f"config.stages.{name}: {error}") from error
+        _check_task(name, run)
         _check_state(name, of_stage, run)
         found.append(Stage(name, start, end, dataclasses.replace(of_stage, start=start)))
         start = end
     return [*found, Stage("", start, total, dataclasses.replace(run, start=start))]
+
+
+def _check_task(name: str, run: Run) -> None:
+    """Raises a `UserError` if a stage sets a field of the task that only evaluation reads."""
+    for field in run.config.stages[name].get("task", {}):
+        if field in run.task.of_evaluation:
+            raise UserError(
+                f"config.stages.{name}.task.{field}: a stage cannot change it, because only"
+                f" evaluation reads it; write config.task.{field}, for the whole run"
+            )
 
 
 def _check_state(name: str, of_stage: Run, run: Run) -> None:
@@ -200,6 +211,13 @@ class Stages:
         """Waits for the compiled program of a step, and returns it."""
         self.prepare(step)
         return self._compiling[self.at(step).name].result()
+
+    def first(self, step: int, log: StepLog) -> TrainStep:
+        """Returns the compiled program of the first step, and says so in `log` if it must wait."""
+        self.prepare(step)
+        if not self._compiling[self.at(step).name].done():
+            log.message("compiling the training step, which may take minutes for a large model")
+        return self.compiled(step)
 
     def ends(self, step: int) -> bool:
         """Returns whether a step is the last one of its stage."""

@@ -1,7 +1,8 @@
 """The files of a run besides checkpoints and metrics, and the rules for resuming it.
 
-config.json   the resolved config, the command, versions of packages and of this code, the devices,
-              and the commits of what was read from the Hugging Face hub
+config.json   the resolved config, the command if the command line started the run, versions of
+              packages and of this code, the devices, and the commits of what was read from the
+              Hugging Face hub
 DONE          exists once the last step is finished
 """
 
@@ -62,7 +63,7 @@ class Workdir:
         if not storage.path_text(path, "workdir"):
             raise UserError("the workdir has no name; write a folder, or . for the current one")
         workdir = cls(storage.absolute(path))
-        storage.check_writable_name(workdir.path, f"--workdir={path}")
+        storage.check_writable_name(workdir.path, f"workdir={path}")
         # Processes of one run open it at the same time, so each one writes a different probe.
         probe = workdir.path / f".writable-{uuid.uuid4().hex}"
         try:
@@ -74,7 +75,7 @@ class Workdir:
                 probe.unlink(missing_ok=True)
         except storage.errors() as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"--workdir={path}: cannot write there ({reason})") from error
+            raise UserError(f"workdir={path}: cannot write there ({reason})") from error
         return workdir
 
     @classmethod
@@ -86,7 +87,7 @@ class Workdir:
         """
         workdir = cls(storage.absolute(path))
         if not workdir._config_file.exists():
-            raise UserError(f"--workdir={path} holds no run (no config.json); train there first")
+            raise UserError(f"{path} holds no run (no config.json); train there first")
         return workdir
 
     @classmethod
@@ -223,8 +224,9 @@ class Workdir:
         info: DataInfo,
         headline: str,
         metric_info: Mapping[str, Metric],
-        num_examples: int | None = None,
         *,
+        num_examples: int | None = None,
+        command: Sequence[str] = (),
         devices: np.ndarray | None = None,
     ) -> None:
         """Records the config of the run, with the facts that are needed to repeat the run.
@@ -233,6 +235,7 @@ class Workdir:
           headline: the metric that the run is judged by.
           metric_info: the meaning of the metrics, for the report.
           num_examples: the number of training examples, if it is known.
+          command: the words of the command that started the run; empty if Python code did.
           devices: the devices of JAX that the run computes on, all of one kind, if they are known.
         """
         record = {
@@ -249,7 +252,7 @@ class Workdir:
             },
             "headline": headline,
             "metrics": as_json(metric_info),
-            "command": ["python", "-m", "vit_jax", *sys.argv[1:]],
+            "command": list(command),
             "commit": current_commit(),
             "packages": _package_versions(),
             "devices": {} if devices is None else _description(devices),
@@ -278,7 +281,7 @@ class Workdir:
         if found[schema.FIXED]:
             raise UserError(
                 f"{self.path} has checkpoints of another run; these keys cannot change on resume:"
-                f" {'; '.join(found[schema.FIXED])}. Restore them, or use another --workdir"
+                f" {'; '.join(found[schema.FIXED])}. Restore them, or use another workdir"
             )
         return found[schema.WARNED]
 
@@ -294,7 +297,7 @@ class Workdir:
         if before and names and (change := difference(before, names)):
             raise UserError(
                 f"{self.path} was trained for other classes: {change}. Restore the names, or use"
-                " another --workdir"
+                " another workdir"
             )
 
     def _hub_commits(self) -> dict[str, str]:

@@ -67,7 +67,13 @@ def _run(arguments: argparse.Namespace) -> int | None:
     from vit_jax.training import loop
 
     set_up(config, arguments)
-    outcome = loop.train(config, arguments.workdir, profile=arguments.profile, started=_STARTED)
+    outcome = loop.train(
+        config,
+        arguments.workdir,
+        profile=arguments.profile,
+        started=_STARTED,
+        command=("python", "-m", "vit_jax", *arguments.given),
+    )
     import jax
 
     if jax.process_index() == 0:

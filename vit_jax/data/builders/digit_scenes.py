@@ -37,7 +37,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES: ClassVar = {
-        "1.2.0": "60,000 training scenes in place of 20,000, which were learned by heart.",
+        "1.2.0": "60,000 training scenes in place of 20,000, which models overfit.",
         "1.1.0": "20,000 training scenes in place of 6,000, their digits distorted; single digits.",
     }
     BUILDER_CONFIGS = (

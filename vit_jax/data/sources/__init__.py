@@ -25,6 +25,8 @@ Records = dict[str, np.ndarray]
 # Keys that every spec may carry although only some sources read them. Left unset they are ignored.
 _OPTIONAL_KEYS = ("name", "dir", "split", "num_examples", "num_classes", "image_size")
 
+_AT_LEAST_ONE = ("max_objects", "max_texts")
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -108,7 +110,8 @@ def open_source(spec: Mapping[str, Any]) -> Source:
 
     Args:
         spec: `source` is the name of a module in this package or `package.module:ClassName`; every
-            other key is an argument of that class. Empty values (0, "", None) mean "not given".
+            other key is an argument of that class. None means "not given"; so do 0 and "" for the
+            keys of `_OPTIONAL_KEYS`.
 
     Raises:
         UserError: the source is unknown, does not read a key, or finds a mistake of its own (a
@@ -119,7 +122,8 @@ def open_source(spec: Mapping[str, Any]) -> Source:
     accepted = inspect.signature(source_class).parameters
     arguments = {}
     for key, value in spec.items():
-        unset = value is None or (isinstance(value, str | int) and not value)
+        # An argument such as strict=False, or a suffix of "", is a value like any other.
+        unset = value is None or (key in _OPTIONAL_KEYS and not value)
         if key == "source":
             continue
         if key not in accepted:
@@ -130,15 +134,22 @@ def open_source(spec: Mapping[str, Any]) -> Source:
             arguments[key] = value
     check_fields(source_class.__init__, arguments, "config.data.args.")
     for key, value in arguments.items():
-        if isinstance(value, int) and value < 0 and not is_foreign(source):
-            raise UserError(f"config.data.args.{key}={value}: write 0 or more")
+        least = int(key in _AT_LEAST_ONE)
+        if isinstance(value, int) and value < least and not is_foreign(source):
+            raise UserError(f"config.data.args.{key}={value}: write {least} or more")
     for key, parameter in accepted.items():
-        if parameter.default is parameter.empty and key not in arguments:
+        if parameter.default is parameter.empty and arguments.get(key, "") == "":
             raise UserError(f"source {source!r} needs the key {key!r}")
     opened = source_class(**arguments)
     missing = [name for name in Source.__annotations__ if not hasattr(opened, name)]
     if missing:
         raise UserError(f"source {source!r} lacks {', '.join(missing)}; see vit_jax.data.Source")
+    names = opened.class_names
+    if names and len(names) != opened.num_classes:
+        raise UserError(
+            f"{opened.fingerprint} has {len(names):,} class names for {opened.num_classes:,}"
+            " classes; give each class one name, or none"
+        )
     if len(opened) == 0:
         raise UserError(f"{opened.fingerprint} has no examples")
     _warn_of_classes(opened, str(spec.get("split") or ""))

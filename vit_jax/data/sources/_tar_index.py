@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ SUFFIX = ".vit_jax_index.npz"
 CACHE = "~/.cache/vit_jax/tar_indices"
 """The folder of the indices that `of` builds."""
 
-_VERSION = 3
+_VERSION = 4
 """The version of the index, which is made anew where the stored one has another."""
 
 _MAX_TEXT = 1 << 20
@@ -66,7 +66,10 @@ class _Member(NamedTuple):
     size: int
 
 
-_EMPTY = {"cls": "", "json": "", "size": 0, "offset": 0, "dots": math.inf, "is_clear": True}
+_EMPTY = {
+    **{"cls": "", "json": "", "size": 0, "offset": 0, "dots": math.inf, "is_clear": True},
+    "unread": "",
+}
 _ARRAYS, _TEXTS = Index._fields[:3], Index._fields[3:]
 
 
@@ -221,13 +224,26 @@ def _collected(members: Iterable[_Member], file: io.BufferedReader) -> Index:
             is_second = suffix.count(".") == samples[-1]["dots"]
             place = {"offset": member.offset, "size": member.size, "dots": suffix.count(".")}
             samples[-1] |= {**place, "is_clear": not is_second}
+        elif name.lower().endswith(images.OTHER_SUFFIXES):
+            samples[-1]["unread"] = member.name
+    return _index_of(samples)
+
+
+def _index_of(samples: Sequence[Mapping[str, Any]]) -> Index:
+    """Returns the index of samples. Raises `OSError` for those whose image is not clear."""
     for sample in samples:
         if not sample["is_clear"]:
             raise OSError(
                 f"the sample {files.shown(sample['key'])!r} has two images; call what is no image"
                 " KEY.NAME.png, with a second dot"
             )
-    samples = [sample for sample in samples if sample["size"]]
+        if sample["unread"] and sample["dots"] == math.inf:
+            raise OSError(
+                f"{files.shown(sample['unread'])!r} has a format that is not read:"
+                f" {images.how_to_read(sample['unread'])}"
+            )
+    # An empty image stays, and is a bad image when it is read.
+    samples = [sample for sample in samples if sample["dots"] < math.inf]
     if not samples:
         raise OSError("no samples with images in it")
     columns: list[Any] = [[one[name] for one in samples] for name in Index._fields]

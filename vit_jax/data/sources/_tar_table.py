@@ -71,7 +71,9 @@ class TarTable(Table):
             if size > images.MAX_BYTES:
                 raise images.BadImage(f"{size:,} bytes, more than the {images.MAX_BYTES:,} read")
             data = self._shards.read(self.paths[number], int(index.offset[place]), size)
-            if len(data) < size or not size:
+            if not size:
+                raise images.BadImage("the file is empty")
+            if len(data) < size:
                 raise images.BadImage("the tar file ends within the image")
             yield data
 

@@ -26,12 +26,16 @@ class Format:
       open: returns a function of one batch that runs what `write` wrote, in the format's own
         runtime, with the program's outputs by name.
       usage: lines of Python that load and run the files, for people.
+      needs: modules of other packages that `write` and `open` import.
+      extra: the extra of this package that installs them.
     """
 
     label: str
     write: Callable[[Program, Path], None]
     open: Callable[[Path], Run]
     usage: str
+    needs: tuple[str, ...] = ()
+    extra: str = ""
 
 
 FORMATS = Kind(
@@ -41,4 +45,4 @@ FORMATS = Kind(
     form="package.module:FORMAT",
     accepts=lambda found: isinstance(found, Format),
 )
-"""The finder of formats by the name in `--to`."""
+"""The finder of formats by the name in `to`."""

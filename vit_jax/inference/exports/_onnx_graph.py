@@ -126,7 +126,10 @@ class Graph:
         """Returns the name of a vector with a size that depends on the number of rows."""
         found = _LINEAR.fullmatch(str(side))
         if not found:
-            raise UserError(f"--to=onnx: an array of {side} rows is not expressed; give --batch=N")
+            raise UserError(
+                f"to=onnx: an array of {side} rows is not expressed; fix the"
+                " number of rows with batch=N"
+            )
         size = self.op("Shape", self.input_name, start=0, end=1)
         if found["times"]:
             size = self.op("Mul", size, self.integers(int(found["times"])))
@@ -257,7 +260,7 @@ def _results(graph: Graph, equation: Any, inputs: Sequence[Value]) -> list[Value
     operator = graph.operators.get(name)
     if operator is None:
         raise UserError(
-            f"--to=onnx: the model's operation {name!r} has no counterpart there; export it to"
+            f"to=onnx: the model's operation {name!r} has no counterpart there; export it to"
             " stablehlo or savedmodel"
         )
     found = operator(graph, equation, list(inputs))

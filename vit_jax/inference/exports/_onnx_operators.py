@@ -86,7 +86,7 @@ def _cast(graph: Graph, equation: Any, a: str) -> str:
 def _selected(graph: Graph, equation: Any, *names: str) -> str:
     which, *cases = names
     if len(cases) != 2 or equation.invars[0].aval.dtype != bool:
-        raise UserError("--to=onnx: a choice among more than two arrays is not expressed")
+        raise UserError("to=onnx: a choice among more than two arrays is not expressed")
     return graph.op("Where", which, cases[1], cases[0])
 
 
@@ -169,7 +169,7 @@ def _reversed(graph: Graph, equation: Any, inputs: list[Value]) -> str:
 def _dynamic_slice(graph: Graph, equation: Any, inputs: list[Value]) -> str:
     value, *starts = inputs
     if any(start.constant is None for start in starts):
-        raise UserError("--to=onnx: a slice at a computed place is not expressed")
+        raise UserError("to=onnx: a slice at a computed place is not expressed")
     cuts = [
         (int(start.constant), int(start.constant) + size, 1)
         if isinstance(size, int)
@@ -183,7 +183,7 @@ def _dynamic_slice(graph: Graph, equation: Any, inputs: list[Value]) -> str:
 def _padded(graph: Graph, equation: Any, inputs: list[Value]) -> str:
     low, high, inside = zip(*equation.params["padding_config"], strict=True)
     if any(inside):
-        raise UserError("--to=onnx: padding between elements is not expressed")
+        raise UserError("to=onnx: padding between elements is not expressed")
     if not any(low) and not any(high):
         return graph.whole(inputs[0])
     pads = graph.integers(*map(int, [*low, *high]))
@@ -195,7 +195,9 @@ def _iota(graph: Graph, equation: Any, _: list[Value]) -> Value:
     sides = [1] * len(aval.shape)
     sides[axis] = aval.shape[axis]
     if not isinstance(sides[axis], int):
-        raise UserError("--to=onnx: a count over the rows is not expressed; give --batch=N")
+        raise UserError(
+            "to=onnx: a count over the rows is not expressed; fix the number of rows with batch=N"
+        )
     name = graph.array(np.arange(sides[axis], dtype=aval.dtype).reshape(sides))
     others = [i for i, side in enumerate(aval.shape) if i != axis and not _is_one(side)]
     return Value(name, aval.shape, aval.dtype, frozenset(others))
@@ -267,7 +269,7 @@ def _convolved(graph: Graph, equation: Any, inputs: list[Value]) -> str:
     p = equation.params
     image, kernel, out = p["dimension_numbers"]
     if any(side != 1 for side in p["lhs_dilation"]) or p["batch_group_count"] != 1:
-        raise UserError("--to=onnx: a transposed convolution is not expressed")
+        raise UserError("to=onnx: a transposed convolution is not expressed")
     low, high = zip(*p["padding"], strict=True)
     name = graph.op(
         "Conv",
@@ -288,7 +290,7 @@ def _max_pooled(graph: Graph, equation: Any, inputs: list[Value]) -> str:
     dilated = [*p["base_dilation"], *p["window_dilation"]]
     is_image = len(window) == 4 and window[0] == window[3] == steps[0] == steps[3] == 1
     if not is_image or any(side != 1 for side in dilated) or any([*padding[0], *padding[3]]):
-        raise UserError("--to=onnx: a maximum over such windows is not expressed")
+        raise UserError("to=onnx: a maximum over such windows is not expressed")
     (top, bottom), (left, right) = padding[1:3]
     name = graph.op(
         "MaxPool",
@@ -321,7 +323,7 @@ def _gathered(graph: Graph, equation: Any, inputs: list[Value]) -> str:
             return graph.op("Gather", name, index, axis=int(axis))
     leading = (*batched, *collapsed) == tuple(range(len(batched) + len(collapsed)))
     if not is_whole or not leading or list(offset) != [*range(count, count + len(rest))]:
-        raise UserError("--to=onnx: such a lookup by computed numbers is not expressed")
+        raise UserError("to=onnx: such a lookup by computed numbers is not expressed")
     index = graph.op("Cast", index, to=dtype_number(np.int64))
     return graph.op("GatherND", name, index, batch_dims=len(batched))
 

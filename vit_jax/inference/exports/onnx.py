@@ -52,4 +52,6 @@ session = onnxruntime.InferenceSession("{_FILE}")
 found = session.run(None, {{session.get_inputs()[0].name: INPUT}})
 outputs = dict(zip([output.name for output in session.get_outputs()], found))
 """,
+    needs=("onnx", "onnxruntime"),
+    extra="onnx",
 )

@@ -50,4 +50,6 @@ import tensorflow as tf
 model = tf.saved_model.load(".")
 outputs = model.call(tf.constant(INPUT))
 """,
+    needs=("tensorflow",),
+    extra="export",
 )
