@@ -1,12 +1,18 @@
 """The pages agree with the tree: links lead somewhere, and files that are named exist."""
 
+import inspect
+import pydoc
 import re
 from pathlib import Path
 
 import pytest
 
+import vit_jax
+import vit_jax.errors
+
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *DOCS]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -32,9 +38,34 @@ def test_files_that_are_named_exist(page):
     assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
 
 
+def test_the_page_on_python_has_what_is_there():
+    text = (ROOT / "docs/api.md").read_text()
+    listed = re.findall(r"\.\. auto(?:function|class|module):: (\S+)", text)
+    assert all(inspect.getdoc(pydoc.locate(name)) for name in listed)
+    offered = {f"vit_jax.{name}" for name in vit_jax.__all__ if not name.startswith("__")}
+    modules = {name for name in offered if inspect.ismodule(pydoc.locate(name))}
+    assert offered - modules - {*listed} == set()
+    errors = re.search(r"vit_jax\.errors\n +:members: (.*)", text)[1].split(", ")
+    assert {*errors} == {
+        name for name, one in vars(vit_jax.errors).items() if inspect.isclass(one)
+        and issubclass(one, Exception)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "room", ["attention", "checkpoints", "config", "data", "models", "optim", "report", "tasks"]
+)
+def test_public_functions_tell_that_they_raise(room):
+    module = getattr(vit_jax, room)
+    offered = (getattr(module, name) for name in getattr(module, "__all__", dir(module)))
+    functions = [one for one in offered if inspect.isfunction(one)]
+    raising = [one for one in functions if "raise UserError(" in inspect.getsource(one)]
+    assert [one.__name__ for one in raising if "aises" not in inspect.getdoc(one)] == []
+
+
 def test_every_page_is_reached_from_the_readme():
     readme = (ROOT / "README.md").read_text()
-    pages = [page.name for page in PAGES[1:] if page.name != "index.md"]  # Which is the README.
+    pages = [page.name for page in DOCS if page.name != "index.md"]  # Which is the README.
     assert [name for name in pages if f"docs/{name}" not in readme] == []
 
 

@@ -7,9 +7,12 @@ import operator
 import os
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import vit_jax
+from vit_jax import models
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 
@@ -39,6 +42,27 @@ def test_there_is_a_notebook_for_each_wish():
     }  # fmt: skip
     readme = (NOTEBOOKS[0].parents[1] / "README.md").read_text()
     assert [path.name for path in NOTEBOOKS if f"examples/{path.name}" not in readme] == []
+
+
+def test_a_name_of_a_released_model_fetches_its_weights(tmp_path, monkeypatch):
+    asked = []
+
+    def build(name, **options):
+        asked.append((name, options))
+        model = models.build("vit_ti16", width=8, depth=1, num_heads=1)
+        return model, model.init(jax.random.key(0), np.zeros((1, 224, 224, 3)))["params"]
+
+    monkeypatch.setattr(vit_jax, "build", build)
+    monkeypatch.setenv("VIT_JAX_EXAMPLE_DIR", os.fspath(tmp_path))
+    monkeypatch.setenv("VIT_JAX_EXAMPLE_MODEL", "facebook/dinov2-small")
+    (path,) = (path for path in NOTEBOOKS if path.stem == "attention_and_features")
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    names = {}
+    for cell in cells[:3]:
+        exec("".join(cell["source"]), names)
+    assert asked == [("facebook/dinov2-small", {"pretrained": True, "image_size": 224})]
+    exec("".join(cells[-1]["source"]), names)
+    assert names["unit"].shape == (3, 8)
 
 
 @pytest.mark.soak

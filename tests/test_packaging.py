@@ -8,9 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from setuptools.command.egg_info import FileList
 
 from vit_jax import config as config_lib
@@ -71,7 +74,67 @@ def test_models_and_checkpoints_install_without_tensorflow(declared):
     for name in ("tensorflow", "numba", "scikit-learn", "tokenizers", "jinja2"):
         assert name not in base
         assert any(name in extras[extra] for extra in ("train", "text"))
-    assert "vit-jax[train,text,export,onnx,hub,docs]" in extras["test"]
+    assert "vit-jax[train,text,export,onnx,hub,docs,notebooks]" in extras["test"]
+
+
+def test_what_the_suite_installs_is_pinned(declared):
+    extras = declared["options.extras_require"]
+    named = re.search(r"vit-jax\[(.+)\]", extras["test"])[1].split(",")
+    lines = [declared["options"]["install_requires"], *(extras[name] for name in [*named, "test"])]
+    wanted = {canonicalize_name(Requirement(x).name) for x in "\n".join(lines).split("\n") if x}
+    pins = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if "==" in x]
+    pinned = {canonicalize_name(Requirement(x).name) for x in pins}
+    assert wanted - pinned == {"vit-jax"}
+
+
+def installed_with(requirements):
+    """The distributions that these requirements bring, by their normalized names."""
+    todo, done = [Requirement(line) for line in requirements], set()
+    while todo:
+        one = todo.pop()
+        known = (canonicalize_name(one.name), frozenset(one.extras))
+        if known not in done:
+            done.add(known)
+            more = map(Requirement, metadata.distribution(one.name).requires or ())
+            chosen = [{"extra": extra} for extra in ("", *one.extras)]
+            todo += [
+                each for each in more
+                if not each.marker or any(map(each.marker.evaluate, chosen))
+            ]  # fmt: skip
+    return {name for name, _ in done}
+
+
+WITHOUT_EXTRAS = """
+import importlib.abc, sys
+blocked = set(sys.argv[1:])
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import vit_jax
+import vit_jax.cli.parser, vit_jax.inference.convert, vit_jax.inference.exports.stablehlo
+print(vit_jax.Predictor, vit_jax.features, vit_jax.export, vit_jax.attention_maps)
+print(vit_jax.build("vit_ti16", num_classes=10))
+"""
+
+
+def test_what_needs_no_extra_needs_the_declared_packages_alone(declared):
+    """A process in which no package can be imported that `install_requires` does not bring."""
+    there = installed_with(declared["options"]["install_requires"].split())
+    blocked = [
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if not there & {canonicalize_name(owner) for owner in owners} and module != "vit_jax"
+    ]
+    assert {"tensorflow", "jinja2", "sklearn"} <= {*blocked}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS, *blocked],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_source_distribution_holds_what_git_holds(monkeypatch):

@@ -36,13 +36,14 @@ PANEL_IN_WORDS = "Images, with their attention and their rollout drawn over them
 class AttentionMaps:
     """Attention weights of a batch of images; each row over keys sums to one.
 
-    layers: float32 `[layers, batch, heads, queries, keys]`. Queries and keys are the tokens: first
-      the `num_prefix` tokens that represent no patch (the class token, then the registers), then
-      the patches row by row.
-    pooled: `[batch, heads, patches]`, the probe's weights under attention pooling, else None.
-    grid: (rows, columns) of patches.
-    num_prefix: the number of tokens before the patches.
-    reads_class_token: whether the model computes its output from the class token.
+    Attributes:
+      layers: float32 `[layers, batch, heads, queries, keys]`. Queries and keys are the tokens:
+        first the `num_prefix` tokens that represent no patch (the class token, then the registers),
+        then the patches row by row.
+      pooled: `[batch, heads, patches]`, the probe's weights under attention pooling, else None.
+      grid: (rows, columns) of patches.
+      num_prefix: the number of tokens before the patches.
+      reads_class_token: whether the model computes its output from the class token.
     """
 
     layers: np.ndarray

@@ -82,7 +82,8 @@ def trust(value: Any) -> None:
 
     Code that only a stored config names is imported after that alone, because importing it runs it.
 
-    value: a text, such as `my_models:Net`, or mappings and lists of texts, such as a config.
+    Args:
+      value: a text, such as `my_models:Net`, or mappings and lists of texts, such as a config.
     """
     _trusted.update(_foreign_names(value))
 

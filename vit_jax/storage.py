@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 UPLOAD_PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between the attempts to write an object; stores limit the rate of writes to one."""
 
+CREATING = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+"""The package of fsspec that `create` needs for an address, and the extra of ours that has it."""
+
 MAX_BYTES = 4 << 30
 """Bytes of the largest file that `read_bytes` reads."""
 
@@ -223,6 +226,15 @@ def create(path: epath.PathLike, data: bytes) -> bool | None:
     except (ImportError, NotImplementedError, TypeError, ValueError):
         return None
     return True
+
+
+def how_to_create(path: epath.PathLike) -> str:
+    """Returns what to install so that `create` can write to a store; "" if nothing is known."""
+    scheme = os.fspath(path).partition("://")[0]
+    if scheme not in CREATING:
+        return ""
+    package, extra = CREATING[scheme]
+    return f"install or update {package} (the extra {extra!r} of vit-jax)"
 
 
 def try_lock(descriptor: int) -> bool | None:

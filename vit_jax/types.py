@@ -23,13 +23,14 @@ Images = np.ndarray | Sequence[np.ndarray]
 class Features(flax.struct.PyTreeNode):
     """The output of every backbone, so that every head fits every backbone.
 
-    grid: `[batch, height, width, dim]`, the last token or feature map (after the final norm).
-    pooled: `[batch, dim]`, one vector per image; None if the backbone was built without pooling.
-    stages: maps of decreasing resolution, each `[batch, h, w, dim_i]`; a plain ViT has one.
-    distill: `[batch, dim]`, the input of a distillation head; None if that is `pooled`.
-    registers: `[batch, num_registers, dim]`, tokens without a position; None if there are none.
-    tokens: `[batch, n, dim]`, the encoded patches of a model that uses patches; else None.
-    kept: `[batch, n]`, the numbers of these patches if only some were encoded; else None.
+    Attributes:
+      grid: `[batch, height, width, dim]`, the last token or feature map (after the final norm).
+      pooled: `[batch, dim]`, one vector per image; None if the backbone was built without pooling.
+      stages: maps of decreasing resolution, each `[batch, h, w, dim_i]`; a plain ViT has one.
+      distill: `[batch, dim]`, the input of a distillation head; None if that is `pooled`.
+      registers: `[batch, num_registers, dim]`, tokens without a position; None if there are none.
+      tokens: `[batch, n, dim]`, the encoded patches of a model that uses patches; else None.
+      kept: `[batch, n]`, the numbers of these patches if only some were encoded; else None.
     """
 
     grid: Array | None

@@ -8,12 +8,15 @@ __version__ = "0.1.0"
 COMMIT_FILE = ".commit"
 """The file that holds the commit at the root of a copy of a checkout."""
 
+PROJECT_FILE = "setup.cfg"
+"""A file that lies at the root of a checkout, and not beside an installed package."""
+
 
 def current_commit() -> str | None:
     """Returns the commit of this code; None where it is neither a checkout nor a copy of one."""
     root = Path(__file__).parent.parent
     # An installed package may lie inside a checkout of something else.
-    return commit_of(root) if (root / "setup.cfg").exists() else None
+    return commit_of(root) if (root / PROJECT_FILE).exists() else None
 
 
 def commit_of(folder: Path) -> str | None:

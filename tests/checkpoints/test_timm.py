@@ -292,5 +292,6 @@ def test_the_printed_call_names_a_model_of_the_same_size():
         "backbone/blocks_0/mlp/dense1/kernel": np.zeros((192, 768)),
     }
     model = models.build("vit_ti16")
-    text = timm.call("x.safetensors", arrays, model, (224, 224), class_row=True)
+    args = timm.arguments(arrays, model, (224, 224), class_row=True)
+    text = timm.call("x.safetensors", model, args)
     assert text.startswith('model = timm.create_model("vit_tiny_patch16_224", checkpoint_path=')

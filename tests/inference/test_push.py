@@ -7,6 +7,8 @@ import pytest
 from huggingface_hub import constants
 
 from vit_jax.__main__ import main
+from vit_jax.checkpoints import input_spec, loading
+from vit_jax.checkpoints.fit.inference import infer_model
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
 from vit_jax.inference.push import push
@@ -31,6 +33,8 @@ def test_a_pushed_run_answers_as_before(hub_server, tiny_config, left_by_a_run, 
     card = repository["README.md"].decode()
     for part in (
         "library_name: transformers", "| `val/accuracy` | 0.5", "decode|resize(8)", "caf\\udce9",
+        "folder = snapshot_download('me/digits')\nmodel = transformers.ViTForImageClassification"
+        ".from_pretrained(folder)\n",
     ):  # fmt: skip
         assert part in card
     assert json.loads(repository["vit_jax_config.json"])["model"]["name"] == "vit"
@@ -78,6 +82,55 @@ def test_a_model_that_transformers_cannot_have_goes_as_a_file(
     assert found.task.mean == (100.0,)
     expected = Predictor.from_workdir(str(run)).predict(IMAGES)["probability"]
     np.testing.assert_allclose(found.predict(IMAGES)["probability"], expected, atol=1e-6)
+
+
+OTHER = {"model__pooling": "mean", "model__num_registers": 2}
+"""A model that transformers has no class for and timm's plain ViT is."""
+
+
+def test_timm_finds_its_own_keys_beside_ours(hub_server, tiny_config, left_by_a_run, tmp_path):
+    """Those that `timm.models._hub` reads; `timm.create_model` makes the model of them."""
+    statistics = {"task__mean": (100.0,), "task__std": (51.0,)}
+    left_by_a_run(tiny_config(**OTHER, **statistics), tmp_path / "run", classes=("a", "b", "c"))
+    assert main(["push", str(tmp_path / "run"), "hf://me/other@dev"]) == 0
+    repository = hub_server.repos["me/other"]
+    stored = json.loads(repository["config.json"])
+    assert stored["architecture"].startswith("vit_")
+    assert stored["pretrained_cfg"]["input_size"] == [3, 8, 8]
+    assert stored["pretrained_cfg"]["std"] == [0.2] * 3
+    assert stored["label_names"] == ["a", "b", "c"]
+    card = repository["README.md"].decode()
+    assert "library_name: timm\n" in card
+    assert "timm.create_model('hf-hub:me/other@dev', pretrained=True)" in card
+    # `predict` prepares images as the run did, and not as timm's keys tell.
+    (tmp_path / "config.json").write_bytes(repository["config.json"])
+    assert input_spec.read(tmp_path / "model.safetensors").size is None
+    # Reading the folder follows timm's keys; reading the file follows its own header.
+    (tmp_path / "model.safetensors").write_bytes(repository["model.safetensors"])
+    models = [
+        infer_model(loading.read_weights(path))
+        for path in (tmp_path, tmp_path / "model.safetensors")
+    ]
+    assert models[0] == models[1]
+    assert (models[0].backbone.pooling, models[0].backbone.num_registers) == ("mean", 2)
+
+
+def test_what_json_cannot_tell_timm_is_a_call_of_the_card(
+    hub_server, tiny_config, left_by_a_run, tmp_path
+):
+    left_by_a_run(tiny_config(**OTHER, model__norm_epsilon=1e-5), tmp_path / "run")
+    assert main(["push", str(tmp_path / "run"), "hf://me/other@dev"]) == 0
+    repository = hub_server.repos["me/other"]
+    assert "architecture" not in json.loads(repository["config.json"])
+    card = repository["README.md"].decode()
+    for part in (
+        "library_name: vit_jax\n",
+        "import functools\n\nimport timm\n",
+        "folder = snapshot_download('me/other', revision='dev')\n",
+        "checkpoint_path=folder + '/model.safetensors', ",
+        "norm_layer=functools.partial(timm.layers.LayerNorm, eps=1e-05)",
+    ):
+        assert part in card
 
 
 def test_fixed_positions_go_with_the_size_of_the_run(
@@ -141,6 +194,28 @@ def test_a_card_names_the_checkpoint_that_training_started_from(run_to_push, hub
     card = hub_server.repos["me/digits"]["README.md"].decode()
     assert "base_model: facebook/dinov2-small\n---\n" in card
     assert f"It started from `facebook/dinov2-small` at commit {'b' * 40}." in card
+
+
+def test_the_card_has_the_devices_and_the_time_until_the_step(run_to_push, hub_server):
+    rows = [{"step": step, "train/run_seconds": 65.0 * step} for step in (1, 2)]
+    (run_to_push / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = json.loads((run_to_push / "config.json").read_text())
+    record["devices"] = {"kind": "TPU v5 lite", "count": 8}
+    (run_to_push / "config.json").write_text(json.dumps(record))
+    push(str(run_to_push), "hf://me/digits")
+    card = hub_server.repos["me/digits"]["README.md"].decode()
+    assert "had 8 devices (`TPU v5 lite`). It took 1m 05s until step 1, which includes" in card
+
+
+def test_a_run_that_recorded_neither_devices_nor_time_is_pushed(run_to_push, hub_server):
+    """As earlier versions left it."""
+    record = json.loads((run_to_push / "config.json").read_text())
+    del record["devices"]
+    (run_to_push / "config.json").write_text(json.dumps(record))
+    push(str(run_to_push), "hf://me/digits")
+    card = hub_server.repos["me/digits"]["README.md"].decode()
+    assert "device" not in card
+    assert "It took" not in card
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import cloud_reference
 import pytest
 
 from vit_jax.__main__ import main
+from vit_jax.errors import UserError
 from vit_jax.launch import slices as slices_lib
 from vit_jax.launch.archive import pack
 from vit_jax.launch.fleet import SSH_FLAGS, ranges
@@ -170,6 +171,7 @@ def test_the_archive_is_packed_by_the_command_that_a_dry_run_prints(cloud, capsy
     for name in ("__init__.py", "errors.py", "version.py", "launch/__init__.py"):
         (small / "vit_jax" / name).parent.mkdir(parents=True, exist_ok=True)
         (small / "vit_jax" / name).write_text((ROOT / "vit_jax" / name).read_text())
+    (small / "setup.cfg").write_text("")
     here = "vit_jax/launch/archive.py"
     (small / here).write_text((ROOT / here).read_text())
     tar = tmp_path / "new/pod.tgz"
@@ -353,6 +355,7 @@ def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):
         subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
 
     git("init")
+    (tmp_path / "setup.cfg").write_text("")
     (tmp_path / ".gitignore").write_text("runs/\n")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/big").write_text("left behind")
@@ -362,7 +365,7 @@ def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):
     (tmp_path / "new.py").write_text("not yet added")
     pack(tmp_path, tmp_path / "runs/code.tgz")
     with tarfile.open(tmp_path / "runs/code.tgz") as tar:
-        assert sorted(tar.getnames()) == [".commit", ".gitignore", "new.py"]
+        assert sorted(tar.getnames()) == [".commit", ".gitignore", "new.py", "setup.cfg"]
         assert tar.extractfile(".commit").read() == b""  # Nothing is committed yet.
     git("-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "m")
     pack(tmp_path, tmp_path / "runs/code.tgz")
@@ -370,6 +373,36 @@ def test_the_copy_holds_changed_files_and_no_ignored_ones(tmp_path):
         tar.extractall(tmp_path / "runs/copy", filter="data")
     assert commit_of(tmp_path / "runs/copy") == commit_of(tmp_path)
     assert commit_of(tmp_path).endswith("+")  # `gone.py` is gone.
+
+
+def test_a_folder_that_another_checkout_ignores_is_not_packed(tmp_path):
+    """As a package installed in the environment of somebody's project, of which git lists none."""
+    subprocess.run(["git", "-C", tmp_path, "init"], check=True, capture_output=True)
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    installed = tmp_path / ".venv/site-packages"
+    installed.mkdir(parents=True)
+    for name in ("module.py", "setup.cfg"):
+        (installed / name).write_text("")
+        with pytest.raises(UserError, match="site-packages is no git checkout"):
+            pack(installed, tmp_path / "code.tgz")
+
+
+@pytest.mark.parametrize("config", ["vit_s16_i1k:300", "configs/vit_s16_i1k.py:300"])
+def test_a_recipe_is_named_as_for_train(cloud, capsys, config):
+    commands = dry(capsys, *TRAIN[:2], f"--config={config}", TRAIN[3], "--zone=z", "--type=v4-8")
+    assert any(f"--config={config}" in " ".join(command) for command in commands)
+
+
+def test_an_installed_package_starts_what_an_image_or_a_commit_holds(
+    cloud, capsys, tmp_path, monkeypatch
+):
+    """GKE runs an image, and hosts clone a commit; only a copy of the code needs a checkout."""
+    monkeypatch.setattr("vit_jax.cli.commands.tpu.REPOSITORY", tmp_path)
+    run = [*TRAIN, "--zone=z", "--type=v6e-8"]
+    for given in (["--backend=gke", "--image=i"], ["--commit=abc", "--repository=https://r"]):
+        assert main(["tpu", *run, *given, "--dry-run"]) == 0
+    assert main(["tpu", *run, "--dry-run"]) == 2
+    assert f"error: {tmp_path} is no git checkout; clone the" in capsys.readouterr().err
 
 
 def test_sigterm_ends_what_the_launcher_runs(monkeypatch):

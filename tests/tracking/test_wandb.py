@@ -100,12 +100,18 @@ def test_without_the_package_the_run_goes_on_with_a_warning(tmp_path, monkeypatc
     log.close()
     assert len(told) == 1
     assert told[0].startswith("warning: log writer wandb cannot start: ")
+    assert told[0].endswith("install the extra 'wandb' of vit-jax")
 
 
 def test_the_worked_example_of_a_writer_works(tmp_path, monkeypatch):
     calls = []
+
+    def start_run(*, run_id, run_name):
+        calls.append(("start", run_id, run_name))
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id=run_id or "1234"))
+
     fake = types.SimpleNamespace(
-        start_run=lambda **options: calls.append(("start", options["run_name"])),
+        start_run=start_run,
         log_params=lambda params: calls.append(("params", params)),
         log_metrics=lambda metrics, step: calls.append((step, metrics)),
         end_run=lambda: calls.append(("end",)),
@@ -116,12 +122,18 @@ def test_the_worked_example_of_a_writer_works(tmp_path, monkeypatch):
     (tmp_path / "my_writers.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     name = "my_writers:MLflow"
-    log = MetricsLog(tmp_path / "run", resume_step=0, writers=[name], config={"seed": 1})
-    log.write(2, {"train/loss": 0.5})
-    log.close()
+    for resume_step in (0, 2):
+        log = MetricsLog(
+            tmp_path / "run", resume_step=resume_step, writers=[name], config={"seed": 1}
+        )
+        log.write(resume_step + 2, {"train/loss": 0.5})
+        log.close()
     assert calls == [
-        ("start", "run"),
+        ("start", None, "run"),
         ("params", {"seed": 1}),
         (2, {"train/loss": 0.5}),
+        ("end",),
+        ("start", "1234", "run"),
+        (4, {"train/loss": 0.5}),
         ("end",),
     ]

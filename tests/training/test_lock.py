@@ -1,5 +1,6 @@
 """One training in a workdir at a time; a lock that was left behind stops nobody."""
 
+import configparser
 import dataclasses
 import errno
 import json
@@ -9,6 +10,7 @@ import sys
 import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -180,7 +182,7 @@ def test_on_an_object_store_the_lock_is_kept_too(folder, monkeypatch):
         held.check()
 
 
-def test_on_an_object_store_the_last_of_two_writers_has_the_lock(folder, monkeypatch):
+def test_on_an_object_store_the_last_of_two_writers_has_the_lock(folder, monkeypatch, caplog):
     """Both have seen no lock; the first finds the other's when it looks again."""
     monkeypatch.setattr(storage, "is_remote", lambda _: True)
     monkeypatch.setattr(storage, "create", lambda *_: None)  # A store without conditional writes.
@@ -193,6 +195,8 @@ def test_on_an_object_store_the_last_of_two_writers_has_the_lock(folder, monkeyp
     monkeypatch.setattr(storage, "write_atomically", both)
     with pytest.raises(UserError, match=r"in use by .* on elsewhere"):
         WorkdirLock(folder).__enter__()
+    (warned,) = [line for line in caplog.messages if "conditional" in line]
+    assert warned.startswith(f"{folder}/LOCK: no conditional write")
 
 
 def test_a_clock_that_is_set_back_changes_nothing(folder, monkeypatch):
@@ -218,3 +222,16 @@ def test_an_object_store_creates_a_lock_by_a_conditional_write():
     assert storage.create(path, b"second") is False
     assert fsspec.filesystem("memory").cat("/bucket/run/LOCK") == b"first"
     assert storage.create("nothing://bucket/LOCK", b"") is None
+
+
+@pytest.mark.parametrize(
+    ("address", "package"), [("gs://b/LOCK", "gcsfs"), ("s3://b/LOCK", "s3fs")]
+)
+def test_an_extra_has_what_a_store_needs_to_create_a_file(address, package):
+    advice = storage.how_to_create(address)
+    extra = advice.split("'")[1]
+    declared = configparser.ConfigParser()
+    declared.read(Path(__file__).parents[2] / "setup.cfg")
+    assert declared["options.extras_require"][extra].strip() == package
+    assert advice.startswith(f"install or update {package} ")
+    assert storage.how_to_create("other://b/LOCK") == ""

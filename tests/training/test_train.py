@@ -60,6 +60,7 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     record = json.loads((workdir / "config.json").read_text())
     assert record["config"]["batch_size"] == 16
     assert record["packages"]["jax"] == jax.__version__
+    assert record["devices"] == {"kind": jax.devices()[0].device_kind, "count": 8}
     assert (workdir / "DONE").read_text() == "step 12\n"
     assert (workdir / "report.html").stat().st_size > 10_000
     assert [path.name for path in sorted((workdir / "checkpoints").iterdir())] == ["12", "9"]

@@ -3,6 +3,7 @@
 import resource
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 
@@ -58,6 +59,12 @@ def test_what_the_data_told_is_told_without_them(tmp_path):
         workdir = Workdir.open(str(tmp_path / f"run{info.num_classes}"))
         workdir.write_config(default_config(), info, "accuracy", {})
         assert workdir.read_info() == info
+
+
+def test_the_devices_of_a_run_are_recorded(tmp_path):
+    workdir, mesh = Workdir.open(str(tmp_path)), np.array(jax.devices()[:2]).reshape(2, 1)
+    workdir.write_config(default_config(), DataInfo({}, 0), "accuracy", {}, devices=mesh)
+    assert workdir.read_record()["devices"] == {"kind": jax.devices()[0].device_kind, "count": 2}
 
 
 def test_the_commits_that_a_run_started_from_stay_known(tmp_path, monkeypatch):

@@ -197,6 +197,11 @@ def repository_of(address: str) -> str:
     return _parts(address)["repo"]
 
 
+def revision_of(address: str) -> str:
+    """Returns the branch, tag or commit of an address; "" if it names none."""
+    return _parts(address)["revision"] or ""
+
+
 def _parts(address: str, prefix: str = PREFIX) -> re.Match[str]:
     found = _NAME.fullmatch(address.removeprefix(PREFIX)) if address.startswith(PREFIX) else None
     if not found:

@@ -102,10 +102,10 @@ def read(path: epath.PathLike) -> InputSpec | None:
         if found:
             return found
     for told, stored in _configs(folder):
-        if told.parent == folder and "pretrained_cfg" in stored:
-            return _understood(_of_timm, stored["pretrained_cfg"], told)
         if "data_info" in stored:
             return _understood(_of_run, stored, told)
+        if told.parent == folder and "pretrained_cfg" in stored:
+            return _understood(_of_timm, stored["pretrained_cfg"], told)
     return None
 
 

@@ -71,6 +71,9 @@ def parse_values(texts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of texts of a command line: Python literals, else the texts themselves.
 
     What is no text is a value already.
+
+    Raises:
+      UserError: `texts` is no mapping.
     """
     if not isinstance(texts, Mapping):
         raise UserError(f"overrides={quoted(texts)}: write a mapping from keys to values")

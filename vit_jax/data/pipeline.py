@@ -14,7 +14,8 @@ from vit_jax.data import sampling
 from vit_jax.data.prefetch import OrderedPrefetcher, Workers, default_threads
 from vit_jax.data.reading import Feed, RawBatch, RecordReader, mask_padding, sample_record
 from vit_jax.data.sources import Source
-from vit_jax.errors import UserError, nearest
+from vit_jax.errors import UserError
+from vit_jax.plugins import check_known
 from vit_jax.types import ArraySpec
 
 NumpyBatch = dict[str, np.ndarray]
@@ -102,14 +103,14 @@ def train_batches(
 
     Yields:
         `image`, `label` and whatever else numeric the records hold, each with leading axis k.
+
+    Raises:
+        UserError: an argument is wrong; or, in a batch, a record or label, or the source is silent.
     """
     rows = _checked_rows(rows, batch_size)
     if not 1 <= repeats <= batch_size:
         raise UserError(f"config.data.repeats={repeats}: write 1 to the batch size, {batch_size}")
-    if on_bad_image not in BAD_IMAGE_CHOICES:
-        raise UserError(
-            f"on_bad_image={on_bad_image!r}; {nearest(on_bad_image, BAD_IMAGE_CHOICES)}"
-        )
+    check_known(on_bad_image, BAD_IMAGE_CHOICES, f"on_bad_image={on_bad_image!r}")
     workers = Workers(num_threads or default_threads(), prefetch, timeout_s)
     reader = RecordReader(source, seed=seed, skip_bad=on_bad_image == "skip")
     blocks = getattr(source, "blocks", None)

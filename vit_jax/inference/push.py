@@ -1,6 +1,7 @@
 """Uploads a run's model to the Hugging Face hub: weights, labels, preprocessing and a card."""
 
 import json
+import os
 import re
 import shlex
 import tempfile
@@ -10,9 +11,12 @@ from typing import Any
 
 from vit_jax import tasks
 from vit_jax.checkpoints import files, hub, input_spec
+from vit_jax.checkpoints.formats import timm
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
 from vit_jax.inference import convert
+from vit_jax.tracking import read_metrics
+from vit_jax.tracking.console import format_duration
 from vit_jax.tracking.metrics import from_json, meaning
 from vit_jax.tracking.plain_text import code_span
 from vit_jax.training.evaluate import step_of
@@ -39,7 +43,7 @@ tags: [vision-transformer, vit_jax]
 A model {model}, trained with vit_jax{commit}.
 
 {use}
-
+{code}
 ## Last evaluation until step {step}
 
 {metrics}
@@ -57,7 +61,7 @@ and then {spec}.
 
 {command}
 
-{start}Packages: {packages}. The config is in `{config}`.
+{machine}{start}Packages: {packages}. The config is in `{config}`.
 """
 
 
@@ -82,11 +86,16 @@ def push(path: str, address: str, *, private: bool = False, step: int | str | No
     with tempfile.TemporaryDirectory(prefix="vit_jax_") as scratch:
         folder = Path(scratch) / "repository"
         shape = _image_shape(workdir)
-        layout, name = _write_weights(source, folder, (shape[0], shape[1]))
+        layout, name, said = _write_weights(source, folder, (shape[0], shape[1]))
         loaded = hub.with_file(address, name) if name else address
         record = _without_paths(workdir.read_record())
-        _describe(workdir, record, folder, layout, shape)
-        card = _card(workdir, record, layout, loaded, at)
+        created = timm.created(folder / name) if layout == "timm" else {}
+        if layout == "hf":
+            _describe_for_transformers(workdir, record, folder, shape)
+        else:
+            _describe(workdir, record, folder, _for_timm(workdir, created, shape))
+        library, code = _client(said, folder / name, address, created)
+        card = _card(workdir, record, library, code, loaded=loaded, step=at)
         (folder / "README.md").write_text(card, "utf-8", "backslashreplace")
         commit = hub.upload(folder, address, private=private)
     return f"{path} is at {address}, commit {commit[:10]}; read it back as {loaded}"
@@ -99,13 +108,16 @@ def _image_shape(workdir: Workdir) -> tuple[int, ...]:
     return tasks.build(*sections, workdir.read_info()).image_spec.shape
 
 
-def _write_weights(path: str, folder: Path, size: tuple[int, int]) -> tuple[str, str]:
-    """Writes the model in the first layout that has a place for it; returns layout and file."""
+def _write_weights(path: str, folder: Path, size: tuple[int, int]) -> tuple[str, str, str]:
+    """Writes the model in the first layout that has a place for it.
+
+    Returns the layout, the name of the file, and what `convert.run` says.
+    """
     reasons = []
     for layout, name in LAYOUTS:
         try:
-            convert.run(path, str(folder / name if name else folder), layout, image_size=size)
-            return layout, name
+            said = convert.run(path, str(folder / name), layout, image_size=size)
+            return layout, name, said
         except UserError as error:
             reasons.append(str(error))
     raise UserError(f"{path} cannot be written for the hub: {'; '.join(reasons)}")
@@ -123,19 +135,53 @@ def _without_paths(value: Any) -> Any:
 
 
 def _describe(
-    workdir: Workdir,
-    record: Mapping[str, Any],
-    folder: Path,
-    layout: str,
-    shape: tuple[int, ...],
+    workdir: Workdir, record: Mapping[str, Any], folder: Path, more: Mapping[str, Any]
+) -> None:
+    """Adds the run's config, the names of its classes, and `more` keys for another library."""
+    # `predict` reads mean, std and names from it, as from the config of a run.
+    told = {key: record[key] for key in ("config", "data_info")}
+    names = workdir.read_class_names()
+    _write_json(folder / "config.json", {**told, "label_names": names, **more})
+
+
+def _for_timm(
+    workdir: Workdir, created: Mapping[str, Any], shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """Returns the keys from which `timm.create_model` makes the model and its preprocessing.
+
+    created: the model's, from `timm.created`; if it is {}, timm cannot make the model.
+    """
+    if not created:
+        return {}
+    height, width, channels = shape
+    mean, std = _statistics(workdir, channels)
+    pretrained = {
+        "input_size": [channels, height, width],
+        "fixed_input_size": True,
+        "mean": mean,
+        "std": std,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "num_classes": created["model_args"]["num_classes"],
+        "classifier": "head",
+    }
+    return {**created, "pretrained_cfg": pretrained}
+
+
+def _statistics(workdir: Workdir, channels: int) -> tuple[list[float], list[float]]:
+    """Returns the mean and the standard deviation of each channel, for pixels from 0 to 1."""
+    spec = input_spec.read(str(workdir.path))
+    assert spec is not None
+    mean, std = (list(each) * (channels // len(each)) for each in (spec.mean, spec.std))
+    return [m / 255 for m in mean], [s / 255 for s in std]
+
+
+def _describe_for_transformers(
+    workdir: Workdir, record: Mapping[str, Any], folder: Path, shape: tuple[int, ...]
 ) -> None:
     """Adds the run's config, the names of its classes, and how its images are prepared."""
     names = workdir.read_class_names()
-    if layout != "hf":
-        # `predict` reads mean, std and names from it, as from the config of a run.
-        told = {key: record[key] for key in ("config", "data_info")}
-        _write_json(folder / "config.json", {**told, "label_names": names})
-        return
     _write_json(folder / CONFIG, record["config"])
     config = files.read_json(folder / "config.json")
     if len(names) == len(config.get("id2label", ())) > 0:
@@ -145,9 +191,7 @@ def _describe(
         config["problem_type"] = input_spec.INDEPENDENT
     _write_json(folder / "config.json", config)
     height, width, channels = shape
-    spec = input_spec.read(str(workdir.path))
-    assert spec is not None
-    mean, std = (list(each) * (channels // len(each)) for each in (spec.mean, spec.std))
+    mean, std = _statistics(workdir, channels)
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -156,8 +200,8 @@ def _describe(
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [m / 255 for m in mean],
-        "image_std": [s / 255 for s in std],
+        "image_mean": mean,
+        "image_std": std,
     }
     _write_json(folder / "preprocessor_config.json", processor)
 
@@ -166,22 +210,63 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _card(workdir: Workdir, record: Mapping[str, Any], layout: str, loaded: str, step: int) -> str:
+def _client(said: str, place: Path, address: str, created: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the library whose models the repository holds, and the statements that load one.
+
+    The library is that of this package if the hub could not load the model with the other one. The
+    statements are "" if no other library loads it.
+
+    Args:
+      said: what `convert.run` returned, which ends with the call that loads the result.
+      place: the file or folder that the call names.
+      address: the repository that it is uploaded to.
+      created: the model's keys from `timm.created`.
+    """
+    library, _, call = said.splitlines()[-1].partition(": ")
+    if not call.startswith("model = "):
+        return "vit_jax", ""
+    repository, revision = hub.repository_of(address), hub.revision_of(address)
+    if created:
+        name = f"hf-hub:{repository}@{revision}" if revision else f"hf-hub:{repository}"
+        return library, f"import timm\n\nmodel = timm.create_model({name!r}, pretrained=True)"
+    version = f", revision={revision!r}" if revision else ""
+    file = "" if place.is_dir() else f" + {'/' + place.name!r}"
+    lines = [
+        *(["import functools", ""] if "functools." in call else []),
+        f"import {library}",
+        "from huggingface_hub import snapshot_download",
+        "",
+        f"folder = snapshot_download({repository!r}{version})",
+        call.replace(repr(os.fspath(place)), f"folder{file}"),
+    ]
+    return "vit_jax" if file else library, "\n".join(lines)
+
+
+def _card(
+    workdir: Workdir,
+    record: Mapping[str, Any],
+    library: str,
+    code: str,
+    *,
+    loaded: str,
+    step: int,
+) -> str:
     config, found = record["config"], last_evaluation(workdir, step)
     data, told = config["data"], input_spec.read(str(workdir.path))
     assert told is not None
     repo, at = _started_from(record)
-    examples, is_hf = record["data_info"].get("num_examples"), layout == "hf"
+    examples = record["data_info"].get("num_examples")
     classifies = bool(record["data_info"]["num_classes"])
     use = f"vit-jax {'predict' if classifies else 'features'} --checkpoint={loaded} photo.jpg"
     return _CARD.format(
-        library="transformers" if is_hf else "vit_jax",
+        library=library,
         task="image-classification" if classifies else "image-feature-extraction",
         title=loaded.removeprefix(hub.PREFIX),
         model=code_span(config["model"]["name"]),
         commit=f" at commit {record['commit']}" if record["commit"] else "",
         step=step,
         use=_fenced(use, "sh"),
+        code=f"\n{_fenced(code, 'python')}\n" if code else "",
         metrics=_table(found, record),
         examples=f"{examples:,} examples" if examples else "the examples",
         data=code_span(data["name"]),
@@ -190,10 +275,11 @@ def _card(workdir: Workdir, record: Mapping[str, Any], layout: str, loaded: str,
         eval_pp=_fenced(data["eval_pp"] or data["pp"]),
         spec=told.describe(),
         command=_command(record["command"]),
+        machine=_machine(workdir, record["devices"], step),
         origin=f"base_model: {repo}\n" if repo else "",
         start=f"It started from `{repo}` at commit {at}.\n\n" if repo else "",
         packages=", ".join(f"{name} {version}" for name, version in record["packages"].items()),
-        config=CONFIG if is_hf else "config.json",
+        config=CONFIG if library == "transformers" else "config.json",
     )
 
 
@@ -203,6 +289,22 @@ def _started_from(record: Mapping[str, Any]) -> tuple[str, str]:
     commits = record["hub_commits"]
     address = start if start in commits else hub.address_of(start)
     return (hub.repository_of(address), commits[address]) if address in commits else ("", "")
+
+
+def _machine(workdir: Workdir, devices: Mapping[str, Any], step: int) -> str:
+    """Returns the devices and the time of a run, as far as its workdir tells them."""
+    told = []
+    if devices:
+        number = f"{devices['count']:,} device{'s' * (devices['count'] != 1)}"
+        told.append(f"The run, when it last started, had {number} ({code_span(devices['kind'])}).")
+    rows = [row for row in read_metrics(workdir.path) if row["step"] <= step]
+    seconds = [row["train/run_seconds"] for row in rows if "train/run_seconds" in row]
+    if seconds:
+        told.append(
+            f"It took {format_duration(seconds[-1])} until step {step}, which includes its start,"
+            " compiling, evaluations and saves."
+        )
+    return f"{' '.join(told)}\n\n" if told else ""
 
 
 def _command(words: Sequence[str]) -> str:

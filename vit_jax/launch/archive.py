@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 from vit_jax.errors import UserError
-from vit_jax.version import COMMIT_FILE, commit_of
+from vit_jax.version import COMMIT_FILE, PROJECT_FILE, commit_of
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -22,17 +22,23 @@ def pack(folder: Path, tar: Path) -> None:
     """
     listing = ["git", "-C", str(folder), "ls-files", "-co", "--exclude-standard", "-z"]
     done = subprocess.run(listing, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{folder} is no git checkout; clone the repository, and use its ./run.sh")
+    names = [name for name in done.stdout.split("\0") if name and (folder / name).exists()]
+    # In an environment that a checkout of something else ignores, git lists nothing.
+    if done.returncode or PROJECT_FILE not in names:
+        raise no_checkout(folder)
     tar.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(tar, "w:gz") as file:
-        for name in filter(None, done.stdout.split("\0")):
-            if (folder / name).exists():
-                file.add(folder / name, name)
+        for name in names:
+            file.add(folder / name, name)
         told = (commit_of(folder) or "").encode()
         note = tarfile.TarInfo(COMMIT_FILE)
         note.size = len(told)
         file.addfile(note, io.BytesIO(told))
+
+
+def no_checkout(folder: Path) -> UserError:
+    """Returns the error that the package was not installed from a checkout."""
+    return UserError(f"{folder} is no git checkout; clone the repository, and use its ./run.sh")
 
 
 if __name__ == "__main__":

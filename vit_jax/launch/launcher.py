@@ -5,6 +5,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from vit_jax.errors import UserError, program
 from vit_jax.launch.shell import Shell
@@ -44,7 +45,10 @@ class Launcher(abc.ABC):
 
     Attributes:
       poll: the seconds between two polls of the state.
+      copies_code: whether the hosts get the code of this checkout. Otherwise an image holds it.
     """
+
+    copies_code: ClassVar[bool] = True
 
     slices: Slices
     shell: Shell

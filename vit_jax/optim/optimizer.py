@@ -44,9 +44,13 @@ def build(
 ) -> "Optimizer":
     """Returns the optimizer of `config.optim` for parameters with the shapes of `params`.
 
-    params: a nested dict of arrays or `ShapeDtypeStruct`, without boxes.
-    duration: converts a duration in any unit to steps; its `total` is the length of the run if
-        `total_steps` is not given.
+    Args:
+      config: the keys of `config.optim` that differ from `optim.DEFAULTS`.
+      params: a nested dict of arrays or `ShapeDtypeStruct`, without boxes.
+      duration: converts a duration in any unit to steps; its `total` replaces absent `total_steps`.
+
+    Raises:
+      UserError: a key or a rule is unknown, a value is wrong, or two of them exclude each other.
     """
     resolved = spec.resolve(config)
     groups.block_pattern(resolved["blocks"])

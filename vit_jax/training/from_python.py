@@ -57,6 +57,8 @@ def train(
       UserError: the config, the data, a callback or the workdir is wrong.
       Interrupted: Ctrl-C or SIGTERM arrived; the state has been saved, and the same call continues.
       Diverged: the loss or the gradient was not finite too often in a row.
+      LostProcess: another process of the run ended; all may start again from the last checkpoint.
+      CannotSave: storage failed in one of several processes; all may start again.
     """
     if not isinstance(callbacks, Iterable):
         raise UserError(f"callbacks={quoted(callbacks)}: write a list of objects")

@@ -172,6 +172,12 @@ class WorkdirLock:
             return created
         if self._path.exists():
             return False
+        advice = storage.how_to_create(self._path)
+        logger.warning(
+            "%s: no conditional write to this store is possible, so two runs that start at the same"
+            " moment may both begin, until one of them finds the lock overwritten%s",
+            self._path, f"; {advice}" if advice else "",
+        )  # fmt: skip
         storage.write_atomically(self._path, content)
         time.sleep(_SETTLE_SECONDS)
         return self._is_ours(self._read())

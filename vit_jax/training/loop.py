@@ -102,6 +102,7 @@ def train(
                 best.metric_info,
                 num_examples=len(run.source),
                 command=command,
+                devices=run.mesh.devices,
             )
         with open_log(stages, workdir, start, times, callbacks) as log:
             for line in opening_lines(run, restored, merged, changed):

@@ -1,7 +1,8 @@
 """The files of a run besides checkpoints and metrics, and the rules for resuming it.
 
 config.json   the resolved config, the command if the command line started the run, versions of
-              packages and of this code, and the commits of what was read from the Hugging Face hub
+              packages and of this code, the devices, and the commits of what was read from the
+              Hugging Face hub
 DONE          exists once the last step is finished
 """
 
@@ -39,6 +40,7 @@ _UNRECORDED: Mapping[str, Any] = {
     "commit": None,
     "command": (),
     "packages": {},
+    "devices": {},
     "metrics": {},
     "hub_commits": {},
 }
@@ -225,6 +227,7 @@ class Workdir:
         *,
         num_examples: int | None = None,
         command: Sequence[str] = (),
+        devices: np.ndarray | None = None,
     ) -> None:
         """Records the config of the run, with the facts that are needed to repeat the run.
 
@@ -233,6 +236,7 @@ class Workdir:
           metric_info: the meaning of the metrics, for the report.
           num_examples: the number of training examples, if it is known.
           command: the words of the command that started the run; empty if Python code did.
+          devices: the devices of JAX that the run computes on, all of one kind, if they are known.
         """
         record = {
             "version": config_lib.VERSION,
@@ -251,6 +255,7 @@ class Workdir:
             "command": list(command),
             "commit": current_commit(),
             "packages": _package_versions(),
+            "devices": {} if devices is None else _description(devices),
             "hub_commits": {**hub.commits_in(config.to_dict()), **self._hub_commits()},
         }
         text = json.dumps(record, indent=2, default=str, allow_nan=False) + "\n"
@@ -332,6 +337,11 @@ class Workdir:
             f"training examples: {before:,} → {num_examples:,}, so that batches are no longer those"
             " of an undisturbed run"
         ]
+
+
+def _description(devices: np.ndarray) -> Mapping[str, Any]:
+    """Returns the kind of the devices of a mesh, as JAX names it, and their number."""
+    return {"kind": devices.flat[0].device_kind, "count": devices.size}
 
 
 def _package_versions() -> Mapping[str, str]:

@@ -48,8 +48,8 @@ def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: Im
         class_row = CLS in arrays
         if image_size or surgery.square_side(arrays[POSITIONS].shape[1] - class_row):
             size = positions.image_size_of(arrays, image_size, class_row)
-            call = timm.call(path, arrays, backbone, size, class_row=class_row)
-            lines.append(f"timm: {call}")
+            args = timm.arguments(arrays, backbone, size, class_row=class_row)
+            lines.append(f"timm: {timm.call(path, backbone, args)}")
     return "\n".join(lines)
 
 

@@ -58,6 +58,9 @@ EXPRESSES = frozenset(
 WRITTEN = "vit_jax"
 """The key of the header of files that are written here."""
 
+CREATED = "timm"
+"""The key of the header that tells what `timm.create_model` makes the model of."""
+
 LEFT = (
     *("activation", "norm_epsilon", "num_heads", "pooling", "class_token", "pool_prefix"),
     *("post_norm", "position", "class_token_position"),
@@ -89,8 +92,9 @@ def read(source: Source) -> Weights:
         name = next(name for name in WEIGHTS if source.has(name))
         state = array_files.read_arrays(source.folder / name)
     origin, named = _origin(source), source.config.get("architecture")
-    weights = from_state(state, origin, {} if origin else _written(source))
-    if origin or not isinstance(named, str):
+    written = {} if origin else _written(source)
+    weights = from_state(state, origin, written)
+    if origin or written or not isinstance(named, str):
         return weights
     if not MARKS & state.keys():
         raise UserError(f"{source.path}: timm's {named!r:.100} is no model of this package")
@@ -137,10 +141,13 @@ def _idle(name: str, array: np.ndarray) -> bool:
 
 
 def _origin(source: Source) -> timm_names.Origin | None:
-    """Returns the model that timm's config names: that of the folder, or beside the file."""
+    """Returns the model that timm's config names: that of the folder, or beside the file.
+
+    What `write` left in the header of the file goes first.
+    """
     config = source.config
     name = config.get("architecture")
-    if not isinstance(name, str):
+    if _header(source) or not isinstance(name, str):
         return _written_origin(source)
     args = dict(config.get("model_args") or {})
     pooling = config.get("global_pool")
@@ -168,13 +175,23 @@ def _written(source: Source) -> Mapping[str, Any]:
     return {name: header[name] for name in LEFT if name in header}
 
 
-def _header(source: Source) -> Mapping[str, Any]:
+def created(path: epath.PathLike) -> Mapping[str, Any]:
+    """Returns the keys of timm's `config.json` that make the model of a file written here.
+
+    These are `architecture` and `model_args`. The result is {} where `timm.create_model` cannot
+    make the model of values that JSON can hold.
+    """
+    with Source.open(path) as source:
+        return _header(source, CREATED)
+
+
+def _header(source: Source, key: str = WRITTEN) -> Mapping[str, Any]:
     """Returns what `write` left in the header of a file, {} if it is of others.
 
     Raises:
       UserError: a header that claims to be of this package holds no fields.
     """
-    text = source.metadata.get(WRITTEN, "{}")
+    text = source.metadata.get(key, "{}")
     try:
         header = json.loads(text)
     except ValueError:
@@ -262,10 +279,13 @@ def write(path: epath.PathLike, params: Params, model: nn.Module, image_size: Im
         wanted = False if "registers" in traits.named else None
         arrays, class_row = positions.stored(arrays, backbone, image_size, class_row=wanted)
         size = positions.image_size_of(arrays, image_size, class_row)
+    args = arguments(arrays, backbone, size, class_row=class_row)
     header = {WRITTEN: json.dumps(_left(backbone, arrays, class_row))}
+    if traits.kind == "a ViT" and not any(isinstance(value, _Code) for value in args.values()):
+        made = {"architecture": _architecture(backbone), "model_args": args}
+        header[CREATED] = json.dumps(made)
     files.write_safetensors(path, _state_dict(arrays, traits.named), **header)
-    call_ = call(path, arrays, backbone, size, class_row=class_row)
-    return f"wrote {path} in timm's names\ntimm: {call_}"
+    return f"wrote {path} in timm's names\ntimm: {call(path, backbone, args)}"
 
 
 def _left(backbone: Any, arrays: Arrays, class_row: bool) -> dict[str, Any]:
@@ -293,33 +313,43 @@ _SIZES = {192: "tiny", 384: "small", 1024: "large"}
 """The word for a width in timm's names. The arguments beside a name tell everything that counts."""
 
 
-def call(
-    path: str,
-    arrays: Mapping[str, np.ndarray],
-    backbone: Any,
-    image_size: Sequence[int],
-    *,
-    class_row: bool,
-) -> str:
-    """Returns the statements that make `model`, in timm, with the same logits."""
+class _Code(str):
+    """A value of a call that is a Python expression, which JSON cannot hold."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def arguments(
+    arrays: Mapping[str, np.ndarray], backbone: Any, image_size: Sequence[int], *, class_row: bool
+) -> dict[str, Any]:
+    """Returns the arguments with which timm makes a model with the same logits."""
     mixer = TOKEN_MIXING in arrays
-    arguments = _mixer_arguments(backbone) if mixer else _vit_arguments(arrays, backbone, class_row)
     kernel = arrays["backbone/patch_embed/kernel"]
     head = arrays.get("head/bias", np.empty(0))
-    arguments = {
+    return {
         "num_classes": len(head),
         "img_size": tuple(image_size),
         "patch_size": _side(kernel.shape[:2]),
         "in_chans": kernel.shape[2],
-        **arguments,
+        **(_mixer_arguments(backbone) if mixer else _vit_arguments(arrays, backbone, class_row)),
     }
-    text = ", ".join(f"{key}={value}" for key, value in arguments.items())
-    if mixer:
+
+
+def call(path: str, backbone: Any, args: Mapping[str, Any]) -> str:
+    """Returns the statements that make `model`, in timm, of a file and the `arguments`."""
+    text = ", ".join(f"{key}={value!r}" for key, value in args.items())
+    if "num_blocks" in args:
         # The named Mixers of timm refuse another patch size or width.
         made = f"model = timm.models.mlp_mixer.MlpMixer({text})"
         return f"{made}; timm.models.load_checkpoint(model, {path!r})"
-    size = _SIZES.get(backbone.width, "base")
-    return f'model = timm.create_model("vit_{size}_patch16_224", checkpoint_path={path!r}, {text})'
+    name = _architecture(backbone)
+    return f'model = timm.create_model("{name}", checkpoint_path={path!r}, {text})'
+
+
+def _architecture(backbone: Any) -> str:
+    """Returns the name in timm of a ViT, whose sizes the arguments replace."""
+    return f"vit_{_SIZES.get(backbone.width, 'base')}_patch16_224"
 
 
 def _vit_arguments(
@@ -331,13 +361,13 @@ def _vit_arguments(
         "depth": backbone.depth,
         "num_heads": backbone.num_heads,
         "mlp_ratio": ratio(mlp_dim, backbone.width),
-        "global_pool": {"token": "'token'", "mean": "'avg'", "map": "'map'"}[backbone.pooling],
+        "global_pool": _timm_export.POOLINGS[backbone.pooling],
         "class_token": "backbone/cls" in arrays,
         "fc_norm": backbone.fc_norm,
-        "act_layer": repr("silu" if backbone.mlp == "swiglu" else backbone.activation),
+        "act_layer": "silu" if backbone.mlp == "swiglu" else backbone.activation,
     }
     if "backbone/pos_embed" not in arrays:
-        arguments["pos_embed"] = "'none'"
+        arguments["pos_embed"] = "none"
     elif not class_row:
         arguments["no_embed_class"] = True
     fields = {"reg_tokens": "num_registers", "init_values": "layer_scale", "qk_norm": "qk_norm"}
@@ -350,15 +380,15 @@ def _vit_arguments(
     if not (backbone.last_norm or backbone.fc_norm):
         arguments["final_norm"] = False
     if backbone.post_norm:
-        arguments["block_fn"] = "timm.models.vision_transformer.ResPostBlock"
+        arguments["block_fn"] = _Code("timm.models.vision_transformer.ResPostBlock")
     norm = {"layernorm": "LayerNorm", "rmsnorm": "RmsNorm"}[backbone.norm]
-    norm = f"functools.partial(timm.layers.{norm}, eps={backbone.norm_epsilon:g})"
+    norm = _Code(f"functools.partial(timm.layers.{norm}, eps={backbone.norm_epsilon:g})")
     if (backbone.norm, backbone.norm_epsilon) != ("layernorm", NORM_EPSILON):
         arguments["norm_layer"] = norm
     if backbone.embed_norm:
         arguments["embed_norm_layer"] = norm
     if backbone.mlp == "swiglu":
-        arguments["mlp_layer"] = "timm.layers.SwiGLU"
+        arguments["mlp_layer"] = _Code("timm.layers.SwiGLU")
     return arguments
 
 
@@ -384,7 +414,7 @@ def _mixer_arguments(backbone: Any) -> dict[str, Any]:
         "embed_dim": backbone.width,
         "num_blocks": backbone.depth,
         "mlp_ratio": tuple(ratio(dim, backbone.width) for dim in ratios),
-        "act_layer": f"timm.layers.get_act_layer({backbone.activation!r})",
+        "act_layer": _Code(f"timm.layers.get_act_layer({backbone.activation!r})"),
     }
 
 

@@ -10,14 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 from vit_jax.cli.parser import Command
-from vit_jax.errors import UserError, program
+from vit_jax.errors import UserError, nearest, program
 from vit_jax.launch import slices as slices_lib
-from vit_jax.launch.archive import REPOSITORY
+from vit_jax.launch.archive import REPOSITORY, no_checkout
 from vit_jax.launch.backends import BACKENDS, usual
 from vit_jax.launch.gcloud import check_passed
 from vit_jax.launch.launcher import RESTARTS, Launcher
 from vit_jax.launch.shell import Shell
 from vit_jax.launch.slices import Slices
+from vit_jax.version import PROJECT_FILE
 
 _TEXTS = {
     "network": "VPC network of the hosts, as gcloud takes it (default: the project's).",
@@ -140,8 +141,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         default="",
-        metavar="FILE[:ARGS]",
-        help="The config file of the run, as `train` takes it. Required.",
+        metavar="NAME[:ARGS]",
+        help="The config of the run, as `train` takes it: a file below the root of the checkout, or"
+        " the name of a recipe. Required.",
     )
     parser.add_argument(
         "--workdir",
@@ -182,7 +184,7 @@ def _run(arguments: argparse.Namespace) -> int | None:
     actions: dict[str, Callable[[], int | None]] = {
         "create": launcher.create,
         "train": lambda: _train(launcher, arguments),
-        "render": lambda: print(launcher.render(_words(arguments)), end=""),
+        "render": lambda: print(launcher.render(_words(launcher, arguments)), end=""),
         "check": lambda: _check(launcher, arguments.workdir),
         "logs": lambda: _logs(launcher, arguments),
         "status": launcher.status,
@@ -235,7 +237,7 @@ def _slices(arguments: argparse.Namespace) -> Slices:
     return slices
 
 
-def _words(arguments: argparse.Namespace) -> list[str]:
+def _words(launcher: Launcher, arguments: argparse.Namespace) -> list[str]:
     """Returns the arguments of the command `train` on the hosts."""
     action = arguments.action
     for flag in ("config", "workdir"):
@@ -246,15 +248,26 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     workdir, config = _reached_by_all(arguments.workdir), arguments.config
     if bool(arguments.commit) != bool(arguments.repository):
         raise UserError(f"tpu {action}: --commit and --repository go together")
-    path = config.partition(":")[0]
-    if not arguments.commit and not (REPOSITORY / path).is_file():
-        raise UserError(f"--config={path}: no such file in {REPOSITORY}, which the hosts get")
+    if launcher.copies_code and not arguments.commit:
+        _check_is_copied(config.partition(":")[0])
     return [
         f"--restarts={RESTARTS}",
         f"--config={config}",
         f"--workdir={workdir}",
         *(f"--config.{key}={value}" for key, value in arguments.overrides.items()),
     ]
+
+
+def _check_is_copied(path: str) -> None:
+    """Raises a `UserError` unless this checkout has the config file, or recipe, of that name."""
+    if not (REPOSITORY / PROJECT_FILE).is_file():
+        raise no_checkout(REPOSITORY)
+    recipes = REPOSITORY / "configs"
+    if not (REPOSITORY / path).is_file() and not (recipes / f"{path}.py").is_file():
+        valid = nearest(path, [file.stem for file in recipes.glob("*.py")])
+        raise UserError(
+            f"--config={path}: no such file or recipe in {REPOSITORY}, which the hosts get; {valid}"
+        )
 
 
 def _reached_by_all(workdir: str) -> str:
@@ -274,7 +287,7 @@ def _check(launcher: Launcher, workdir: str) -> int:
 
 def _train(launcher: Launcher, arguments: argparse.Namespace) -> int:
     pin = (arguments.repository, arguments.commit) if arguments.commit else None
-    return launcher.train(_words(arguments), arguments.workdir, pin)
+    return launcher.train(_words(launcher, arguments), arguments.workdir, pin)
 
 
 def _logs(launcher: Launcher, arguments: argparse.Namespace) -> None:

@@ -39,6 +39,8 @@ class GkeLauncher(Launcher):
       UserError: a flag is not for GKE, whose nodes have the network and the image of the cluster.
     """
 
+    copies_code = False
+
     _project: str = dataclasses.field(default="", init=False)
 
     def __post_init__(self) -> None:

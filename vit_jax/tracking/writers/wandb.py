@@ -28,8 +28,12 @@ class Writer:
 
     def __init__(self, workdir: epath.Path, *, resume_step: int, config: Mapping[str, Any]):
         del resume_step
-        import wandb
-
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{error}; install the extra 'wandb' of vit-jax", name=error.name
+            ) from error
         self._wandb = wandb
         id_file = workdir / ID_NAME
         if not id_file.exists():
