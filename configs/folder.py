@@ -3,12 +3,11 @@
     python -m vit_jax train --config=configs/folder.py:ROOT --workdir=runs/mine
     python -m vit_jax train --config=configs/folder.py:ROOT,checkpoint=vit_s16 --workdir=runs/mine
 
-`checkpoint` fine-tunes a released model, which does better from a few hundred images on. It is the
-name of a model that `python -m vit_jax models --released` lists; the folder of a model of timm,
-transformers or open_clip, its name (facebook/dinov2-base) or address (hf://USER/REPO) on the hub; a
-workdir; or a file that does not tell its model, together with `model=NAME`. What the files beside a
-checkpoint tell of its images (size, mean, std) is obeyed. Without it a small model is trained from
-scratch.
+`checkpoint` fine-tunes a released model in place of training from scratch. It is the name of a
+model that `python -m vit_jax models --released` lists; the folder of a model of timm, transformers
+or open_clip, its name (facebook/dinov2-base) or address (hf://USER/REPO) on the hub; a workdir; or
+a file that does not tell its model, together with `model=NAME`. What the files beside a checkpoint
+tell of its images (size, mean, std) is obeyed. Without it a small model is trained from scratch.
 
 ROOT may also be a table (`photos.csv`, `photos/{split}.csv`, `shards/*.parquet`), tar files of
 WebDataset (`shards/{000..015}.tar`), or a Hugging Face dataset in Parquet; see
