@@ -4,6 +4,7 @@ import configparser
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -193,7 +194,8 @@ def test_the_dockerfile_names_what_is_there(declared):
     assert [
         name for name in re.findall(r"\w+\.txt", named["RUN"]) if not (ROOT / name).exists()
     ] == []
-    if hadolint := shutil.which("hadolint", path=os.path.dirname(sys.executable)):
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if hadolint.exists() or (sys.platform, platform.machine()) == ("linux", "x86_64"):
         subprocess.run([hadolint, ROOT / "Dockerfile"], check=True)
 
 
