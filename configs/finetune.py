@@ -57,10 +57,9 @@ If a single device cannot hold the batch, divide it: --config.accum_steps=8.
 import os
 from typing import NamedTuple
 
-from vit_jax import checkpoints
-from vit_jax.checkpoints import hub, input_spec
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
+from vit_jax.recipes.released import classifier_of
 
 
 class Preset(NamedTuple):
@@ -143,18 +142,7 @@ def get_config(arg=None):
     config.batch_size = 512
 
     size = 32 if arg.runlocal else arg.size
-    is_folder = os.path.isdir(os.path.expanduser(arg.model))
-    checkpoint = arg.checkpoint or (arg.model if is_folder else hub.address_of(arg.model))
-    if is_folder:
-        config.model = checkpoints.model_config(arg.model)
-    else:
-        config.model = {"name": arg.model} | checkpoints.pooling_of(checkpoint)
-    config.task = {"name": "classification"}
-    told = input_spec.read(checkpoint) if checkpoint else None
-    if told:
-        config.task.update(mean=list(told.mean), std=list(told.std))
-    config.init.checkpoint = checkpoint
-    config.init.head = "zero"
+    classifier_of(config, arg.model, arg.checkpoint)
     if arg.lora:
         config.task.lora = {"rank": arg.lora}
 
@@ -177,6 +165,6 @@ def get_config(arg=None):
         config.batch_size = 8
         config.total = 4
         config.optim.schedule.warmup = 1
-        if not checkpoint:
+        if not config.init.checkpoint:
             config.model.update(depth=2)
     return config

@@ -4,9 +4,10 @@
     python -m vit_jax train --workdir=runs/probe \\
         --config=configs/linear_probe.py:model=vit_b16,dataset=cifar10,checkpoint=B_16.npz
 
-Only the head is trained (`optim.freeze`), and the optimizer keeps no state for the rest. Arguments
-are those of `configs/finetune.py`, at 224 px. The head starts at zero, even if the checkpoint has
-one. `vit_jax.inference.fewshot` fits a linear classifier in closed form, without training.
+Only the head is trained (`optim.freeze`), and the optimizer keeps no state for the rest. The
+arguments mean what they mean in `configs/finetune.py`; the default of `size` is 224 px, and a
+checkpoint is needed. The head starts at zero, even if the checkpoint has one.
+`vit_jax.inference.fewshot` fits a linear classifier in closed form, without training.
 
 Nearly all the computation is in the forward passes: 50,000 images per epoch for CIFAR-10, with 35
 GFLOPs each for ViT-B/16. This fits a TPU v5e-4 (0.9 of 16 GiB a chip) and takes a minute and a
@@ -16,8 +17,9 @@ run it on released checkpoints.
 
 import os
 
-from vit_jax import checkpoints
 from vit_jax.config import default_config, parse_arg
+from vit_jax.errors import UserError
+from vit_jax.recipes.released import classifier_of
 
 
 def get_config(arg=None):
@@ -36,10 +38,12 @@ def get_config(arg=None):
     config.batch_size = 512
 
     size = 32 if arg.runlocal else arg.size
-    config.model = {"name": arg.model} | checkpoints.pooling_of(arg.checkpoint)
-    config.task = {"name": "classification"}
-    config.init.checkpoint = arg.checkpoint
-    config.init.head = "zero"
+    classifier_of(config, arg.model, arg.checkpoint)
+    if not (config.init.checkpoint or arg.runlocal):
+        raise UserError(
+            "config argument checkpoint is missing: a probe measures a trained backbone; write"
+            " checkpoint=FILE, or a model of the hub, such as model=facebook/dinov2-base"
+        )
 
     config.data.source = "folder" if os.path.isdir(arg.dataset) else "tfds"
     config.data.name = arg.dataset
@@ -55,6 +59,6 @@ def get_config(arg=None):
     if arg.runlocal:
         config.batch_size = 8
         config.total = 4
-        if not arg.checkpoint:
+        if not config.init.checkpoint:
             config.model.update(depth=2)
     return config

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from vit_jax import checkpoints, models, tasks
 from vit_jax.__main__ import main
+from vit_jax.checkpoints import input_spec
 from vit_jax.config import load
 from vit_jax.data import element_spec, eval_batches, open_source
 from vit_jax.data.sources._splits import split_range
@@ -216,15 +217,25 @@ def test_a_task_that_vtab_has_not(root):
         load(f"{root}/configs/finetune.py:dataset=svhnn,vtab")
 
 
-def test_a_folder_of_the_hub_is_model_checkpoint_and_statistics(root):
+@pytest.mark.parametrize("recipe", ["finetune", "linear_probe"])
+def test_a_folder_of_the_hub_is_model_checkpoint_and_statistics(recipe, root):
     folder = f"{root}/tests/golden/hf_tiny/dinov2"
-    config = load(f"{root}/configs/finetune.py:model={folder}")
+    config = load(f"{root}/configs/{recipe}.py:model={folder}")
     assert config.init.checkpoint == folder
     assert (config.model.name, config.model.width, config.model.activation) == ("vit", 32, "gelu")
     assert config.task.mean == pytest.approx([123.675, 116.28, 103.53])
     # A checkpoint of one's own goes before the files that the hub has under this name.
-    named = load(f"{root}/configs/finetune.py:model=facebook/dinov2-base,checkpoint={folder}")
+    named = load(f"{root}/configs/{recipe}.py:model=facebook/dinov2-base,checkpoint={folder}")
     assert named.init.checkpoint == folder
+
+
+def test_a_probe_needs_a_trained_backbone(root, monkeypatch):
+    monkeypatch.setattr(input_spec, "read", lambda _: None)  # It would ask the hub.
+    config = load(f"{root}/configs/linear_probe.py:model=facebook/dinov2-base")
+    assert config.init.checkpoint == "hf://facebook/dinov2-base"
+    with pytest.raises(UserError, match="argument checkpoint is missing: a probe measures a train"):
+        load(f"{root}/configs/linear_probe.py:model=vit_b16")
+    assert load(f"{root}/configs/linear_probe.py:runlocal").model.depth == 2
 
 
 @pytest.mark.parametrize(
