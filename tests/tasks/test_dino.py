@@ -109,6 +109,14 @@ def test_the_temperature_rises_from_epoch_to_epoch():
     assert found == pytest.approx([0.04, 0.04 + 0.03 * 10 / 29, 0.07, 0.07], rel=1e-6)
 
 
+@pytest.mark.parametrize(("warmup", "first"), [(300, 0.04), (0, 0.07)])
+def test_a_short_temperature_warmup_lasts_for_the_first_epoch(warmup, first):
+    task = built(golden.settings(CASE), temperature=[0.04, 0.07], temperature_warmup=warmup)
+    task = task.with_duration(Duration(100_000, 1024, 1_281_167))
+    found = [float(task.temperature_at(step)) for step in (0, 1250, 1252)]
+    assert found == pytest.approx([first, first, 0.07], rel=1e-6)
+
+
 def test_a_collapse_is_told_by_name_after_the_first_steps():
     task = built(golden.settings(CASE), num_prototypes=1024).with_duration(Duration(1000, 4, 8))
     key = jax.random.key(0)

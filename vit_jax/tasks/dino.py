@@ -43,8 +43,12 @@ class Task(SelfDistillationTask):
         return dataclasses.replace(task, epoch_steps=duration("1 epoch"))
 
     def temperature_at(self, step: Array | int) -> Array:
-        """Returns the teacher's temperature in the epoch of a step; it rises linearly."""
-        return self.ramp(step // self.epoch_steps, round(self.warmup_steps / self.epoch_steps))
+        """Returns the teacher's temperature in the epoch of a step; it rises linearly.
+
+        A warm-up that is shorter than an epoch lasts for the whole first epoch.
+        """
+        epochs = max(1, round(self.warmup_steps / self.epoch_steps)) if self.warmup_steps else 0
+        return self.ramp(step // self.epoch_steps, epochs)
 
     def init_state(self, params: Params, key: Array) -> dict[str, Any]:
         """Returns the teacher, which starts as the student, and the center, which starts at 0."""
