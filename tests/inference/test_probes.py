@@ -174,12 +174,34 @@ def test_patches_are_classified_from_frozen_tokens(monkeypatch):
     assert sgd_probes.mean_iou([none]) == 0
 
 
+def test_patches_have_the_classes_of_their_own_pixels_where_some_fill_no_patch(monkeypatch):
+    """Images have 30x30 pixels, 3x3 patches of 8; marks may be twice as large as the images."""
+    tokens = np.eye(4, dtype=np.float32)[np.arange(9) % 2]  # The kernel below answers so.
+    layers = mock.Mock(patches=tokens[None, None])
+    monkeypatch.setattr(sgd_probes, "last_layers", lambda *_: layers)
+    task = mock.Mock(inputs=lambda batch: batch["image"])
+    task.model.backbone.patch_size, task.model.backbone.stem_stride = 8, 1
+    patches = sgd_probes.PatchProbes(task, None, {}, 3)
+    fitted = {"kernel": np.eye(4, 3)[None], "bias": np.zeros((1, 3))}
+    for scale in (1, 2):
+        size = 8 * scale
+        cells = (np.arange(9) % 2).reshape(3, 3).repeat(size, 0).repeat(size, 1)
+        marks = np.full((1, 30 * scale, 30 * scale, 1), 2)
+        marks[0, : 3 * size, : 3 * size, 0] = cells
+        batch = {"image": np.zeros((1, 30, 30, 3)), "segmentation": marks, "mask": np.ones(1)}
+        shares = patches.rows(1, {}, batch)["shares"]
+        np.testing.assert_array_equal(shares[0], np.eye(3)[np.arange(9) % 2])
+        (found,) = patches.confusions(linear_probe.Probes((1.0,)), 1, fitted, {}, batch)
+        np.testing.assert_array_equal(found, np.diag([5, 4, 0]) * size**2)
+
+
 def test_pixels_without_a_finite_answer_are_wrong(monkeypatch):
     tokens, marks = np.full((1, 4, 3), np.nan), np.arange(16).reshape(1, 4, 4, 1) % 2
-    monkeypatch.setattr(sgd_probes.PatchProbes, "_tokens", lambda *_: (tokens, (2, 2)))
+    found = tokens, (2, 2), marks[..., 0]
+    monkeypatch.setattr(sgd_probes.PatchProbes, "_tokens", lambda *_: found)
     fitted = {"kernel": np.zeros((1, 3, 2)), "bias": np.zeros((1, 2))}
     patches = sgd_probes.PatchProbes(None, None, {}, 2)
-    batch = {"segmentation": marks, "mask": np.ones(1)}
+    batch = {"mask": np.ones(1)}
     found = patches.confusions(linear_probe.Probes((1.0,)), 1, fitted, {}, batch)
     np.testing.assert_array_equal(found, [[[0, 8], [8, 0]]])
 

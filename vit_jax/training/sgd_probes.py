@@ -144,8 +144,7 @@ class PatchProbes:
 
     def rows(self, count: int, params: Params, batch: Batch) -> dict[str, Array]:
         """Returns `tokens` `[batch, patches, dim]` of `count` blocks, and `shares` of classes."""
-        tokens, (rows, columns) = self._tokens(count, params, batch)
-        marks = batch[_SEGMENTATION][..., 0]
+        tokens, (rows, columns), marks = self._tokens(count, params, batch)
         height, width = marks.shape[1] // rows, marks.shape[2] // columns
         marks = marks[:, : rows * height, : columns * width]
         pixels = jax.nn.one_hot(marks, self.num_classes)
@@ -153,23 +152,34 @@ class PatchProbes:
         shares = cells.mean((2, 4)).reshape(len(marks), rows * columns, -1)
         return {"tokens": tokens, "shares": shares, "mask": batch["mask"]}
 
-    def _tokens(self, count: int, params: Params, batch: Batch) -> tuple[Array, tuple[int, int]]:
+    def _tokens(
+        self, count: int, params: Params, batch: Batch
+    ) -> tuple[Array, tuple[int, int], Array]:
+        """Returns the tokens of `rows`, their grid, and the classes of the pixels that they cover.
+
+        The last rows and columns of an image may fill no patch; see `crop_to_patches`.
+        """
         backbone, images = self.task.model.backbone, self.task.inputs(batch)
         layers = last_layers(backbone, params, images, count)
         stride = token_stride(backbone)
         assert stride is not None
         grid = images.shape[1] // stride[0], images.shape[2] // stride[1]
-        return jnp.concatenate([*layers.patches], axis=-1).astype(jnp.float32), grid
+        marks = batch[_SEGMENTATION][..., 0]
+        sides = zip(marks.shape[1:], images.shape[1:3], grid, stride, strict=True)
+        height, width = (held * number * step // side for held, side, number, step in sides)
+        tokens = jnp.concatenate([*layers.patches], axis=-1).astype(jnp.float32)
+        return tokens, grid, marks[:, :height, :width]
 
     def confusions(
         self, probes: Probes, count: int, fitted: Params, params: Params, batch: Batch
     ) -> Array:
         """Returns the confusion matrix of each classifier, int32 `[rates, classes, classes]`.
 
-        Rows are the truth. A pixel whose logits are not finite is wrong.
+        Rows are the truth. A pixel whose logits are not finite is wrong, and one that is in no
+        patch does not count.
         """
-        tokens, grid = self._tokens(count, params, batch)
-        marks, classes = batch[_SEGMENTATION][..., 0].astype(jnp.int32), self.num_classes
+        tokens, grid, marks = self._tokens(count, params, batch)
+        marks, classes = marks.astype(jnp.int32), self.num_classes
         logits = probes.logits(fitted, tokens.reshape(-1, tokens.shape[-1]))
         logits = logits.reshape(len(probes.rates), len(marks), *grid, classes)
         real = (marks >= 0) & (marks < classes) & (batch["mask"] > 0)[:, None, None]
