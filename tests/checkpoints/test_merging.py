@@ -13,6 +13,8 @@ from vit_jax.checkpoints import loading
 from vit_jax.checkpoints.fit.surgery import sincos_table
 from vit_jax.checkpoints.weights import Weights, from_params
 from vit_jax.errors import UserError
+from vit_jax.models.heads.prototypes import PrototypeHead
+from vit_jax.models.heads.self_distillation import SelfDistillation
 from vit_jax.models.layers import positions
 
 
@@ -81,6 +83,26 @@ def test_a_head_of_another_task_starts_anew_if_asked(tmp_path):
         assert names(report.initialised) == anew
         kept = loaded["decoder"]["score"]["kernel"] == params["decoder"]["score"]["kernel"]
         assert np.all(kept) == (not anew)
+
+
+def test_a_head_of_another_shape_starts_anew_unless_it_is_to_be_kept():
+    backbone = variant(num_classes=None)
+
+    def network(prototypes):
+        heads = (PrototypeHead(n, depth=1, bottleneck=8) for n in (prototypes, 5))
+        return SelfDistillation(backbone, *heads)
+
+    params = random_params(network(6), np.zeros((1, 8, 8, 3), np.float32))
+    weights = Weights(arrays=from_params(params, network(6)), format="a file")
+    loaded, report = loading.fit(weights, network(4), "a run", image_size=8)
+    anew = ["dense1/bias", "dense1/kernel", "prototypes/kernel", "prototypes/scale"]
+    assert names(report.initialised) == [f"dino_head/{name}" for name in anew]
+    assert "a new head; dino_head/prototypes/scale of the checkpoint is [6]" in str(report)
+    assert (loaded["dino_head"]["prototypes"]["scale"] == np.ones(4)).all()
+    for name in ("ibot_head", "backbone", "mask_token"):
+        jax.tree.map(np.testing.assert_array_equal, loaded[name], params[name])
+    with pytest.raises(UserError, match=r"prototypes/scale is \[6\] and should be \[4\]"):
+        loading.fit(weights, network(4), "a run", image_size=8, head="keep")
 
 
 @pytest.mark.parametrize("grid", [(4,), (4, 0), (2.0, 8.0)])

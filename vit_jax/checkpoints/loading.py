@@ -11,7 +11,8 @@ from etils import epath
 from vit_jax import models, storage
 from vit_jax.checkpoints import files
 from vit_jax.checkpoints.fit.inference import TowersConfig, infer_config, infer_towers
-from vit_jax.checkpoints.fit.merging import Merge, Options
+from vit_jax.checkpoints.fit.merging import Merge
+from vit_jax.checkpoints.fit.options import Options
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.fit.target import Target
 from vit_jax.checkpoints.formats import FORMATS, Format, checked_size

@@ -1,6 +1,5 @@
 """Fitting a checkpoint's arrays to a model: every array is accounted for, or it is an error."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,12 +9,11 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.checkpoints.fit import surgery
+from vit_jax.checkpoints.fit.options import Options
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.fit.target import Target, split_table
 from vit_jax.checkpoints.weights import CLS, DECODER, PATCHES, POSITIONS, TEXT_HEAD, Weights
-from vit_jax.errors import UserError, nearest
-
-HEADS = ("auto", "keep", "zero")
+from vit_jax.errors import UserError
 
 HEAD = ("head/kernel", "head/bias")
 HIDDEN = ("head/pre_logits/kernel", "head/pre_logits/bias")
@@ -28,32 +26,6 @@ _UNTOLD = ("position", "num_heads")
 
 MAX_NAMES = 6
 """Names that an error lists."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Options for fitting a checkpoint to a model; see `checkpoints.load`."""
-
-    head: str = "auto"
-    interpolation: str = "auto"
-    source_grid: surgery.Grid | None = None
-    initialise: Sequence[str] = ()
-    ignore: Sequence[str] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise UserError(f"head={self.head!r} is not known; {nearest(self.head, HEADS)}")
-        if self.source_grid is not None and not (
-            len(self.source_grid) == 2 and all(type(n) is int and n > 0 for n in self.source_grid)
-        ):
-            given = list(self.source_grid)
-            raise UserError(f"source_grid={given}: write two whole numbers, rows and columns")
-        for pattern in (*self.initialise, *self.ignore):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(f"{pattern!r} is no regular expression: {error}") from error
 
 
 class Merge:
@@ -346,13 +318,32 @@ class Merge:
             if name not in self.target.shapes:
                 self.drop(name, "the model has no such head")
         anew = self.options.head == "zero" and TEXT_HEAD not in self.target.shapes
-        for name in sorted(n for n in self.target.shapes if not n.startswith("backbone/")):
+        names = sorted(n for n in self.target.shapes if not n.startswith("backbone/"))
+        misfits = self._misfits(names)
+        for name in names:
+            misfit = misfits.get(name.partition("/")[0])
             if anew:
                 self.make(name, None, "head='zero'")
             elif name not in self.arrays and self.options.head == "keep":
                 raise self.error(f"the head cannot be kept: there is no {name} in the checkpoint")
             elif name not in self.arrays:
                 self.make(name, None, "not in the checkpoint")
+            elif misfit:
+                self.make(name, None, misfit)
+
+    def _misfits(self, names: Sequence[str]) -> dict[str, str]:
+        """Returns why parts of the head start anew: an array of theirs has another shape.
+
+        The towers of images and texts are no heads.
+        """
+        if self.options.head != "auto" or TEXT_HEAD in self.target.shapes:
+            return {}
+        shapes = {name: self.arrays[name].shape for name in names if name in self.arrays}
+        return {
+            name.partition("/")[0]: f"a new head; {name} of the checkpoint is {list(shape)}"
+            for name, shape in shapes.items()
+            if shape != self.target.shapes[name]
+        }
 
     def leave_other_tasks(self) -> None:
         """Drops decoders, and text towers of our own checkpoints, that this model does not have."""
