@@ -13,6 +13,7 @@ from vit_jax.checkpoints import loading
 from vit_jax.checkpoints.fit.surgery import sincos_table
 from vit_jax.checkpoints.weights import Weights, from_params
 from vit_jax.errors import UserError
+from vit_jax.models.heads.masked_autoencoder import MaskedAutoencoder, PatchDecoder
 from vit_jax.models.heads.prototypes import PrototypeHead
 from vit_jax.models.heads.self_distillation import SelfDistillation
 from vit_jax.models.layers import positions
@@ -103,6 +104,23 @@ def test_a_head_of_another_shape_starts_anew_unless_it_is_to_be_kept():
         jax.tree.map(np.testing.assert_array_equal, loaded[name], params[name])
     with pytest.raises(UserError, match=r"prototypes/scale is \[6\] and should be \[4\]"):
         loading.fit(weights, network(4), "a run", image_size=8, head="keep")
+
+
+@pytest.mark.parametrize("head", ["auto", "keep", "zero"])
+def test_the_fixed_table_of_a_decoder_is_that_of_the_new_grid(head):
+    fields = {"width": 8, "depth": 1, "num_heads": 1, "mlp_dim": 8}
+    decoder = PatchDecoder(num_outputs=48, **fields)
+    model = MaskedAutoencoder(variant(num_classes=None, pooling="mean"), decoder)
+    params = random_params(model, np.zeros((1, 8, 8, 3), np.float32))
+    weights = Weights(arrays=from_params(params, model), format="a file", grid=(2, 2))
+    loaded, report = loading.fit(weights, model, "a run", image_size=16, head=head)
+    table = loaded["decoder"]["pos_embed"]
+    np.testing.assert_array_equal(table, positions.sincos_table(4, 4, 8))
+    assert "decoder/pos_embed: the fixed sines and cosines of another grid" in report.initialised
+    kept = loaded["decoder"]["mask_token"] == params["decoder"]["mask_token"]
+    assert kept.all() == (head != "zero")
+    same = loading.fit(weights, model, "a run", head="keep")[0]  # Of as many tokens as the run.
+    jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
 @pytest.mark.parametrize("grid", [(4,), (4, 0), (2.0, 8.0)])

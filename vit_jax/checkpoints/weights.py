@@ -20,6 +20,8 @@ CLS = "backbone/cls"
 POSITIONS = "backbone/pos_embed"
 PATCHES = "backbone/patch_embed/kernel"
 DECODER = "decoder/"
+DECODED = f"{DECODER}pos_embed"
+"""The fixed table of positions of a masked autoencoder's decoder."""
 TOKEN_MIXING = "backbone/blocks_0/token_mixing/dense1/kernel"
 TEXT_HEAD = "text_proj/kernel"
 """An array that every model of two towers has, and no other model."""
@@ -158,6 +160,12 @@ def canonical(tree: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     if not models.has_head(model):
         tree = {"backbone": tree}
     return flax.traverse_util.flatten_dict(models.unstack_blocks(tree), sep="/")
+
+
+def count_blocks(names: Iterable[str]) -> int:
+    """Returns the depth of the encoder whose parameters have these names."""
+    numbers = {m[1] for n in names if (m := re.match(r"backbone/blocks_(\d+)/", n))}
+    return len(numbers)
 
 
 def to_params(

@@ -10,7 +10,6 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.checkpoints.fit import surgery
-from vit_jax.checkpoints.fit.merging import count_blocks
 from vit_jax.checkpoints.weights import (
     CLS,
     PATCHES,
@@ -18,6 +17,7 @@ from vit_jax.checkpoints.weights import (
     TEXT_HEAD,
     TOKEN_MIXING,
     Weights,
+    count_blocks,
 )
 from vit_jax.errors import UserError
 

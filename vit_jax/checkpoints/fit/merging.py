@@ -1,7 +1,7 @@
 """Fitting a checkpoint's arrays to a model: every array is accounted for, or it is an error."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,10 +9,19 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.checkpoints.fit import surgery
-from vit_jax.checkpoints.fit.options import Options
+from vit_jax.checkpoints.fit.options import Options, any_match
 from vit_jax.checkpoints.fit.report import MergeReport
 from vit_jax.checkpoints.fit.target import Target, split_table
-from vit_jax.checkpoints.weights import CLS, DECODER, PATCHES, POSITIONS, TEXT_HEAD, Weights
+from vit_jax.checkpoints.weights import (
+    CLS,
+    DECODED,
+    DECODER,
+    PATCHES,
+    POSITIONS,
+    TEXT_HEAD,
+    Weights,
+    count_blocks,
+)
 from vit_jax.errors import UserError
 
 HEAD = ("head/kernel", "head/bias")
@@ -56,6 +65,7 @@ class Merge:
         self.fit_tokens()
         self.fit_offsets()
         self.fit_block_positions()
+        self.fit_decoder_positions()
         self.fit_head()
         self.leave_other_tasks()
         self.apply_patterns()
@@ -266,6 +276,12 @@ class Merge:
             self.arrays[name] = np.concatenate([first, table], axis=1)
             self.resized[name] = f"{old[0]}x{old[1]} to {new[0]}x{new[1]}, {how}"
 
+    def fit_decoder_positions(self) -> None:
+        """Makes the table of a masked autoencoder's decoder, which is fixed, for another grid."""
+        wanted, found = self.target.shapes.get(DECODED), self.arrays.get(DECODED)
+        if wanted and found is not None and found.shape[1:2] != wanted[1:2]:
+            self.make(DECODED, None, "the fixed sines and cosines of another grid")
+
     def _of_other_grid(
         self, ending: str, axis: int, side: Callable[[int], int]
     ) -> Iterator[tuple[str, surgery.Grid]]:
@@ -318,7 +334,8 @@ class Merge:
             if name not in self.target.shapes:
                 self.drop(name, "the model has no such head")
         anew = self.options.head == "zero" and TEXT_HEAD not in self.target.shapes
-        names = sorted(n for n in self.target.shapes if not n.startswith("backbone/"))
+        other = self.target.shapes.keys() - self.fresh
+        names = sorted(name for name in other if not name.startswith("backbone/"))
         misfits = self._misfits(names)
         for name in names:
             misfit = misfits.get(name.partition("/")[0])
@@ -368,17 +385,17 @@ class Merge:
     def apply_patterns(self) -> None:
         """Returns the names that the caller allows to be missing or left over."""
         for name in [*self.arrays]:
-            if name not in self.target.shapes and _any_match(self.options.ignore, name):
+            if name not in self.target.shapes and any_match(self.options.ignore, name):
                 self.drop(name, "asked for by `ignore`")
         for name in self.target.shapes:
-            if _any_match(self.options.initialise, name):
+            if any_match(self.options.initialise, name):
                 self.drop(name, "asked for by `initialise`")
                 self.make(name, None, "asked for by `initialise`")
 
     def finish(self) -> tuple[dict[str, np.ndarray], MergeReport]:
         """The arrays of the model and the account of them."""
         target = self.target.shapes
-        unknown = [n for n in self.weights.unknown if not _any_match(self.options.ignore, n)]
+        unknown = [n for n in self.weights.unknown if not any_match(self.options.ignore, n)]
         asked = sorted(set(self.weights.unknown) - set(unknown))
         self.ignored += [f"{name}: asked for by `ignore`" for name in asked]
         extra = sorted({*(self.arrays.keys() - target.keys()), *unknown})
@@ -424,16 +441,6 @@ class Merge:
             raise self.error(
                 f"{'; '.join(parts)}. Build the model that the checkpoint was trained as{advice}"
             )
-
-
-def count_blocks(names: Iterable[str]) -> int:
-    """Depth of the encoder whose parameters are named so."""
-    numbers = {m[1] for n in names if (m := re.match(r"backbone/blocks_(\d+)/", n))}
-    return len(numbers)
-
-
-def _any_match(patterns: Sequence[str], name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -34,3 +34,8 @@ class Options:
                 re.compile(pattern)
             except re.error as error:
                 raise UserError(f"{pattern!r} is no regular expression: {error}") from error
+
+
+def any_match(patterns: Sequence[str], name: str) -> bool:
+    """Returns whether one of the patterns matches the whole name."""
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

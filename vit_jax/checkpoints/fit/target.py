@@ -14,13 +14,13 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.checkpoints.fit import surgery
-from vit_jax.checkpoints.weights import CLS, POSITIONS, TOKEN_MIXING, Weights, canonical
+from vit_jax.checkpoints.weights import CLS, DECODED, POSITIONS, TOKEN_MIXING, Weights, canonical
 from vit_jax.errors import UserError
 from vit_jax.models import Traits
 
 DEFAULT_SIDE = 224
 
-_TABLES = re.compile(r"/position_bias/table$|/blocks_\d+/positions$")
+_TABLES = re.compile(rf"/position_bias/table$|/blocks_\d+/positions$|^{DECODED}$")
 """Names of tables of places besides the one of positions."""
 
 
