@@ -27,7 +27,6 @@ from vit_jax.checkpoints import input_spec
 from vit_jax.checkpoints.released import AUGREG_HTTPS
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
-from vit_jax.models.layers.basic import pair
 from vit_jax.recipes import crops
 from vit_jax.recipes.own_images import batch_size, count_images, labeled_splits, model_of
 
@@ -83,7 +82,7 @@ def epochs(count: int) -> int:
 
 
 def _dino(config, size: int) -> None:
-    patch, _ = pair(models.build(**config.model).patch_size)
+    patch, _ = models.token_stride(models.build(**config.model))
     # A local crop has 6/14 of the side, in whole patches.
     small = max(1, round(size * 96 / 224 / patch)) * patch
     config.data.pp = crops.multi_crop(area=40, sides=(size, small))

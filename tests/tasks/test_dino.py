@@ -6,6 +6,7 @@ import pytest
 import self_supervised_golden as golden
 import self_supervised_steps as steps
 from scipy.special import rel_entr
+from self_supervised_tiny import HEAD, MODEL, info
 
 from vit_jax import tasks
 from vit_jax.config.durations import Duration
@@ -133,6 +134,34 @@ def test_a_collapse_is_told_by_name_after_the_first_steps():
     assert said["none"] == []
     assert "collapse: the teacher chooses the same few prototypes" in said["one"][0]
     assert "collapse: the teacher chooses all prototypes about equally" in said["alike"][0]
+
+
+def around(**model):
+    """The task for global crops of 8 pixels and local ones of 4."""
+    return tasks.build({"name": "dino", **HEAD}, {**MODEL, **model}, info(local=4))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "conv_stem", "stem_strides": [2], "stem_width": 4, "patch_size": 1},
+        {"position": "rope", "position_table": True},
+        {"position": "rope", "position_bias": "mlp"},
+    ],
+)
+def test_positions_of_global_crops_serve_local_ones(model):
+    task = around(**model)
+    assert task.model.backbone.position_grid == (None if "position_bias" in model else (4, 4))
+    crops = jax.ShapeDtypeStruct((1, 2, 4, 4, 3), np.float32)
+    found = jax.eval_shape(task.encode, tasks.abstract_params(task), crops)
+    assert found.tokens.shape == (1, 2, 4, 16)
+
+
+@pytest.mark.parametrize("model", [{"position_bias": "table"}, {"block_positions": True}])
+def test_tables_in_blocks_fit_crops_of_one_grid(model):
+    with pytest.raises(UserError, match=r"have grids of 2×2 and 4×4 patches; write block_pos"):
+        around(**model)
+    tasks.build({"name": "dino", **HEAD}, {**MODEL, **model}, info(local=8))
 
 
 def test_what_belongs_to_other_methods_is_refused():

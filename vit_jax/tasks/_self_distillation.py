@@ -108,7 +108,7 @@ class SelfDistillationTask(BaseTask):
                 f"task {name} compares class tokens; write config.model.pooling='token'"
             )
         task = cls(backbone, info, **fields)
-        backbone = with_position_grid(backbone, task.image_spec.shape)
+        backbone = with_position_grid(backbone, task.seen_shapes())
         task = dataclasses.replace(task, model=backbone)
         task.check_fields()
         task.check_images()
@@ -123,6 +123,10 @@ class SelfDistillationTask(BaseTask):
     def crop_shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape `(height, width, channels)` of a crop as the student sees it."""
         return self.info.spec[name].shape[1:]
+
+    def seen_shapes(self) -> list[tuple[int, ...]]:
+        """Returns the shapes of all images that student and teachers see, global crops first."""
+        return [self.crop_shape("global"), *(self.info.spec[name].shape[1:] for name in VIEWS)]
 
     def check_images(self) -> None:
         """Raises a `UserError` where crops do not fit the model or the fields."""

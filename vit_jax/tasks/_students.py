@@ -5,13 +5,13 @@ students, which is most of the work where the teacher is large.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers.basic import pair
+from vit_jax.models.layers.basic import pair, token_stride
 from vit_jax.models.published import TEACHER
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.optim.groups import STUDENTS
@@ -63,9 +63,11 @@ class FrozenTeacher:
 
 
 def backbone_like(
-    where: str, model: Mapping[str, Any], like: Any, size: tuple[int, ...]
+    where: str, model: Mapping[str, Any], like: Any, crops: Sequence[tuple[int, ...]]
 ) -> VisionTransformer:
     """Returns another backbone for the crops and the masks of `like`.
+
+    crops: the shapes of those that the backbone sees; see `with_position_grid`.
 
     Raises:
       UserError: the model is no such ViT, or has patches of another size.
@@ -73,7 +75,7 @@ def backbone_like(
     if isinstance(model, str) or "name" not in model:
         raise UserError(f"config.task.{where}: write {{'name': NAME, field: value, ...}}")
     try:
-        backbone = with_position_grid(build_backbone("dinov2", model), size)
+        backbone = with_position_grid(build_backbone("dinov2", model), crops)
     except UserError as error:
         raise UserError(f"config.task.{where}: {error}") from error
     if pair(backbone.patch_size) != pair(like.patch_size) or backbone.pooling != "token":
@@ -84,12 +86,32 @@ def backbone_like(
     return backbone
 
 
-def with_position_grid(backbone: VisionTransformer, size: tuple[int, ...]) -> VisionTransformer:
-    """Returns a backbone whose learned positions are kept for crops `(height, width, ...)`."""
-    if backbone.position != "learned" or backbone.position_grid:
+def with_position_grid(
+    backbone: VisionTransformer, crops: Sequence[tuple[int, ...]]
+) -> VisionTransformer:
+    """Returns a backbone whose learned positions are kept for the first of the crops.
+
+    Args:
+      crops: the shapes `(height, width, ...)` of all images that the backbone sees.
+
+    Raises:
+      UserError: the blocks have tables of positions, and the crops have grids of several sizes.
+    """
+    stride = token_stride(backbone)
+    assert stride is not None
+    grids = [(height // stride[0], width // stride[1]) for height, width, *_ in crops]
+    has_tables = backbone.block_positions or "table" in backbone.position_bias
+    if has_tables and len({*grids}) > 1:
+        sizes = " and ".join(f"{rows}×{columns}" for rows, columns in sorted({*grids}))
+        raise UserError(
+            f"block_positions and position_bias={backbone.position_bias!r}: tables of positions in"
+            f" blocks fit one grid, but the crops have grids of {sizes} patches; write"
+            " block_positions=false and position_bias='none' or 'mlp'"
+        )
+    has_table = backbone.position == "learned" or backbone.position_table
+    if backbone.position_grid or not has_table:
         return backbone
-    patch = pair(backbone.patch_size)
-    return backbone.clone(position_grid=(size[0] // patch[0], size[1] // patch[1]))
+    return backbone.clone(position_grid=grids[0])
 
 
 def own_params(params: Params) -> Params:

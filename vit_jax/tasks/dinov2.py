@@ -143,10 +143,12 @@ class Task(SelfDistillationTask):
         ibot = self.head(self.ibot_prototypes, self.ibot_hidden, self.ibot_bottleneck)
         return SelfDistillation(backbone, dino, ibot)
 
-    def _around(self, where: str, model: Mapping[str, Any], **fields: Any) -> "Task":
-        """Returns this task around another backbone, alone: a teacher or a student among others."""
+    def _around(
+        self, where: str, model: Mapping[str, Any], crops: Sequence[tuple[int, ...]], **fields: Any
+    ) -> "Task":
+        """Returns this task around another backbone, which sees crops of these shapes, alone."""
         like = models.backbone_of(self.model)
-        backbone = backbone_like(where, model, like, self.image_spec.shape)
+        backbone = backbone_like(where, model, like, crops)
         fields = {"model": backbone, "distill": None, "students": {}, **fields}
         alone = dataclasses.replace(self, **fields)
         return dataclasses.replace(alone, model=alone.network())
@@ -157,13 +159,14 @@ class Task(SelfDistillationTask):
         if not self.distill:
             return None
         teacher = FrozenTeacher.create(self.distill)
-        return teacher, self._around("distill.model", teacher.model, **teacher.sizes())
+        crops = self.seen_shapes()[:1]  # A frozen teacher sees global crops alone.
+        return teacher, self._around("distill.model", teacher.model, crops, **teacher.sizes())
 
     @functools.cached_property
     def other_students(self) -> "dict[str, Task]":
         """Returns the task around each further student, by name."""
-        items = self.students.items()
-        return {name: self._around(f"{STUDENTS}.{name}", model) for name, model in items}
+        crops, items = self.seen_shapes(), self.students.items()
+        return {name: self._around(f"{STUDENTS}.{name}", model, crops) for name, model in items}
 
     def with_duration(self, duration: Duration) -> "Task":
         """Returns the task whose schedules end with the run."""
