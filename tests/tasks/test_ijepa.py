@@ -171,6 +171,9 @@ def test_what_cannot_be_trained_so_is_refused():
         build({"pooling": "token"})
     with pytest.raises(UserError, match="min_keep=20"):
         build(min_keep=20)
+    with pytest.raises(UserError, match="an image has 64 patches; write 0 to 64"):
+        build(context_patches=65)
+    build(context_patches=64)
 
 
 def test_smooth_l1_has_a_slope_of_one_beyond_beta():

@@ -245,6 +245,8 @@ def test_evaluation_and_pictures():
         ({}, {"mask_ratio": 1.5}, "mask_ratio=1.5: write a number from 0 to 1"),
         ({}, {"mask_ratio": 0.99}, "keeps 0 of 16 patches"),
         ({}, {"decoder": {"widht": 3}}, "config.task.decoder.widht is unknown"),
+        ({}, {"decoder": {"width": 10}}, "config.task.decoder.width=10: the sines and cosines of"),
+        ({"width": 10, "num_heads": 2}, {}, "config.model.width=10: the sines and cosines of"),
     ],
 )
 def test_mistakes_are_refused(model, fields, message):

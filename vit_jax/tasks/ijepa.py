@@ -117,6 +117,12 @@ class Task(MeanErrorTask):
         check_ranges(math.inf, target_aspect=self.target_aspect)
         for share in self.momentum:
             check_share(momentum=share)
+        patches = self.rule.rows * self.rule.columns
+        if self.context_patches > patches:
+            raise UserError(
+                f"config.task.context_patches={self.context_patches}: an image has {patches}"
+                f" patches; write 0 to {patches}"
+            )
         if self.stretch < 1:
             raise UserError(f"config.task.stretch={self.stretch:g}: write 1 or more")
 

@@ -78,6 +78,8 @@ class Task(MeanErrorTask):
         if not 0 < task.mask_ratio < 1:
             raise UserError(f"config.task.mask_ratio={task.mask_ratio}: write a number from 0 to 1")
         task.check_images()
+        if backbone.position == "learned" or backbone.position_table:
+            _check_width("model", backbone.width)
         channels = info.spec["image"].shape[-1]
         height, width = pair(backbone.patch_size)
         if height * width * channels == 1 and task.norm_pixels:
@@ -99,7 +101,9 @@ class Task(MeanErrorTask):
             check_known(key, known, f"config.task.decoder.{key}")
         check_fields(Encoder, self.decoder, "config.task.decoder.")
         inherited = {name: getattr(self.model, name) for name in _INHERITED}
-        return PatchDecoder(num_outputs=num_outputs, **{**inherited, **DECODER, **self.decoder})
+        fields = {**inherited, **DECODER, **self.decoder}
+        _check_width("task.decoder", fields["width"])
+        return PatchDecoder(num_outputs=num_outputs, **fields)
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -262,3 +266,12 @@ class Task(MeanErrorTask):
         )
         alt = "Rows of an image, its visible patches, and its reconstruction."
         return [Section("Reconstructions", text, figure, alt=alt)]
+
+
+def _check_width(where: str, width: int) -> None:
+    """Raises a `UserError` where there is no table of sines and cosines of this width."""
+    if width % 4:
+        raise UserError(
+            f"config.{where}.width={width}: the sines and cosines of two axes need a number that 4"
+            " divides"
+        )
