@@ -238,6 +238,21 @@ def test_evaluation_and_pictures():
 
 
 @pytest.mark.parametrize(
+    ("model", "grid", "class_row"),
+    [
+        ({"position_grid": [3, 5]}, (3, 5), True),
+        ({"name": "flexivit_s", "kernel_size": 4, "table_grid": 3}, (3, 3), False),
+    ],
+)
+def test_the_fixed_table_has_the_grid_that_the_model_keeps(model, grid, class_row):
+    task = tasks.build(TASK, {**MODEL, **model}, DataInfo(SPEC, 0))
+    table = jax.jit(lambda: nn.unbox(task.init(jax.random.key(0)))["backbone"]["pos_embed"])()
+    np.testing.assert_array_equal(table, sincos_table(*grid, 32, class_row=class_row))
+    batch = {"image": jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)}
+    assert jax.eval_shape(task.predict, tasks.abstract_params(task), batch)["error"].shape == (1,)
+
+
+@pytest.mark.parametrize(
     ("model", "fields", "message"),
     [
         ({"num_classes": 3}, {}, "pre-trains a ViT alone"),

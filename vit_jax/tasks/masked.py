@@ -5,6 +5,7 @@ smallest numbers then choose the patches that are kept.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -124,7 +125,9 @@ class Task(MeanErrorTask):
         if "pos_embed" in backbone:
             box = backbone["pos_embed"]
             _, rows, width = box.value.shape
-            table = sincos_table(*self._grid, width, class_row=rows > self._num_patches())
+            # A model may keep its table for another grid than that of the images.
+            grid = models.traits_of(self.model).table_grid or self._grid
+            table = sincos_table(*grid, width, class_row=rows > math.prod(grid))
             backbone["pos_embed"] = box.replace_boxed(jnp.asarray(table))
         return {**params, "backbone": backbone}
 
