@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import self_supervised_golden as golden
 import self_supervised_steps as steps
+import self_supervised_tiny as tiny
 
 from vit_jax import optim, tasks
 from vit_jax.config.durations import Duration
@@ -218,6 +219,17 @@ def test_training_draws_masks_and_evaluation_compares_features(case):
     metrics = task.metrics({"feature": np.array([3.0, 0.0]), "examples": 3})
     assert metrics == {"feature_distance": 0.0, "num_examples": 3}
     assert task.train_flops() > 0
+
+
+@pytest.mark.parametrize(("side", "patch", "most"), [(224, 16, 98), (518, 14, 666)])
+def test_the_most_patches_of_a_block_are_rounded_as_in_the_published_code(side, patch, most):
+    given = tiny.info()
+    large = given.spec["global"]._replace(shape=(2, side, side, 3))
+    local = given.spec["local"]._replace(shape=(2, patch, patch, 3))
+    given = given._replace(spec={"global": large, "local": local})
+    model = {**tiny.MODEL, "patch_size": patch}
+    task = tasks.build({"name": "dinov2", **tiny.HEAD}, model, given)
+    assert task.rule.max_patches == most == 0.5 * side // patch * side // patch
 
 
 def test_what_cannot_be_trained_so_is_refused():

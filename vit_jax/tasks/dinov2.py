@@ -181,8 +181,9 @@ class Task(SelfDistillationTask):
         """Returns the rule of the masks."""
         patch = pair(models.backbone_of(self.model).patch_size)
         height, width = self.image_spec.shape[:2]
-        rows, columns = height // patch[0], width // patch[1]
-        return BlockRule(rows, columns, self.mask_block * rows * columns)
+        # DINOv2's own code rounds in this order, which counts where a side has an odd number.
+        most = self.mask_block * height // patch[0] * width // patch[1]
+        return BlockRule(height // patch[0], width // patch[1], most)
 
     @property
     def most_masked(self) -> int:
@@ -200,13 +201,9 @@ class Task(SelfDistillationTask):
             shape = (*large.shape[:2], *self.crop_shape("global"))
             small = jax.image.resize(large, shape, "cubic", antialias=True)
             crops = {**crops, "global": small, "gram": large}
-        least, most = self.mask_ratio
+        count, (least, most) = 2 * len(crops["global"]), self.mask_ratio
         masks = device_masks.block_masks(
-            key,
-            2 * len(crops["global"]),
-            self.rule,
-            probability=self.mask_share,
-            ratio=(least, most),
+            key, count, self.rule, probability=self.mask_share, ratio=(least, most)
         )
         return {**crops, "masked": masks.reshape(2, -1, masks.shape[-1]).swapaxes(0, 1)}
 
