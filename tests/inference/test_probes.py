@@ -252,7 +252,7 @@ def test_rates_are_those_of_a_batch_of_256(monkeypatch):
     np.testing.assert_allclose(params["variance"], train.features.var(0))
 
 
-def test_probes_of_an_evaluation_are_the_measures_on_features():
+def test_probes_of_an_evaluation_are_the_measures_on_features(caplog):
     draw = np.random.default_rng(0)
     centers = draw.normal(size=(4, 12))
 
@@ -262,9 +262,15 @@ def test_probes_of_an_evaluation_are_the_measures_on_features():
         return Labelled((centers[labels] + noise).astype(np.float32), labels)
 
     train, test = split(80), split(60)
-    settings = {"neighbors": [3, 20], "shots": [5, 50], "linear": True, "l2": 32.0}
+    wanted = {"neighbors": [3, 20], "shots": [5, 50], "linear": True, "l2": 32.0}
+    settings = probes.possible(train, 4, wanted)
+    assert settings == {**wanted, "shots": [5]} == probes.possible(train, 4, settings)
+    (record,) = caplog.records  # Of the first call alone.
+    assert "shots: 50 left out, because class 0 has only 20 of the im" in record.getMessage()
+    assert probes.possible(train, 5, wanted, "abcde")["shots"] == []
+    assert "shots: 5, 50 left out, because class 'e' has only 0 of the im" in caplog.text
     found = probes.measure(train, test, 4, settings)
-    assert found.keys() == {"knn_3", "knn_20", "fewshot_5", "linear"}  # No class has 50.
+    assert found.keys() == {"knn_3", "knn_20", "fewshot_5", "linear"}
     votes = neighbor_votes(train, test.features, 4, counts=[3, 20])
     assert found["knn_20"] == accuracy(votes[20], test.labels)
     scores = least_squares(train, test.features, 4, [32.0])[32.0]

@@ -127,9 +127,10 @@ class Evaluator:
             return {}
         if not has_labels(self._known):
             return self._segmented(params, suffix, should_stop)
-        known = self._features(self._known, params, should_stop)
+        known, source = self._features(self._known, params, should_stop), self._known.source
         train = Labelled(known["feature"], known["label"])
-        classes = self._known.source.num_classes or int(train.labels.max()) + 1
+        classes = source.num_classes or int(train.labels.max()) + 1
+        self._probes = probes.possible(train, classes, self._probes, source.class_names)
         measured, kept = {}, {}
         for split in filter(has_labels, self.splits):
             rows = self._features(split, params, should_stop)
