@@ -233,6 +233,15 @@ def test_a_sweep_finds_a_rate_that_learns():
     assert found[1] > 0.95 > found[0]
 
 
+def test_a_list_of_rates_learns_from_a_single_example():
+    linear = linear_probe.Probes([0.1, 1.0], batch_norm=True)
+    params = linear.init(jax.random.key(0), 3, 2)
+    features, labels = np.ones((1, 3), np.float32), np.array([1])
+    fitted, _ = linear.fit(params, [(features, labels)] * 2, lambda _: 1.0)
+    assert all(np.isfinite(x).all() for x in fitted.values())
+    np.testing.assert_array_equal(linear.answers(fitted, features), [[1], [1]])
+
+
 def test_rates_are_those_of_a_batch_of_256(monkeypatch):
     rates = []
 

@@ -70,6 +70,9 @@ class Probes:
     batch_norm: bool = False
     trust: float = 0.0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", tuple(self.rates))  # Compiled functions hash it.
+
     def init(self, key: Array, dim: int, num_classes: int) -> Params:
         """Returns kernels `[rates, dim, classes]`, normal of deviation 0.01, and zero biases.
 
@@ -124,7 +127,8 @@ class Probes:
         running = {}
         if self.batch_norm:
             mean, variance = features.mean(0), features.var(0)
-            running = {"mean": mean, "variance": variance * len(features) / (len(features) - 1)}
+            unbiased = variance * len(features) / max(len(features) - 1, 1)
+            running = {"mean": mean, "variance": unbiased}
             running = {
                 name: (1 - _BATCH_SHARE) * params[name] + _BATCH_SHARE * value
                 for name, value in running.items()
