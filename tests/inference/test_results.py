@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from vit_jax import models
 from vit_jax.__main__ import main
 from vit_jax.checkpoints import keep_best
+from vit_jax.checkpoints.input_spec import InputSpec
+from vit_jax.cli.commands import predict
 from vit_jax.config import default_config
 from vit_jax.errors import UserError
 from vit_jax.inference.predict import Predictor
+from vit_jax.inference.preparation import ByInputSpec
 from vit_jax.inference.results import Results, identity_of
-from vit_jax.tasks import _classes
+from vit_jax.tasks import _classes, classification
 from vit_jax.training import evaluate
+from vit_jax.types import ArraySpec, DataInfo
 
 NAMES = ("=1+1", "a\ncat", "dog", "dog")
 FILES = ["@home.png", "a,b.png", "new\nline.png", "\udcff.png"]
@@ -181,6 +186,35 @@ def test_the_identity_is_that_of_model_and_settings():
     assert one == identity_of({**params}, ["as it is"])
     others = {identity_of(params, ["as it is", "cat"]), identity_of({}, ["as it is"])}
     assert len(others - {one}) == 2
+
+
+def test_answers_of_another_model_or_preparation_are_not_resumed(tmp_path, monkeypatch):
+    asked = []
+
+    def answers(predictor, files):
+        asked.append(list(files))
+        yield SimpleNamespace(pictures=files[:1], outputs={"probability": PROBABILITY[:1]})
+        raise KeyboardInterrupt
+
+    def ask(*, exif="apply", loss="softmax", num_heads=2, **spec):
+        fields = {"width": 16, "depth": 1, "num_heads": num_heads}
+        model = models.build("vit", patch_size=4, num_classes=4, **fields)
+        info = DataInfo({"image": ArraySpec((8, 8, 3), np.dtype(np.uint8))}, 4, NAMES)
+        task = classification.Task(model, info, loss=loss)
+        prepared = ByInputSpec(InputSpec(size=(8, 8), **spec), 3, exif)
+        predictor = Predictor(task, {"a": np.ones(3, np.float32)}, info, prepared)
+        path = str(tmp_path / "a.csv")
+        given = SimpleNamespace(results=path, top=1, probabilities=False, text=[])
+        with pytest.raises(KeyboardInterrupt):
+            predict._write(given, predictor, FILES)
+
+    monkeypatch.setattr(Predictor, "answers", answers)
+    changes = ({"mean": (0.0,)}, {"rounds_to_even": True}, {"exif": "ignore"}, {"num_heads": 4})
+    for change in ({}, *changes, {"loss": "sigmoid"}):
+        ask(**change)
+        assert asked.pop() == FILES
+        ask(**change)
+        assert asked.pop() == FILES[1:]
 
 
 def test_rows_of_other_classes_are_not_resumed(tmp_path):

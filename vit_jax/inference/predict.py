@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -222,6 +223,14 @@ class Predictor:
             raise UserError("no images are given")
         source = self.preparation.pictures(pictures)
         return self.preparation.batches(source, min(BATCH_SIZE, len(pictures)))
+
+    def settings(self) -> list[str]:
+        """Returns, as texts, what the answers depend on besides the parameters and the images."""
+        task = self.task
+        prepared = self.preparation.settings()
+        settings = (task.model, task.mean, task.std, getattr(task, "loss", None), *prepared)
+        # The address of a function among a model's fields differs from process to process.
+        return [re.sub(r" at 0x[0-9a-f]+", "", repr(one)) for one in settings]
 
     @functools.cached_property
     def prepared_params(self) -> Params:

@@ -210,6 +210,10 @@ class Preparation(Protocol):
         """Returns in words how a file becomes the pixels that the model is given."""
         ...
 
+    def settings(self) -> tuple[Any, ...]:
+        """Returns everything that the prepared pixels depend on besides the file."""
+        ...
+
 
 class AsEvaluated:
     """The evaluation preprocessing of a run, on image files.
@@ -230,6 +234,9 @@ class AsEvaluated:
         """Returns in words how a file becomes the pixels that the model is given."""
         fitted = f"brought to {self._fit[0]} x {self._fit[1]} pixels, then " if self._fit else ""
         return f"{fitted}preprocessed as the run's evaluation: `{self._part.text or 'nothing'}`"
+
+    def settings(self) -> tuple[Any, ...]:
+        return self._part.text, self._fit, self._exif
 
     def batches(self, pictures: Pictures, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         with data.eval_batches(
@@ -268,6 +275,9 @@ class ByInputSpec:
             f"{fit} resized ({self._spec.interpolation}, Pillow) to the size over"
             f" {self._spec.crop:.3g}, then the middle {size} pixels cut out"
         )
+
+    def settings(self) -> tuple[Any, ...]:
+        return self._spec, self._channels, self._exif
 
     def batches(self, pictures: Pictures, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(pictures), batch_size):

@@ -110,13 +110,11 @@ def _run(arguments: argparse.Namespace) -> None:
 def _write(arguments: argparse.Namespace, predictor: "Predictor", paths: list[str]) -> None:
     from vit_jax.inference.results import Results, identity_of
 
-    settings = [predictor.preparation.describe(), *arguments.text]
-    settings += [arguments.model or "", *map(str, arguments.fields)]
     results = Results(
         predictor.task,
         arguments.top,
         everything=arguments.probabilities,
-        identity=identity_of(predictor.params, settings),
+        identity=identity_of(predictor.params, [*predictor.settings(), *arguments.text]),
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
 
