@@ -197,7 +197,8 @@ def test_a_field_that_was_dropped_too_early_is_named():
 @pytest.mark.parametrize("shape", [(1, 400), (400, 1), (1, 2_000), (1, 1)])
 def test_sides_stay_between_one_pixel_and_what_memory_holds(shape):
     image = np.zeros((*shape, 3), np.uint8)
-    for spec in ("resize_long(36)", "resize_small(36)", "joint_resize_small(36)"):
+    ops = ("resize_long(36)", "resize_small(36)", "joint_resize_small(36)")
+    for spec in (*ops, "joint_scale(1.9, 2.0, shorter=36)"):
         sides = apply_to_image(spec, image).shape[:2]
         assert min(sides) >= 1
         assert max(sides) <= 65_535

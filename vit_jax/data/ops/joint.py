@@ -133,8 +133,7 @@ def joint_scale(
     factor = tf.random.stateless_uniform([], seed, low, high)
     if shorter:
         factor *= shorter / tf.reduce_min(_sides(record))
-    size = tf.maximum(1, tf.cast(tf.round(_sides(record) * factor), tf.int32))
-    return _resized(record, size, antialias)
+    return _resized(record, scaled_size(_sides(record), factor), antialias)
 
 
 @random_record_op
