@@ -1,11 +1,13 @@
 """Folders of images and masks: layouts, palettes, and every bad file named."""
 
+import io
 import zlib
 
 import numpy as np
 import odd_images
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vit_jax.data import eval_batches, open_source, train_batches
 from vit_jax.errors import UserError
@@ -69,6 +71,15 @@ def test_grey_masks_of_few_bits_give_the_numbers_in_the_file(tmp_path, bits):
     write(tmp_path, "train/a", b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in content))
     found = only(source(tmp_path), "joint_decode")["segmentation"]
     np.testing.assert_array_equal(found[0, :, :, 0], np.tile(numbers, (6, 1)))
+
+
+def test_the_texts_in_a_mask_do_not_matter(tmp_path):
+    texts = PngInfo()
+    texts.add_text("drawn with", 2_000_000 * "x", zip=True)
+    write(tmp_path, "a", palette(2))
+    palette(2).save(tmp_path / "masks/a.png", pnginfo=texts)
+    (found,) = source(tmp_path).fetch(np.array([0]))["segmentation"]
+    assert (np.asarray(Image.open(io.BytesIO(found))) == 2).all()
 
 
 def test_layouts_of_cityscapes_and_voc(tmp_path):

@@ -319,7 +319,7 @@ def _open(data: bytes, found: str) -> "Image.Image":
     from PIL import Image
 
     if found == "PNG":
-        data = _bare_png(data)
+        data = bare_png(data)
     if found in _OPTIONAL:
         _check_is_read(found)
     try:
@@ -343,7 +343,7 @@ def _register_heif() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _bare_png(data: bytes) -> bytes:
+def bare_png(data: bytes) -> bytes:
     """Returns a PNG file without the chunks that do not affect its pixels.
 
     Raises:

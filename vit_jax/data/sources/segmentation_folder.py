@@ -22,6 +22,7 @@ from vit_jax.data import files
 from vit_jax.data.images import (
     MAX_BYTES,
     SUFFIXES,
+    bare_png,
     check_exif,
     for_decoding,
     header,
@@ -196,7 +197,7 @@ def _grey_png(path: Path) -> bytes:
 
     buffer = io.BytesIO()
     try:
-        with Image.open(io.BytesIO(data)) as file:
+        with Image.open(io.BytesIO(bare_png(data))) as file:
             labels = np.asarray(file).astype(np.uint8)
     except Exception as error:  # Parsers raise errors of any type for damaged bytes.
         # This is not a `UserError`, so that a truncated mask is skipped like a truncated image.
