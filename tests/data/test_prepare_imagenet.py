@@ -303,6 +303,14 @@ def test_an_archive_with_another_date_keeps_what_was_written(manual_dir, tmp_pat
     assert written.exists()
 
 
+def test_a_damaged_index_is_made_anew(manual_dir, tmp_path):
+    index = "imagenet2012", "validation", manual_dir / imagenet_tars.ARCHIVES["validation"]
+    expected = imagenet_tars._kept_index(*index, tmp_path)
+    (tmp_path / "index-validation.npz").write_bytes(b"PK\3\4" + bytes(99))
+    found = imagenet_tars._kept_index(*index, tmp_path)
+    np.testing.assert_array_equal(found.offsets, expected.offsets)
+
+
 def test_a_finished_dataset_without_a_split_whose_archive_is_there(manual_dir, tmp_path, capsys):
     name = imagenet_tars.ARCHIVES["validation"]
     (tmp_path / name).write_bytes((manual_dir / name).read_bytes())

@@ -204,10 +204,12 @@ def _kept_index(dataset: str, split: str, archive: Path, folder: Path) -> Images
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    if not path.exists():
+    """Returns the arrays of a kept index; {} where there is none, or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception:  # Whatever is wrong with it, the index can be made anew.
         return {}
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 def in_order(split: str, images: Images) -> Images:
