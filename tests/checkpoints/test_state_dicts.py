@@ -10,8 +10,10 @@ import pytest
 from golden_cases import assert_close
 
 from vit_jax import checkpoints, models
-from vit_jax.checkpoints import array_files, files
+from vit_jax.checkpoints import array_files, files, loading
 from vit_jax.checkpoints.fit import surgery
+from vit_jax.checkpoints.formats import _jax_names, _torch_layout
+from vit_jax.checkpoints.weights import Renames
 from vit_jax.errors import UserError
 
 INTEROP = golden_cases.GOLDEN / "interop"
@@ -83,6 +85,43 @@ def test_transformers_shards_and_pooler():
         "head/pre_logits/bias",
         "head/pre_logits/kernel",
     ]
+
+
+def test_an_array_in_two_shards_is_that_of_the_listed_one(tmp_path):
+    expected = loading.read_weights(INTEROP / "hf_pooler").arrays
+    folder = shutil.copytree(INTEROP / "hf_pooler", tmp_path / "hf")
+    last = max(folder.glob("*.safetensors"))
+    state = array_files.read_arrays(last)
+    other = {"embeddings.cls_token": np.full((1, 1, 16), 9, np.float32)}
+    files.write_safetensors(last, state | other)
+    np.testing.assert_array_equal(
+        loading.read_weights(folder).arrays["backbone/cls"], expected["backbone/cls"]
+    )
+    index = folder / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    del listed["weight_map"]["embeddings.cls_token"]
+    index.write_text(json.dumps(listed))
+    with pytest.raises(UserError, match=r"embeddings.cls_token: another array .* other values"):
+        loading.read_weights(folder)
+
+
+def _of_torch(norm, other):
+    names = Renames([("norm", "backbone/blocks_0/norm2"), ("fc", "backbone/blocks_0/norm2")])
+    return _torch_layout.from_state({"norm.weight": norm, "fc.weight": other}, names)[0]
+
+
+def _of_jax(norm, other):
+    block = "Transformer/encoderblock_0"
+    names = {f"{block}/LayerNorm_2/scale": norm, f"{block}/LayerNorm_1/scale": other}
+    return _jax_names._read_tower(names, text=False).arrays
+
+
+@pytest.mark.parametrize("read", [_of_torch, _of_jax])
+def test_arrays_that_share_a_name_must_be_equal(read):
+    norm, name = np.arange(3.0), "backbone/blocks_0/norm2/scale"
+    np.testing.assert_array_equal(read(norm, norm.copy())[name], norm)
+    with pytest.raises(UserError, match=rf"another array of the checkpoint is {name} too"):
+        read(norm, norm + 1)
 
 
 def test_transformers_weights_without_their_config(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_jax import models
 from vit_jax.checkpoints.file_array import Stack, stack
+from vit_jax.errors import UserError
 from vit_jax.types import Params
 
 Arrays = dict[str, np.ndarray]
@@ -114,6 +115,22 @@ def split_towers(arrays: Mapping[str, np.ndarray]) -> dict[str, Arrays]:
     return alone
 
 
+def add(arrays: Arrays, name: str, array: np.ndarray, origin: str) -> None:
+    """Adds an array under our name. Arrays that share a name, as tied ones do, must be equal.
+
+    origin: the name of the array in its file, for the message.
+
+    Raises:
+      UserError: the values of another array have the name already.
+    """
+    if name in arrays and not np.array_equal(arrays[name], array):
+        raise UserError(
+            f"{origin}: another array of the checkpoint is {name} too, and has other values; remove"
+            " one of the two"
+        )
+    arrays.setdefault(name, array)
+
+
 class Renames:
     """A table of names in two worlds, read in either direction; the first match wins.
 
@@ -202,8 +219,9 @@ def map_blocks(
     out: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         if not name.startswith(prefix + "/") or not array.ndim:
-            out[name] = array
+            add(out, name, array, name)
             continue
         rest = name.removeprefix(prefix)
-        out.update({rename(i) + rest: layer for i, layer in enumerate(array)})
+        for number, layer in enumerate(array):
+            add(out, rename(number) + rest, layer, name)
     return out

@@ -13,7 +13,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 
 from vit_jax.checkpoints.source import Source
-from vit_jax.checkpoints.weights import Renames, Weights, join_towers, map_blocks, split_towers
+from vit_jax.checkpoints.weights import (
+    Renames,
+    Weights,
+    add,
+    join_towers,
+    map_blocks,
+    split_towers,
+)
 
 PREFIXES = ("opt/target/", "params/img/", "params/", "img/")
 TEXT_PREFIXES = ("params/txt/", "txt/")
@@ -162,7 +169,7 @@ def _read_tower(arrays: Mapping[str, np.ndarray], text: bool) -> Weights:
         if ours is None:
             unknown.append(name)
         else:
-            found[ours] = _common_shape(ours, array)
+            add(found, ours, _common_shape(ours, array), name)
     return Weights(
         arrays=found,
         format=naming,

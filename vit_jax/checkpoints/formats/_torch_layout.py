@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vit_jax.checkpoints.weights import Renames
+from vit_jax.checkpoints.weights import Renames, add
 
 
 def from_state(
@@ -17,6 +17,9 @@ def from_state(
     """Arrays of a state dict under our names, and the names that the table does not know.
 
     Attention kernels come as matrices: a state dict does not tell the number of heads.
+
+    Raises:
+      UserError: two arrays with different values have one of our names.
     """
     arrays: dict[str, np.ndarray] = {}
     unknown = []
@@ -25,18 +28,22 @@ def from_state(
         if path is None:
             unknown.append(name)
             continue
-        module, _, leaf = path.rpartition("/")
-        if path.endswith("/position_bias/table"):
-            arrays[path] = array
-        elif leaf != "weight":
-            arrays[path] = array.reshape(-1) if leaf in ("bias", "scale") else array
-        elif array.ndim == 1 or (array.ndim == 3 and array.shape[:2] == (1, 1)):
-            arrays[f"{module}/scale"] = array.reshape(-1)
-        elif module == "head" and array.ndim == 4:
-            arrays["head/kernel"] = array[:, :, 0, 0].T  # A convolution over a pooled map.
-        else:
-            arrays[f"{module}/kernel"] = _kernel(array)
+        add(arrays, *_in_our_layout(path, array), name)
     return arrays, unknown
+
+
+def _in_our_layout(path: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    """Returns the full path of an array, and its values in our layout."""
+    module, _, leaf = path.rpartition("/")
+    if path.endswith("/position_bias/table"):
+        return path, array
+    if leaf != "weight":
+        return path, _flat(leaf, array)
+    if array.ndim == 1 or (array.ndim == 3 and array.shape[:2] == (1, 1)):
+        return f"{module}/scale", array.reshape(-1)
+    if module == "head" and array.ndim == 4:
+        return "head/kernel", array[:, :, 0, 0].T  # A convolution over a pooled map.
+    return f"{module}/kernel", _kernel(array)
 
 
 def _kernel(weight: np.ndarray) -> np.ndarray:

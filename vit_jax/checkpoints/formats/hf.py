@@ -22,7 +22,7 @@ from vit_jax.checkpoints.formats._hf import (
     families,
 )
 from vit_jax.checkpoints.source import CONFIG, Source
-from vit_jax.checkpoints.weights import CLS, DECODER, POSITIONS, Weights, join_towers
+from vit_jax.checkpoints.weights import CLS, DECODER, POSITIONS, Weights, add, join_towers
 from vit_jax.errors import UserError
 from vit_jax.plugins import check_known
 from vit_jax.types import Params
@@ -73,9 +73,7 @@ def read(source: Source) -> Weights:
     place, kind = source.folder / CONFIG, source.config.get("model_type")
     known = [name for family in families().values() for name in family.model_types]
     check_known(kind, known, f"{place}: model_type={str(kind)!r:.100}", "model that is read")
-    state = {}
-    for name in _weight_files(source.folder):
-        state |= array_files.read_arrays(source.folder / name)
+    state = _state_of(source.folder)
     found = by_model_type(kind)
     assert found is not None
     return of_tower(source.tower, state, found, source.config, place)
@@ -137,10 +135,11 @@ def _without(prefixes: Sequence[str], name: str) -> str:
     return name.removeprefix(next((p for p in prefixes if name.startswith(p)), ""))
 
 
-def _weight_files(path: epath.Path) -> Sequence[str]:
+def _state_of(path: epath.Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a folder. One that several files hold is that of the listed file."""
     for name in SINGLE:
         if (path / name).exists():
-            return [name]
+            return array_files.read_arrays(path / name)
     index = next(path / name for name in SHARDED if (path / name).exists())
     shards = files.read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
@@ -148,7 +147,12 @@ def _weight_files(path: epath.Path) -> Sequence[str]:
     for name in shards.values():
         if not isinstance(name, str) or PurePosixPath(name).name != name:
             raise UserError(f"{index} names {name!r}, which is no file of its directory")
-    return sorted(set(shards.values()))
+    state: dict[str, np.ndarray] = {}
+    for file in sorted(set(shards.values())):
+        for name, array in array_files.read_arrays(path / file).items():
+            if shards.get(name, file) == file:
+                add(state, name, array, f"{path / file}: {name}")
+    return state
 
 
 def from_state(
@@ -194,13 +198,14 @@ def _of_family(
     state: Mapping[str, np.ndarray], family: Family
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Returns the arrays of the encoder without prefixes, and what else there is with reasons."""
-    mine, ignored = {}, []
+    mine: dict[str, np.ndarray] = {}
+    ignored = []
     for name, array in state.items():
         reason = family.reason_unused(name)
         if reason:
             ignored.append(f"{name}: {reason}")
         else:
-            mine[_without(family.prefixes, name)] = array
+            add(mine, _without(family.prefixes, name), array, name)
     return mine, tuple(ignored)
 
 
