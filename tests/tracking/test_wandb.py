@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_a_run_that_is_started_again_keeps_its_id(tmp_path, wandb):
     assert first == second
     assert first
     assert wandb.asked[1]["resume"] == "allow"
+
+
+def test_a_copied_run_has_an_id_of_its_own_and_a_moved_one_keeps_its_id(tmp_path, wandb):
+    def id_of(workdir):
+        MetricsLog(workdir, resume_step=0, writers=["wandb"]).close()
+        return wandb.asked[-1]["id"]
+
+    run, copy, moved = (tmp_path / name for name in ("run", "copy", "moved"))
+    run.mkdir()
+    (run / "wandb_id").write_text("1234abcd")  # As earlier versions wrote it.
+    assert id_of(run) == "1234abcd"
+    shutil.copytree(run, copy)
+    other = id_of(copy)
+    assert other != "1234abcd"
+    assert (id_of(run), id_of(copy)) == ("1234abcd", other)
+    run.rename(moved)
+    assert id_of(moved) == "1234abcd"
 
 
 @pytest.mark.soak

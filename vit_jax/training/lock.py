@@ -152,7 +152,7 @@ class WorkdirLock:
                 if not self._was_left(found):
                     raise UserError(
                         f"workdir={self._workdir} is in use by {found}: wait until it ends, or"
-                        " give another workdir"
+                        " give another workdir (if this folder is a copy, delete LOCK in it)"
                     )
                 if self._read() == found:
                     self._path.unlink(missing_ok=True)

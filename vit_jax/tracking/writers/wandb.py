@@ -2,9 +2,11 @@
 
 The environment variables of wandb hold: `WANDB_PROJECT` (default: vit_jax), `WANDB_ENTITY`,
 `WANDB_MODE=offline` and so on. The id of the run lies in the workdir, so that a run that is started
-again goes on in the same curves.
+again goes on in the same curves. A copy of a workdir whose original still exists gets an id of
+its own, so that two runs do not write into the same curves.
 """
 
+import contextlib
 import io
 import os
 import uuid
@@ -35,12 +37,9 @@ class Writer:
                 f"{error}; install the extra 'wandb' of vit-jax", name=error.name
             ) from error
         self._wandb = wandb
-        id_file = workdir / ID_NAME
-        if not id_file.exists():
-            storage.write_atomically(id_file, uuid.uuid4().hex[:8].encode())
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "vit_jax"),
-            id=id_file.read_text(),
+            id=_run_id(workdir),
             resume="allow",
             name=workdir.name,
             config=dict(config),
@@ -65,3 +64,37 @@ class Writer:
     def close(self) -> None:
         """Waits until all rows are sent."""
         self._run.finish()
+
+
+def _run_id(workdir: epath.Path) -> str:
+    """Returns the id of the run in a workdir: the stored one, or a new one, which it stores.
+
+    Below the id, the file names its workdir. One that is mounted elsewhere, or was moved, keeps its
+    id, because the folder that the file names does not exist then.
+    """
+    here = os.fspath(storage.absolute(workdir))
+    found, place = stored = _stored(workdir)
+    if not found or (place not in ("", here) and _is_same(place, stored)):
+        found = uuid.uuid4().hex[:8]
+    if (found, here) != stored:
+        storage.write_atomically(workdir / ID_NAME, os.fsencode(f"{found}\n{here}"))
+    return found
+
+
+def _stored(workdir: epath.Path) -> tuple[str, str]:
+    """Returns the id in a workdir, and the workdir that it was stored for; "" for what is missing.
+
+    Earlier versions stored the id alone.
+    """
+    file = workdir / ID_NAME
+    found, _, place = os.fsdecode(storage.read_bytes(file) if file.exists() else b"").partition(
+        "\n"
+    )
+    return found, place
+
+
+def _is_same(workdir: str, stored: tuple[str, str]) -> bool:
+    """Returns whether a workdir can be read and holds the same id for the same workdir."""
+    with contextlib.suppress(*storage.errors()):
+        return _stored(epath.Path(workdir)) == stored
+    return False
