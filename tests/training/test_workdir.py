@@ -67,6 +67,24 @@ def test_the_devices_of_a_run_are_recorded(tmp_path):
     assert workdir.read_record()["devices"] == {"kind": jax.devices()[0].device_kind, "count": 2}
 
 
+def test_other_numbers_of_examples_are_told(tmp_path):
+    workdir = Workdir.open(str(tmp_path))
+    info = DataInfo({}, 3, ("cat", "dog", "cow"), (5, 1_000, 2))
+    workdir.write_config(default_config(), info, "accuracy", {}, num_examples=1_007)
+    assert workdir.changed_examples(1_007, (5, 1_000, 2)) == []
+    assert workdir.changed_examples(1_007) == []
+    (moved,) = workdir.changed_examples(1_007, (6, 999, 2))
+    assert moved.startswith("class 'cat': 5 → 6, class 'dog': 1,000 → 999, so that batches")
+    (fewer,) = workdir.changed_examples(1_006, (4, 1_000, 2))
+    assert fewer.startswith("training examples: 1,007 → 1,006, class 'cat': 5 → 4, so that")
+    info = info._replace(class_names=None, class_counts=(1,) * 9)
+    workdir.write_config(default_config(), info, "accuracy", {})
+    (many,) = workdir.changed_examples(18, (2,) * 9)
+    assert "class 4: 1 → 2 and 4 others, so that" in many
+    (tmp_path / "config.json").write_text('{"data_info": {"class_names": null}}')
+    assert workdir.changed_examples(9, (1,) * 9) == []  # Earlier versions recorded no numbers.
+
+
 def test_the_commits_that_a_run_started_from_stay_known(tmp_path, monkeypatch):
     config, info = default_config(), DataInfo({}, 0)
     config.init.checkpoint = address = "hf://facebook/dinov2-small"

@@ -61,7 +61,7 @@ def check_data(run: Run, workdir: Workdir, step: int) -> list[str]:
     num_examples = len(run.source)
     return [
         *workdir.changed_commits(run.config),
-        *workdir.changed_examples(num_examples),
+        *workdir.changed_examples(num_examples, run.task.info.class_counts or ()),
         *workdir.changed_stage(run.config, num_examples, step + 1),
     ]
 

@@ -31,6 +31,7 @@ from vit_jax.training.class_names import difference
 from vit_jax.types import ArraySpec, DataInfo
 from vit_jax.version import current_commit
 
+_MAX_NAMED = 5
 _PROBE_BYTES = 1 << 16
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu",
@@ -249,6 +250,7 @@ class Workdir:
                 "num_classes": info.num_classes,
                 "class_names": info.class_names,
                 "num_examples": num_examples,
+                "class_counts": info.class_counts,
             },
             "headline": headline,
             "metrics": as_json(metric_info),
@@ -325,17 +327,32 @@ class Workdir:
             return []
         return [f"stage of step {step:,}: {stages.title(before)} → {stages.title(now)}"]
 
-    def changed_examples(self, num_examples: int) -> list[str]:
-        """Returns a warning if the run was started with another number of training examples."""
+    def changed_examples(self, num_examples: int, counts: Sequence[int] = ()) -> list[str]:
+        """Returns a warning if the run was started with other training examples.
+
+        Their number is compared, and the number of each class.
+
+        Args:
+          counts: the number of examples of each class, if the source knows it.
+        """
         if not self._config_file.exists():
             return []
         with self._explained():
-            before = files.read_json(self._config_file)["data_info"].get("num_examples")
-        if before in (None, num_examples):
+            stored = files.read_json(self._config_file)["data_info"]
+            before, by_class = stored.get("num_examples"), stored.get("class_counts") or ()
+            named = stored.get("class_names") or range(len(by_class))
+            pairs = zip(named, by_class, counts, strict=False)  # Not every source counts classes.
+            changed = [
+                f"class {name!r}: {old:,} → {now:,}" for name, old, now in pairs if old != now
+            ]
+        if before not in (None, num_examples):
+            changed.insert(0, f"training examples: {before:,} → {num_examples:,}")
+        if not changed:
             return []
+        more = f" and {len(changed) - _MAX_NAMED} others" if len(changed) > _MAX_NAMED else ""
         return [
-            f"training examples: {before:,} → {num_examples:,}, so that batches are no longer those"
-            " of an undisturbed run"
+            f"{', '.join(changed[:_MAX_NAMED])}{more}, so that batches are no longer those of an"
+            " undisturbed run"
         ]
 
 
