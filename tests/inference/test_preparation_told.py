@@ -15,7 +15,7 @@ from vit_jax.checkpoints.input_spec import InputSpec
 from vit_jax.errors import UserError
 from vit_jax.inference import fewshot, predict
 from vit_jax.inference.predict import Predictor
-from vit_jax.inference.preparation import Pictures, find_images, fit, fit_placement
+from vit_jax.inference.preparation import Pictures, exif_of, find_images, fit, fit_placement
 from vit_jax.training.evaluate import evaluate_checkpoint
 from vit_jax.training.initial_state import first_state
 from vit_jax.training.run import Run
@@ -43,6 +43,22 @@ def test_another_size_than_the_run_has_is_said_and_keeps_its_statistics(
     assert (predictor.task.mean, predictor.task.std) == ((100.0,), (40.0,))
     (batch,) = predictor.batches([np.zeros((5, 5, 3), np.uint8)])
     assert batch["image"].shape == (1, 12, 12, 3)
+
+
+def test_photographs_are_turned_where_the_source_of_the_evaluation_turns_them(tiny_config):
+    for source, args, expected in (
+        ("tfds", {}, "ignore"),
+        ("folder", {}, "apply"),
+        ("folder", {"exif": "ignore"}, "ignore"),
+        ("npz", {}, "apply"),
+        ("not_installed:Source", {}, "apply"),
+    ):
+        config = tiny_config(data__source=source)
+        config.data.args = args
+        config.eval.sets = {"val": {"split": "val"}}
+        assert exif_of(config) == expected
+        config.eval.sets = {"val": {"source": "tfds", "args": {}}}
+        assert exif_of(config) == "ignore"
 
 
 def test_folders_and_patterns_of_image_files(tmp_path):

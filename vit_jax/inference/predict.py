@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
 
 from vit_jax import attention, models, tasks
 from vit_jax.checkpoints import evaluation_params, input_spec
@@ -33,6 +32,7 @@ from vit_jax.inference.preparation import (
     Pictures,
     Preparation,
     as_pictures,
+    exif_of,
 )
 from vit_jax.report import figures, inside
 from vit_jax.storage import path_text, write_atomically
@@ -116,7 +116,7 @@ class Predictor:
         at = step_of(Store(workdir.checkpoints), config, step)
         params = task.inference_params(restore_params(workdir, task, at))
         height, width, channels = task.image_spec.shape
-        preparation = _as_evaluated(config, (height, width, channels))
+        preparation = AsEvaluated.by(config, (height, width, channels))
         return cls(task, params, info, preparation)
 
     @classmethod
@@ -163,10 +163,10 @@ class Predictor:
             module, params = models.Classifier(module, num_classes), {"backbone": params}
         spec = dataclasses.replace(told or InputSpec(), size=shape[:2])
         config = run and run.read_config()
-        exif = _exif(config) if config else "apply"
+        exif = exif_of(config) if config else "apply"
         preparation: Preparation = ByInputSpec(spec, shape[-1], exif)
         if config and not image_size:
-            preparation = _as_evaluated(config, shape)
+            preparation = AsEvaluated.by(config, shape)
         elif config or not told:
             logger.warning(
                 "%s does not tell how to prepare images; assumed: %s", path, spec.describe()
@@ -384,21 +384,6 @@ def _folder_of_tokenizer(path: str) -> str:
     if folder is None:
         raise UserError(f"{path} has no tokenizer beside it; download its folder")
     return os.fspath(folder)
-
-
-def _as_evaluated(config: ConfigDict, shape: tuple[int, int, int]) -> AsEvaluated:
-    """Returns the preparation of a run's first evaluation set; `shape` is that of its images."""
-    pp = _first_eval_set(config).get("pp", config.data.eval_pp)
-    return AsEvaluated(pp, shape, _exif(config))
-
-
-def _exif(config: ConfigDict) -> str:
-    """Returns whether a run's first evaluation set obeys EXIF orientations: apply or ignore."""
-    return _first_eval_set(config).get("args", config.data.args).get("exif", "apply")
-
-
-def _first_eval_set(config: ConfigDict) -> dict[str, Any]:
-    return dict(next(iter(config.eval.sets.values()), {}))
 
 
 def _joined(parts: Sequence[Any]) -> Any:

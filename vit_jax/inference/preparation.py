@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from vit_jax import data
@@ -19,7 +20,9 @@ from vit_jax.checkpoints.input_spec import InputSpec
 from vit_jax.data import files, images, sampling, unlabeled
 from vit_jax.data.files import shown
 from vit_jax.data.placement import Placement
+from vit_jax.data.sources import SOURCES
 from vit_jax.errors import UserError, quoted
+from vit_jax.plugins import is_foreign
 from vit_jax.storage import is_remote
 
 Picture = str | os.PathLike | np.ndarray
@@ -227,6 +230,12 @@ class AsEvaluated:
         self._fit = None if self._part.is_sized else shape
         self._exif = exif
 
+    @classmethod
+    def by(cls, config: ConfigDict, shape: tuple[int, int, int]) -> "AsEvaluated":
+        """Returns the preprocessing of a run's first evaluation set, on images of a shape."""
+        pp = _first_eval_set(config).get("pp", config.data.eval_pp)
+        return cls(pp, shape, exif_of(config))
+
     def pictures(self, pictures: Sequence[Picture]) -> Pictures:
         return Pictures(pictures, self._fit, self._exif)
 
@@ -254,6 +263,23 @@ class AsEvaluated:
             return fitted
         then = unlabeled.placement(self._part, self._fit[:2], seed)
         return then and then.after(fitted)
+
+
+def exif_of(config: ConfigDict) -> str:
+    """Returns whether a run's first evaluation set obeys EXIF orientations: apply or ignore.
+
+    A source without an argument for it may tell by its attribute `exif`.
+    """
+    given = _first_eval_set(config)
+    told = given.get("args", config.data.args).get("exif")
+    source = given.get("source", config.data.source)
+    if told or is_foreign(source):  # Code from outside this package need not be at hand here.
+        return told or "apply"
+    return getattr(SOURCES.find(source, "config.data.source"), "exif", "apply")
+
+
+def _first_eval_set(config: ConfigDict) -> dict[str, Any]:
+    return dict(next(iter(config.eval.sets.values()), {}))
 
 
 class ByInputSpec:

@@ -82,6 +82,9 @@ class Source:
       split_seed: the seed of folds and of parts of classes.
     """
 
+    exif = "ignore"
+    """Images are decoded as they are stored, whatever their EXIF orientation says."""
+
     def __init__(
         self,
         name: str,
