@@ -306,6 +306,32 @@ def test_large_files_are_read_by_blocks_and_batches_are_the_same(folder, monkeyp
         np.testing.assert_array_equal(next(half)["image"], whole["image"][2:])
 
 
+@pytest.mark.parametrize("is_struct", [False, True])
+def test_few_bytes_do_not_become_an_image_in_every_row(folder, monkeypatch, is_struct):
+    image, path = png(9) + bytes(20_000), folder / "t.parquet"
+    images = [{"bytes": image, "path": "x.png"} if is_struct else image] * 300
+    parquet.write_table(pa.table({"image": images, "label": [0, 1] * 150}), path)
+    first, last = open_table(path).fetch(np.array([0, 299]))["image"]
+    assert first == image
+    assert first is last
+    monkeypatch.setattr(_table_files, "_ALWAYS_UNFOLDED", 1 << 20)
+    monkeypatch.setattr(_table_files, "_MAX_RATIO", 10)
+    with pytest.raises(
+        UserError, match=r"t\.parquet: row group 0 has .* bytes that stand for more"
+    ):
+        open_table(path).fetch(np.array([7]))
+
+
+def test_equal_texts_of_a_file_are_one_object(folder):
+    path = folder / "t.parquet"
+    columns = {"image": ["a" * 500, None] * 4, "n": [[1], [2]] * 4}
+    parquet.write_table(pa.table(columns), path)
+    table = _table_files.ParquetTable([str(path)], is_of_split=False)
+    table.load("image", ["n"])
+    assert {name: table.values(name) for name in columns} == columns
+    assert len(set(map(id, table.values("image")[::2]))) == 1
+
+
 def test_tables_and_images_may_lie_on_an_object_store(folder):
     """TensorFlow reads `file://` by the same functions as `gs://`."""
     write(folder, "train.csv", lines(("path", "label"), *ROWS[3:]))

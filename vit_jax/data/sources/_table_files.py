@@ -20,6 +20,11 @@ KEPT_BYTES = 1 << 30
 
 _KEPT_BLOCKS = 24
 _MAX_BLOCK_BYTES = 4 << 30
+# A row group stores an image that many of its rows share once, and is as large as all rows in
+# memory. Tables of captions repeat an image for each caption.
+_ALWAYS_UNFOLDED = 128 << 20
+_MAX_RATIO = 200
+_ROWS_AT_ONCE = 64
 # A few kilobytes of Parquet can stand for billions of equal rows. Rows that name images differ.
 _ALWAYS_ROWS = 1 << 20
 _MAX_ROWS_A_BYTE = 16
@@ -195,15 +200,16 @@ class ParquetTable(Table):
         self.block_ends = np.cumsum(lengths, dtype=np.int64)
         self._stored = [(one.metadata or {}).get(_features.KEY, b"") for one in self._schemas]
         self._features = _features.read(paths[0], self._stored[0])
-        self._kept: dict[int, Any] = {}
+        self._kept: dict[int, list[bytes | str | None]] = {}
         self._lock = threading.Lock()
 
-    def _open(self, path: str, metadata: Any = None) -> Any:
+    def _open(self, path: str, metadata: Any = None, **options: Any) -> Any:
         from pyarrow import parquet
 
+        options |= {"metadata": metadata, "page_checksum_verification": True}
         with _naming(path):
             source = files.open_remote(path) if is_remote(path) else regular(path)
-            return parquet.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
+            return parquet.ParquetFile(source, **options)
 
     def load(self, image: str, others: Sequence[str]) -> None:
         self._image = image
@@ -223,9 +229,12 @@ class ParquetTable(Table):
         self._values = {column: [] for column in wanted}
         for path, metadata in zip(self.paths, self._metadata, strict=True):
             with _naming(path):
-                table = self._open(path, metadata).read(columns=list(self._values))
+                # Equal cells are read once, because a small file can stand for many long ones.
+                shared = [name for name in self._values if kinds[name] in ("texts", "bytes")]
+                opened = self._open(path, metadata, read_dictionary=shared)
+                table = opened.read(columns=list(self._values))
                 for column, values in self._values.items():
-                    values.extend(table.column(column).to_pylist())
+                    values.extend(_python_values(table.column(column)))
 
     def _kind(self, column: str) -> str:
         """Returns the kind of values of a column: "texts", "bytes", "numbers", "lists", ...
@@ -287,9 +296,7 @@ class ParquetTable(Table):
             return
         for row in rows.tolist():
             block, place = placed(self.block_ends, row)
-            value = self._block(block)[place].as_py()
-            if isinstance(value, dict):
-                value = value.get("bytes") or value.get("path")
+            value = self._block(block)[place]
             if isinstance(value, str):
                 inside = files.path_inside(folder, value, self.where(row, self._image))
                 value = images.read(os.path.join(folder, inside))
@@ -297,21 +304,45 @@ class ParquetTable(Table):
                 raise images.BadImage("the row has no image")
             yield value
 
-    def _block(self, block: int) -> Any:
-        """Returns the image column of a row group."""
+    def _block(self, block: int) -> list[bytes | str | None]:
+        """Returns the images of a row group, or their paths."""
         with self._lock:
             if block in self._kept:
                 self._kept[block] = self._kept.pop(block)  # The latest are at the end.
                 return self._kept[block]
-        number, group = self._groups[block]
-        with _naming(self.paths[number]):
-            opened = self._open(self.paths[number], self._metadata[number])
-            column = opened.read_row_group(group, columns=[self._image]).column(self._image)
+        values = self._read_block(*self._groups[block])
         with self._lock:
-            self._kept[block] = column
+            self._kept[block] = values
             while self.image_bytes > KEPT_BYTES and len(self._kept) > _KEPT_BLOCKS:
                 del self._kept[next(iter(self._kept))]
-        return column
+        return values
+
+    def _read_block(self, number: int, group: int) -> list[bytes | str | None]:
+        """Reads the images of a row group, some rows at a time.
+
+        Raises:
+          UserError: the rows take far more memory than the row group has bytes.
+        """
+        path, metadata = self.paths[number], self._metadata[number]
+        size = max(1, metadata.row_group(group).total_byte_size)
+        rows = max(1, min(_ROWS_AT_ONCE, _ALWAYS_UNFOLDED // size))
+        values: list[bytes | str | None] = []
+        unfolded = 0
+        with _naming(path):
+            opened = self._open(path, metadata)
+            for batch in opened.iter_batches(rows, row_groups=[group], columns=[self._image]):
+                column = batch.column(self._image)
+                unfolded += column.nbytes
+                if unfolded > max(_ALWAYS_UNFOLDED, _MAX_RATIO * size):
+                    raise UserError(
+                        f"{files.shown(path)}: row group {group} has {size:,} bytes that stand for"
+                        f" more than {unfolded:,} bytes of images; write each image once"
+                    )
+                values += map(_image_or_path, column.to_pylist())
+        if unfolded < 2 * size:
+            return values
+        known: dict[Any, Any] = {}  # Rows with equal images share one in memory, as in the file.
+        return [known.setdefault(value, value) for value in values]
 
     def describe(self, row: int, folder: str) -> str:
         if self._image in self._values:
@@ -343,6 +374,26 @@ def _kind_of(held: Any) -> str:
     }
     found = [kind for kind, checks in kinds.items() if any(check(held) for check in checks)]
     return found[0] if found else str(held)
+
+
+def _image_or_path(value: Any) -> bytes | str | None:
+    """Returns what a cell with an image holds; `value` may be a structure of both."""
+    return (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+
+
+def _python_values(column: Any) -> list:
+    """Returns the values of an Arrow column. Rows with one entry of a dictionary share a value."""
+    from pyarrow import types
+
+    values: list = []
+    for chunk in column.chunks:
+        if types.is_dictionary(chunk.type):
+            entries = chunk.dictionary.to_pylist()
+            numbers = chunk.indices.to_pylist()
+            values += [None if number is None else entries[number] for number in numbers]
+        else:
+            values += chunk.to_pylist()
+    return values
 
 
 def _check_rows(paths: Sequence[str], counts: Sequence[int]) -> None:
