@@ -12,6 +12,36 @@ from vit_jax.errors import UserError
 SIDE = 24
 
 
+@pytest.mark.parametrize(
+    ("spec", "labels", "message"),
+    [
+        (
+            "decode|flip_lr|resize(8)",
+            ["boxes"],
+            r"'flip_lr' moves .* its boxes; write joint_flip_lr",
+        ),
+        ("joint_decode|randaug(2, 9)", ["segmentation"], "its segmentation; write photometric"),
+        ("decode|central_crop(8)", ["boxes"], "write joint_fit instead"),
+    ],
+)
+def test_an_image_is_not_moved_away_from_its_labels(spec, labels, message):
+    with pytest.raises(UserError, match=rf"^config\.data\.pp: .*{message}"):
+        pp.check_moves(spec, labels, "config.data.pp")
+    pp.check_moves(spec, [], "config.data.pp")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "joint_decode|joint_flip_lr|photometric_distortion|resize(8)",
+        "decode|views('local', 2, 'inception_crop(8)|flip_lr')|flip_lr(outkey='other')",
+        "central_crop(8)|central_crop(8, key='segmentation')",
+    ],
+)
+def test_images_that_stay_with_their_labels_are_accepted(spec):
+    pp.check_moves(spec, ["segmentation"], "config.data.pp")
+
+
 def record(rectangle=(6, 3, 14, 19), height=SIDE, width=SIDE + 8):
     """A bright rectangle, its mask and its box."""
     y0, x0, y1, x1 = rectangle

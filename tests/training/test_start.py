@@ -9,9 +9,11 @@ import time
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vit_jax import config as config_lib
+from vit_jax import data
 from vit_jax.__main__ import main
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
@@ -20,6 +22,7 @@ from vit_jax.training import background, loop, run
 from vit_jax.training.lock import WorkdirLock
 from vit_jax.training.loop import train
 from vit_jax.training.workdir import Workdir
+from vit_jax.types import ArraySpec
 
 TINY = Path(__file__).parents[1] / "tiny.py"
 SIGNALS = [(signal.SIGTERM, 75, "SIGTERM: stopped"), (signal.SIGINT, 130, "interrupted")]
@@ -159,3 +162,21 @@ def test_a_workdir_that_is_moved_in_mid_run_ends_the_run(tiny_config, tmp_path, 
         train(tiny_config(total=8), str(workdir))
     assert not workdir.exists()
     assert Store(moved / "checkpoints").steps() == [3]
+
+
+def test_images_that_move_away_from_their_boxes_are_refused(tiny_config):
+    arrays = {
+        "image": ArraySpec((8, 8, 3), np.dtype(np.uint8)),
+        "boxes": ArraySpec((4, 4), np.dtype(np.float32)),
+        "box_label": ArraySpec((4,), np.dtype(np.int32)),
+    }
+    joint, alone = "joint_decode|joint_flip_lr", "decode|flip_lr"
+    for key in ("data.pp", "data.eval_pp", "eval.sets.val.pp"):
+        config = tiny_config(data__pp=joint, data__eval_pp=joint)
+        config.task = {"name": "detection"}
+        config.eval.sets = {"val": {"split": "val", "pp": joint}}
+        section, _, name = key.rpartition(".")
+        part = config.eval.sets["val"] if "val" in section else config.data
+        part[name] = alone
+        with pytest.raises(UserError, match=rf"^config\.{key}: 'flip_lr' moves the pixels"):
+            run.Run.build(config, source=data.Expected(arrays, 9, 3))

@@ -15,7 +15,7 @@ from vit_jax.data.pipeline import (
     num_eval_batches,
     train_batches,
 )
-from vit_jax.data.pp import vocabularies
+from vit_jax.data.pp import check_moves, vocabularies
 from vit_jax.data.sources import Source, class_counts, open_source
 from vit_jax.data.sources._balanced import balanced
 
@@ -24,6 +24,7 @@ __all__ = [
     "Expected",
     "Source",
     "balanced",
+    "check_moves",
     "class_counts",
     "element_spec",
     "eval_batches",

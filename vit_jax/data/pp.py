@@ -11,7 +11,7 @@ import inspect
 import itertools
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from vit_jax.data.ops import Batched, MissingField, Op, find_op
@@ -22,6 +22,18 @@ Record = dict[str, Any]
 
 VALUE_OPS = ("value_range", "vgg_value_range", "clip_value_range")
 """The ops of `ops.values`, which set the range of images, listed here to avoid TensorFlow."""
+
+_SCALED = "joint_scale and joint_crop"
+_JOINT = {
+    "flip_lr": "joint_flip_lr",
+    "random_crop": "joint_crop",
+    "inception_crop": _SCALED,
+    "decode_jpeg_and_inception_crop": f"joint_decode, {_SCALED}",
+    "random_affine": _SCALED,
+    "randaug": "photometric_distortion",
+    "randaug_increasing": "photometric_distortion",
+}
+"""For ops that draw how they move the pixels of an image: what to write if labels must follow."""
 
 
 class Step(NamedTuple):
@@ -96,6 +108,27 @@ def vocabularies(pp: str) -> dict[str, str]:
     """Returns the vocabulary of each field that a preprocessing string fills with token numbers."""
     made = (step.arguments.arguments for step in parse(pp) if step.op.name == "tokenize")
     return {arguments["key_result"]: arguments["vocab"] for arguments in made}
+
+
+def check_moves(pp: str, labels: Collection[str], where: str) -> None:
+    """Checks that no op moves the pixels of `image` away from the labels of their places.
+
+    Args:
+      labels: the fields with such labels that are read, such as "boxes" or "segmentation".
+      where: the key of the config that has the preprocessing string, for the message.
+
+    Raises:
+      UserError: an op does; the message names the op for image and labels.
+    """
+    # A center that is cut out of an image can be cut out of its segmentation by the same op.
+    joint = _JOINT | ({"central_crop": "joint_fit"} if "boxes" in labels else {})
+    for call in calls(pp) if labels else ():
+        place = call.kwargs.get("outkey", call.kwargs.get("key", "image"))
+        if call.name in joint and place == "image":
+            raise UserError(
+                f"{where}: {call.text!r} moves the pixels of the image but not its"
+                f" {' and '.join(labels)}; write {joint[call.name]} instead"
+            )
 
 
 def build(pp: str) -> Callable[[Record, Any], Record]:

@@ -67,6 +67,9 @@ class BaseTask(abc.ABC):
     of_evaluation: ClassVar[tuple[str, ...]] = ()
     """Fields that training does not read, so that no stage of a run can change them."""
 
+    placed_labels: ClassVar[tuple[str, ...]] = ()
+    """Fields that label places in `image`, which must follow where preprocessing moves pixels."""
+
     learns_classes: ClassVar[bool] = True
     """False if training uses no labels: a checkpoint may then be of other classes than the data."""
 

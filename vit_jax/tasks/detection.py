@@ -66,6 +66,7 @@ class Task(BaseTask):
     show_above: float = 0.3
 
     headline = "AP"
+    placed_labels: ClassVar[tuple[str, ...]] = ("boxes",)
     of_evaluation: ClassVar[tuple[str, ...]] = ("max_detections", "show_above")
     metric_info: ClassVar[Mapping[str, Metric]] = {
         "AP*": SCORE,

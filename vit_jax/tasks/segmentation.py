@@ -66,6 +66,7 @@ class Task(BaseTask):
     cutmix: float = 0.0
 
     headline = "miou"
+    placed_labels: ClassVar[tuple[str, ...]] = ("segmentation",)
     of_evaluation: ClassVar[tuple[str, ...]] = ("class_names", "stride", "scales", "mirror")
     metric_info: ClassVar[Mapping[str, Metric]] = {
         "miou": SCORE,

@@ -113,6 +113,7 @@ class Run:
         info = DataInfo(spec, given.num_classes, given.class_names, counts)
         duration = durations(config, len(given))
         task = tasks.build(config.task, config.model, info).with_duration(duration)
+        _check_moves(config, task)
         if config.accum_steps > 1:
             task.check_accumulation()
         boxed = tasks.boxed_params(task)
@@ -247,6 +248,13 @@ class Run:
             for at, batch in enumerate(batches, start_step):
                 key = step.random_key(np.uint32(config.seed), step.Purpose.AUGMENT, at)
                 yield jax.device_get(augment(batch, key))
+
+
+def _check_moves(config: ConfigDict, task: tasks.BaseTask) -> None:
+    """Raises a `UserError` if preprocessing moves images away from the labels of their places."""
+    sets = {f"eval.sets.{name}.pp": one.get("pp", "") for name, one in config.eval.sets.items()}
+    for key, pp in {"data.pp": config.data.pp, "data.eval_pp": config.data.eval_pp, **sets}.items():
+        data.check_moves(pp, task.placed_labels, f"config.{key}")
 
 
 def _check_average(config: ConfigDict, optimizer: optim.Optimizer, abstract: step.State) -> None:
