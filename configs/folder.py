@@ -12,8 +12,9 @@ tell of its images (size, mean, std) is obeyed. Without it a small model is trai
 ROOT may also be a table (`photos.csv`, `photos/{split}.csv`, `shards/*.parquet`), tar files of
 WebDataset (`shards/{000..015}.tar`), or a Hugging Face dataset in Parquet; see
 vit_jax/data/sources/table.py and webdataset.py. If there is no split for validation, `test`
-takes its place, or else a fixed tenth of the images is held out, or the share `val=0.2`. Names with
-commas are quoted twice, for the shell, too: `--config='configs/folder.py:"my, photos"'`.
+takes its place, or else a fixed tenth of the images is held out, or the share `val=0.2`. If a
+name has commas, put it into double quotes, and the whole value into single quotes, which the shell
+removes: `--config='configs/folder.py:"my, photos"'`.
 
 The columns of a table are told by `image=photo,label=species`, and by `separator`, `split_column`
 and `group`; for a folder, `group` is a pattern of file names. They become `config.data.args`, which

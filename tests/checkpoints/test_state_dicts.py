@@ -120,7 +120,7 @@ def _of_jax(norm, other):
 def test_arrays_that_share_a_name_must_be_equal(read):
     norm, name = np.arange(3.0), "backbone/blocks_0/norm2/scale"
     np.testing.assert_array_equal(read(norm, norm.copy())[name], norm)
-    with pytest.raises(UserError, match=rf"another array of the checkpoint is {name} too"):
+    with pytest.raises(UserError, match=rf"two arrays of the checkpoint stand for {name}"):
         read(norm, norm + 1)
 
 

@@ -79,7 +79,7 @@ def test_an_agreement_that_was_not_measured_says_why():
         of_first_split(None, None, None, program, None)
     told = export_lib._agreement("", None, None, (None, None))
     done = export_lib.Exported("out", "ONNX", 1, 0.0, 0.0, 1, 1, 0.0, 0.01, None, **told)
-    assert "by at most 1.0e-02 of their scale (no limit, because the outputs" in str(done)
+    assert "by at most 1.0e-02 of their largest value (no limit, because the outputs" in str(done)
     assert str(done).endswith(
         "agreement was not measured: it needs a run, whose evaluation split has the images"
     )

@@ -304,9 +304,15 @@ def test_the_search_names_the_keys_of_the_stage_and_its_steps(
     assert found["total_steps"] == 4
     assert "stages.low.accum_steps" in found["overrides"]
 
-    huge = last._replace(plan=made_up(activations=18 * GIB))
-    monkeypatch.setattr(command, "plan_stages", lambda *args, **kwargs: [low, huge])
-    assert main(["plan", "--config=any.py", "--fit"]) == 3
+    # What was found may be enough for the other stage, too, or not.
+    small, huge = low._replace(plan=last.plan), last._replace(plan=made_up(activations=18 * GIB))
+    for found, status in (([small, last], 0), ([small, huge], 3)):
+
+        def plan_instead(config, target, save=None, found=found):
+            return found if config.stages.low.accum_steps > 1 else [low, huge]
+
+        monkeypatch.setattr(command, "plan_stages", plan_instead)
+        assert main(["plan", "--config=any.py", "--fit"]) == status
     assert "does not fit: a step in last stage needs 26.00 GiB" in capsys.readouterr().err
 
 

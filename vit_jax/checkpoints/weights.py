@@ -125,8 +125,8 @@ def add(arrays: Arrays, name: str, array: np.ndarray, origin: str) -> None:
     """
     if name in arrays and not np.array_equal(arrays[name], array):
         raise UserError(
-            f"{origin}: another array of the checkpoint is {name} too, and has other values; remove"
-            " one of the two"
+            f"{origin}: two arrays of the checkpoint stand for {name}, with different values;"
+            " remove one of them"
         )
     arrays.setdefault(name, array)
 

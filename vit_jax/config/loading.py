@@ -140,8 +140,8 @@ def _get_config(path: str, arg: str) -> ConfigDict:
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     """Returns the arguments behind a config file's colon: `variant=S/16,runlocal` → a namespace.
 
-    A value with commas is quoted: `root="my, photos"`. A shell removes such quotes unless the whole
-    is quoted once more: `'configs/folder.py:"my, photos"'`.
+    A value with commas is quoted: `root="my, photos"`. A shell removes these quotes, so that the
+    whole value needs a second pair: `'configs/folder.py:"my, photos"'`.
 
     Values take the type of their default; a lone name sets a boolean; a lone value that is no
     name goes to the first key. (The convention of big_vision's config files.)
@@ -174,7 +174,10 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     return types.SimpleNamespace(**values)
 
 
-_QUOTING = """ (a value with commas is quoted twice, for the shell, too: 'CONFIG:"my, photos"')"""
+_QUOTING = (
+    """ (put a value with commas into double quotes, and the whole flag into single quotes, which"""
+    """ the shell removes: '--config=CONFIG:"my, photos"')"""
+)
 _ARGUMENT = re.compile(
     r"""(?:(?P<name>[^=,"']*)=)?(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)')(?=,|$)"""
     r"""|(?P<plain>[^,]+)"""

@@ -89,7 +89,8 @@ class Exported:
         lines = [
             f"wrote {self.path}: {self.label}, {self.size / 1e6:.1f} MB (the model's weights:"
             f" {self.model_size / 1e6:.1f} MB)",
-            f"its outputs differ from the model's by at most {self.difference:.1e} of their scale",
+            f"its outputs differ from the model's by at most {self.difference:.1e} of their"
+            " largest value",
             f"{1e3 * self.seconds:.1f} ms for {self.rows} row(s) on this machine (the model in JAX:"
             f" {1e3 * self.model_seconds:.1f} ms)",
         ]
@@ -99,7 +100,7 @@ class Exported:
             lines.insert(
                 2,
                 f"rounding the weights changes outputs by at most {self.rounding:.1e} of their"
-                f" scale ({limit})",
+                f" largest value ({limit})",
             )
             lines.append(str(self.agreement or f"agreement was not measured: {self.not_measured}"))
         return "\n".join(lines)
@@ -211,8 +212,8 @@ def _agreement(
         return {"not_measured": "it needs a run, whose evaluation split has the images"}
     try:
         found = of_first_split(Workdir.existing(workdir).read_config(), task, run, *programs)
-    except NotMeasured as reason:
-        return {"not_measured": str(reason)}
+    except NotMeasured as error:
+        return {"not_measured": str(error)}
     if programs[0].weights_as == "int8":
         check_agreement(found)
     return {"agreement": found}
@@ -229,8 +230,9 @@ def _check_rounding(program: Program, rounding: float) -> dict[str, Any]:
     limit = ROUNDING[program.weights_as] if is_smooth else None
     if limit is not None and not rounding <= limit:
         raise WrongExport(
-            f"rounding the weights to {program.weights_as} changes outputs by {rounding:.1e} of"
-            f" their scale, more than {limit}; nothing was written"
+            f"rounding the weights to {program.weights_as} changes an output by {rounding:.1e} of"
+            f" its largest value, more than {limit}; nothing was written; write weights=float32"
+            " for weights that are not rounded"
         )
     return {"rounding": rounding, "limit": limit}
 
@@ -238,7 +240,10 @@ def _check_rounding(program: Program, rounding: float) -> dict[str, Any]:
 def check_agreement(found: Agreement) -> None:
     """Raises a `WrongExport` if int8 weights change the class of too many images."""
     if found.share < LEAST:
-        raise WrongExport(f"{found}, less than {LEAST:.0%}; nothing was written")
+        raise WrongExport(
+            f"{found}, less than {LEAST:.0%}; nothing was written; write"
+            " weights=bfloat16 or float32"
+        )
 
 
 def _installed_format(to: str) -> Format:

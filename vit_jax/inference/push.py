@@ -137,7 +137,7 @@ def _without_paths(value: Any) -> Any:
 def _describe(
     workdir: Workdir, record: Mapping[str, Any], folder: Path, more: Mapping[str, Any]
 ) -> None:
-    """Adds the run's config, the names of its classes, and `more` keys for another library."""
+    """Writes config.json: the run's config and data, its classes' names, and the keys of `more`."""
     # `predict` reads mean, std and names from it, as from the config of a run.
     told = {key: record[key] for key in ("config", "data_info")}
     names = workdir.read_class_names()
@@ -213,8 +213,8 @@ def _write_json(path: Path, value: Any) -> None:
 def _client(said: str, place: Path, address: str, created: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the library whose models the repository holds, and the statements that load one.
 
-    The library is that of this package if the hub could not load the model with the other one. The
-    statements are "" if no other library loads it.
+    The library is `vit_jax` if the other library cannot load the model from the hub by its name
+    alone. The statements are "" if no other library loads it.
 
     Args:
       said: what `convert.run` returned, which ends with the call that loads the result.
@@ -309,7 +309,8 @@ def _machine(workdir: Workdir, devices: Mapping[str, Any], step: int) -> str:
 
 def _command(words: Sequence[str]) -> str:
     """Returns the command of the run; one that was begun in Python has none."""
-    if not words:
+    # Earlier versions recorded the arguments of any Python process, such as those of a notebook.
+    if "train" not in words[:4]:
         return "The training was begun in Python."
     return _fenced(shlex.join(words), "sh")
 

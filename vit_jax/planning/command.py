@@ -12,7 +12,7 @@ from vit_jax.errors import DoesNotFit, UserError
 from vit_jax.parallel import sharding
 from vit_jax.planning import fit as fitting
 from vit_jax.planning.feeding import Feeding, Rate
-from vit_jax.planning.plan import Plan, StagePlan, plan_stages
+from vit_jax.planning.plan import Plan, StagePlan, plan_stages, with_overrides
 from vit_jax.planning.table import gib, table, whole_run
 from vit_jax.planning.target import Target
 from vit_jax.storage import json_text, write_output
@@ -46,7 +46,7 @@ def run(
       DoesNotFit: the step of a stage needs more memory than a device has; the message has the
         difference.
     """
-    target = Target.find(topology, num_slices)
+    target, given = Target.find(topology, num_slices), config
     if search:
         _check_memory_is_known(target)
     stages = plan_stages(config, target, save=save)
@@ -76,7 +76,15 @@ def run(
     if not plan.fits:
         raise DoesNotFit(_shortfall(plan, of_stage))
     if others and not others[-1].plan.fits:
-        raise DoesNotFit(_shortfall(others[-1].plan, f" in {others[-1].title}"))
+        _check_all_fit(given, target, overrides)
+
+
+def _check_all_fit(config: ConfigDict, target: Target, overrides: Mapping[str, Any]) -> None:
+    """Raises a `DoesNotFit` unless every stage fits with the settings that the search has found."""
+    stages = plan_stages(with_overrides(config, overrides), target)
+    fullest = max(stages, key=lambda stage: stage.plan.used_bytes)
+    if not fullest.plan.fits:
+        raise DoesNotFit(_shortfall(fullest.plan, f" in {fullest.title}"))
 
 
 def _check_memory_is_known(target: Target) -> None:

@@ -349,9 +349,9 @@ class Merge:
                 self.make(name, None, misfit)
 
     def _misfits(self, names: Sequence[str]) -> dict[str, str]:
-        """Returns why parts of the head start anew: an array of theirs has another shape.
+        """Returns why parts of the head start anew: one of their arrays has another shape.
 
-        The towers of images and texts are no heads.
+        A model of two towers has no such heads, so that there is nothing to return.
         """
         if self.options.head != "auto" or TEXT_HEAD in self.target.shapes:
             return {}

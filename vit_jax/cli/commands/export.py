@@ -39,9 +39,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         default="float32",
         metavar="DTYPE",
-        help="Either float32, bfloat16 for half the size, or int8 for a quarter, which is refused"
-        " if it changes the class of more than 1 %% of the run's first evaluation split"
-        " (default: %(default)s).",
+        help="Either float32, bfloat16 for half the size, or int8 for a quarter (default:"
+        " %(default)s). Rounded weights are refused if they change an output too much, and int8"
+        " also if it changes the class of more than 1 %% of the run's first evaluation split.",
     )
     parser.add_argument(
         "--images",

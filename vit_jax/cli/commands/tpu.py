@@ -6,7 +6,9 @@ a laptop can start it.
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vit_jax.cli.parser import Command
@@ -263,7 +265,9 @@ def _check_is_copied(path: str) -> None:
     if not (REPOSITORY / PROJECT_FILE).is_file():
         raise no_checkout(REPOSITORY)
     recipes = REPOSITORY / "configs"
-    if not (REPOSITORY / path).is_file() and not (recipes / f"{path}.py").is_file():
+    is_inside = not os.path.isabs(path) and ".." not in Path(path).parts
+    is_there = (REPOSITORY / path).is_file() or (recipes / f"{path}.py").is_file()
+    if not is_inside or not is_there:
         valid = nearest(path, [file.stem for file in recipes.glob("*.py")])
         raise UserError(
             f"--config={path}: no such file or recipe in {REPOSITORY}, which the hosts get; {valid}"

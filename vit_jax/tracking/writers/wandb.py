@@ -69,8 +69,9 @@ class Writer:
 def _run_id(workdir: epath.Path) -> str:
     """Returns the id of the run in a workdir: the stored one, or a new one, which it stores.
 
-    Below the id, the file names its workdir. One that is mounted elsewhere, or was moved, keeps its
-    id, because the folder that the file names does not exist then.
+    Below the id, the file names its workdir. A workdir that was moved keeps its id, because the
+    folder that the file names does not exist then. A workdir that is reached by two addresses at
+    once, such as a bucket and its mount, cannot be told from a copy, and gets a new id.
     """
     here = os.fspath(storage.absolute(workdir))
     found, place = stored = _stored(workdir)
