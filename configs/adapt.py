@@ -82,9 +82,14 @@ def epochs(count: int) -> int:
 
 
 def _dino(config, size: int) -> None:
-    patch, _ = models.token_stride(models.build(**config.model))
+    stride = models.token_stride(models.build(**config.model))
+    if stride is None:
+        raise UserError(
+            f"{config.model.name} has no patches, which DINO's crops are made of; write another"
+            " checkpoint"
+        )
     # A local crop has 6/14 of the side, in whole patches.
-    small = max(1, round(size * 96 / 224 / patch)) * patch
+    small = max(1, round(size * 96 / 224 / stride[0])) * stride[0]
     config.data.pp = crops.multi_crop(area=40, sides=(size, small))
     config.model.update(pooling="token", drop_path=0.1)
     # Few prototypes suffice for few images; the temperature stays at its first value.

@@ -218,14 +218,17 @@ def test_a_label_that_is_no_class_is_refused(batches, label):
 def test_a_label_of_an_object_that_is_no_class_is_refused():
     class Boxed(Numbered):
         def fetch(self, indices):
+            records = super().fetch(indices)
             found = np.where(indices[:, None] == 5, self.label, [0, -1]).astype(np.int32)
-            return {**super().fetch(indices), "box_label": found}
+            return {"image": records["image"], "box_label": found, **self.more(records)}
 
-    Boxed.label = 49
+    Boxed.more, Boxed.label = lambda self, records: {}, 49
     take(evaluate(Boxed()), None)
     Boxed.label = 50
     with pytest.raises(UserError, match="label 50 of an object is none of its 50 classes"):
         take(evaluate(Boxed()), None)
+    Boxed.more = lambda self, records: {"label": records["label"]}  # The classes are theirs.
+    take(evaluate(Boxed()), None)
     objects = boxes.Objects(np.float32([[0, 0, 1, 1]] * 2), [0, -1], [False] * 2, [0] * 2)
     with pytest.raises(UserError, match="here: object 1 has the label -1; write 0 or more"):
         boxes.check(objects, on_bad_box="fail", describe=lambda: "here")

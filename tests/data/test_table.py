@@ -82,6 +82,13 @@ def test_without_a_training_split_all_splits_have_the_same_classes(folder):
     assert open_table(split="fold3", **by_file).class_names == ("ant", "bee", "cat", "eel")
 
 
+@pytest.mark.parametrize("secret", [("path",), ("path", "label")])
+def test_a_test_set_without_labels_adds_no_class(folder, secret):
+    write(folder, "val.csv", lines(("path", "label"), ("e.png", "10"), ("f.png", "2")))
+    write(folder, "test.csv", lines(secret, ("g.png", "-1")[: len(secret)]))
+    assert open_table(folder / "{split}.csv", "val").class_names == ("2", "10")
+
+
 def test_a_training_split_is_read_once_for_all_splits(folder, monkeypatch):
     header = ("path", "label")
     write(folder, "train.csv", lines(header, ("a.png", "cat"), ("b.png", "dog")))

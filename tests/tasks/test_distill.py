@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from vit_jax import checkpoints, models, tasks
 from vit_jax.__main__ import main
@@ -175,6 +176,11 @@ def test_a_distilled_run_is_exported_without_its_teacher(distilled, tmp_path):
 def test_mistakes_are_named(distill, message):
     with pytest.raises(UserError, match=message):
         tasks.build({"name": "classification", "distill": distill}, TINY, INFO)
+
+
+def test_a_section_of_a_config_describes_a_teacher():
+    section = ConfigDict({"model": {**TINY, "name": "vit_ti16"}, "checkpoint": "x"})
+    assert Teacher.create(section, 10).checkpoint == "x"
 
 
 def test_what_cannot_go_together():

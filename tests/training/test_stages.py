@@ -317,6 +317,7 @@ def test_a_stage_cannot_change_what_only_evaluation_reads(flexible, monkeypatch)
 def test_fields_of_evaluation_are_fields(name):
     task = importlib.import_module(f"vit_jax.tasks.{name}").Task
     fields = {field.name for field in dataclasses.fields(task)}
+    assert task.of_evaluation
     assert set(task.of_evaluation) < fields
 
 

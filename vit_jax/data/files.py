@@ -149,6 +149,8 @@ def _web_errors() -> Iterator[None]:
 def is_file(path: str | os.PathLike) -> bool:
     """Returns whether a path is that of a file, or of an object on a store or on the web.
 
+    What may not be read is none, because a store may tell no more of a missing object.
+
     Raises:
       UserError: the store or the web does not tell.
     """
@@ -163,6 +165,8 @@ def is_file(path: str | os.PathLike) -> bool:
         with _web_errors():
             system, inner = fsspec.core.url_to_fs(name)
             return system.exists(inner)
+    except tf.errors.PermissionDeniedError:
+        return False
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{shown(name)}: {reason(error)}") from error
 

@@ -211,14 +211,15 @@ def _check_labels(batch: NumpyBatch, source: Source) -> None:
     classes = source.num_classes
     if not classes:
         return
-    objects = batch.get("box_label", _NONE)  # Unused slots have -1.
+    labels = batch.get("label")
+    # If images have labels, too, the classes are theirs, and objects may have others.
+    objects = batch.get("box_label", _NONE) if labels is None else _NONE  # Unused slots have -1.
     if too_large := objects[objects >= classes].tolist():
         raise UserError(
             f"{source.fingerprint}: label {too_large[0]} of an object is none of its {classes:,}"
             f" classes; write labels from 0 to {classes - 1:,}"
         )
-    labels = batch.get("label", _NONE)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         return
     if odd := labels[(labels < 0) | (labels >= classes)].tolist():
         raise UserError(

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from vit_jax import checkpoints, models
 from vit_jax.errors import UserError
@@ -88,7 +89,7 @@ class Teacher:
         fields = dict(keys)
         model = fields.pop("model")
         check_fields(cls, fields, "config.task.distill.")
-        if not isinstance(model, Mapping) or "name" not in model:
+        if not isinstance(model, Mapping | ConfigDict) or "name" not in model:
             raise UserError("config.task.distill.model: write {'name': NAME, field: value, ...}")
         teacher = cls(models.build(**{"num_classes": num_classes, **model}), **fields)
         if teacher.kind not in KINDS:

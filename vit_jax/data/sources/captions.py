@@ -68,7 +68,8 @@ class Source:
             place = f"{files.shown(path)}: {where}"
             relative = files.path_inside(self._folder, image, place)
             captions.setdefault(relative, []).append(caption)
-            places.setdefault(relative, place)
+            places.setdefault(relative, where)
+        self._table = files.shown(path)
         selected = select_unlabeled(split, len(captions), split_seed)
         named = list(captions)
         self._files = [named[place] for place in selected]
@@ -91,7 +92,8 @@ class Source:
         return {"image": found, "captions": self._captions[indices]}
 
     def describe(self, index: int) -> str:
-        return f"{files.shown(self._folder / self._files[index])} ({self._places[index]})"
+        place = f"{self._table}: {self._places[index]}"
+        return f"{files.shown(self._folder / self._files[index])} ({place})"
 
 
 def _pairs(path: Path, folder: Path) -> Iterator[tuple[str, str, str]]:

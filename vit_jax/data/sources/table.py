@@ -274,21 +274,33 @@ def rows_in_column(table: Table, split_column: str, part: str) -> np.ndarray:
     return np.flatnonzero([one in wanted or one.lower() in wanted for one in of_row])
 
 
+# Datasets have this number as the label of test images whose label is secret.
+_NO_LABEL = "-1"
+
+
 def _training_classes(name: str, part: str, cells: LabelCells, split_column: str) -> _Classes:
     """Returns the classes of the training split; without one, those of all splits together.
 
     The files of another split are read once, as long as they stay unchanged.
     """
+    if split_column and "train" in _table_names.same_split(part):
+        return _Classes.of(cells)
     if split_column:
         rows = rows_in_column(cells.table, split_column, "train")
         rows = rows if len(rows) else np.arange(cells.table.num_rows)
         return _Classes.of(LabelCells(cells.table, cells.columns, cells.separator, rows))
-    found = [
-        _classes_of_split(name, split, paths, cells, is_read=split in _table_names.same_split(part))
-        for split, paths in _splits_with_classes(name, part).items()
-    ]
-    names = sorted_names([one.names for one in found])
-    return _Classes(names, any(one.are_several for one in found))
+    found: list[_Classes] = []
+    names: list[str] = []
+    for split, paths in _splits_with_classes(name, part).items():
+        is_read = split in _table_names.same_split(part)
+        try:
+            found.append(_classes_of_split(name, split, paths, cells, is_read=is_read))
+        except UserError:
+            if is_read or split == "train":
+                raise
+            continue  # The images of a test set may have no labels.
+        names += [one for one in found[-1].names if split == "train" or one != _NO_LABEL]
+    return _Classes(sorted_names([tuple(names)]), any(one.are_several for one in found))
 
 
 def _splits_with_classes(name: str, part: str) -> dict[str, Sequence[str]]:
