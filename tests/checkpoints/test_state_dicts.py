@@ -101,7 +101,7 @@ def test_an_array_in_two_shards_is_that_of_the_listed_one(tmp_path):
     listed = json.loads(index.read_text())
     del listed["weight_map"]["embeddings.cls_token"]
     index.write_text(json.dumps(listed))
-    with pytest.raises(UserError, match=r"embeddings.cls_token: another array .* other values"):
+    with pytest.raises(UserError, match=r"embeddings.cls_token: two arrays .* different values"):
         loading.read_weights(folder)
 
 
