@@ -62,6 +62,15 @@ def test_what_stop_cannot_be():
     assert not early.is_over
 
 
+STOPPING = {
+    "model__depth": 0,
+    "model__position": "none",
+    "eval__every": 2,
+    "checkpoint__every": 2,
+    "stop__metric": "val/accuracy",
+}
+
+
 @pytest.mark.usefixtures("one_device")
 def test_a_resumed_run_ends_at_the_same_step(tiny_config, tmp_path, monkeypatch):
     """Nothing improves; evaluations are after steps 2, 4, 6, ..."""
@@ -70,14 +79,7 @@ def test_a_resumed_run_ends_at_the_same_step(tiny_config, tmp_path, monkeypatch)
         return {f"val{suffix}/accuracy": 0.5}
 
     monkeypatch.setattr(Evaluator, "run", evaluate)
-    config = tiny_config(
-        model__depth=0,
-        model__position="none",
-        eval__every=2,
-        checkpoint__every=2,
-        stop__metric="val/accuracy",
-        stop__patience=2,
-    )
+    config = tiny_config(**STOPPING, stop__patience=2)
     save = Trainer.save
 
     def save_and_die(self, at, *args, **keys):
@@ -110,15 +112,7 @@ def test_a_run_that_an_owed_evaluation_ended_stays_finished(
         return {f"val{suffix}/accuracy": 0.5}
 
     monkeypatch.setattr(Evaluator, "run", evaluate)
-    config = tiny_config(
-        model__depth=0,
-        model__position="none",
-        eval__every=2,
-        checkpoint__every=2,
-        stop__metric="val/accuracy",
-        stop__patience=1,
-        ema_decay=0,
-    )
+    config = tiny_config(**STOPPING, stop__patience=1, ema_decay=0)
     with pytest.raises(Interrupted, match="saved step 4"):
         train(config, str(tmp_path))
     train(config, str(tmp_path))
