@@ -68,9 +68,9 @@ def test_a_name_of_a_released_model_fetches_its_weights(tmp_path, monkeypatch):
 @pytest.mark.soak
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
-    why = "needs the extra `notebooks`"
-    nbformat = pytest.importorskip("nbformat", reason=why)
-    nbclient = pytest.importorskip("nbclient", reason=why)
+    import nbclient
+    import nbformat
+
     monkeypatch.setenv("VIT_JAX_EXAMPLE_DIR", os.fspath(tmp_path))
     monkeypatch.setenv("VIT_JAX_EXAMPLE_STEPS", "10")
     place = {"metadata": {"path": str(tmp_path)}}

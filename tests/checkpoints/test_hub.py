@@ -4,6 +4,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -147,12 +148,10 @@ def test_without_the_hub_what_was_fetched_is_used(hub_server, dinov2, monkeypatc
 
 
 def test_a_transfer_by_xet_that_fails_says_how_to_do_without(monkeypatch):
-    library = pytest.importorskip("huggingface_hub")
-
     def xet_get(url, path):
         raise ConnectionError("Network error: no route")
 
-    monkeypatch.setattr(library, "snapshot_download", lambda *_, **__: xet_get("", ""))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: xet_get("", ""))
     with pytest.raises(UserError, match=r"no route; if its .* set HF_HUB_DISABLE_XET=1") as caught:
         checkpoints.model_config("hf://facebook/dinov2-base")
     assert "\n" not in str(caught.value)

@@ -12,12 +12,8 @@ from vit_jax.inference import agreement as agreement_lib
 from vit_jax.inference import export as export_lib
 from vit_jax.inference import program as program_lib
 from vit_jax.inference.agreement import Agreement
-from vit_jax.inference.program import Program
-
-pytest.importorskip("onnx", reason="needs the extra `onnx`")
-pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
-
 from vit_jax.inference.exports import onnx as onnx_format
+from vit_jax.inference.program import Program
 
 FAMILIES = {
     "ViT": {"name": "vit", "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2,
