@@ -5,12 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_jax.config import default_config
 from vit_jax.data import pp
 from vit_jax.data.host_tensorflow import tf
 from vit_jax.errors import UserError
-from vit_jax.tasks import classification, detection, segmentation
-from vit_jax.training.run import _check_moves
 
 SIDE = 24
 
@@ -31,15 +28,6 @@ def test_an_image_is_not_moved_away_from_its_labels(spec, labels, message):
     with pytest.raises(UserError, match=rf"^config\.data\.pp: .*{message}"):
         pp.check_moves(spec, labels, "config.data.pp")
     pp.check_moves(spec, [], "config.data.pp")
-
-
-@pytest.mark.parametrize("task", [detection.Task, segmentation.Task])
-def test_a_run_names_the_key_whose_preprocessing_moves_images_alone(task):
-    config = default_config()
-    config.eval.sets = {"val": {"split": "val", "pp": "joint_decode|flip_lr"}}
-    with pytest.raises(UserError, match=r"^config\.eval\.sets\.val\.pp: "):
-        _check_moves(config, task)
-    _check_moves(config, classification.Task)
 
 
 @pytest.mark.parametrize(

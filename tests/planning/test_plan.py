@@ -255,13 +255,19 @@ def test_nothing_fits(vit_config, monkeypatch):
     assert fit.advice(vit_config, huge) == []
 
 
+@pytest.fixture
+def v5e(monkeypatch):
+    """Every target is eight chips of a v5e."""
+    target = Target("v5e:2x4", jax.devices(), 1, accelerators.CHIPS["v5e"])
+    monkeypatch.setattr(Target, "find", lambda *args: target)
+
+
+@pytest.mark.usefixtures("v5e")
 def test_does_not_fit_is_exit_code_3_with_the_shortfall_and_advice(
     vit_config, monkeypatch, capsys, tmp_path
 ):
     stage = plan_lib.StagePlan("", "", vit_config, made_up(), [])
     monkeypatch.setattr(command, "plan_stages", lambda *args, **kwargs: [stage])
-    target = Target("v5e:2x4", jax.devices(), 1, accelerators.CHIPS["v5e"])
-    monkeypatch.setattr(Target, "find", lambda *args: target)
     monkeypatch.setattr(config_lib, "load", lambda *args: vit_config)
     file = tmp_path / "plan.json"
     assert main(["plan", "--config=any.py", f"--json={file}"]) == 3
@@ -274,14 +280,13 @@ def test_does_not_fit_is_exit_code_3_with_the_shortfall_and_advice(
     assert json.loads(file.read_text())["fits"] is False
 
 
+@pytest.mark.usefixtures("v5e")
 def test_the_search_names_the_keys_of_the_stage_and_its_steps(
     vit_config, monkeypatch, capsys, tmp_path
 ):
     low = plan_lib.StagePlan("low", "stage low", vit_config, made_up().of_steps(4), [])
     last = plan_lib.StagePlan("", "last stage", vit_config, made_up(activations=GIB), [])
     monkeypatch.setattr(command, "plan_stages", lambda *args, **kwargs: [low, last])
-    target = Target("v5e:2x4", jax.devices(), 1, accelerators.CHIPS["v5e"])
-    monkeypatch.setattr(Target, "find", lambda *args: target)
     config = ConfigDict(vit_config.to_dict() | {"stages": {"low": {"until": 4, "accum_steps": 1}}})
     monkeypatch.setattr(config_lib, "load", lambda *args: config)
 

@@ -17,6 +17,7 @@ from vit_jax import data
 from vit_jax.__main__ import main
 from vit_jax.checkpoints.store import Store
 from vit_jax.errors import UserError
+from vit_jax.tasks import classification, segmentation
 from vit_jax.tracking import read_metrics
 from vit_jax.training import background, loop, run
 from vit_jax.training.lock import WorkdirLock
@@ -180,3 +181,5 @@ def test_images_that_move_away_from_their_boxes_are_refused(tiny_config):
         part[name] = alone
         with pytest.raises(UserError, match=rf"^config\.{key}: 'flip_lr' moves the pixels"):
             run.Run.build(config, source=data.Expected(arrays, 9, 3))
+    assert segmentation.Task.placed_labels == ("segmentation",)
+    assert classification.Task.placed_labels == ()
