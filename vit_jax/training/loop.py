@@ -26,7 +26,7 @@ from vit_jax.training import agreement, pictures, restore, step
 from vit_jax.training.best import Best, check_metrics
 from vit_jax.training.evaluate import Abandoned, Evaluator
 from vit_jax.training.lock import WorkdirLock
-from vit_jax.training.opening import open_log, open_store, opening_lines
+from vit_jax.training.opening import open_log, open_store, opening_lines, record_start
 from vit_jax.training.outcome import Outcome, advising, tell_finished
 from vit_jax.training.profiling import Profiler
 from vit_jax.training.run import Run
@@ -70,18 +70,18 @@ def train(
             is_first = jax.process_index() == 0
             lock = stack.enter_context(WorkdirLock(workdir.path, is_holder=is_first))
             store = stack.enter_context(open_store(config, workdir, best))
-            changed = workdir.check_resume(config) if store.steps() else []
+            newest = max(store.steps(), default=None)
+            changed = workdir.check_resume(config) if newest is not None else []
             run = Run.build(config)
-            if store.steps():
-                changed += restore.check_data(run, workdir, max(store.steps()))
-            total = run.duration.total
-            stages = Stages(run)
+            if newest is not None:
+                changed += restore.check_data(run, workdir, newest)
+            total, stages = run.duration.total, Stages(run)
             if not workdir.is_done():
                 # Compiling needs no state, so it runs while the state is made or read from disk.
-                stages.prepare(max(store.steps(), default=0) + 1)
+                stages.prepare((newest or 0) + 1)
             evaluator = Evaluator(config, run.task, run.abstract, run.mesh)
             check_metrics(config, evaluator)
-            agreement.check(run, evaluator.sources(), max(store.steps(), default=None))
+            agreement.check(run, evaluator.sources(), newest)
             profiler.check(total)
             state, restored, merged = restore.restore_or_init(run, store)
             start = restore.check_start(workdir, restored, total)
@@ -94,16 +94,7 @@ def train(
                 return Outcome.of(workdir, run, restore.last_evaluation(workdir), times)
             times.add("lost to restart", restore.lost_seconds(workdir, restored))
         if is_first:
-            workdir.mark_done(False)
-            workdir.write_config(
-                config,
-                run.task.info,
-                run.task.headline,
-                best.metric_info,
-                num_examples=len(run.source),
-                command=command,
-                devices=run.mesh.devices,
-            )
+            record_start(workdir, run, best, command)
         with open_log(stages, workdir, start, times, callbacks) as log:
             for line in opening_lines(run, restored, merged, changed):
                 log.message(line)

@@ -28,6 +28,20 @@ def open_store(config: ConfigDict, workdir: Workdir, best: Best) -> Store:
     )
 
 
+def record_start(workdir: Workdir, run: Run, best: Best, command: Sequence[str]) -> None:
+    """Records in the workdir that the run is going on, and what is needed to repeat it."""
+    workdir.mark_done(False)
+    workdir.write_config(
+        run.config,
+        run.task.info,
+        run.task.headline,
+        best.metric_info,
+        num_examples=len(run.source),
+        command=command,
+        devices=run.mesh.devices,
+    )
+
+
 def open_log(
     stages: Stages, workdir: Workdir, start_step: int, times: Stopwatch, callbacks: Sequence[Any]
 ) -> StepLog:

@@ -94,10 +94,10 @@ def caught_up(restored: Restored, workdir: Workdir, best: Best) -> Restored:
     `best` takes over what the checkpoint stored, and records that evaluation for the early stop.
     """
     best.restore(restored.metadata)
-    early = best.early
-    found = last_evaluation(workdir, restored.step, since=restored.step)
-    is_whole = bool(found) and (early.metric is None or early.name in found)
-    if not (restored.metadata["owes_evaluation"] and is_whole):
+    if not restored.metadata["owes_evaluation"]:
+        return restored
+    early, found = best.early, last_evaluation(workdir, restored.step, since=restored.step)
+    if not found or (early.metric is not None and early.name not in found):
         return restored
     early.update(found)
     return dataclasses.replace(restored, metadata={**restored.metadata, "owes_evaluation": False})
