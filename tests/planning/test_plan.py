@@ -286,7 +286,11 @@ def test_the_search_names_the_keys_of_the_stage_and_its_steps(
 ):
     low = plan_lib.StagePlan("low", "stage low", vit_config, made_up().of_steps(4), [])
     last = plan_lib.StagePlan("", "last stage", vit_config, made_up(activations=GIB), [])
-    monkeypatch.setattr(command, "plan_stages", lambda *args, **kwargs: [low, last])
+
+    def plan_instead(config, target, save=None, but=None):
+        return [stage for stage in (low, last) if stage.name != but]
+
+    monkeypatch.setattr(command, "plan_stages", plan_instead)
     config = ConfigDict(vit_config.to_dict() | {"stages": {"low": {"until": 4, "accum_steps": 1}}})
     monkeypatch.setattr(config_lib, "load", lambda *args: config)
 
@@ -313,10 +317,11 @@ def test_the_search_names_the_keys_of_the_stage_and_its_steps(
     small, huge = low._replace(plan=last.plan), last._replace(plan=made_up(activations=18 * GIB))
     for found, status in (([small, last], 0), ([small, huge], 3)):
 
-        def plan_instead(config, target, save=None, found=found):
-            return found if config.stages.low.accum_steps > 1 else [low, huge]
+        def plan_both(config, target, save=None, but=None, found=found):
+            stages = found if config.stages.low.accum_steps > 1 else [low, huge]
+            return [stage for stage in stages if stage.name != but]
 
-        monkeypatch.setattr(command, "plan_stages", plan_instead)
+        monkeypatch.setattr(command, "plan_stages", plan_both)
         assert main(["plan", "--config=any.py", "--fit"]) == status
     assert "does not fit: a step in last stage needs 26.00 GiB" in capsys.readouterr().err
 

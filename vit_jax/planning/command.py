@@ -75,16 +75,17 @@ def run(
         write_output(json_file, text + "\n")
     if not plan.fits:
         raise DoesNotFit(_shortfall(plan, of_stage))
-    if others and not others[-1].plan.fits:
-        _check_all_fit(given, target, overrides)
+    if others and overrides:
+        _check_others_fit(given, target, overrides, fullest.name)
 
 
-def _check_all_fit(config: ConfigDict, target: Target, overrides: Mapping[str, Any]) -> None:
-    """Raises a `DoesNotFit` unless every stage fits with the settings that the search has found."""
-    stages = plan_stages(with_overrides(config, overrides), target)
-    fullest = max(stages, key=lambda stage: stage.plan.used_bytes)
-    if not fullest.plan.fits:
-        raise DoesNotFit(_shortfall(fullest.plan, f" in {fullest.title}"))
+def _check_others_fit(
+    config: ConfigDict, target: Target, overrides: Mapping[str, Any], fitted: str
+) -> None:
+    """Raises a `DoesNotFit` unless the stages but `fitted` fit with what the search has found."""
+    for stage in plan_stages(with_overrides(config, overrides), target, but=fitted):
+        if not stage.plan.fits:
+            raise DoesNotFit(_shortfall(stage.plan, f" in {stage.title}"))
 
 
 def _check_memory_is_known(target: Target) -> None:

@@ -101,13 +101,12 @@ def fit(
         tried += 1
         tested.add(_setting(found))
         verdict = "fits" if found.fits else "does not fit"
-        found_by = {place_of(key): value for key, value in changes(candidate, plan).items()}
-        text = command_line(found_by)
-        say(f"{text}: {found.used_bytes / GIB:.2f} GiB, {verdict}")
+        overrides = changes(candidate, plan, place_of)
+        say(f"{command_line(overrides)}: {found.used_bytes / GIB:.2f} GiB, {verdict}")
         if found.fits:
-            return Fit(found, found_by, tried)
+            return Fit(found, overrides, tried)
         if found.used_bytes < best.plan.used_bytes and not best.plan.fits:
-            best = Fit(found, found_by, tried)
+            best = Fit(found, overrides, tried)
         known = found
     return dataclasses.replace(best, tried=tried)
 
@@ -124,21 +123,25 @@ def advice(
         expected = estimate(plan, candidate)
         if expected <= plan.hbm_bytes and candidate.remat not in seen:
             seen.add(candidate.remat)
-            own = {place_of(key): value for key, value in changes(candidate, plan).items()}
-            text = command_line(own)
+            text = command_line(changes(candidate, plan, place_of))
             lines.append(f"{text} (about {expected / GIB:.1f} GiB)")
     return lines[:limit]
 
 
-def changes(candidate: Candidate, plan: Plan) -> dict[str, Any]:
-    """Returns what a candidate sets differently from the planned config."""
+def changes(
+    candidate: Candidate, plan: Plan, place_of: Callable[[str], str] = str
+) -> dict[str, Any]:
+    """Returns what a candidate sets differently from the planned config.
+
+    place_of: as in `fit`.
+    """
     own = {
         "model.remat": plan.settings["remat"],
         "accum_steps": plan.settings["accum_steps"],
         "mesh.zero1": plan.settings["zero1"],
         **{f"mesh.{axis}": size for axis, size in plan.mesh.items()},
     }
-    return {k: v for k, v in candidate.overrides().items() if own.get(k) != v}
+    return {place_of(k): v for k, v in candidate.overrides().items() if own.get(k) != v}
 
 
 def candidates(config: ConfigDict, plan: Plan) -> Iterator[Candidate]:

@@ -166,17 +166,20 @@ class StagePlan(NamedTuple):
     placements: list[sharding.Placement]
 
 
-def plan_stages(config: ConfigDict, target: Target, *, save: str | None = None) -> list[StagePlan]:
+def plan_stages(
+    config: ConfigDict, target: Target, *, save: str | None = None, but: str | None = None
+) -> list[StagePlan]:
     """Compiles the step of each stage of `config` for `target`; a run without stages is one.
 
-    save: the file for the compiled program of the last stage.
+    save: the file for the compiled program of the last stage. but: the name of a stage that is left
+      out.
 
     Raises:
       UserError: the config is wrong, or the program cannot be saved.
     """
     found = []
     stages = stages_of(_build_run(config, target))
-    for stage in stages:
+    for stage in (one for one in stages if one.name != but):
         own = save if stage is stages[-1] else None
         plan, placements = _plan_run(stage.run, target, save=own)
         plan = plan.of_steps(stage.end - stage.start)
