@@ -147,7 +147,7 @@ def test_convolutions_that_would_see_hidden_patches_are_refused(method):
     if method == "dino":
         assert tasks.build(*given).hides_patches is False
     else:
-        with pytest.raises(UserError, match=f"'{method}' hides patches, whose pixels the convol"):
+        with pytest.raises(UserError, match=f"'{method}' hides patches of pixels, but"):
             tasks.build(*given)
 
 

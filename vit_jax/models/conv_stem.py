@@ -122,7 +122,7 @@ class ConvStem(VisionTransformer):
     @nn.nowrap
     def traits(self) -> Traits:
         """Returns what code outside may ask about this model; see `vit_jax.models.traits`."""
-        return super().traits().but("a convolutional stem")
+        return super().traits().but("a convolutional stem", has_stem=True)
 
     @nn.nowrap
     def _stem(self, images: Array) -> Array:

@@ -47,7 +47,7 @@ class Hybrid(VisionTransformer):
         told = {"a hybrid"}
         if (self.stem_variance_epsilon, self.stem_norm_epsilon) != (None, 1e-6):
             told.add("another epsilon of the stem")
-        return super().traits().but(*told)
+        return super().traits().but(*told, has_stem=True)
 
     @nn.nowrap
     def _stem(self, images: Array) -> Array:

@@ -100,6 +100,7 @@ class Traits:
     """An account of a model.
 
     kind: the family, such as "a ViT", as messages put it.
+    has_stem: other layers come before the patches, such as convolutions.
     named: whatever else tells the model from the plainest of its family, such as "registers".
     reads_text: inputs are token ids, not images.
     position: the kind of positions, as the field of `VisionTransformer` has it.
@@ -114,6 +115,7 @@ class Traits:
     position: str = "none"
     class_token_position: bool = False
     table_grid: tuple[int, int] | None = None
+    has_stem: bool = False
 
     @property
     def all_named(self) -> frozenset[str]:

@@ -31,7 +31,7 @@ def build_backbone(
 
     Raises:
       UserError: the model is no ViT alone, or drops patches, which the task does itself, or its
-        convolutions would see pixels of hidden patches.
+        patches come after convolutions.
     """
     backbone = models.build(**model)
     if not isinstance(backbone, VisionTransformer) or backbone.patch_drop:
@@ -39,10 +39,10 @@ def build_backbone(
             f"config.task.name={task!r} pre-trains a ViT alone; config.model must have no"
             " num_classes and no patch_drop"
         )
-    if hides_patches and hasattr(backbone, "stem_stride"):
+    if hides_patches and models.traits_of(backbone).has_stem:
         raise UserError(
-            f"config.task.name={task!r} hides patches, whose pixels the convolutions before the"
-            f" patches of {type(backbone).__name__} would see; write a model without them"
+            f"config.task.name={task!r} hides patches of pixels, but the patches of"
+            f" {type(backbone).__name__} come after convolutions; write a model without them"
         )
     return backbone
 

@@ -31,6 +31,12 @@ def check_keys(keys: Mapping[str, Any], known: Collection[str]) -> None:
             )
 
 
+def check_model(where: str, model: Any) -> None:
+    """Raises a `UserError` unless the key `where` of `config.task` names a model."""
+    if not isinstance(model, Mapping | ConfigDict) or "name" not in model:
+        raise UserError(f"config.task.{where}: write {{'name': NAME, field: value, ...}}")
+
+
 def load_teacher(checkpoint: str, network: nn.Module, image_shape: tuple[int, ...]) -> Params:
     """Returns the parameters of a checkpoint, for images `(height, width, channels)`.
 
@@ -89,8 +95,7 @@ class Teacher:
         fields = dict(keys)
         model = fields.pop("model")
         check_fields(cls, fields, "config.task.distill.")
-        if not isinstance(model, Mapping | ConfigDict) or "name" not in model:
-            raise UserError("config.task.distill.model: write {'name': NAME, field: value, ...}")
+        check_model("distill.model", model)
         teacher = cls(models.build(**{"num_classes": num_classes, **model}), **fields)
         if teacher.kind not in KINDS:
             raise UserError(f"config.task.distill.kind={teacher.kind!r}: write soft or hard")

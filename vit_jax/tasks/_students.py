@@ -17,7 +17,7 @@ from vit_jax.models.vit import VisionTransformer
 from vit_jax.optim.groups import STUDENTS
 from vit_jax.plugins import check_fields
 from vit_jax.tasks._checks import build_backbone
-from vit_jax.tasks._distill import check_keys, load_teacher
+from vit_jax.tasks._distill import check_keys, check_model, load_teacher
 from vit_jax.types import Params
 
 
@@ -72,8 +72,7 @@ def backbone_like(
     Raises:
       UserError: the model is no such ViT, or has patches of another size.
     """
-    if isinstance(model, str) or "name" not in model:
-        raise UserError(f"config.task.{where}: write {{'name': NAME, field: value, ...}}")
+    check_model(where, model)
     try:
         backbone = with_position_grid(build_backbone("dinov2", model), crops)
     except UserError as error:
