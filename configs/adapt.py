@@ -23,12 +23,11 @@ These are our choices; we have not compared them with others.
 import sys
 
 from vit_jax import models
-from vit_jax.checkpoints import input_spec
-from vit_jax.checkpoints.released import AUGREG_HTTPS
 from vit_jax.config import default_config, parse_arg
 from vit_jax.errors import UserError, nearest
 from vit_jax.recipes import crops
 from vit_jax.recipes.own_images import batch_size, count_images, labeled_splits, model_of
+from vit_jax.recipes.released import normalize_as_told
 
 METHODS = ("dino", "mae")
 
@@ -47,22 +46,20 @@ def get_config(arg=None):
     config.eval.sets = {"val": {"split": "train[95%:]"}}
     splits = labeled_splits(arg.root)
     if splits:
-        known, held_out = splits
+        known, held_out, count = splits
         config.data.source, config.data.split = "folder", known
         config.eval.sets = {"val": {"split": held_out}}
         config.eval.probes = {"split": known}
+    else:
+        count = count_images(config.data)
     config.data.on_bad_image = "skip"
-    count = count_images(config.data)
     config.batch_size = arg.batch or batch_size(count)
     config.total = f"{arg.epochs or epochs(count)} epochs"
 
     config.model, config.init.checkpoint = model_of(arg.checkpoint, arg.model)
-    is_augreg = config.init.checkpoint.startswith(AUGREG_HTTPS)
-    told = None if is_augreg else input_spec.read(config.init.checkpoint)
     size = arg.size or 224
     (_dino if arg.method == "dino" else _mae)(config, size)
-    if told:
-        config.task.update(mean=list(told.mean), std=list(told.std))
+    normalize_as_told(config, config.init.checkpoint)
     if arg.lora:
         config.task.lora = {"rank": arg.lora}
     config.data.eval_pp = crops.evaluation(size)

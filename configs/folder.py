@@ -30,10 +30,9 @@ compared them with others.
 import sys
 from typing import Any
 
-from vit_jax.checkpoints import input_spec
-from vit_jax.checkpoints.released import AUGREG_HTTPS
 from vit_jax.config import default_config, parse_arg
 from vit_jax.recipes.own_images import batch_size, count_images, data_of, model_of
+from vit_jax.recipes.released import normalize_as_told
 
 SOURCE_ARGS = ("image", "label", "separator", "split_column", "group")
 
@@ -113,9 +112,7 @@ def fine_tuned(config: Any, checkpoint: str, model: str, size: int) -> int:
     """Sets the fine-tuning of a checkpoint. Returns the side of the images, `size` if not 0."""
     config.model, checkpoint = model_of(checkpoint, model)
     config.task = {"name": "classification"}
-    told = None if checkpoint.startswith(AUGREG_HTTPS) else input_spec.read(checkpoint)
-    if told:
-        config.task.update(mean=list(told.mean), std=list(told.std))
+    told = normalize_as_told(config, checkpoint)
     size = size or (told and told.size and told.size[0]) or 224
     config.init.checkpoint = checkpoint
     config.init.head = "zero"

@@ -392,6 +392,9 @@ def test_a_dataset_of_the_hub_is_read_by_its_name(on_hub):
     assert not any(
         "README" in path or "photos" in path for path in on_hub.fetched if "/resolve/" in path
     )
+    assert own_images.data_of("hf://datasets/me/pets")[1:] == ("train", "validation")
+    one_file = own_images.data_of("hf://datasets/me/pets/photos/val.csv")
+    assert one_file[2] == "train[fold 1 of 10]"  # It is of no split.
     source = open_table("hf://datasets/me/pets/photos/{split}.csv", "val")
     assert source.fetch(np.array([0]))["image"][0] == png(3)
     source = open_table("hf://datasets/me/pets/halves/{split}/rows.csv", "val")

@@ -93,19 +93,23 @@ def _has_rows(root: str, split: str, split_column: str) -> bool:
     try:
         table = open_tables(root, split)
         if not split_column:
-            return True
+            return table.is_of_split
         table.load("", [split_column])
         return len(rows_in_column(table, split_column, split)) > 0
     except UserError:
         return False
 
 
-def labeled_splits(root: str) -> tuple[str, str] | None:
-    """Returns the splits for training and evaluation of a folder of classes; None without them."""
+def labeled_splits(root: str) -> tuple[str, str, int] | None:
+    """Returns the splits for training and evaluation of a folder of classes, and its size.
+
+    The size is the number of training images. The result is None for what is no such folder.
+    """
     source, split, held_out = data_of(root)
     with contextlib.suppress(UserError):
-        if source == "folder" and open_source({"source": source, "name": root, "split": split}):
-            return split, held_out
+        if source == "folder":
+            found = open_source({"source": source, "name": root, "split": split})
+            return split, held_out, len(found)
     return None
 
 

@@ -7,6 +7,14 @@ from vit_jax import checkpoints
 from vit_jax.checkpoints import hub, input_spec
 
 
+def normalize_as_told(config: Any, checkpoint: str) -> input_spec.InputSpec | None:
+    """Sets `config.task.mean` and `std` to those beside a checkpoint; returns what stands there."""
+    told = input_spec.read(checkpoint) if checkpoint else None
+    if told:
+        config.task.update(mean=list(told.mean), std=list(told.std))
+    return told
+
+
 def classifier_of(config: Any, model: str, checkpoint: str = "") -> None:
     """Sets `config.model`, `config.task` and `config.init` to a released model with a new head.
 
@@ -26,7 +34,5 @@ def classifier_of(config: Any, model: str, checkpoint: str = "") -> None:
     else:
         config.model = {"name": model} | checkpoints.pooling_of(checkpoint)
     config.task = {"name": "classification"}
-    told = input_spec.read(checkpoint) if checkpoint else None
-    if told:
-        config.task.update(mean=list(told.mean), std=list(told.std))
+    normalize_as_told(config, checkpoint)
     config.init.checkpoint, config.init.head = checkpoint, "zero"
