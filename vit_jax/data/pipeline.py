@@ -20,8 +20,6 @@ from vit_jax.types import ArraySpec
 
 NumpyBatch = dict[str, np.ndarray]
 
-_NONE = np.zeros(0, np.int32)
-
 BAD_IMAGE_CHOICES = ("fail", "skip")
 
 
@@ -208,18 +206,18 @@ def _numeric(records: NumpyBatch) -> NumpyBatch:
 
 def _check_labels(batch: NumpyBatch, source: Source) -> None:
     """Raises a `UserError` for a label that is no class, which would be learned as none of them."""
-    classes = source.num_classes
+    classes, labels = source.num_classes, batch.get("label")
     if not classes:
         return
-    labels = batch.get("label")
-    # If images have labels, too, the classes are theirs, and objects may have others.
-    objects = batch.get("box_label", _NONE) if labels is None else _NONE  # Unused slots have -1.
-    if too_large := objects[objects >= classes].tolist():
-        raise UserError(
-            f"{source.fingerprint}: label {too_large[0]} of an object is none of its {classes:,}"
-            f" classes; write labels from 0 to {classes - 1:,}"
-        )
-    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels is None:  # Otherwise the classes are those of images, and objects may have others.
+        objects = batch.get("box_label")  # Unused slots have -1.
+        if objects is not None and (objects >= classes).any():
+            raise UserError(
+                f"{source.fingerprint}: label {objects[objects >= classes][0]} of an object is none"
+                f" of its {classes:,} classes; write labels from 0 to {classes - 1:,}"
+            )
+        return
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         return
     if odd := labels[(labels < 0) | (labels >= classes)].tolist():
         raise UserError(

@@ -95,8 +95,8 @@ class Exported:
             f" {1e3 * self.model_seconds:.1f} ms)",
         ]
         if self.rounding is not None:
-            limit = "no limit, because the outputs are choices"
-            limit = limit if self.limit is None else f"limit: {self.limit}"
+            choices = "no limit, because the outputs are choices"
+            limit = choices if self.limit is None else f"limit: {self.limit}"
             lines.insert(
                 2,
                 f"rounding the weights changes outputs by at most {self.rounding:.1e} of their"

@@ -202,7 +202,7 @@ def identity_of(params: Params, settings: Sequence[str]) -> str:
     """Returns what stays equal as long as a model and the settings of its answers do.
 
     Args:
-      settings: what else the answers depend on, such as the preparation of the images in words.
+      settings: what else the answers depend on, such as `Predictor.settings`.
     """
     digest = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(params):

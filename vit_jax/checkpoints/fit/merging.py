@@ -351,7 +351,8 @@ class Merge:
     def _misfits(self, names: Sequence[str]) -> dict[str, str]:
         """Returns why parts of the head start anew: one of their arrays has another shape.
 
-        A model of two towers has no such heads, so that there is nothing to return.
+        With head='keep' no part may start anew, with head='zero' all do anyway, and a model of two
+        towers has no such heads: then there is nothing to return.
         """
         if self.options.head != "auto" or TEXT_HEAD in self.target.shapes:
             return {}
@@ -383,7 +384,7 @@ class Merge:
         return ""
 
     def apply_patterns(self) -> None:
-        """Returns the names that the caller allows to be missing or left over."""
+        """Drops arrays and makes parameters anew where the patterns of the caller ask for it."""
         for name in [*self.arrays]:
             if name not in self.target.shapes and any_match(self.options.ignore, name):
                 self.drop(name, "asked for by `ignore`")

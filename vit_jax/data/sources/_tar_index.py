@@ -67,9 +67,9 @@ class _Member(NamedTuple):
 
 
 _EMPTY = {
-    **{"cls": "", "json": "", "size": 0, "offset": 0, "dots": math.inf, "is_clear": True},
-    "unread": "",
-}
+    "cls": "", "json": "", "unread": "",
+    "size": 0, "offset": 0, "dots": math.inf, "is_clear": True,
+}  # fmt: skip
 _ARRAYS, _TEXTS = Index._fields[:3], Index._fields[3:]
 
 
